@@ -1,0 +1,83 @@
+//! What the two token schemes share: HS256 and nothing else, an exact issuer, a time window.
+//!
+//! Signature and form are jsonwebtoken's work. The window is judged here, because Ruby's
+//! library, whose verdict must not be stricter than ours, counts its borders differently: a
+//! token is dead at `exp + leeway`, not one second later.
+
+use jsonwebtoken::errors::ErrorKind;
+use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode};
+use serde_json::Value;
+
+use super::Rejection;
+
+/// What a token must say.
+#[derive(Clone)]
+pub(super) struct Rules {
+    pub(super) key: DecodingKey,
+    pub(super) issuer: &'static str,
+    pub(super) audience: Option<String>,
+    /// Seconds that `exp` and `nbf` may be off.
+    pub(super) leeway: i64,
+    /// Seconds that `iat` may lie ahead; `None` where it says nothing.
+    pub(super) iat_ahead: Option<i64>,
+}
+
+/// A map, not a struct: serde would fill a struct from an array too, which Rails refuses.
+type Claims = serde_json::Map<String, Value>;
+
+/// Verifies `token` at `now`. The token is looked at as it came: no `Bearer`, no white space.
+pub(super) fn verify(token: &[u8], rules: &Rules, now: i64) -> Result<(), Rejection> {
+    if token.is_empty() {
+        return Err(Rejection::Missing);
+    }
+    let mut form = Validation::new(Algorithm::HS256);
+    form.required_spec_claims.clear();
+    form.validate_exp = false;
+    form.validate_aud = false;
+    let claims = decode::<Claims>(token, &rules.key, &form)
+        .map_err(|error| match error.kind() {
+            ErrorKind::InvalidSignature => Rejection::Wrong,
+            _ => Rejection::Malformed,
+        })?
+        .claims;
+    if claims.get("iss").and_then(Value::as_str) != Some(rules.issuer) {
+        return Err(Rejection::WrongIssuer);
+    }
+    if let Some(audience) = &rules.audience
+        && !names(claims.get("aud"), audience)
+    {
+        return Err(Rejection::WrongAudience);
+    }
+    // No client of GitLab's sends a token without an end; one that never dies is not let in.
+    let exp = date(&claims, "exp")?.ok_or(Rejection::Malformed)?;
+    if exp <= now.saturating_sub(rules.leeway) {
+        return Err(Rejection::Expired);
+    }
+    let latest = now.saturating_add(rules.leeway);
+    if date(&claims, "nbf")?.is_some_and(|nbf| nbf > latest) {
+        return Err(Rejection::Skewed);
+    }
+    if let (Some(iat), Some(ahead)) = (date(&claims, "iat")?, rules.iat_ahead)
+        && iat > now.saturating_add(ahead)
+    {
+        return Err(Rejection::Skewed);
+    }
+    Ok(())
+}
+
+/// A `NumericDate`. GitLab's clients write integers, and nothing else is taken for one.
+fn date(claims: &Claims, name: &str) -> Result<Option<i64>, Rejection> {
+    match claims.get(name) {
+        None => Ok(None),
+        Some(value) => value.as_i64().map(Some).ok_or(Rejection::Malformed),
+    }
+}
+
+/// RFC 7519 §4.1.3: one audience as a string, several as an array.
+fn names(aud: Option<&Value>, audience: &str) -> bool {
+    match aud {
+        Some(Value::String(one)) => one == audience,
+        Some(Value::Array(several)) => several.iter().any(|one| one.as_str() == Some(audience)),
+        _ => false,
+    }
+}

@@ -1,0 +1,41 @@
+//! `Gitlab-Kas-Api-Request`: the token of the Kubernetes agent server (contract §2.6).
+
+use std::fmt;
+
+use jsonwebtoken::DecodingKey;
+
+use super::Rejection;
+use super::jwt::{self, Rules};
+use crate::secret::KasSecret;
+
+/// Verifies tokens that are signed with the kas secret.
+#[derive(Clone)]
+pub struct KasJwt {
+    rules: Rules,
+}
+
+impl KasJwt {
+    /// No leeway at all: a kas token lives 5 to 30 s, and Rails counts every second. The audience
+    /// is demanded only where configured, since Rails verifies it only in newer releases.
+    pub fn new(secret: &KasSecret, audience: Option<String>) -> Self {
+        let rules = Rules {
+            key: DecodingKey::from_secret(secret.as_hmac_key()),
+            issuer: "gitlab-kas",
+            audience,
+            leeway: 0,
+            iat_ahead: None,
+        };
+        Self { rules }
+    }
+
+    /// Verifies a token at `now`, in Unix seconds.
+    pub fn verify(&self, token: &[u8], now: i64) -> Result<(), Rejection> {
+        jwt::verify(token, &self.rules, now)
+    }
+}
+
+impl fmt::Debug for KasJwt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("KasJwt([redacted])")
+    }
+}

@@ -1,0 +1,99 @@
+//! The shared secret as callers present it, in the order in which Rails looks (contract §2.2):
+//! the parameter `secret_token`, where a body overrides the query, else the header.
+
+use std::borrow::Cow;
+
+use base64::Engine as _;
+use base64::alphabet;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use http::HeaderMap;
+
+use super::{BodyOf, Rejection};
+use crate::header;
+use crate::params::{Params, SecretToken};
+
+/// What was found in the place where Rails would look.
+#[derive(Debug)]
+pub(super) enum Presented<'a> {
+    /// This text, to be compared with the secret.
+    Text(Cow<'a, [u8]>),
+    /// Nothing that can be compared.
+    Refused(Rejection),
+    /// Nothing so far, and the body was not read.
+    PerhapsInBody,
+}
+
+/// Finds the text that Rails would compare with its secret.
+pub(super) fn find<'a>(headers: &'a HeaderMap, query: &'a [u8], body: BodyOf<'_>) -> Presented<'a> {
+    let from_body = match body {
+        BodyOf::Form(form) => owned(Params::parse(form).secret_token()),
+        BodyOf::Json(json) => in_json(json),
+        BodyOf::Irrelevant | BodyOf::Unread => Given::Absent,
+    };
+    let from_query =
+        if query.is_empty() { Given::Absent } else { owned(Params::parse(query).secret_token()) };
+    match (from_body, from_query) {
+        (Given::Ambiguous, _) | (_, Given::Ambiguous) => Presented::Refused(Rejection::Ambiguous),
+        (Given::Text(text), _) => Presented::Text(Cow::Owned(text)),
+        // A `null` in the body overrides the query, and then the header counts.
+        (Given::Null, _) | (Given::Absent, Given::Absent | Given::Null) => in_header(headers, body),
+        (Given::Absent, Given::Text(text)) => Presented::Text(Cow::Owned(text)),
+    }
+}
+
+enum Given {
+    Absent,
+    Null,
+    Text(Vec<u8>),
+    Ambiguous,
+}
+
+fn owned(token: SecretToken<'_>) -> Given {
+    match token {
+        SecretToken::Nil => Given::Absent,
+        SecretToken::Given(text) => Given::Text(text.to_vec()),
+        SecretToken::Ambiguous => Given::Ambiguous,
+    }
+}
+
+/// An empty body and an array are "no parameters" to Grape; anything else that is no object, and
+/// a `secret_token` that is neither text nor `null`, ends in an error there.
+fn in_json(json: &[u8]) -> Given {
+    if json.is_empty() {
+        return Given::Absent;
+    }
+    match serde_json::from_slice::<serde_json::Value>(json) {
+        Ok(serde_json::Value::Array(_)) => Given::Absent,
+        Ok(serde_json::Value::Object(object)) => match object.get("secret_token") {
+            None => Given::Absent,
+            Some(serde_json::Value::Null) => Given::Null,
+            Some(serde_json::Value::String(text)) => Given::Text(text.as_bytes().to_vec()),
+            Some(_) => Given::Ambiguous,
+        },
+        _ => Given::Ambiguous,
+    }
+}
+
+/// Standard alphabet and canonical trailing bits; padding as the caller likes.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
+
+/// Rails decodes leniently and skips what is no Base64. No client needs that, so anything but
+/// plain Base64 with white space around it is no credential here.
+fn in_header<'a>(headers: &'a HeaderMap, body: BodyOf<'_>) -> Presented<'a> {
+    let unread = matches!(body, BodyOf::Unread);
+    let Some(value) = headers.get(&header::SHARED_SECRET) else {
+        return if unread { Presented::PerhapsInBody } else { Presented::Refused(Rejection::Missing) };
+    };
+    let encoded = value.as_bytes().trim_ascii();
+    if encoded.is_empty() {
+        return if unread { Presented::PerhapsInBody } else { Presented::Refused(Rejection::Missing) };
+    }
+    match BASE64.decode(encoded) {
+        Ok(text) => Presented::Text(Cow::Owned(text)),
+        Err(_) if unread => Presented::PerhapsInBody,
+        Err(_) => Presented::Refused(Rejection::Malformed),
+    }
+}

@@ -1,0 +1,46 @@
+//! `host` or `host:port`, read strictly (RFC 3986 §3.2.2 and §3.2.3, RFC 9110 §7.2).
+
+use http::uri::Authority;
+
+/// The host, without brackets, and the port, if one is given. `None` for anything else: no host,
+/// a user, a colon without a number behind it, a number that is no port.
+pub fn parse(text: &str) -> Option<(&str, Option<u16>)> {
+    text.parse::<Authority>().ok()?;
+    let after_host = text.rfind(']').map_or(0, |bracket| bracket + 1);
+    let (host, port) = match text.get(after_host..)?.find(':') {
+        // Behind a bracketed address only a port may follow.
+        None if after_host > 0 && after_host < text.len() => return None,
+        None => (text, None),
+        Some(colon) => {
+            let (host, port) = text.split_at(after_host + colon);
+            let digits = port.get(1..)?;
+            (host, Some(digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok())??))
+        }
+    };
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    (!bare.is_empty() && !text.contains('@')).then_some((bare, port))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_with_and_without_a_port() {
+        for (text, parsed) in [
+            ("a", ("a", None)),
+            ("a:80", ("a", Some(80))),
+            ("127.0.0.1:8181", ("127.0.0.1", Some(8181))),
+            ("[::1]", ("::1", None)),
+            ("[::1]:80", ("::1", Some(80))),
+        ] {
+            assert_eq!(parse(text), Some(parsed), "{text}");
+        }
+        for bad in [
+            "", ":80", "a:", "a:b", "a:99999", "a:+1", "a:1:2", "u@a", "a b", "a/b", "a?", "[]", "[::1]x",
+            "::1",
+        ] {
+            assert_eq!(parse(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! The one body type that travels through the stack, in both directions.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+
+/// Nothing, bytes in memory, or a stream from a socket that passes by without being collected.
+#[derive(Debug, Default)]
+pub struct Body {
+    /// Sent before `rest`: an answer of ours, or what was already read of a stream.
+    ready: Bytes,
+    rest: Option<Incoming>,
+}
+
+impl Body {
+    /// A body of no bytes.
+    pub fn empty() -> Self {
+        Self::default()
+    }
+
+    /// What was read of a stream, then what is left of it: the same bytes as before the reading.
+    pub fn resumed(read: Bytes, rest: Incoming) -> Self {
+        Self { ready: read, rest: Some(rest) }
+    }
+
+    /// Reads up to `limit` bytes into memory. What does not fit stays in the stream, and the body
+    /// that comes back with [`Collected::TooLong`] is still whole.
+    pub async fn collect_up_to(self, limit: usize) -> Result<Collected, hyper::Error> {
+        let Self { ready, rest } = self;
+        let Some(mut rest) = rest else { return Ok(Collected::Whole(ready)) };
+        let mut read = bytes::BytesMut::from(ready.as_ref());
+        while let Some(frame) = rest.frame().await {
+            let Ok(data) = frame?.into_data() else { continue };
+            read.extend_from_slice(&data);
+            if read.len() > limit {
+                return Ok(Collected::TooLong(Self::resumed(read.freeze(), rest)));
+            }
+        }
+        Ok(Collected::Whole(read.freeze()))
+    }
+}
+
+/// What [`Body::collect_up_to`] found.
+#[derive(Debug)]
+pub enum Collected {
+    /// All of the body.
+    Whole(Bytes),
+    /// More than the limit; nothing of it is lost.
+    TooLong(Body),
+}
+
+impl From<Bytes> for Body {
+    fn from(bytes: Bytes) -> Self {
+        Self { ready: bytes, rest: None }
+    }
+}
+
+impl From<Incoming> for Body {
+    fn from(stream: Incoming) -> Self {
+        Self { ready: Bytes::new(), rest: Some(stream) }
+    }
+}
+
+impl HttpBody for Body {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        if !self.ready.is_empty() {
+            let ready = std::mem::take(&mut self.ready);
+            return Poll::Ready(Some(Ok(Frame::data(ready))));
+        }
+        match &mut self.rest {
+            Some(rest) => Pin::new(rest).poll_frame(cx),
+            None => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.ready.is_empty() && self.rest.as_ref().is_none_or(HttpBody::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let ready = self.ready.len() as u64;
+        let Some(rest) = &self.rest else { return SizeHint::with_exact(ready) };
+        let rest = rest.size_hint();
+        let mut hint = SizeHint::new();
+        // Upper first: a lower bound may never pass the upper one.
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(upper.saturating_add(ready));
+        }
+        hint.set_lower(rest.lower().saturating_add(ready));
+        hint
+    }
+}

@@ -1,0 +1,198 @@
+//! Answers that Rails gave, kept for as long as the operator allows.
+//!
+//! What may be kept and for how long is decided in [`freshness`], under which name in [`key`];
+//! here is where they meet memory. moka bounds the memory, and nothing else: whether an entry is
+//! still good is read off the entry itself, by the clock that the caller passes in.
+//!
+//! Two fences keep a wrong answer out. A *flight* (one request to Rails for a key that many wait
+//! for) may store only while it is registered, and an invalidation strikes it off; both happen
+//! under one lock. A *generation* on every entry makes whatever began before a flush unusable.
+
+pub mod entry;
+pub mod flight;
+pub mod freshness;
+pub mod key;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use moka::notification::RemovalCause;
+use moka::policy::EvictionPolicy;
+use moka::sync::Cache as Moka;
+
+pub use self::entry::{Entry, Sign};
+use self::flight::Flights;
+pub use self::flight::{Boarding, Landed, Lease};
+pub use self::freshness::{Lifetimes, NoStore};
+pub use self::key::Key;
+
+/// What `[cache]` of the configuration says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// How many positive entries there may be.
+    pub max_entries: u64,
+    /// How many negative entries (unknown keys, `null` users) there may be beside them.
+    pub max_negative_entries: u64,
+    /// Bytes of the largest body that is kept.
+    pub max_body: usize,
+    /// How long a caller waits for somebody else's request to Rails before it asks by itself.
+    pub wait: Duration,
+    /// How long answers stay good.
+    pub lifetimes: Lifetimes,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            max_entries: 1_000_000,
+            max_negative_entries: 100_000,
+            max_body: 64 * 1024,
+            wait: Duration::from_secs(5),
+            lifetimes: Lifetimes::default(),
+        }
+    }
+}
+
+/// The entries, the flights that fill them, and the fences between the two.
+#[derive(Debug)]
+pub struct Cache {
+    positive: Moka<Key, Arc<Entry>>,
+    /// A store of its own: scans for unknown keys must not push out the known ones.
+    negative: Moka<Key, Arc<Entry>>,
+    flights: Flights,
+    generation: AtomicU64,
+    counts: Arc<Counts>,
+}
+
+/// What happened to entries, for the metrics.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// Entries stored, by sign.
+    pub stored: [AtomicU64; 2],
+    /// Entries pushed out because a store was full, by sign.
+    pub evicted: [AtomicU64; 2],
+    /// Entries whose time was up when moka dropped them, by sign.
+    pub expired: [AtomicU64; 2],
+    /// Answers that arrived after an invalidation and were not stored.
+    pub fenced: AtomicU64,
+}
+
+/// An entry that is still good.
+#[derive(Clone, Debug)]
+pub struct Hit {
+    /// The answer.
+    pub entry: Arc<Entry>,
+    /// How long ago Rails gave it.
+    pub age: Duration,
+    /// How long it stays good.
+    pub ttl: Duration,
+}
+
+impl Cache {
+    /// An empty cache.
+    pub fn new(settings: &Settings) -> Arc<Self> {
+        let counts = Arc::new(Counts::default());
+        let keep = settings.lifetimes.longest();
+        Arc::new(Self {
+            positive: store(Sign::Positive, settings.max_entries, keep, &counts),
+            negative: store(Sign::Negative, settings.max_negative_entries, keep, &counts),
+            flights: Flights::default(),
+            generation: AtomicU64::new(0),
+            counts,
+        })
+    }
+
+    /// The answer for `key`, if there is one that is still good at `now`.
+    pub fn lookup(&self, key: &Key, now: Instant) -> Option<Hit> {
+        let generation = self.generation.load(Ordering::Acquire);
+        [&self.positive, &self.negative].into_iter().find_map(|store| {
+            let entry = store.get(key)?;
+            let (age, ttl) = entry.good_at(now, generation)?;
+            Some(Hit { entry, age, ttl })
+        })
+    }
+
+    /// Joins the flight for `key`, or begins it. Looks once more under the lock, so that of any
+    /// number of callers who missed, exactly one is told to ask Rails.
+    pub fn board(self: &Arc<Self>, key: &Key, now: Instant) -> Boarding {
+        self.flights.board(key, || self.lookup(key, now), || self.lease(key))
+    }
+
+    fn lease(self: &Arc<Self>, key: &Key) -> Lease {
+        Lease::new(Arc::clone(self), key.clone(), self.generation.load(Ordering::Acquire))
+    }
+
+    /// Drops the answer for `key` and strikes off the flight that may be under way for it.
+    pub fn invalidate(&self, key: &Key) {
+        self.flights.strike(key, || {
+            self.positive.invalidate(key);
+            self.negative.invalidate(key);
+        });
+    }
+
+    /// Drops everything, and every answer that is on its way.
+    pub fn invalidate_all(&self) {
+        self.generation.fetch_add(1, Ordering::AcqRel);
+        self.positive.invalidate_all();
+        self.negative.invalidate_all();
+    }
+
+    /// Called by a lease, under the lock of its flight.
+    fn insert(&self, key: Key, entry: Arc<Entry>) {
+        let (store, other) = match entry.sign {
+            Sign::Positive => (&self.positive, &self.negative),
+            Sign::Negative => (&self.negative, &self.positive),
+        };
+        other.invalidate(&key);
+        if let Some(stored) = self.counts.stored.get(entry.sign as usize) {
+            stored.fetch_add(1, Ordering::Relaxed);
+        }
+        store.insert(key, entry);
+    }
+
+    /// Lets moka do its housekeeping, which otherwise waits for the next look-up.
+    pub fn upkeep(&self) {
+        self.positive.run_pending_tasks();
+        self.negative.run_pending_tasks();
+    }
+
+    /// How many entries there are, about: positive, negative.
+    pub fn entry_counts(&self) -> [u64; 2] {
+        [self.positive.entry_count(), self.negative.entry_count()]
+    }
+
+    /// What happened to entries so far.
+    pub fn counts(&self) -> &Counts {
+        &self.counts
+    }
+
+    /// How many keys are being asked for right now.
+    pub fn flights(&self) -> usize {
+        self.flights.len()
+    }
+}
+
+/// LRU on purpose: moka's default (`TinyLFU`) refuses new keys while the store is full of hot
+/// ones, and here a new key is an active user who has just arrived.
+fn store(sign: Sign, capacity: u64, keep: Duration, counts: &Arc<Counts>) -> Moka<Key, Arc<Entry>> {
+    let counts = Arc::clone(counts);
+    Moka::builder()
+        .max_capacity(capacity)
+        .time_to_live(keep)
+        .eviction_policy(EvictionPolicy::lru())
+        .eviction_listener(move |_, _, cause| {
+            let count = match cause {
+                RemovalCause::Size => counts.evicted.get(sign as usize),
+                RemovalCause::Expired => counts.expired.get(sign as usize),
+                RemovalCause::Explicit | RemovalCause::Replaced => None,
+            };
+            if let Some(count) = count {
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+        })
+        .build()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,164 @@
+//! One request to Rails for each key, however many callers wait for it.
+//!
+//! The first caller to miss gets a [`Lease`]; the others wait for it to land. The lease is held
+//! by a task of its own, so it does not end when that first caller hangs up. What lands is only
+//! ever a stored entry or the news that there is none: an answer that could not be kept was
+//! meant for one caller alone, and each of the others asks Rails by itself.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use http::{HeaderMap, StatusCode};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use super::entry::Entry;
+use super::freshness::{NoStore, Storable};
+use super::key::Key;
+use super::{Cache, Hit};
+
+/// How a flight ended.
+#[derive(Clone, Debug)]
+pub enum Landed {
+    /// The answer is stored, and good for everybody.
+    Stored(Arc<Entry>),
+    /// Rails could not be reached at all; asking again at once would not help anybody.
+    Unreachable,
+    /// Rails answered, but not with something that can be shared.
+    NotShared,
+}
+
+/// What a caller who missed is to do.
+#[derive(Debug)]
+pub enum Boarding {
+    /// Somebody was faster: here it is.
+    Hit(Hit),
+    /// Ask Rails, and land the lease.
+    Lead(Lease),
+    /// Wait for the one who asks.
+    Follow(Wait),
+}
+
+/// The flights under way.
+#[derive(Debug, Default)]
+pub(super) struct Flights {
+    waiting: Mutex<HashMap<Key, watch::Receiver<Option<Landed>>>>,
+}
+
+impl Flights {
+    pub(super) fn board(
+        &self,
+        key: &Key,
+        lookup: impl FnOnce() -> Option<Hit>,
+        lease: impl FnOnce() -> Lease,
+    ) -> Boarding {
+        let mut waiting = self.waiting.lock();
+        if let Some(news) = waiting.get(key) {
+            return Boarding::Follow(Wait { news: news.clone() });
+        }
+        if let Some(hit) = lookup() {
+            return Boarding::Hit(hit);
+        }
+        let lease = lease();
+        waiting.insert(key.clone(), lease.news.subscribe());
+        Boarding::Lead(lease)
+    }
+
+    /// Strikes the flight for `key` off, so that what it brings is not stored, and runs `drop`
+    /// before any flight can land.
+    pub(super) fn strike(&self, key: &Key, drop: impl FnOnce()) {
+        let mut waiting = self.waiting.lock();
+        waiting.remove(key);
+        drop();
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.waiting.lock().len()
+    }
+}
+
+/// The right, and the duty, to ask Rails for one key. Dropping it tells the callers who wait
+/// that nothing came.
+#[derive(Debug)]
+pub struct Lease {
+    cache: Arc<Cache>,
+    key: Key,
+    generation: u64,
+    news: watch::Sender<Option<Landed>>,
+}
+
+impl Lease {
+    pub(super) fn new(cache: Arc<Cache>, key: Key, generation: u64) -> Self {
+        Self { cache, key, generation, news: watch::Sender::new(None) }
+    }
+
+    /// Stores an answer and hands it to the callers who wait, unless an invalidation came since
+    /// the lease began.
+    pub fn store(
+        self,
+        status: StatusCode,
+        headers: &HeaderMap,
+        body: &[u8],
+        storable: Storable,
+        now: Instant,
+    ) -> Result<(), NoStore> {
+        let entry = Arc::new(Entry::new(status, headers, body, storable, now, self.generation));
+        let mut waiting = self.cache.flights.waiting.lock();
+        let registered = waiting.get(&self.key).is_some_and(|news| self.is_mine(news));
+        if !registered || self.cache.generation.load(Ordering::Acquire) != self.generation {
+            self.cache.counts.fenced.fetch_add(1, Ordering::Relaxed);
+            return Err(NoStore::Fenced);
+        }
+        self.cache.insert(self.key.clone(), Arc::clone(&entry));
+        waiting.remove(&self.key);
+        drop(waiting);
+        self.news.send_replace(Some(Landed::Stored(entry)));
+        Ok(())
+    }
+
+    /// Tells the callers who wait that Rails cannot be reached.
+    pub fn unreachable(self) {
+        self.leave();
+        self.news.send_replace(Some(Landed::Unreachable));
+    }
+
+    fn is_mine(&self, news: &watch::Receiver<Option<Landed>>) -> bool {
+        self.news.subscribe().same_channel(news)
+    }
+
+    fn leave(&self) {
+        let mut waiting = self.cache.flights.waiting.lock();
+        if waiting.get(&self.key).is_some_and(|news| self.is_mine(news)) {
+            waiting.remove(&self.key);
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.leave();
+        self.news.send_if_modified(|news| {
+            let unsaid = news.is_none();
+            news.get_or_insert(Landed::NotShared);
+            unsaid
+        });
+    }
+}
+
+/// A place among the callers who wait.
+#[derive(Debug)]
+pub struct Wait {
+    news: watch::Receiver<Option<Landed>>,
+}
+
+impl Wait {
+    /// How the flight ended.
+    pub async fn landed(mut self) -> Landed {
+        match self.news.wait_for(Option::is_some).await {
+            Ok(news) => news.clone().unwrap_or(Landed::NotShared),
+            Err(_) => Landed::NotShared,
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! May this answer be kept, and until when? Pure: the answer and the time in, a verdict out.
+//!
+//! Rails' own cache headers say `max-age=0` on everything (contract §3.4), so the time to live
+//! is the operator's choice. What is never kept is not: any status but 200, bar the one exact
+//! 404 that means "no such key"; any body that is not of the expected shape.
+
+use std::time::Duration;
+
+use http::header::{self, HeaderMap};
+use http::{Response, StatusCode};
+use serde_json::Value;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::entry::Sign;
+use crate::route::Caching;
+
+/// How long answers stay good. Zero means: not kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lifetimes {
+    /// Of a key row.
+    pub authorized_keys: Duration,
+    /// Of the 404 for an unknown key.
+    pub authorized_keys_negative: Duration,
+    /// Of a user.
+    pub discover: Duration,
+    /// Of the `null` for an unknown user.
+    pub discover_negative: Duration,
+    /// Of the instance's state.
+    pub check: Duration,
+}
+
+impl Default for Lifetimes {
+    fn default() -> Self {
+        Self {
+            authorized_keys: Duration::from_secs(60),
+            authorized_keys_negative: Duration::from_secs(5),
+            discover: Duration::from_secs(60),
+            discover_negative: Duration::from_secs(5),
+            check: Duration::from_secs(1),
+        }
+    }
+}
+
+impl Lifetimes {
+    /// The longest of all, which bounds how long memory has to keep an entry.
+    pub fn longest(&self) -> Duration {
+        let all = [
+            self.authorized_keys,
+            self.authorized_keys_negative,
+            self.discover,
+            self.discover_negative,
+            self.check,
+        ];
+        all.into_iter().max().unwrap_or_default()
+    }
+
+    /// Whether anything of this kind is kept at all.
+    pub fn keeps(&self, caching: Caching) -> bool {
+        [Sign::Positive, Sign::Negative].iter().any(|sign| !self.of(caching, *sign).is_zero())
+    }
+
+    fn of(&self, caching: Caching, sign: Sign) -> Duration {
+        match (caching, sign) {
+            (Caching::AuthorizedKeys, Sign::Positive) => self.authorized_keys,
+            (Caching::AuthorizedKeys, Sign::Negative) => self.authorized_keys_negative,
+            (Caching::Discover, Sign::Positive) => self.discover,
+            (Caching::Discover, Sign::Negative) => self.discover_negative,
+            (Caching::Check, Sign::Positive) => self.check,
+            (Caching::Check, Sign::Negative) | (Caching::Never, _) => Duration::ZERO,
+        }
+    }
+}
+
+/// An answer that may be kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Storable {
+    /// Which store it belongs to.
+    pub sign: Sign,
+    /// For how long.
+    pub ttl: Duration,
+}
+
+/// Why an answer is not kept; a label in metrics and in `Cache-Status`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum NoStore {
+    /// Not a 200, nor the exact 404 of an unknown key.
+    Status,
+    /// Not `application/json`, or encoded.
+    Type,
+    /// Larger than `cache.max_body`.
+    TooLarge,
+    /// Not the JSON that this endpoint gives.
+    Shape,
+    /// Redis is down, says the instance: a state to ask for anew.
+    Unhealthy,
+    /// Already expired, or with an expiry that cannot be read.
+    Expired,
+    /// The time to live is configured as zero.
+    Disabled,
+    /// An invalidation came while Rails was answering.
+    Fenced,
+}
+
+impl NoStore {
+    /// The label.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Status => "status",
+            Self::Type => "type",
+            Self::TooLarge => "too_large",
+            Self::Shape => "shape",
+            Self::Unhealthy => "unhealthy",
+            Self::Expired => "expired",
+            Self::Disabled => "disabled",
+            Self::Fenced => "fenced",
+        }
+    }
+}
+
+/// Looks at the head alone: is it worth reading the body into memory? Most answers that will
+/// not be kept are recognised here and can stream.
+pub fn judge_head<B>(caching: Caching, answer: &Response<B>, max_body: usize) -> Result<(), NoStore> {
+    match (answer.status(), caching) {
+        (StatusCode::OK, _) | (StatusCode::NOT_FOUND, Caching::AuthorizedKeys) => {}
+        _ => return Err(NoStore::Status),
+    }
+    if !is_plain_json(answer.headers()) {
+        return Err(NoStore::Type);
+    }
+    let declared = answer.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok());
+    match declared.map(str::parse::<usize>) {
+        Some(Ok(length)) if length > max_body => Err(NoStore::TooLarge),
+        _ => Ok(()),
+    }
+}
+
+fn is_plain_json(headers: &HeaderMap) -> bool {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+    let media_type = kind.and_then(|kind| kind.split(';').next()).unwrap_or_default();
+    media_type.trim().eq_ignore_ascii_case("application/json")
+        && !headers.contains_key(header::CONTENT_ENCODING)
+}
+
+/// Looks at the whole answer at `now` (Unix seconds).
+pub fn judge(
+    caching: Caching,
+    status: StatusCode,
+    body: &[u8],
+    lifetimes: &Lifetimes,
+    now: i64,
+) -> Result<Storable, NoStore> {
+    let body: Value = serde_json::from_slice(body).map_err(|_| NoStore::Shape)?;
+    let sign = sign_of(caching, status, &body)?;
+    let mut ttl = lifetimes.of(caching, sign);
+    if ttl.is_zero() {
+        return Err(NoStore::Disabled);
+    }
+    if let Some(left) = life_left(&body, now)? {
+        ttl = ttl.min(left);
+    }
+    Ok(Storable { sign, ttl })
+}
+
+/// What kind of answer the body is, if it is one that this endpoint gives.
+fn sign_of(caching: Caching, status: StatusCode, body: &Value) -> Result<Sign, NoStore> {
+    let has = |name: &str, is: fn(&Value) -> bool| body.get(name).is_some_and(is);
+    match (caching, status) {
+        (Caching::AuthorizedKeys, StatusCode::NOT_FOUND) => {
+            let unknown = *body == serde_json::json!({"message": "404 Key Not Found"});
+            if unknown { Ok(Sign::Negative) } else { Err(NoStore::Shape) }
+        }
+        (Caching::AuthorizedKeys, StatusCode::OK)
+            if has("id", Value::is_u64) && has("key", Value::is_string) =>
+        {
+            Ok(Sign::Positive)
+        }
+        (Caching::Discover, StatusCode::OK) if body.is_null() => Ok(Sign::Negative),
+        (Caching::Discover, StatusCode::OK)
+            if has("id", Value::is_u64) && has("username", Value::is_string) =>
+        {
+            Ok(Sign::Positive)
+        }
+        (Caching::Check, StatusCode::OK)
+            if has("redis", Value::is_boolean) && has("api_version", Value::is_string) =>
+        {
+            if body.get("redis") == Some(&Value::Bool(true)) {
+                Ok(Sign::Positive)
+            } else {
+                Err(NoStore::Unhealthy)
+            }
+        }
+        _ => Err(NoStore::Shape),
+    }
+}
+
+/// The time until the body's own `expires_at`, if it has one. A date that cannot be read could
+/// be any, so nothing is kept then.
+fn life_left(body: &Value, now: i64) -> Result<Option<Duration>, NoStore> {
+    let text = match body.get("expires_at") {
+        None | Some(Value::Null) => return Ok(None),
+        Some(value) => value.as_str().ok_or(NoStore::Expired)?,
+    };
+    let expires = OffsetDateTime::parse(text, &Rfc3339).map_err(|_| NoStore::Expired)?;
+    let left = expires.unix_timestamp().saturating_sub(now);
+    match u64::try_from(left) {
+        Ok(0) | Err(_) => Err(NoStore::Expired),
+        Ok(left) => Ok(Some(Duration::from_secs(left))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: i64 = 1_700_000_000; // 2023-11-14T22:13:20Z
+
+    fn verdict(caching: Caching, status: u16, body: &str) -> Result<Storable, NoStore> {
+        let status = StatusCode::from_u16(status).unwrap_or_default();
+        judge(caching, status, body.as_bytes(), &Lifetimes::default(), NOW)
+    }
+
+    const fn kept(sign: Sign, seconds: u64) -> Result<Storable, NoStore> {
+        Ok(Storable { sign, ttl: Duration::from_secs(seconds) })
+    }
+
+    #[test]
+    fn only_the_expected_answers_are_kept() {
+        use Caching::{AuthorizedKeys as Keys, Check, Discover};
+        use Sign::{Negative, Positive};
+        for (caching, status, body, expected) in [
+            (Keys, 200, r#"{"id":1,"key":"ssh-rsa A"}"#, kept(Positive, 60)),
+            (Keys, 200, r#"{"id":1,"key":"k","expires_at":null}"#, kept(Positive, 60)),
+            (Keys, 200, r#"{"id":1,"key":"k","expires_at":"2023-11-14T22:13:30.000Z"}"#, kept(Positive, 10)),
+            (Keys, 200, r#"{"id":1,"key":"k","expires_at":"2023-11-15T00:13:30+02:00"}"#, kept(Positive, 10)),
+            (Keys, 200, r#"{"id":1,"key":"k","expires_at":"2033-11-14T22:13:30Z"}"#, kept(Positive, 60)),
+            (Keys, 200, r#"{"id":1,"key":"k","expires_at":"2023-11-14T22:13:20Z"}"#, Err(NoStore::Expired)),
+            (Keys, 200, r#"{"id":1,"key":"k","expires_at":"2020-01-01T00:00:00Z"}"#, Err(NoStore::Expired)),
+            (Keys, 200, r#"{"id":1,"key":"k","expires_at":"tomorrow"}"#, Err(NoStore::Expired)),
+            (Keys, 200, r#"{"id":1,"key":"k","expires_at":5}"#, Err(NoStore::Expired)),
+            (Keys, 404, r#"{"message":"404 Key Not Found"}"#, kept(Negative, 5)),
+            (Keys, 404, r#"{"error":"404 Not Found"}"#, Err(NoStore::Shape)),
+            (Keys, 404, r#"{"message":"404 Key Not Found","x":1}"#, Err(NoStore::Shape)),
+            (Keys, 200, "null", Err(NoStore::Shape)),
+            (Keys, 200, r#"{"id":"1","key":"k"}"#, Err(NoStore::Shape)),
+            (Keys, 200, r#"{"id":1}"#, Err(NoStore::Shape)),
+            (Keys, 200, "", Err(NoStore::Shape)),
+            (Keys, 200, r#"{"id":1,"key":"#, Err(NoStore::Shape)),
+            (Keys, 200, r#"[{"id":1,"key":"k"}]"#, Err(NoStore::Shape)),
+            (Discover, 200, r#"{"id":1,"username":"root","name":"R"}"#, kept(Positive, 60)),
+            (Discover, 200, "null", kept(Negative, 5)),
+            (Discover, 200, "{}", Err(NoStore::Shape)),
+            (Check, 200, r#"{"api_version":"v4","redis":true}"#, kept(Positive, 1)),
+            (Check, 200, r#"{"api_version":"v4","redis":false}"#, Err(NoStore::Unhealthy)),
+            (Check, 200, "null", Err(NoStore::Shape)),
+        ] {
+            assert_eq!(verdict(caching, status, body), expected, "{caching:?} {status} {body}");
+        }
+    }
+
+    #[test]
+    fn a_time_to_live_of_zero_keeps_nothing() {
+        let lifetimes = Lifetimes { check: Duration::ZERO, ..Lifetimes::default() };
+        let body = br#"{"api_version":"v4","redis":true}"#;
+        let verdict = judge(Caching::Check, StatusCode::OK, body, &lifetimes, NOW);
+        assert_eq!(verdict, Err(NoStore::Disabled));
+        assert!(!lifetimes.keeps(Caching::Check));
+        assert!(lifetimes.keeps(Caching::Discover));
+    }
+
+    #[test]
+    fn the_head_alone_rules_most_answers_out() {
+        let head = |caching, status: u16, kind: &str, length: &str, encoding: Option<&str>| {
+            let mut answer = Response::builder().status(status).header("content-type", kind);
+            answer = answer.header("content-length", length);
+            if let Some(encoding) = encoding {
+                answer = answer.header("content-encoding", encoding);
+            }
+            answer.body(()).map(|answer| judge_head(caching, &answer, 100)).ok()
+        };
+        use Caching::{AuthorizedKeys as Keys, Discover};
+        let json = "application/json";
+        assert_eq!(head(Keys, 200, json, "10", None), Some(Ok(())));
+        assert_eq!(head(Keys, 200, "application/json; charset=utf-8", "10", None), Some(Ok(())));
+        assert_eq!(head(Keys, 404, json, "10", None), Some(Ok(())));
+        assert_eq!(head(Discover, 404, json, "10", None), Some(Err(NoStore::Status)));
+        for status in [201, 204, 300, 304, 401, 403, 429, 500, 502, 503] {
+            assert_eq!(head(Keys, status, json, "10", None), Some(Err(NoStore::Status)), "{status}");
+        }
+        assert_eq!(head(Keys, 200, "text/html", "10", None), Some(Err(NoStore::Type)));
+        assert_eq!(head(Keys, 200, json, "10", Some("gzip")), Some(Err(NoStore::Type)));
+        assert_eq!(head(Keys, 200, json, "101", None), Some(Err(NoStore::TooLarge)));
+    }
+}

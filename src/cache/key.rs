@@ -1,0 +1,190 @@
+//! Under which name an answer is kept. There is one constructor, and it is complete: everything
+//! that can change the answer is in the key, or the request is not cached at all.
+//!
+//! Rails looks keys up by a digest of what a lenient Base64 decoder makes of `key` (contract
+//! §3.1), finds users by ids that it casts leniently (§3.2), and lets odd parameters shadow each
+//! other (§2.4). So only canonical spellings get a key here; the rest is forwarded.
+
+use aws_lc_rs::digest::{SHA256, digest};
+use base64::Engine as _;
+use base64::alphabet;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+
+use crate::params::Params;
+use crate::route::Caching;
+
+/// The name of an entry. Distinct questions have distinct keys: by kind, then by value.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Key {
+    /// SHA-256 of the whole SSH public key blob. Never a part of it: sshd trusts the answer.
+    SshKey([u8; 32]),
+    /// The user behind a key id.
+    UserOfKey(u64),
+    /// The user with this id.
+    UserById(u64),
+    /// The user with this name, by exact bytes.
+    UserByName(Box<str>),
+    /// The instance.
+    Instance,
+}
+
+/// Padding as the caller likes; trailing bits must be zero, or two texts would be one blob.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
+
+impl Key {
+    /// The key of a request to a cacheable endpoint, or `None` if it must not be cached: any
+    /// parameter but the one expected (and the credential), or one that is not canonical.
+    pub fn new(caching: Caching, params: &Params<'_>) -> Option<Self> {
+        let mut params = params.plain()?;
+        let first = params.next();
+        if params.next().is_some() {
+            return None;
+        }
+        let first = match first {
+            None => None,
+            Some(param) => Some((param.name.as_ref(), std::str::from_utf8(param.value.as_deref()?).ok()?)),
+        };
+        match (caching, first) {
+            (Caching::AuthorizedKeys, Some((b"key", value))) => ssh_key(value),
+            (Caching::Discover, Some((b"key_id", value))) => id(value).map(Self::UserOfKey),
+            (Caching::Discover, Some((b"user_id", value))) => id(value).map(Self::UserById),
+            (Caching::Discover, Some((b"username", value))) => username(value).map(Self::UserByName),
+            (Caching::Check, None) => Some(Self::Instance),
+            _ => None,
+        }
+    }
+}
+
+fn ssh_key(text: &str) -> Option<Key> {
+    let blob = BASE64.decode(text).ok().filter(|blob| !blob.is_empty())?;
+    digest(&SHA256, &blob).as_ref().try_into().ok().map(Key::SshKey)
+}
+
+/// `[1-9][0-9]{0,18}`, the only spelling that Rails' integer cast does not change, within int64.
+fn id(text: &str) -> Option<u64> {
+    let canonical = !text.starts_with('0') && text.bytes().all(|b| b.is_ascii_digit());
+    let id = text.parse::<u64>().ok().filter(|id| canonical && i64::try_from(*id).is_ok())?;
+    Some(id)
+}
+
+/// The characters of a GitLab user name. Case is kept: Rails ignores it, so two spellings may be
+/// two entries, which is safe; one entry for two users would not be.
+fn username(text: &str) -> Option<Box<str>> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.');
+    ((1..=255).contains(&text.len()) && text.bytes().all(plain)).then(|| text.into())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
+    use proptest::prelude::*;
+
+    fn key(caching: Caching, query: &str) -> Option<Key> {
+        Key::new(caching, &Params::parse(query.as_bytes()))
+    }
+
+    fn escape(text: &str) -> String {
+        text.replace('+', "%2B").replace('/', "%2F").replace('=', "%3D")
+    }
+
+    #[test]
+    fn the_fingerprint_is_the_one_that_ssh_keygen_prints() {
+        let blob = "AAAAC3NzaC1lZDI1NTE5AAAAIGvUxsMLvN0yGZGFjpMyEIKPXpf4qFhJvZqgEf3PeFc1";
+        let Some(Key::SshKey(digest)) = key(Caching::AuthorizedKeys, &format!("key={blob}")) else {
+            unreachable!("a canonical key has a cache key");
+        };
+        let printed = STANDARD_NO_PAD.encode(digest);
+        assert_eq!(printed, "BwxY5GRFfhOeYSi9JfasdLmlu/nxb4zQzc0PC/pmEXw");
+    }
+
+    #[test]
+    fn what_is_not_canonical_is_not_cached() {
+        for (caching, query) in [
+            (Caching::AuthorizedKeys, ""),
+            (Caching::AuthorizedKeys, "key="),
+            (Caching::AuthorizedKeys, "key"),
+            (Caching::AuthorizedKeys, "key=AAAA&fingerprint="),
+            (Caching::AuthorizedKeys, "key=AAAA&key=BBBB"),
+            (Caching::AuthorizedKeys, "key[]=AAAA"),
+            (Caching::AuthorizedKeys, "key=AA+A"),
+            (Caching::AuthorizedKeys, "key=AA-_"),
+            (Caching::AuthorizedKeys, "key=AAAAA"),
+            (Caching::AuthorizedKeys, "key=AB"),
+            (Caching::AuthorizedKeys, "key=AAAA%0A"),
+            (Caching::AuthorizedKeys, "key=ssh-rsa%20AAAA"),
+            (Caching::AuthorizedKeys, "key=AAAA;a=b"),
+            (Caching::AuthorizedKeys, "k%65y=AAAA"),
+            (Caching::AuthorizedKeys, "fingerprint=AAAA"),
+            (Caching::Discover, ""),
+            (Caching::Discover, "key_id=07"),
+            (Caching::Discover, "key_id=0"),
+            (Caching::Discover, "key_id=%207"),
+            (Caching::Discover, "key_id=%2B7"),
+            (Caching::Discover, "key_id=7abc"),
+            (Caching::Discover, "key_id=7_0"),
+            (Caching::Discover, "key_id=-7"),
+            (Caching::Discover, "key_id="),
+            (Caching::Discover, "key_id=9223372036854775808"),
+            (Caching::Discover, "key_id=&username=root"),
+            (Caching::Discover, "key_id=1&username=root"),
+            (Caching::Discover, "username="),
+            (Caching::Discover, "username=a%20b"),
+            (Caching::Discover, "identifier=user-1"),
+            (Caching::Discover, "key=1"),
+            (Caching::Check, "a=1"),
+            (Caching::Never, ""),
+        ] {
+            assert_eq!(key(caching, query), None, "{caching:?} {query}");
+        }
+    }
+
+    #[test]
+    fn the_credential_is_not_part_of_the_key() {
+        assert_eq!(key(Caching::Check, "secret_token=x"), Some(Key::Instance));
+        assert_eq!(key(Caching::Discover, "secret_token=x&key_id=7"), Some(Key::UserOfKey(7)));
+    }
+
+    #[test]
+    fn kinds_do_not_mix() {
+        let keys =
+            ["key_id=1", "user_id=1", "username=1"].map(|query| key(Caching::Discover, query).unwrap());
+        assert_ne!(keys[0], keys[1]);
+        assert_ne!(keys[1], keys[2]);
+        assert_ne!(keys[0], keys[2]);
+    }
+
+    proptest! {
+        #[test]
+        fn all_spellings_of_a_key_are_one_entry(blob in proptest::collection::vec(any::<u8>(), 1..600)) {
+            let padded = STANDARD.encode(&blob);
+            let bare = STANDARD_NO_PAD.encode(&blob);
+            let one = key(Caching::AuthorizedKeys, &format!("key={}", escape(&padded)));
+            prop_assert!(one.is_some());
+            prop_assert_eq!(&one, &key(Caching::AuthorizedKeys, &format!("key={}", escape(&bare))));
+            if !padded.contains('+') {
+                prop_assert_eq!(&one, &key(Caching::AuthorizedKeys, &format!("key={padded}")));
+            }
+        }
+
+        #[test]
+        fn distinct_keys_never_share_an_entry(
+            a in proptest::collection::vec(any::<u8>(), 1..80),
+            b in proptest::collection::vec(any::<u8>(), 1..80),
+        ) {
+            let of = |blob: &[u8]| key(Caching::AuthorizedKeys, &format!("key={}", escape(&STANDARD.encode(blob))));
+            prop_assert_eq!(a == b, of(&a) == of(&b));
+        }
+
+        #[test]
+        fn no_query_whatever_makes_the_constructor_panic(raw in proptest::collection::vec(any::<u8>(), 0..120)) {
+            for caching in [Caching::AuthorizedKeys, Caching::Discover, Caching::Check] {
+                let _ = Key::new(caching, &Params::parse(&raw));
+            }
+        }
+    }
+}

@@ -1,0 +1,164 @@
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+use crate::cache::freshness::Storable;
+use crate::clock::{Clock, Manual};
+use http::{HeaderMap, StatusCode};
+
+fn setting() -> (Arc<Cache>, Manual, Clock) {
+    let manual = Manual::at(1_700_000_000);
+    (Cache::new(&Settings::default()), manual.clone(), Clock::Manual(manual))
+}
+
+fn lead(cache: &Arc<Cache>, key: &Key, clock: &Clock) -> Lease {
+    match cache.board(key, clock.now()) {
+        Boarding::Lead(lease) => lease,
+        other => unreachable!("expected to lead, got {other:?}"),
+    }
+}
+
+fn land(lease: Lease, sign: Sign, body: &str, clock: &Clock) -> Result<(), NoStore> {
+    let storable = Storable { sign, ttl: Duration::from_secs(60) };
+    lease.store(StatusCode::OK, &HeaderMap::new(), body.as_bytes(), storable, clock.now())
+}
+
+fn body_of(cache: &Cache, key: &Key, clock: &Clock) -> Option<String> {
+    let hit = cache.lookup(key, clock.now())?;
+    Some(String::from_utf8(hit.entry.to_response().into_body().to_vec()).unwrap())
+}
+
+const KEY: Key = Key::UserById(7);
+
+#[test]
+fn an_entry_is_good_until_its_time_is_up() {
+    let (cache, time, clock) = setting();
+    land(lead(&cache, &KEY, &clock), Sign::Positive, "a", &clock).unwrap();
+    time.advance(Duration::from_millis(59_999));
+    let hit = cache.lookup(&KEY, clock.now()).unwrap();
+    assert_eq!((hit.age.as_secs(), hit.ttl.as_millis()), (59, 1));
+    time.advance(Duration::from_millis(1));
+    assert!(cache.lookup(&KEY, clock.now()).is_none());
+}
+
+#[test]
+fn one_leads_and_the_others_follow_until_it_lands() {
+    let (cache, _, clock) = setting();
+    let lease = lead(&cache, &KEY, &clock);
+    for _ in 0..3 {
+        assert!(matches!(cache.board(&KEY, clock.now()), Boarding::Follow(_)));
+    }
+    assert!(matches!(cache.board(&Key::UserById(8), clock.now()), Boarding::Lead(_)));
+    land(lease, Sign::Positive, "a", &clock).unwrap();
+    assert!(matches!(cache.board(&KEY, clock.now()), Boarding::Hit(_)));
+    assert_eq!(cache.flights(), 0);
+}
+
+#[tokio::test]
+async fn followers_learn_how_the_flight_ended() {
+    let (cache, _, clock) = setting();
+    let follow = |cache: &Arc<Cache>| match cache.board(&KEY, clock.now()) {
+        Boarding::Follow(wait) => wait,
+        other => unreachable!("expected to follow, got {other:?}"),
+    };
+    let lease = lead(&cache, &KEY, &clock);
+    let wait = follow(&cache);
+    drop(lease);
+    assert!(matches!(wait.landed().await, Landed::NotShared));
+
+    let lease = lead(&cache, &KEY, &clock);
+    let wait = follow(&cache);
+    lease.unreachable();
+    assert!(matches!(wait.landed().await, Landed::Unreachable));
+
+    let lease = lead(&cache, &KEY, &clock);
+    let wait = follow(&cache);
+    land(lease, Sign::Positive, "a", &clock).unwrap();
+    assert!(matches!(wait.landed().await, Landed::Stored(_)));
+}
+
+#[test]
+fn an_answer_begun_before_an_invalidation_is_never_stored_after_it() {
+    let (cache, _, clock) = setting();
+    let lease = lead(&cache, &KEY, &clock);
+    cache.invalidate(&KEY);
+    assert_eq!(land(lease, Sign::Positive, "old", &clock), Err(NoStore::Fenced));
+    assert_eq!(body_of(&cache, &KEY, &clock), None);
+
+    let lease = lead(&cache, &KEY, &clock);
+    cache.invalidate_all();
+    assert_eq!(land(lease, Sign::Positive, "old", &clock), Err(NoStore::Fenced));
+    assert_eq!(body_of(&cache, &KEY, &clock), None);
+    assert_eq!(cache.counts().fenced.load(Ordering::Relaxed), 2);
+}
+
+#[test]
+fn a_struck_flight_leaves_its_successor_alone() {
+    let (cache, _, clock) = setting();
+    let old = lead(&cache, &KEY, &clock);
+    cache.invalidate(&KEY);
+    let new = lead(&cache, &KEY, &clock);
+    assert_eq!(land(old, Sign::Positive, "old", &clock), Err(NoStore::Fenced));
+    assert!(matches!(cache.board(&KEY, clock.now()), Boarding::Follow(_)));
+    land(new, Sign::Positive, "new", &clock).unwrap();
+    assert_eq!(body_of(&cache, &KEY, &clock).as_deref(), Some("new"));
+}
+
+#[test]
+fn invalidation_drops_what_is_stored() {
+    let (cache, _, clock) = setting();
+    for (sign, flush) in [(Sign::Positive, false), (Sign::Negative, false), (Sign::Positive, true)] {
+        land(lead(&cache, &KEY, &clock), sign, "a", &clock).unwrap();
+        assert!(body_of(&cache, &KEY, &clock).is_some());
+        if flush {
+            cache.invalidate_all();
+        } else {
+            cache.invalidate(&KEY);
+        }
+        assert_eq!(body_of(&cache, &KEY, &clock), None, "{sign:?} {flush}");
+    }
+}
+
+#[test]
+fn a_key_is_either_known_or_unknown() {
+    let (cache, time, clock) = setting();
+    land(lead(&cache, &KEY, &clock), Sign::Positive, "there", &clock).unwrap();
+    time.advance(Duration::from_secs(60));
+    land(lead(&cache, &KEY, &clock), Sign::Negative, "gone", &clock).unwrap();
+    assert_eq!(body_of(&cache, &KEY, &clock).as_deref(), Some("gone"));
+    cache.upkeep();
+    assert_eq!(cache.entry_counts(), [0, 1]);
+}
+
+#[test]
+fn unknown_keys_do_not_push_out_known_ones() {
+    let settings = Settings { max_entries: 100, max_negative_entries: 10, ..Settings::default() };
+    let cache = Cache::new(&settings);
+    let clock = Clock::Manual(Manual::at(0));
+    for id in 0..100 {
+        land(lead(&cache, &Key::UserById(id), &clock), Sign::Positive, "a", &clock).unwrap();
+    }
+    for id in 1_000..3_000 {
+        land(lead(&cache, &Key::UserById(id), &clock), Sign::Negative, "b", &clock).unwrap();
+        cache.upkeep();
+    }
+    assert_eq!(cache.entry_counts(), [100, 10]);
+    assert!((0..100).all(|id| cache.lookup(&Key::UserById(id), clock.now()).is_some()));
+    assert_eq!(cache.counts().evicted[Sign::Negative as usize].load(Ordering::Relaxed), 1_990);
+}
+
+#[test]
+fn a_full_store_still_takes_new_keys() {
+    let cache = Cache::new(&Settings { max_entries: 10, ..Settings::default() });
+    let clock = Clock::Manual(Manual::at(0));
+    for id in 0..10 {
+        land(lead(&cache, &Key::UserById(id), &clock), Sign::Positive, "a", &clock).unwrap();
+    }
+    for _ in 0..50 {
+        (0..10).for_each(|id| drop(cache.lookup(&Key::UserById(id), clock.now())));
+    }
+    for id in 100..110 {
+        land(lead(&cache, &Key::UserById(id), &clock), Sign::Positive, "a", &clock).unwrap();
+        cache.upkeep();
+        assert!(cache.lookup(&Key::UserById(id), clock.now()).is_some(), "{id} was refused");
+    }
+}

@@ -1,0 +1,74 @@
+//! The commands: what they are called, what they print, and how they exit. No logic.
+
+mod demo;
+mod logging;
+mod run;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// The gateway in front of GitLab Rails' internal API: verifies callers, answers the hot reads
+/// from memory, forwards the rest byte for byte.
+#[derive(Debug, Parser)]
+#[command(name = "railgate", version, arg_required_else_help = true)]
+#[command(after_help = "First time here? `railgate demo` needs no configuration.")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Start a small sample GitLab, the gateway in front of it, and print what to try
+    Demo(demo::Options),
+    /// Run the gateway in front of a real Rails
+    Run(ConfigFile),
+    /// Say "ok", or everything that is wrong with a configuration file
+    Check(ConfigFile),
+}
+
+#[derive(Debug, clap::Args)]
+struct ConfigFile {
+    /// The configuration file, in TOML
+    #[arg(short, long, value_name = "FILE")]
+    config: PathBuf,
+}
+
+/// Parses the command line and runs the command.
+pub(crate) fn main() -> ExitCode {
+    match Arguments::parse().command {
+        Command::Demo(options) => demo::main(&options),
+        Command::Run(file) => run::main(&file.config),
+        Command::Check(file) => check(&file.config),
+    }
+}
+
+/// Exits 0 if the file can be used, 1 if not; warnings alone do not fail.
+fn check(file: &std::path::Path) -> ExitCode {
+    match railgate::config::load(file) {
+        Ok(loaded) => {
+            for warning in loaded.warnings {
+                say_error(&format!("warning: {warning}"));
+            }
+            say("ok");
+            ExitCode::SUCCESS
+        }
+        Err(problems) => {
+            say_error(&problems.to_string());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Prints a line to standard output; a closed pipe is no reason to panic.
+fn say(line: &str) {
+    use std::io::Write as _;
+    let _ = writeln!(std::io::stdout().lock(), "{line}");
+}
+
+fn say_error(line: &str) {
+    use std::io::Write as _;
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
+}

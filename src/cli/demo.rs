@@ -1,0 +1,160 @@
+//! `railgate demo`: a small sample GitLab, the gateway in front of it, and what to try. Everything
+//! listens on loopback, nothing is configured, nothing is left behind.
+
+mod narrate;
+mod sample;
+
+use std::io;
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use railgate::Gateway;
+use railgate::config::{Log, Settings};
+use railgate::secret::{KasSecret, LoadError, ShellSecret};
+use railgate::server::{Endpoint, Inbound, Limits, Listener, Server};
+use railgate::upstream::{self, Target};
+use railgate::{auth, cache};
+use tokio_util::sync::CancellationToken;
+
+use self::sample::SampleGitlab;
+use super::{run, say, say_error};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Options {
+    /// Where the gateway listens on 127.0.0.1; 0 lets the system choose
+    #[arg(long, default_value_t = 8181)]
+    port: u16,
+    /// Where the admin listener listens on 127.0.0.1; 0 lets the system choose
+    #[arg(long, default_value_t = 9181)]
+    admin_port: u16,
+}
+
+pub(super) fn main(options: &Options) -> ExitCode {
+    narrate::init();
+    let outcome = tokio::runtime::Runtime::new().and_then(|runtime| runtime.block_on(demo(options)));
+    match outcome {
+        Ok(()) => {
+            say("The demo has ended.");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            say_error(&format!("{error} (see `railgate demo --help`: --port, --admin-port)"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What callers need to be let in, made anew for each demo.
+struct Secrets {
+    shell: String,
+    kas: [u8; 32],
+}
+
+async fn demo(options: &Options) -> io::Result<()> {
+    let secrets = Secrets {
+        shell: format!("{:032x}", fastrand::u128(..)),
+        kas: std::array::from_fn(|_| fastrand::u8(..)),
+    };
+    let sample = Arc::new(SampleGitlab::new(secrets.shell.as_bytes(), secrets.kas));
+    let rails = Listener::bind(&loopback(0))?;
+    let rails_at = rails.endpoint()?;
+    let gateway = Gateway::bind(settings(options, &secrets, &rails_at)?)?;
+    introduce(&gateway, &rails_at, &sample, &secrets)?;
+
+    let rails_server = Server::new(Limits::default());
+    rails_server.serve(rails, tower::service_fn(move |inbound| answer(Arc::clone(&sample), inbound)));
+    let shutdown = CancellationToken::new();
+    run::cancel_on_signal(&shutdown)?;
+    gateway.run(shutdown).await;
+    rails_server.drain().await;
+    Ok(())
+}
+
+fn loopback(port: u16) -> Endpoint {
+    Endpoint::Tcp(SocketAddr::from(([127, 0, 0, 1], port)))
+}
+
+fn settings(options: &Options, secrets: &Secrets, rails_at: &str) -> io::Result<Settings> {
+    let unusable = |error: LoadError| io::Error::other(error);
+    Ok(Settings {
+        listen: vec![loopback(options.port)],
+        admin: loopback(options.admin_port),
+        upstream: upstream::Settings::new(
+            Target::parse(&format!("http://{rails_at}")).map_err(io::Error::other)?,
+        ),
+        forward_prefixes: Vec::new(),
+        auth: auth::Settings {
+            shell_secret: ShellSecret::from_text(secrets.shell.as_bytes()).map_err(unusable)?,
+            accept_jwt: true,
+            accept_shared_secret: true,
+            max_body: auth::DEFAULT_MAX_BODY,
+            kas: Some(auth::Kas {
+                secret: KasSecret::from_text(STANDARD.encode(secrets.kas).as_bytes()).map_err(unusable)?,
+                audience: None,
+            }),
+        },
+        cache: cache::Settings::default(),
+        limits: Limits::default(),
+        log: Log::default(),
+    })
+}
+
+async fn answer(
+    sample: Arc<SampleGitlab>,
+    inbound: Inbound,
+) -> Result<http::Response<Full<Bytes>>, std::convert::Infallible> {
+    let (parts, body) = inbound.request.into_parts();
+    let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+    Ok(sample.answer(&http::Request::from_parts(parts, body)).map(Full::new))
+}
+
+fn introduce(gateway: &Gateway, rails_at: &str, sample: &SampleGitlab, secrets: &Secrets) -> io::Result<()> {
+    let gateway_at = gateway.endpoints()?.join(", ");
+    let admin_at = gateway.admin_endpoint()?;
+    let api = format!("http://{gateway_at}/api/v4/internal");
+    let secret = STANDARD.encode(&secrets.shell);
+    let blob = sample.keys().iter().find(|key| key.id == 7).map(|key| key.blob).unwrap_or_default();
+    say(&format!(
+        "A sample GitLab listens on {rails_at}, railgate in front of it on {gateway_at},
+and its admin listener on {admin_at}. Try, in another terminal:
+
+  # Whose key is this? Asked twice, the second answer comes from memory (see Cache-Status).
+  curl -i -H 'Gitlab-Shared-Secret: {secret}' '{api}/authorized_keys?key={blob}'
+
+  # Who is behind key 7?
+  curl -i -H 'Gitlab-Shared-Secret: {secret}' '{api}/discover?key_id=7'
+
+  # May this key fetch? Never cached, always forwarded.
+  curl -i -H 'Gitlab-Shared-Secret: {secret}' --data 'key_id=7&project=group/app&action=git-upload-pack&protocol=ssh&changes=_any' '{api}/allowed'
+
+  # The agent server's call, with its own token.
+  curl -i -H 'Gitlab-Kas-Api-Request: {kas}' -H 'Authorization: Bearer {agent}' '{api}/kubernetes/agent_info'
+
+  # Without a credential: refused, cached or not.
+  curl -i '{api}/discover?key_id=7'
+
+  # What it has counted so far.
+  curl -s http://{admin_at}/metrics
+
+Ctrl-C ends the demo. Requests, as they come:
+",
+        kas = kas_token(&secrets.kas)?,
+        agent = sample::data::AGENT.token,
+    ));
+    Ok(())
+}
+
+/// A real kas token lives for seconds; this one for a day, to be pasted at leisure.
+fn kas_token(key: &[u8]) -> io::Result<String> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_err(io::Error::other)?.as_secs();
+    let claims =
+        serde_json::json!({"iss": "gitlab-kas", "aud": "gitlab", "nbf": now - 5, "exp": now + 86_400});
+    let key = jsonwebtoken::EncodingKey::from_secret(key);
+    jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key).map_err(io::Error::other)
+}

@@ -1,0 +1,81 @@
+//! `railgate run`: the gateway until a signal ends it.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use railgate::Gateway;
+use railgate::config::{self, Loaded};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use super::{logging, say_error};
+
+pub(super) fn main(file: &Path) -> ExitCode {
+    let loaded = match config::load(file) {
+        Ok(loaded) => loaded,
+        Err(problems) => {
+            say_error(&problems.to_string());
+            return ExitCode::FAILURE;
+        }
+    };
+    logging::init(&loaded.settings.log);
+    match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime.block_on(run(loaded)),
+        Err(error) => {
+            say_error(&format!("cannot start the runtime: {error}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(loaded: Loaded) -> ExitCode {
+    for warning in &loaded.warnings {
+        tracing::warn!(%warning, "configuration");
+    }
+    let gateway = match Gateway::bind(loaded.settings) {
+        Ok(gateway) => gateway,
+        Err(error) => {
+            say_error(&error.to_string());
+            return ExitCode::FAILURE;
+        }
+    };
+    let shutdown = CancellationToken::new();
+    if let Err(error) = cancel_on_signal(&shutdown) {
+        say_error(&format!("cannot listen for signals: {error}"));
+        return ExitCode::FAILURE;
+    }
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        listen = gateway.endpoints().unwrap_or_default().join(", "),
+        admin = gateway.admin_endpoint().unwrap_or_default(),
+        "ready"
+    );
+    if gateway.run(shutdown).await {
+        tracing::info!("stopped");
+        ExitCode::SUCCESS
+    } else {
+        tracing::warn!("stopped; requests that were still running after limits.drain_timeout were dropped");
+        ExitCode::FAILURE
+    }
+}
+
+/// SIGTERM and SIGINT begin to drain; a second one ends the process at once.
+pub(super) fn cancel_on_signal(shutdown: &CancellationToken) -> std::io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let shutdown = shutdown.clone();
+    tokio::spawn(async move {
+        let mut next = async || {
+            tokio::select! {
+                _ = terminate.recv() => "SIGTERM",
+                _ = interrupt.recv() => "SIGINT",
+            }
+        };
+        let name = next().await;
+        tracing::info!(signal = name, "draining");
+        shutdown.cancel();
+        next().await;
+        std::process::exit(1);
+    });
+    Ok(())
+}

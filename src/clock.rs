@@ -1,0 +1,72 @@
+//! The only place that asks what time it is.
+//!
+//! Everything that depends on time (token lifetimes, the age of a cached answer) takes it from a
+//! [`Clock`] or as an argument, so that tests decide when it is.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// Wall time for credentials and expiry dates, monotonic time for ages.
+#[derive(Clone, Debug, Default)]
+pub enum Clock {
+    /// The machine's clocks. The monotonic one follows tokio's, so paused time works in tests.
+    #[default]
+    System,
+    /// A clock that moves only when it is told to.
+    Manual(Manual),
+}
+
+impl Clock {
+    /// Whole seconds since the Unix epoch, as JWT claims count them (RFC 7519 §2, `NumericDate`).
+    pub fn unix_seconds(&self) -> i64 {
+        match self {
+            Self::System => SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX)),
+            Self::Manual(manual) => manual.unix_seconds(),
+        }
+    }
+
+    /// A monotonic instant, for ages and deadlines.
+    pub fn now(&self) -> Instant {
+        match self {
+            Self::System => tokio::time::Instant::now().into_std(),
+            Self::Manual(manual) => manual.now(),
+        }
+    }
+}
+
+/// Time that stands still until [`Manual::advance`] is called.
+#[derive(Clone, Debug)]
+pub struct Manual {
+    base: Instant,
+    base_unix: i64,
+    elapsed_ms: Arc<AtomicU64>,
+}
+
+impl Manual {
+    /// A clock that shows `unix_seconds`.
+    pub fn at(unix_seconds: i64) -> Self {
+        Self { base: Instant::now(), base_unix: unix_seconds, elapsed_ms: Arc::new(AtomicU64::new(0)) }
+    }
+
+    /// Moves both the wall and the monotonic time forward, to the millisecond.
+    pub fn advance(&self, by: Duration) {
+        let ms = u64::try_from(by.as_millis()).unwrap_or(u64::MAX);
+        self.elapsed_ms.fetch_add(ms, Ordering::SeqCst);
+    }
+
+    fn elapsed(&self) -> Duration {
+        Duration::from_millis(self.elapsed_ms.load(Ordering::SeqCst))
+    }
+
+    fn unix_seconds(&self) -> i64 {
+        let seconds = i64::try_from(self.elapsed().as_secs()).unwrap_or(i64::MAX);
+        self.base_unix.saturating_add(seconds)
+    }
+
+    fn now(&self) -> Instant {
+        self.base + self.elapsed()
+    }
+}

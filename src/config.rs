@@ -1,0 +1,116 @@
+//! The configuration file: TOML in, [`Settings`] out, or every mistake at once.
+//!
+//! Only this room knows what the keys are called. What they mean, and their defaults, belong to
+//! the rooms whose settings they are.
+
+mod document;
+mod read;
+mod units;
+
+use std::fmt;
+use std::path::Path;
+
+pub use self::document::Problem;
+use crate::{auth, cache, server, upstream};
+
+/// Everything that can be configured.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where clients connect.
+    pub listen: Vec<server::Endpoint>,
+    /// Where operators and their tools connect.
+    pub admin: server::Endpoint,
+    /// Rails.
+    pub upstream: upstream::Settings,
+    /// Path prefixes outside the internal API that are forwarded.
+    pub forward_prefixes: Vec<String>,
+    /// Who is let in.
+    pub auth: auth::Settings,
+    /// What is kept.
+    pub cache: cache::Settings,
+    /// Bounds on clients.
+    pub limits: server::Limits,
+    /// What is logged.
+    pub log: Log,
+}
+
+/// What `[log]` says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// How lines look.
+    pub format: LogFormat,
+    /// The least important lines that are written.
+    pub level: tracing::Level,
+    /// Whether requests that went well get a line too.
+    pub requests: bool,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Pretty,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { format: LogFormat::Json, level: tracing::Level::INFO, requests: true }
+    }
+}
+
+/// A configuration that can be used.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// What it says.
+    pub settings: Settings,
+    /// What is allowed but probably not meant.
+    pub warnings: Vec<Problem>,
+}
+
+/// Everything that is wrong with a file.
+#[derive(Debug)]
+pub struct Problems(pub Vec<Problem>);
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, problem) in self.0.iter().enumerate() {
+            if index > 0 {
+                writeln!(f)?;
+            }
+            problem.fmt(f)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Problems {}
+
+/// Reads a file, and the secrets that it names.
+pub fn load(path: &Path) -> Result<Loaded, Problems> {
+    let name = path.display().to_string();
+    match std::fs::read_to_string(path) {
+        Ok(text) => parse(&name, &text),
+        Err(error) => Err(Problems(vec![Problem {
+            file: name,
+            line: None,
+            key: String::new(),
+            message: format!("cannot be read: {error}; name another file with --config"),
+        }])),
+    }
+}
+
+/// Reads a configuration from `text`; `file` is what problems call it.
+pub fn parse(file: &str, text: &str) -> Result<Loaded, Problems> {
+    let document = document::Document::new(file, text);
+    let settings = read::settings(&document);
+    let (problems, warnings) = document.into_findings();
+    match settings {
+        Some(settings) if problems.is_empty() => Ok(Loaded { settings, warnings }),
+        _ => Err(Problems(problems)),
+    }
+}
+
+#[cfg(test)]
+mod tests;

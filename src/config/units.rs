@@ -1,0 +1,62 @@
+//! Durations and sizes, always with their unit.
+
+use std::time::Duration;
+
+/// Reads `60s`, `500ms`, `5m`, `1h`, or `0s`.
+pub(super) fn duration(text: &str) -> Option<Duration> {
+    let (number, unit) = split(text)?;
+    let milliseconds = match unit {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return None,
+    };
+    number.checked_mul(milliseconds).map(Duration::from_millis)
+}
+
+/// Reads `512B`, `64KiB`, `1MiB`, `1GiB`.
+pub(super) fn size(text: &str) -> Option<usize> {
+    let (number, unit) = split(text)?;
+    let bytes = match unit {
+        "B" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        _ => return None,
+    };
+    usize::try_from(number.checked_mul(bytes)?).ok()
+}
+
+fn split(text: &str) -> Option<(u64, &str)> {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit())?);
+    Some((number.parse().ok()?, unit.trim_start()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations() {
+        for (text, ms) in [("0s", 0), ("250ms", 250), ("60s", 60_000), ("5 m", 300_000), ("1h", 3_600_000)] {
+            assert_eq!(duration(text), Some(Duration::from_millis(ms)), "{text}");
+        }
+        for bad in ["", "60", "s", "-1s", "1.5s", "1d", "1 S", "99999999999999999999s", "99999999999999999h"]
+        {
+            assert_eq!(duration(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn sizes() {
+        for (text, bytes) in
+            [("0B", 0), ("512B", 512), ("64KiB", 65_536), ("1 MiB", 1_048_576), ("1GiB", 1 << 30)]
+        {
+            assert_eq!(size(text), Some(bytes), "{text}");
+        }
+        for bad in ["", "64", "64K", "64KB", "-1B", "1.5MiB", "99999999999999999GiB"] {
+            assert_eq!(size(bad), None, "{bad}");
+        }
+    }
+}

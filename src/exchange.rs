@@ -1,0 +1,161 @@
+//! A request on its way through the stack, and what is learned about it there.
+//!
+//! The type changes as more is known: an [`Exchange`] has been read, a [`Routed`] one has a row
+//! of the route table, an [`Authenticated`] one has a caller. Layers ask for the stage that they
+//! need, so a request that nobody authenticated cannot be handed to the cache or to Rails.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Request;
+use http::header::HeaderValue;
+use parking_lot::Mutex;
+
+use crate::auth::{Caller, CallerKind, Rejection};
+use crate::body::Body;
+use crate::cache::NoStore;
+use crate::failure::Side;
+use crate::route::Found;
+
+/// A request that has been read, and nothing more.
+#[derive(Debug)]
+pub struct Exchange {
+    /// The request.
+    pub request: Request<Body>,
+    /// Who sent it; none on a unix socket.
+    pub peer: Option<IpAddr>,
+    /// What is learned about it.
+    pub record: Record,
+}
+
+/// A request whose endpoint is known. Its path is the one below the relative URL root.
+#[derive(Debug)]
+pub struct Routed {
+    /// The request.
+    pub exchange: Exchange,
+    /// The endpoint.
+    pub found: Found,
+}
+
+/// A request whose caller may call the endpoint.
+#[derive(Debug)]
+pub struct Authenticated {
+    /// The request.
+    pub exchange: Exchange,
+    /// The endpoint.
+    pub found: Found,
+    /// The proof; only `auth` can make one.
+    pub caller: Caller,
+    /// What was read of the body on the way.
+    pub seen: SeenBody,
+}
+
+/// What is known of a request's body once the caller is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SeenBody {
+    /// There is none.
+    None,
+    /// A form, read in search of the credential, which is still in the request too.
+    Form(Bytes),
+    /// There is one; what it says is not known.
+    Unknown,
+}
+
+/// What the cache did for a request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum CacheOutcome {
+    /// The request never got so far.
+    #[default]
+    Unreached,
+    /// The endpoint is never cached.
+    Never,
+    /// The endpoint is cached, but this request is not of the canonical form.
+    Bypass,
+    /// Answered from memory.
+    Hit,
+    /// Answered by Rails, and stored.
+    Stored,
+    /// Answered by Rails, and not stored.
+    Unstored(NoStore),
+    /// Answered by the request that another caller had under way.
+    Shared,
+    /// Waited for another caller's request, which brought nothing to share, then asked Rails.
+    Alone,
+}
+
+impl CacheOutcome {
+    /// The label in metrics and logs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unreached => "none",
+            Self::Never => "never",
+            Self::Bypass => "bypass",
+            Self::Hit => "hit",
+            Self::Stored => "miss_stored",
+            Self::Unstored(_) => "miss_unstored",
+            Self::Shared => "shared",
+            Self::Alone => "alone",
+        }
+    }
+
+    /// The `Cache-Status` of an answer that was fetched (RFC 9211); a hit writes its own.
+    pub const fn cache_status(self) -> HeaderValue {
+        HeaderValue::from_static(match self {
+            Self::Unreached | Self::Never => "railgate; fwd=bypass; detail=route",
+            Self::Bypass => "railgate; fwd=bypass; detail=request",
+            Self::Hit => "railgate; hit",
+            Self::Stored => "railgate; fwd=miss; stored",
+            Self::Unstored(NoStore::Status) => "railgate; fwd=miss; detail=status",
+            Self::Unstored(NoStore::Type) => "railgate; fwd=miss; detail=type",
+            Self::Unstored(NoStore::TooLarge) => "railgate; fwd=miss; detail=too_large",
+            Self::Unstored(NoStore::Shape) => "railgate; fwd=miss; detail=shape",
+            Self::Unstored(NoStore::Unhealthy) => "railgate; fwd=miss; detail=unhealthy",
+            Self::Unstored(NoStore::Expired) => "railgate; fwd=miss; detail=expired",
+            Self::Unstored(NoStore::Disabled) => "railgate; fwd=miss; detail=disabled",
+            Self::Unstored(NoStore::Fenced) => "railgate; fwd=miss; detail=fenced",
+            Self::Shared => "railgate; fwd=miss; collapsed",
+            Self::Alone => "railgate; fwd=miss; detail=alone",
+        })
+    }
+}
+
+/// What the layers learned about one request, for its log line and its metrics.
+#[derive(Clone, Debug, Default)]
+pub struct Notes {
+    /// The row of the route table.
+    pub route: Option<&'static str>,
+    /// What the caller showed.
+    pub caller: CallerKind,
+    /// Why the caller was not let in.
+    pub rejection: Option<Rejection>,
+    /// What the cache did.
+    pub cache: CacheOutcome,
+    /// How long Rails took until the head of its answer.
+    pub upstream: Option<Duration>,
+    /// The label of the failure that ended the request here.
+    pub failure: Option<&'static str>,
+    /// Whose turn it is to look into that failure.
+    pub side: Option<Side>,
+    /// What exactly failed on the way to Rails; for the log alone.
+    pub error: Option<String>,
+}
+
+/// A handle on a request's notes, shared by the layers and by a fill that outlives them.
+#[derive(Clone, Debug, Default)]
+pub struct Record {
+    notes: Arc<Mutex<Notes>>,
+}
+
+impl Record {
+    /// Writes something down.
+    pub fn note(&self, write: impl FnOnce(&mut Notes)) {
+        write(&mut self.notes.lock());
+    }
+
+    /// What has been written down so far.
+    pub fn notes(&self) -> Notes {
+        self.notes.lock().clone()
+    }
+}

@@ -1,0 +1,180 @@
+//! The closed list of every way in which a request can fail here, and what the client is told.
+//!
+//! Texts are written for the people who read them: GitLab Shell prints the `message` of a JSON
+//! answer to whoever runs `git`. They never say why a credential was refused, nor anything about
+//! the machine; that is for the log.
+
+use bytes::Bytes;
+use http::header::{self, HeaderValue};
+use http::{Response, StatusCode};
+
+use crate::auth::Rejection;
+use crate::body::Body;
+use crate::refusal::Refusal;
+use crate::upstream;
+
+/// Whose turn it is to look into a failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The caller's.
+    Client,
+    /// Rails', or the way there.
+    Upstream,
+    /// Ours.
+    Gateway,
+}
+
+/// A request that ends here without an answer from Rails.
+#[derive(Debug)]
+pub enum Failure {
+    /// Malformed, ambiguous or out of bounds; the connection is closed behind the answer.
+    Refused(Refusal),
+    /// The caller is not let in.
+    Unauthorized(Rejection),
+    /// The path is outside the internal API.
+    OutsideInternalApi,
+    /// A credential would have to be looked for in a body that is too large for it.
+    BodyTooLarge,
+    /// The client's body broke off, or its chunks are malformed.
+    BodyBrokeOff,
+    /// Rails cannot be reached, or its answer is unusable.
+    Upstream(upstream::Error),
+    /// Another caller's attempt to reach Rails, which this one waited for, has failed.
+    UpstreamUnreachable,
+    /// A bug: a layer panicked.
+    Panicked,
+}
+
+impl Failure {
+    /// The status that the client gets.
+    pub const fn status(&self) -> StatusCode {
+        match self {
+            Self::Refused(refusal) => refusal.status(),
+            Self::Unauthorized(_) => StatusCode::UNAUTHORIZED,
+            Self::OutsideInternalApi => StatusCode::NOT_FOUND,
+            Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::BodyBrokeOff | Self::Upstream(upstream::Error::RequestBody(_)) => StatusCode::BAD_REQUEST,
+            Self::Upstream(upstream::Error::Timeout(_)) => StatusCode::GATEWAY_TIMEOUT,
+            Self::Upstream(_) | Self::UpstreamUnreachable => StatusCode::BAD_GATEWAY,
+            Self::Panicked => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    /// The label in metrics and logs.
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Refused(refusal) => refusal.as_str(),
+            Self::Unauthorized(_) => "unauthorized",
+            Self::OutsideInternalApi => "outside_internal_api",
+            Self::BodyTooLarge => "body_too_large",
+            Self::BodyBrokeOff | Self::Upstream(upstream::Error::RequestBody(_)) => "body_broke_off",
+            Self::Upstream(upstream::Error::Connect(..)) | Self::UpstreamUnreachable => {
+                "upstream_unreachable"
+            }
+            Self::Upstream(upstream::Error::Timeout(_)) => "upstream_timeout",
+            Self::Upstream(upstream::Error::Broken(_) | upstream::Error::BrokeOff(_)) => "upstream_broke_off",
+            Self::Upstream(upstream::Error::Unusable(_)) => "upstream_unusable",
+            Self::Panicked => "panicked",
+        }
+    }
+
+    /// What the client is told.
+    pub const fn message(&self) -> &'static str {
+        match self {
+            Self::Refused(refusal) => refusal.message(),
+            Self::Unauthorized(_) => "401 Unauthorized",
+            Self::OutsideInternalApi => "404 Not Found",
+            Self::BodyTooLarge => {
+                "413 Request body too large to look for secret_token in it; send the credential in a header"
+            }
+            Self::BodyBrokeOff | Self::Upstream(upstream::Error::RequestBody(_)) => {
+                "400 Bad Request: the request body is incomplete or malformed"
+            }
+            Self::Upstream(upstream::Error::Timeout(_)) => {
+                "GitLab did not answer in time. Please try again; if it persists, tell your administrator."
+            }
+            Self::Upstream(upstream::Error::Connect(..)) | Self::UpstreamUnreachable => {
+                "GitLab is not reachable at the moment. Please try again shortly."
+            }
+            Self::Upstream(_) => {
+                "GitLab gave no usable answer. Please try again; if it persists, tell your administrator."
+            }
+            Self::Panicked => "500 Internal Server Error",
+        }
+    }
+
+    /// Whose turn it is.
+    pub const fn side(&self) -> Side {
+        match self {
+            Self::Refused(_)
+            | Self::Unauthorized(_)
+            | Self::OutsideInternalApi
+            | Self::BodyTooLarge
+            | Self::BodyBrokeOff
+            | Self::Upstream(upstream::Error::RequestBody(_)) => Side::Client,
+            Self::Upstream(_) | Self::UpstreamUnreachable => Side::Upstream,
+            Self::Panicked => Side::Gateway,
+        }
+    }
+
+    /// The answer, in the form of Rails' own errors (contract §2.2).
+    pub fn to_response(&self) -> Response<Body> {
+        let body = format!(r#"{{"message":"{}"}}"#, self.message());
+        let mut response = Response::new(Body::from(Bytes::from(body)));
+        *response.status_mut() = self.status();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+        if matches!(self, Self::Refused(_) | Self::BodyTooLarge | Self::BodyBrokeOff) {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+}
+
+impl From<upstream::Error> for Failure {
+    fn from(error: upstream::Error) -> Self {
+        Self::Upstream(error)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use http_body_util::BodyExt as _;
+
+    #[tokio::test]
+    async fn every_answer_is_json_with_a_string_message() {
+        let mut failures = vec![
+            Failure::Unauthorized(Rejection::Wrong),
+            Failure::OutsideInternalApi,
+            Failure::BodyTooLarge,
+            Failure::BodyBrokeOff,
+            Failure::Upstream(upstream::Error::Connect("x".into(), std::io::Error::other("y"))),
+            Failure::Upstream(upstream::Error::Timeout(std::time::Duration::from_secs(1))),
+            Failure::Upstream(upstream::Error::Unusable("x")),
+            Failure::UpstreamUnreachable,
+            Failure::Panicked,
+        ];
+        failures.extend(Refusal::ALL.iter().map(|refusal| Failure::Refused(*refusal)));
+        for failure in failures {
+            let response = failure.to_response();
+            assert_eq!(response.headers()["content-type"], "application/json");
+            let body = response.into_body().collect().await.unwrap().to_bytes();
+            let json: serde_json::Value = serde_json::from_slice(&body).unwrap();
+            assert_eq!(json["message"], failure.message(), "{failure:?}");
+            assert!(!failure.status().is_success() && !failure.status().is_redirection());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_refused_caller_gets_the_answer_of_rails_whatever_the_reason() {
+        for rejection in [Rejection::Missing, Rejection::Wrong, Rejection::Expired] {
+            let response = Failure::Unauthorized(rejection).to_response();
+            assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
+            let body = response.into_body().collect().await.unwrap().to_bytes();
+            assert_eq!(body, r#"{"message":"401 Unauthorized"}"#);
+        }
+    }
+}

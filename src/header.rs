@@ -1,0 +1,177 @@
+//! Header names that GitLab's parts use, and the rules for headers that cross the gateway.
+
+use std::net::IpAddr;
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+
+/// Base64 of the shell secret (the internal API document, "Authentication").
+pub static SHARED_SECRET: HeaderName = HeaderName::from_static("gitlab-shared-secret");
+/// The JWT of GitLab Shell and Gitaly, GitLab 15 and later (contract §2.5).
+pub static SHELL_JWT: HeaderName = HeaderName::from_static("gitlab-shell-api-request");
+/// The JWT of the Kubernetes agent server (contract §2.6).
+pub static KAS_JWT: HeaderName = HeaderName::from_static("gitlab-kas-api-request");
+/// The correlation id, on requests and answers.
+pub static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// What the cache did (RFC 9211).
+pub static CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+
+static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+static X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+static X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+
+/// Headers that concern one connection only (RFC 9110 §7.6.1 and its older lists).
+const HOP_BY_HOP: [HeaderName; 9] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    header::TE,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    header::TRAILER,
+];
+
+/// Headers by which a client could make Rails, or a server in front of it, see another request
+/// than the gateway did: another method, path, scheme, host or peer, or a file to send.
+pub const SPOOFABLE: [&str; 16] = [
+    "forwarded",
+    "proxy",
+    "client-ip",
+    "x-accel-mapping",
+    "x-accel-redirect",
+    "x-forwarded-port",
+    "x-forwarded-prefix",
+    "x-forwarded-scheme",
+    "x-forwarded-server",
+    "x-forwarded-ssl",
+    "x-http-method-override",
+    "x-original-url",
+    "x-real-ip",
+    "x-rewrite-url",
+    "x-sendfile",
+    "x-sendfile-type",
+];
+
+/// Takes out what must not pass the gateway: the hop-by-hop headers and those that `Connection`
+/// names. Framing and credentials cannot be named away: a `Connection: gitlab-shared-secret`
+/// must not make Rails see a request without its credential.
+pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
+        .filter(|name| !is_end_to_end_always(name))
+        .collect();
+    for name in &named {
+        headers.remove(name);
+    }
+    for name in &HOP_BY_HOP {
+        headers.remove(name);
+    }
+}
+
+fn is_end_to_end_always(name: &HeaderName) -> bool {
+    [
+        &header::HOST,
+        &header::CONTENT_LENGTH,
+        &header::CONTENT_TYPE,
+        &header::AUTHORIZATION,
+        &SHARED_SECRET,
+        &SHELL_JWT,
+        &KAS_JWT,
+        &REQUEST_ID,
+    ]
+    .contains(&name)
+}
+
+/// Sets `X-Forwarded-*`: the peer is appended to the chain that callers such as GitLab Shell
+/// begin with the SSH client's address; scheme and host are the gateway's own observation.
+pub fn set_forwarded(headers: &mut HeaderMap, peer: Option<IpAddr>) {
+    if let Some(peer) = peer {
+        let mut chain: Vec<u8> = Vec::with_capacity(64);
+        for value in headers.get_all(&X_FORWARDED_FOR) {
+            chain.extend_from_slice(value.as_bytes());
+            chain.extend_from_slice(b", ");
+        }
+        chain.extend_from_slice(peer.to_string().as_bytes());
+        if let Ok(value) = HeaderValue::from_bytes(&chain) {
+            headers.insert(&X_FORWARDED_FOR, value);
+        }
+    }
+    headers.insert(&X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+    if let Some(host) = headers.get(header::HOST).cloned() {
+        headers.insert(&X_FORWARDED_HOST, host);
+    }
+}
+
+/// Whether a caller's `X-Request-Id` can be kept: 1 to 255 characters that Rails keeps too
+/// (its `RequestId` middleware drops all others, and the two logs would not meet).
+pub fn is_request_id(value: &[u8]) -> bool {
+    (1..=255).contains(&value.len())
+        && value.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'@'))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn map(pairs: &[(&str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), value.parse().unwrap());
+        }
+        headers
+    }
+
+    #[test]
+    fn hop_by_hop_headers_and_those_that_connection_names_stop_here() {
+        let mut headers = map(&[
+            ("connection", "close, X-Mine"),
+            ("connection", "x-other"),
+            ("x-mine", "1"),
+            ("x-other", "1"),
+            ("keep-alive", "timeout=5"),
+            ("te", "trailers"),
+            ("upgrade", "h2c"),
+            ("transfer-encoding", "chunked"),
+            ("content-type", "application/json"),
+        ]);
+        strip_hop_by_hop(&mut headers);
+        assert_eq!(headers, map(&[("content-type", "application/json")]));
+    }
+
+    #[test]
+    fn connection_cannot_name_a_credential_away() {
+        let mut headers = map(&[("connection", "gitlab-shared-secret"), ("gitlab-shared-secret", "x")]);
+        strip_hop_by_hop(&mut headers);
+        assert!(headers.contains_key(&SHARED_SECRET));
+    }
+
+    #[test]
+    fn the_peer_is_appended_to_the_chain() {
+        let mut headers = map(&[("host", "gw:8181"), ("x-forwarded-for", "203.0.113.7")]);
+        set_forwarded(&mut headers, Some("127.0.0.1".parse().unwrap()));
+        assert_eq!(headers.get("x-forwarded-for").unwrap(), "203.0.113.7, 127.0.0.1");
+        assert_eq!(headers.get("x-forwarded-proto").unwrap(), "http");
+        assert_eq!(headers.get("x-forwarded-host").unwrap(), "gw:8181");
+    }
+
+    #[test]
+    fn a_unix_peer_has_no_address_and_leaves_the_chain_alone() {
+        let mut headers = map(&[("x-forwarded-for", "203.0.113.7")]);
+        set_forwarded(&mut headers, None);
+        assert_eq!(headers.get("x-forwarded-for").unwrap(), "203.0.113.7");
+    }
+
+    #[test]
+    fn request_ids_that_rails_would_change_are_not_kept() {
+        assert!(is_request_id(b"01ARZ3NDEKTSV4RRFFQ69G5FAV"));
+        for bad in [&b""[..], b"a b", b"a\"b", b"a.b", &[b'a'; 256]] {
+            assert!(!is_request_id(bad));
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Judges the caller by the scheme that the row names: always before the cache, and for every
+//! caller by itself. Reads a body only when the credential can be nowhere else.
+
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use futures_util::future::Either;
+use http::header;
+use http::{Method, Request};
+use http_body::Body as _;
+use tower::{Layer, Service};
+
+use super::{Later, NowOr, now};
+use crate::auth::{Auth, BodyOf, Caller, Rejection, Verdict};
+use crate::body::{Body, Collected};
+use crate::clock::Clock;
+use crate::exchange::{Authenticated, Routed, SeenBody};
+use crate::failure::Failure;
+
+/// How long a body may take that is read in search of a credential. Nobody has been
+/// authenticated yet, so patience is an invitation.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Puts [`Authenticate`] in front of a service.
+#[derive(Clone, Debug)]
+pub struct AuthenticateLayer {
+    auth: Arc<ArcSwap<Auth>>,
+    clock: Clock,
+}
+
+/// Lets authenticated callers through.
+#[derive(Clone, Debug)]
+pub struct Authenticate<S> {
+    inner: S,
+    auth: Arc<ArcSwap<Auth>>,
+    clock: Clock,
+}
+
+impl AuthenticateLayer {
+    /// Judges by whatever `auth` holds when a request comes, so that secrets can be exchanged.
+    pub fn new(auth: Arc<ArcSwap<Auth>>, clock: Clock) -> Self {
+        Self { auth, clock }
+    }
+}
+
+impl<S> Layer<S> for AuthenticateLayer {
+    type Service = Authenticate<S>;
+
+    fn layer(&self, inner: S) -> Authenticate<S> {
+        Authenticate { inner, auth: Arc::clone(&self.auth), clock: self.clock.clone() }
+    }
+}
+
+impl<S> Service<Routed> for Authenticate<S>
+where
+    S: Service<Authenticated, Response = http::Response<Body>, Error = Failure> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    type Response = S::Response;
+    type Error = Failure;
+    type Future = NowOr<Either<S::Future, Later>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, routed: Routed) -> Self::Future {
+        let has_body = !routed.exchange.request.body().is_end_stream();
+        let form = has_body.then(|| BodyForm::of(&routed.exchange.request)).flatten();
+        let body = if form.is_some() { BodyOf::Unread } else { BodyOf::Irrelevant };
+        match judge(&self.auth.load(), &routed, body, &self.clock) {
+            Verdict::Granted(caller) => {
+                let seen = if has_body { SeenBody::Unknown } else { SeenBody::None };
+                Either::Right(Either::Left(self.inner.call(admit(routed, caller, seen))))
+            }
+            Verdict::Refused(rejection) => now(Err(Failure::Unauthorized(rejection))),
+            Verdict::ReadBody => {
+                // The ready service goes along; a clone takes its place (tower#547).
+                let clone = self.inner.clone();
+                let inner = std::mem::replace(&mut self.inner, clone);
+                let (auth, clock) = (self.auth.load_full(), self.clock.clone());
+                Either::Right(Either::Right(Box::pin(read_and_judge(inner, auth, clock, routed, form))))
+            }
+        }
+    }
+}
+
+/// How Rails would read a body, if it would look for parameters in it at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum BodyForm {
+    Urlencoded,
+    Json,
+}
+
+impl BodyForm {
+    /// Rack reads a form whatever the method, and takes a POST without a type for one; Grape
+    /// reads JSON unless the method is GET or HEAD (contract §2.2).
+    fn of(request: &Request<Body>) -> Option<Self> {
+        let Some(kind) = request.headers().get(header::CONTENT_TYPE) else {
+            return (request.method() == Method::POST).then_some(Self::Urlencoded);
+        };
+        let media_type = kind.to_str().ok()?.split([';', ',']).next()?.trim();
+        if media_type.eq_ignore_ascii_case("application/x-www-form-urlencoded") {
+            return Some(Self::Urlencoded);
+        }
+        let is_read = !matches!(*request.method(), Method::GET | Method::HEAD);
+        (is_read && media_type.eq_ignore_ascii_case("application/json")).then_some(Self::Json)
+    }
+}
+
+fn judge(auth: &Auth, routed: &Routed, body: BodyOf<'_>, clock: &Clock) -> Verdict {
+    let request = &routed.exchange.request;
+    let query = request.uri().query().unwrap_or_default().as_bytes();
+    auth.judge(routed.found.route.access, request.headers(), query, body, clock.unix_seconds())
+}
+
+fn admit(routed: Routed, caller: Caller, seen: SeenBody) -> Authenticated {
+    let Routed { exchange, found } = routed;
+    exchange.record.note(|notes| notes.caller = caller.kind());
+    Authenticated { exchange, found, caller, seen }
+}
+
+/// Reads the body, judges again, and sends the body on as it was.
+async fn read_and_judge<S>(
+    mut inner: S,
+    auth: Arc<Auth>,
+    clock: Clock,
+    mut routed: Routed,
+    form: Option<BodyForm>,
+) -> super::Answer
+where
+    S: Service<Authenticated, Response = http::Response<Body>, Error = Failure>,
+{
+    let body = std::mem::take(routed.exchange.request.body_mut());
+    if body.size_hint().lower() > auth.max_body as u64 {
+        return Err(Failure::BodyTooLarge);
+    }
+    let collected = tokio::time::timeout(BODY_TIMEOUT, body.collect_up_to(auth.max_body)).await;
+    let read = match collected {
+        Ok(Ok(Collected::Whole(read))) => read,
+        Ok(Ok(Collected::TooLong(_))) => return Err(Failure::BodyTooLarge),
+        Ok(Err(_)) | Err(_) => return Err(Failure::BodyBrokeOff),
+    };
+    let (body, seen) = match form {
+        Some(BodyForm::Urlencoded) => (BodyOf::Form(&read), SeenBody::Form(read.clone())),
+        Some(BodyForm::Json) => (BodyOf::Json(&read), SeenBody::Unknown),
+        None => (BodyOf::Irrelevant, SeenBody::Unknown),
+    };
+    match judge(&auth, &routed, body, &clock) {
+        Verdict::Granted(caller) => {
+            *routed.exchange.request.body_mut() = Body::from(read);
+            inner.call(admit(routed, caller, seen)).await
+        }
+        Verdict::Refused(rejection) => Err(Failure::Unauthorized(rejection)),
+        Verdict::ReadBody => Err(Failure::Unauthorized(Rejection::Missing)),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,132 @@
+//! Refuses what the gateway and Rails could understand differently, before anyone interprets it.
+//!
+//! The raw framing was judged before hyper saw it (`server::wire`); here is what the parsed
+//! request shows: its host, its path, and headers that Rack would read as other headers. Never a
+//! redirect: a client that follows one would send its credential again.
+
+use std::task::{Context, Poll};
+
+use futures_util::future::Either;
+use http::header::{self, HeaderMap, HeaderName};
+use tower::{Layer, Service};
+
+use super::{Answer, NowOr, now};
+use crate::authority;
+use crate::exchange::Exchange;
+use crate::failure::Failure;
+use crate::header::{KAS_JWT, SHARED_SECRET, SHELL_JWT, SPOOFABLE};
+use crate::refusal::Refusal;
+use crate::server::wire::REFUSED;
+
+/// Puts [`Hygiene`] in front of a service.
+#[derive(Clone, Copy, Debug)]
+pub struct HygieneLayer;
+
+/// Refuses ambiguous requests and drops headers that no client may set.
+#[derive(Clone, Debug)]
+pub struct Hygiene<S> {
+    inner: S,
+}
+
+impl<S> Layer<S> for HygieneLayer {
+    type Service = Hygiene<S>;
+
+    fn layer(&self, inner: S) -> Hygiene<S> {
+        Hygiene { inner }
+    }
+}
+
+impl<S> Service<Exchange> for Hygiene<S>
+where
+    S: Service<Exchange, Response = http::Response<crate::body::Body>, Error = Failure>,
+{
+    type Response = S::Response;
+    type Error = Failure;
+    type Future = NowOr<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut exchange: Exchange) -> Self::Future {
+        match judge(&exchange) {
+            Ok(()) => {
+                drop_spoofed(exchange.request.headers_mut());
+                Either::Right(self.inner.call(exchange))
+            }
+            Err(refusal) => now(Answer::Err(Failure::Refused(refusal))),
+        }
+    }
+}
+
+fn judge(exchange: &Exchange) -> Result<(), Refusal> {
+    let request = &exchange.request;
+    if request.method().as_str() == REFUSED {
+        // The gate refused the real request and put this one in its place.
+        let label = request.uri().path().trim_start_matches('/');
+        return Err(Refusal::from_label(label).unwrap_or(Refusal::RequestLine));
+    }
+    judge_host(request.headers())?;
+    judge_repetition(request.headers())?;
+    judge_path(request.uri().path())
+}
+
+/// RFC 9112 §3.2: exactly one, and a valid one.
+fn judge_host(headers: &HeaderMap) -> Result<(), Refusal> {
+    let mut hosts = headers.get_all(header::HOST).iter();
+    let (Some(host), None) = (hosts.next(), hosts.next()) else { return Err(Refusal::Host) };
+    let is_valid = host.to_str().is_ok_and(|host| authority::parse(host).is_some());
+    if is_valid { Ok(()) } else { Err(Refusal::Host) }
+}
+
+/// Headers that decide something here and that Rack would join with a comma.
+const SINGLE: [&HeaderName; 5] =
+    [&header::CONTENT_TYPE, &header::AUTHORIZATION, &SHARED_SECRET, &SHELL_JWT, &KAS_JWT];
+
+fn judge_repetition(headers: &HeaderMap) -> Result<(), Refusal> {
+    if headers.len() == headers.keys_len() {
+        return Ok(());
+    }
+    let is_repeated = |name: &&HeaderName| headers.get_all(*name).iter().nth(1).is_some();
+    if SINGLE.iter().any(is_repeated) { Err(Refusal::RepeatedHeader) } else { Ok(()) }
+}
+
+/// The path must have one spelling (RFC 3986 §6.2.2), or two readers route it differently.
+fn judge_path(path: &str) -> Result<(), Refusal> {
+    if path.contains("//") {
+        return Err(Refusal::EmptySegment);
+    }
+    if path.contains(';') {
+        return Err(Refusal::PathParameter);
+    }
+    if path.split('/').any(|segment| segment == "." || segment == "..") {
+        return Err(Refusal::DotSegment);
+    }
+    let mut rest = path;
+    while let Some((_, escaped)) = rest.split_once('%') {
+        let byte = escaped.get(..2).and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        match byte {
+            Some(byte) if !is_disguise(byte) => rest = escaped.get(2..).unwrap_or_default(),
+            _ => return Err(Refusal::EncodedPath),
+        }
+    }
+    Ok(())
+}
+
+/// Characters that never need encoding, that separate, or that end strings in some readers.
+fn is_disguise(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~/\\%;?#".contains(&byte) || byte < 0x20 || byte == 0x7f
+}
+
+/// Rack turns both `Gitlab_Shared_Secret` and `Gitlab-Shared-Secret` into one variable, so any
+/// name with an underscore could shadow a header that was judged here.
+fn drop_spoofed(headers: &mut HeaderMap) {
+    let is_spoofed = |name: &&HeaderName| name.as_str().contains('_') || SPOOFABLE.contains(&name.as_str());
+    let spoofed: Vec<HeaderName> = headers.keys().filter(is_spoofed).cloned().collect();
+    for name in spoofed {
+        headers.remove(name);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,152 @@
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+use crate::body::Body;
+use crate::exchange::Record;
+use http::{Request, StatusCode};
+use tower_test::mock;
+
+fn exchange(path: &str, headers: &[(&str, &str)]) -> Exchange {
+    let mut request = Request::builder().uri(path);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    Exchange { request: request.body(Body::empty()).unwrap(), peer: None, record: Record::default() }
+}
+
+async fn refusal(exchange: Exchange) -> Option<Refusal> {
+    let (mut service, mut handle) = mock::spawn_with(|inner| HygieneLayer.layer(Inner(inner)));
+    handle.allow(1);
+    assert!(service.poll_ready().is_ready());
+    let call = tokio::spawn(service.call(exchange));
+    tokio::task::yield_now().await;
+    if let Poll::Ready(Some((_, send))) = tokio_test_poll(handle.next_request()).await {
+        send.send_response(());
+    }
+    match call.await.unwrap() {
+        Ok(response) => {
+            assert_eq!(response.status(), StatusCode::OK);
+            None
+        }
+        Err(Failure::Refused(refusal)) => Some(refusal),
+        Err(other) => unreachable!("{other:?}"),
+    }
+}
+
+async fn tokio_test_poll<F: Future>(future: F) -> Poll<F::Output> {
+    let mut future = std::pin::pin!(future);
+    std::future::poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await
+}
+
+/// The mock's error is a boxed one; the stack's is `Failure`.
+#[derive(Debug)]
+struct Inner(mock::Mock<Exchange, ()>);
+
+impl Service<Exchange> for Inner {
+    type Response = http::Response<Body>;
+    type Error = Failure;
+    type Future = super::super::Later;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        self.0.poll_ready(cx).map_err(|_| Failure::Panicked)
+    }
+
+    fn call(&mut self, exchange: Exchange) -> Self::Future {
+        let call = self.0.call(exchange);
+        Box::pin(async move {
+            call.await.map_err(|_| Failure::Panicked)?;
+            Ok(http::Response::new(Body::empty()))
+        })
+    }
+}
+
+#[tokio::test]
+async fn what_has_one_meaning_passes() {
+    for path in ["/", "/a/b.c", "/a/", "/a?b=//../%2e;x", "/a%20b", "/%C3%A9", "/...", "/a/..b"] {
+        assert_eq!(refusal(exchange(path, &[("host", "a")])).await, None, "{path}");
+    }
+    for host in ["a", "a:80", "127.0.0.1:8181", "[::1]:80", "unix", "localhost"] {
+        assert_eq!(refusal(exchange("/", &[("host", host)])).await, None, "{host}");
+    }
+}
+
+#[tokio::test]
+async fn what_has_two_meanings_is_refused() {
+    for (path, expected) in [
+        ("//", Refusal::EmptySegment),
+        ("/a//b", Refusal::EmptySegment),
+        ("/a/.", Refusal::DotSegment),
+        ("/a/../b", Refusal::DotSegment),
+        ("/..", Refusal::DotSegment),
+        ("/a;b", Refusal::PathParameter),
+        ("/a/b;c=d/e", Refusal::PathParameter),
+        ("/a%2fb", Refusal::EncodedPath),
+        ("/a%2Fb", Refusal::EncodedPath),
+        ("/a%5cb", Refusal::EncodedPath),
+        ("/%2e%2e/a", Refusal::EncodedPath),
+        ("/%61llowed", Refusal::EncodedPath),
+        ("/%41", Refusal::EncodedPath),
+        ("/a%00", Refusal::EncodedPath),
+        ("/a%0a", Refusal::EncodedPath),
+        ("/a%252f", Refusal::EncodedPath),
+        ("/a%3bb", Refusal::EncodedPath),
+        ("/a%3fb", Refusal::EncodedPath),
+        ("/a%", Refusal::EncodedPath),
+        ("/a%2", Refusal::EncodedPath),
+        ("/a%zz", Refusal::EncodedPath),
+    ] {
+        assert_eq!(refusal(exchange(path, &[("host", "a")])).await, Some(expected), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn exactly_one_valid_host_is_needed() {
+    let none: &[(&str, &str)] = &[];
+    assert_eq!(refusal(exchange("/", none)).await, Some(Refusal::Host));
+    assert_eq!(refusal(exchange("/", &[("host", "a"), ("host", "a")])).await, Some(Refusal::Host));
+    for host in ["", "a b", "a/b", "user@a", "a:b", "a:", "a:99999", ":80", "a,b?"] {
+        assert_eq!(refusal(exchange("/", &[("host", host)])).await, Some(Refusal::Host), "{host:?}");
+    }
+}
+
+#[tokio::test]
+async fn headers_that_decide_something_occur_once() {
+    for name in ["content-type", "authorization", "gitlab-shared-secret", "gitlab-shell-api-request"] {
+        let headers = [("host", "a"), (name, "x"), (name, "x")];
+        assert_eq!(refusal(exchange("/", &headers)).await, Some(Refusal::RepeatedHeader), "{name}");
+    }
+    let others = [("host", "a"), ("x-forwarded-for", "1.1.1.1"), ("x-forwarded-for", "2.2.2.2")];
+    assert_eq!(refusal(exchange("/", &others)).await, None);
+}
+
+#[tokio::test]
+async fn the_gates_stand_in_is_refused_by_its_own_reason() {
+    for reason in Refusal::ALL {
+        let mut stand_in = exchange(&format!("/{}", reason.as_str()), &[("host", "refused")]);
+        *stand_in.request.method_mut() = REFUSED.parse().unwrap();
+        assert_eq!(refusal(stand_in).await, Some(*reason));
+    }
+}
+
+#[test]
+fn headers_that_no_client_may_set_are_dropped() {
+    let mut headers: HeaderMap = exchange(
+        "/",
+        &[
+            ("gitlab_shared_secret", "x"),
+            ("gitlab-shared_secret", "x"),
+            ("x-http-method-override", "DELETE"),
+            ("x-original-url", "/admin"),
+            ("x-sendfile-type", "X-Accel-Redirect"),
+            ("gitlab-shared-secret", "kept"),
+            ("x-forwarded-for", "kept"),
+        ],
+    )
+    .request
+    .headers()
+    .clone();
+    drop_spoofed(&mut headers);
+    let mut left: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
+    left.sort_unstable();
+    assert_eq!(left, ["gitlab-shared-secret", "x-forwarded-for"]);
+}

@@ -1,0 +1,223 @@
+//! Sees every request from its first byte to the last of its answer: request id, metrics, one
+//! log line, and the callers who left before they had their answer.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::header::{self, HeaderValue};
+use http::{Method, Response, StatusCode, Uri};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use pin_project_lite::pin_project;
+use tower::{Layer, Service};
+
+use crate::body::Body;
+use crate::clock::Clock;
+use crate::exchange::{Exchange, Record};
+use crate::header::{REQUEST_ID, is_request_id};
+use crate::metrics::{Metrics, Seen};
+use crate::server::Inbound;
+
+mod line;
+
+/// Puts [`Observe`] in front of a service.
+#[derive(Clone, Debug)]
+pub struct ObserveLayer {
+    metrics: Arc<Metrics>,
+    clock: Clock,
+    /// Whether requests that went well are logged too.
+    log_all: bool,
+}
+
+/// Watches requests.
+#[derive(Clone, Debug)]
+pub struct Observe<S> {
+    inner: S,
+    layer: ObserveLayer,
+}
+
+impl ObserveLayer {
+    /// Counts in `metrics`; logs every request, or only those that failed here.
+    pub fn new(metrics: Arc<Metrics>, clock: Clock, log_all: bool) -> Self {
+        Self { metrics, clock, log_all }
+    }
+}
+
+impl<S> Layer<S> for ObserveLayer {
+    type Service = Observe<S>;
+
+    fn layer(&self, inner: S) -> Observe<S> {
+        Observe { inner, layer: self.clone() }
+    }
+}
+
+impl<S> Service<Inbound> for Observe<S>
+where
+    S: Service<Exchange, Response = Response<Body>, Error = Infallible>,
+{
+    type Response = Response<Observed>;
+    type Error = Infallible;
+    type Future = Observing<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, inbound: Inbound) -> Self::Future {
+        let Inbound { request, peer } = inbound;
+        let mut request = request.map(Body::from);
+        let request_id = request_id(request.headers().get(&REQUEST_ID));
+        request.headers_mut().insert(REQUEST_ID.clone(), request_id.clone());
+        let record = Record::default();
+        let watch = Watch {
+            layer: self.layer.clone(),
+            record: record.clone(),
+            begun: self.layer.clock.now(),
+            method: request.method().clone(),
+            uri: request.uri().clone(),
+            user_agent: request.headers().get(header::USER_AGENT).cloned(),
+            peer,
+            request_id,
+            status: None,
+            sent: 0,
+        };
+        watch.layer.metrics.in_flight.inc();
+        Observing { answer: self.inner.call(Exchange { request, peer, record }), watch: Some(watch) }
+    }
+}
+
+/// The caller's id if Rails would keep it too, else a new one.
+fn request_id(given: Option<&HeaderValue>) -> HeaderValue {
+    match given {
+        Some(id) if is_request_id(id.as_bytes()) => id.clone(),
+        _ => {
+            let id = format!("{:032x}", fastrand::u128(..));
+            HeaderValue::from_maybe_shared(Bytes::from(id)).unwrap_or(HeaderValue::from_static("-"))
+        }
+    }
+}
+
+/// What is remembered of a request until its answer is sent.
+#[derive(Debug)]
+struct Watch {
+    layer: ObserveLayer,
+    record: Record,
+    begun: Instant,
+    method: Method,
+    uri: Uri,
+    user_agent: Option<HeaderValue>,
+    peer: Option<IpAddr>,
+    request_id: HeaderValue,
+    status: Option<StatusCode>,
+    sent: u64,
+}
+
+impl Watch {
+    /// The end. `whole` says whether the client has been given all of the answer.
+    fn end(self, whole: bool) {
+        self.layer.metrics.in_flight.dec();
+        let notes = self.record.notes();
+        let took = self.layer.clock.now().saturating_duration_since(self.begun);
+        self.layer.metrics.record(&Seen { notes: &notes, status: self.status, whole, took });
+        line::write(&self, &notes, took, whole);
+    }
+}
+
+pin_project! {
+    /// See [`Observe`].
+    pub struct Observing<F> {
+        #[pin]
+        answer: F,
+        watch: Option<Watch>,
+    }
+
+    impl<F> PinnedDrop for Observing<F> {
+        fn drop(this: Pin<&mut Self>) {
+            // Still here: the client left while the answer was being made.
+            if let Some(watch) = this.project().watch.take() {
+                watch.end(false);
+            }
+        }
+    }
+}
+
+impl<F: Future<Output = Result<Response<Body>, Infallible>>> Future for Observing<F> {
+    type Output = Result<Response<Observed>, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let Ok(mut answer) = ready!(this.answer.poll(cx));
+        let mut watch = this.watch.take();
+        if let Some(watch) = &mut watch {
+            watch.status = Some(answer.status());
+            answer.headers_mut().insert(REQUEST_ID.clone(), watch.request_id.clone());
+        }
+        let has_body = watch.as_ref().is_some_and(|watch| watch.method != Method::HEAD)
+            && !matches!(answer.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        Poll::Ready(Ok(answer.map(|body| Observed { body, watch, is_whole: !has_body })))
+    }
+}
+
+/// The body of an answer that is being watched.
+#[derive(Debug)]
+pub struct Observed {
+    body: Body,
+    watch: Option<Watch>,
+    /// hyper has taken everything that the client is to get.
+    is_whole: bool,
+}
+
+impl HttpBody for Observed {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let this = self.get_mut();
+        let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
+        match &frame {
+            None => this.is_whole = true,
+            Some(Ok(frame)) => {
+                if let (Some(watch), Some(data)) = (&mut this.watch, frame.data_ref()) {
+                    watch.sent += data.len() as u64;
+                }
+            }
+            Some(Err(error)) => {
+                if let Some(watch) = &this.watch {
+                    watch.record.note(|notes| {
+                        notes.failure = Some("answer_broke_off");
+                        notes.side = Some(crate::failure::Side::Upstream);
+                        notes.error = Some(error.to_string());
+                    });
+                }
+            }
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Observed {
+    fn drop(&mut self) {
+        if let Some(watch) = self.watch.take() {
+            watch.end(self.is_whole || self.body.is_end_stream());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,142 @@
+//! Here, and only here, a failure becomes a response. A panic below is one of them.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use futures_util::FutureExt as _;
+use futures_util::future::CatchUnwind;
+use http::Response;
+use pin_project_lite::pin_project;
+use tower::{Layer, Service};
+
+use crate::body::Body;
+use crate::exchange::{Exchange, Record};
+use crate::failure::Failure;
+
+/// Puts [`Rescue`] in front of a service.
+#[derive(Clone, Copy, Debug)]
+pub struct RescueLayer;
+
+/// Turns failures and panics into responses.
+#[derive(Clone, Debug)]
+pub struct Rescue<S> {
+    inner: S,
+}
+
+impl<S> Layer<S> for RescueLayer {
+    type Service = Rescue<S>;
+
+    fn layer(&self, inner: S) -> Rescue<S> {
+        Rescue { inner }
+    }
+}
+
+impl<S> Service<Exchange> for Rescue<S>
+where
+    S: Service<Exchange, Response = Response<Body>, Error = Failure>,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Rescued<S::Future>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        // No layer below ever waits here: each is ready for any number of calls.
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, exchange: Exchange) -> Self::Future {
+        let record = exchange.record.clone();
+        let call = catch_unwind(AssertUnwindSafe(|| self.inner.call(exchange)));
+        Rescued { call: call.ok().map(|call| AssertUnwindSafe(call).catch_unwind()), record }
+    }
+}
+
+pin_project! {
+    /// See [`Rescue`].
+    pub struct Rescued<F> {
+        // `None` if already the call panicked.
+        #[pin]
+        call: Option<CatchUnwind<AssertUnwindSafe<F>>>,
+        record: Record,
+    }
+}
+
+impl<F: Future<Output = super::Answer>> Future for Rescued<F> {
+    type Output = Result<Response<Body>, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let outcome = match this.call.as_pin_mut() {
+            Some(call) => ready!(call.poll(cx)).unwrap_or(Err(Failure::Panicked)),
+            None => Err(Failure::Panicked),
+        };
+        Poll::Ready(Ok(outcome.unwrap_or_else(|failure| {
+            note(this.record, &failure);
+            failure.to_response()
+        })))
+    }
+}
+
+fn note(record: &Record, failure: &Failure) {
+    record.note(|notes| {
+        notes.failure = Some(failure.as_str());
+        notes.side = Some(failure.side());
+        match failure {
+            Failure::Unauthorized(rejection) => notes.rejection = Some(*rejection),
+            Failure::Upstream(error) => notes.error = Some(error.to_string()),
+            _ => {}
+        }
+    });
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic)]
+mod tests {
+    use super::*;
+    use crate::auth::Rejection;
+    use http::{Request, StatusCode};
+    use tower::{ServiceExt as _, service_fn};
+
+    fn exchange() -> (Exchange, Record) {
+        let record = Record::default();
+        let request = Request::new(Body::empty());
+        (Exchange { request, peer: None, record: record.clone() }, record)
+    }
+
+    #[tokio::test]
+    async fn a_failure_becomes_its_response_and_is_noted() {
+        let failing = service_fn(|_: Exchange| async { Err(Failure::Unauthorized(Rejection::Expired)) });
+        let (exchange, record) = exchange();
+        let response = RescueLayer.layer(failing).oneshot(exchange).await.unwrap();
+        assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
+        assert_eq!(record.notes().rejection, Some(Rejection::Expired));
+        assert_eq!(record.notes().failure, Some("unauthorized"));
+    }
+
+    #[tokio::test]
+    async fn a_panic_becomes_a_500() {
+        let late = service_fn(|_: Exchange| async { panic!("late") });
+        let early = service_fn(|_: Exchange| -> std::future::Ready<super::super::Answer> { panic!("early") });
+        let (first, record) = exchange();
+        let response = RescueLayer.layer(late).oneshot(first).await.unwrap();
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        assert_eq!(record.notes().failure, Some("panicked"));
+        let (second, _) = exchange();
+        let response = RescueLayer.layer(early).oneshot(second).await.unwrap();
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+    }
+
+    #[tokio::test]
+    async fn an_answer_passes_untouched() {
+        let fine = service_fn(|_: Exchange| async {
+            Ok(Response::builder().status(StatusCode::MULTIPLE_CHOICES).body(Body::empty()).unwrap())
+        });
+        let (exchange, record) = exchange();
+        let response = RescueLayer.layer(fine).oneshot(exchange).await.unwrap();
+        assert_eq!(response.status(), StatusCode::MULTIPLE_CHOICES);
+        assert_eq!(record.notes().failure, None);
+    }
+}

@@ -1,0 +1,275 @@
+//! Answers the hot reads from memory, and fetches what is not there once for all who ask.
+
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::Either;
+use http::header::{self, HeaderName, HeaderValue};
+use http::{Method, Request, Response};
+use tokio::sync::oneshot;
+use tokio_util::task::TaskTracker;
+use tower::{Layer, Service};
+
+use super::{Answer, Later, NowOr, now};
+use crate::body::{Body, Collected};
+use crate::cache::freshness::{self, judge_head};
+use crate::cache::{Boarding, Cache, Hit, Key, Landed, Lease, NoStore, Settings};
+use crate::clock::Clock;
+use crate::exchange::{Authenticated, CacheOutcome, Exchange, Record, SeenBody};
+use crate::failure::Failure;
+use crate::header::CACHE_STATUS;
+use crate::params::Params;
+use crate::route::Caching;
+use crate::upstream;
+
+/// How long the body of an answer may take that is read into memory.
+const FILL_BODY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Puts [`ServeCached`] in front of a service.
+#[derive(Clone, Debug)]
+pub struct ServeCachedLayer {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    cache: Arc<Cache>,
+    settings: Settings,
+    clock: Clock,
+    /// Owns the fills, which outlive the callers that began them.
+    fills: TaskTracker,
+}
+
+/// Answers from memory, or lets the request through.
+#[derive(Clone, Debug)]
+pub struct ServeCached<S> {
+    inner: S,
+    shared: Arc<Shared>,
+}
+
+impl ServeCachedLayer {
+    /// Serves from `cache`; fills run as tasks of `fills`.
+    pub fn new(cache: Arc<Cache>, settings: Settings, clock: Clock, fills: TaskTracker) -> Self {
+        Self { shared: Arc::new(Shared { cache, settings, clock, fills }) }
+    }
+}
+
+impl<S> Layer<S> for ServeCachedLayer {
+    type Service = ServeCached<S>;
+
+    fn layer(&self, inner: S) -> ServeCached<S> {
+        ServeCached { inner, shared: Arc::clone(&self.shared) }
+    }
+}
+
+impl<S> Service<Authenticated> for ServeCached<S>
+where
+    S: Service<Authenticated, Response = Response<Body>, Error = Failure> + Send + 'static,
+    S::Future: Send,
+{
+    type Response = S::Response;
+    type Error = Failure;
+    type Future = NowOr<Later>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, call: Authenticated) -> Self::Future {
+        let caching = call.found.route.caching;
+        let key = match caching {
+            Caching::Never => return self.pass(call, CacheOutcome::Never),
+            _ => cache_key(&call).filter(|_| self.shared.settings.lifetimes.keeps(caching)),
+        };
+        let Some(key) = key else { return self.pass(call, CacheOutcome::Bypass) };
+        let now_is = self.shared.clock.now();
+        if let Some(hit) = self.shared.cache.lookup(&key, now_is) {
+            return now(Ok(replay(&hit, &call.exchange.record)));
+        }
+        match self.shared.cache.board(&key, now_is) {
+            Boarding::Hit(hit) => now(Ok(replay(&hit, &call.exchange.record))),
+            Boarding::Lead(lease) => self.lead(call, lease),
+            Boarding::Follow(wait) => {
+                let (shared, record) = (Arc::clone(&self.shared), call.exchange.record.clone());
+                // Prepared now, polled only if the wait brings nothing.
+                let alone = self.inner.call(call);
+                Either::Right(Box::pin(async move {
+                    let landed = tokio::time::timeout(shared.settings.wait, wait.landed()).await;
+                    follow(landed.unwrap_or(Landed::NotShared), alone, &shared, &record).await
+                }))
+            }
+        }
+    }
+}
+
+impl<S> ServeCached<S>
+where
+    S: Service<Authenticated, Response = Response<Body>, Error = Failure>,
+    S::Future: Send + 'static,
+{
+    fn pass(&mut self, call: Authenticated, outcome: CacheOutcome) -> NowOr<Later> {
+        let record = call.exchange.record.clone();
+        let answer = self.inner.call(call);
+        Either::Right(Box::pin(async move { Ok(marked(answer.await?, outcome, &record)) }))
+    }
+
+    /// Asks Rails in a task of its own, so that the callers who wait do not depend on this one
+    /// staying connected.
+    fn lead(&mut self, call: Authenticated, lease: Lease) -> NowOr<Later> {
+        let caching = call.found.route.caching;
+        let record = call.exchange.record.clone();
+        let answer = self.inner.call(canonical(call));
+        let (to_leader, leader) = oneshot::channel();
+        let shared = Arc::clone(&self.shared);
+        self.shared.fills.spawn(async move {
+            let answer = fill(answer, lease, caching, &shared, &record).await;
+            // The caller may have left; the others have what they waited for.
+            let _ = to_leader.send(answer);
+        });
+        Either::Right(Box::pin(async move { leader.await.unwrap_or(Err(Failure::Panicked)) }))
+    }
+}
+
+/// The key of a request that may be answered from memory: the canonical spelling of the path, no
+/// body but a form with the credential, and nothing that asks for another answer than a 200.
+fn cache_key(call: &Authenticated) -> Option<Key> {
+    let request = &call.exchange.request;
+    let is_plain = call.found.exact && !CONDITIONS.iter().any(|name| request.headers().contains_key(name));
+    let has_no_more = match &call.seen {
+        SeenBody::None => true,
+        SeenBody::Form(form) => Params::parse(form).plain().is_some_and(|mut rest| rest.next().is_none()),
+        SeenBody::Unknown => false,
+    };
+    let query = request.uri().query().unwrap_or_default();
+    (is_plain && has_no_more).then(|| Key::new(call.found.route.caching, &Params::parse(query.as_bytes())))?
+}
+
+/// RFC 9110 §13 and §14: they ask for a 304, a 412 or a 206.
+const CONDITIONS: [HeaderName; 6] = [
+    header::IF_MATCH,
+    header::IF_NONE_MATCH,
+    header::IF_MODIFIED_SINCE,
+    header::IF_UNMODIFIED_SINCE,
+    header::IF_RANGE,
+    header::RANGE,
+];
+
+/// What a request that fills an entry may say of its caller: who it is, where it comes from, and
+/// nothing that could change an answer which others will get.
+const FILL_HEADERS: [HeaderName; 8] = [
+    header::HOST,
+    header::CONTENT_TYPE,
+    header::USER_AGENT,
+    HeaderName::from_static("x-forwarded-for"),
+    HeaderName::from_static("x-request-id"),
+    HeaderName::from_static("gitlab-shared-secret"),
+    HeaderName::from_static("gitlab-shell-api-request"),
+    HeaderName::from_static("x-gitlab-client-name"),
+];
+
+fn canonical(call: Authenticated) -> Authenticated {
+    let Authenticated { exchange, found, caller, seen } = call;
+    let (parts, body) = exchange.request.into_parts();
+    let mut request = Request::new(body);
+    // HEAD is answered from the entry of GET, and fills it.
+    *request.method_mut() = Method::GET;
+    *request.uri_mut() = parts.uri;
+    *request.headers_mut() = FILL_HEADERS
+        .iter()
+        .flat_map(|name| parts.headers.get_all(name).iter().map(move |value| (name.clone(), value.clone())))
+        .collect();
+    Authenticated { exchange: Exchange { request, ..exchange }, found, caller, seen }
+}
+
+/// Asks Rails, stores what may be stored, and brings the leader its answer.
+async fn fill(
+    answer: impl Future<Output = Answer>,
+    lease: Lease,
+    caching: Caching,
+    shared: &Shared,
+    record: &Record,
+) -> Answer {
+    let answer = match answer.await {
+        Ok(answer) => answer,
+        Err(failure) => {
+            if matches!(
+                &failure,
+                Failure::Upstream(upstream::Error::Connect(..) | upstream::Error::Timeout(_))
+            ) {
+                lease.unreachable();
+            }
+            return Err(failure);
+        }
+    };
+    if let Err(reason) = judge_head(caching, &answer, shared.settings.max_body) {
+        drop(lease);
+        return Ok(marked(answer, CacheOutcome::Unstored(reason), record));
+    }
+    let (head, body) = answer.into_parts();
+    let body =
+        match tokio::time::timeout(FILL_BODY_TIMEOUT, body.collect_up_to(shared.settings.max_body)).await {
+            Ok(Ok(Collected::Whole(body))) => body,
+            Ok(Ok(Collected::TooLong(body))) => {
+                drop(lease);
+                let answer = Response::from_parts(head, body);
+                return Ok(marked(answer, CacheOutcome::Unstored(NoStore::TooLarge), record));
+            }
+            Ok(Err(error)) => return Err(upstream::Error::BrokeOff(error).into()),
+            Err(_) => return Err(upstream::Error::Timeout(FILL_BODY_TIMEOUT).into()),
+        };
+    let stored = freshness::judge(
+        caching,
+        head.status,
+        &body,
+        &shared.settings.lifetimes,
+        shared.clock.unix_seconds(),
+    )
+    .and_then(|storable| lease.store(head.status, &head.headers, &body, storable, shared.clock.now()));
+    let outcome = stored.map_or_else(CacheOutcome::Unstored, |()| CacheOutcome::Stored);
+    Ok(marked(Response::from_parts(head, Body::from(body)), outcome, record))
+}
+
+/// What a caller gets who waited for another's request.
+async fn follow(
+    landed: Landed,
+    alone: impl Future<Output = Answer>,
+    shared: &Shared,
+    record: &Record,
+) -> Answer {
+    match landed {
+        Landed::Stored(entry) => {
+            record.note(|notes| notes.cache = CacheOutcome::Shared);
+            let age = entry.age(shared.clock.now());
+            let mut answer = entry.to_response().map(Body::from);
+            answer.headers_mut().insert(header::AGE, age.as_secs().into());
+            answer.headers_mut().insert(CACHE_STATUS.clone(), CacheOutcome::Shared.cache_status());
+            Ok(answer)
+        }
+        Landed::Unreachable => Err(Failure::UpstreamUnreachable),
+        Landed::NotShared => Ok(marked(alone.await?, CacheOutcome::Alone, record)),
+    }
+}
+
+/// An answer from memory. hyper leaves the body out for HEAD.
+fn replay(hit: &Hit, record: &Record) -> Response<Body> {
+    record.note(|notes| notes.cache = CacheOutcome::Hit);
+    let mut answer = hit.entry.to_response().map(Body::from);
+    answer.headers_mut().insert(header::AGE, hit.age.as_secs().into());
+    let status = format!("railgate; hit; ttl={}", hit.ttl.as_secs());
+    if let Ok(status) = HeaderValue::from_maybe_shared(Bytes::from(status)) {
+        answer.headers_mut().insert(CACHE_STATUS.clone(), status);
+    }
+    answer
+}
+
+/// RFC 9211 §2: every cache on the way appends its own, the nearest to the client last.
+fn marked(mut answer: Response<Body>, outcome: CacheOutcome, record: &Record) -> Response<Body> {
+    record.note(|notes| notes.cache = outcome);
+    answer.headers_mut().append(CACHE_STATUS.clone(), outcome.cache_status());
+    answer
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,143 @@
+//! railgate: the gateway in front of GitLab Rails' internal API.
+//!
+//! # Life of a request
+//!
+//! 1. [`server`] accepts a connection, judges the raw framing of what comes, and hands hyper
+//!    nothing that two readers could understand differently.
+//! 2. [`layer::observe`] gives the request an id and a timer, and sees it to its end.
+//! 3. [`layer::rescue`] turns whatever fails below into a response.
+//! 4. [`layer::hygiene`] refuses ambiguous hosts, paths and headers.
+//! 5. [`layer::find_route`] finds the row of the [`route`] table.
+//! 6. [`layer::authenticate`] demands the credential that the row names, judged by [`auth`].
+//! 7. [`layer::serve_cached`] answers from the [`cache`], or fetches once for all who ask.
+//! 8. [`layer::forward`] sends what is left to Rails, through [`upstream`].
+//!
+//! # Invariants
+//!
+//! - No cached answer is reached by a request that was not authenticated: the cache layer takes
+//!   [`exchange::Authenticated`] only, and only [`auth`] can make the caller in it.
+//! - No cache key is built but by [`cache::Key::new`].
+//! - Only [`stack`] knows the order of the layers, only [`failure`] our own status codes, only
+//!   [`config`] the names of keys, only [`clock`] what time it is.
+//! - A secret has no `Display`, and enters no log, label or error text.
+//!
+//! Modules have ranks, and import only from lower ones; `tests/house.rs` holds them to it.
+
+pub mod admin;
+pub mod auth;
+pub mod authority;
+pub mod body;
+pub mod cache;
+pub mod clock;
+pub mod config;
+pub mod exchange;
+pub mod failure;
+pub mod header;
+pub mod layer;
+pub mod metrics;
+pub mod params;
+pub mod refusal;
+pub mod route;
+pub mod secret;
+pub mod server;
+pub mod stack;
+pub mod upstream;
+
+use std::io;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::admin::{Admin, Readiness};
+use crate::auth::Auth;
+use crate::cache::Cache;
+use crate::clock::Clock;
+use crate::config::Settings;
+use crate::metrics::{Metrics, Sources};
+use crate::server::{Limits, Listener, Server};
+use crate::upstream::Upstream;
+
+/// A gateway whose sockets are bound, and that answers nothing yet.
+#[derive(Debug)]
+pub struct Gateway {
+    parts: stack::Parts,
+    listeners: Vec<Listener>,
+    admin: Listener,
+    server: Server,
+    readiness: Arc<Readiness>,
+}
+
+impl Gateway {
+    /// Binds every socket, so that a taken address is an error before anything runs.
+    pub fn bind(settings: Settings) -> io::Result<Self> {
+        let listeners = settings.listen.iter().map(Listener::bind).collect::<io::Result<_>>()?;
+        let admin = Listener::bind(&settings.admin)?;
+        let server = Server::new(settings.limits);
+        let upstream = Arc::new(Upstream::new(settings.upstream));
+        let cache = Cache::new(&settings.cache);
+        let metrics = Arc::new(Metrics::new(Sources {
+            cache: Arc::clone(&cache),
+            upstream: Arc::clone(upstream.state()),
+            connections: Arc::clone(server.connections()),
+        }));
+        let parts = stack::Parts {
+            auth: Arc::new(ArcSwap::from_pointee(Auth::new(settings.auth))),
+            cache,
+            cache_settings: settings.cache,
+            upstream,
+            forward_prefixes: settings.forward_prefixes,
+            metrics,
+            log_requests: settings.log.requests,
+            clock: Clock::System,
+            fills: TaskTracker::new(),
+        };
+        Ok(Self { parts, listeners, admin, server, readiness: Arc::default() })
+    }
+
+    /// Where clients connect, with the ports that the system chose.
+    pub fn endpoints(&self) -> io::Result<Vec<String>> {
+        self.listeners.iter().map(Listener::endpoint).collect()
+    }
+
+    /// Where operators connect.
+    pub fn admin_endpoint(&self) -> io::Result<String> {
+        self.admin.endpoint()
+    }
+
+    /// Serves until `shutdown` is cancelled, then drains: readiness first, so that load
+    /// balancers look elsewhere, then no new connections, then whatever runs may finish within
+    /// `limits.drain_timeout`. True if nothing had to be dropped.
+    pub async fn run(self, shutdown: CancellationToken) -> bool {
+        let Self { parts, listeners, admin, server, readiness } = self;
+        let (metrics, state) = (Arc::clone(&parts.metrics), Arc::clone(parts.upstream.state()));
+        // The admin listener outlives the others, to say that they are draining.
+        let admin_server =
+            Server::new(Limits { connections: 64, drain_timeout: ADMIN_DRAIN, ..Limits::default() });
+        admin_server.serve(admin, Admin::new(metrics, state, Arc::clone(&readiness)));
+        let upkeep = tokio::spawn(upkeep(Arc::clone(&parts.cache)));
+        let stack = stack::build(parts);
+        for listener in listeners {
+            server.serve(listener, stack.clone());
+        }
+        readiness.set(true);
+        shutdown.cancelled().await;
+        readiness.set(false);
+        let in_time = server.drain().await;
+        admin_server.drain().await;
+        upkeep.abort();
+        in_time
+    }
+}
+
+const ADMIN_DRAIN: std::time::Duration = std::time::Duration::from_millis(200);
+
+/// moka has no thread of its own: without this, an idle gateway would keep dead entries.
+async fn upkeep(cache: Arc<Cache>) {
+    let mut tick = tokio::time::interval(std::time::Duration::from_secs(1));
+    loop {
+        tick.tick().await;
+        cache.upkeep();
+    }
+}

@@ -1,0 +1,133 @@
+//! Series that others keep and that are read when somebody scrapes.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+
+use crate::cache::{Cache, Sign};
+use crate::server::Connections;
+use crate::upstream::State;
+
+/// Where the series come from.
+#[derive(Debug)]
+pub struct Sources {
+    /// The cache.
+    pub cache: Arc<Cache>,
+    /// The upstream side.
+    pub upstream: Arc<State>,
+    /// The client side.
+    pub connections: Arc<Connections>,
+}
+
+impl Collector for Sources {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        self.encode_cache(&mut encoder)?;
+        self.encode_connections(&mut encoder)?;
+        encode_process(&mut encoder)
+    }
+}
+
+impl Sources {
+    fn encode_cache(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        self.cache.upkeep();
+        let counts = self.cache.counts();
+        let entries = self.cache.entry_counts();
+        by_store(encoder, "cache_entries", "Entries in memory, about", entries.map(ConstGauge::new))?;
+        let stored = counts.stored.each_ref().map(|count| ConstCounter::new(count.load(Relaxed)));
+        by_store(encoder, "cache_fills", "Answers of Rails that were stored", stored)?;
+        let evicted = counts.evicted.each_ref().map(|count| ConstCounter::new(count.load(Relaxed)));
+        by_store(encoder, "cache_evictions", "Entries pushed out because the store was full", evicted)?;
+        let expired = counts.expired.each_ref().map(|count| ConstCounter::new(count.load(Relaxed)));
+        by_store(encoder, "cache_expirations", "Entries whose memory was freed after their time", expired)?;
+        let fenced = ConstCounter::new(counts.fenced.load(Relaxed));
+        single(encoder, "cache_fenced", "Answers dropped because an invalidation came first", &fenced)?;
+        let flights = ConstGauge::new(self.cache.flights());
+        single(encoder, "cache_flights", "Keys that Rails is being asked for now", &flights)
+    }
+
+    fn encode_connections(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let (up, down) = (&self.upstream, &self.connections);
+        let open = ConstGauge::new(up.open.load(Relaxed));
+        single(encoder, "upstream_connections", "Connections to Rails, used or kept", &open)?;
+        let opened = ConstCounter::new(up.opened.load(Relaxed));
+        single(encoder, "upstream_connections_opened", "Connections made to Rails", &opened)?;
+        let refused = ConstCounter::new(up.refused.load(Relaxed));
+        single(encoder, "upstream_connect_failures", "Attempts to connect to Rails that failed", &refused)?;
+        let failures = ConstGauge::new(up.failures_in_a_row.load(Relaxed));
+        single(
+            encoder,
+            "upstream_failures_in_a_row",
+            "Failed requests since the last answer of Rails",
+            &failures,
+        )?;
+        let open = ConstGauge::new(down.open.load(Relaxed));
+        single(encoder, "client_connections", "Connections of clients", &open)?;
+        let accepted = ConstCounter::new(down.accepted.load(Relaxed));
+        single(encoder, "client_connections_accepted", "Connections accepted from clients", &accepted)
+    }
+}
+
+fn single(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    metric: &impl EncodeMetric,
+) -> fmt::Result {
+    metric.encode(encoder.encode_descriptor(name, help, None, metric.metric_type())?)
+}
+
+fn by_store<M: EncodeMetric>(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    [positive, negative]: [M; 2],
+) -> fmt::Result {
+    let mut family = encoder.encode_descriptor(name, help, None, positive.metric_type())?;
+    positive.encode(family.encode_family(&[("store", Sign::Positive.as_str())])?)?;
+    negative.encode(family.encode_family(&[("store", Sign::Negative.as_str())])?)
+}
+
+/// The figures that every Prometheus client library gives, read from `/proc`.
+fn encode_process(encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    let Some(process) = Process::read() else { return Ok(()) };
+    let cpu = ConstCounter::new(process.cpu_seconds);
+    single(encoder, "process_cpu_seconds", "CPU time spent, user and system", &cpu)?;
+    let memory = ConstGauge::new(process.resident_bytes);
+    single(encoder, "process_resident_memory_bytes", "Resident memory", &memory)?;
+    let fds = ConstGauge::new(process.open_fds);
+    single(encoder, "process_open_fds", "Open file descriptors", &fds)?;
+    let threads = ConstGauge::new(process.threads);
+    single(encoder, "process_threads", "Threads", &threads)
+}
+
+struct Process {
+    cpu_seconds: f64,
+    resident_bytes: u64,
+    open_fds: u64,
+    threads: u64,
+}
+
+impl Process {
+    /// proc(5); `None` where there is no `/proc`.
+    fn read() -> Option<Self> {
+        let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+        // The second field is the program's name in parentheses, and may hold anything.
+        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+        let field = |index: usize| fields.get(index).and_then(|field| field.parse::<u32>().ok());
+        let status = std::fs::read_to_string("/proc/self/status").ok()?;
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+        let resident_kib: u64 = resident.trim().trim_end_matches(" kB").parse().ok()?;
+        Some(Self {
+            // USER_HZ is 100 on every Linux.
+            cpu_seconds: f64::from(field(11)?.saturating_add(field(12)?)) / 100.0,
+            resident_bytes: resident_kib * 1024,
+            open_fds: std::fs::read_dir("/proc/self/fd").ok()?.count() as u64,
+            threads: u64::from(field(17)?),
+        })
+    }
+}

@@ -1,0 +1,184 @@
+//! Query strings and form bodies, read as Rack 2 reads them, and wherever Rack's leniency could
+//! make Rails see something else: said so, instead of guessed (contract §2.4).
+
+use std::borrow::Cow;
+
+/// The parameters of a query string or form body, in their order.
+#[derive(Debug)]
+pub struct Params<'a> {
+    pairs: Vec<Pair<'a>>,
+    clear: bool,
+    plain: bool,
+}
+
+/// One parameter; `value` is `None` for a bare name without `=`, which Rack reads as `nil`.
+#[derive(Debug)]
+pub struct Pair<'a> {
+    /// The decoded name.
+    pub name: Cow<'a, [u8]>,
+    /// The decoded value.
+    pub value: Option<Cow<'a, [u8]>>,
+}
+
+/// What Rails would take for the parameter `secret_token`.
+#[derive(Debug, PartialEq, Eq)]
+pub enum SecretToken<'p> {
+    /// Not there, or there without a value: Rails looks further.
+    Nil,
+    /// There, perhaps empty.
+    Given(&'p [u8]),
+    /// Written in a way that Rack versions read differently.
+    Ambiguous,
+}
+
+impl<'a> Params<'a> {
+    /// Splits `raw` into parameters.
+    pub fn parse(raw: &'a [u8]) -> Self {
+        let mut params = Self { pairs: Vec::new(), clear: true, plain: true };
+        if raw.is_empty() {
+            return params;
+        }
+        for (index, piece) in raw.split(|b| *b == b'&').enumerate() {
+            // Rack 2 splits at `;` too and strips spaces behind a separator; Rack 3 does neither.
+            params.clear &= !piece.contains(&b';') && (index == 0 || !piece.starts_with(b" "));
+            params.push(piece);
+        }
+        params.plain &= params.clear;
+        params
+    }
+
+    fn push(&mut self, piece: &'a [u8]) {
+        if piece.is_empty() {
+            self.plain = false;
+            return;
+        }
+        let mut halves = piece.splitn(2, |b| *b == b'=');
+        let raw_name = halves.next().unwrap_or_default();
+        let (name, value) = match (decode(raw_name), halves.next().map(decode)) {
+            (Some(name), None) => (name, None),
+            (Some(name), Some(Some(value))) => (name, Some(value)),
+            // A bad escape is an error in Rack; what became of the parameter is unknown.
+            _ => {
+                self.clear = false;
+                return;
+            }
+        };
+        let is_word = raw_name.iter().all(|b| b.is_ascii_alphanumeric() || *b == b'_');
+        let is_repeated = self.pairs.iter().any(|pair| pair.name == name);
+        let is_text = value.as_ref().is_none_or(|value| std::str::from_utf8(value).is_ok());
+        self.plain &= is_word && !is_repeated && is_text;
+        // `secret_token[]`, `[secret_token]` and `secret%5ftoken` all reach Rails as one name.
+        let is_disguised = raw_name != SECRET_TOKEN && contains(&name, SECRET_TOKEN);
+        self.clear &= !is_disguised;
+        self.pairs.push(Pair { name, value });
+    }
+
+    /// The credential among the parameters: the last one of that name wins, as in Rack.
+    pub fn secret_token(&self) -> SecretToken<'_> {
+        if !self.clear {
+            return SecretToken::Ambiguous;
+        }
+        let last = self.pairs.iter().rfind(|pair| pair.name == SECRET_TOKEN);
+        match last.and_then(|pair| pair.value.as_deref()) {
+            Some(value) => SecretToken::Given(value),
+            None => SecretToken::Nil,
+        }
+    }
+
+    /// The parameters apart from the credential, if every name is a plain word that occurs once
+    /// and nothing about them is open to interpretation. `None` means: do not cache.
+    pub fn plain(&self) -> Option<impl Iterator<Item = &Pair<'a>>> {
+        self.plain.then(|| self.pairs.iter().filter(|pair| pair.name != SECRET_TOKEN))
+    }
+}
+
+const SECRET_TOKEN: &[u8] = b"secret_token";
+
+fn contains(haystack: &[u8], needle: &[u8]) -> bool {
+    haystack.windows(needle.len()).any(|window| window == needle)
+}
+
+/// Form decoding: `+` is a space, `%` begins two hex digits. `None` for a broken escape.
+fn decode(raw: &[u8]) -> Option<Cow<'_, [u8]>> {
+    if !raw.iter().any(|b| matches!(b, b'%' | b'+')) {
+        return Some(Cow::Borrowed(raw));
+    }
+    let mut decoded = Vec::with_capacity(raw.len());
+    let mut bytes = raw.iter();
+    while let Some(byte) = bytes.next() {
+        decoded.push(match byte {
+            b'+' => b' ',
+            b'%' => hex(*bytes.next()?)? << 4 | hex(*bytes.next()?)?,
+            other => *other,
+        });
+    }
+    Some(Cow::Owned(decoded))
+}
+
+fn hex(digit: u8) -> Option<u8> {
+    match digit {
+        b'0'..=b'9' => Some(digit - b'0'),
+        b'a'..=b'f' => Some(digit - b'a' + 10),
+        b'A'..=b'F' => Some(digit - b'A' + 10),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_credential_is_the_last_of_its_name() {
+        let given = |value: &'static str| SecretToken::Given(value.as_bytes());
+        for (raw, expected) in [
+            ("", SecretToken::Nil),
+            ("key=a", SecretToken::Nil),
+            ("secret_token", SecretToken::Nil),
+            ("secret_token=", given("")),
+            ("secret_token=s3cret", given("s3cret")),
+            ("a=1&secret_token=s%33cret%0A", given("s3cret\n")),
+            ("secret_token=bad&secret_token=s3cret", given("s3cret")),
+            ("secret_token=s3cret&secret_token=bad", given("bad")),
+            ("secret_token=s3cret&secret_token", SecretToken::Nil),
+            ("secret_token=a=b", given("a=b")),
+            ("scopes[]=read_user&secret_token=x", given("x")),
+        ] {
+            assert_eq!(Params::parse(raw.as_bytes()).secret_token(), expected, "{raw}");
+        }
+    }
+
+    #[test]
+    fn what_rack_versions_read_differently_is_ambiguous() {
+        for raw in [
+            "a=1;secret_token=x",
+            "secret_token=x;b=1",
+            "a=1& secret_token=x",
+            "secret%5ftoken=x",
+            "secret_token[]=x",
+            "[secret_token]=x",
+            "secret_token=x&secret_token[a]=y",
+            "secret_token=%",
+            "secret_token=%zz",
+            "a=%f",
+        ] {
+            let params = Params::parse(raw.as_bytes());
+            assert_eq!(params.secret_token(), SecretToken::Ambiguous, "{raw}");
+            assert!(params.plain().is_none(), "{raw}");
+        }
+    }
+
+    #[test]
+    fn plain_parameters_are_single_words_with_text_values() {
+        let params = Params::parse(b"key=a%2Bb&secret_token=x&z");
+        let plain: Vec<_> = params.plain().unwrap().map(|p| (p.name.to_vec(), p.value.clone())).collect();
+        assert_eq!(plain[0].0, b"key");
+        assert_eq!(plain[0].1.as_deref(), Some(&b"a+b"[..]));
+        assert_eq!((plain[1].0.as_slice(), plain[1].1.is_none()), (&b"z"[..], true));
+        assert_eq!(plain.len(), 2);
+        for raw in ["key=a&key=b", "key[]=a", "&", "key=a&&b=1", "key=%ff", "k%65y=a", "k+y=a", "=a&=b"] {
+            assert!(Params::parse(raw.as_bytes()).plain().is_none(), "{raw}");
+        }
+    }
+}

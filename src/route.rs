@@ -1,0 +1,223 @@
+//! The map of the product: every endpoint of the internal API, one row each.
+//!
+//! Facts from the internal API document and the contract, §1.1 to §1.4. Paths are relative to
+//! `/api/v4/internal`.
+
+use http::Method;
+
+/// One endpoint.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Route {
+    /// A stable name, also the metric label.
+    pub id: &'static str,
+    /// The method; HEAD finds the row of GET, as Grape routes it.
+    pub method: Method,
+    /// The path below the prefix. A segment that begins with `:` stands for any one segment.
+    pub path: &'static str,
+    /// Who may call.
+    pub access: Access,
+    /// Whether, and as what, an answer may be kept.
+    pub caching: Caching,
+}
+
+/// Who may call an endpoint, and so which credential the gateway demands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// GitLab Shell, Gitaly and Geo: the shared secret or the shell JWT.
+    Shell,
+    /// The Kubernetes agent server: the kas JWT.
+    Kas,
+    /// Another family with a credential of its own, which Rails alone can judge.
+    Rails,
+}
+
+/// What may be kept of an endpoint's answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Caching {
+    /// Nothing: the answer is secret, or asking has an effect.
+    Never,
+    /// A key row, or the fact that there is none.
+    AuthorizedKeys,
+    /// A user, or `null`.
+    Discover,
+    /// The instance's version and health.
+    Check,
+}
+
+/// Where the internal API lives below the relative URL root.
+pub const PREFIX: &str = "/api/v4/internal";
+
+macro_rules! routes {
+    ($($method:ident $path:literal $id:literal $access:ident $caching:ident;)+) => {
+        &[$(Route {
+            id: $id,
+            method: Method::$method,
+            path: $path,
+            access: Access::$access,
+            caching: Caching::$caching,
+        },)+]
+    };
+}
+
+/// Every endpoint that is known by name.
+pub static TABLE: &[Route] = routes! {
+    GET    "/authorized_keys"                     "authorized_keys"            Shell AuthorizedKeys;
+    GET    "/discover"                            "discover"                   Shell Discover;
+    GET    "/check"                               "check"                      Shell Check;
+    POST   "/allowed"                             "allowed"                    Shell Never;
+    POST   "/pre_receive"                         "pre_receive"                Shell Never;
+    POST   "/post_receive"                        "post_receive"               Shell Never;
+    POST   "/lfs_authenticate"                    "lfs_authenticate"           Shell Never;
+    POST   "/two_factor_recovery_codes"           "two_factor_recovery_codes"  Shell Never;
+    POST   "/personal_access_token"               "personal_access_token"      Shell Never;
+    POST   "/two_factor_config"                   "two_factor_config"          Shell Never;
+    POST   "/two_factor_push_otp_check"           "two_factor_push_otp_check"  Shell Never;
+    POST   "/two_factor_manual_otp_check"         "two_factor_manual_otp_check" Shell Never;
+    GET    "/authorized_certs"                    "authorized_certs"           Shell Never;
+    GET    "/lfs"                                 "lfs"                        Shell Never;
+    GET    "/gitaly/object_pool_members"          "object_pool_members"        Shell Never;
+    GET    "/kubernetes/agent_info"               "agent_info"                 Kas   Never;
+    GET    "/kubernetes/project_info"             "project_info"               Kas   Never;
+    POST   "/kubernetes/usage_metrics"            "usage_metrics"              Kas   Never;
+    GET    "/agents/agentk/agent_info"            "agentk_agent_info"          Kas   Never;
+    GET    "/kubernetes/verify_project_access"    "verify_project_access"      Kas   Never;
+    POST   "/kubernetes/agent_configuration"      "agent_configuration"        Kas   Never;
+    POST   "/kubernetes/authorize_proxy_user"     "authorize_proxy_user"       Kas   Never;
+    POST   "/kubernetes/agent_events"             "agent_events"               Kas   Never;
+    GET    "/kubernetes/receptive_agents"         "receptive_agents"           Kas   Never;
+    PUT    "/kubernetes/modules/starboard_vulnerability" "starboard_vulnerability" Kas Never;
+    POST   "/kubernetes/modules/starboard_vulnerability/scan_result" "starboard_scan_result" Kas Never;
+    GET    "/kubernetes/modules/starboard_vulnerability/policies_configuration" "policies_configuration" Kas Never;
+    GET    "/autoflow/repository_info"            "autoflow_repository_info"   Kas   Never;
+    GET    "/ci/agents/runner/info"               "runner_info"                Kas   Never;
+    GET    "/pages"                               "pages"                      Rails Never;
+    GET    "/pages/status"                        "pages_status"               Rails Never;
+    POST   "/workhorse/authorize_upload"          "authorize_upload"           Rails Never;
+    POST   "/mail_room/:mailbox_type"             "mail_room"                  Rails Never;
+    POST   "/error_tracking/allowed"              "error_tracking_allowed"     Rails Never;
+    POST   "/shellhorse/git_audit_event"          "git_audit_event"            Rails Never;
+    POST   "/search/zoekt/:uuid/heartbeat"        "zoekt_heartbeat"            Rails Never;
+    POST   "/search/zoekt/:uuid/tasks"            "zoekt_tasks"                Rails Never;
+    POST   "/search/zoekt/:uuid/callback"         "zoekt_callback"             Rails Never;
+};
+
+/// The last row: a path below the prefix that no other row names. Newer families bring their own
+/// credentials, so the gateway demands none and leaves the verdict to Rails.
+pub static OTHER_INTERNAL: Route = Route {
+    id: "other_internal",
+    method: Method::GET,
+    path: "/*",
+    access: Access::Rails,
+    caching: Caching::Never,
+};
+
+/// A path outside the internal API that the configuration lists (`upstream.forward_prefixes`).
+pub static FORWARDED_PREFIX: Route = Route {
+    id: "forwarded_prefix",
+    method: Method::GET,
+    path: "/*",
+    access: Access::Rails,
+    caching: Caching::Never,
+};
+
+/// A row, and whether the path is the row's own, byte for byte.
+#[derive(Clone, Copy, Debug)]
+pub struct Found {
+    /// The row.
+    pub route: &'static Route,
+    /// False for a spelling that Grape routes to the same endpoint, such as a `.json` suffix or
+    /// a trailing slash: the same credential is demanded, but nothing is cached.
+    pub exact: bool,
+}
+
+/// Finds the row for a path below the prefix (`/check`, not `/api/v4/internal/check`).
+pub fn find(method: &Method, path: &str) -> Found {
+    let method = if method == Method::HEAD { &Method::GET } else { method };
+    if let Some(route) = row(method, path) {
+        return Found { route, exact: true };
+    }
+    let route = row(method, without_suffix(path)).unwrap_or(&OTHER_INTERNAL);
+    Found { route, exact: false }
+}
+
+fn row(method: &Method, path: &str) -> Option<&'static Route> {
+    TABLE.iter().find(|route| fits(route.path, path) && route.method == *method)
+}
+
+fn fits(pattern: &str, path: &str) -> bool {
+    if !pattern.contains(':') {
+        return pattern == path;
+    }
+    let mut given = path.split('/');
+    let all = pattern
+        .split('/')
+        .all(|part| given.next().is_some_and(|is| part == is || (part.starts_with(':') && !is.is_empty())));
+    all && given.next().is_none()
+}
+
+/// The path without a trailing slash and without a format suffix on its last segment.
+fn without_suffix(path: &str) -> &str {
+    let path = path.strip_suffix('/').unwrap_or(path);
+    let last = path.rfind('/').map_or(0, |slash| slash + 1);
+    match path.get(last..).and_then(|segment| segment.find('.')) {
+        Some(dot) => path.get(..last + dot).unwrap_or(path),
+        None => path,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn every_row_is_found_by_its_own_path_and_named_once() {
+        let mut ids = HashSet::new();
+        for route in TABLE {
+            let path = route.path.replace(':', "any-");
+            let found = find(&route.method, &path);
+            assert_eq!(found.route, route);
+            assert!(found.exact);
+            assert!(ids.insert(route.id), "{} is there twice", route.id);
+        }
+    }
+
+    #[test]
+    fn only_reads_that_demand_the_shell_credential_are_cached() {
+        for route in TABLE.iter().filter(|route| route.caching != Caching::Never) {
+            assert_eq!((route.access, &route.method), (Access::Shell, &Method::GET), "{}", route.id);
+        }
+    }
+
+    #[test]
+    fn head_finds_the_row_of_get() {
+        assert_eq!(find(&Method::HEAD, "/check").route.id, "check");
+        assert_eq!(find(&Method::HEAD, "/allowed").route.id, "other_internal");
+    }
+
+    #[test]
+    fn spellings_that_grape_routes_alike_demand_the_same_credential_but_are_not_exact() {
+        for path in ["/check/", "/check.json", "/check.xml/", "/check.a.b"] {
+            let found = find(&Method::GET, path);
+            assert_eq!((found.route.id, found.exact), ("check", false), "{path}");
+        }
+    }
+
+    #[test]
+    fn what_no_row_names_is_left_to_rails() {
+        for (method, path) in [
+            (Method::GET, "/allowed"),
+            (Method::PUT, "/check"),
+            (Method::GET, "/Check"),
+            (Method::GET, "/checks"),
+            (Method::GET, ""),
+            (Method::GET, "/"),
+            (Method::POST, "/mail_room/"),
+            (Method::POST, "/mail_room/a/b"),
+        ] {
+            let found = find(&method, path);
+            assert_eq!((found.route.id, found.exact), ("other_internal", false), "{method} {path}");
+            assert_eq!(found.route.access, Access::Rails);
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! Secrets: loaded from files, compared in constant time, wiped when dropped, never shown.
+
+use std::fmt;
+use std::path::Path;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use subtle::ConstantTimeEq as _;
+use zeroize::Zeroizing;
+
+/// The text that GitLab Shell and Rails share (`.gitlab_shell_secret`).
+#[derive(Clone)]
+pub struct ShellSecret {
+    bytes: Zeroizing<Vec<u8>>,
+}
+
+impl ShellSecret {
+    /// Reads the secret as Rails does: the file's text less exactly one trailing line break.
+    pub fn load(path: &Path) -> Result<Self, LoadError> {
+        Self::from_text(&read(path)?)
+    }
+
+    /// The secret in `text`, of which exactly one trailing line break is dropped.
+    pub fn from_text(text: &[u8]) -> Result<Self, LoadError> {
+        let bytes = chomp(text);
+        if bytes.trim_ascii().is_empty() {
+            return Err(LoadError::Empty);
+        }
+        Ok(Self { bytes: Zeroizing::new(bytes.to_vec()) })
+    }
+
+    /// Whether a presented secret is this one. Rails chomps what it is given, and so does this.
+    ///
+    /// The comparison takes the same time wherever the first difference is; the length is not
+    /// hidden, as it is not in Rails.
+    pub fn matches(&self, presented: &[u8]) -> bool {
+        chomp(presented).ct_eq(&self.bytes).into()
+    }
+
+    /// The bytes that sign and verify `Gitlab-Shell-Api-Request` tokens.
+    pub fn as_hmac_key(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// GitLab Shell trims more than Rails does; when the two disagree, tokens will not verify.
+    pub fn has_surrounding_whitespace(&self) -> bool {
+        self.bytes.trim_ascii().len() != self.bytes.len()
+    }
+}
+
+impl fmt::Debug for ShellSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ShellSecret([redacted])")
+    }
+}
+
+/// The 32 bytes that kas and Rails share (`.gitlab_kas_secret`).
+#[derive(Clone)]
+pub struct KasSecret {
+    bytes: Zeroizing<[u8; 32]>,
+}
+
+impl KasSecret {
+    /// Reads the secret as Rails does: strict Base64 of exactly 32 bytes and at most one trailing
+    /// line break.
+    pub fn load(path: &Path) -> Result<Self, LoadError> {
+        Self::from_text(&read(path)?)
+    }
+
+    /// The secret in `text`, strict Base64 with padding.
+    pub fn from_text(text: &[u8]) -> Result<Self, LoadError> {
+        let text = chomp(text);
+        if text.is_empty() {
+            return Err(LoadError::Empty);
+        }
+        let decoded = Zeroizing::new(STANDARD.decode(text).map_err(|_| LoadError::NotBase64)?);
+        let bytes =
+            <[u8; 32]>::try_from(decoded.as_slice()).map_err(|_| LoadError::WrongLength(decoded.len()))?;
+        Ok(Self { bytes: Zeroizing::new(bytes) })
+    }
+
+    /// The bytes that sign and verify `Gitlab-Kas-Api-Request` tokens.
+    pub fn as_hmac_key(&self) -> &[u8] {
+        self.bytes.as_slice()
+    }
+}
+
+impl fmt::Debug for KasSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("KasSecret([redacted])")
+    }
+}
+
+/// Why a secret file cannot be used. The text never holds any of the file's content.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The file is not there or cannot be read.
+    #[error("cannot be read: {0}")]
+    Unreadable(#[from] std::io::Error),
+    /// Nothing but white space: anybody could present it.
+    #[error("is empty; it must hold the secret")]
+    Empty,
+    /// The kas secret is not strict Base64.
+    #[error("is not strict Base64 (standard alphabet, padded, one line)")]
+    NotBase64,
+    /// The kas secret has another length than the 32 bytes that HS256 wants.
+    #[error("holds {0} bytes once decoded; a kas secret is exactly 32 bytes in Base64")]
+    WrongLength(usize),
+}
+
+fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, LoadError> {
+    Ok(Zeroizing::new(std::fs::read(path)?))
+}
+
+/// Ruby's `String#chomp`: drops one trailing `\r\n`, `\n` or `\r`.
+pub fn chomp(text: &[u8]) -> &[u8] {
+    text.strip_suffix(b"\r\n")
+        .or_else(|| text.strip_suffix(b"\n"))
+        .or_else(|| text.strip_suffix(b"\r"))
+        .unwrap_or(text)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chomp_drops_exactly_one_line_break() {
+        for (given, kept) in [
+            ("a\n\n", "a\n"),
+            ("\n", ""),
+            (" a \n", " a "),
+            ("a\r\n", "a"),
+            ("a\r", "a"),
+            ("a\n\r", "a\n"),
+            ("a", "a"),
+            ("", ""),
+        ] {
+            assert_eq!(chomp(given.as_bytes()), kept.as_bytes(), "{given:?}");
+        }
+    }
+
+    #[test]
+    fn a_shell_secret_matches_itself_with_or_without_one_line_break() {
+        let secret = ShellSecret::from_text(b"s3cret\n").unwrap();
+        for good in ["s3cret", "s3cret\n", "s3cret\r\n"] {
+            assert!(secret.matches(good.as_bytes()), "{good:?}");
+        }
+        for bad in ["", "\n", "s3cre", "s3cret2", "S3cret", "s3cret\n\n", " s3cret"] {
+            assert!(!secret.matches(bad.as_bytes()), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn blank_secrets_are_refused() {
+        for blank in ["", "\n", " \n", "\t", "\r\n"] {
+            let refused = ShellSecret::from_text(blank.as_bytes());
+            assert!(matches!(refused, Err(LoadError::Empty)), "{blank:?}");
+        }
+    }
+
+    #[test]
+    fn a_kas_secret_is_strict_base64_of_32_bytes() {
+        let good = STANDARD.encode([7u8; 32]);
+        assert!(KasSecret::from_text(good.as_bytes()).is_ok());
+        assert!(KasSecret::from_text(format!("{good}\n").as_bytes()).is_ok());
+        let short = STANDARD.encode([7u8; 31]);
+        assert!(matches!(KasSecret::from_text(short.as_bytes()), Err(LoadError::WrongLength(31))));
+        for bad in [format!("{good}\n\n"), format!(" {good}"), good.replace('=', ""), "?".into()] {
+            let refused = KasSecret::from_text(bad.as_bytes());
+            assert!(matches!(refused, Err(LoadError::NotBase64)), "{bad:?}");
+        }
+        assert!(matches!(KasSecret::from_text(b"\n"), Err(LoadError::Empty)));
+    }
+
+    #[test]
+    fn debug_shows_nothing() {
+        let secret = ShellSecret::from_text(b"s3cret").unwrap();
+        assert!(!format!("{secret:?}").contains("s3cret"));
+    }
+}

@@ -1,0 +1,125 @@
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
+
+const LIMITS: HeadLimits = HeadLimits { bytes: 1_000, headers: 10 };
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+fn gate() -> (DuplexStream, Gate<DuplexStream>, CancellationToken) {
+    let (peer, io) = duplex(64 * 1024);
+    let drain = CancellationToken::new();
+    (peer, Gate::new(io, LIMITS, HEAD_TIMEOUT, drain.clone()), drain)
+}
+
+/// What hyper gets to see of `sent`, cut into pieces of `step` bytes, before it would wait.
+async fn seen(sent: &[u8], step: usize) -> (Vec<u8>, Option<io::ErrorKind>) {
+    let (mut peer, mut gate, _) = gate();
+    let mut seen = Vec::new();
+    let mut buffer = [0; 7];
+    for piece in sent.chunks(step) {
+        peer.write_all(piece).await.unwrap();
+        loop {
+            match tokio::time::timeout(Duration::from_millis(1), gate.read(&mut buffer)).await {
+                Ok(Ok(0)) | Err(_) => break,
+                Ok(Ok(count)) => seen.extend_from_slice(&buffer[..count]),
+                Ok(Err(error)) => return (seen, Some(error.kind())),
+            }
+        }
+    }
+    (seen, None)
+}
+
+#[tokio::test(start_paused = true)]
+async fn well_framed_requests_pass_unchanged_however_they_are_cut() {
+    let sent = b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n\
+        POST /b HTTP/1.1\r\nContent-Length: 11\r\n\r\nhello\nworld\
+        POST /c HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhe\nlo\r\n00A\r\n0123456789\r\n0\r\nA: b\r\n\r\n\
+        GET /d HTTP/1.1\r\n\r\n";
+    for step in [1, 2, 3, 7, 50, 1_000] {
+        let (seen, error) = seen(sent, step).await;
+        assert_eq!(String::from_utf8_lossy(&seen), String::from_utf8_lossy(sent), "step {step}");
+        assert_eq!(error, None);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_head_is_replaced_and_nothing_follows_it() {
+    let good = b"POST /b HTTP/1.1\r\nContent-Length: 2\r\n\r\nhi";
+    let bad = b"GET /x HTTP/1.1\nHost: a\r\n\r\nGET /y HTTP/1.1\r\n\r\n";
+    for step in [1, 5, 1_000] {
+        let (seen, error) = seen(&[&good[..], bad].concat(), step).await;
+        let expected = [&good[..], &wire::refused_head(Refusal::BareLineFeed)].concat();
+        assert_eq!(String::from_utf8_lossy(&seen), String::from_utf8_lossy(&expected), "step {step}");
+        assert_eq!(error, None);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_is_no_place_to_hide_a_head() {
+    // To one who believes Content-Length the second request is a body; to one who believes
+    // Transfer-Encoding it is a request.
+    let sent = b"POST / HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /x HTTP/1.1\r\n\r\n";
+    let (seen, _) = seen(sent, 1_000).await;
+    assert_eq!(seen, wire::refused_head(Refusal::TwoFramings));
+}
+
+#[tokio::test(start_paused = true)]
+async fn malformed_chunks_end_the_reading() {
+    for body in [
+        "5\nhello\r\n0\r\n\r\n",
+        "5\r\nhello!\r\n0\r\n\r\n",
+        "5\r\nhello\n0\r\n\r\n",
+        "5\r\nhello\r0\r\n\r\n",
+        "5;ext=1\r\nhello\r\n0\r\n\r\n",
+        " 5\r\nhello\r\n0\r\n\r\n",
+        "-5\r\nhello\r\n0\r\n\r\n",
+        "ffffffffffffffff\r\n",
+        "\r\n",
+        "0\r\nA: b\nC: d\r\n\r\n",
+        "0\r\nContent-Length: 5\r\n\r\n",
+        "0\r\n: b\r\n\r\n",
+    ] {
+        let sent =
+            format!("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n{body}GET /x HTTP/1.1\r\n\r\n");
+        for step in [1, 1_000] {
+            let (seen, error) = seen(sent.as_bytes(), step).await;
+            assert_eq!(error, Some(io::ErrorKind::InvalidData), "{body:?}");
+            assert!(!seen.ends_with(b"GET /x HTTP/1.1\r\n\r\n"), "{body:?}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_head_that_has_begun_must_end_in_time() {
+    let (mut peer, mut gate, _) = gate();
+    let mut buffer = [0; 200];
+    peer.write_all(b"GET / HT").await.unwrap();
+    let begun = tokio::time::Instant::now();
+    let count = gate.read(&mut buffer).await.unwrap();
+    assert_eq!(buffer[..count], wire::refused_head(Refusal::HeadTimeout));
+    assert_eq!(begun.elapsed().as_secs(), HEAD_TIMEOUT.as_secs());
+}
+
+#[tokio::test(start_paused = true)]
+async fn waiting_for_a_head_or_for_a_body_is_not_the_gates_business() {
+    for sent in ["", "POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\nab"] {
+        let (mut peer, mut gate, _) = gate();
+        peer.write_all(sent.as_bytes()).await.unwrap();
+        let mut all = Vec::new();
+        let waited = tokio::time::timeout(HEAD_TIMEOUT * 10, gate.read_to_end(&mut all)).await;
+        assert!(waited.is_err(), "{sent:?} ended by itself");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn draining_ends_a_connection_between_requests_only() {
+    let (mut peer, mut gate, drain) = gate();
+    let mut buffer = [0; 200];
+    peer.write_all(b"GET / HTTP/1.1\r\n\r\nGE").await.unwrap();
+    assert_eq!(gate.read(&mut buffer).await.unwrap(), 18);
+    drain.cancel();
+    peer.write_all(b"T /b HTTP/1.1\r\n\r\n").await.unwrap();
+    assert_eq!(gate.read(&mut buffer).await.unwrap(), 19);
+    assert_eq!(gate.read(&mut buffer).await.unwrap(), 0);
+}

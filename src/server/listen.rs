@@ -1,0 +1,127 @@
+//! Where to listen, and how the sockets are made.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpListener, UnixListener};
+
+/// A place to listen at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    /// An IP address and a port; port 0 lets the system choose one.
+    Tcp(SocketAddr),
+    /// A socket in the file system, with the permissions it gets.
+    Unix {
+        /// Where.
+        path: PathBuf,
+        /// The permission bits.
+        mode: u32,
+    },
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix { path, .. } => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// A bound socket.
+#[derive(Debug)]
+pub enum Listener {
+    /// TCP.
+    Tcp(TcpListener),
+    /// A unix socket; its file is removed when the listener is dropped.
+    Unix(UnixListener, SocketFile),
+}
+
+/// How many connections may wait to be accepted: `ssh` bursts come from CI, all at once.
+const BACKLOG: i32 = 4096;
+
+impl Listener {
+    /// Binds the socket. The error says which endpoint it is about, and what to do.
+    pub fn bind(endpoint: &Endpoint) -> io::Result<Self> {
+        let bound = match endpoint {
+            Endpoint::Tcp(address) => bind_tcp(*address),
+            Endpoint::Unix { path, mode } => bind_unix(path, *mode),
+        };
+        bound.map_err(|error| {
+            let advice = match error.kind() {
+                io::ErrorKind::AddrInUse => {
+                    "; another process listens there: stop it or choose another address"
+                }
+                io::ErrorKind::PermissionDenied => "; run as a user who may, or choose another address",
+                io::ErrorKind::AddrNotAvailable => "; no interface of this machine has that address",
+                io::ErrorKind::NotFound => "; create the socket's directory first",
+                _ => "",
+            };
+            io::Error::new(error.kind(), format!("cannot listen on {endpoint}: {error}{advice}"))
+        })
+    }
+
+    /// Where it listens, with the port that the system chose if it was 0.
+    pub fn endpoint(&self) -> io::Result<String> {
+        match self {
+            Self::Tcp(listener) => Ok(listener.local_addr()?.to_string()),
+            Self::Unix(_, file) => Ok(format!("unix:{}", file.path.display())),
+        }
+    }
+}
+
+fn bind_tcp(address: SocketAddr) -> io::Result<Listener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_nonblocking(true)?;
+    socket.set_reuse_address(true)?;
+    // Accepted sockets inherit it, which saves a system call for each.
+    socket.set_tcp_nodelay(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(Listener::Tcp(TcpListener::from_std(socket.into())?))
+}
+
+fn bind_unix(path: &Path, mode: u32) -> io::Result<Listener> {
+    remove_stale(path)?;
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&socket2::SockAddr::unix(path)?)?;
+    let file = SocketFile { path: path.to_owned() };
+    // Before `listen`, so that nobody connects under the permissions of the umask.
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
+    socket.listen(BACKLOG)?;
+    Ok(Listener::Unix(UnixListener::from_std(socket.into())?, file))
+}
+
+/// A socket that nobody listens on is left over from a crash, and is in the way. Anything else
+/// stays where it is.
+fn remove_stale(path: &Path) -> io::Result<()> {
+    let kind = match std::fs::symlink_metadata(path) {
+        Ok(metadata) => metadata.file_type(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    if !kind.is_socket() {
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "the path exists and is not a socket"));
+    }
+    match std::os::unix::net::UnixStream::connect(path) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path),
+        _ => Err(io::ErrorKind::AddrInUse.into()),
+    }
+}
+
+/// The file of a unix socket; removed when dropped.
+#[derive(Debug)]
+pub struct SocketFile {
+    path: PathBuf,
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}

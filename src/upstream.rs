@@ -1,0 +1,236 @@
+//! The way to Rails: one request in, one answer out, over a pool of kept connections.
+//!
+//! Errors say which side failed; what the client is told about it is not decided here.
+
+mod connect;
+mod target;
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::Duration;
+
+use http::header::{self, HeaderValue};
+use http::uri::PathAndQuery;
+use http::{Request, Response, StatusCode, Uri};
+use http_body::Body as _;
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+
+use self::connect::Connector;
+pub use self::target::{Target, TargetError};
+use crate::body::Body;
+use crate::header::strip_hop_by_hop;
+
+/// What `[upstream]` of the configuration says.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where Rails listens.
+    pub target: Target,
+    /// The `Host` that Rails sees; by default the authority of the URL.
+    pub host: Option<String>,
+    /// How long a connection may take to come about.
+    pub connect_timeout: Duration,
+    /// How long Rails may take from the request to the head of its answer.
+    pub response_timeout: Duration,
+    /// How long an unused connection is kept. Puma drops them after 20 s, so less than that.
+    pub idle_timeout: Duration,
+    /// How many unused connections are kept.
+    pub max_idle: usize,
+}
+
+impl Settings {
+    /// Rails at `target`, and the defaults for the rest.
+    pub fn new(target: Target) -> Self {
+        Self {
+            target,
+            host: None,
+            connect_timeout: DEFAULT_CONNECT_TIMEOUT,
+            response_timeout: DEFAULT_RESPONSE_TIMEOUT,
+            idle_timeout: DEFAULT_IDLE_TIMEOUT,
+            max_idle: DEFAULT_MAX_IDLE,
+        }
+    }
+}
+
+/// Default of [`Settings::connect_timeout`].
+pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Default of [`Settings::response_timeout`]: `/allowed` may take 50 s (contract §1.2).
+pub const DEFAULT_RESPONSE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Default of [`Settings::idle_timeout`].
+pub const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_secs(15);
+/// Default of [`Settings::max_idle`].
+pub const DEFAULT_MAX_IDLE: usize = 64;
+
+/// Rails, as the gateway sees it.
+#[derive(Debug)]
+pub struct Upstream {
+    client: Client<Connector, Body>,
+    target: Target,
+    host: HeaderValue,
+    response_timeout: Duration,
+    state: Arc<State>,
+}
+
+/// What is known of the upstream side, for metrics and readiness.
+#[derive(Debug, Default)]
+pub struct State {
+    /// Connections that are open now, used or kept.
+    pub open: AtomicI64,
+    /// Connections made so far.
+    pub opened: AtomicU64,
+    /// Attempts to connect that failed.
+    pub refused: AtomicU64,
+    /// Failures in a row, whatever the kind; 0 after an answer.
+    pub failures_in_a_row: AtomicU64,
+    /// Answers received.
+    pub answers: AtomicU64,
+}
+
+/// How a request to Rails failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No connection: nothing was sent.
+    #[error("cannot connect to {0}: {1}")]
+    Connect(String, #[source] io::Error),
+    /// No head of an answer in time.
+    #[error("no answer within {0:?}")]
+    Timeout(Duration),
+    /// The connection ended, or what came is no HTTP.
+    #[error("broken answer: {0}")]
+    Broken(#[source] hyper_util::client::legacy::Error),
+    /// The answer's body ended too early.
+    #[error("the answer broke off: {0}")]
+    BrokeOff(#[source] hyper::Error),
+    /// An answer with two framings, or an upgrade that nobody asked for.
+    #[error("unusable answer: {0}")]
+    Unusable(&'static str),
+    /// The body that the client sends broke off or is malformed.
+    #[error("the request body broke off: {0}")]
+    RequestBody(#[source] hyper_util::client::legacy::Error),
+}
+
+impl Upstream {
+    /// Prepares the pool; connects when the first request comes.
+    pub fn new(settings: Settings) -> Self {
+        let state = Arc::new(State::default());
+        let connector =
+            Connector::new(settings.target.address.clone(), settings.connect_timeout, Arc::clone(&state));
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(settings.idle_timeout)
+            .pool_max_idle_per_host(settings.max_idle)
+            .set_host(false)
+            .build(connector);
+        let host = settings
+            .host
+            .as_deref()
+            .and_then(|host| HeaderValue::from_str(host).ok())
+            .unwrap_or_else(|| settings.target.host_header());
+        let Settings { target, response_timeout, .. } = settings;
+        Self { client, target, host, response_timeout, state }
+    }
+
+    /// What is known of the upstream side.
+    pub fn state(&self) -> &Arc<State> {
+        &self.state
+    }
+
+    /// The relative URL root of this Rails: empty, or `/gitlab` and the like.
+    pub fn relative_root(&self) -> &str {
+        &self.target.root
+    }
+
+    /// Sends a request whose target is a path below the relative URL root, and waits for the head
+    /// of the answer. The message is framed anew; what concerned the client's connection is gone.
+    pub async fn send(&self, request: Request<Body>) -> Result<Response<Body>, Error> {
+        let request = self.prepare(request)?;
+        let sent = tokio::time::timeout(self.response_timeout, self.client.request(request)).await;
+        let outcome = match sent {
+            Err(_) => Err(Error::Timeout(self.response_timeout)),
+            Ok(Err(error)) => Err(self.explain(error)),
+            Ok(Ok(answer)) => accept(answer.map(Body::from)),
+        };
+        match &outcome {
+            Ok(_) => {
+                self.state.answers.fetch_add(1, Ordering::Relaxed);
+                self.state.failures_in_a_row.store(0, Ordering::Relaxed);
+            }
+            Err(Error::RequestBody(_)) => {}
+            Err(_) => {
+                self.state.failures_in_a_row.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        outcome
+    }
+
+    fn prepare(&self, mut request: Request<Body>) -> Result<Request<Body>, Error> {
+        let headers = request.headers_mut();
+        strip_hop_by_hop(headers);
+        headers.remove(header::EXPECT);
+        headers.remove(header::CONTENT_LENGTH);
+        headers.insert(header::HOST, self.host.clone());
+        if request.body().size_hint().exact().is_none() {
+            // hyper takes a GET of unknown length for one without a body, unless told.
+            request.headers_mut().insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
+        *request.version_mut() = http::Version::HTTP_11;
+        let path = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
+        *request.uri_mut() = self.target.uri(path).ok_or(Error::Unusable("no URI for the path"))?;
+        Ok(request)
+    }
+
+    fn explain(&self, error: hyper_util::client::legacy::Error) -> Error {
+        if error.is_connect() {
+            let reason = source::<io::Error>(&error).map_or_else(
+                || io::Error::other(error.to_string()),
+                |io| io::Error::new(io.kind(), io.to_string()),
+            );
+            return Error::Connect(self.target.address.to_string(), reason);
+        }
+        if source::<hyper::Error>(&error).is_some_and(hyper::Error::is_user) {
+            return Error::RequestBody(error);
+        }
+        Error::Broken(error)
+    }
+}
+
+/// RFC 9112 §6.3: an answer with both framings, which hyper lets through, may be an attempt to
+/// make two readers disagree.
+fn accept(mut answer: Response<Body>) -> Result<Response<Body>, Error> {
+    let headers = answer.headers();
+    if headers.contains_key(header::CONTENT_LENGTH) && headers.contains_key(header::TRANSFER_ENCODING) {
+        return Err(Error::Unusable("both Content-Length and Transfer-Encoding"));
+    }
+    if headers.get_all(header::CONTENT_LENGTH).iter().nth(1).is_some() {
+        return Err(Error::Unusable("Content-Length is repeated"));
+    }
+    if headers
+        .get_all(header::TRANSFER_ENCODING)
+        .iter()
+        .any(|value| !value.as_bytes().eq_ignore_ascii_case(b"chunked"))
+    {
+        return Err(Error::Unusable("Transfer-Encoding is not `chunked` alone"));
+    }
+    if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
+        return Err(Error::Unusable("an upgrade that nobody asked for"));
+    }
+    strip_hop_by_hop(answer.headers_mut());
+    Ok(answer)
+}
+
+fn source<'e, E: std::error::Error + 'static>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e E> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref::<E>() {
+            return Some(found);
+        }
+        next = error.source();
+    }
+    None
+}
+
+/// The URI that the pool wants; its authority never reaches the wire.
+fn absolute(authority: &str, path: &str) -> Option<Uri> {
+    Uri::builder().scheme("http").authority(authority).path_and_query(path).build().ok()
+}

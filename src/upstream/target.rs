@@ -1,0 +1,185 @@
+//! Where Rails listens, as `upstream.url` says it.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use http::Uri;
+use http::header::HeaderValue;
+
+use crate::authority;
+
+/// An address, and the path below which Rails is mounted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Where to connect.
+    pub address: Address,
+    /// The relative URL root: empty, or `/gitlab` and the like, without a trailing slash.
+    pub root: String,
+}
+
+/// Where to connect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// Host and port; the name is resolved at every connect, to all its addresses.
+    Tcp(String, u16),
+    /// A socket in the file system.
+    Unix(PathBuf),
+}
+
+/// What is wrong with an `upstream.url`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TargetError {
+    /// A scheme other than those known.
+    #[error("must begin with http:// or http+unix:// (https is not supported yet)")]
+    Scheme,
+    /// No host, or something that is no host.
+    #[error("needs a host, as in http://127.0.0.1:8080")]
+    Host,
+    /// User and password in the URL.
+    #[error("must not hold a user or a password")]
+    UserInfo,
+    /// The socket's path is not absolute, or not percent-encoded.
+    #[error("needs the socket's absolute path, percent-encoded, as in http+unix://%2Frun%2Fgitlab.socket")]
+    Socket,
+    /// A query, or a path that no client could be served below.
+    #[error("may end in a plain path (the relative URL root), without query, fragment or dot segments")]
+    Path,
+}
+
+impl Target {
+    /// Reads `http://host:port/root` or `http+unix://%2Fpath%2Fto%2Fsocket/root`.
+    pub fn parse(url: &str) -> Result<Self, TargetError> {
+        let (scheme, rest) = url.split_once("://").ok_or(TargetError::Scheme)?;
+        let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+        if authority.contains('@') {
+            return Err(TargetError::UserInfo);
+        }
+        let address = match scheme {
+            "http" => tcp(authority)?,
+            "http+unix" => Address::Unix(socket(authority)?),
+            _ => return Err(TargetError::Scheme),
+        };
+        Ok(Self { address, root: root(path)? })
+    }
+
+    pub(super) fn uri(&self, path: &str) -> Option<Uri> {
+        let authority = match &self.address {
+            Address::Tcp(host, port) => format!("{}:{port}", bracketed(host)),
+            Address::Unix(_) => "unix".to_owned(),
+        };
+        super::absolute(&authority, &format!("{}{path}", self.root))
+    }
+
+    pub(super) fn host_header(&self) -> HeaderValue {
+        let host = match &self.address {
+            Address::Tcp(host, 80) => bracketed(host),
+            Address::Tcp(host, port) => format!("{}:{port}", bracketed(host)),
+            Address::Unix(_) => "localhost".to_owned(),
+        };
+        HeaderValue::from_str(&host).unwrap_or(HeaderValue::from_static("localhost"))
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(host, port) => write!(f, "{}:{port}", bracketed(host)),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+fn bracketed(host: &str) -> String {
+    if host.contains(':') { format!("[{host}]") } else { host.to_owned() }
+}
+
+fn tcp(text: &str) -> Result<Address, TargetError> {
+    let (host, port) = authority::parse(text).ok_or(TargetError::Host)?;
+    Ok(Address::Tcp(host.to_owned(), port.unwrap_or(80)))
+}
+
+fn socket(authority: &str) -> Result<PathBuf, TargetError> {
+    let mut path = Vec::new();
+    let mut bytes = authority.bytes();
+    while let Some(byte) = bytes.next() {
+        if byte != b'%' {
+            path.push(byte);
+            continue;
+        }
+        let digits =
+            [bytes.next(), bytes.next()].map(|digit| digit.map(char::from).and_then(|c| c.to_digit(16)));
+        match digits {
+            [Some(high), Some(low)] => path.push(u8::try_from(high * 16 + low).unwrap_or_default()),
+            _ => return Err(TargetError::Socket),
+        }
+    }
+    let path = String::from_utf8(path).map_err(|_| TargetError::Socket)?;
+    if path.starts_with('/') && !path.contains('\0') { Ok(path.into()) } else { Err(TargetError::Socket) }
+}
+
+fn root(path: &str) -> Result<String, TargetError> {
+    let root = path.trim_end_matches('/');
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'~');
+    let good = root.is_empty()
+        || root.strip_prefix('/').is_some_and(|segments| {
+            segments.split('/').all(|s| !s.is_empty() && s != "." && s != ".." && s.bytes().all(plain))
+        });
+    if good { Ok(root.to_owned()) } else { Err(TargetError::Path) }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_that_are_understood() {
+        let tcp = |host: &str, port| Address::Tcp(host.into(), port);
+        for (url, address, root) in [
+            ("http://127.0.0.1:8080", tcp("127.0.0.1", 8080), ""),
+            ("http://localhost", tcp("localhost", 80), ""),
+            ("http://[::1]:8080/", tcp("::1", 8080), ""),
+            ("http://rails:8080/gitlab/", tcp("rails", 8080), "/gitlab"),
+            ("http+unix://%2Fvar%2Fopt%2Fgitlab.socket", Address::Unix("/var/opt/gitlab.socket".into()), ""),
+            ("http+unix://%2Frun%2Fa%20b/git/lab", Address::Unix("/run/a b".into()), "/git/lab"),
+        ] {
+            let target = Target::parse(url).unwrap();
+            assert_eq!((target.address, target.root.as_str()), (address, root), "{url}");
+        }
+    }
+
+    #[test]
+    fn urls_that_are_refused() {
+        for (url, error) in [
+            ("", TargetError::Scheme),
+            ("127.0.0.1:8080", TargetError::Scheme),
+            ("https://rails", TargetError::Scheme),
+            ("http://", TargetError::Host),
+            ("http://rails:", TargetError::Host),
+            ("http://rails:99999", TargetError::Host),
+            ("http://a b", TargetError::Host),
+            ("http://user:pass@rails", TargetError::UserInfo),
+            ("http+unix://run/gitlab.socket", TargetError::Socket),
+            ("http+unix://%2", TargetError::Socket),
+            ("http+unix://", TargetError::Socket),
+            ("http://rails/a?b=c", TargetError::Path),
+            ("http://rails?b", TargetError::Path),
+            ("http://rails/#x", TargetError::Path),
+            ("http://rails/../x", TargetError::Path),
+            ("http://rails/a//b", TargetError::Path),
+        ] {
+            assert_eq!(Target::parse(url), Err(error), "{url}");
+        }
+    }
+
+    #[test]
+    fn the_path_is_put_below_the_root() {
+        let target = Target::parse("http+unix://%2Frun%2Fs/gitlab").unwrap();
+        assert_eq!(
+            target.uri("/api/v4/internal/check?a=b").unwrap(),
+            "http://unix/gitlab/api/v4/internal/check?a=b"
+        );
+        assert_eq!(target.host_header(), "localhost");
+        assert_eq!(Target::parse("http://[::1]:81").unwrap().host_header(), "[::1]:81");
+    }
+}

@@ -1,0 +1,82 @@
+//! What callers show, good and bad. Tokens are signed by hand: a test that used the gateway's own
+//! library would share its mistakes.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use aws_lc_rs::hmac;
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use serde_json::{Value, json};
+
+use super::wire::Ask;
+
+/// The secret of GitLab Shell; its file ends in a line feed, as most do.
+pub const SHELL_SECRET: &str = "s3cret";
+
+/// The secret of kas; its file holds it in Base64.
+pub const KAS_SECRET: &[u8; 32] = b"these are 32 bytes for the test.";
+
+pub const SECRET_HEADER: &str = "Gitlab-Shared-Secret";
+pub const SHELL_HEADER: &str = "Gitlab-Shell-Api-Request";
+pub const KAS_HEADER: &str = "Gitlab-Kas-Api-Request";
+
+impl Ask {
+    /// With the shared secret in a header, as the internal API document has it.
+    pub fn with_secret(self) -> Self {
+        self.header(SECRET_HEADER, &STANDARD.encode(SHELL_SECRET))
+    }
+
+    /// With the token that GitLab Shell signs since GitLab 15.
+    pub fn with_shell_token(self) -> Self {
+        self.header(SHELL_HEADER, &shell_token(&json!({})))
+    }
+
+    /// With the token of kas, and that of the one agent there is.
+    pub fn with_kas_token(self) -> Self {
+        self.header(KAS_HEADER, &kas_token(&json!({}))).with_agent_token()
+    }
+
+    pub fn with_agent_token(self) -> Self {
+        self.header("Authorization", "Bearer agent-token-5")
+    }
+}
+
+/// A token like GitLab Shell's, but for the claims in `changes`; `null` takes a claim out.
+pub fn shell_token(changes: &Value) -> String {
+    let claims = json!({ "iss": "gitlab-shell", "iat": now(), "exp": now() + 60 });
+    sign(&changed(claims, changes), SHELL_SECRET.as_bytes())
+}
+
+/// A token like that of kas, but for the claims in `changes`. Kas gives it a few seconds; a
+/// minute keeps a slow machine from failing the test.
+pub fn kas_token(changes: &Value) -> String {
+    let claims = json!({ "iss": "gitlab-kas", "aud": "gitlab", "nbf": now() - 5, "exp": now() + 60 });
+    sign(&changed(claims, changes), KAS_SECRET)
+}
+
+/// A token for these claims, whatever they are, signed with HS256.
+pub fn sign(claims: &Value, key: &[u8]) -> String {
+    sign_as(r#"{"alg":"HS256"}"#, claims, key)
+}
+
+/// A token whose head says what it likes. The signature is always HS256.
+pub fn sign_as(head: &str, claims: &Value, key: &[u8]) -> String {
+    let signed = format!("{}.{}", URL_SAFE_NO_PAD.encode(head), URL_SAFE_NO_PAD.encode(claims.to_string()));
+    let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), signed.as_bytes());
+    format!("{signed}.{}", URL_SAFE_NO_PAD.encode(tag))
+}
+
+/// Unix seconds.
+pub fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+}
+
+fn changed(mut claims: Value, changes: &Value) -> Value {
+    for (name, value) in changes.as_object().unwrap() {
+        claims[name] = value.clone();
+        if value.is_null() {
+            claims.as_object_mut().unwrap().remove(name);
+        }
+    }
+    claims
+}

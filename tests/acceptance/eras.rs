@@ -1,0 +1,59 @@
+//! GitLab changed its mind about credentials at 15.5; a gateway can be told which of them to take.
+
+use super::credentials::SHELL_SECRET;
+use super::keys;
+use super::stage::{Stage, Way};
+use super::wire::Ask;
+
+/// From 15.5, only the signed token counts.
+#[test]
+fn a_gateway_for_tokens_refuses_the_plain_secret() {
+    let stage = Stage::of_era("jwt");
+    let gateway = stage.gateway_that_accepts(Way::Tcp, r#"["jwt"]"#);
+    for ask in [
+        Ask::get("check").with_secret(),
+        Ask::get(&format!("check?secret_token={SHELL_SECRET}")),
+        Ask::get("check").form(&format!("secret_token={SHELL_SECRET}")),
+        Ask::get("check"),
+    ] {
+        let (arrived, answer) = stage.arrivals(|| gateway.tcp.send(&ask));
+        assert_eq!((answer.status, arrived), (401, 0), "{ask}: {answer}");
+        assert_eq!(stage.tcp.send(&ask).body, answer.body, "{ask}");
+    }
+    assert_eq!(gateway.tcp.send(&Ask::get("check").with_shell_token()).status, 200);
+    assert_eq!(gateway.tcp.send(&Ask::post("pre_receive").with_shell_token()).status, 200);
+}
+
+/// From 18.7.2, an expired key is a 401 of Rails' own. It is nobody else's answer.
+#[test]
+fn a_refusal_by_rails_is_passed_on_and_not_kept() {
+    let stage = Stage::of_era("jwt");
+    let gateway = stage.gateway_that_accepts(Way::Tcp, r#"["jwt"]"#);
+    let ask = Ask::get(&format!("authorized_keys?key={}", keys::expired())).with_shell_token();
+    for _ in 0..2 {
+        let (arrived, answer) = stage.arrivals(|| gateway.tcp.send(&ask));
+        assert_eq!((answer.status, arrived), (401, 1), "{answer}");
+    }
+}
+
+/// Up to 15.4, Rails does not know the token.
+#[test]
+fn a_gateway_for_the_secret_refuses_tokens() {
+    let stage = Stage::of_era("secret");
+    let gateway = stage.gateway_that_accepts(Way::Tcp, r#"["shared_secret"]"#);
+    let (arrived, answer) = stage.arrivals(|| gateway.tcp.send(&Ask::get("check").with_shell_token()));
+    assert_eq!((answer.status, arrived), (401, 0), "{answer}");
+    assert_eq!(gateway.tcp.send(&Ask::get("check").with_secret()).status, 200);
+}
+
+/// Up to 15.4, a fingerprint among the parameters beats the key, even when it is empty.
+#[test]
+fn a_fingerprint_beside_the_key_is_left_to_rails() {
+    let stage = Stage::of_era("secret");
+    let gateway = stage.gateway_that_accepts(Way::Tcp, r#"["shared_secret"]"#);
+    let key = format!("authorized_keys?key={}", keys::of_root());
+    assert_eq!(gateway.tcp.send(&Ask::get(&key).with_secret()).status, 200);
+    let ask = Ask::get(&format!("{key}&fingerprint=")).with_secret();
+    assert_eq!(gateway.tcp.send(&ask).status, 404);
+    assert_eq!(gateway.tcp.send(&Ask::get(&key).with_secret()).status, 200);
+}

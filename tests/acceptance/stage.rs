@@ -1,0 +1,319 @@
+//! Starts the real things, each test its own: a Rails, and gateways in front of it.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
+use super::credentials::{KAS_SECRET, SHELL_SECRET};
+use super::wire::{Answer, Ask, Peer};
+
+/// No test ever waits this long, unless something is broken.
+const PATIENCE: Duration = Duration::from_mins(3);
+
+/// How a gateway reaches Rails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    Tcp,
+    Unix,
+}
+
+/// A Rails with everything it needs. When dropped, it ends and leaves nothing behind.
+pub struct Stage {
+    pub tcp: Peer,
+    pub unix: Peer,
+    root: &'static str,
+    process: Process,
+    // Last, so that it goes last.
+    dir: Scratch,
+}
+
+impl Stage {
+    /// A Rails that accepts both kinds of shell credential.
+    pub fn new() -> Self {
+        Self::start("both", "")
+    }
+
+    /// A Rails of another era: see `tests/rails/serve`.
+    pub fn of_era(era: &str) -> Self {
+        Self::start(era, "")
+    }
+
+    /// A Rails that lives below a path.
+    pub fn below(root: &'static str) -> Self {
+        Self::start("both", root)
+    }
+
+    fn start(era: &str, root: &'static str) -> Self {
+        let dir = Scratch::new();
+        fs::write(dir.file("shell_secret"), format!("{SHELL_SECRET}\n")).unwrap();
+        fs::write(dir.file("kas_secret"), STANDARD.encode(KAS_SECRET)).unwrap();
+        let tcp = free_address();
+        let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/rails/serve"));
+        command
+            .env("RAILS_DIR", &dir.path)
+            .env("RAILS_SHELL_SECRET_FILE", dir.file("shell_secret"))
+            .env("RAILS_KAS_SECRET_FILE", dir.file("kas_secret"))
+            .env("RAILS_TCP", tcp.to_string())
+            .env("RAILS_SOCKET", dir.file("rails.sock"))
+            .env("RAILS_RELATIVE_ROOT", if root.is_empty() { "/" } else { root })
+            .env("RAILS_ERA", era);
+        let process = Process::start(command, dir.file("puma.log"));
+        let unix = Peer::Unix(dir.file("rails.sock"));
+        let mut stage = Self { tcp: Peer::Tcp(tcp), unix, root, process, dir };
+        let peers = [stage.tcp.clone(), stage.unix.clone()];
+        stage
+            .process
+            .wait_until("Rails answers; if it is not installed, run tests/run, which does that", || {
+                peers.iter().all(|peer| is_ok(peer, "/-/counters"))
+            });
+        stage
+    }
+
+    /// A gateway that accepts both kinds of shell credential.
+    pub fn gateway(&self, way: Way) -> Gateway {
+        self.gateway_that_accepts(way, r#"["jwt", "shared_secret"]"#)
+    }
+
+    /// A gateway that accepts these kinds of shell credential.
+    pub fn gateway_that_accepts(&self, way: Way, accept: &str) -> Gateway {
+        let mut gateway = self.try_gateway(way, accept);
+        let admin = gateway.admin.clone();
+        gateway.process.wait_until("the gateway is ready", || is_ok(&admin, "/ready"));
+        gateway
+    }
+
+    /// A gateway that may never become ready.
+    pub fn try_gateway(&self, way: Way, accept: &str) -> Gateway {
+        let (tcp, admin) = (free_address(), free_address());
+        let name = format!("gateway-{}", tcp.port());
+        let socket = self.dir.file(&format!("{name}.sock"));
+        let config = self.dir.file(&format!("{name}.toml"));
+        fs::write(&config, self.config(way, accept, tcp, &socket, admin)).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_railgate"));
+        command.arg("run").arg("--config").arg(config);
+        let process = Process::start(command, self.dir.file(&format!("{name}.log")));
+        Gateway { tcp: Peer::Tcp(tcp), unix: Peer::Unix(socket), admin: Peer::Tcp(admin), process }
+    }
+
+    /// Entries live for an hour, and everybody waits for as long as it takes: no test may depend on
+    /// how fast the machine is.
+    fn config(&self, way: Way, accept: &str, tcp: SocketAddr, unix: &Path, admin: SocketAddr) -> String {
+        let rails = match way {
+            Way::Tcp => &self.tcp,
+            Way::Unix => &self.unix,
+        };
+        let upstream = format!("{}{}", rails.url(), self.root);
+        let (unix, dir) = (unix.display(), self.dir.path.display());
+        format!(
+            r#"
+            [[listen]]
+            address = "{tcp}"
+            [[listen]]
+            address = "unix:{unix}"
+            mode = "0600"
+            [admin]
+            address = "{admin}"
+            [upstream]
+            url = "{upstream}"
+            connect_timeout = "10m"
+            response_timeout = "10m"
+            [auth.shell]
+            secret_file = "{dir}/shell_secret"
+            accept = {accept}
+            [auth.kas]
+            secret_file = "{dir}/kas_secret"
+            [cache]
+            max_entries = 1_000
+            wait = "10m"
+            [cache.authorized_keys]
+            ttl = "1h"
+            negative_ttl = "1h"
+            [cache.discover]
+            ttl = "1h"
+            negative_ttl = "1h"
+            [cache.check]
+            ttl = "1h"
+            [limits]
+            head_timeout = "10m"
+            drain_timeout = "10m"
+            "#
+        )
+    }
+
+    /// Replaces a secret file, for the gateways that are started from now on.
+    pub fn write_secret(&self, name: &str, text: &str) {
+        fs::write(self.dir.file(name), text).unwrap();
+    }
+
+    /// How many requests reached Rails while `act` ran, and what it returned.
+    pub fn arrivals<T>(&self, act: impl FnOnce() -> T) -> (u64, T) {
+        self.control("POST", "/-/counters/reset");
+        let result = act();
+        (self.counters().values().sum(), result)
+    }
+
+    /// What reached Rails since the last reset, as in `GET /api/v4/internal/check`.
+    pub fn counters(&self) -> BTreeMap<String, u64> {
+        serde_json::from_slice(&self.control("GET", "/-/counters").body).unwrap()
+    }
+
+    /// Sets something in Rails: see `tests/rails/app/controls.rb`.
+    pub fn control(&self, method: &str, path: &str) -> Answer {
+        let answer = self.unix.send(&Ask::new(method, path));
+        assert_eq!(answer.status, 200, "{method} {path}: {answer}");
+        answer
+    }
+
+    /// Ends Rails at once.
+    pub fn stop_rails(&mut self) {
+        self.process.kill();
+    }
+}
+
+/// A gateway, on a TCP and on a unix socket.
+pub struct Gateway {
+    pub tcp: Peer,
+    pub unix: Peer,
+    pub admin: Peer,
+    process: Process,
+}
+
+impl Gateway {
+    pub fn peers(&self) -> [&Peer; 2] {
+        [&self.tcp, &self.unix]
+    }
+
+    /// Asks the gateway to end, as systemd does.
+    pub fn terminate(&self) {
+        let kill = format!("kill -TERM {}", self.process.child.id());
+        assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+    }
+
+    /// Waits until the gateway has ended by itself.
+    pub fn wait_for_end(&mut self) -> ExitStatus {
+        self.process.wait_for_end()
+    }
+
+    /// What it wrote so far.
+    pub fn log(&self) -> String {
+        self.process.log()
+    }
+}
+
+/// Waits, for as long as it takes, until something is true.
+pub fn eventually(what: &str, mut is_true: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !is_true() {
+        assert!(start.elapsed() < PATIENCE, "never came true: {what}");
+        pause();
+    }
+}
+
+fn pause() {
+    std::thread::sleep(Duration::from_millis(10));
+}
+
+fn is_ok(peer: &Peer, path: &str) -> bool {
+    peer.try_send(&Ask::new("GET", path)).is_ok_and(|answer| answer.status == 200)
+}
+
+/// A child process that does not outlive its test.
+struct Process {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Process {
+    fn start(mut command: Command, log: PathBuf) -> Self {
+        let out = File::create(&log).unwrap();
+        let err = out.try_clone().unwrap();
+        let child = command.stdin(Stdio::null()).stdout(out).stderr(err).spawn();
+        let child = child.unwrap_or_else(|error| panic!("{error}: {command:?}"));
+        Self { child, log }
+    }
+
+    fn wait_until(&mut self, what: &str, mut is_true: impl FnMut() -> bool) {
+        let start = Instant::now();
+        while !is_true() {
+            let end = self.child.try_wait().unwrap();
+            let is_over = end.is_some() || start.elapsed() > PATIENCE;
+            assert!(!is_over, "never came true: {what}\n(exit: {end:?})\n{}", self.log());
+            pause();
+        }
+    }
+
+    fn wait_for_end(&mut self) -> ExitStatus {
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(start.elapsed() < PATIENCE, "it does not end\n{}", self.log());
+            pause();
+        }
+    }
+
+    fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+        if std::thread::panicking() {
+            println!("--- {}\n{}", self.log.display(), self.log());
+        }
+    }
+}
+
+/// A directory that goes when the test ends.
+struct Scratch {
+    path: PathBuf,
+}
+
+impl Scratch {
+    fn new() -> Self {
+        static NEXT: AtomicU16 = AtomicU16::new(0);
+        let name = format!("railgate-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir(&path).unwrap();
+        Self { path }
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.path);
+    }
+}
+
+/// A port that nobody has. Not one of those that the system hands out by itself: some outgoing
+/// connection could take such a port before the server does.
+fn free_address() -> SocketAddr {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let start = u16::try_from(std::process::id() % 100).unwrap() * 100;
+    loop {
+        let port = 20_000 + (start + NEXT.fetch_add(1, Ordering::Relaxed)) % 10_000;
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        if TcpListener::bind(address).is_ok() {
+            return address;
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! A client that knows just enough HTTP, so that nothing stands between a test and the bytes.
+
+use std::fmt;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::Value;
+
+/// Only there so that a broken server fails a test instead of hanging it.
+const PATIENCE: Duration = Duration::from_mins(2);
+
+/// A server: where it listens.
+#[derive(Clone, Debug)]
+pub enum Peer {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
+
+/// A request.
+#[derive(Clone, Debug)]
+pub struct Ask {
+    pub method: String,
+    pub target: String,
+    pub headers: Vec<(String, String)>,
+    pub body: Vec<u8>,
+    /// Send the body as chunks instead of announcing its length.
+    pub chunked: bool,
+}
+
+/// An answer.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: Vec<(String, String)>,
+    pub body: Vec<u8>,
+}
+
+impl Ask {
+    /// A request to exactly this target.
+    pub fn new(method: &str, target: &str) -> Self {
+        Self {
+            method: method.to_owned(),
+            target: target.to_owned(),
+            headers: Vec::new(),
+            body: Vec::new(),
+            chunked: false,
+        }
+    }
+
+    /// A GET of an endpoint of the internal API, named as in `check` or `discover?key_id=1`.
+    pub fn get(endpoint: &str) -> Self {
+        Self::new("GET", &format!("/api/v4/internal/{endpoint}"))
+    }
+
+    /// A POST to an endpoint of the internal API.
+    pub fn post(endpoint: &str) -> Self {
+        Self::new("POST", &format!("/api/v4/internal/{endpoint}"))
+    }
+
+    pub fn header(mut self, name: &str, value: &str) -> Self {
+        self.headers.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    pub fn form(self, body: &str) -> Self {
+        self.body("application/x-www-form-urlencoded", body)
+    }
+
+    pub fn json(self, body: &str) -> Self {
+        self.body("application/json", body)
+    }
+
+    pub fn body(mut self, kind: &str, body: &str) -> Self {
+        self.body = body.as_bytes().to_vec();
+        self.header("Content-Type", kind)
+    }
+
+    pub fn chunked(mut self) -> Self {
+        self.chunked = true;
+        self
+    }
+
+    /// The request as it goes over the wire.
+    fn to_bytes(&self, connection: &str) -> Vec<u8> {
+        let mut lines = vec![
+            format!("{} {} HTTP/1.1", self.method, self.target),
+            "Host: localhost".to_owned(),
+            format!("Connection: {connection}"),
+        ];
+        lines.extend(self.headers.iter().map(|(name, value)| format!("{name}: {value}")));
+        if self.chunked {
+            lines.push("Transfer-Encoding: chunked".to_owned());
+        } else if !self.body.is_empty() || self.method == "POST" {
+            lines.push(format!("Content-Length: {}", self.body.len()));
+        }
+        let mut bytes = (lines.join("\r\n") + "\r\n\r\n").into_bytes();
+        if self.chunked {
+            // Bytewise, so that no reader gets away with looking at the first chunk alone.
+            for byte in &self.body {
+                bytes.extend_from_slice(&[b'1', b'\r', b'\n', *byte, b'\r', b'\n']);
+            }
+            bytes.extend_from_slice(b"0\r\n\r\n");
+        } else {
+            bytes.extend_from_slice(&self.body);
+        }
+        bytes
+    }
+}
+
+impl fmt::Display for Ask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} {} {:?} {}",
+            self.method,
+            self.target,
+            self.headers,
+            String::from_utf8_lossy(&self.body)
+        )
+    }
+}
+
+impl Answer {
+    /// The value of a header, if it is there once. Twice fails the test: no header that is looked
+    /// at here may be repeated.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let mut values = self.headers.iter().filter(|(is, _)| is.eq_ignore_ascii_case(name));
+        let first = values.next();
+        assert!(values.next().is_none(), "{name} is repeated in {self}");
+        first.map(|(_, value)| value.as_str())
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error} in {self}"))
+    }
+}
+
+impl fmt::Display for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {:?} {}", self.status, self.headers, String::from_utf8_lossy(&self.body))
+    }
+}
+
+impl Peer {
+    /// As `upstream.url` of the gateway's configuration has it.
+    pub fn url(&self) -> String {
+        match self {
+            Self::Tcp(address) => format!("http://{address}"),
+            Self::Unix(path) => format!("http+unix://{}", path.display().to_string().replace('/', "%2F")),
+        }
+    }
+
+    /// Sends one request over a connection of its own, as GitLab Shell does.
+    pub fn send(&self, ask: &Ask) -> Answer {
+        self.try_send(ask).unwrap_or_else(|error| panic!("{error}: {ask} to {self:?}"))
+    }
+
+    /// Sends one request to a server that may not be there.
+    pub fn try_send(&self, ask: &Ask) -> io::Result<Answer> {
+        let mut connection = self.connect()?;
+        connection.write_all(&ask.to_bytes("close"))?;
+        read_answer(&mut BufReader::new(connection), ask)
+    }
+
+    /// Sends several requests over one connection, as kas does.
+    pub fn send_all(&self, asks: &[Ask]) -> Vec<Answer> {
+        let mut connection = BufReader::new(self.connect().unwrap());
+        let mut exchange = |ask: &Ask| {
+            connection.get_mut().write_all(&ask.to_bytes("keep-alive"))?;
+            read_answer(&mut connection, ask)
+        };
+        asks.iter().map(|ask| exchange(ask).unwrap_or_else(|error| panic!("{error}: {ask}"))).collect()
+    }
+
+    fn connect(&self) -> io::Result<Box<dyn Connection>> {
+        match self {
+            Self::Tcp(address) => {
+                let stream = TcpStream::connect(address)?;
+                stream.set_read_timeout(Some(PATIENCE))?;
+                Ok(Box::new(stream))
+            }
+            Self::Unix(path) => {
+                let stream = UnixStream::connect(path)?;
+                stream.set_read_timeout(Some(PATIENCE))?;
+                Ok(Box::new(stream))
+            }
+        }
+    }
+}
+
+trait Connection: Read + Write {}
+impl<T: Read + Write> Connection for T {}
+
+fn read_answer(from: &mut impl BufRead, ask: &Ask) -> io::Result<Answer> {
+    let status_line = read_line(from)?;
+    let status = status_line.split(' ').nth(1).and_then(|status| status.parse().ok());
+    let status = status.ok_or_else(|| broken(&format!("no status line: {status_line:?}")))?;
+    let mut headers = Vec::new();
+    loop {
+        let line = read_line(from)?;
+        if line.is_empty() {
+            break;
+        }
+        let (name, value) = line.split_once(':').ok_or_else(|| broken(&format!("no header: {line:?}")))?;
+        headers.push((name.to_owned(), value.trim().to_owned()));
+    }
+    let mut answer = Answer { status, headers, body: Vec::new() };
+    if ask.method != "HEAD" && !matches!(status, 204 | 304) {
+        answer.body = read_body(from, &answer)?;
+    }
+    Ok(answer)
+}
+
+fn read_body(from: &mut impl BufRead, answer: &Answer) -> io::Result<Vec<u8>> {
+    match (answer.header("Transfer-Encoding"), answer.header("Content-Length")) {
+        (Some("chunked"), None) => read_chunks(from),
+        (None, Some(length)) => read_exactly(from, length.parse().map_err(|_| broken("Content-Length"))?),
+        (None, None) => {
+            let mut body = Vec::new();
+            from.read_to_end(&mut body)?;
+            Ok(body)
+        }
+        framing => Err(broken(&format!("framed as {framing:?}"))),
+    }
+}
+
+fn read_chunks(from: &mut impl BufRead) -> io::Result<Vec<u8>> {
+    let mut body = Vec::new();
+    loop {
+        let size = read_line(from)?;
+        let size = usize::from_str_radix(&size, 16).map_err(|_| broken(&format!("chunk size {size:?}")))?;
+        body.extend(read_exactly(from, size)?);
+        if !read_line(from)?.is_empty() {
+            return Err(broken("a chunk is longer than it says"));
+        }
+        if size == 0 {
+            return Ok(body);
+        }
+    }
+}
+
+fn read_exactly(from: &mut impl BufRead, length: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; length];
+    from.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn read_line(from: &mut impl BufRead) -> io::Result<String> {
+    let mut line = String::new();
+    from.read_line(&mut line)?;
+    line.strip_suffix("\r\n").map(str::to_owned).ok_or_else(|| broken(&format!("broken off after {line:?}")))
+}
+
+fn broken(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what.to_owned())
+}

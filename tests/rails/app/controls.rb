@@ -1,0 +1,80 @@
+# frozen_string_literal: true
+
+# What a test may ask of this Rails, and set in it. None of it exists in GitLab.
+#
+#   GET    /-/counters         {"GET /api/v4/internal/check": 3, …}: the requests that reached Rails
+#   POST   /-/counters/reset
+#   POST   /-/redis?up=false   what `check` reports from now on
+#   POST   /-/release          let the `allowed` requests go that are held open
+#   DELETE /-/keys/:id         remove an SSH key, as its owner would
+class Controls
+  MUTEX = Mutex.new
+  RELEASED = ConditionVariable.new
+  private_constant :MUTEX, :RELEASED
+
+  class << self
+    def count(name)
+      MUTEX.synchronize { @counts[name] += 1 }
+    end
+
+    def counts
+      MUTEX.synchronize { @counts.dup }
+    end
+
+    def reset
+      MUTEX.synchronize { @counts = Hash.new(0) }
+    end
+
+    # Holds a request open for as long as a test needs it to be, however slow the machine is.
+    def wait_for_release
+      MUTEX.synchronize { RELEASED.wait(MUTEX) until @released }
+      true
+    end
+
+    def release
+      MUTEX.synchronize { @released = true }
+      RELEASED.broadcast
+      true
+    end
+
+    attr_accessor :redis_up
+  end
+
+  reset
+  self.redis_up = true
+  @released = false
+
+  # The middleware that counts.
+  class Count
+    def initialize(app)
+      @app = app
+    end
+
+    def call(env)
+      Controls.count("#{env['REQUEST_METHOD']} #{env['SCRIPT_NAME']}#{env['PATH_INFO']}")
+      @app.call(env)
+    end
+  end
+
+  def call(env)
+    request = Rack::Request.new(env)
+    case [request.request_method, request.path_info]
+    in ['GET', '/counters'] then json(Controls.counts)
+    in ['POST', '/counters/reset'] then json(Controls.reset)
+    in ['POST', '/release'] then json(Controls.release)
+    in ['POST', '/redis'] then json(Controls.redis_up = request.params['up'] != 'false')
+    in ['DELETE', %r{\A/keys/\d+\z} => path] then json(delete_key(path))
+    else [404, {}, []]
+    end
+  end
+
+  private
+
+  def delete_key(path)
+    ActiveRecord::Base.connection_pool.with_connection { Key.where(id: path.delete('^0-9')).delete_all }
+  end
+
+  def json(object)
+    [200, { 'Content-Type' => 'application/json' }, [object.to_json]]
+  end
+end

@@ -1,0 +1,9 @@
+# frozen_string_literal: true
+
+# One process, so that the counters in its memory see every request.
+workers 0
+threads 2, 4
+environment 'production'
+
+bind "tcp://#{ENV['RAILS_TCP']}" if ENV['RAILS_TCP'].to_s != ''
+bind "unix://#{ENV['RAILS_SOCKET']}" if ENV['RAILS_SOCKET'].to_s != ''
