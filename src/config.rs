@@ -3,15 +3,20 @@
 //! Only this room knows what the keys are called. What they mean, and their defaults, belong to
 //! the rooms whose settings they are.
 
+mod auth;
+mod cache;
 mod document;
+mod listen;
 mod read;
+mod scalars;
 mod units;
+mod upstream;
 
 use std::fmt;
 use std::path::Path;
 
 pub use self::document::Problem;
-use crate::{auth, cache, server, upstream};
+use crate::server;
 
 /// Everything that can be configured.
 #[derive(Clone, Debug)]
@@ -21,13 +26,13 @@ pub struct Settings {
     /// Where operators and their tools connect.
     pub admin: server::Endpoint,
     /// Rails.
-    pub upstream: upstream::Settings,
+    pub upstream: crate::upstream::Settings,
     /// Path prefixes outside the internal API that are forwarded.
     pub forward_prefixes: Vec<String>,
     /// Who is let in.
-    pub auth: auth::Settings,
+    pub auth: crate::auth::Settings,
     /// What is kept.
-    pub cache: cache::Settings,
+    pub cache: crate::cache::Settings,
     /// Bounds on clients.
     pub limits: server::Limits,
     /// What is logged.

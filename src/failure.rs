@@ -139,7 +139,6 @@ impl From<upstream::Error> for Failure {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use http_body_util::BodyExt as _;

@@ -115,7 +115,6 @@ pub fn is_request_id(value: &[u8]) -> bool {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

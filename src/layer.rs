@@ -8,6 +8,8 @@ pub mod hygiene;
 pub mod observe;
 pub mod rescue;
 pub mod serve_cached;
+#[cfg(test)]
+mod testing;
 
 use std::future::{Future, Ready};
 use std::pin::Pin;

@@ -1,6 +1,7 @@
 //! Every series that the gateway exposes, in one place. The help texts are the doc comments; the
 //! labels come from closed enums, so that no caller can make new series.
 
+mod process;
 mod sources;
 
 use std::time::Duration;
@@ -76,7 +77,8 @@ const UPSTREAM_BOUNDS: [f64; 12] =
 impl Metrics {
     /// Registers every series; those of `sources` are read when somebody scrapes.
     pub fn new(sources: Sources) -> Self {
-        let mut registry = Registry::with_prefix("railgate");
+        let mut root = Registry::default();
+        let registry = root.sub_registry_with_prefix("railgate");
         let mut metrics = Self {
             registry: Registry::default(),
             requests: Family::default(),
@@ -127,7 +129,9 @@ impl Metrics {
             metrics.clients_gone.clone(),
         );
         registry.register_collector(Box::new(sources));
-        metrics.registry = registry;
+        // Every Prometheus client library gives these the same names, without a prefix.
+        root.register_collector(Box::new(process::Process));
+        metrics.registry = root;
         metrics
     }
 

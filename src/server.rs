@@ -162,7 +162,7 @@ impl Server {
         self.connections.open.fetch_add(1, Ordering::Relaxed);
         let server = self.clone();
         self.tasks.spawn(async move {
-            let _counted = Counted(Arc::clone(&server.connections), permit);
+            let _counted = Counted { connections: Arc::clone(&server.connections), _permit: permit };
             tokio::select! {
                 () = server.stop.cancelled() => {}
                 () = server.connection(socket, peer, service) => {}
@@ -214,11 +214,14 @@ impl Server {
 }
 
 /// A connection's share of the limit and of the count, given back when it ends.
-struct Counted(Arc<Connections>, #[allow(dead_code)] OwnedSemaphorePermit);
+struct Counted {
+    connections: Arc<Connections>,
+    _permit: OwnedSemaphorePermit,
+}
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Ordering::Relaxed);
+        self.connections.open.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -26,18 +26,16 @@ pub(super) enum Presented<'a> {
 /// Finds the text that Rails would compare with its secret.
 pub(super) fn find<'a>(headers: &'a HeaderMap, query: &'a [u8], body: BodyOf<'_>) -> Presented<'a> {
     let from_body = match body {
-        BodyOf::Form(form) => owned(Params::parse(form).secret_token()),
+        BodyOf::Form(form) => in_params(&Params::parse(form)),
         BodyOf::Json(json) => in_json(json),
         BodyOf::Irrelevant | BodyOf::Unread => Given::Absent,
     };
-    let from_query =
-        if query.is_empty() { Given::Absent } else { owned(Params::parse(query).secret_token()) };
+    let from_query = if query.is_empty() { Given::Absent } else { in_params(&Params::parse(query)) };
     match (from_body, from_query) {
         (Given::Ambiguous, _) | (_, Given::Ambiguous) => Presented::Refused(Rejection::Ambiguous),
-        (Given::Text(text), _) => Presented::Text(Cow::Owned(text)),
+        (Given::Text(text), _) | (Given::Absent, Given::Text(text)) => Presented::Text(Cow::Owned(text)),
         // A `null` in the body overrides the query, and then the header counts.
         (Given::Null, _) | (Given::Absent, Given::Absent | Given::Null) => in_header(headers, body),
-        (Given::Absent, Given::Text(text)) => Presented::Text(Cow::Owned(text)),
     }
 }
 
@@ -48,8 +46,8 @@ enum Given {
     Ambiguous,
 }
 
-fn owned(token: SecretToken<'_>) -> Given {
-    match token {
+fn in_params(params: &Params<'_>) -> Given {
+    match params.secret_token() {
         SecretToken::Nil => Given::Absent,
         SecretToken::Given(text) => Given::Text(text.to_vec()),
         SecretToken::Ambiguous => Given::Ambiguous,

@@ -1,5 +1,3 @@
-#![allow(clippy::unwrap_used)]
-
 use super::*;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;

@@ -211,6 +211,8 @@ fn life_left(body: &Value, now: i64) -> Result<Option<Duration>, NoStore> {
 
 #[cfg(test)]
 mod tests {
+    use super::Caching::{AuthorizedKeys as Keys, Check, Discover};
+    use super::Sign::{Negative, Positive};
     use super::*;
 
     const NOW: i64 = 1_700_000_000; // 2023-11-14T22:13:20Z
@@ -226,8 +228,6 @@ mod tests {
 
     #[test]
     fn only_the_expected_answers_are_kept() {
-        use Caching::{AuthorizedKeys as Keys, Check, Discover};
-        use Sign::{Negative, Positive};
         for (caching, status, body, expected) in [
             (Keys, 200, r#"{"id":1,"key":"ssh-rsa A"}"#, kept(Positive, 60)),
             (Keys, 200, r#"{"id":1,"key":"k","expires_at":null}"#, kept(Positive, 60)),
@@ -278,7 +278,6 @@ mod tests {
             }
             answer.body(()).map(|answer| judge_head(caching, &answer, 100)).ok()
         };
-        use Caching::{AuthorizedKeys as Keys, Discover};
         let json = "application/json";
         assert_eq!(head(Keys, 200, json, "10", None), Some(Ok(())));
         assert_eq!(head(Keys, 200, "application/json; charset=utf-8", "10", None), Some(Ok(())));

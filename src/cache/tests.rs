@@ -1,5 +1,3 @@
-#![allow(clippy::unwrap_used)]
-
 use super::*;
 use crate::cache::freshness::Storable;
 use crate::clock::{Clock, Manual};

@@ -9,7 +9,7 @@ pub(super) fn init(log: &Log) {
         tracing_subscriber::fmt().with_max_level(LevelFilter::from_level(log.level)).with_target(false);
     match log.format {
         LogFormat::Json => {
-            subscriber.json().flatten_event(true).with_current_span(false).with_span_list(false).init()
+            subscriber.json().flatten_event(true).with_current_span(false).with_span_list(false).init();
         }
         LogFormat::Pretty => subscriber.compact().init(),
     }

@@ -93,7 +93,6 @@ fn note(record: &Record, failure: &Failure) {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::panic)]
 mod tests {
     use super::*;
     use crate::auth::Rejection;

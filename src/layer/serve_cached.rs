@@ -15,7 +15,7 @@ use tower::{Layer, Service};
 use super::{Answer, Later, NowOr, now};
 use crate::body::{Body, Collected};
 use crate::cache::freshness::{self, judge_head};
-use crate::cache::{Boarding, Cache, Hit, Key, Landed, Lease, NoStore, Settings};
+use crate::cache::{Boarding, Cache, Entry, Hit, Key, Landed, Lease, NoStore, Settings};
 use crate::clock::Clock;
 use crate::exchange::{Authenticated, CacheOutcome, Exchange, Record, SeenBody};
 use crate::failure::Failure;
@@ -66,7 +66,7 @@ impl<S> Layer<S> for ServeCachedLayer {
 
 impl<S> Service<Authenticated> for ServeCached<S>
 where
-    S: Service<Authenticated, Response = Response<Body>, Error = Failure> + Send + 'static,
+    S: Service<Authenticated, Response = Response<Body>, Error = Failure> + Clone + Send + 'static,
     S::Future: Send,
 {
     type Response = S::Response;
@@ -93,11 +93,18 @@ where
             Boarding::Lead(lease) => self.lead(call, lease),
             Boarding::Follow(wait) => {
                 let (shared, record) = (Arc::clone(&self.shared), call.exchange.record.clone());
-                // Prepared now, polled only if the wait brings nothing.
-                let alone = self.inner.call(call);
+                // The ready service goes along; a clone takes its place (tower#547).
+                let clone = self.inner.clone();
+                let mut inner = std::mem::replace(&mut self.inner, clone);
                 Either::Right(Box::pin(async move {
                     let landed = tokio::time::timeout(shared.settings.wait, wait.landed()).await;
-                    follow(landed.unwrap_or(Landed::NotShared), alone, &shared, &record).await
+                    match landed.unwrap_or(Landed::NotShared) {
+                        Landed::Stored(entry) => Ok(share(&entry, &shared, &record)),
+                        Landed::Unreachable => Err(Failure::UpstreamUnreachable),
+                        Landed::NotShared => {
+                            Ok(marked(inner.call(call).await?, CacheOutcome::Alone, &record))
+                        }
+                    }
                 }))
             }
         }
@@ -231,25 +238,13 @@ async fn fill(
     Ok(marked(Response::from_parts(head, Body::from(body)), outcome, record))
 }
 
-/// What a caller gets who waited for another's request.
-async fn follow(
-    landed: Landed,
-    alone: impl Future<Output = Answer>,
-    shared: &Shared,
-    record: &Record,
-) -> Answer {
-    match landed {
-        Landed::Stored(entry) => {
-            record.note(|notes| notes.cache = CacheOutcome::Shared);
-            let age = entry.age(shared.clock.now());
-            let mut answer = entry.to_response().map(Body::from);
-            answer.headers_mut().insert(header::AGE, age.as_secs().into());
-            answer.headers_mut().insert(CACHE_STATUS.clone(), CacheOutcome::Shared.cache_status());
-            Ok(answer)
-        }
-        Landed::Unreachable => Err(Failure::UpstreamUnreachable),
-        Landed::NotShared => Ok(marked(alone.await?, CacheOutcome::Alone, record)),
-    }
+/// The answer that another caller's request brought.
+fn share(entry: &Entry, shared: &Shared, record: &Record) -> Response<Body> {
+    record.note(|notes| notes.cache = CacheOutcome::Shared);
+    let mut answer = entry.to_response().map(Body::from);
+    answer.headers_mut().insert(header::AGE, entry.age(shared.clock.now()).as_secs().into());
+    answer.headers_mut().insert(CACHE_STATUS.clone(), CacheOutcome::Shared.cache_status());
+    answer
 }
 
 /// An answer from memory. hyper leaves the body out for HEAD.

@@ -27,8 +27,7 @@ pub struct Sources {
 impl Collector for Sources {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         self.encode_cache(&mut encoder)?;
-        self.encode_connections(&mut encoder)?;
-        encode_process(&mut encoder)
+        self.encode_connections(&mut encoder)
     }
 }
 
@@ -72,7 +71,7 @@ impl Sources {
     }
 }
 
-fn single(
+pub(super) fn single(
     encoder: &mut DescriptorEncoder<'_>,
     name: &str,
     help: &str,
@@ -90,44 +89,4 @@ fn by_store<M: EncodeMetric>(
     let mut family = encoder.encode_descriptor(name, help, None, positive.metric_type())?;
     positive.encode(family.encode_family(&[("store", Sign::Positive.as_str())])?)?;
     negative.encode(family.encode_family(&[("store", Sign::Negative.as_str())])?)
-}
-
-/// The figures that every Prometheus client library gives, read from `/proc`.
-fn encode_process(encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-    let Some(process) = Process::read() else { return Ok(()) };
-    let cpu = ConstCounter::new(process.cpu_seconds);
-    single(encoder, "process_cpu_seconds", "CPU time spent, user and system", &cpu)?;
-    let memory = ConstGauge::new(process.resident_bytes);
-    single(encoder, "process_resident_memory_bytes", "Resident memory", &memory)?;
-    let fds = ConstGauge::new(process.open_fds);
-    single(encoder, "process_open_fds", "Open file descriptors", &fds)?;
-    let threads = ConstGauge::new(process.threads);
-    single(encoder, "process_threads", "Threads", &threads)
-}
-
-struct Process {
-    cpu_seconds: f64,
-    resident_bytes: u64,
-    open_fds: u64,
-    threads: u64,
-}
-
-impl Process {
-    /// proc(5); `None` where there is no `/proc`.
-    fn read() -> Option<Self> {
-        let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
-        // The second field is the program's name in parentheses, and may hold anything.
-        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-        let field = |index: usize| fields.get(index).and_then(|field| field.parse::<u32>().ok());
-        let status = std::fs::read_to_string("/proc/self/status").ok()?;
-        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-        let resident_kib: u64 = resident.trim().trim_end_matches(" kB").parse().ok()?;
-        Some(Self {
-            // USER_HZ is 100 on every Linux.
-            cpu_seconds: f64::from(field(11)?.saturating_add(field(12)?)) / 100.0,
-            resident_bytes: resident_kib * 1024,
-            open_fds: std::fs::read_dir("/proc/self/fd").ok()?.count() as u64,
-            threads: u64::from(field(17)?),
-        })
-    }
 }

@@ -191,7 +191,6 @@ pub(crate) fn refused_head(refusal: Refusal) -> Vec<u8> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use proptest::prelude::*;

@@ -128,7 +128,6 @@ fn root(path: &str) -> Result<String, TargetError> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

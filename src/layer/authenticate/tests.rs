@@ -1,1 +1,132 @@
+use super::*;
+use crate::auth::{CallerKind, Settings};
+use crate::clock::Manual;
+use crate::exchange::{Exchange, Record};
+use crate::layer::testing::{Hand, inner, is_idle};
+use crate::route;
+use crate::secret::ShellSecret;
+use bytes::Bytes;
+use http_body_util::BodyExt as _;
+use tower::ServiceExt as _;
 
+const MAX_BODY: usize = 64;
+
+fn layer() -> AuthenticateLayer {
+    let auth = Auth::new(Settings {
+        shell_secret: ShellSecret::from_text(b"s3cret").unwrap(),
+        accept_jwt: true,
+        accept_shared_secret: true,
+        max_body: MAX_BODY,
+        kas: None,
+    });
+    AuthenticateLayer::new(Arc::new(ArcSwap::from_pointee(auth)), Clock::Manual(Manual::at(0)))
+}
+
+fn routed(method: Method, path: &str, headers: &[(&str, &str)], body: &str) -> Routed {
+    let mut request = Request::builder().method(&method).uri(format!("{}{path}", route::PREFIX));
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let request = request.body(Body::from(Bytes::from(body.to_owned()))).unwrap();
+    let found = route::find(&method, path.split('?').next().unwrap());
+    Routed { exchange: Exchange { request, peer: None, record: Record::default() }, found }
+}
+
+/// What comes through: the request with its caller, or the failure.
+async fn through(routed: Routed) -> Result<Authenticated, Failure> {
+    let (inner, mut hand): (_, Hand<Authenticated>) = inner();
+    let call = tokio::spawn(layer().layer(inner).oneshot(routed));
+    tokio::select! {
+        Some((request, _)) = hand.next_request() => Ok(request),
+        outcome = call => Err(outcome.unwrap().unwrap_err()),
+    }
+}
+
+const SECRET: (&str, &str) = ("gitlab-shared-secret", "czNjcmV0");
+const FORM: (&str, &str) = ("content-type", "application/x-www-form-urlencoded");
+const JSON: (&str, &str) = ("content-type", "application/json; charset=utf-8");
+
+#[tokio::test]
+async fn a_credential_in_the_head_leaves_the_body_unread() {
+    let body = "secret_token=bad";
+    let call = through(routed(Method::POST, "/allowed", &[SECRET, FORM], body)).await.unwrap();
+    assert_eq!((call.seen, call.caller.kind()), (SeenBody::Unknown, CallerKind::SharedSecret));
+    let call = through(routed(Method::GET, "/check", &[SECRET], "")).await.unwrap();
+    assert_eq!(call.seen, SeenBody::None);
+}
+
+#[tokio::test]
+async fn a_credential_in_the_body_is_found_and_the_body_stays_whole() {
+    for (method, path, kind, body) in [
+        (Method::GET, "/check", Some(FORM), "secret_token=s3cret%0A"),
+        (Method::POST, "/allowed", Some(FORM), "key_id=1&secret_token=s3cret"),
+        (Method::POST, "/allowed", None, "key_id=1&secret_token=s3cret"),
+        (Method::POST, "/allowed", Some(JSON), r#"{"key_id":1,"secret_token":"s3cret"}"#),
+    ] {
+        let headers: Vec<_> = kind.into_iter().collect();
+        let call = through(routed(method, path, &headers, body)).await.unwrap();
+        assert_eq!(call.caller.kind(), CallerKind::SharedSecret, "{body}");
+        let sent_on = call.exchange.request.into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(sent_on, body);
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_credential_for_rails_is_none_here() {
+    use Rejection::{Ambiguous, Missing, Wrong};
+    let multipart = ("content-type", "multipart/form-data; boundary=x");
+    for (method, path, headers, body, expected) in [
+        (Method::GET, "/check", vec![], "", Missing),
+        (Method::GET, "/check", vec![JSON], r#"{"secret_token":"s3cret"}"#, Missing),
+        (Method::GET, "/check", vec![], "secret_token=s3cret", Missing),
+        (Method::HEAD, "/check", vec![JSON], r#"{"secret_token":"s3cret"}"#, Missing),
+        (Method::POST, "/allowed", vec![multipart], "secret_token=s3cret", Missing),
+        (Method::POST, "/allowed", vec![FORM], "secret_token=bad", Wrong),
+        (Method::POST, "/allowed", vec![FORM], "secret_token[]=s3cret", Ambiguous),
+        (Method::POST, "/allowed", vec![JSON], "{", Ambiguous),
+        (Method::POST, "/allowed", vec![JSON], "", Missing),
+        (Method::GET, "/check.json", vec![], "", Missing),
+    ] {
+        match through(routed(method, path, &headers, body)).await {
+            Err(Failure::Unauthorized(rejection)) => assert_eq!(rejection, expected, "{body}"),
+            other => unreachable!("{path} {body}: {other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_body_is_read_up_to_the_limit_only() {
+    let body = format!("secret_token=s3cret&a={}", "b".repeat(MAX_BODY));
+    let outcome = through(routed(Method::POST, "/allowed", &[FORM], &body)).await;
+    assert!(matches!(outcome, Err(Failure::BodyTooLarge)), "{outcome:?}");
+    // With a credential in sight it may be of any size.
+    assert!(through(routed(Method::POST, "/allowed", &[FORM, SECRET], &body)).await.is_ok());
+}
+
+#[tokio::test]
+async fn other_families_pass_without_a_credential_of_ours() {
+    for (method, path) in [(Method::GET, "/pages"), (Method::GET, "/new/thing"), (Method::PUT, "/check")] {
+        let call = through(routed(method, path, &[], "")).await.unwrap();
+        assert_eq!(call.caller.kind(), CallerKind::LeftToRails);
+    }
+}
+
+#[tokio::test]
+async fn secrets_can_be_exchanged_while_requests_come() {
+    let layer = layer();
+    let (inner, mut hand): (_, Hand<Authenticated>) = inner();
+    let service = layer.layer(inner);
+    let auth = Auth::new(Settings {
+        shell_secret: ShellSecret::from_text(b"another").unwrap(),
+        accept_jwt: true,
+        accept_shared_secret: true,
+        max_body: MAX_BODY,
+        kas: None,
+    });
+    layer.auth.store(Arc::new(auth));
+    let outcome = service.clone().oneshot(routed(Method::GET, "/check", &[SECRET], "")).await;
+    assert!(matches!(outcome, Err(Failure::Unauthorized(Rejection::Wrong))));
+    let new = ("gitlab-shared-secret", "YW5vdGhlcg==");
+    let _call = tokio::spawn(service.oneshot(routed(Method::GET, "/check", &[new], "")));
+    assert!(!is_idle(&mut hand).await);
+}

@@ -1,10 +1,9 @@
-#![allow(clippy::unwrap_used)]
-
 use super::*;
 use crate::body::Body;
 use crate::exchange::Record;
-use http::{Request, StatusCode};
-use tower_test::mock;
+use crate::layer::testing::{inner, is_idle};
+use http::Request;
+use tower::ServiceExt as _;
 
 fn exchange(path: &str, headers: &[(&str, &str)]) -> Exchange {
     let mut request = Request::builder().uri(path);
@@ -14,49 +13,16 @@ fn exchange(path: &str, headers: &[(&str, &str)]) -> Exchange {
     Exchange { request: request.body(Body::empty()).unwrap(), peer: None, record: Record::default() }
 }
 
+/// How the layer refuses a request, or `None` if it lets it through.
 async fn refusal(exchange: Exchange) -> Option<Refusal> {
-    let (mut service, mut handle) = mock::spawn_with(|inner| HygieneLayer.layer(Inner(inner)));
-    handle.allow(1);
-    assert!(service.poll_ready().is_ready());
-    let call = tokio::spawn(service.call(exchange));
-    tokio::task::yield_now().await;
-    if let Poll::Ready(Some((_, send))) = tokio_test_poll(handle.next_request()).await {
-        send.send_response(());
+    let (inner, mut hand) = inner();
+    let call = tokio::spawn(HygieneLayer.layer(inner).oneshot(exchange));
+    if !is_idle(&mut hand).await {
+        return None;
     }
     match call.await.unwrap() {
-        Ok(response) => {
-            assert_eq!(response.status(), StatusCode::OK);
-            None
-        }
         Err(Failure::Refused(refusal)) => Some(refusal),
-        Err(other) => unreachable!("{other:?}"),
-    }
-}
-
-async fn tokio_test_poll<F: Future>(future: F) -> Poll<F::Output> {
-    let mut future = std::pin::pin!(future);
-    std::future::poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await
-}
-
-/// The mock's error is a boxed one; the stack's is `Failure`.
-#[derive(Debug)]
-struct Inner(mock::Mock<Exchange, ()>);
-
-impl Service<Exchange> for Inner {
-    type Response = http::Response<Body>;
-    type Error = Failure;
-    type Future = super::super::Later;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
-        self.0.poll_ready(cx).map_err(|_| Failure::Panicked)
-    }
-
-    fn call(&mut self, exchange: Exchange) -> Self::Future {
-        let call = self.0.call(exchange);
-        Box::pin(async move {
-            call.await.map_err(|_| Failure::Panicked)?;
-            Ok(http::Response::new(Body::empty()))
-        })
+        other => unreachable!("{other:?}"),
     }
 }
 

@@ -1,1 +1,292 @@
+use super::*;
+use crate::auth::{self, Auth, BodyOf, Verdict};
+use crate::clock::Manual;
+use crate::layer::testing::{Hand, Inner, Reply, inner, is_idle};
+use crate::route;
+use crate::secret::ShellSecret;
+use http::StatusCode;
+use http_body_util::BodyExt as _;
+use tokio::task::JoinHandle;
+use tower::ServiceExt as _;
 
+struct Setting {
+    service: ServeCached<Inner<Authenticated>>,
+    rails: Hand<Authenticated>,
+    cache: Arc<Cache>,
+    time: Manual,
+}
+
+fn setting() -> Setting {
+    let time = Manual::at(1_700_000_000);
+    let cache = Cache::new(&Settings::default());
+    let clock = Clock::Manual(time.clone());
+    let layer = ServeCachedLayer::new(Arc::clone(&cache), Settings::default(), clock, TaskTracker::new());
+    let (inner, rails) = inner();
+    Setting { service: layer.layer(inner), rails, cache, time }
+}
+
+/// A request whose caller has been judged.
+fn call(method: Method, path: &str, headers: &[(&str, &str)]) -> Authenticated {
+    let auth = Auth::new(auth::Settings {
+        shell_secret: ShellSecret::from_text(b"x").unwrap(),
+        accept_jwt: false,
+        accept_shared_secret: true,
+        max_body: 0,
+        kas: None,
+    });
+    let mut request = Request::builder().method(&method).uri(format!("{}{path}", route::PREFIX));
+    for (name, value) in [("gitlab-shared-secret", "eA=="), ("x-request-id", "mine")].iter().chain(headers) {
+        request = request.header(*name, *value);
+    }
+    let request = request.body(Body::empty()).unwrap();
+    let found = route::find(&method, path.split('?').next().unwrap());
+    let access = found.route.access;
+    let Verdict::Granted(caller) = auth.judge(access, request.headers(), b"", BodyOf::Irrelevant, 0) else {
+        unreachable!("the credential is right");
+    };
+    let exchange = Exchange { request, peer: None, record: Record::default() };
+    Authenticated { exchange, found, caller, seen: SeenBody::None }
+}
+
+const USER: &str = r#"{"id":7,"username":"rubi","name":"R"}"#;
+
+impl Setting {
+    fn ask(&self, path: &str) -> JoinHandle<Answer> {
+        tokio::spawn(self.service.clone().oneshot(call(Method::GET, path, &[])))
+    }
+
+    async fn taken(&mut self) -> (Authenticated, Reply) {
+        self.rails.next_request().await.unwrap()
+    }
+
+    /// Fills an entry the way a first caller does.
+    async fn warm(&mut self, path: &str, body: &str) {
+        let first = self.ask(path);
+        let (_, reply) = self.taken().await;
+        reply.send_response(Ok(json(200, body)));
+        first.await.unwrap().unwrap();
+    }
+}
+
+fn json(status: u16, body: &str) -> Response<Body> {
+    Response::builder()
+        .status(status)
+        .header("content-type", "application/json")
+        .header("etag", "W/\"1\"")
+        .header("x-runtime", "0.1")
+        .header("set-cookie", "a=b")
+        .header("x-request-id", "of-the-first")
+        .body(Body::from(Bytes::from(body.to_owned())))
+        .unwrap()
+}
+
+async fn text(answer: Response<Body>) -> String {
+    String::from_utf8(answer.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
+}
+
+fn status_of(answer: &Response<Body>) -> &str {
+    answer.headers()["cache-status"].to_str().unwrap()
+}
+
+#[tokio::test]
+async fn the_second_caller_is_answered_from_memory() {
+    let mut s = setting();
+    let first = s.ask("/discover?key_id=7");
+    let (_, reply) = s.taken().await;
+    reply.send_response(Ok(json(200, USER)));
+    let first = first.await.unwrap().unwrap();
+    assert_eq!(status_of(&first), "railgate; fwd=miss; stored");
+    assert_eq!(first.headers()["x-runtime"], "0.1");
+
+    s.time.advance(Duration::from_secs(18));
+    let second = s.ask("/discover?key_id=7").await.unwrap().unwrap();
+    assert_eq!(status_of(&second), "railgate; hit; ttl=42");
+    assert_eq!(second.headers()["age"], "18");
+    assert_eq!(second.headers()["etag"], "W/\"1\"");
+    for per_request in ["x-runtime", "set-cookie", "x-request-id", "date"] {
+        assert!(!second.headers().contains_key(per_request), "{per_request} was replayed");
+    }
+    assert_eq!(text(second).await, USER);
+    assert!(is_idle(&mut s.rails).await);
+}
+
+#[tokio::test]
+async fn head_fills_and_uses_the_entry_of_get() {
+    let mut s = setting();
+    let head = call(Method::HEAD, "/discover?key_id=7", &[]);
+    let first = tokio::spawn(s.service.clone().oneshot(head));
+    let (asked, reply) = s.taken().await;
+    assert_eq!(asked.exchange.request.method(), Method::GET);
+    reply.send_response(Ok(json(200, USER)));
+    first.await.unwrap().unwrap();
+    let second = s.ask("/discover?key_id=7").await.unwrap().unwrap();
+    assert_eq!(status_of(&second), "railgate; hit; ttl=60");
+}
+
+#[tokio::test]
+async fn what_is_not_canonical_goes_to_rails_each_time() {
+    let mut s = setting();
+    s.warm("/discover?key_id=7", USER).await;
+    s.warm("/check", r#"{"api_version":"v4","redis":true}"#).await;
+    let conditional = [("if-none-match", "W/\"1\"")];
+    let range = [("range", "bytes=0-1")];
+    for (path, headers) in [
+        ("/discover?key_id=7&a=b", &[][..]),
+        ("/discover?key_id=07", &[]),
+        ("/discover?key_id=7&key_id=7", &[]),
+        ("/discover?key_id=7;a=b", &[]),
+        ("/discover.json?key_id=7", &[]),
+        ("/discover/?key_id=7", &[]),
+        ("/discover?key_id=7", &conditional),
+        ("/discover?key_id=7", &range),
+        ("/check?a=b", &[]),
+    ] {
+        let asked = call(Method::GET, path, headers);
+        let answer = tokio::spawn(s.service.clone().oneshot(asked));
+        let (_, reply) = s.taken().await;
+        reply.send_response(Ok(json(200, USER)));
+        let answer = answer.await.unwrap().unwrap();
+        assert_eq!(status_of(&answer), "railgate; fwd=bypass; detail=request", "{path}");
+    }
+    let mut with_body = call(Method::GET, "/discover?key_id=7", &[]);
+    with_body.seen = SeenBody::Unknown;
+    let _pending = tokio::spawn(s.service.clone().oneshot(with_body));
+    assert!(!is_idle(&mut s.rails).await);
+}
+
+#[tokio::test]
+async fn a_form_with_nothing_but_the_credential_is_canonical() {
+    let mut s = setting();
+    s.warm("/discover?key_id=7", USER).await;
+    for (form, is_hit) in [
+        ("secret_token=x", true),
+        ("secret_token=x&key_id=8", false),
+        ("secret_token=x&secret_token=y", false),
+    ] {
+        let mut asked = call(Method::GET, "/discover?key_id=7", &[]);
+        asked.seen = SeenBody::Form(Bytes::from_static(form.as_bytes()));
+        let _answer = tokio::spawn(s.service.clone().oneshot(asked));
+        assert_eq!(is_idle(&mut s.rails).await, is_hit, "{form}");
+    }
+}
+
+#[tokio::test]
+async fn a_fill_tells_rails_nothing_that_could_change_the_answer() {
+    let mut s = setting();
+    let headers =
+        [("accept-encoding", "gzip"), ("origin", "a"), ("cookie", "b"), ("x-forwarded-for", "1.2.3.4")];
+    let asked = call(Method::GET, "/discover?key_id=7", &headers);
+    let _first = tokio::spawn(s.service.clone().oneshot(asked));
+    let (sent, _reply) = s.taken().await;
+    let mut names: Vec<_> = sent.exchange.request.headers().keys().map(HeaderName::as_str).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["gitlab-shared-secret", "x-forwarded-for", "x-request-id"]);
+}
+
+#[tokio::test]
+async fn a_thousand_callers_make_one_request_even_when_the_first_leave() {
+    let mut s = setting();
+    let callers: Vec<_> = (0..1_000).map(|_| s.ask("/discover?key_id=7")).collect();
+    let (_, reply) = s.taken().await;
+    assert!(is_idle(&mut s.rails).await);
+    for caller in callers.iter().take(100) {
+        caller.abort();
+    }
+    assert!(is_idle(&mut s.rails).await);
+    reply.send_response(Ok(json(200, USER)));
+    let mut shared = 0;
+    for caller in callers.into_iter().skip(100) {
+        let answer = caller.await.unwrap().unwrap();
+        shared += usize::from(status_of(&answer) == "railgate; fwd=miss; collapsed");
+        assert_eq!(text(answer).await, USER);
+    }
+    assert_eq!(shared, 900);
+    assert!(is_idle(&mut s.rails).await);
+}
+
+#[tokio::test]
+async fn an_answer_that_is_not_stored_is_nobody_elses() {
+    for (status, body) in [(401, "{}"), (500, "{}"), (503, "{}"), (200, "[]"), (302, "{}"), (404, "{}")] {
+        let mut s = setting();
+        let first = s.ask("/discover?key_id=7");
+        let (_, to_first) = s.taken().await;
+        let second = s.ask("/discover?key_id=7");
+        assert!(is_idle(&mut s.rails).await);
+        to_first.send_response(Ok(json(status, body)));
+        assert_eq!(first.await.unwrap().unwrap().status().as_u16(), status);
+        let (_, to_second) = s.taken().await;
+        to_second.send_response(Ok(json(200, USER)));
+        let second = second.await.unwrap().unwrap();
+        assert_eq!(status_of(&second), "railgate; fwd=miss; detail=alone");
+        assert_eq!(text(second).await, USER);
+    }
+}
+
+#[tokio::test]
+async fn nobody_waits_for_a_rails_that_cannot_be_reached() {
+    let mut s = setting();
+    let first = s.ask("/discover?key_id=7");
+    let (_, to_first) = s.taken().await;
+    let second = s.ask("/discover?key_id=7");
+    assert!(is_idle(&mut s.rails).await);
+    let refused = upstream::Error::Connect("rails".into(), std::io::ErrorKind::ConnectionRefused.into());
+    to_first.send_response(Err(Failure::Upstream(refused)));
+    assert_eq!(first.await.unwrap().unwrap_err().status(), StatusCode::BAD_GATEWAY);
+    assert!(matches!(second.await.unwrap(), Err(Failure::UpstreamUnreachable)));
+    // The next caller tries again.
+    let _third = s.ask("/discover?key_id=7");
+    assert!(!is_idle(&mut s.rails).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_waits_for_another_only_so_long() {
+    let mut s = setting();
+    let _first = s.ask("/discover?key_id=7");
+    let (_, _to_first) = s.taken().await;
+    let begun = tokio::time::Instant::now();
+    let second = s.ask("/discover?key_id=7");
+    let (_, to_second) = s.taken().await;
+    assert_eq!(begun.elapsed(), Settings::default().wait);
+    to_second.send_response(Ok(json(200, USER)));
+    assert_eq!(status_of(&second.await.unwrap().unwrap()), "railgate; fwd=miss; detail=alone");
+}
+
+#[tokio::test]
+async fn an_invalidation_during_the_fill_wins() {
+    let mut s = setting();
+    let first = s.ask("/discover?key_id=7");
+    let (_, reply) = s.taken().await;
+    s.cache.invalidate(&Key::UserOfKey(7));
+    reply.send_response(Ok(json(200, USER)));
+    let first = first.await.unwrap().unwrap();
+    assert_eq!(status_of(&first), "railgate; fwd=miss; detail=fenced");
+    let _second = s.ask("/discover?key_id=7");
+    assert!(!is_idle(&mut s.rails).await);
+}
+
+#[tokio::test]
+async fn what_is_too_large_to_keep_arrives_whole_all_the_same() {
+    let mut s = setting();
+    let large =
+        format!(r#"{{"id":7,"username":"rubi","name":"{}"}}"#, "x".repeat(Settings::default().max_body));
+    let first = s.ask("/discover?key_id=7");
+    let (_, reply) = s.taken().await;
+    let mut answer = json(200, &large);
+    answer.headers_mut().insert("content-length", large.len().into());
+    reply.send_response(Ok(answer));
+    let first = first.await.unwrap().unwrap();
+    assert_eq!(status_of(&first), "railgate; fwd=miss; detail=too_large");
+    assert_eq!(text(first).await, large);
+}
+
+#[tokio::test]
+async fn routes_that_are_never_cached_pass() {
+    let mut s = setting();
+    for _ in 0..2 {
+        let asked = call(Method::POST, "/allowed", &[]);
+        let answer = tokio::spawn(s.service.clone().oneshot(asked));
+        let (_, reply) = s.taken().await;
+        reply.send_response(Ok(json(200, "{}")));
+        assert_eq!(status_of(&answer.await.unwrap().unwrap()), "railgate; fwd=bypass; detail=route");
+    }
+}

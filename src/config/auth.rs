@@ -1,0 +1,100 @@
+//! `[auth.shell]` and `[auth.kas]`: who is let in.
+
+use std::path::{Path, PathBuf};
+
+use super::document::{Document, Placed, Section};
+use super::scalars::{GIBIBYTE, size};
+use crate::auth;
+use crate::secret::{KasSecret, LoadError, ShellSecret};
+
+pub(super) fn auth(document: &Document<'_>, root: &mut Section<'_, '_>) -> Option<auth::Settings> {
+    let missing = |at| {
+        let message = "is required: the file with the secret that GitLab Shell and Rails share, \
+                       such as \"/var/opt/gitlab/gitlab-shell/.gitlab_shell_secret\"";
+        document.problem(at, "auth.shell.secret_file", message);
+    };
+    let Some(mut section) = root.section("auth") else {
+        missing(0);
+        return None;
+    };
+    let kas = section.section("kas").and_then(|section| kas(document, section));
+    let at = section.at();
+    let shell = section.section("shell");
+    section.finish();
+    let Some(mut shell) = shell else {
+        missing(at);
+        return None;
+    };
+    let has_file = shell.has("secret_file");
+    let secret = secret(document, &mut shell, ShellSecret::load);
+    if !has_file {
+        missing(shell.at());
+    }
+    if let Some(secret) = &secret
+        && secret.value.has_surrounding_whitespace()
+    {
+        let message = "the secret has white space around it, which GitLab Shell trims and Rails does not: \
+                       tokens will not verify; rewrite the file without it";
+        document.warn(secret.at, &secret.key, message);
+    }
+    let accept = shell.list("accept");
+    let (accept_jwt, accept_shared_secret) = accepted(document, accept.as_ref());
+    let max_body = size(&mut shell, "max_body", auth::DEFAULT_MAX_BODY, 0..GIBIBYTE);
+    shell.finish();
+    Some(auth::Settings { shell_secret: secret?.value, accept_jwt, accept_shared_secret, max_body, kas })
+}
+
+fn accepted(document: &Document<'_>, accept: Option<&Placed<Vec<String>>>) -> (bool, bool) {
+    let Some(accept) = accept else { return (true, true) };
+    let has = |name: &str| accept.value.iter().any(|item| item == name);
+    for item in &accept.value {
+        if item != "jwt" && item != "shared_secret" {
+            let message = format!("unknown credential {item:?}; known are \"jwt\" and \"shared_secret\"");
+            document.problem(accept.at, &accept.key, message);
+        }
+    }
+    if accept.value.is_empty() {
+        document.problem(
+            accept.at,
+            &accept.key,
+            "must name \"jwt\", \"shared_secret\" or both, or nobody gets in",
+        );
+    }
+    (has("jwt"), has("shared_secret"))
+}
+
+fn kas(document: &Document<'_>, mut section: Section<'_, '_>) -> Option<auth::Kas> {
+    if !section.has("secret_file") {
+        document.problem(
+            section.at(),
+            "auth.kas.secret_file",
+            "is required in [auth.kas]; drop the section to refuse kas calls",
+        );
+    }
+    let secret = secret(document, &mut section, KasSecret::load);
+    let audience = section.text("audience", "the audience of kas tokens, such as \"gitlab\"", |text| {
+        (!text.is_empty()).then(|| text.to_owned())
+    });
+    section.finish();
+    Some(auth::Kas { secret: secret?.value, audience: audience.map(|audience| audience.value) })
+}
+
+fn secret<T>(
+    document: &Document<'_>,
+    section: &mut Section<'_, '_>,
+    load: impl FnOnce(&Path) -> Result<T, LoadError>,
+) -> Option<Placed<T>> {
+    let file = section
+        .text("secret_file", "the path of a file", |text| (!text.is_empty()).then(|| PathBuf::from(text)))?;
+    match load(&file.value) {
+        Ok(value) => Some(Placed { value, key: file.key, at: file.at }),
+        Err(error) => {
+            let advice = match &error {
+                LoadError::Unreadable(_) => "; check the path, and that this user may read it",
+                _ => "; copy the file that GitLab uses",
+            };
+            document.problem(file.at, &file.key, format!("{} {error}{advice}", file.value.display()));
+            None
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! Durations, sizes and counts within their bounds.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use super::document::Section;
+use super::units;
+
+pub(super) const ZERO: Duration = Duration::ZERO;
+pub(super) const MILLISECOND: Duration = Duration::from_millis(1);
+pub(super) const HOUR: Duration = Duration::from_secs(3_600);
+pub(super) const DAY: Duration = Duration::from_secs(24 * 3_600);
+pub(super) const GIBIBYTE: usize = 1 << 30;
+
+pub(super) fn duration(
+    section: &mut Section<'_, '_>,
+    key: &'static str,
+    default: Duration,
+    range: Range<Duration>,
+) -> Duration {
+    let expected = format!(
+        "a duration from {:?} to {:?} with its unit (ms, s, m, h), such as \"60s\"",
+        range.start, range.end
+    );
+    let within = |duration: &Duration| (range.start..=range.end).contains(duration);
+    section
+        .text(key, &expected, |text| units::duration(text).filter(within))
+        .map_or(default, |placed| placed.value)
+}
+
+pub(super) fn size(
+    section: &mut Section<'_, '_>,
+    key: &'static str,
+    default: usize,
+    range: Range<usize>,
+) -> usize {
+    let expected = format!(
+        "a size from {} to {} bytes with its unit (B, KiB, MiB, GiB), such as \"64KiB\"",
+        range.start, range.end
+    );
+    let within = |size: &usize| (range.start..=range.end).contains(size);
+    section
+        .text(key, &expected, |text| units::size(text).filter(within))
+        .map_or(default, |placed| placed.value)
+}
+
+pub(super) fn as_usize(count: u64) -> usize {
+    usize::try_from(count).unwrap_or(usize::MAX)
+}
