@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 /// The gateway in front of GitLab Rails' internal API: verifies callers, answers the hot reads
-/// from memory, forwards the rest byte for byte.
+/// from memory, and forwards the rest, bodies byte for byte.
 #[derive(Debug, Parser)]
 #[command(name = "railgate", version, arg_required_else_help = true)]
 #[command(after_help = "First time here? `railgate demo` needs no configuration.")]

@@ -101,7 +101,9 @@ pub fn load(path: &Path) -> Result<Loaded, Problems> {
             file: name,
             line: None,
             key: String::new(),
-            message: format!("cannot be read: {error}; name another file with --config"),
+            message: format!(
+                "cannot be read: {error}; --config wants the path of a readable text file in TOML"
+            ),
         }])),
     }
 }

@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use crate::auth::{Caller, CallerKind, Rejection};
 use crate::body::Body;
 use crate::cache::NoStore;
-use crate::failure::Side;
+use crate::failure::{Failure, Side};
 use crate::route::Found;
 
 /// A request that has been read, and nothing more.
@@ -154,8 +154,36 @@ impl Record {
         write(&mut self.notes.lock());
     }
 
+    /// Writes down how the request failed.
+    pub fn fail(&self, failure: &Failure) {
+        self.note(|notes| {
+            notes.failure = Some(failure.as_str());
+            notes.side = Some(failure.side());
+            match failure {
+                Failure::Unauthorized(rejection) => notes.rejection = Some(*rejection),
+                Failure::Upstream(error) => notes.error = Some(chain(error)),
+                _ => {}
+            }
+        });
+    }
+
     /// What has been written down so far.
     pub fn notes(&self) -> Notes {
         self.notes.lock().clone()
     }
+}
+
+/// An error and what caused it, outermost first.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        next = cause.source();
+    }
+    text
 }

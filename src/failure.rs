@@ -4,6 +4,8 @@
 //! answer to whoever runs `git`. They never say why a credential was refused, nor anything about
 //! the machine; that is for the log.
 
+use std::fmt;
+
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::{Response, StatusCode};
@@ -131,6 +133,14 @@ impl Failure {
         response
     }
 }
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl std::error::Error for Failure {}
 
 impl From<upstream::Error> for Failure {
     fn from(error: upstream::Error) -> Self {

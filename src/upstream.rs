@@ -91,22 +91,22 @@ pub struct State {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// No connection: nothing was sent.
-    #[error("cannot connect to {0}: {1}")]
+    #[error("cannot connect to {0}")]
     Connect(String, #[source] io::Error),
     /// No head of an answer in time.
     #[error("no answer within {0:?}")]
     Timeout(Duration),
     /// The connection ended, or what came is no HTTP.
-    #[error("broken answer: {0}")]
+    #[error("the connection failed before an answer came")]
     Broken(#[source] hyper_util::client::legacy::Error),
     /// The answer's body ended too early.
-    #[error("the answer broke off: {0}")]
+    #[error("the answer broke off")]
     BrokeOff(#[source] hyper::Error),
     /// An answer with two framings, or an upgrade that nobody asked for.
     #[error("unusable answer: {0}")]
     Unusable(&'static str),
     /// The body that the client sends broke off or is malformed.
-    #[error("the request body broke off: {0}")]
+    #[error("the request body broke off")]
     RequestBody(#[source] hyper_util::client::legacy::Error),
 }
 

@@ -39,7 +39,7 @@ pub(super) fn auth(document: &Document<'_>, root: &mut Section<'_, '_>) -> Optio
     }
     let accept = shell.list("accept");
     let (accept_jwt, accept_shared_secret) = accepted(document, accept.as_ref());
-    let max_body = size(&mut shell, "max_body", auth::DEFAULT_MAX_BODY, 0..GIBIBYTE);
+    let max_body = size(&mut shell, "max_body", auth::DEFAULT_MAX_BODY, 0..=GIBIBYTE);
     shell.finish();
     Some(auth::Settings { shell_secret: secret?.value, accept_jwt, accept_shared_secret, max_body, kas })
 }

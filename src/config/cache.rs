@@ -12,8 +12,8 @@ pub(super) fn cache(document: &Document<'_>, root: &mut Section<'_, '_>) -> cach
     let known = defaults.lifetimes;
     let of = |section: Option<Section<'_, '_>>, ttl: Duration, negative: Option<Duration>| {
         let Some(mut section) = section else { return (ttl, negative.unwrap_or_default()) };
-        let ttl = duration(&mut section, "ttl", ttl, ZERO..DAY);
-        let negative = negative.map(|negative| duration(&mut section, "negative_ttl", negative, ZERO..DAY));
+        let ttl = duration(&mut section, "ttl", ttl, ZERO..=DAY);
+        let negative = negative.map(|negative| duration(&mut section, "negative_ttl", negative, ZERO..=DAY));
         section.finish();
         (ttl, negative.unwrap_or_default())
     };
@@ -38,8 +38,8 @@ pub(super) fn cache(document: &Document<'_>, root: &mut Section<'_, '_>) -> cach
         max_negative_entries: section
             .count("max_negative_entries", 1..1_000_000_001)
             .map_or(defaults.max_negative_entries, |count| count.value),
-        max_body: size(&mut section, "max_body", defaults.max_body, 1..GIBIBYTE),
-        wait: duration(&mut section, "wait", defaults.wait, ZERO..HOUR),
+        max_body: size(&mut section, "max_body", defaults.max_body, 1..=GIBIBYTE),
+        wait: duration(&mut section, "wait", defaults.wait, ZERO..=HOUR),
         lifetimes: Lifetimes {
             authorized_keys,
             authorized_keys_negative,

@@ -159,7 +159,12 @@ impl<'d, 't> Section<'d, 't> {
             });
             match number {
                 Some(number) if range.contains(&number) => Ok(number),
-                _ => Err(format!("expected a whole number from {} to {}", range.start, range.end - 1)),
+                _ => Err(format!(
+                    "expected a whole number from {} to {}, found {}",
+                    range.start,
+                    range.end - 1,
+                    kind(value)
+                )),
             }
         })
     }
@@ -202,7 +207,7 @@ impl<'d, 't> Section<'d, 't> {
     }
 
     /// The tables of an array of this name.
-    pub(super) fn sections(&mut self, key: &'static str) -> Option<Vec<Section<'d, 't>>> {
+    pub(super) fn sections(&mut self, key: &'static str) -> Option<Placed<Vec<Section<'d, 't>>>> {
         self.known.push(key);
         let (span, value) = self.entries.remove(key)?;
         let (document, name) = (self.document, self.name(key));
@@ -226,7 +231,7 @@ impl<'d, 't> Section<'d, 't> {
                 format!("expected sections with two brackets each, [[{name}]]"),
             );
         }
-        Some(sections)
+        Some(Placed { value: sections, key: name, at: span.start })
     }
 
     /// Reports what is left: keys that nobody knows.
@@ -244,12 +249,10 @@ impl<'d, 't> Section<'d, 't> {
 
 fn kind(value: &DeValue<'_>) -> String {
     match value {
-        DeValue::Integer(integer) => {
-            format!("the bare number {} (put it in quotes, with its unit)", integer.as_str())
+        DeValue::Integer(number) if !number.as_str().is_empty() => {
+            format!("the bare number {}", number.as_str())
         }
-        DeValue::Float(float) => {
-            format!("the bare number {} (put it in quotes, with its unit)", float.as_str())
-        }
+        DeValue::Float(number) => format!("the bare number {}", number.as_str()),
         DeValue::String(text) => format!("the text {text:?}"),
         other => format!("a value of type {}", other.type_str()),
     }

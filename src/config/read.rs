@@ -28,11 +28,11 @@ fn limits(document: &Document<'_>, root: &mut Section<'_, '_>) -> Limits {
         connections: section
             .count("connections", 1..1_000_001)
             .map_or(defaults.connections, |count| as_usize(count.value)),
-        head: size(&mut section, "head", defaults.head, 1024..1024 * 1024),
+        head: size(&mut section, "head", defaults.head, 1024..=1024 * 1024),
         headers: section.count("headers", 8..1_001).map_or(defaults.headers, |count| as_usize(count.value)),
-        head_timeout: duration(&mut section, "head_timeout", defaults.head_timeout, MILLISECOND..HOUR),
-        idle_timeout: duration(&mut section, "idle_timeout", defaults.idle_timeout, MILLISECOND..HOUR),
-        drain_timeout: duration(&mut section, "drain_timeout", defaults.drain_timeout, ZERO..HOUR),
+        head_timeout: duration(&mut section, "head_timeout", defaults.head_timeout, MILLISECOND..=HOUR),
+        idle_timeout: duration(&mut section, "idle_timeout", defaults.idle_timeout, MILLISECOND..=HOUR),
+        drain_timeout: duration(&mut section, "drain_timeout", defaults.drain_timeout, ZERO..=HOUR),
     };
     if limits.head < 16 * 1024 {
         let message = "SSH keys travel in the query, and some are long; at least 16KiB is advised";

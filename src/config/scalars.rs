@@ -1,6 +1,6 @@
 //! Durations, sizes and counts within their bounds.
 
-use std::ops::Range;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::document::Section;
@@ -16,13 +16,14 @@ pub(super) fn duration(
     section: &mut Section<'_, '_>,
     key: &'static str,
     default: Duration,
-    range: Range<Duration>,
+    range: RangeInclusive<Duration>,
 ) -> Duration {
     let expected = format!(
-        "a duration from {:?} to {:?} with its unit (ms, s, m, h), such as \"60s\"",
-        range.start, range.end
+        "a duration from {} to {} with its unit (ms, s, m, h), such as \"60s\"",
+        units::show(*range.start()),
+        units::show(*range.end())
     );
-    let within = |duration: &Duration| (range.start..=range.end).contains(duration);
+    let within = |duration: &Duration| range.contains(duration);
     section
         .text(key, &expected, |text| units::duration(text).filter(within))
         .map_or(default, |placed| placed.value)
@@ -32,13 +33,14 @@ pub(super) fn size(
     section: &mut Section<'_, '_>,
     key: &'static str,
     default: usize,
-    range: Range<usize>,
+    range: RangeInclusive<usize>,
 ) -> usize {
     let expected = format!(
         "a size from {} to {} bytes with its unit (B, KiB, MiB, GiB), such as \"64KiB\"",
-        range.start, range.end
+        range.start(),
+        range.end()
     );
-    let within = |size: &usize| (range.start..=range.end).contains(size);
+    let within = |size: &usize| range.contains(size);
     section
         .text(key, &expected, |text| units::size(text).filter(within))
         .map_or(default, |placed| placed.value)

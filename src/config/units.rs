@@ -15,6 +15,17 @@ pub(super) fn duration(text: &str) -> Option<Duration> {
     number.checked_mul(milliseconds).map(Duration::from_millis)
 }
 
+/// Writes a duration as [`duration`] reads it, in the largest unit that fits.
+pub(super) fn show(duration: Duration) -> String {
+    let milliseconds = duration.as_millis();
+    for (unit, length) in [("h", 3_600_000), ("m", 60_000), ("s", 1_000)] {
+        if milliseconds.is_multiple_of(length) && milliseconds > 0 {
+            return format!("{}{unit}", milliseconds / length);
+        }
+    }
+    format!("{milliseconds}ms")
+}
+
 /// Reads `512B`, `64KiB`, `1MiB`, `1GiB`.
 pub(super) fn size(text: &str) -> Option<usize> {
     let (number, unit) = split(text)?;

@@ -32,11 +32,11 @@ pub(super) fn upstream(
         authority::parse(text).map(|_| text.to_owned())
     });
     let connect_timeout =
-        duration(&mut section, "connect_timeout", upstream::DEFAULT_CONNECT_TIMEOUT, MILLISECOND..HOUR);
+        duration(&mut section, "connect_timeout", upstream::DEFAULT_CONNECT_TIMEOUT, MILLISECOND..=HOUR);
     let response_timeout =
-        duration(&mut section, "response_timeout", upstream::DEFAULT_RESPONSE_TIMEOUT, MILLISECOND..HOUR);
+        duration(&mut section, "response_timeout", upstream::DEFAULT_RESPONSE_TIMEOUT, MILLISECOND..=HOUR);
     let idle_timeout =
-        duration(&mut section, "idle_timeout", upstream::DEFAULT_IDLE_TIMEOUT, MILLISECOND..HOUR);
+        duration(&mut section, "idle_timeout", upstream::DEFAULT_IDLE_TIMEOUT, MILLISECOND..=HOUR);
     let max_idle = section.count("max_idle", 0..100_001);
     let forward_prefixes = forward_prefixes(document, &mut section);
     section.finish();
@@ -57,7 +57,8 @@ fn forward_prefixes(document: &Document<'_>, section: &mut Section<'_, '_>) -> V
         let is_good =
             prefix.starts_with('/') && prefix.ends_with('/') && !prefix.contains("//") && prefix.len() > 1;
         if !is_good {
-            let message = format!("{prefix:?} must begin and end with one slash, such as \"/api/v4/geo/\"");
+            let message =
+                format!("{prefix:?} must name a path between two slashes, such as \"/api/v4/geo/\"");
             document.problem(prefixes.at, &prefixes.key, message);
         }
     }

@@ -19,9 +19,11 @@ use tower::{Layer, Service};
 use crate::body::Body;
 use crate::clock::Clock;
 use crate::exchange::{Exchange, Record};
+use crate::failure::{Failure, Side};
 use crate::header::{REQUEST_ID, is_request_id};
 use crate::metrics::{Metrics, Seen};
 use crate::server::Inbound;
+use crate::upstream;
 
 mod line;
 
@@ -118,10 +120,11 @@ struct Watch {
 }
 
 impl Watch {
-    /// The end. `whole` says whether the client has been given all of the answer.
-    fn end(self, whole: bool) {
+    /// The end. A client that was not given `all` of the answer has left, unless Rails broke off.
+    fn end(self, all: bool) {
         self.layer.metrics.in_flight.dec();
         let notes = self.record.notes();
+        let whole = all || notes.side == Some(Side::Upstream);
         let took = self.layer.clock.now().saturating_duration_since(self.begun);
         self.layer.metrics.record(&Seen { notes: &notes, status: self.status, whole, took });
         line::write(&self, &notes, took, whole);
@@ -174,32 +177,30 @@ pub struct Observed {
 
 impl HttpBody for Observed {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = Failure;
 
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
         let this = self.get_mut();
         let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
-        match &frame {
-            None => this.is_whole = true,
+        Poll::Ready(match frame {
+            None => {
+                this.is_whole = true;
+                None
+            }
             Some(Ok(frame)) => {
                 if let (Some(watch), Some(data)) = (&mut this.watch, frame.data_ref()) {
                     watch.sent += data.len() as u64;
                 }
+                Some(Ok(frame))
             }
             Some(Err(error)) => {
+                let failure = Failure::Upstream(upstream::Error::BrokeOff(error));
                 if let Some(watch) = &this.watch {
-                    watch.record.note(|notes| {
-                        notes.failure = Some("answer_broke_off");
-                        notes.side = Some(crate::failure::Side::Upstream);
-                        notes.error = Some(error.to_string());
-                    });
+                    watch.record.fail(&failure);
                 }
+                Some(Err(failure))
             }
-        }
-        Poll::Ready(frame)
+        })
     }
 
     fn is_end_stream(&self) -> bool {

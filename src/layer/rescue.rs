@@ -74,22 +74,10 @@ impl<F: Future<Output = super::Answer>> Future for Rescued<F> {
             None => Err(Failure::Panicked),
         };
         Poll::Ready(Ok(outcome.unwrap_or_else(|failure| {
-            note(this.record, &failure);
+            this.record.fail(&failure);
             failure.to_response()
         })))
     }
-}
-
-fn note(record: &Record, failure: &Failure) {
-    record.note(|notes| {
-        notes.failure = Some(failure.as_str());
-        notes.side = Some(failure.side());
-        match failure {
-            Failure::Unauthorized(rejection) => notes.rejection = Some(*rejection),
-            Failure::Upstream(error) => notes.error = Some(error.to_string()),
-            _ => {}
-        }
-    });
 }
 
 #[cfg(test)]

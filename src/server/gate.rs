@@ -32,8 +32,10 @@ pub(super) struct Gate<I> {
     head_timeout: Duration,
     /// Runs from the first byte of a head that is not there yet.
     head_deadline: Option<Pin<Box<Sleep>>>,
-    /// Once cancelled, no further head is waited for.
+    /// Once cancelled, a first head is not waited for. Later ones are hyper's business: to it, the
+    /// end of the input while an answer is being made means that the client left.
     drain: CancellationToken,
+    has_begun: bool,
 }
 
 /// What comes next on the wire.
@@ -78,6 +80,7 @@ impl<I> Gate<I> {
             head_timeout,
             head_deadline: None,
             drain,
+            has_begun: false,
         }
     }
 
@@ -137,6 +140,7 @@ impl<I> Gate<I> {
 
     fn pass_more(&mut self, line: usize, size: u64, next: Next) {
         self.head_deadline = None;
+        self.has_begun = true;
         self.state = State::Pass { left: line as u64 + size, next };
     }
 
@@ -247,7 +251,11 @@ impl<I: AsyncRead + Unpin> AsyncRead for Gate<I> {
                 Poll::Ready(Ok(_)) => {}
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Pending if in_head && gate.inbox.is_empty() => {
-                    return if gate.drain.is_cancelled() { Poll::Ready(Ok(())) } else { Poll::Pending };
+                    return if gate.drain.is_cancelled() && !gate.has_begun {
+                        Poll::Ready(Ok(()))
+                    } else {
+                        Poll::Pending
+                    };
                 }
                 Poll::Pending if in_head && gate.head_is_late(cx) => gate.refuse(Refusal::HeadTimeout),
                 Poll::Pending => return Poll::Pending,

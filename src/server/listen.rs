@@ -23,6 +23,20 @@ pub enum Endpoint {
     },
 }
 
+impl Endpoint {
+    /// Whether the two cannot both be listened on. Port 0 stands for any free port.
+    pub fn clashes_with(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Tcp(one), Self::Tcp(two)) => {
+                let is_any = one.ip().is_unspecified() || two.ip().is_unspecified();
+                one.port() != 0 && one.port() == two.port() && (is_any || one.ip() == two.ip())
+            }
+            (Self::Unix { path: one, .. }, Self::Unix { path: two, .. }) => one == two,
+            _ => false,
+        }
+    }
+}
+
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -41,7 +41,7 @@ pub(super) fn write(watch: &Watch, notes: &Notes, took: Duration, whole: bool) {
         Some(Side::Gateway) => line!(error),
         Some(Side::Upstream) => line!(warn),
         Some(Side::Client) => line!(info),
-        None if watch.layer.log_all => line!(info),
+        None if watch.layer.log_all || !whole => line!(info),
         None => {}
     }
 }
