@@ -28,7 +28,7 @@ fn limits(document: &Document<'_>, root: &mut Section<'_, '_>) -> Limits {
         connections: section
             .count("connections", 1..1_000_001)
             .map_or(defaults.connections, |count| as_usize(count.value)),
-        head: size(&mut section, "head", defaults.head, 1024..=1024 * 1024),
+        head: size(&mut section, "head", defaults.head, 1024..=64 * 1024),
         headers: section.count("headers", 8..1_001).map_or(defaults.headers, |count| as_usize(count.value)),
         head_timeout: duration(&mut section, "head_timeout", defaults.head_timeout, MILLISECOND..=HOUR),
         idle_timeout: duration(&mut section, "idle_timeout", defaults.idle_timeout, MILLISECOND..=HOUR),

@@ -312,7 +312,7 @@ ttl = "1s"
 connections = 1e4
 #^ limits.connections: expected a whole number from 1 to 1000000, found the bare number 1e4
 head = true
-#^ limits.head: expected a size from 1024 to 1048576 bytes with its unit (B, KiB, MiB, GiB), such as "64KiB", found a value of type boolean
+#^ limits.head: expected a size from 1024 to 65536 bytes with its unit (B, KiB, MiB, GiB), such as "64KiB", found a value of type boolean
 headers = 5_000
 #^ limits.headers: expected a whole number from 8 to 1000, found the bare number 5000
 head_timeout = 1.5
@@ -478,7 +478,7 @@ fn ranges_include_their_borders_and_nothing_beyond() {
         ("cache.discover", "negative_ttl", ["'0m'", "'24h'"], ["'5'", "'25h'"]),
         ("cache.check", "ttl", ["'0s'", "'5s'"], ["'5S'", "'25h'"]),
         ("limits", "connections", ["1", "1_000_000"], ["0", "1_000_001"]),
-        ("limits", "head", ["'16KiB'", "'1MiB'"], ["'1023B'", "'1025KiB'"]),
+        ("limits", "head", ["'16KiB'", "'64KiB'"], ["'1023B'", "'65KiB'"]),
         ("limits", "headers", ["8", "1_000"], ["7", "1_001"]),
         ("limits", "head_timeout", ["'1ms'", "'1h'"], ["'0s'", "'2h'"]),
         ("limits", "idle_timeout", ["'1ms'", "'1h'"], ["'0s'", "'2h'"]),

@@ -79,17 +79,22 @@ fn judge_request_line(line: &[u8]) -> Result<bool, Refusal> {
     else {
         return Err(Refusal::RequestLine);
     };
-    if method.is_empty() || !method.iter().copied().all(is_token) {
+    if method.is_empty() || !all_in(method, &TOKEN) {
         return Err(Refusal::RequestLine);
     }
-    if matches!(method, b"CONNECT" | b"TRACE" | b"PRI") || method.eq_ignore_ascii_case(REFUSED.as_bytes()) {
+    let is_plain = method.len() <= LONGEST_METHOD && method.iter().all(u8::is_ascii_uppercase);
+    if !is_plain || matches!(method, b"CONNECT" | b"TRACE" | b"PRI") {
         return Err(Refusal::Method);
     }
     if !target.starts_with(b"/") {
         return Err(Refusal::NotOriginForm);
     }
-    if !target.iter().copied().all(is_in_target) {
+    if !all_in(target, &IN_TARGET) {
         return Err(Refusal::Target);
+    }
+    let path = memchr(b'?', target).unwrap_or(target.len());
+    if path > LONGEST_PATH || target.len() - path > LONGEST_QUERY {
+        return Err(Refusal::TargetTooLong);
     }
     match version {
         b"HTTP/1.1" => Ok(true),
@@ -98,14 +103,48 @@ fn judge_request_line(line: &[u8]) -> Result<bool, Refusal> {
     }
 }
 
+// What Puma's parser takes. Beyond it Puma answers a bare 400 on a new connection, and nothing at
+// all on one that it has used: the request would sit there until Puma drops the connection.
+const LONGEST_METHOD: usize = 20;
+const LONGEST_PATH: usize = 8 * 1024;
+const LONGEST_QUERY: usize = 10 * 1024;
+const LONGEST_HEADER_NAME: usize = 256;
+
 /// RFC 3986: unreserved, reserved and `%`, without `#`, since a fragment is never sent.
-fn is_in_target(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"-._~:/?[]@!$&'()*+,;=%".contains(&byte)
+static IN_TARGET: [bool; 256] = alphanumeric_and(b"-._~:/?[]@!$&'()*+,;=%");
+/// RFC 9110 §5.6.2.
+static TOKEN: [bool; 256] = alphanumeric_and(b"!#$%&'*+-.^_`|~");
+/// RFC 9110 §5.5: visible characters, space, tab, and bytes beyond ASCII.
+static IN_VALUE: [bool; 256] = field_value();
+
+const fn alphanumeric_and(others: &[u8]) -> [bool; 256] {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        table[byte] = (byte as u8).is_ascii_alphanumeric();
+        byte += 1;
+    }
+    let mut index = 0;
+    while index < others.len() {
+        table[others[index] as usize] = true;
+        index += 1;
+    }
+    table
 }
 
-/// RFC 9110 §5.6.2.
-fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+const fn field_value() -> [bool; 256] {
+    let mut table = [true; 256];
+    let mut byte = 0;
+    while byte < 32 {
+        table[byte] = byte == b'\t' as usize;
+        byte += 1;
+    }
+    table[0x7f] = false;
+    table
+}
+
+fn all_in(bytes: &[u8], table: &[bool; 256]) -> bool {
+    bytes.iter().all(|byte| table.get(usize::from(*byte)) == Some(&true))
 }
 
 /// The header fields that frame a message.
@@ -123,10 +162,10 @@ impl Fields {
         let colon = memchr(b':', line).ok_or(Refusal::HeaderLine)?;
         let (name, value) = line.split_at(colon);
         let value = value.get(1..).unwrap_or_default();
-        if name.is_empty() || !name.iter().copied().all(is_token) {
-            return Err(Refusal::HeaderLine);
-        }
-        if value.iter().any(|b| (*b < b' ' && *b != b'\t') || *b == 0x7f) {
+        if !(1..=LONGEST_HEADER_NAME).contains(&name.len())
+            || !all_in(name, &TOKEN)
+            || !all_in(value, &IN_VALUE)
+        {
             return Err(Refusal::HeaderLine);
         }
         if name.eq_ignore_ascii_case(b"content-length") {
@@ -184,7 +223,7 @@ pub(crate) fn judge_trailer(line: &[u8]) -> Result<(), Refusal> {
 pub(crate) const REFUSED: &str = "RAILGATE-REFUSED";
 
 /// A head that hyper reads as a request, and the stack as the refusal of the real one. A client
-/// cannot send it: the gate refuses the method.
+/// cannot send it: the gate refuses a method with a hyphen.
 pub(crate) fn refused_head(refusal: Refusal) -> Vec<u8> {
     format!("{REFUSED} /{} HTTP/1.1\r\nhost: refused\r\nconnection: close\r\n\r\n", refusal.as_str())
         .into_bytes()
@@ -238,6 +277,9 @@ mod tests {
             ("CONNECT a:1 HTTP/1.1\r\n\r\n", Refusal::Method),
             ("TRACE / HTTP/1.1\r\n\r\n", Refusal::Method),
             ("RAILGATE-REFUSED /host HTTP/1.1\r\n\r\n", Refusal::Method),
+            ("get / HTTP/1.1\r\n\r\n", Refusal::Method),
+            ("G!T / HTTP/1.1\r\n\r\n", Refusal::Method),
+            ("ABCDEFGHIJKLMNOPQRSTU / HTTP/1.1\r\n\r\n", Refusal::Method),
             ("GET http://a/ HTTP/1.1\r\n\r\n", Refusal::NotOriginForm),
             ("OPTIONS * HTTP/1.1\r\n\r\n", Refusal::NotOriginForm),
             ("GET /a#b HTTP/1.1\r\n\r\n", Refusal::Target),
@@ -279,6 +321,21 @@ mod tests {
         ] {
             assert_eq!(judge(head.as_bytes()), Err(refusal), "{head:?}");
         }
+    }
+
+    #[test]
+    fn what_puma_would_not_answer_is_refused() {
+        let limits = HeadLimits { bytes: 32 * 1024, headers: 8 };
+        let judge = |head: String| judge_head(head.as_bytes(), limits);
+        let line = |path: usize, query: usize| {
+            judge(format!("GET /{}?{} HTTP/1.1\r\n\r\n", "a".repeat(path - 1), "b".repeat(query - 1)))
+        };
+        assert_eq!(line(LONGEST_PATH, LONGEST_QUERY), Ok(Framing::Length(0)));
+        assert_eq!(line(LONGEST_PATH + 1, 1), Err(Refusal::TargetTooLong));
+        assert_eq!(line(1, LONGEST_QUERY + 1), Err(Refusal::TargetTooLong));
+        let named = |length: usize| judge(format!("GET / HTTP/1.1\r\n{}: b\r\n\r\n", "a".repeat(length)));
+        assert_eq!(named(LONGEST_HEADER_NAME), Ok(Framing::Length(0)));
+        assert_eq!(named(LONGEST_HEADER_NAME + 1), Err(Refusal::HeaderLine));
     }
 
     #[test]

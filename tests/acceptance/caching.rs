@@ -35,8 +35,16 @@ fn by_all_callers(target: &str) -> Vec<Ask> {
     let separator = if target.contains('?') { '&' } else { '?' };
     vec![
         Ask::get(target).with_secret(),
-        Ask::get(target).with_shell_token(),
         Ask::get(&format!("{target}{separator}secret_token=s3cret")),
+        // GitLab Shell of today, and Gitaly. There is a type, but nothing that is of it.
+        Ask::get(target)
+            .with_shell_token()
+            .header("Content-Type", "application/json")
+            .header("User-Agent", "GitLab-Shell")
+            .header("X-Forwarded-For", "192.0.2.1")
+            .header("X-GitLab-Client-Name", "gitlab-sshd"),
+        // GitLab Shell as long as it was written in Ruby.
+        Ask::get(target).form("secret_token=s3cret%0A").header("User-Agent", "Ruby"),
     ]
 }
 
@@ -136,18 +144,42 @@ fn what_is_not_canonical_reaches_rails_every_time() {
     }
 }
 
-/// A warm cache must not hide what a form says: to Rails, a form beats the query.
+/// A warm cache must not hide what a body says: to Rails, a form beats the query, in either form
+/// that forms come in.
 #[test]
 fn a_form_is_heard_although_the_cache_knows_the_query() {
     let stage = Stage::new();
     let gateway = stage.gateway(Way::Tcp);
     let target = format!("authorized_keys?key={}", keys::of_root());
-    assert_eq!(gateway.tcp.send(&Ask::get(&target).with_secret()).json()["id"], 1);
+    let plain = Ask::get(&target).with_secret();
+    assert_eq!(gateway.tcp.send(&plain).json()["id"], 1);
     let form = format!("key={}&secret_token=s3cret", keys::escaped(&keys::padded()));
-    let answer = gateway.tcp.send(&Ask::get(&target).form(&form));
-    assert_eq!(answer.json()["id"], 2, "{answer}");
-    // Nor may the answer to the form be kept for the query.
-    assert_eq!(gateway.tcp.send(&Ask::get(&target).with_secret()).json()["id"], 1);
+    let parts =
+        format!("--b\r\nContent-Disposition: form-data; name=\"key\"\r\n\r\n{}\r\n--b--\r\n", keys::padded());
+    for ask in [
+        Ask::get(&target).form(&form),
+        Ask::get(&target).form(&form).with_secret(),
+        Ask::get(&target).form(&form).chunked(),
+        Ask::get(&target).body("multipart/form-data; boundary=b", &parts).with_secret(),
+    ] {
+        let answer = gateway.tcp.send(&ask);
+        assert_eq!(answer.json()["id"], 2, "{ask}: {answer}");
+        // Nor may the answer to the form be kept for the query.
+        assert_eq!(gateway.tcp.send(&plain).json()["id"], 1);
+    }
+}
+
+/// HEAD has no body, so what it brings is no answer to GET.
+#[test]
+fn a_head_request_spoils_nothing() {
+    let stage = Stage::new();
+    let gateway = stage.gateway(Way::Tcp);
+    let get = Ask::get("discover?key_id=1").with_secret();
+    let head = Ask { method: "HEAD".into(), ..get.clone() };
+    for ask in [&head, &get, &head, &get] {
+        let (answer, direct) = (gateway.tcp.send(ask), stage.tcp.send(ask));
+        assert_eq!((answer.status, &answer.body), (200, &direct.body), "{ask}: {answer}");
+    }
 }
 
 #[test]

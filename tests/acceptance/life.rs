@@ -21,6 +21,22 @@ fn sigterm_ends_the_gateway_in_order() {
     assert_eq!(gateway.wait_for_end().code(), Some(0), "{}", gateway.log());
 }
 
+/// Connections that nobody is using right now are no reason to stay.
+#[test]
+fn sigterm_does_not_wait_for_idle_connections() {
+    let stage = Stage::new();
+    let mut gateway = stage.gateway(Way::Unix);
+    let fresh = gateway.peers().map(Peer::connect);
+    let kept = gateway.peers().map(|peer| {
+        let mut connection = peer.connect();
+        assert_eq!(connection.send(&Ask::get("check").with_secret()).status, 200);
+        connection
+    });
+    gateway.terminate();
+    assert_eq!(gateway.wait_for_end().code(), Some(0), "{}", gateway.log());
+    drop((fresh, kept));
+}
+
 /// Somebody's push is on its way when the gateway is told to end. It is seen through.
 #[test]
 fn sigterm_waits_for_what_is_under_way() {
@@ -79,6 +95,23 @@ fn without_rails_the_gateway_says_so_in_json() {
         // What is known is still told, and still not to strangers.
         assert_eq!(gateway.tcp.send(&known).status, 200);
         assert_eq!(gateway.tcp.send(&Ask { headers: Vec::new(), ..known }).status, 401);
+    }
+}
+
+/// The connections that the gateway kept are dead then. Nobody shall notice, and nothing is sent twice.
+#[test]
+fn rails_may_be_restarted() {
+    for way in [Way::Tcp, Way::Unix] {
+        let mut stage = Stage::new();
+        let gateway = stage.gateway(way);
+        let asks = [Ask::post("pre_receive").with_secret(), Ask::get("check/").with_secret()];
+        for _ in 0..2 {
+            for ask in &asks {
+                let (arrived, answer) = stage.arrivals(|| gateway.tcp.send(ask));
+                assert_eq!((answer.status, arrived), (200, 1), "{ask}: {answer}");
+            }
+            stage.restart_rails();
+        }
     }
 }
 

@@ -26,8 +26,8 @@ fn every_question_gets_the_answer_of_rails() {
     }
 }
 
-/// What Rails reads in its own lenient way, the gateway may refuse. But it lets nobody in whom
-/// Rails would not, and keeps nothing.
+/// What Rails reads in its own lenient way, the gateway may refuse, or make plain before Rails sees
+/// it. But it lets nobody in whom Rails would not, and keeps nothing.
 #[test]
 fn odd_questions_are_refused_or_left_to_rails() {
     let stage = Stage::new();
@@ -37,14 +37,34 @@ fn odd_questions_are_refused_or_left_to_rails() {
         let direct = directly(&stage, &ask);
         for _ in 0..2 {
             let (arrived, answer) = stage.arrivals(|| gateway.tcp.send(&ask));
+            let is_left_to_rails = arrived == 1 && essence(&answer) == essence(&direct);
+            let is_refused = (400..500).contains(&answer.status)
+                && ["message", "error"].iter().any(|name| answer.json()[name].is_string());
             let told = told(&question.name, &ask, &direct, &answer);
-            if arrived == 0 {
-                assert!((400..500).contains(&answer.status), "{told}");
-                assert!(answer.json()["message"].is_string(), "{told}");
-            } else {
-                assert_eq!(essence(&answer), essence(&direct), "{told}");
-            }
+            assert!(is_left_to_rails || is_refused, "{arrived} reached Rails: {told}");
         }
+    }
+}
+
+/// On a new connection, Puma answers these with a 400. On one that it has used before, as those of the
+/// gateway are, it says nothing and closes it 20 s later (seen with 5.6.5). So they must not get there.
+#[test]
+fn what_puma_cannot_parse_does_not_get_there() {
+    let stage = Stage::new();
+    let gateway = stage.gateway(Way::Tcp);
+    let get = |target: &str| Ask::get(target).with_secret();
+    for ask in [
+        get(&format!("authorized_keys?key={}", "A".repeat(10_300))),
+        get(&"a".repeat(8_300)),
+        get("check").header(&"x".repeat(257), "1"),
+        Ask::new("get", "/api/v4/internal/check").with_secret(),
+        Ask::new("GET!", "/api/v4/internal/check").with_secret(),
+        Ask::new(&"M".repeat(21), "/api/v4/internal/check").with_secret(),
+    ] {
+        assert_eq!(gateway.tcp.send(&get("check/")).status, 200, "there is a connection to Rails");
+        let answer = gateway.tcp.send(&ask);
+        assert!((400..500).contains(&answer.status), "{ask}: {answer}");
+        assert!(answer.json()["message"].is_string(), "{ask}: {answer}");
     }
 }
 
@@ -110,8 +130,7 @@ fn directly(stage: &Stage, ask: &Ask) -> Answer {
 }
 
 fn told(name: &str, ask: &Ask, direct: &Answer, answer: &Answer) -> String {
-    let most: String = ask.to_string().chars().take(1_000).collect();
-    format!("{name} ({most})\nRails:   {direct}\ngateway: {answer}\n")
+    format!("{name} ({ask})\nRails:   {direct}\ngateway: {answer}\n")
 }
 
 /// What clients look at.

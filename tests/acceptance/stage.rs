@@ -28,6 +28,7 @@ pub enum Way {
 pub struct Stage {
     pub tcp: Peer,
     pub unix: Peer,
+    era: &'static str,
     root: &'static str,
     process: Process,
     // Last, so that it goes last.
@@ -41,7 +42,7 @@ impl Stage {
     }
 
     /// A Rails of another era: see `tests/rails/serve`.
-    pub fn of_era(era: &str) -> Self {
+    pub fn of_era(era: &'static str) -> Self {
         Self::start(era, "")
     }
 
@@ -50,30 +51,21 @@ impl Stage {
         Self::start("both", root)
     }
 
-    fn start(era: &str, root: &'static str) -> Self {
+    fn start(era: &'static str, root: &'static str) -> Self {
         let dir = Scratch::new();
         fs::write(dir.file("shell_secret"), format!("{SHELL_SECRET}\n")).unwrap();
         fs::write(dir.file("kas_secret"), STANDARD.encode(KAS_SECRET)).unwrap();
-        let tcp = free_address();
-        let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/rails/serve"));
-        command
-            .env("RAILS_DIR", &dir.path)
-            .env("RAILS_SHELL_SECRET_FILE", dir.file("shell_secret"))
-            .env("RAILS_KAS_SECRET_FILE", dir.file("kas_secret"))
-            .env("RAILS_TCP", tcp.to_string())
-            .env("RAILS_SOCKET", dir.file("rails.sock"))
-            .env("RAILS_RELATIVE_ROOT", if root.is_empty() { "/" } else { root })
-            .env("RAILS_ERA", era);
-        let process = Process::start(command, dir.file("puma.log"));
-        let unix = Peer::Unix(dir.file("rails.sock"));
-        let mut stage = Self { tcp: Peer::Tcp(tcp), unix, root, process, dir };
-        let peers = [stage.tcp.clone(), stage.unix.clone()];
+        let (tcp, unix) = (free_address(), dir.file("rails.sock"));
+        let process = start_rails(&dir, era, root, tcp);
+        let mut stage = Self { tcp: Peer::Tcp(tcp), unix: Peer::Unix(unix), era, root, process, dir };
+        stage.wait_for_rails();
         stage
-            .process
-            .wait_until("Rails answers; if it is not installed, run tests/run, which does that", || {
-                peers.iter().all(|peer| is_ok(peer, "/-/counters"))
-            });
-        stage
+    }
+
+    fn wait_for_rails(&mut self) {
+        let peers = [&self.tcp, &self.unix];
+        let what = "Rails answers; if it is not installed, run tests/run, which does that";
+        self.process.wait_until(what, || peers.iter().all(|peer| is_ok(peer, "/-/counters")));
     }
 
     /// A gateway that accepts both kinds of shell credential.
@@ -175,6 +167,29 @@ impl Stage {
     pub fn stop_rails(&mut self) {
         self.process.kill();
     }
+
+    /// Ends Rails, and starts it again where it was.
+    pub fn restart_rails(&mut self) {
+        self.stop_rails();
+        let Peer::Tcp(tcp) = self.tcp else { panic!("{:?} is no TCP address", self.tcp) };
+        self.process = start_rails(&self.dir, self.era, self.root, tcp);
+        self.wait_for_rails();
+    }
+}
+
+fn start_rails(dir: &Scratch, era: &str, root: &str, tcp: SocketAddr) -> Process {
+    // One that was killed leaves its socket behind.
+    let _ = fs::remove_file(dir.file("rails.sock"));
+    let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/rails/serve"));
+    command
+        .env("RAILS_DIR", &dir.path)
+        .env("RAILS_SHELL_SECRET_FILE", dir.file("shell_secret"))
+        .env("RAILS_KAS_SECRET_FILE", dir.file("kas_secret"))
+        .env("RAILS_TCP", tcp.to_string())
+        .env("RAILS_SOCKET", dir.file("rails.sock"))
+        .env("RAILS_RELATIVE_ROOT", if root.is_empty() { "/" } else { root })
+        .env("RAILS_ERA", era);
+    Process::start(command, dir.file("puma.log"))
 }
 
 /// A gateway, on a TCP and on a unix socket.
@@ -287,7 +302,8 @@ struct Scratch {
 impl Scratch {
     fn new() -> Self {
         static NEXT: AtomicU16 = AtomicU16::new(0);
-        let name = format!("railgate-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let name =
+            format!("railgate-acceptance-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let path = std::env::temp_dir().join(name);
         fs::create_dir(&path).unwrap();
         Self { path }

@@ -98,9 +98,14 @@ impl Ask {
         }
         let mut bytes = (lines.join("\r\n") + "\r\n\r\n").into_bytes();
         if self.chunked {
-            // Bytewise, so that no reader gets away with looking at the first chunk alone.
-            for byte in &self.body {
-                bytes.extend_from_slice(&[b'1', b'\r', b'\n', *byte, b'\r', b'\n']);
+            // Of 1, 2, 4, … bytes: no reader gets away with looking at the first chunk alone.
+            let (mut rest, mut size) = (self.body.as_slice(), 1);
+            while !rest.is_empty() {
+                let (chunk, behind) = rest.split_at(size.min(rest.len()));
+                bytes.extend_from_slice(format!("{:x}\r\n", chunk.len()).as_bytes());
+                bytes.extend_from_slice(chunk);
+                bytes.extend_from_slice(b"\r\n");
+                (rest, size) = (behind, size * 2);
             }
             bytes.extend_from_slice(b"0\r\n\r\n");
         } else {
@@ -110,16 +115,12 @@ impl Ask {
     }
 }
 
+/// As much of it as helps to find the case.
 impl fmt::Display for Ask {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} {} {:?} {}",
-            self.method,
-            self.target,
-            self.headers,
-            String::from_utf8_lossy(&self.body)
-        )
+        let Self { method, target, headers, body, .. } = self;
+        let all = format!("{method} {target} {headers:?} {}", String::from_utf8_lossy(body));
+        all.chars().take(1_000).try_for_each(|letter| write!(f, "{letter}"))
     }
 }
 
@@ -160,22 +161,23 @@ impl Peer {
 
     /// Sends one request to a server that may not be there.
     pub fn try_send(&self, ask: &Ask) -> io::Result<Answer> {
-        let mut connection = self.connect()?;
+        let mut connection = self.try_connect()?;
         connection.write_all(&ask.to_bytes("close"))?;
         read_answer(&mut BufReader::new(connection), ask)
     }
 
     /// Sends several requests over one connection, as kas does.
     pub fn send_all(&self, asks: &[Ask]) -> Vec<Answer> {
-        let mut connection = BufReader::new(self.connect().unwrap());
-        let mut exchange = |ask: &Ask| {
-            connection.get_mut().write_all(&ask.to_bytes("keep-alive"))?;
-            read_answer(&mut connection, ask)
-        };
-        asks.iter().map(|ask| exchange(ask).unwrap_or_else(|error| panic!("{error}: {ask}"))).collect()
+        let mut connection = self.connect();
+        asks.iter().map(|ask| connection.send(ask)).collect()
     }
 
-    fn connect(&self) -> io::Result<Box<dyn Connection>> {
+    /// A connection that is kept open.
+    pub fn connect(&self) -> Connection {
+        Connection { stream: BufReader::new(self.try_connect().unwrap()) }
+    }
+
+    fn try_connect(&self) -> io::Result<Box<dyn Stream>> {
         match self {
             Self::Tcp(address) => {
                 let stream = TcpStream::connect(address)?;
@@ -191,10 +193,35 @@ impl Peer {
     }
 }
 
-trait Connection: Read + Write {}
-impl<T: Read + Write> Connection for T {}
+/// See [`Peer::connect`].
+pub struct Connection {
+    stream: BufReader<Box<dyn Stream>>,
+}
 
+impl Connection {
+    pub fn send(&mut self, ask: &Ask) -> Answer {
+        let sent = self.stream.get_mut().write_all(&ask.to_bytes("keep-alive"));
+        let answer = sent.and_then(|()| read_answer(&mut self.stream, ask));
+        answer.unwrap_or_else(|error| panic!("{error}: {ask}"))
+    }
+}
+
+trait Stream: Read + Write {}
+impl<T: Read + Write> Stream for T {}
+
+/// The final answer; what comes before it (100 Continue) is only news.
 fn read_answer(from: &mut impl BufRead, ask: &Ask) -> io::Result<Answer> {
+    let mut answer = read_head(from)?;
+    while answer.status < 200 {
+        answer = read_head(from)?;
+    }
+    if ask.method != "HEAD" && !matches!(answer.status, 204 | 304) {
+        answer.body = read_body(from, &answer)?;
+    }
+    Ok(answer)
+}
+
+fn read_head(from: &mut impl BufRead) -> io::Result<Answer> {
     let status_line = read_line(from)?;
     let status = status_line.split(' ').nth(1).and_then(|status| status.parse().ok());
     let status = status.ok_or_else(|| broken(&format!("no status line: {status_line:?}")))?;
@@ -202,16 +229,11 @@ fn read_answer(from: &mut impl BufRead, ask: &Ask) -> io::Result<Answer> {
     loop {
         let line = read_line(from)?;
         if line.is_empty() {
-            break;
+            return Ok(Answer { status, headers, body: Vec::new() });
         }
         let (name, value) = line.split_once(':').ok_or_else(|| broken(&format!("no header: {line:?}")))?;
         headers.push((name.to_owned(), value.trim().to_owned()));
     }
-    let mut answer = Answer { status, headers, body: Vec::new() };
-    if ask.method != "HEAD" && !matches!(status, 204 | 304) {
-        answer.body = read_body(from, &answer)?;
-    }
-    Ok(answer)
 }
 
 fn read_body(from: &mut impl BufRead, answer: &Answer) -> io::Result<Vec<u8>> {

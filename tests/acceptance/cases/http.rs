@@ -41,6 +41,7 @@ pub fn odd() -> Vec<Question> {
         ("method in a form", Ask::post("check").form("_method=GET").with_secret()),
         ("method in a form, nobody", Ask::post("check").form("_method=GET")),
         ("method in a header", Ask::post("check").header("X-HTTP-Method-Override", "GET").with_secret()),
+        ("header with underscores", Ask::get("check").header("Gitlab_Shared_Secret", "czNjcmV0")),
         ("options", Ask::new("OPTIONS", "/api/v4/internal/check").with_secret()),
         ("options, nobody", Ask::new("OPTIONS", "/api/v4/internal/check")),
         ("outside of the internal API", get("/api/v4/projects")),

@@ -39,6 +39,7 @@ fn in_bodies() -> Vec<Case> {
     vec![
         // The Ruby GitLab Shell sends a form even with GET.
         Case::new("form with GET", check().form("secret_token=s3cret%0A"), 200, By::Either),
+        Case::new("form with GET, in chunks", check().form("secret_token=s3cret").chunked(), 200, By::Either),
         bad("wrong form with GET", check().form("secret_token=bad")),
         overruled("wrong form, good header", check().form("secret_token=bad").with_secret()),
         overruled("wrong form, good query", Ask::get("check?secret_token=s3cret").form("secret_token=bad")),

@@ -163,6 +163,9 @@ fn hooks() -> Vec<Case> {
         changes.repeat(20_000)
     );
     let ask = Ask::post("post_receive").json(&long).with_secret();
-    cases.push(Case::new("post_receive of 20000 refs", ask, 200, By::Rails));
+    cases.push(Case::new("post_receive of 20000 refs", ask.clone(), 200, By::Rails));
+    cases.push(Case::new("post_receive of 20000 refs in chunks", ask.clone().chunked(), 200, By::Rails));
+    let polite = ask.header("Expect", "100-continue");
+    cases.push(Case::new("post_receive of 20000 refs, announced", polite, 200, By::Rails));
     cases
 }
