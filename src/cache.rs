@@ -23,7 +23,7 @@ use moka::sync::Cache as Moka;
 
 pub use self::entry::{Entry, Sign};
 use self::flight::Flights;
-pub use self::flight::{Boarding, Landed, Lease};
+pub use self::flight::{Boarding, Landed, Lease, Trouble};
 pub use self::freshness::{Lifetimes, NoStore};
 pub use self::key::Key;
 
@@ -54,12 +54,14 @@ impl Default for Settings {
     }
 }
 
+type Store = Moka<Key, Arc<Entry>, foldhash::fast::RandomState>;
+
 /// The entries, the flights that fill them, and the fences between the two.
 #[derive(Debug)]
 pub struct Cache {
-    positive: Moka<Key, Arc<Entry>>,
+    positive: Store,
     /// A store of its own: scans for unknown keys must not push out the known ones.
-    negative: Moka<Key, Arc<Entry>>,
+    negative: Store,
     flights: Flights,
     generation: AtomicU64,
     counts: Arc<Counts>,
@@ -93,10 +95,9 @@ impl Cache {
     /// An empty cache.
     pub fn new(settings: &Settings) -> Arc<Self> {
         let counts = Arc::new(Counts::default());
-        let keep = settings.lifetimes.longest();
         Arc::new(Self {
-            positive: store(Sign::Positive, settings.max_entries, keep, &counts),
-            negative: store(Sign::Negative, settings.max_negative_entries, keep, &counts),
+            positive: store(Sign::Positive, settings.max_entries, &settings.lifetimes, &counts),
+            negative: store(Sign::Negative, settings.max_negative_entries, &settings.lifetimes, &counts),
             flights: Flights::default(),
             generation: AtomicU64::new(0),
             counts,
@@ -175,11 +176,11 @@ impl Cache {
 
 /// LRU on purpose: moka's default (`TinyLFU`) refuses new keys while the store is full of hot
 /// ones, and here a new key is an active user who has just arrived.
-fn store(sign: Sign, capacity: u64, keep: Duration, counts: &Arc<Counts>) -> Moka<Key, Arc<Entry>> {
+fn store(sign: Sign, capacity: u64, lifetimes: &Lifetimes, counts: &Arc<Counts>) -> Store {
     let counts = Arc::clone(counts);
     Moka::builder()
         .max_capacity(capacity)
-        .time_to_live(keep)
+        .time_to_live(lifetimes.longest(sign))
         .eviction_policy(EvictionPolicy::lru())
         .eviction_listener(move |_, _, cause| {
             let count = match cause {
@@ -191,7 +192,7 @@ fn store(sign: Sign, capacity: u64, keep: Duration, counts: &Arc<Counts>) -> Mok
                 count.fetch_add(1, Ordering::Relaxed);
             }
         })
-        .build()
+        .build_with_hasher(foldhash::fast::RandomState::default())
 }
 
 #[cfg(test)]

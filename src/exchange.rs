@@ -103,9 +103,11 @@ impl CacheOutcome {
     /// The `Cache-Status` of an answer that was fetched (RFC 9211); a hit writes its own.
     pub const fn cache_status(self) -> HeaderValue {
         HeaderValue::from_static(match self {
-            Self::Unreached | Self::Never => "railgate; fwd=bypass; detail=route",
+            Self::Never => "railgate; fwd=bypass; detail=route",
             Self::Bypass => "railgate; fwd=bypass; detail=request",
-            Self::Hit => "railgate; hit",
+            // Never asked for: a request that did not come so far has no answer of Rails, and a
+            // hit says how long it stays good.
+            Self::Unreached | Self::Hit => "railgate",
             Self::Stored => "railgate; fwd=miss; stored",
             Self::Unstored(NoStore::Status) => "railgate; fwd=miss; detail=status",
             Self::Unstored(NoStore::Type) => "railgate; fwd=miss; detail=type",

@@ -12,6 +12,7 @@ use http::{Response, StatusCode};
 
 use crate::auth::Rejection;
 use crate::body::Body;
+use crate::cache::Trouble;
 use crate::refusal::Refusal;
 use crate::upstream;
 
@@ -41,8 +42,8 @@ pub enum Failure {
     BodyBrokeOff,
     /// Rails cannot be reached, or its answer is unusable.
     Upstream(upstream::Error),
-    /// Another caller's attempt to reach Rails, which this one waited for, has failed.
-    UpstreamUnreachable,
+    /// The same of another caller's request, which this one waited for.
+    SharedTrouble(Trouble),
     /// A bug: a layer panicked.
     Panicked,
 }
@@ -55,9 +56,11 @@ impl Failure {
             Self::Unauthorized(_) => StatusCode::UNAUTHORIZED,
             Self::OutsideInternalApi => StatusCode::NOT_FOUND,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::BodyBrokeOff | Self::Upstream(upstream::Error::RequestBody(_)) => StatusCode::BAD_REQUEST,
-            Self::Upstream(upstream::Error::Timeout(_)) => StatusCode::GATEWAY_TIMEOUT,
-            Self::Upstream(_) | Self::UpstreamUnreachable => StatusCode::BAD_GATEWAY,
+            Self::BodyBrokeOff => StatusCode::BAD_REQUEST,
+            Self::Upstream(upstream::Error::Timeout(_)) | Self::SharedTrouble(Trouble::Timeout) => {
+                StatusCode::GATEWAY_TIMEOUT
+            }
+            Self::Upstream(_) | Self::SharedTrouble(_) => StatusCode::BAD_GATEWAY,
             Self::Panicked => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -70,10 +73,12 @@ impl Failure {
             Self::OutsideInternalApi => "outside_internal_api",
             Self::BodyTooLarge => "body_too_large",
             Self::BodyBrokeOff | Self::Upstream(upstream::Error::RequestBody(_)) => "body_broke_off",
-            Self::Upstream(upstream::Error::Connect(..)) | Self::UpstreamUnreachable => {
+            Self::Upstream(upstream::Error::Connect(..)) | Self::SharedTrouble(Trouble::Unreachable) => {
                 "upstream_unreachable"
             }
-            Self::Upstream(upstream::Error::Timeout(_)) => "upstream_timeout",
+            Self::Upstream(upstream::Error::Timeout(_)) | Self::SharedTrouble(Trouble::Timeout) => {
+                "upstream_timeout"
+            }
             Self::Upstream(upstream::Error::Broken(_) | upstream::Error::BrokeOff(_)) => "upstream_broke_off",
             Self::Upstream(upstream::Error::Unusable(_)) => "upstream_unusable",
             Self::Panicked => "panicked",
@@ -89,13 +94,11 @@ impl Failure {
             Self::BodyTooLarge => {
                 "413 Request body too large to look for secret_token in it; send the credential in a header"
             }
-            Self::BodyBrokeOff | Self::Upstream(upstream::Error::RequestBody(_)) => {
-                "400 Bad Request: the request body is incomplete or malformed"
-            }
-            Self::Upstream(upstream::Error::Timeout(_)) => {
+            Self::BodyBrokeOff => "400 Bad Request: the request body is incomplete or malformed",
+            Self::Upstream(upstream::Error::Timeout(_)) | Self::SharedTrouble(Trouble::Timeout) => {
                 "GitLab did not answer in time. Please try again; if it persists, tell your administrator."
             }
-            Self::Upstream(upstream::Error::Connect(..)) | Self::UpstreamUnreachable => {
+            Self::Upstream(upstream::Error::Connect(..)) | Self::SharedTrouble(Trouble::Unreachable) => {
                 "GitLab is not reachable at the moment. Please try again shortly."
             }
             Self::Upstream(_) => {
@@ -112,9 +115,8 @@ impl Failure {
             | Self::Unauthorized(_)
             | Self::OutsideInternalApi
             | Self::BodyTooLarge
-            | Self::BodyBrokeOff
-            | Self::Upstream(upstream::Error::RequestBody(_)) => Side::Client,
-            Self::Upstream(_) | Self::UpstreamUnreachable => Side::Upstream,
+            | Self::BodyBrokeOff => Side::Client,
+            Self::Upstream(_) | Self::SharedTrouble(_) => Side::Upstream,
             Self::Panicked => Side::Gateway,
         }
     }
@@ -144,7 +146,10 @@ impl std::error::Error for Failure {}
 
 impl From<upstream::Error> for Failure {
     fn from(error: upstream::Error) -> Self {
-        Self::Upstream(error)
+        match error {
+            upstream::Error::RequestBody(_) => Self::BodyBrokeOff,
+            error => Self::Upstream(error),
+        }
     }
 }
 
@@ -163,7 +168,8 @@ mod tests {
             Failure::Upstream(upstream::Error::Connect("x".into(), std::io::Error::other("y"))),
             Failure::Upstream(upstream::Error::Timeout(std::time::Duration::from_secs(1))),
             Failure::Upstream(upstream::Error::Unusable("x")),
-            Failure::UpstreamUnreachable,
+            Failure::SharedTrouble(Trouble::Unreachable),
+            Failure::SharedTrouble(Trouble::Timeout),
             Failure::Panicked,
         ];
         failures.extend(Refusal::ALL.iter().map(|refusal| Failure::Refused(*refusal)));

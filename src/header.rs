@@ -53,6 +53,17 @@ pub const SPOOFABLE: [&str; 16] = [
     "x-sendfile-type",
 ];
 
+/// What a request's headers become on their way to Rails: what concerned the client's connection
+/// goes, then what the gateway itself has seen of the client is added, in this order, so that no
+/// `Connection` header can name the gateway's own words away.
+pub fn cross(headers: &mut HeaderMap, peer: Option<IpAddr>) {
+    let host = headers.get(header::HOST).cloned();
+    strip_hop_by_hop(headers);
+    headers.remove(header::EXPECT);
+    headers.remove(header::CONTENT_LENGTH);
+    set_forwarded(headers, peer, host);
+}
+
 /// Takes out what must not pass the gateway: the hop-by-hop headers and those that `Connection`
 /// names. Framing and credentials cannot be named away: a `Connection: gitlab-shared-secret`
 /// must not make Rails see a request without its credential.
@@ -83,13 +94,14 @@ fn is_end_to_end_always(name: &HeaderName) -> bool {
         &SHELL_JWT,
         &KAS_JWT,
         &REQUEST_ID,
+        &X_FORWARDED_FOR,
     ]
     .contains(&name)
 }
 
 /// Sets `X-Forwarded-*`: the peer is appended to the chain that callers such as GitLab Shell
 /// begin with the SSH client's address; scheme and host are the gateway's own observation.
-pub fn set_forwarded(headers: &mut HeaderMap, peer: Option<IpAddr>) {
+fn set_forwarded(headers: &mut HeaderMap, peer: Option<IpAddr>, host: Option<HeaderValue>) {
     if let Some(peer) = peer {
         let mut chain: Vec<u8> = Vec::with_capacity(64);
         for value in headers.get_all(&X_FORWARDED_FOR) {
@@ -102,7 +114,7 @@ pub fn set_forwarded(headers: &mut HeaderMap, peer: Option<IpAddr>) {
         }
     }
     headers.insert(&X_FORWARDED_PROTO, HeaderValue::from_static("http"));
-    if let Some(host) = headers.get(header::HOST).cloned() {
+    if let Some(host) = host {
         headers.insert(&X_FORWARDED_HOST, host);
     }
 }
@@ -144,6 +156,16 @@ mod tests {
     }
 
     #[test]
+    fn connection_cannot_name_away_what_the_gateway_says() {
+        let pairs =
+            [("connection", "x-forwarded-for, x-forwarded-proto"), ("x-forwarded-for", "203.0.113.7")];
+        let mut headers = map(&pairs);
+        cross(&mut headers, Some("127.0.0.1".parse().unwrap()));
+        assert_eq!(headers.get("x-forwarded-for").unwrap(), "203.0.113.7, 127.0.0.1");
+        assert_eq!(headers.get("x-forwarded-proto").unwrap(), "http");
+    }
+
+    #[test]
     fn connection_cannot_name_a_credential_away() {
         let mut headers = map(&[("connection", "gitlab-shared-secret"), ("gitlab-shared-secret", "x")]);
         strip_hop_by_hop(&mut headers);
@@ -153,7 +175,7 @@ mod tests {
     #[test]
     fn the_peer_is_appended_to_the_chain() {
         let mut headers = map(&[("host", "gw:8181"), ("x-forwarded-for", "203.0.113.7")]);
-        set_forwarded(&mut headers, Some("127.0.0.1".parse().unwrap()));
+        cross(&mut headers, Some("127.0.0.1".parse().unwrap()));
         assert_eq!(headers.get("x-forwarded-for").unwrap(), "203.0.113.7, 127.0.0.1");
         assert_eq!(headers.get("x-forwarded-proto").unwrap(), "http");
         assert_eq!(headers.get("x-forwarded-host").unwrap(), "gw:8181");
@@ -162,7 +184,7 @@ mod tests {
     #[test]
     fn a_unix_peer_has_no_address_and_leaves_the_chain_alone() {
         let mut headers = map(&[("x-forwarded-for", "203.0.113.7")]);
-        set_forwarded(&mut headers, None);
+        cross(&mut headers, None);
         assert_eq!(headers.get("x-forwarded-for").unwrap(), "203.0.113.7");
     }
 

@@ -17,7 +17,8 @@
 //! - No cached answer is reached by a request that was not authenticated: the cache layer takes
 //!   [`exchange::Authenticated`] only, and only [`auth`] can make the caller in it.
 //! - No cache key is built but by [`cache::Key::new`].
-//! - Only [`stack`] knows the order of the layers, only [`failure`] our own status codes, only
+//! - Only [`stack`] knows the order of the layers, only [`failure`] and
+//!   [`refusal`] the status codes of our own answers to clients, only
 //!   [`config`] the names of keys, only [`clock`] what time it is.
 //! - A secret has no `Display`, and enters no log, label or error text.
 //!
@@ -41,6 +42,7 @@ pub mod route;
 pub mod secret;
 pub mod server;
 pub mod stack;
+pub mod strict_base64;
 pub mod upstream;
 
 use std::io;
@@ -106,11 +108,11 @@ impl Gateway {
         self.admin.endpoint()
     }
 
-    /// Serves until `shutdown` is cancelled, then drains: readiness first, so that load
-    /// balancers look elsewhere, then no new connections, then whatever runs may finish within
-    /// `limits.drain_timeout`. True if nothing had to be dropped.
+    /// Serves until `shutdown` is cancelled, then drains: not ready any more, no new connections,
+    /// and whatever runs may finish within `limits.drain_timeout`. True if nothing had to be dropped.
     pub async fn run(self, shutdown: CancellationToken) -> bool {
         let Self { parts, listeners, admin, server, readiness } = self;
+        let fills = parts.fills.clone();
         let (metrics, state) = (Arc::clone(&parts.metrics), Arc::clone(parts.upstream.state()));
         // The admin listener outlives the others, to say that they are draining.
         let admin_server =
@@ -125,6 +127,9 @@ impl Gateway {
         shutdown.cancelled().await;
         readiness.set(false);
         let in_time = server.drain().await;
+        // Whoever waited for them has an answer or is gone.
+        fills.close();
+        let _ = tokio::time::timeout(ADMIN_DRAIN, fills.wait()).await;
         admin_server.drain().await;
         upkeep.abort();
         in_time

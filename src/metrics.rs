@@ -1,5 +1,5 @@
-//! Every series that the gateway exposes, in one place. The help texts are the doc comments; the
-//! labels come from closed enums, so that no caller can make new series.
+//! Every series that the gateway exposes, in one place. Labels come from the route table and from
+//! closed enums, so that no caller can make new series.
 
 mod process;
 mod sources;
@@ -109,7 +109,7 @@ impl Metrics {
         );
         registry.register(
             "upstream_duration_seconds",
-            "From sending a request to Rails to the head of its answer",
+            "From sending a request to Rails to the head of its answer, or to the failure to get one",
             metrics.upstream_duration.clone(),
         );
         registry.register("auth_refusals", "Callers not let in, by reason", metrics.auth_refusals.clone());

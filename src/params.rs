@@ -3,6 +3,8 @@
 
 use std::borrow::Cow;
 
+use memchr::{memchr, memchr_iter, memchr2, memmem};
+
 /// The parameters of a query string or form body, in their order.
 #[derive(Debug)]
 pub struct Params<'a> {
@@ -11,22 +13,32 @@ pub struct Params<'a> {
     plain: bool,
 }
 
-/// One parameter; `value` is `None` for a bare name without `=`, which Rack reads as `nil`.
+/// One parameter, as it was sent.
 #[derive(Debug)]
 pub struct Pair<'a> {
+    name: Cow<'a, [u8]>,
+    raw_value: Option<&'a [u8]>,
+}
+
+impl<'a> Pair<'a> {
     /// The decoded name.
-    pub name: Cow<'a, [u8]>,
-    /// The decoded value.
-    pub value: Option<Cow<'a, [u8]>>,
+    pub fn name(&self) -> &[u8] {
+        &self.name
+    }
+
+    /// The decoded value; `None` for a bare name without `=`, which Rack reads as `nil`.
+    pub fn value(&self) -> Option<Cow<'a, [u8]>> {
+        self.raw_value.and_then(decode)
+    }
 }
 
 /// What Rails would take for the parameter `secret_token`.
 #[derive(Debug, PartialEq, Eq)]
-pub enum SecretToken<'p> {
+pub enum SecretToken<'a> {
     /// Not there, or there without a value: Rails looks further.
     Nil,
     /// There, perhaps empty.
-    Given(&'p [u8]),
+    Given(Cow<'a, [u8]>),
     /// Written in a way that Rack versions read differently.
     Ambiguous,
 }
@@ -38,48 +50,48 @@ impl<'a> Params<'a> {
         if raw.is_empty() {
             return params;
         }
-        for (index, piece) in raw.split(|b| *b == b'&').enumerate() {
-            // Rack 2 splits at `;` too and strips spaces behind a separator; Rack 3 does neither.
-            params.clear &= !piece.contains(&b';') && (index == 0 || !piece.starts_with(b" "));
-            params.push(piece);
+        // Rack 2 splits at `;` too and strips spaces behind a separator; Rack 3 does neither.
+        params.clear = memchr(b';', raw).is_none();
+        let mut begin = 0;
+        for end in memchr_iter(b'&', raw).chain([raw.len()]) {
+            params.push(raw.get(begin..end).unwrap_or_default(), begin == 0);
+            begin = end + 1;
         }
         params.plain &= params.clear;
         params
     }
 
-    fn push(&mut self, piece: &'a [u8]) {
+    fn push(&mut self, piece: &'a [u8], is_first: bool) {
         if piece.is_empty() {
             self.plain = false;
             return;
         }
-        let mut halves = piece.splitn(2, |b| *b == b'=');
-        let raw_name = halves.next().unwrap_or_default();
-        let (name, value) = match (decode(raw_name), halves.next().map(decode)) {
-            (Some(name), None) => (name, None),
-            (Some(name), Some(Some(value))) => (name, Some(value)),
+        self.clear &= is_first || !piece.starts_with(b" ");
+        let (raw_name, raw_value) = match memchr(b'=', piece) {
+            Some(equals) => (piece.get(..equals).unwrap_or_default(), piece.get(equals + 1..)),
+            None => (piece, None),
+        };
+        let Some(name) = decode(raw_name).filter(|_| raw_value.is_none_or(has_good_escapes)) else {
             // A bad escape is an error in Rack; what became of the parameter is unknown.
-            _ => {
-                self.clear = false;
-                return;
-            }
+            self.clear = false;
+            return;
         };
         let is_word = raw_name.iter().all(|b| b.is_ascii_alphanumeric() || *b == b'_');
         let is_repeated = self.pairs.iter().any(|pair| pair.name == name);
-        let is_text = value.as_ref().is_none_or(|value| std::str::from_utf8(value).is_ok());
-        self.plain &= is_word && !is_repeated && is_text;
+        self.plain &= is_word && !is_repeated;
         // `secret_token[]`, `[secret_token]` and `secret%5ftoken` all reach Rails as one name.
-        let is_disguised = raw_name != SECRET_TOKEN && contains(&name, SECRET_TOKEN);
+        let is_disguised = raw_name != SECRET_TOKEN && memmem::find(&name, SECRET_TOKEN).is_some();
         self.clear &= !is_disguised;
-        self.pairs.push(Pair { name, value });
+        self.pairs.push(Pair { name, raw_value });
     }
 
     /// The credential among the parameters: the last one of that name wins, as in Rack.
-    pub fn secret_token(&self) -> SecretToken<'_> {
+    pub fn secret_token(&self) -> SecretToken<'a> {
         if !self.clear {
             return SecretToken::Ambiguous;
         }
         let last = self.pairs.iter().rfind(|pair| pair.name == SECRET_TOKEN);
-        match last.and_then(|pair| pair.value.as_deref()) {
+        match last.and_then(Pair::value) {
             Some(value) => SecretToken::Given(value),
             None => SecretToken::Nil,
         }
@@ -94,25 +106,36 @@ impl<'a> Params<'a> {
 
 const SECRET_TOKEN: &[u8] = b"secret_token";
 
-fn contains(haystack: &[u8], needle: &[u8]) -> bool {
-    haystack.windows(needle.len()).any(|window| window == needle)
-}
-
 /// Form decoding: `+` is a space, `%` begins two hex digits. `None` for a broken escape.
 fn decode(raw: &[u8]) -> Option<Cow<'_, [u8]>> {
-    if !raw.iter().any(|b| matches!(b, b'%' | b'+')) {
-        return Some(Cow::Borrowed(raw));
-    }
+    let Some(first) = memchr2(b'%', b'+', raw) else { return Some(Cow::Borrowed(raw)) };
     let mut decoded = Vec::with_capacity(raw.len());
-    let mut bytes = raw.iter();
-    while let Some(byte) = bytes.next() {
-        decoded.push(match byte {
-            b'+' => b' ',
-            b'%' => hex(*bytes.next()?)? << 4 | hex(*bytes.next()?)?,
-            other => *other,
-        });
+    let (mut rest, mut next) = (raw, Some(first));
+    while let Some(at) = next {
+        let (before, after) = rest.split_at(at);
+        decoded.extend_from_slice(before);
+        rest = match after {
+            [b'+', rest @ ..] => {
+                decoded.push(b' ');
+                rest
+            }
+            [b'%', high, low, rest @ ..] => {
+                decoded.push(hex(*high)? << 4 | hex(*low)?);
+                rest
+            }
+            _ => return None,
+        };
+        next = memchr2(b'%', b'+', rest);
     }
+    decoded.extend_from_slice(rest);
     Some(Cow::Owned(decoded))
+}
+
+fn has_good_escapes(raw: &[u8]) -> bool {
+    memchr_iter(b'%', raw).all(|at| {
+        let digit = |offset: usize| raw.get(at + offset).and_then(|digit| hex(*digit));
+        digit(1).is_some() && digit(2).is_some()
+    })
 }
 
 fn hex(digit: u8) -> Option<u8> {
@@ -130,7 +153,7 @@ mod tests {
 
     #[test]
     fn the_credential_is_the_last_of_its_name() {
-        let given = |value: &'static str| SecretToken::Given(value.as_bytes());
+        let given = |value: &'static str| SecretToken::Given(value.as_bytes().into());
         for (raw, expected) in [
             ("", SecretToken::Nil),
             ("key=a", SecretToken::Nil),
@@ -171,12 +194,12 @@ mod tests {
     #[test]
     fn plain_parameters_are_single_words_with_text_values() {
         let params = Params::parse(b"key=a%2Bb&secret_token=x&z");
-        let plain: Vec<_> = params.plain().unwrap().map(|p| (p.name.to_vec(), p.value.clone())).collect();
+        let plain: Vec<_> = params.plain().unwrap().map(|p| (p.name().to_vec(), p.value())).collect();
         assert_eq!(plain[0].0, b"key");
         assert_eq!(plain[0].1.as_deref(), Some(&b"a+b"[..]));
         assert_eq!((plain[1].0.as_slice(), plain[1].1.is_none()), (&b"z"[..], true));
         assert_eq!(plain.len(), 2);
-        for raw in ["key=a&key=b", "key[]=a", "&", "key=a&&b=1", "key=%ff", "k%65y=a", "k+y=a", "=a&=b"] {
+        for raw in ["key=a&key=b", "key[]=a", "&", "key=a&&b=1", "k%65y=a", "k+y=a", "=a&=b"] {
             assert!(Params::parse(raw.as_bytes()).plain().is_none(), "{raw}");
         }
     }

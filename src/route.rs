@@ -10,9 +10,10 @@ use http::Method;
 pub struct Route {
     /// A stable name, also the metric label.
     pub id: &'static str,
-    /// The method; HEAD finds the row of GET, as Grape routes it.
-    pub method: Method,
-    /// The path below the prefix. A segment that begins with `:` stands for any one segment.
+    /// The method, or `None` for any; HEAD finds the row of GET, as Grape routes it.
+    pub method: Option<Method>,
+    /// The path below the prefix. A segment that begins with `:` stands for any one segment, and
+    /// a `*` at the end for all that follows.
     pub path: &'static str,
     /// Who may call.
     pub access: Access,
@@ -47,11 +48,20 @@ pub enum Caching {
 /// Where the internal API lives below the relative URL root.
 pub const PREFIX: &str = "/api/v4/internal";
 
+macro_rules! method {
+    (ANY) => {
+        None
+    };
+    ($method:ident) => {
+        Some(Method::$method)
+    };
+}
+
 macro_rules! routes {
     ($($method:ident $path:literal $id:literal $access:ident $caching:ident;)+) => {
         &[$(Route {
             id: $id,
-            method: Method::$method,
+            method: method!($method),
             path: $path,
             access: Access::$access,
             caching: Caching::$caching,
@@ -96,25 +106,22 @@ pub static TABLE: &[Route] = routes! {
     POST   "/mail_room/:mailbox_type"             "mail_room"                  Rails Never;
     POST   "/error_tracking/allowed"              "error_tracking_allowed"     Rails Never;
     POST   "/shellhorse/git_audit_event"          "git_audit_event"            Rails Never;
-    POST   "/search/zoekt/:uuid/heartbeat"        "zoekt_heartbeat"            Rails Never;
-    POST   "/search/zoekt/:uuid/tasks"            "zoekt_tasks"                Rails Never;
-    POST   "/search/zoekt/:uuid/callback"         "zoekt_callback"             Rails Never;
+    ANY    "/search/zoekt/:uuid/heartbeat"        "zoekt_heartbeat"            Shell Never;
+    ANY    "/search/zoekt/:uuid/tasks"            "zoekt_tasks"                Shell Never;
+    ANY    "/search/zoekt/:uuid/callback"         "zoekt_callback"             Shell Never;
+    ANY    "/org_mover/*"                         "org_mover"                  Shell Never;
+    ANY    "/orbit/*"                             "orbit"                      Rails Never;
 };
 
 /// The last row: a path below the prefix that no other row names. Newer families bring their own
 /// credentials, so the gateway demands none and leaves the verdict to Rails.
-pub static OTHER_INTERNAL: Route = Route {
-    id: "other_internal",
-    method: Method::GET,
-    path: "/*",
-    access: Access::Rails,
-    caching: Caching::Never,
-};
+pub static OTHER_INTERNAL: Route =
+    Route { id: "other_internal", method: None, path: "/*", access: Access::Rails, caching: Caching::Never };
 
 /// A path outside the internal API that the configuration lists (`upstream.forward_prefixes`).
 pub static FORWARDED_PREFIX: Route = Route {
     id: "forwarded_prefix",
-    method: Method::GET,
+    method: None,
     path: "/*",
     access: Access::Rails,
     caching: Caching::Never,
@@ -141,18 +148,25 @@ pub fn find(method: &Method, path: &str) -> Found {
 }
 
 fn row(method: &Method, path: &str) -> Option<&'static Route> {
-    TABLE.iter().find(|route| fits(route.path, path) && route.method == *method)
+    TABLE.iter().find(|route| route.method.as_ref().is_none_or(|own| own == method) && fits(route.path, path))
 }
 
 fn fits(pattern: &str, path: &str) -> bool {
+    if let Some(begin) = pattern.strip_suffix('*') {
+        return path.starts_with(begin);
+    }
     if !pattern.contains(':') {
         return pattern == path;
     }
     let mut given = path.split('/');
-    let all = pattern
-        .split('/')
-        .all(|part| given.next().is_some_and(|is| part == is || (part.starts_with(':') && !is.is_empty())));
-    all && given.next().is_none()
+    let fit = |part: &str, is: &str| part == is || (part.starts_with(':') && !is.is_empty());
+    pattern.split('/').all(|part| given.next().is_some_and(|is| fit(part, is))) && given.next().is_none()
+}
+
+/// Whether a segment of a path is a word of the table, and not something that a caller made up.
+pub fn is_known_segment(segment: &str) -> bool {
+    let words = |path: &'static str| path.split('/').filter(|word| !word.starts_with([':', '*']));
+    PREFIX.split('/').chain(TABLE.iter().flat_map(|route| words(route.path))).any(|word| word == segment)
 }
 
 /// The path without a trailing slash and without a format suffix on its last segment.
@@ -174,8 +188,8 @@ mod tests {
     fn every_row_is_found_by_its_own_path_and_named_once() {
         let mut ids = HashSet::new();
         for route in TABLE {
-            let path = route.path.replace(':', "any-");
-            let found = find(&route.method, &path);
+            let path = route.path.replace(':', "any-").replace('*', "any");
+            let found = find(route.method.as_ref().unwrap_or(&Method::PUT), &path);
             assert_eq!(found.route, route);
             assert!(found.exact);
             assert!(ids.insert(route.id), "{} is there twice", route.id);
@@ -185,7 +199,7 @@ mod tests {
     #[test]
     fn only_reads_that_demand_the_shell_credential_are_cached() {
         for route in TABLE.iter().filter(|route| route.caching != Caching::Never) {
-            assert_eq!((route.access, &route.method), (Access::Shell, &Method::GET), "{}", route.id);
+            assert_eq!((route.access, &route.method), (Access::Shell, &Some(Method::GET)), "{}", route.id);
         }
     }
 

@@ -3,6 +3,7 @@
 //! Generic over the service, of which every connection gets a clone. Knows HTTP framing (the
 //! gate) but no request.
 
+mod charset;
 mod gate;
 mod listen;
 pub(crate) mod wire;

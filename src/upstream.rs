@@ -142,7 +142,7 @@ impl Upstream {
     }
 
     /// Sends a request whose target is a path below the relative URL root, and waits for the head
-    /// of the answer. The message is framed anew; what concerned the client's connection is gone.
+    /// of the answer. The message is framed anew: nothing in its headers may concern framing.
     pub async fn send(&self, request: Request<Body>) -> Result<Response<Body>, Error> {
         let request = self.prepare(request)?;
         let sent = tokio::time::timeout(self.response_timeout, self.client.request(request)).await;
@@ -165,11 +165,7 @@ impl Upstream {
     }
 
     fn prepare(&self, mut request: Request<Body>) -> Result<Request<Body>, Error> {
-        let headers = request.headers_mut();
-        strip_hop_by_hop(headers);
-        headers.remove(header::EXPECT);
-        headers.remove(header::CONTENT_LENGTH);
-        headers.insert(header::HOST, self.host.clone());
+        request.headers_mut().insert(header::HOST, self.host.clone());
         if request.body().size_hint().exact().is_none() {
             // hyper takes a GET of unknown length for one without a body, unless told.
             request.headers_mut().insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));

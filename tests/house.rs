@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 /// Every top-level module and its rank. A module imports only lower ranks; equal ranks are
 /// strangers.
-const RANKS: [(&str, u8); 21] = [
+const RANKS: [(&str, u8); 22] = [
     ("authority", 0),
     ("body", 0),
     ("clock", 0),
@@ -17,6 +17,7 @@ const RANKS: [(&str, u8); 21] = [
     ("params", 0),
     ("refusal", 0),
     ("secret", 0),
+    ("strict_base64", 0),
     ("route", 1),
     ("auth", 2),
     ("cache", 2),

@@ -1,8 +1,8 @@
 //! What the two token schemes share: HS256 and nothing else, an exact issuer, a time window.
 //!
-//! Signature and form are jsonwebtoken's work. The window is judged here, because Ruby's
-//! library, whose verdict must not be stricter than ours, counts its borders differently: a
-//! token is dead at `exp + leeway`, not one second later.
+//! Signature and form are jsonwebtoken's work. The window is judged here, because we must never be
+//! more lenient than Ruby's library, which counts the borders differently: to it, a token is dead
+//! at `exp + leeway`, not one second later.
 
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode};

@@ -3,14 +3,12 @@
 
 use std::borrow::Cow;
 
-use base64::Engine as _;
-use base64::alphabet;
-use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use http::HeaderMap;
 
 use super::{BodyOf, Rejection};
 use crate::header;
 use crate::params::{Params, SecretToken};
+use crate::strict_base64;
 
 /// What was found in the place where Rails would look.
 #[derive(Debug)]
@@ -24,7 +22,7 @@ pub(super) enum Presented<'a> {
 }
 
 /// Finds the text that Rails would compare with its secret.
-pub(super) fn find<'a>(headers: &'a HeaderMap, query: &'a [u8], body: BodyOf<'_>) -> Presented<'a> {
+pub(super) fn find<'a>(headers: &'a HeaderMap, query: &'a [u8], body: BodyOf<'a>) -> Presented<'a> {
     let from_body = match body {
         BodyOf::Form(form) => in_params(&Params::parse(form)),
         BodyOf::Json(json) => in_json(json),
@@ -33,30 +31,30 @@ pub(super) fn find<'a>(headers: &'a HeaderMap, query: &'a [u8], body: BodyOf<'_>
     let from_query = if query.is_empty() { Given::Absent } else { in_params(&Params::parse(query)) };
     match (from_body, from_query) {
         (Given::Ambiguous, _) | (_, Given::Ambiguous) => Presented::Refused(Rejection::Ambiguous),
-        (Given::Text(text), _) | (Given::Absent, Given::Text(text)) => Presented::Text(Cow::Owned(text)),
+        (Given::Text(text), _) | (Given::Absent, Given::Text(text)) => Presented::Text(text),
         // A `null` in the body overrides the query, and then the header counts.
         (Given::Null, _) | (Given::Absent, Given::Absent | Given::Null) => in_header(headers, body),
     }
 }
 
-enum Given {
+enum Given<'a> {
     Absent,
     Null,
-    Text(Vec<u8>),
+    Text(Cow<'a, [u8]>),
     Ambiguous,
 }
 
-fn in_params(params: &Params<'_>) -> Given {
+fn in_params<'a>(params: &Params<'a>) -> Given<'a> {
     match params.secret_token() {
         SecretToken::Nil => Given::Absent,
-        SecretToken::Given(text) => Given::Text(text.to_vec()),
+        SecretToken::Given(text) => Given::Text(text),
         SecretToken::Ambiguous => Given::Ambiguous,
     }
 }
 
 /// An empty body and an array are "no parameters" to Grape; anything else that is no object, and
 /// a `secret_token` that is neither text nor `null`, ends in an error there.
-fn in_json(json: &[u8]) -> Given {
+fn in_json(json: &[u8]) -> Given<'static> {
     if json.is_empty() {
         return Given::Absent;
     }
@@ -65,18 +63,12 @@ fn in_json(json: &[u8]) -> Given {
         Ok(serde_json::Value::Object(object)) => match object.get("secret_token") {
             None => Given::Absent,
             Some(serde_json::Value::Null) => Given::Null,
-            Some(serde_json::Value::String(text)) => Given::Text(text.as_bytes().to_vec()),
+            Some(serde_json::Value::String(text)) => Given::Text(text.clone().into_bytes().into()),
             Some(_) => Given::Ambiguous,
         },
         _ => Given::Ambiguous,
     }
 }
-
-/// Standard alphabet and canonical trailing bits; padding as the caller likes.
-const BASE64: GeneralPurpose = GeneralPurpose::new(
-    &alphabet::STANDARD,
-    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
-);
 
 /// Rails decodes leniently and skips what is no Base64. No client needs that, so anything but
 /// plain Base64 with white space around it is no credential here.
@@ -89,9 +81,9 @@ fn in_header<'a>(headers: &'a HeaderMap, body: BodyOf<'_>) -> Presented<'a> {
     if encoded.is_empty() {
         return if unread { Presented::PerhapsInBody } else { Presented::Refused(Rejection::Missing) };
     }
-    match BASE64.decode(encoded) {
-        Ok(text) => Presented::Text(Cow::Owned(text)),
-        Err(_) if unread => Presented::PerhapsInBody,
-        Err(_) => Presented::Refused(Rejection::Malformed),
+    match strict_base64::decode(encoded) {
+        Some(text) => Presented::Text(text.into()),
+        None if unread => Presented::PerhapsInBody,
+        None => Presented::Refused(Rejection::Malformed),
     }
 }

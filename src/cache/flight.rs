@@ -24,10 +24,19 @@ use super::{Cache, Hit};
 pub enum Landed {
     /// The answer is stored, and good for everybody.
     Stored(Arc<Entry>),
-    /// Rails could not be reached at all; asking again at once would not help anybody.
-    Unreachable,
+    /// Rails did not answer; asking again at once would not help anybody.
+    Failed(Trouble),
     /// Rails answered, but not with something that can be shared.
     NotShared,
+}
+
+/// Why a flight brought no answer at all, for whoever asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// Rails cannot be reached.
+    Unreachable,
+    /// Rails did not answer in time.
+    Timeout,
 }
 
 /// What a caller who missed is to do.
@@ -118,10 +127,10 @@ impl Lease {
         Ok(())
     }
 
-    /// Tells the callers who wait that Rails cannot be reached.
-    pub fn unreachable(self) {
+    /// Tells the callers who wait that Rails did not answer.
+    pub fn fail(self, trouble: Trouble) {
         self.leave();
-        self.news.send_replace(Some(Landed::Unreachable));
+        self.news.send_replace(Some(Landed::Failed(trouble)));
     }
 
     fn is_mine(&self, news: &watch::Receiver<Option<Landed>>) -> bool {

@@ -43,16 +43,10 @@ impl Default for Lifetimes {
 }
 
 impl Lifetimes {
-    /// The longest of all, which bounds how long memory has to keep an entry.
-    pub fn longest(&self) -> Duration {
-        let all = [
-            self.authorized_keys,
-            self.authorized_keys_negative,
-            self.discover,
-            self.discover_negative,
-            self.check,
-        ];
-        all.into_iter().max().unwrap_or_default()
+    /// The longest of one sign, which bounds how long memory has to keep an entry.
+    pub fn longest(&self, sign: Sign) -> Duration {
+        let kinds = [Caching::AuthorizedKeys, Caching::Discover, Caching::Check];
+        kinds.into_iter().map(|caching| self.of(caching, sign)).max().unwrap_or_default()
     }
 
     /// Whether anything of this kind is kept at all.

@@ -6,12 +6,10 @@
 //! other (§2.4). So only canonical spellings get a key here; the rest is forwarded.
 
 use aws_lc_rs::digest::{SHA256, digest};
-use base64::Engine as _;
-use base64::alphabet;
-use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 
-use crate::params::Params;
+use crate::params::{Pair, Params};
 use crate::route::Caching;
+use crate::strict_base64;
 
 /// The name of an entry. Distinct questions have distinct keys: by kind, then by value.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -28,12 +26,6 @@ pub enum Key {
     Instance,
 }
 
-/// Padding as the caller likes; trailing bits must be zero, or two texts would be one blob.
-const BASE64: GeneralPurpose = GeneralPurpose::new(
-    &alphabet::STANDARD,
-    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
-);
-
 impl Key {
     /// The key of a request to a cacheable endpoint, or `None` if it must not be cached: any
     /// parameter but the one expected (and the credential), or one that is not canonical.
@@ -43,43 +35,45 @@ impl Key {
         if params.next().is_some() {
             return None;
         }
-        let first = match first {
+        let value = match first {
             None => None,
-            Some(param) => Some((param.name.as_ref(), std::str::from_utf8(param.value.as_deref()?).ok()?)),
+            Some(param) => Some(param.value()?),
         };
-        match (caching, first) {
-            (Caching::AuthorizedKeys, Some((b"key", value))) => ssh_key(value),
-            (Caching::Discover, Some((b"key_id", value))) => id(value).map(Self::UserOfKey),
-            (Caching::Discover, Some((b"user_id", value))) => id(value).map(Self::UserById),
-            (Caching::Discover, Some((b"username", value))) => username(value).map(Self::UserByName),
-            (Caching::Check, None) => Some(Self::Instance),
+        match (caching, first.map(Pair::name), value.as_deref()) {
+            (Caching::AuthorizedKeys, Some(b"key"), Some(value)) => ssh_key(value),
+            (Caching::Discover, Some(b"key_id"), Some(value)) => id(value).map(Self::UserOfKey),
+            (Caching::Discover, Some(b"user_id"), Some(value)) => id(value).map(Self::UserById),
+            (Caching::Discover, Some(b"username"), Some(value)) => username(value).map(Self::UserByName),
+            (Caching::Check, None, None) => Some(Self::Instance),
             _ => None,
         }
     }
 }
 
-fn ssh_key(text: &str) -> Option<Key> {
-    let blob = BASE64.decode(text).ok().filter(|blob| !blob.is_empty())?;
+fn ssh_key(text: &[u8]) -> Option<Key> {
+    let blob = strict_base64::decode(text).filter(|blob| !blob.is_empty())?;
     digest(&SHA256, &blob).as_ref().try_into().ok().map(Key::SshKey)
 }
 
 /// `[1-9][0-9]{0,18}`, the only spelling that Rails' integer cast does not change, within int64.
-fn id(text: &str) -> Option<u64> {
-    let canonical = !text.starts_with('0') && text.bytes().all(|b| b.is_ascii_digit());
-    let id = text.parse::<u64>().ok().filter(|id| canonical && i64::try_from(*id).is_ok())?;
-    Some(id)
+fn id(text: &[u8]) -> Option<u64> {
+    let canonical = !text.starts_with(b"0") && text.iter().all(u8::is_ascii_digit);
+    let id = std::str::from_utf8(text).ok()?.parse::<u64>().ok()?;
+    (canonical && i64::try_from(id).is_ok()).then_some(id)
 }
 
 /// The characters of a GitLab user name. Case is kept: Rails ignores it, so two spellings may be
 /// two entries, which is safe; one entry for two users would not be.
-fn username(text: &str) -> Option<Box<str>> {
-    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.');
-    ((1..=255).contains(&text.len()) && text.bytes().all(plain)).then(|| text.into())
+fn username(text: &[u8]) -> Option<Box<str>> {
+    let plain = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.');
+    let is_plain = (1..=255).contains(&text.len()) && text.iter().all(plain);
+    std::str::from_utf8(text).ok().filter(|_| is_plain).map(Into::into)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use base64::Engine as _;
     use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
     use proptest::prelude::*;
 
@@ -116,6 +110,7 @@ mod tests {
             (Caching::AuthorizedKeys, "key=AB"),
             (Caching::AuthorizedKeys, "key=AAAA%0A"),
             (Caching::AuthorizedKeys, "key=ssh-rsa%20AAAA"),
+            (Caching::AuthorizedKeys, "key=%ff"),
             (Caching::AuthorizedKeys, "key=AAAA;a=b"),
             (Caching::AuthorizedKeys, "k%65y=AAAA"),
             (Caching::AuthorizedKeys, "fingerprint=AAAA"),

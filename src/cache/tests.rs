@@ -65,8 +65,8 @@ async fn followers_learn_how_the_flight_ended() {
 
     let lease = lead(&cache, &KEY, &clock);
     let wait = follow(&cache);
-    lease.unreachable();
-    assert!(matches!(wait.landed().await, Landed::Unreachable));
+    lease.fail(Trouble::Timeout);
+    assert!(matches!(wait.landed().await, Landed::Failed(Trouble::Timeout)));
 
     let lease = lead(&cache, &KEY, &clock);
     let wait = follow(&cache);

@@ -10,7 +10,7 @@ use crate::secret::{KasSecret, LoadError, ShellSecret};
 pub(super) fn auth(document: &Document<'_>, root: &mut Section<'_, '_>) -> Option<auth::Settings> {
     let missing = |at| {
         let message = "is required: the file with the secret that GitLab Shell and Rails share, \
-                       such as \"/var/opt/gitlab/gitlab-shell/.gitlab_shell_secret\"";
+                       such as \"/var/opt/gitlab/gitlab-rails/etc/gitlab_shell_secret\"";
         document.problem(at, "auth.shell.secret_file", message);
     };
     let Some(mut section) = root.section("auth") else {

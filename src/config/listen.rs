@@ -52,8 +52,11 @@ pub(super) fn admin(
     let endpoint = given.unwrap_or_else(default);
     if let Some(other) = listen.iter().find(|other| other.value.clashes_with(&endpoint.value)) {
         let at = if endpoint.at == 0 { other.at } else { endpoint.at };
-        let message =
-            format!("{} is the address of a [[listen]] already; choose another port", endpoint.value);
+        let default = if endpoint.at == 0 { ", its default," } else { "" };
+        let message = format!(
+            "{}{default} is the address of a [[listen]] already; choose another port",
+            endpoint.value
+        );
         document.problem(at, &endpoint.key, message);
     }
     endpoint.value

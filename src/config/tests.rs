@@ -526,6 +526,8 @@ fn listeners_that_exclude_each_other_are_refused() {
     for (one, two, clash) in [
         ("127.0.0.1:1000", "127.0.0.1:1000", true),
         ("0.0.0.0:1000", "127.0.0.1:1000", true),
+        ("[::]:1000", "127.0.0.1:1000", true),
+        ("0.0.0.0:1000", "[::1]:1000", false),
         ("127.0.0.1:1000", "127.0.0.2:1000", false),
         ("127.0.0.1:1000", "127.0.0.1:1001", false),
         ("127.0.0.1:0", "127.0.0.1:0", false),
@@ -541,7 +543,7 @@ fn listeners_that_exclude_each_other_are_refused() {
     assert_eq!(
         told,
         [
-            "test.toml:2: admin.address: 127.0.0.1:9181 is the address of a [[listen]] already; choose another port"
+            "test.toml:2: admin.address: 127.0.0.1:9181, its default, is the address of a [[listen]] already; choose another port"
         ]
     );
     let told = files.problems(&format!("listen = []\n{rest}"));

@@ -54,8 +54,11 @@ pub(super) fn upstream(
 fn forward_prefixes(document: &Document<'_>, section: &mut Section<'_, '_>) -> Vec<String> {
     let Some(prefixes) = section.list("forward_prefixes") else { return Vec::new() };
     for prefix in &prefixes.value {
-        let is_good =
-            prefix.starts_with('/') && prefix.ends_with('/') && !prefix.contains("//") && prefix.len() > 1;
+        let is_good = prefix.starts_with('/')
+            && prefix.ends_with('/')
+            && !prefix.contains("//")
+            && !prefix.contains("/.")
+            && prefix.len() > 1;
         if !is_good {
             let message =
                 format!("{prefix:?} must name a path between two slashes, such as \"/api/v4/geo/\"");

@@ -40,7 +40,7 @@ impl Service<Authenticated> for Forward {
     fn call(&mut self, call: Authenticated) -> Later {
         let Self { upstream, clock } = self.clone();
         let mut request = call.exchange.request;
-        header::set_forwarded(request.headers_mut(), call.exchange.peer);
+        header::cross(request.headers_mut(), call.exchange.peer);
         let record = call.exchange.record;
         Box::pin(async move {
             let begun = clock.now();

@@ -15,7 +15,7 @@ use tower::{Layer, Service};
 use super::{Answer, Later, NowOr, now};
 use crate::body::{Body, Collected};
 use crate::cache::freshness::{self, judge_head};
-use crate::cache::{Boarding, Cache, Entry, Hit, Key, Landed, Lease, NoStore, Settings};
+use crate::cache::{Boarding, Cache, Entry, Hit, Key, Landed, Lease, NoStore, Settings, Trouble};
 use crate::clock::Clock;
 use crate::exchange::{Authenticated, CacheOutcome, Exchange, Record, SeenBody};
 use crate::failure::Failure;
@@ -100,7 +100,7 @@ where
                     let landed = tokio::time::timeout(shared.settings.wait, wait.landed()).await;
                     match landed.unwrap_or(Landed::NotShared) {
                         Landed::Stored(entry) => Ok(share(&entry, &shared, &record)),
-                        Landed::Unreachable => Err(Failure::UpstreamUnreachable),
+                        Landed::Failed(trouble) => Err(Failure::SharedTrouble(trouble)),
                         Landed::NotShared => {
                             Ok(marked(inner.call(call).await?, CacheOutcome::Alone, &record))
                         }
@@ -201,11 +201,10 @@ async fn fill(
     let answer = match answer.await {
         Ok(answer) => answer,
         Err(failure) => {
-            if matches!(
-                &failure,
-                Failure::Upstream(upstream::Error::Connect(..) | upstream::Error::Timeout(_))
-            ) {
-                lease.unreachable();
+            match &failure {
+                Failure::Upstream(upstream::Error::Connect(..)) => lease.fail(Trouble::Unreachable),
+                Failure::Upstream(upstream::Error::Timeout(_)) => lease.fail(Trouble::Timeout),
+                _ => drop(lease),
             }
             return Err(failure);
         }

@@ -28,8 +28,12 @@ impl Endpoint {
     pub fn clashes_with(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Tcp(one), Self::Tcp(two)) => {
-                let is_any = one.ip().is_unspecified() || two.ip().is_unspecified();
-                one.port() != 0 && one.port() == two.port() && (is_any || one.ip() == two.ip())
+                // On Linux `[::]` takes IPv4 too, unless told otherwise.
+                let covers = |one: &SocketAddr, two: &SocketAddr| {
+                    one.ip().is_unspecified() && (one.is_ipv6() || two.is_ipv4())
+                };
+                let overlap = one.ip() == two.ip() || covers(one, two) || covers(two, one);
+                one.port() != 0 && one.port() == two.port() && overlap
             }
             (Self::Unix { path: one, .. }, Self::Unix { path: two, .. }) => one == two,
             _ => false,
@@ -73,6 +77,7 @@ impl Listener {
                 io::ErrorKind::PermissionDenied => "; run as a user who may, or choose another address",
                 io::ErrorKind::AddrNotAvailable => "; no interface of this machine has that address",
                 io::ErrorKind::NotFound => "; create the socket's directory first",
+                io::ErrorKind::AlreadyExists => "; move it away or choose another path",
                 _ => "",
             };
             io::Error::new(error.kind(), format!("cannot listen on {endpoint}: {error}{advice}"))
@@ -124,7 +129,8 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     }
     match std::os::unix::net::UnixStream::connect(path) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path),
-        _ => Err(io::ErrorKind::AddrInUse.into()),
+        Ok(_) => Err(io::ErrorKind::AddrInUse.into()),
+        Err(error) => Err(error),
     }
 }
 

@@ -2,16 +2,30 @@
 
 use std::time::Duration;
 
-use http::Uri;
+use http::{Method, Uri};
 
 use super::Watch;
 use crate::exchange::Notes;
 use crate::failure::Side;
+use crate::route;
+use crate::server::wire::REFUSED;
 
-/// Parameters whose values say who and what, but open nothing. All others are filtered: an SSH
-/// key is a lookup away from its owner, and `secret_token` is the secret itself.
-const SHOWN: [&str; 9] =
-    ["key_id", "user_id", "username", "identifier", "id", "gl_repository", "project", "action", "protocol"];
+type Form = fn(&str) -> bool;
+
+/// Parameters whose values say who and what, and the form that those values have. Whatever is not
+/// listed here, or has another form, is filtered, names included: people put secrets and keys into
+/// the wrong places, and a log keeps them.
+const SHOWN: [(&str, Form); 7] = [
+    ("key_id", is_id),
+    ("user_id", is_id),
+    ("id", is_id),
+    ("identifier", is_typed_id),
+    ("gl_repository", is_typed_id),
+    ("action", |value| ["git-upload-pack", "git-receive-pack", "git-upload-archive"].contains(&value)),
+    ("protocol", |value| ["ssh", "http", "web"].contains(&value)),
+];
+
+const FILTERED: &str = "[FILTERED]";
 
 /// Writes the line: at error if the gateway is at fault, at warn if Rails is, else at info.
 pub(super) fn write(watch: &Watch, notes: &Notes, took: Duration, whole: bool) {
@@ -19,7 +33,7 @@ pub(super) fn write(watch: &Watch, notes: &Notes, took: Duration, whole: bool) {
         ($level:ident) => {
             tracing::$level!(
                 correlation_id = watch.request_id.to_str().unwrap_or_default(),
-                method = watch.method.as_str(),
+                method = known(&watch.method),
                 uri = filtered(&watch.uri),
                 status = if whole { watch.status.map(|status| status.as_u16()) } else { Some(499) },
                 duration_s = took.as_secs_f64(),
@@ -46,28 +60,43 @@ pub(super) fn write(watch: &Watch, notes: &Notes, took: Duration, whole: bool) {
     }
 }
 
-/// The path, and the query with everything filtered that is not on the list.
+/// The path and the query, without anything that is not known to be harmless.
 fn filtered(uri: &Uri) -> String {
-    let Some(query) = uri.query() else { return uri.path().to_owned() };
-    let params: Vec<String> = query
-        .split('&')
-        .map(|param| match param.split_once('=') {
-            Some((name, value)) if SHOWN.contains(&name) && is_harmless(value) => param.to_owned(),
-            Some((name, _)) if is_word(name) => format!("{name}=[FILTERED]"),
-            None if is_word(param) && param.len() <= 32 => param.to_owned(),
-            _ => "[FILTERED]".to_owned(),
-        })
-        .collect();
-    format!("{}?{}", uri.path(), params.join("&"))
+    let is_known = |segment: &&str| segment.is_empty() || route::is_known_segment(segment);
+    let segments = uri.path().split('/').map(|segment| if is_known(&segment) { segment } else { FILTERED });
+    let path = segments.collect::<Vec<_>>().join("/");
+    let Some(query) = uri.query() else { return path };
+    let params = query.split('&').map(|param| match param.split_once('=') {
+        Some((name, value)) => match SHOWN.iter().find(|(shown, _)| *shown == name) {
+            Some((_, is_harmless)) if is_harmless(value) => param.to_owned(),
+            Some(_) => format!("{name}={FILTERED}"),
+            None if NAMED.contains(&name) => format!("{name}={FILTERED}"),
+            None => FILTERED.to_owned(),
+        },
+        None if NAMED.contains(&param) => param.to_owned(),
+        None => FILTERED.to_owned(),
+    });
+    format!("{path}?{}", params.collect::<Vec<_>>().join("&"))
 }
 
-/// No `;`, behind which Rack 2 would see a further parameter, and nothing of a key's length.
-fn is_harmless(value: &str) -> bool {
-    value.len() <= 255 && !value.contains(';')
+/// Parameters whose names may be shown, but not what they say.
+const NAMED: [&str; 4] = ["key", "secret_token", "username", "project"];
+
+/// Digits, fewer than any secret has.
+fn is_id(value: &str) -> bool {
+    (1..=19).contains(&value.len()) && value.bytes().all(|b| b.is_ascii_digit())
 }
 
-fn is_word(name: &str) -> bool {
-    name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_[]".contains(&b))
+/// `user-7`, `key-7`, `project-7`.
+fn is_typed_id(value: &str) -> bool {
+    let kinds = ["user", "key", "project", "wiki", "snippet", "design"];
+    value.split_once('-').is_some_and(|(kind, id)| kinds.contains(&kind) && is_id(id))
+}
+
+/// A method that is in use; any other word could be anything.
+fn known(method: &Method) -> &str {
+    let known = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", REFUSED];
+    known.into_iter().find(|known| *known == method.as_str()).unwrap_or(FILTERED)
 }
 
 #[cfg(test)]
@@ -77,14 +106,22 @@ mod tests {
     #[test]
     fn keys_and_secrets_are_filtered() {
         for (uri, shown) in [
-            ("/a", "/a"),
-            ("/a?key=AAAAB3", "/a?key=[FILTERED]"),
-            ("/a?secret_token=s3cret&key_id=7", "/a?secret_token=[FILTERED]&key_id=7"),
-            ("/a?key_id=7;secret_token=s3cret", "/a?key_id=[FILTERED]"),
-            ("/a?secret%5ftoken=s3cret", "/a?[FILTERED]"),
-            ("/a?=s3cret", "/a?=[FILTERED]"),
-            ("/a?scopes[]=api", "/a?scopes[]=[FILTERED]"),
-            ("/a?AAAAC3NzaC1lZDI1NTE5AAAAIGvUxsMLvN0yGZGFjpMyEIKPX", "/a?[FILTERED]"),
+            ("/api/v4/internal/check", "/api/v4/internal/check"),
+            ("/gitlab/api/v4/internal/pages/status", "/[FILTERED]/api/v4/internal/pages/status"),
+            ("/api/v4/internal/check/", "/api/v4/internal/check/"),
+            ("/api/v4/internal/s3cret", "/api/v4/internal/[FILTERED]"),
+            ("/check?key=AAAAB3", "/check?key=[FILTERED]"),
+            ("/check?secret_token=s3cret&key_id=7", "/check?secret_token=[FILTERED]&key_id=7"),
+            ("/check?key_id=7;secret_token=s3cret", "/check?key_id=[FILTERED]"),
+            ("/check?identifier=user-7&id=s3cret", "/check?identifier=user-7&id=[FILTERED]"),
+            ("/check?username=s3cret", "/check?username=[FILTERED]"),
+            (
+                "/check?action=git-upload-pack&protocol=s3cret",
+                "/check?action=git-upload-pack&protocol=[FILTERED]",
+            ),
+            ("/check?secret%5ftoken=s3cret", "/check?[FILTERED]"),
+            ("/check?s3cret", "/check?[FILTERED]"),
+            ("/check?s3cret=1&secret_token", "/check?[FILTERED]&secret_token"),
         ] {
             assert_eq!(filtered(&uri.parse().unwrap()), shown, "{uri}");
         }

@@ -232,7 +232,7 @@ async fn nobody_waits_for_a_rails_that_cannot_be_reached() {
     let refused = upstream::Error::Connect("rails".into(), std::io::ErrorKind::ConnectionRefused.into());
     to_first.send_response(Err(Failure::Upstream(refused)));
     assert_eq!(first.await.unwrap().unwrap_err().status(), StatusCode::BAD_GATEWAY);
-    assert!(matches!(second.await.unwrap(), Err(Failure::UpstreamUnreachable)));
+    assert!(matches!(second.await.unwrap(), Err(Failure::SharedTrouble(Trouble::Unreachable))));
     // The next caller tries again.
     let _third = s.ask("/discover?key_id=7");
     assert!(!is_idle(&mut s.rails).await);

@@ -1,0 +1,150 @@
+use super::*;
+use proptest::prelude::*;
+
+const LIMITS: HeadLimits = HeadLimits { bytes: 400, headers: 8 };
+
+fn judge(bytes: &[u8]) -> Result<Option<(usize, Framing)>, Refusal> {
+    match HeadSearch::default().end(bytes, LIMITS)? {
+        None => Ok(None),
+        Some(end) => Ok(Some((end, judge_head(&bytes[..end], LIMITS)?))),
+    }
+}
+
+#[test]
+fn heads_that_pass() {
+    for (head, framing) in [
+        ("GET / HTTP/1.1\r\nHost: a\r\n\r\n", Framing::Length(0)),
+        ("GET / HTTP/1.0\r\n\r\n", Framing::Length(0)),
+        ("GET /a?b=[c] HTTP/1.1\r\nHost:a\r\nX-Empty:\r\nX: \u{e9}\t\r\n\r\n", Framing::Length(0)),
+        ("POST /a HTTP/1.1\r\nContent-Length: 12\r\n\r\n", Framing::Length(12)),
+        ("POST /a HTTP/1.1\r\ncontent-length:\t12 \r\n\r\n", Framing::Length(12)),
+        ("POST /a HTTP/1.1\r\nTransfer-Encoding: Chunked\r\n\r\n", Framing::Chunked),
+    ] {
+        assert_eq!(judge(head.as_bytes()), Ok(Some((head.len(), framing))), "{head:?}");
+    }
+}
+
+#[test]
+fn heads_that_are_refused() {
+    for (head, refusal) in [
+        ("GET / HTTP/1.1\nHost: a\r\n\r\n", Refusal::BareLineFeed),
+        ("GET / HTTP/1.1\r\nHost: a\n\r\n", Refusal::BareLineFeed),
+        ("GET / HTTP/1.1\r\nHost: a\r\n\n", Refusal::BareLineFeed),
+        ("\r\nGET / HTTP/1.1\r\n\r\n", Refusal::RequestLine),
+        ("GET /\r\n\r\n", Refusal::RequestLine),
+        ("GET  / HTTP/1.1\r\n\r\n", Refusal::RequestLine),
+        ("GET / HTTP/1.1 \r\n\r\n", Refusal::RequestLine),
+        ("GET /a b HTTP/1.1\r\n\r\n", Refusal::RequestLine),
+        (" GET / HTTP/1.1\r\n\r\n", Refusal::RequestLine),
+        ("G\tT / HTTP/1.1\r\n\r\n", Refusal::RequestLine),
+        ("GET / HTTP/1.2\r\n\r\n", Refusal::RequestLine),
+        ("GET / HTTP/2.0\r\n\r\n", Refusal::RequestLine),
+        ("GET / http/1.1\r\n\r\n", Refusal::RequestLine),
+        ("PRI * HTTP/2.0\r\n\r\n", Refusal::Method),
+        ("CONNECT a:1 HTTP/1.1\r\n\r\n", Refusal::Method),
+        ("TRACE / HTTP/1.1\r\n\r\n", Refusal::Method),
+        ("RAILGATE-REFUSED /host HTTP/1.1\r\n\r\n", Refusal::Method),
+        ("get / HTTP/1.1\r\n\r\n", Refusal::Method),
+        ("G!T / HTTP/1.1\r\n\r\n", Refusal::Method),
+        ("ABCDEFGHIJKLMNOPQRSTU / HTTP/1.1\r\n\r\n", Refusal::Method),
+        ("GET http://a/ HTTP/1.1\r\n\r\n", Refusal::NotOriginForm),
+        ("OPTIONS * HTTP/1.1\r\n\r\n", Refusal::NotOriginForm),
+        ("GET /a#b HTTP/1.1\r\n\r\n", Refusal::Target),
+        ("GET /a\\b HTTP/1.1\r\n\r\n", Refusal::Target),
+        ("GET /\u{e9} HTTP/1.1\r\n\r\n", Refusal::Target),
+        ("GET /a\0 HTTP/1.1\r\n\r\n", Refusal::Target),
+        ("GET / HTTP/1.1\r\nA: b\r\n c\r\n\r\n", Refusal::FoldedHeader),
+        ("GET / HTTP/1.1\r\n\tA: b\r\n\r\n", Refusal::FoldedHeader),
+        ("GET / HTTP/1.1\r\nA : b\r\n\r\n", Refusal::HeaderLine),
+        ("GET / HTTP/1.1\r\nA\r\n\r\n", Refusal::HeaderLine),
+        ("GET / HTTP/1.1\r\n: b\r\n\r\n", Refusal::HeaderLine),
+        ("GET / HTTP/1.1\r\nA: b\0\r\n\r\n", Refusal::HeaderLine),
+        ("GET / HTTP/1.1\r\nA: b\rc\r\n\r\n", Refusal::HeaderLine),
+        ("GET / HTTP/1.1\r\nA: b\r\r\n\r\n", Refusal::HeaderLine),
+        ("POST / HTTP/1.1\r\nContent-Length: +1\r\n\r\n", Refusal::ContentLength),
+        ("POST / HTTP/1.1\r\nContent-Length: 1, 1\r\n\r\n", Refusal::ContentLength),
+        ("POST / HTTP/1.1\r\nContent-Length: 0x1\r\n\r\n", Refusal::ContentLength),
+        ("POST / HTTP/1.1\r\nContent-Length:\r\n\r\n", Refusal::ContentLength),
+        ("POST / HTTP/1.1\r\nContent-Length: -1\r\n\r\n", Refusal::ContentLength),
+        ("POST / HTTP/1.1\r\nContent-Length: 9999999999999999999\r\n\r\n", Refusal::ContentLength),
+        ("POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n", Refusal::ContentLength),
+        ("POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", Refusal::ContentLength),
+        ("POST / HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", Refusal::TransferEncoding),
+        ("POST / HTTP/1.1\r\nTransfer-Encoding: identity\r\n\r\n", Refusal::TransferEncoding),
+        (
+            "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
+            Refusal::TransferEncoding,
+        ),
+        ("POST / HTTP/1.1\r\nTransfer-Encoding: \x0bchunked\r\n\r\n", Refusal::HeaderLine),
+        ("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", Refusal::TransferEncoding),
+        ("POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", Refusal::TwoFramings),
+        ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 1\r\n\r\n", Refusal::TwoFramings),
+    ] {
+        assert_eq!(judge(head.as_bytes()), Err(refusal), "{head:?}");
+    }
+}
+
+#[test]
+fn what_puma_would_not_answer_is_refused() {
+    let limits = HeadLimits { bytes: 32 * 1024, headers: 8 };
+    let judge = |head: String| judge_head(head.as_bytes(), limits);
+    let line = |path: usize, query: usize| {
+        judge(format!("GET /{}?{} HTTP/1.1\r\n\r\n", "a".repeat(path - 1), "b".repeat(query - 1)))
+    };
+    assert_eq!(line(LONGEST_PATH, LONGEST_QUERY), Ok(Framing::Length(0)));
+    assert_eq!(line(LONGEST_PATH + 1, 1), Err(Refusal::TargetTooLong));
+    assert_eq!(line(1, LONGEST_QUERY + 1), Err(Refusal::TargetTooLong));
+    let named = |length: usize| judge(format!("GET / HTTP/1.1\r\n{}: b\r\n\r\n", "a".repeat(length)));
+    assert_eq!(named(LONGEST_HEADER_NAME), Ok(Framing::Length(0)));
+    assert_eq!(named(LONGEST_HEADER_NAME + 1), Err(Refusal::HeaderLine));
+}
+
+#[test]
+fn heads_out_of_bounds_are_refused() {
+    let many = format!("GET / HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(9));
+    assert_eq!(judge(many.as_bytes()), Err(Refusal::TooManyHeaders));
+    let large = format!("GET / HTTP/1.1\r\nA: {}\r\n\r\n", "b".repeat(400));
+    assert_eq!(judge(large.as_bytes()), Err(Refusal::HeadTooLarge));
+    assert_eq!(judge("G".repeat(401).as_bytes()), Err(Refusal::HeadTooLarge));
+}
+
+#[test]
+fn chunk_sizes() {
+    for (line, size) in [("0", 0), ("1", 1), ("a", 10), ("FF", 255), ("000010", 16)] {
+        assert_eq!(chunk_size(line.as_bytes()), Ok(size), "{line}");
+    }
+    for bad in ["", " 1", "1 ", "0x1", "+1", "-1", "g", "1;a=b", "1\r", "1234567890abcdef"] {
+        assert_eq!(chunk_size(bad.as_bytes()), Err(Refusal::Chunk), "{bad}");
+    }
+}
+
+proptest! {
+    /// However the bytes are cut, the verdict is the same, and nothing panics.
+    #[test]
+    fn cutting_changes_nothing(
+        bytes in "(GET|POST) /[a#]{0,2} HTTP/1[.]1\r?\n((A|Content-Length|Transfer-Encoding):[ 1bchunked\0]{0,9}\r?\n){0,4}\r?\n",
+        cut in 0usize..200,
+    ) {
+        let bytes = bytes.as_bytes();
+        let mut search = HeadSearch::default();
+        let first = &bytes[..cut.min(bytes.len())];
+        let in_two = match search.end(first, LIMITS) {
+            Ok(None) => search.end(bytes, LIMITS),
+            verdict => verdict,
+        };
+        prop_assert_eq!(in_two, HeadSearch::default().end(bytes, LIMITS));
+        let _ = judge(bytes);
+    }
+
+    /// Whatever a header value holds: what passes here, the parser that hyper uses reads alike.
+    #[test]
+    fn what_passes_is_no_news_to_hypers_parser(bytes in proptest::collection::vec(any::<u8>(), 0..60)) {
+        let head = [b"GET / HTTP/1.1\r\nA:", bytes.as_slice(), b"\r\n\r\n"].concat();
+        if let Ok(Some((end, _))) = judge(&head) {
+            let mut headers = [httparse::EMPTY_HEADER; 8];
+            let mut request = httparse::Request::new(&mut headers);
+            prop_assert_eq!(request.parse(&head), Ok(httparse::Status::Complete(end)));
+            prop_assert_eq!(request.headers.len(), 1);
+        }
+    }
+}
