@@ -1,6 +1,7 @@
 //! The one body type that travels through the stack, in both directions.
 
 use std::pin::Pin;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -11,6 +12,8 @@ use hyper::body::Incoming;
 /// Nothing, bytes in memory, or a stream from a socket that passes by without being collected.
 #[derive(Debug, Default)]
 pub struct Body {
+    /// Ends the watch on this body when dropped, or when there is no more.
+    watched: Option<Arc<()>>,
     /// Sent before `rest`: an answer of ours, or what was already read of a stream.
     ready: Bytes,
     rest: Option<Incoming>,
@@ -24,15 +27,25 @@ impl Body {
 
     /// What was read of a stream, then what is left of it: the same bytes as before the reading.
     pub fn resumed(read: Bytes, rest: Incoming) -> Self {
-        Self { ready: read, rest: Some(rest) }
+        Self { ready: read, rest: Some(rest), watched: None }
+    }
+
+    /// The body, and a way to see whether it is still being sent. One in memory never is.
+    pub fn watched(mut self) -> (Self, Sending) {
+        let watch = Arc::new(());
+        let sending = Sending(Arc::downgrade(&watch));
+        self.watched = self.rest.as_ref().filter(|rest| !rest.is_end_stream()).map(|_| watch);
+        (self, sending)
     }
 
     /// Reads up to `limit` bytes into memory. What does not fit stays in the stream, and the body
     /// that comes back with [`Collected::TooLong`] is still whole.
     pub async fn collect_up_to(self, limit: usize) -> Result<Collected, hyper::Error> {
-        let Self { ready, rest } = self;
+        let Self { ready, rest, .. } = self;
         let Some(mut rest) = rest else { return Ok(Collected::Whole(ready)) };
-        let mut read = bytes::BytesMut::from(ready.as_ref());
+        let declared = usize::try_from(rest.size_hint().lower()).unwrap_or(limit).min(limit);
+        let mut read = bytes::BytesMut::with_capacity(ready.len() + declared);
+        read.extend_from_slice(&ready);
         while let Some(frame) = rest.frame().await {
             let Ok(data) = frame?.into_data() else { continue };
             read.extend_from_slice(&data);
@@ -41,6 +54,17 @@ impl Body {
             }
         }
         Ok(Collected::Whole(read.freeze()))
+    }
+}
+
+/// Whether a body is on its way; see [`Body::watched`].
+#[derive(Debug)]
+pub struct Sending(Weak<()>);
+
+impl Sending {
+    /// Whether more of the body has to come.
+    pub fn is_under_way(&self) -> bool {
+        self.0.strong_count() > 0
     }
 }
 
@@ -55,13 +79,13 @@ pub enum Collected {
 
 impl From<Bytes> for Body {
     fn from(bytes: Bytes) -> Self {
-        Self { ready: bytes, rest: None }
+        Self { ready: bytes, rest: None, watched: None }
     }
 }
 
 impl From<Incoming> for Body {
     fn from(stream: Incoming) -> Self {
-        Self { ready: Bytes::new(), rest: Some(stream) }
+        Self { ready: Bytes::new(), rest: Some(stream), watched: None }
     }
 }
 
@@ -78,7 +102,13 @@ impl HttpBody for Body {
             return Poll::Ready(Some(Ok(Frame::data(ready))));
         }
         match &mut self.rest {
-            Some(rest) => Pin::new(rest).poll_frame(cx),
+            Some(rest) => {
+                let frame = Pin::new(&mut *rest).poll_frame(cx);
+                if matches!(frame, Poll::Ready(None)) || rest.is_end_stream() {
+                    self.watched = None;
+                }
+                frame
+            }
             None => Poll::Ready(None),
         }
     }

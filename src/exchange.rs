@@ -114,6 +114,7 @@ impl CacheOutcome {
             Self::Unstored(NoStore::TooLarge) => "railgate; fwd=miss; detail=too_large",
             Self::Unstored(NoStore::Shape) => "railgate; fwd=miss; detail=shape",
             Self::Unstored(NoStore::Unhealthy) => "railgate; fwd=miss; detail=unhealthy",
+            Self::Unstored(NoStore::Mismatch) => "railgate; fwd=miss; detail=mismatch",
             Self::Unstored(NoStore::Expired) => "railgate; fwd=miss; detail=expired",
             Self::Unstored(NoStore::Disabled) => "railgate; fwd=miss; detail=disabled",
             Self::Unstored(NoStore::Fenced) => "railgate; fwd=miss; detail=fenced",

@@ -72,7 +72,10 @@ impl Failure {
             Self::Unauthorized(_) => "unauthorized",
             Self::OutsideInternalApi => "outside_internal_api",
             Self::BodyTooLarge => "body_too_large",
-            Self::BodyBrokeOff | Self::Upstream(upstream::Error::RequestBody(_)) => "body_broke_off",
+            Self::BodyBrokeOff
+            | Self::Upstream(upstream::Error::RequestBody(_) | upstream::Error::BodyStalled(_)) => {
+                "body_broke_off"
+            }
             Self::Upstream(upstream::Error::Connect(..)) | Self::SharedTrouble(Trouble::Unreachable) => {
                 "upstream_unreachable"
             }
@@ -147,7 +150,7 @@ impl std::error::Error for Failure {}
 impl From<upstream::Error> for Failure {
     fn from(error: upstream::Error) -> Self {
         match error {
-            upstream::Error::RequestBody(_) => Self::BodyBrokeOff,
+            upstream::Error::RequestBody(_) | upstream::Error::BodyStalled(_) => Self::BodyBrokeOff,
             error => Self::Upstream(error),
         }
     }

@@ -34,9 +34,11 @@ const HOP_BY_HOP: [HeaderName; 9] = [
 
 /// Headers by which a client could make Rails, or a server in front of it, see another request
 /// than the gateway did: another method, path, scheme, host or peer, or a file to send.
-pub const SPOOFABLE: [&str; 16] = [
+pub const SPOOFABLE: [&str; 17] = [
     "forwarded",
     "proxy",
+    // Puma keeps the protocol's version in the variable that this header becomes.
+    "version",
     "client-ip",
     "x-accel-mapping",
     "x-accel-redirect",

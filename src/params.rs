@@ -8,7 +8,9 @@ use memchr::{memchr, memchr_iter, memchr2, memmem};
 /// The parameters of a query string or form body, in their order.
 #[derive(Debug)]
 pub struct Params<'a> {
+    /// No more than [`MOST`]: longer lists are not plain, and only the credential counts.
     pairs: Vec<Pair<'a>>,
+    secret_token: Option<Pair<'a>>,
     clear: bool,
     plain: bool,
 }
@@ -35,7 +37,9 @@ impl<'a> Pair<'a> {
 /// What Rails would take for the parameter `secret_token`.
 #[derive(Debug, PartialEq, Eq)]
 pub enum SecretToken<'a> {
-    /// Not there, or there without a value: Rails looks further.
+    /// Not there.
+    Absent,
+    /// There without a value, which hides what came before, and makes Rails look further.
     Nil,
     /// There, perhaps empty.
     Given(Cow<'a, [u8]>),
@@ -46,7 +50,7 @@ pub enum SecretToken<'a> {
 impl<'a> Params<'a> {
     /// Splits `raw` into parameters.
     pub fn parse(raw: &'a [u8]) -> Self {
-        let mut params = Self { pairs: Vec::new(), clear: true, plain: true };
+        let mut params = Self { pairs: Vec::new(), secret_token: None, clear: true, plain: true };
         if raw.is_empty() {
             return params;
         }
@@ -76,13 +80,22 @@ impl<'a> Params<'a> {
             self.clear = false;
             return;
         };
-        let is_word = raw_name.iter().all(|b| b.is_ascii_alphanumeric() || *b == b'_');
-        let is_repeated = self.pairs.iter().any(|pair| pair.name == name);
-        self.plain &= is_word && !is_repeated;
         // `secret_token[]`, `[secret_token]` and `secret%5ftoken` all reach Rails as one name.
-        let is_disguised = raw_name != SECRET_TOKEN && memmem::find(&name, SECRET_TOKEN).is_some();
-        self.clear &= !is_disguised;
-        self.pairs.push(Pair { name, raw_value });
+        let is_secret = raw_name == SECRET_TOKEN;
+        self.clear &= is_secret || memmem::find(&name, SECRET_TOKEN).is_none();
+        let pair = Pair { name, raw_value };
+        if is_secret {
+            self.plain &= self.secret_token.is_none();
+            self.secret_token = Some(pair);
+            return;
+        }
+        let is_word = raw_name.iter().all(|b| b.is_ascii_alphanumeric() || *b == b'_');
+        self.plain &= is_word && self.pairs.len() < MOST;
+        // Once the list is not plain, nobody looks at it again.
+        if self.plain {
+            self.plain = !self.pairs.iter().any(|other| other.name == pair.name);
+            self.pairs.push(pair);
+        }
     }
 
     /// The credential among the parameters: the last one of that name wins, as in Rack.
@@ -90,19 +103,21 @@ impl<'a> Params<'a> {
         if !self.clear {
             return SecretToken::Ambiguous;
         }
-        let last = self.pairs.iter().rfind(|pair| pair.name == SECRET_TOKEN);
-        match last.and_then(Pair::value) {
-            Some(value) => SecretToken::Given(value),
-            None => SecretToken::Nil,
+        match &self.secret_token {
+            None => SecretToken::Absent,
+            Some(last) => last.value().map_or(SecretToken::Nil, SecretToken::Given),
         }
     }
 
     /// The parameters apart from the credential, if every name is a plain word that occurs once
     /// and nothing about them is open to interpretation. `None` means: do not cache.
     pub fn plain(&self) -> Option<impl Iterator<Item = &Pair<'a>>> {
-        self.plain.then(|| self.pairs.iter().filter(|pair| pair.name != SECRET_TOKEN))
+        self.plain.then(|| self.pairs.iter())
     }
 }
+
+/// More parameters than any cacheable endpoint has.
+const MOST: usize = 8;
 
 const SECRET_TOKEN: &[u8] = b"secret_token";
 
@@ -155,8 +170,8 @@ mod tests {
     fn the_credential_is_the_last_of_its_name() {
         let given = |value: &'static str| SecretToken::Given(value.as_bytes().into());
         for (raw, expected) in [
-            ("", SecretToken::Nil),
-            ("key=a", SecretToken::Nil),
+            ("", SecretToken::Absent),
+            ("key=a", SecretToken::Absent),
             ("secret_token", SecretToken::Nil),
             ("secret_token=", given("")),
             ("secret_token=s3cret", given("s3cret")),
@@ -189,6 +204,16 @@ mod tests {
             assert_eq!(params.secret_token(), SecretToken::Ambiguous, "{raw}");
             assert!(params.plain().is_none(), "{raw}");
         }
+    }
+
+    #[test]
+    fn a_long_list_is_not_plain_and_not_kept() {
+        let names: Vec<String> = (0..100_000).map(|number| format!("a{number}")).collect();
+        let long = names.join("&") + "&secret_token=s3cret";
+        let params = Params::parse(long.as_bytes());
+        assert!(params.plain().is_none());
+        assert_eq!(params.pairs.len(), MOST);
+        assert_eq!(params.secret_token(), SecretToken::Given(b"s3cret"[..].into()));
     }
 
     #[test]

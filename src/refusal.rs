@@ -68,7 +68,7 @@ refusals! {
     PathParameter, "path_parameter", BAD_REQUEST, "the path has a `;`";
     /// CONNECT, TRACE and the HTTP/2 preface, and whatever is not 1 to 20 capital letters.
     Method, "method", BAD_REQUEST, "the method is not served here";
-    /// A path over 8 KiB or a query over 10 KiB: more than Puma reads.
+    /// A path over 7 KiB, a query over 10 KiB or both over 11 KiB: more than Puma reads.
     TargetTooLong, "target_too_long", URI_TOO_LONG, "the request target is too long";
     /// More bytes than `limits.head`.
     HeadTooLarge, "head_too_large", REQUEST_HEADER_FIELDS_TOO_LARGE, "the request head is too large";

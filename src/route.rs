@@ -143,8 +143,17 @@ pub fn find(method: &Method, path: &str) -> Found {
     if let Some(route) = row(method, path) {
         return Found { route, exact: true };
     }
-    let route = row(method, without_suffix(path)).unwrap_or(&OTHER_INTERNAL);
+    let path = without_suffix(path);
+    let route = row(method, path).or_else(|| in_disguise(method, path)).unwrap_or(&OTHER_INTERNAL);
     Found { route, exact: false }
+}
+
+/// A POST can be any other method to Rails (`_method` in its form, Rack's `MethodOverride`), and
+/// OPTIONS runs the endpoint's authentication: both demand what the path's row demands. To any
+/// other method that the row does not have Rails answers 404 without looking at credentials.
+fn in_disguise(method: &Method, path: &str) -> Option<&'static Route> {
+    let may_be = matches!(*method, Method::POST | Method::OPTIONS);
+    TABLE.iter().find(|route| may_be && fits(route.path, path))
 }
 
 fn row(method: &Method, path: &str) -> Option<&'static Route> {
@@ -214,6 +223,16 @@ mod tests {
         for path in ["/check/", "/check.json", "/check.xml/", "/check.a.b"] {
             let found = find(&Method::GET, path);
             assert_eq!((found.route.id, found.exact), ("check", false), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_post_that_may_be_another_method_demands_the_credential_of_the_path() {
+        for (method, path) in
+            [(Method::POST, "/check"), (Method::POST, "/check.json"), (Method::OPTIONS, "/check")]
+        {
+            let found = find(&method, path);
+            assert_eq!((found.route.id, found.exact), ("check", false), "{method} {path}");
         }
     }
 

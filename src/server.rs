@@ -43,7 +43,8 @@ pub struct Limits {
     pub headers: usize,
     /// From the first byte of a head to its last.
     pub head_timeout: Duration,
-    /// How long a connection may be open without a request on it.
+    /// How long a connection may be open without a request on it, a body may pause, and a peer may
+    /// not take what it is sent.
     pub idle_timeout: Duration,
     /// How long running requests may go on once the gateway is told to stop.
     pub drain_timeout: Duration,
@@ -141,7 +142,7 @@ impl Server {
                 Listener::Tcp(listener) => listener.accept().await.map(|(socket, peer)| {
                     self.spawn(socket, Some(peer.ip().to_canonical()), permit, service.clone());
                 }),
-                Listener::Unix(listener, _) => listener.accept().await.map(|(socket, _)| {
+                Listener::Unix(_, listener) => listener.accept().await.map(|(socket, _)| {
                     self.spawn(socket, None, permit, service.clone());
                 }),
             };
@@ -180,7 +181,8 @@ impl Server {
         B::Error: Into<Box<dyn StdError + Send + Sync>>,
     {
         let limits = HeadLimits { bytes: self.limits.head, headers: self.limits.headers };
-        let gate = Gate::new(socket, limits, self.limits.head_timeout, self.drain.clone());
+        let Limits { head_timeout, idle_timeout, .. } = self.limits;
+        let gate = Gate::new(socket, limits, head_timeout, idle_timeout, self.drain.clone());
         let service =
             hyper::service::service_fn(move |request| service.clone().oneshot(Inbound { request, peer }));
         let connection = http1::Builder::new()

@@ -12,14 +12,14 @@ use std::time::Duration;
 
 use http::header::{self, HeaderValue};
 use http::uri::PathAndQuery;
-use http::{Request, Response, StatusCode, Uri};
+use http::{Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body as _;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
 use self::connect::Connector;
 pub use self::target::{Target, TargetError};
-use crate::body::Body;
+use crate::body::{Body, Sending};
 use crate::header::strip_hop_by_hop;
 
 /// What `[upstream]` of the configuration says.
@@ -105,6 +105,9 @@ pub enum Error {
     /// An answer with two framings, or an upgrade that nobody asked for.
     #[error("unusable answer: {0}")]
     Unusable(&'static str),
+    /// The body that the client sends did not come to its end in time.
+    #[error("the request body was not complete within {0:?}")]
+    BodyStalled(Duration),
     /// The body that the client sends broke off or is malformed.
     #[error("the request body broke off")]
     RequestBody(#[source] hyper_util::client::legacy::Error),
@@ -145,18 +148,26 @@ impl Upstream {
     /// of the answer. The message is framed anew: nothing in its headers may concern framing.
     pub async fn send(&self, request: Request<Body>) -> Result<Response<Body>, Error> {
         let request = self.prepare(request)?;
-        let sent = tokio::time::timeout(self.response_timeout, self.client.request(request)).await;
-        let outcome = match sent {
-            Err(_) => Err(Error::Timeout(self.response_timeout)),
-            Ok(Err(error)) => Err(self.explain(error)),
-            Ok(Ok(answer)) => accept(answer.map(Body::from)),
+        let (request, sending) = watch_body(request);
+        let mut sent = std::pin::pin!(self.client.request(request));
+        let outcome = tokio::select! {
+            sent = sent.as_mut() => match sent {
+                Ok(answer) => accept(answer.map(Body::from)),
+                Err(error) => Err(self.explain(error)),
+            },
+            () = tokio::time::sleep(self.response_timeout) => Err(if sending.is_under_way() {
+                // Rails cannot answer what it has not been given.
+                Error::BodyStalled(self.response_timeout)
+            } else {
+                Error::Timeout(self.response_timeout)
+            }),
         };
         match &outcome {
             Ok(_) => {
                 self.state.answers.fetch_add(1, Ordering::Relaxed);
                 self.state.failures_in_a_row.store(0, Ordering::Relaxed);
             }
-            Err(Error::RequestBody(_)) => {}
+            Err(Error::RequestBody(_) | Error::BodyStalled(_)) => {}
             Err(_) => {
                 self.state.failures_in_a_row.fetch_add(1, Ordering::Relaxed);
             }
@@ -170,7 +181,12 @@ impl Upstream {
             // hyper takes a GET of unknown length for one without a body, unless told.
             request.headers_mut().insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
         }
-        *request.version_mut() = http::Version::HTTP_11;
+        // RFC 9110 §8.6: a method that may have a body says so when it has none.
+        let may_have_body = matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH);
+        if may_have_body && request.body().size_hint().exact() == Some(0) {
+            request.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+        }
+        *request.version_mut() = Version::HTTP_11;
         let path = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
         *request.uri_mut() = self.target.uri(path).ok_or(Error::Unusable("no URI for the path"))?;
         Ok(request)
@@ -191,6 +207,12 @@ impl Upstream {
     }
 }
 
+fn watch_body(request: Request<Body>) -> (Request<Body>, Sending) {
+    let (parts, body) = request.into_parts();
+    let (body, sending) = body.watched();
+    (Request::from_parts(parts, body), sending)
+}
+
 /// RFC 9112 §6.3: an answer with both framings, which hyper lets through, may be an attempt to
 /// make two readers disagree.
 fn accept(mut answer: Response<Body>) -> Result<Response<Body>, Error> {
@@ -198,8 +220,11 @@ fn accept(mut answer: Response<Body>) -> Result<Response<Body>, Error> {
     if headers.contains_key(header::CONTENT_LENGTH) && headers.contains_key(header::TRANSFER_ENCODING) {
         return Err(Error::Unusable("both Content-Length and Transfer-Encoding"));
     }
-    if headers.get_all(header::CONTENT_LENGTH).iter().nth(1).is_some() {
-        return Err(Error::Unusable("Content-Length is repeated"));
+    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+    if lengths.next().is_some_and(|length| !length.as_bytes().iter().all(u8::is_ascii_digit))
+        || lengths.next().is_some()
+    {
+        return Err(Error::Unusable("Content-Length is repeated or not a number"));
     }
     if headers
         .get_all(header::TRANSFER_ENCODING)
@@ -212,6 +237,8 @@ fn accept(mut answer: Response<Body>) -> Result<Response<Body>, Error> {
         return Err(Error::Unusable("an upgrade that nobody asked for"));
     }
     strip_hop_by_hop(answer.headers_mut());
+    // The version belongs to this connection; the client's has its own.
+    *answer.version_mut() = Version::HTTP_11;
     Ok(answer)
 }
 

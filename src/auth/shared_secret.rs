@@ -32,7 +32,7 @@ pub(super) fn find<'a>(headers: &'a HeaderMap, query: &'a [u8], body: BodyOf<'a>
     match (from_body, from_query) {
         (Given::Ambiguous, _) | (_, Given::Ambiguous) => Presented::Refused(Rejection::Ambiguous),
         (Given::Text(text), _) | (Given::Absent, Given::Text(text)) => Presented::Text(text),
-        // A `null` in the body overrides the query, and then the header counts.
+        // A `null` in the body, or a bare name in a form, overrides the query, and then the header counts.
         (Given::Null, _) | (Given::Absent, Given::Absent | Given::Null) => in_header(headers, body),
     }
 }
@@ -46,7 +46,8 @@ enum Given<'a> {
 
 fn in_params<'a>(params: &Params<'a>) -> Given<'a> {
     match params.secret_token() {
-        SecretToken::Nil => Given::Absent,
+        SecretToken::Absent => Given::Absent,
+        SecretToken::Nil => Given::Null,
         SecretToken::Given(text) => Given::Text(text),
         SecretToken::Ambiguous => Given::Ambiguous,
     }

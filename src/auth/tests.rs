@@ -80,6 +80,8 @@ fn the_secret_is_looked_for_where_rails_looks() {
         ("", "", Form(b"key_id=1"), no(Rejection::Missing)),
         (H, "", Form(b"secret_token=bad"), no(Rejection::Wrong)),
         (H, "", Form(b"secret_token="), no(Rejection::Wrong)),
+        (H, "secret_token=bad", Form(b"secret_token"), IN),
+        ("", "secret_token=s3cret", Form(b"secret_token"), no(Rejection::Missing)),
         ("bm90aXQ=", "", Form(b"secret_token=s3cret"), IN),
         ("", "secret_token=bad", Form(b"secret_token=s3cret"), IN),
         ("", "secret_token=s3cret", Form(b"secret_token=bad"), no(Rejection::Wrong)),

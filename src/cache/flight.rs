@@ -127,6 +127,11 @@ impl Lease {
         Ok(())
     }
 
+    /// What is being asked.
+    pub fn key(&self) -> &Key {
+        &self.key
+    }
+
     /// Tells the callers who wait that Rails did not answer.
     pub fn fail(self, trouble: Trouble) {
         self.leave();

@@ -13,6 +13,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::entry::Sign;
+use super::key::Key;
 use crate::route::Caching;
 
 /// How long answers stay good. Zero means: not kept.
@@ -88,6 +89,8 @@ pub enum NoStore {
     Shape,
     /// Redis is down, says the instance: a state to ask for anew.
     Unhealthy,
+    /// The answer to another question than the one that was asked.
+    Mismatch,
     /// Already expired, or with an expiry that cannot be read.
     Expired,
     /// The time to live is configured as zero.
@@ -105,6 +108,7 @@ impl NoStore {
             Self::TooLarge => "too_large",
             Self::Shape => "shape",
             Self::Unhealthy => "unhealthy",
+            Self::Mismatch => "mismatch",
             Self::Expired => "expired",
             Self::Disabled => "disabled",
             Self::Fenced => "fenced",
@@ -139,6 +143,7 @@ fn is_plain_json(headers: &HeaderMap) -> bool {
 /// Looks at the whole answer at `now` (Unix seconds).
 pub fn judge(
     caching: Caching,
+    key: &Key,
     status: StatusCode,
     body: &[u8],
     lifetimes: &Lifetimes,
@@ -146,6 +151,9 @@ pub fn judge(
 ) -> Result<Storable, NoStore> {
     let body: Value = serde_json::from_slice(body).map_err(|_| NoStore::Shape)?;
     let sign = sign_of(caching, status, &body)?;
+    if sign == Sign::Positive && !key.is_answered_by(&body) {
+        return Err(NoStore::Mismatch);
+    }
     let mut ttl = lifetimes.of(caching, sign);
     if ttl.is_zero() {
         return Err(NoStore::Disabled);
@@ -196,7 +204,8 @@ fn life_left(body: &Value, now: i64) -> Result<Option<Duration>, NoStore> {
         Some(value) => value.as_str().ok_or(NoStore::Expired)?,
     };
     let expires = OffsetDateTime::parse(text, &Rfc3339).map_err(|_| NoStore::Expired)?;
-    let left = expires.unix_timestamp().saturating_sub(now);
+    // Both are cut down to whole seconds, so one is not to be trusted.
+    let left = expires.unix_timestamp().saturating_sub(now).saturating_sub(1);
     match u64::try_from(left) {
         Ok(0) | Err(_) => Err(NoStore::Expired),
         Ok(left) => Ok(Some(Duration::from_secs(left))),
@@ -213,7 +222,8 @@ mod tests {
 
     fn verdict(caching: Caching, status: u16, body: &str) -> Result<Storable, NoStore> {
         let status = StatusCode::from_u16(status).unwrap_or_default();
-        judge(caching, status, body.as_bytes(), &Lifetimes::default(), NOW)
+        // Answers for no key in particular: that they fit the question is tested with the keys.
+        judge(caching, &Key::UserOfKey(1), status, body.as_bytes(), &Lifetimes::default(), NOW)
     }
 
     const fn kept(sign: Sign, seconds: u64) -> Result<Storable, NoStore> {
@@ -225,8 +235,8 @@ mod tests {
         for (caching, status, body, expected) in [
             (Keys, 200, r#"{"id":1,"key":"ssh-rsa A"}"#, kept(Positive, 60)),
             (Keys, 200, r#"{"id":1,"key":"k","expires_at":null}"#, kept(Positive, 60)),
-            (Keys, 200, r#"{"id":1,"key":"k","expires_at":"2023-11-14T22:13:30.000Z"}"#, kept(Positive, 10)),
-            (Keys, 200, r#"{"id":1,"key":"k","expires_at":"2023-11-15T00:13:30+02:00"}"#, kept(Positive, 10)),
+            (Keys, 200, r#"{"id":1,"key":"k","expires_at":"2023-11-14T22:13:30.000Z"}"#, kept(Positive, 9)),
+            (Keys, 200, r#"{"id":1,"key":"k","expires_at":"2023-11-15T00:13:30+02:00"}"#, kept(Positive, 9)),
             (Keys, 200, r#"{"id":1,"key":"k","expires_at":"2033-11-14T22:13:30Z"}"#, kept(Positive, 60)),
             (Keys, 200, r#"{"id":1,"key":"k","expires_at":"2023-11-14T22:13:20Z"}"#, Err(NoStore::Expired)),
             (Keys, 200, r#"{"id":1,"key":"k","expires_at":"2020-01-01T00:00:00Z"}"#, Err(NoStore::Expired)),
@@ -256,7 +266,7 @@ mod tests {
     fn a_time_to_live_of_zero_keeps_nothing() {
         let lifetimes = Lifetimes { check: Duration::ZERO, ..Lifetimes::default() };
         let body = br#"{"api_version":"v4","redis":true}"#;
-        let verdict = judge(Caching::Check, StatusCode::OK, body, &lifetimes, NOW);
+        let verdict = judge(Caching::Check, &Key::Instance, StatusCode::OK, body, &lifetimes, NOW);
         assert_eq!(verdict, Err(NoStore::Disabled));
         assert!(!lifetimes.keeps(Caching::Check));
         assert!(lifetimes.keeps(Caching::Discover));

@@ -6,6 +6,7 @@
 //! other (§2.4). So only canonical spellings get a key here; the rest is forwarded.
 
 use aws_lc_rs::digest::{SHA256, digest};
+use serde_json::Value;
 
 use crate::params::{Pair, Params};
 use crate::route::Caching;
@@ -46,6 +47,24 @@ impl Key {
             (Caching::Discover, Some(b"username"), Some(value)) => username(value).map(Self::UserByName),
             (Caching::Check, None, None) => Some(Self::Instance),
             _ => None,
+        }
+    }
+}
+
+impl Key {
+    /// Whether a positive answer is one to this question, as far as it says. A connection on which
+    /// answers have slipped by one would give everybody the next one's identity.
+    pub fn is_answered_by(&self, body: &Value) -> bool {
+        let text = |name: &str| body.get(name).and_then(Value::as_str);
+        match self {
+            // `<type> <Base64> <owner> (<host>)`
+            Self::SshKey(_) => {
+                let blob = text("key").and_then(|line| line.split_ascii_whitespace().nth(1));
+                blob.and_then(|blob| ssh_key(blob.as_bytes())).as_ref() == Some(self)
+            }
+            Self::UserById(id) => body.get("id").and_then(Value::as_u64) == Some(*id),
+            Self::UserByName(name) => text("username").is_some_and(|is| is.eq_ignore_ascii_case(name)),
+            Self::UserOfKey(_) | Self::Instance => true,
         }
     }
 }
@@ -141,6 +160,26 @@ mod tests {
     fn the_credential_is_not_part_of_the_key() {
         assert_eq!(key(Caching::Check, "secret_token=x"), Some(Key::Instance));
         assert_eq!(key(Caching::Discover, "secret_token=x&key_id=7"), Some(Key::UserOfKey(7)));
+    }
+
+    #[test]
+    fn an_answer_has_to_fit_its_question() {
+        let key = |caching, query| key(caching, query).unwrap();
+        let ssh = key(Caching::AuthorizedKeys, "key=AAAAC3Nz");
+        for (key, answer, fits) in [
+            (&ssh, r#"{"key":"ssh-ed25519 AAAAC3Nz R (host)"}"#, true),
+            (&ssh, r#"{"key":"ssh-ed25519 AAAAC3Ny R (host)"}"#, false),
+            (&ssh, r#"{"key":"AAAAC3Nz"}"#, false),
+            (&ssh, r#"{"id":1}"#, false),
+            (&key(Caching::Discover, "user_id=7"), r#"{"id":7}"#, true),
+            (&key(Caching::Discover, "user_id=7"), r#"{"id":8}"#, false),
+            (&key(Caching::Discover, "username=Root"), r#"{"username":"root"}"#, true),
+            (&key(Caching::Discover, "username=root"), r#"{"username":"toor"}"#, false),
+            (&key(Caching::Discover, "key_id=7"), r#"{"id":8}"#, true),
+        ] {
+            let answer = serde_json::from_str(answer).unwrap();
+            assert_eq!(key.is_answered_by(&answer), fits, "{key:?} {answer}");
+        }
     }
 
     #[test]

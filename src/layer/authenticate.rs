@@ -6,10 +6,12 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use futures_util::future::Either;
 use http::header;
 use http::{Method, Request};
 use http_body::Body as _;
+use tokio::sync::Semaphore;
 use tower::{Layer, Service};
 
 use super::{Later, NowOr, now};
@@ -23,11 +25,15 @@ use crate::failure::Failure;
 /// authenticated yet, so patience is an invitation.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// How much of such bodies may be in memory at one time, in KiB, all connections together.
+const BODIES_KIB: u32 = 64 * 1024;
+
 /// Puts [`Authenticate`] in front of a service.
 #[derive(Clone, Debug)]
 pub struct AuthenticateLayer {
     auth: Arc<ArcSwap<Auth>>,
     clock: Clock,
+    bodies: Arc<Semaphore>,
 }
 
 /// Lets authenticated callers through.
@@ -36,12 +42,13 @@ pub struct Authenticate<S> {
     inner: S,
     auth: Arc<ArcSwap<Auth>>,
     clock: Clock,
+    bodies: Arc<Semaphore>,
 }
 
 impl AuthenticateLayer {
     /// Judges by whatever `auth` holds when a request comes, so that secrets can be exchanged.
     pub fn new(auth: Arc<ArcSwap<Auth>>, clock: Clock) -> Self {
-        Self { auth, clock }
+        Self { auth, clock, bodies: Arc::new(Semaphore::new(BODIES_KIB as usize)) }
     }
 }
 
@@ -49,7 +56,12 @@ impl<S> Layer<S> for AuthenticateLayer {
     type Service = Authenticate<S>;
 
     fn layer(&self, inner: S) -> Authenticate<S> {
-        Authenticate { inner, auth: Arc::clone(&self.auth), clock: self.clock.clone() }
+        Authenticate {
+            inner,
+            auth: Arc::clone(&self.auth),
+            clock: self.clock.clone(),
+            bodies: Arc::clone(&self.bodies),
+        }
     }
 }
 
@@ -81,9 +93,28 @@ where
                 let clone = self.inner.clone();
                 let inner = std::mem::replace(&mut self.inner, clone);
                 let (auth, clock) = (self.auth.load_full(), self.clock.clone());
-                Either::Right(Either::Right(Box::pin(read_and_judge(inner, auth, clock, routed, form))))
+                let bodies = Arc::clone(&self.bodies);
+                Either::Right(Either::Right(Box::pin(read_and_judge(
+                    inner, auth, clock, bodies, routed, form,
+                ))))
             }
         }
+    }
+}
+
+/// The whole body, which waits for its share of the memory that all such bodies have together.
+async fn read(body: Body, most: usize, bodies: &Semaphore) -> Result<Bytes, Failure> {
+    let hint = body.size_hint();
+    if hint.lower() > most as u64 {
+        return Err(Failure::BodyTooLarge);
+    }
+    let length = hint.exact().unwrap_or(most as u64);
+    let share = u32::try_from(length / 1024 + 1).unwrap_or(BODIES_KIB).min(BODIES_KIB);
+    let _share = bodies.acquire_many(share).await;
+    match body.collect_up_to(most).await {
+        Ok(Collected::Whole(read)) => Ok(read),
+        Ok(Collected::TooLong(_)) => Err(Failure::BodyTooLarge),
+        Err(_) => Err(Failure::BodyBrokeOff),
     }
 }
 
@@ -98,7 +129,8 @@ impl BodyForm {
     /// Rack reads a form whatever the method, and takes a POST without a type for one; Grape
     /// reads JSON unless the method is GET or HEAD (contract §2.2).
     fn of(request: &Request<Body>) -> Option<Self> {
-        let Some(kind) = request.headers().get(header::CONTENT_TYPE) else {
+        let kind = request.headers().get(header::CONTENT_TYPE);
+        let Some(kind) = kind.filter(|kind| !kind.as_bytes().trim_ascii().is_empty()) else {
             return (request.method() == Method::POST).then_some(Self::Urlencoded);
         };
         let media_type = kind.to_str().ok()?.split([';', ',']).next()?.trim();
@@ -127,6 +159,7 @@ async fn read_and_judge<S>(
     mut inner: S,
     auth: Arc<Auth>,
     clock: Clock,
+    bodies: Arc<Semaphore>,
     mut routed: Routed,
     form: Option<BodyForm>,
 ) -> super::Answer
@@ -134,15 +167,8 @@ where
     S: Service<Authenticated, Response = http::Response<Body>, Error = Failure>,
 {
     let body = std::mem::take(routed.exchange.request.body_mut());
-    if body.size_hint().lower() > auth.max_body as u64 {
-        return Err(Failure::BodyTooLarge);
-    }
-    let collected = tokio::time::timeout(BODY_TIMEOUT, body.collect_up_to(auth.max_body)).await;
-    let read = match collected {
-        Ok(Ok(Collected::Whole(read))) => read,
-        Ok(Ok(Collected::TooLong(_))) => return Err(Failure::BodyTooLarge),
-        Ok(Err(_)) | Err(_) => return Err(Failure::BodyBrokeOff),
-    };
+    let read = tokio::time::timeout(BODY_TIMEOUT, read(body, auth.max_body, &bodies)).await;
+    let read = read.unwrap_or(Err(Failure::BodyBrokeOff))?;
     let (body, seen) = match form {
         Some(BodyForm::Urlencoded) => (BodyOf::Form(&read), SeenBody::Form(read.clone())),
         Some(BodyForm::Json) => (BodyOf::Json(&read), SeenBody::Unknown),

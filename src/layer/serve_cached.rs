@@ -166,7 +166,7 @@ const CONDITIONS: [HeaderName; 6] = [
 /// What a request that fills an entry may say of its caller: who it is, where it comes from, and
 /// nothing that could change an answer which others will get.
 const FILL_HEADERS: [HeaderName; 8] = [
-    header::HOST,
+    header::AUTHORIZATION,
     header::CONTENT_TYPE,
     header::USER_AGENT,
     HeaderName::from_static("x-forwarded-for"),
@@ -225,14 +225,14 @@ async fn fill(
             Ok(Err(error)) => return Err(upstream::Error::BrokeOff(error).into()),
             Err(_) => return Err(upstream::Error::Timeout(FILL_BODY_TIMEOUT).into()),
         };
-    let stored = freshness::judge(
-        caching,
-        head.status,
-        &body,
-        &shared.settings.lifetimes,
-        shared.clock.unix_seconds(),
-    )
-    .and_then(|storable| lease.store(head.status, &head.headers, &body, storable, shared.clock.now()));
+    let lifetimes = &shared.settings.lifetimes;
+    let verdict =
+        freshness::judge(caching, lease.key(), head.status, &body, lifetimes, shared.clock.unix_seconds());
+    if verdict == Err(NoStore::Mismatch) {
+        return Err(upstream::Error::Unusable("an answer to another question").into());
+    }
+    let stored = verdict
+        .and_then(|storable| lease.store(head.status, &head.headers, &body, storable, shared.clock.now()));
     let outcome = stored.map_or_else(CacheOutcome::Unstored, |()| CacheOutcome::Stored);
     Ok(marked(Response::from_parts(head, Body::from(body)), outcome, record))
 }

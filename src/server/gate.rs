@@ -32,6 +32,11 @@ pub(super) struct Gate<I> {
     head_timeout: Duration,
     /// Runs from the first byte of a head that is not there yet.
     head_deadline: Option<Pin<Box<Sleep>>>,
+    stall_timeout: Duration,
+    /// Runs while a body is waited for, or while the peer does not take what it is sent. The end
+    /// of it ends the connection: whoever has begun a message must go on with it.
+    read_deadline: Option<Pin<Box<Sleep>>>,
+    write_deadline: Option<Pin<Box<Sleep>>>,
     /// Once cancelled, a first head is not waited for. Later ones are hyper's business: to it, the
     /// end of the input while an answer is being made means that the client left.
     drain: CancellationToken,
@@ -71,7 +76,13 @@ const READ: usize = 8 * 1024;
 const LONGEST_CHUNK_LINE: usize = 17;
 
 impl<I> Gate<I> {
-    pub(super) fn new(io: I, limits: HeadLimits, head_timeout: Duration, drain: CancellationToken) -> Self {
+    pub(super) fn new(
+        io: I,
+        limits: HeadLimits,
+        head_timeout: Duration,
+        stall_timeout: Duration,
+        drain: CancellationToken,
+    ) -> Self {
         Self {
             io,
             inbox: BytesMut::new(),
@@ -79,6 +90,9 @@ impl<I> Gate<I> {
             limits,
             head_timeout,
             head_deadline: None,
+            stall_timeout,
+            read_deadline: None,
+            write_deadline: None,
             drain,
             has_begun: false,
         }
@@ -229,12 +243,28 @@ impl<I: AsyncRead + Unpin> Gate<I> {
         self.inbox.reserve(READ);
         poll_read_buf(Pin::new(&mut self.io), cx, &mut self.inbox)
     }
+}
 
-    /// Whether the head that has begun to arrive is late.
-    fn head_is_late(&mut self, cx: &mut Context<'_>) -> bool {
-        let timeout = self.head_timeout;
-        let deadline = self.head_deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
-        deadline.as_mut().poll(cx).is_ready()
+/// Whether what is waited for is late: `deadline` begins to run with the first call.
+fn is_late(deadline: &mut Option<Pin<Box<Sleep>>>, timeout: Duration, cx: &mut Context<'_>) -> bool {
+    let deadline = deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
+    deadline.as_mut().poll(cx).is_ready()
+}
+
+/// Passes `progress` on; a peer that has kept it pending for too long is given up.
+fn or_stalled<T>(
+    progress: Poll<io::Result<T>>,
+    deadline: &mut Option<Pin<Box<Sleep>>>,
+    timeout: Duration,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<T>> {
+    match progress {
+        Poll::Pending if is_late(deadline, timeout, cx) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+        Poll::Pending => Poll::Pending,
+        Poll::Ready(progress) => {
+            *deadline = None;
+            Poll::Ready(progress)
+        }
     }
 }
 
@@ -243,12 +273,19 @@ impl<I: AsyncRead + Unpin> AsyncRead for Gate<I> {
         let gate = self.get_mut();
         loop {
             if gate.advance()? {
-                return gate.deliver(cx, out);
+                let is_over = matches!(gate.state, State::End);
+                let progress = gate.deliver(cx, out);
+                let Gate { read_deadline, stall_timeout, .. } = gate;
+                return if is_over {
+                    progress
+                } else {
+                    or_stalled(progress, read_deadline, *stall_timeout, cx)
+                };
             }
             let in_head = matches!(gate.state, State::Head(_));
             match gate.fill(cx) {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Ok(())),
-                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Ok(_)) => gate.read_deadline = None,
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Pending if in_head && gate.inbox.is_empty() => {
                     return if gate.drain.is_cancelled() && !gate.has_begun {
@@ -257,8 +294,16 @@ impl<I: AsyncRead + Unpin> AsyncRead for Gate<I> {
                         Poll::Pending
                     };
                 }
-                Poll::Pending if in_head && gate.head_is_late(cx) => gate.refuse(Refusal::HeadTimeout),
-                Poll::Pending => return Poll::Pending,
+                Poll::Pending if in_head => {
+                    if !is_late(&mut gate.head_deadline, gate.head_timeout, cx) {
+                        return Poll::Pending;
+                    }
+                    gate.refuse(Refusal::HeadTimeout);
+                }
+                // Between the chunks of a body.
+                Poll::Pending => {
+                    return or_stalled(Poll::Pending, &mut gate.read_deadline, gate.stall_timeout, cx);
+                }
             }
         }
     }
@@ -266,7 +311,9 @@ impl<I: AsyncRead + Unpin> AsyncRead for Gate<I> {
 
 impl<I: AsyncWrite + Unpin> AsyncWrite for Gate<I> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().io).poll_write(cx, buf)
+        let gate = self.get_mut();
+        let progress = Pin::new(&mut gate.io).poll_write(cx, buf);
+        or_stalled(progress, &mut gate.write_deadline, gate.stall_timeout, cx)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -286,7 +333,9 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Gate<I> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().io).poll_write_vectored(cx, bufs)
+        let gate = self.get_mut();
+        let progress = Pin::new(&mut gate.io).poll_write_vectored(cx, bufs);
+        or_stalled(progress, &mut gate.write_deadline, gate.stall_timeout, cx)
     }
 }
 

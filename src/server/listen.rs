@@ -55,8 +55,9 @@ impl fmt::Display for Endpoint {
 pub enum Listener {
     /// TCP.
     Tcp(TcpListener),
-    /// A unix socket; its file is removed when the listener is dropped.
-    Unix(UnixListener, SocketFile),
+    /// A unix socket. Its file is removed first when both are dropped: a successor that found it
+    /// unattended would replace it, and lose the new one to the removal.
+    Unix(SocketFile, UnixListener),
 }
 
 /// How many connections may wait to be accepted: `ssh` bursts come from CI, all at once.
@@ -88,7 +89,7 @@ impl Listener {
     pub fn endpoint(&self) -> io::Result<String> {
         match self {
             Self::Tcp(listener) => Ok(listener.local_addr()?.to_string()),
-            Self::Unix(_, file) => Ok(format!("unix:{}", file.path.display())),
+            Self::Unix(file, _) => Ok(format!("unix:{}", file.path.display())),
         }
     }
 }
@@ -113,7 +114,7 @@ fn bind_unix(path: &Path, mode: u32) -> io::Result<Listener> {
     // Before `listen`, so that nobody connects under the permissions of the umask.
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
     socket.listen(BACKLOG)?;
-    Ok(Listener::Unix(UnixListener::from_std(socket.into())?, file))
+    Ok(Listener::Unix(file, UnixListener::from_std(socket.into())?))
 }
 
 /// A socket that nobody listens on is left over from a crash, and is in the way. Anything else

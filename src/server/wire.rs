@@ -94,7 +94,7 @@ fn judge_request_line(line: &[u8]) -> Result<bool, Refusal> {
         return Err(Refusal::Target);
     }
     let path = memchr(b'?', target).unwrap_or(target.len());
-    if path > LONGEST_PATH || target.len() - path > LONGEST_QUERY {
+    if path > LONGEST_PATH || target.len() - path > LONGEST_QUERY || target.len() > LONGEST_TARGET {
         return Err(Refusal::TargetTooLong);
     }
     match version {
@@ -107,8 +107,10 @@ fn judge_request_line(line: &[u8]) -> Result<bool, Refusal> {
 // What Puma's parser takes. Beyond it Puma answers a bare 400 on a new connection, and nothing at
 // all on one that it has used: the request would sit there until Puma drops the connection.
 const LONGEST_METHOD: usize = 20;
-const LONGEST_PATH: usize = 8 * 1024;
+// Puma: 8 KiB of path, 10 KiB of query, 12 KiB of both. A KiB is left for the relative URL root.
+const LONGEST_PATH: usize = 7 * 1024;
 const LONGEST_QUERY: usize = 10 * 1024;
+const LONGEST_TARGET: usize = 11 * 1024;
 const LONGEST_HEADER_NAME: usize = 256;
 
 /// The header fields that frame a message.

@@ -3,11 +3,12 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 
 const LIMITS: HeadLimits = HeadLimits { bytes: 1_000, headers: 10 };
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+const STALL_TIMEOUT: Duration = Duration::from_secs(75);
 
 fn gate() -> (DuplexStream, Gate<DuplexStream>, CancellationToken) {
     let (peer, io) = duplex(64 * 1024);
     let drain = CancellationToken::new();
-    (peer, Gate::new(io, LIMITS, HEAD_TIMEOUT, drain.clone()), drain)
+    (peer, Gate::new(io, LIMITS, HEAD_TIMEOUT, STALL_TIMEOUT, drain.clone()), drain)
 }
 
 /// What hyper gets to see of `sent`, cut into pieces of `step` bytes, before it would wait.
@@ -100,14 +101,46 @@ async fn a_head_that_has_begun_must_end_in_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn waiting_for_a_head_or_for_a_body_is_not_the_gates_business() {
-    for sent in ["", "POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\nab"] {
+async fn waiting_for_a_head_is_not_the_gates_business() {
+    let (_peer, mut gate, _) = gate();
+    let waited = tokio::time::timeout(STALL_TIMEOUT * 10, gate.read(&mut [0; 200])).await;
+    assert!(waited.is_err(), "the connection ended by itself");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_pauses_for_too_long_ends_the_connection() {
+    for sent in [
+        "POST / HTTP/1.1\r\nContent-Length: 50\r\n\r\nab",
+        "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhe",
+        "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n",
+    ] {
         let (mut peer, mut gate, _) = gate();
         peer.write_all(sent.as_bytes()).await.unwrap();
-        let mut all = Vec::new();
-        let waited = tokio::time::timeout(HEAD_TIMEOUT * 10, gate.read_to_end(&mut all)).await;
-        assert!(waited.is_err(), "{sent:?} ended by itself");
+        let begun = tokio::time::Instant::now();
+        let error = gate.read_to_end(&mut Vec::new()).await.unwrap_err();
+        assert_eq!((error.kind(), begun.elapsed()), (io::ErrorKind::TimedOut, STALL_TIMEOUT), "{sent:?}");
     }
+    // Each byte buys the body new time.
+    let (mut peer, mut gate, _) = gate();
+    let head = b"POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\n";
+    peer.write_all(head).await.unwrap();
+    let reader = tokio::spawn(async move {
+        let mut seen = vec![0; head.len() + 5];
+        gate.read_exact(&mut seen).await.map(|_| seen)
+    });
+    for byte in b"hello" {
+        tokio::time::sleep(STALL_TIMEOUT * 9 / 10).await;
+        peer.write_all(&[*byte]).await.unwrap();
+    }
+    assert!(reader.await.unwrap().unwrap().ends_with(b"hello"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_does_not_read_is_given_up() {
+    let (_peer, mut gate, _) = gate();
+    let begun = tokio::time::Instant::now();
+    let error = gate.write_all(&vec![0; 100 * 1024]).await.unwrap_err();
+    assert_eq!((error.kind(), begun.elapsed()), (io::ErrorKind::TimedOut, STALL_TIMEOUT));
 }
 
 #[tokio::test(start_paused = true)]

@@ -91,7 +91,9 @@ fn what_puma_would_not_answer_is_refused() {
     let line = |path: usize, query: usize| {
         judge(format!("GET /{}?{} HTTP/1.1\r\n\r\n", "a".repeat(path - 1), "b".repeat(query - 1)))
     };
-    assert_eq!(line(LONGEST_PATH, LONGEST_QUERY), Ok(Framing::Length(0)));
+    assert_eq!(line(LONGEST_PATH, 4 * 1024), Ok(Framing::Length(0)));
+    assert_eq!(line(1024, LONGEST_QUERY), Ok(Framing::Length(0)));
+    assert_eq!(line(LONGEST_PATH, 4 * 1024 + 1), Err(Refusal::TargetTooLong));
     assert_eq!(line(LONGEST_PATH + 1, 1), Err(Refusal::TargetTooLong));
     assert_eq!(line(1, LONGEST_QUERY + 1), Err(Refusal::TargetTooLong));
     let named = |length: usize| judge(format!("GET / HTTP/1.1\r\n{}: b\r\n\r\n", "a".repeat(length)));
