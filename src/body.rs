@@ -4,10 +4,11 @@ use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
+use tokio::sync::Semaphore;
 
 /// Nothing, bytes in memory, or a stream from a socket that passes by without being collected.
 #[derive(Debug, Default)]
@@ -41,16 +42,27 @@ impl Body {
     /// Reads up to `limit` bytes into memory. What does not fit stays in the stream, and the body
     /// that comes back with [`Collected::TooLong`] is still whole.
     pub async fn collect_up_to(self, limit: usize) -> Result<Collected, hyper::Error> {
+        self.collect_within(limit, &Semaphore::new(Semaphore::MAX_PERMITS)).await
+    }
+
+    /// The same, for bodies that share memory with others: each KiB that has arrived, begun ones
+    /// included, takes a permit of `budget` until all is read.
+    pub async fn collect_within(self, limit: usize, budget: &Semaphore) -> Result<Collected, hyper::Error> {
         let Self { ready, rest, .. } = self;
         let Some(mut rest) = rest else { return Ok(Collected::Whole(ready)) };
-        let declared = usize::try_from(rest.size_hint().lower()).unwrap_or(limit).min(limit);
-        let mut read = bytes::BytesMut::with_capacity(ready.len() + declared);
-        read.extend_from_slice(&ready);
+        let mut read = BytesMut::from(ready.as_ref());
+        let mut permits = Vec::new();
+        let mut charged = 0;
         while let Some(frame) = rest.frame().await {
             let Ok(data) = frame?.into_data() else { continue };
             read.extend_from_slice(&data);
             if read.len() > limit {
                 return Ok(Collected::TooLong(Self::resumed(read.freeze(), rest)));
+            }
+            let due = u32::try_from(read.len().div_ceil(1024)).unwrap_or(u32::MAX);
+            if due > charged {
+                permits.push(budget.acquire_many(due - charged).await);
+                charged = due;
             }
         }
         Ok(Collected::Whole(read.freeze()))

@@ -226,11 +226,9 @@ fn accept(mut answer: Response<Body>) -> Result<Response<Body>, Error> {
     {
         return Err(Error::Unusable("Content-Length is repeated or not a number"));
     }
-    if headers
-        .get_all(header::TRANSFER_ENCODING)
-        .iter()
-        .any(|value| !value.as_bytes().eq_ignore_ascii_case(b"chunked"))
-    {
+    let mut encodings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    let is_odd = |value: &HeaderValue| !value.as_bytes().eq_ignore_ascii_case(b"chunked");
+    if encodings.next().is_some_and(is_odd) || encodings.next().is_some() {
         return Err(Error::Unusable("Transfer-Encoding is not `chunked` alone"));
     }
     if answer.status() == StatusCode::SWITCHING_PROTOCOLS {

@@ -26,7 +26,7 @@ use crate::failure::Failure;
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How much of such bodies may be in memory at one time, in KiB, all connections together.
-const BODIES_KIB: u32 = 64 * 1024;
+const BODIES_KIB: usize = 64 * 1024;
 
 /// Puts [`Authenticate`] in front of a service.
 #[derive(Clone, Debug)]
@@ -48,7 +48,7 @@ pub struct Authenticate<S> {
 impl AuthenticateLayer {
     /// Judges by whatever `auth` holds when a request comes, so that secrets can be exchanged.
     pub fn new(auth: Arc<ArcSwap<Auth>>, clock: Clock) -> Self {
-        Self { auth, clock, bodies: Arc::new(Semaphore::new(BODIES_KIB as usize)) }
+        Self { auth, clock, bodies: Arc::new(Semaphore::new(BODIES_KIB)) }
     }
 }
 
@@ -102,16 +102,12 @@ where
     }
 }
 
-/// The whole body, which waits for its share of the memory that all such bodies have together.
+/// The whole body, which takes its share of the memory that all such bodies have together.
 async fn read(body: Body, most: usize, bodies: &Semaphore) -> Result<Bytes, Failure> {
-    let hint = body.size_hint();
-    if hint.lower() > most as u64 {
+    if body.size_hint().lower() > most as u64 {
         return Err(Failure::BodyTooLarge);
     }
-    let length = hint.exact().unwrap_or(most as u64);
-    let share = u32::try_from(length / 1024 + 1).unwrap_or(BODIES_KIB).min(BODIES_KIB);
-    let _share = bodies.acquire_many(share).await;
-    match body.collect_up_to(most).await {
+    match body.collect_within(most, bodies).await {
         Ok(Collected::Whole(read)) => Ok(read),
         Ok(Collected::TooLong(_)) => Err(Failure::BodyTooLarge),
         Err(_) => Err(Failure::BodyBrokeOff),

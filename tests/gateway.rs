@@ -1,0 +1,42 @@
+//! The whole gateway, in the test's own process, between a client and a Rails that both do as
+//! they are told: every byte of either side is the test's.
+//!
+//! Nothing here depends on how fast the machine is. What went past the gateway is read off what
+//! the scripted Rails wrote down; whoever has to wait, waits for an event or a counter.
+
+// A test says what is wrong by panicking.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    missing_docs
+)]
+// Nothing in a test can be reached from outside, so `pub` is just "for the other modules here".
+#![allow(unreachable_pub)]
+
+mod gateway {
+    // What the tests stand on.
+    mod client;
+    mod credentials;
+    mod fake;
+    mod log;
+    mod stage;
+
+    // The tests.
+    mod admin;
+    mod answers;
+    mod bodies;
+    mod broken_rails;
+    mod caching;
+    mod callers;
+    mod connections;
+    mod crowds;
+    mod draining;
+    mod framing;
+    mod headers;
+    mod kas;
+    mod secrecy;
+    mod targets;
+}

@@ -1,0 +1,57 @@
+//! Everything that is logged in this process, at every level.
+
+use std::io::{self, Write};
+use std::sync::{Mutex, MutexGuard, Once, PoisonError};
+
+use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::fmt::MakeWriter;
+
+static LOG: Mutex<String> = Mutex::new(String::new());
+
+/// How much has been logged so far.
+pub fn length() -> usize {
+    log().len()
+}
+
+/// What was logged behind this place, a line for each event.
+pub fn since(place: usize) -> String {
+    log()[place..].to_owned()
+}
+
+fn log() -> MutexGuard<'static, String> {
+    LOG.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Begins to write everything down.
+pub fn capture() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        tracing_subscriber::fmt()
+            .json()
+            .flatten_event(true)
+            .with_max_level(LevelFilter::TRACE)
+            .with_writer(Sink)
+            .init();
+    });
+}
+
+struct Sink;
+
+impl Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        log().push_str(&String::from_utf8_lossy(bytes));
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl MakeWriter<'_> for Sink {
+    type Writer = Self;
+
+    fn make_writer(&self) -> Self {
+        Self
+    }
+}
