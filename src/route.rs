@@ -138,21 +138,23 @@ pub struct Found {
 }
 
 /// Finds the row for a path below the prefix (`/check`, not `/api/v4/internal/check`).
-pub fn find(method: &Method, path: &str) -> Found {
+/// `has_body` says whether the request has one.
+pub fn find(method: &Method, path: &str, has_body: bool) -> Found {
     let method = if method == Method::HEAD { &Method::GET } else { method };
     if let Some(route) = row(method, path) {
         return Found { route, exact: true };
     }
     let path = without_suffix(path);
-    let route = row(method, path).or_else(|| in_disguise(method, path)).unwrap_or(&OTHER_INTERNAL);
+    let route = row(method, path).or_else(|| in_disguise(method, path, has_body)).unwrap_or(&OTHER_INTERNAL);
     Found { route, exact: false }
 }
 
-/// A POST can be any other method to Rails (`_method` in its form, Rack's `MethodOverride`), and
-/// OPTIONS runs the endpoint's authentication: both demand what the path's row demands. To any
-/// other method that the row does not have Rails answers 404 without looking at credentials.
-fn in_disguise(method: &Method, path: &str) -> Option<&'static Route> {
-    let may_be = matches!(*method, Method::POST | Method::OPTIONS);
+/// A POST with a body can be any other method to Rails (`_method` in a form, Rack's
+/// `MethodOverride`), and OPTIONS runs the endpoint's authentication: both demand what the path's
+/// row demands. To any other method that the row does not have Rails answers 404 without looking
+/// at credentials.
+fn in_disguise(method: &Method, path: &str, has_body: bool) -> Option<&'static Route> {
+    let may_be = (*method == Method::POST && has_body) || *method == Method::OPTIONS;
     TABLE.iter().find(|route| may_be && fits(route.path, path))
 }
 
@@ -198,7 +200,7 @@ mod tests {
         let mut ids = HashSet::new();
         for route in TABLE {
             let path = route.path.replace(':', "any-").replace('*', "any");
-            let found = find(route.method.as_ref().unwrap_or(&Method::PUT), &path);
+            let found = find(route.method.as_ref().unwrap_or(&Method::PUT), &path, false);
             assert_eq!(found.route, route);
             assert!(found.exact);
             assert!(ids.insert(route.id), "{} is there twice", route.id);
@@ -214,14 +216,14 @@ mod tests {
 
     #[test]
     fn head_finds_the_row_of_get() {
-        assert_eq!(find(&Method::HEAD, "/check").route.id, "check");
-        assert_eq!(find(&Method::HEAD, "/allowed").route.id, "other_internal");
+        assert_eq!(find(&Method::HEAD, "/check", false).route.id, "check");
+        assert_eq!(find(&Method::HEAD, "/allowed", false).route.id, "other_internal");
     }
 
     #[test]
     fn spellings_that_grape_routes_alike_demand_the_same_credential_but_are_not_exact() {
         for path in ["/check/", "/check.json", "/check.xml/", "/check.a.b"] {
-            let found = find(&Method::GET, path);
+            let found = find(&Method::GET, path, false);
             assert_eq!((found.route.id, found.exact), ("check", false), "{path}");
         }
     }
@@ -231,9 +233,10 @@ mod tests {
         for (method, path) in
             [(Method::POST, "/check"), (Method::POST, "/check.json"), (Method::OPTIONS, "/check")]
         {
-            let found = find(&method, path);
+            let found = find(&method, path, true);
             assert_eq!((found.route.id, found.exact), ("check", false), "{method} {path}");
         }
+        assert_eq!(find(&Method::POST, "/check", false).route.id, "other_internal");
     }
 
     #[test]
@@ -248,7 +251,7 @@ mod tests {
             (Method::POST, "/mail_room/"),
             (Method::POST, "/mail_room/a/b"),
         ] {
-            let found = find(&method, path);
+            let found = find(&method, path, false);
             assert_eq!((found.route.id, found.exact), ("other_internal", false), "{method} {path}");
             assert_eq!(found.route.access, Access::Rails);
         }

@@ -6,6 +6,7 @@ use std::task::{Context, Poll};
 
 use futures_util::future::Either;
 use http::uri::{PathAndQuery, Uri};
+use http_body::Body as _;
 use tower::{Layer, Service};
 
 use super::{NowOr, now};
@@ -68,7 +69,8 @@ where
         if let Some(stripped) = self.paths.without_root(request.uri()) {
             *request.uri_mut() = stripped;
         }
-        let Some(found) = self.paths.find(request.method(), request.uri().path()) else {
+        let has_body = !request.body().is_end_stream();
+        let Some(found) = self.paths.find(request.method(), request.uri().path(), has_body) else {
             return now(Err(Failure::OutsideInternalApi));
         };
         exchange.record.note(|notes| notes.route = Some(found.route.id));
@@ -87,9 +89,11 @@ impl Paths {
         rest.parse().ok()
     }
 
-    fn find(&self, method: &http::Method, path: &str) -> Option<Found> {
+    fn find(&self, method: &http::Method, path: &str, has_body: bool) -> Option<Found> {
         match path.strip_prefix(route::PREFIX) {
-            Some(below) if below.is_empty() || below.starts_with('/') => Some(route::find(method, below)),
+            Some(below) if below.is_empty() || below.starts_with('/') => {
+                Some(route::find(method, below, has_body))
+            }
             _ => self
                 .forwarded
                 .iter()
@@ -107,7 +111,7 @@ mod tests {
         let layer = FindRouteLayer::new(root, forwarded.iter().map(ToString::to_string).collect());
         let uri: Uri = uri.parse().unwrap();
         let uri = layer.paths.without_root(&uri).unwrap_or(uri);
-        let found = layer.paths.find(&http::Method::GET, uri.path())?;
+        let found = layer.paths.find(&http::Method::GET, uri.path(), false)?;
         Some((found.route.id, uri.to_string()))
     }
 

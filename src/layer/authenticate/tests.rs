@@ -28,7 +28,7 @@ fn routed(method: Method, path: &str, headers: &[(&str, &str)], body: &str) -> R
         request = request.header(*name, *value);
     }
     let request = request.body(Body::from(Bytes::from(body.to_owned()))).unwrap();
-    let found = route::find(&method, path.split('?').next().unwrap());
+    let found = route::find(&method, path.split('?').next().unwrap(), false);
     Routed { exchange: Exchange { request, peer: None, record: Record::default() }, found }
 }
 

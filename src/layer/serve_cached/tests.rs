@@ -39,7 +39,7 @@ fn call(method: Method, path: &str, headers: &[(&str, &str)]) -> Authenticated {
         request = request.header(*name, *value);
     }
     let request = request.body(Body::empty()).unwrap();
-    let found = route::find(&method, path.split('?').next().unwrap());
+    let found = route::find(&method, path.split('?').next().unwrap(), false);
     let access = found.route.access;
     let Verdict::Granted(caller) = auth.judge(access, request.headers(), b"", BodyOf::Irrelevant, 0) else {
         unreachable!("the credential is right");
