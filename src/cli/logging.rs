@@ -1,5 +1,7 @@
 //! Where log lines go, and how they look.
 
+use std::io::IsTerminal as _;
+
 use railgate::config::{Log, LogFormat};
 use tracing_subscriber::filter::LevelFilter;
 
@@ -11,6 +13,7 @@ pub(super) fn init(log: &Log) {
         LogFormat::Json => {
             subscriber.json().flatten_event(true).with_current_span(false).with_span_list(false).init();
         }
-        LogFormat::Pretty => subscriber.compact().init(),
+        // Colours are for people, not for files.
+        LogFormat::Pretty => subscriber.compact().with_ansi(std::io::stdout().is_terminal()).init(),
     }
 }
