@@ -36,7 +36,8 @@ pub struct Settings {
     pub max_negative_entries: u64,
     /// Bytes of the largest body that is kept.
     pub max_body: usize,
-    /// How long a caller waits for somebody else's request to Rails before it asks by itself.
+    /// How long a caller waits for somebody else's request to Rails before it asks by itself. As
+    /// long as Rails has for an answer, or a slow Rails would be asked by the whole crowd.
     pub wait: Duration,
     /// How long answers stay good.
     pub lifetimes: Lifetimes,
@@ -48,7 +49,7 @@ impl Default for Settings {
             max_entries: 1_000_000,
             max_negative_entries: 100_000,
             max_body: 64 * 1024,
-            wait: Duration::from_secs(5),
+            wait: Duration::from_secs(60),
             lifetimes: Lifetimes::default(),
         }
     }

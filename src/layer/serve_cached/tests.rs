@@ -238,6 +238,13 @@ async fn nobody_waits_for_a_rails_that_cannot_be_reached() {
     assert!(!is_idle(&mut s.rails).await);
 }
 
+/// With the defaults, however slow Rails is, it is asked once: the one who asks hears of its
+/// time-out no later than the others give up waiting.
+#[test]
+fn callers_wait_for_as_long_as_rails_may_take() {
+    assert!(Settings::default().wait >= upstream::DEFAULT_RESPONSE_TIMEOUT);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_caller_waits_for_another_only_so_long() {
     let mut s = setting();
