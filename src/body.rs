@@ -1,5 +1,6 @@
 //! The one body type that travels through the stack, in both directions.
 
+use std::fmt;
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
@@ -18,6 +19,17 @@ pub struct Body {
     /// Sent before `rest`: an answer of ours, or what was already read of a stream.
     ready: Bytes,
     rest: Option<Incoming>,
+    /// Brings `rest`, where nobody else does.
+    carrier: Option<Box<dyn Carrier>>,
+}
+
+/// The connection that a body comes over.
+pub trait Carrier: fmt::Debug + Send {
+    /// Moves bytes, until there are none to move.
+    fn carry(&mut self, cx: &mut Context<'_>);
+
+    /// Told once all of the body has come; until then, to drop it is to give it up.
+    fn release(self: Box<Self>);
 }
 
 impl Body {
@@ -26,9 +38,38 @@ impl Body {
         Self::default()
     }
 
-    /// What was read of a stream, then what is left of it: the same bytes as before the reading.
-    pub fn resumed(read: Bytes, rest: Incoming) -> Self {
-        Self { ready: read, rest: Some(rest), watched: None }
+    /// A stream that comes over `carrier`.
+    pub fn carried(stream: Incoming, carrier: Box<dyn Carrier>) -> Self {
+        let mut body = Self { rest: Some(stream), carrier: Some(carrier), ..Self::default() };
+        body.release_at_the_end();
+        body
+    }
+
+    fn release_at_the_end(&mut self) {
+        if self.rest.as_ref().is_none_or(HttpBody::is_end_stream) {
+            self.watched = None;
+            if let Some(carrier) = self.carrier.take() {
+                carrier.release();
+            }
+        }
+    }
+
+    fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let Some(rest) = &mut self.rest else { return Poll::Ready(None) };
+        let mut frame = Pin::new(&mut *rest).poll_frame(cx);
+        if let (Poll::Pending, Some(carrier)) = (&frame, &mut self.carrier) {
+            carrier.carry(cx);
+            frame = Pin::new(rest).poll_frame(cx);
+        }
+        match &frame {
+            Poll::Ready(None) => {
+                self.rest = None;
+                self.release_at_the_end();
+            }
+            Poll::Ready(Some(_)) => self.release_at_the_end(),
+            Poll::Pending => {}
+        }
+        frame
     }
 
     /// The body, and a way to see whether it is still being sent. One in memory never is.
@@ -47,17 +88,23 @@ impl Body {
 
     /// The same, for bodies that share memory with others: each KiB that has arrived, begun ones
     /// included, takes a permit of `budget` until all is read.
-    pub async fn collect_within(self, limit: usize, budget: &Semaphore) -> Result<Collected, hyper::Error> {
-        let Self { ready, rest, .. } = self;
-        let Some(mut rest) = rest else { return Ok(Collected::Whole(ready)) };
-        let mut read = BytesMut::from(ready.as_ref());
+    pub async fn collect_within(
+        mut self,
+        limit: usize,
+        budget: &Semaphore,
+    ) -> Result<Collected, hyper::Error> {
+        if self.rest.is_none() {
+            return Ok(Collected::Whole(self.ready));
+        }
+        let mut read = BytesMut::new();
         let mut permits = Vec::new();
         let mut charged = 0;
-        while let Some(frame) = rest.frame().await {
+        while let Some(frame) = self.frame().await {
             let Ok(data) = frame?.into_data() else { continue };
             read.extend_from_slice(&data);
             if read.len() > limit {
-                return Ok(Collected::TooLong(Self::resumed(read.freeze(), rest)));
+                self.ready = read.freeze();
+                return Ok(Collected::TooLong(self));
             }
             let due = u32::try_from(read.len().div_ceil(1024)).unwrap_or(u32::MAX);
             if due > charged {
@@ -91,13 +138,13 @@ pub enum Collected {
 
 impl From<Bytes> for Body {
     fn from(bytes: Bytes) -> Self {
-        Self { ready: bytes, rest: None, watched: None }
+        Self { ready: bytes, ..Self::default() }
     }
 }
 
 impl From<Incoming> for Body {
     fn from(stream: Incoming) -> Self {
-        Self { ready: Bytes::new(), rest: Some(stream), watched: None }
+        Self { rest: Some(stream), ..Self::default() }
     }
 }
 
@@ -113,16 +160,7 @@ impl HttpBody for Body {
             let ready = std::mem::take(&mut self.ready);
             return Poll::Ready(Some(Ok(Frame::data(ready))));
         }
-        match &mut self.rest {
-            Some(rest) => {
-                let frame = Pin::new(&mut *rest).poll_frame(cx);
-                if matches!(frame, Poll::Ready(None)) || rest.is_end_stream() {
-                    self.watched = None;
-                }
-                frame
-            }
-            None => Poll::Ready(None),
-        }
+        self.poll_rest(cx)
     }
 
     fn is_end_stream(&self) -> bool {

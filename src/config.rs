@@ -21,6 +21,8 @@ use crate::server;
 /// Everything that can be configured.
 #[derive(Clone, Debug)]
 pub struct Settings {
+    /// How many threads answer requests.
+    pub workers: usize,
     /// Where clients connect.
     pub listen: Vec<server::Endpoint>,
     /// Where operators and their tools connect.

@@ -44,11 +44,13 @@ pub mod server;
 pub mod stack;
 pub mod strict_base64;
 pub mod upstream;
+mod worker;
 
 use std::io;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -58,49 +60,63 @@ use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::Settings;
 use crate::metrics::{Metrics, Sources};
-use crate::server::{Limits, Listener, Server};
-use crate::upstream::Upstream;
+use crate::server::{Limits, Listener, Server, Socket};
+use crate::upstream::{State, Upstream};
+use crate::worker::Worker;
 
 /// A gateway whose sockets are bound, and that answers nothing yet.
 #[derive(Debug)]
 pub struct Gateway {
-    parts: stack::Parts,
-    listeners: Vec<Listener>,
-    admin: Listener,
-    server: Server,
+    workers: Vec<Worker>,
+    endpoints: Vec<String>,
+    admin: Socket,
+    metrics: Arc<Metrics>,
+    cache: Arc<Cache>,
+    upstream: Arc<State>,
     readiness: Arc<Readiness>,
 }
 
 impl Gateway {
     /// Binds every socket, so that a taken address is an error before anything runs.
     pub fn bind(settings: Settings) -> io::Result<Self> {
-        let listeners = settings.listen.iter().map(Listener::bind).collect::<io::Result<_>>()?;
-        let admin = Listener::bind(&settings.admin)?;
+        let mut sockets = Vec::new();
+        for endpoint in &settings.listen {
+            sockets.push(Socket::bind_shares(endpoint, settings.workers)?.into_iter());
+        }
+        let admin = Socket::bind(&settings.admin)?;
         let server = Server::new(settings.limits);
-        let upstream = Arc::new(Upstream::new(settings.upstream));
+        let upstream = Arc::new(State::default());
         let cache = Cache::new(&settings.cache);
         let metrics = Arc::new(Metrics::new(Sources {
             cache: Arc::clone(&cache),
-            upstream: Arc::clone(upstream.state()),
+            upstream: Arc::clone(&upstream),
             connections: Arc::clone(server.connections()),
         }));
-        let parts = stack::Parts {
-            auth: Arc::new(ArcSwap::from_pointee(Auth::new(settings.auth))),
-            cache,
-            cache_settings: settings.cache,
-            upstream,
-            forward_prefixes: settings.forward_prefixes,
-            metrics,
-            log_requests: settings.log.requests,
-            clock: Clock::System,
-            fills: TaskTracker::new(),
+        let auth = Arc::new(ArcSwap::from_pointee(Auth::new(settings.auth)));
+        let worker = |number| {
+            let parts = stack::Parts {
+                auth: Arc::clone(&auth),
+                cache: Arc::clone(&cache),
+                cache_settings: settings.cache.clone(),
+                upstream: Arc::new(Upstream::new(settings.upstream.clone(), Arc::clone(&upstream))),
+                forward_prefixes: settings.forward_prefixes.clone(),
+                metrics: Arc::clone(&metrics),
+                log_requests: settings.log.requests,
+                clock: Clock::System,
+                fills: TaskTracker::new(),
+            };
+            let sockets: Vec<Socket> = sockets.iter_mut().filter_map(Iterator::next).collect();
+            Worker { number, sockets, server: server.sibling(), parts }
         };
-        Ok(Self { parts, listeners, admin, server, readiness: Arc::default() })
+        let workers: Vec<Worker> = (0..settings.workers).map(worker).collect();
+        let first = workers.first().map_or(&[][..], |worker| &worker.sockets);
+        let endpoints = first.iter().map(Socket::endpoint).collect::<io::Result<_>>()?;
+        Ok(Self { workers, endpoints, admin, metrics, cache, upstream, readiness: Arc::default() })
     }
 
     /// Where clients connect, with the ports that the system chose.
-    pub fn endpoints(&self) -> io::Result<Vec<String>> {
-        self.listeners.iter().map(Listener::endpoint).collect()
+    pub fn endpoints(&self) -> &[String] {
+        &self.endpoints
     }
 
     /// Where operators connect.
@@ -110,29 +126,27 @@ impl Gateway {
 
     /// Serves until `shutdown` is cancelled, then drains: not ready any more, no new connections,
     /// and whatever runs may finish within `limits.drain_timeout`. True if nothing had to be dropped.
-    pub async fn run(self, shutdown: CancellationToken) -> bool {
-        let Self { parts, listeners, admin, server, readiness } = self;
-        let fills = parts.fills.clone();
-        let (metrics, state) = (Arc::clone(&parts.metrics), Arc::clone(parts.upstream.state()));
+    ///
+    /// Requests are answered on the threads of the workers. What is left for the runtime that this
+    /// is called on, which may be slow at times without a client noticing: operators and upkeep.
+    pub async fn run(self, shutdown: CancellationToken) -> io::Result<bool> {
+        let Self { workers, admin, metrics, cache, upstream, readiness, .. } = self;
         // The admin listener outlives the others, to say that they are draining.
         let admin_server =
             Server::new(Limits { connections: 64, drain_timeout: ADMIN_DRAIN, ..Limits::default() });
-        admin_server.serve(admin, Admin::new(metrics, state, Arc::clone(&readiness)));
-        let upkeep = tokio::spawn(upkeep(Arc::clone(&parts.cache)));
-        let stack = stack::build(parts);
-        for listener in listeners {
-            server.serve(listener, stack.clone());
+        admin_server.serve(Listener::new(admin)?, Admin::new(metrics, upstream, Arc::clone(&readiness)));
+        let upkeep = tokio::spawn(upkeep(cache));
+        let mut running = Vec::new();
+        for worker in workers {
+            running.push(worker.start(shutdown.clone())?);
         }
         readiness.set(true);
         shutdown.cancelled().await;
         readiness.set(false);
-        let in_time = server.drain().await;
-        // Whoever waited for them has an answer or is gone.
-        fills.close();
-        let _ = tokio::time::timeout(ADMIN_DRAIN, fills.wait()).await;
+        let in_time = join_all(running).await.into_iter().all(|in_time| in_time.unwrap_or(false));
         admin_server.drain().await;
         upkeep.abort();
-        in_time
+        Ok(in_time)
     }
 }
 

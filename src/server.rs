@@ -1,11 +1,15 @@
 //! Connections: accepted, bounded in number and time, handed to a service, drained at the end.
 //!
-//! Generic over the service, of which every connection gets a clone. Knows HTTP framing (the
-//! gate) but no request.
+//! A server lives on one thread, and so does each of its connections, from the first byte to the
+//! last: handing a request to another thread would cost a wake-up. All connections of a server
+//! share one service. Knows HTTP framing (the gate) but no request.
 
 mod charset;
+mod connection;
 mod gate;
 mod listen;
+mod patience;
+mod seats;
 pub(crate) mod wire;
 
 use std::convert::Infallible;
@@ -17,19 +21,23 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::Either;
 use http::{Request, Response};
 use http_body::Body as HttpBody;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tower::{Service, ServiceExt as _};
+use tower::Service;
 
-use self::gate::Gate;
-pub use self::listen::{Endpoint, Listener};
+use self::connection::{Caller, Connection};
+use self::gate::{Gate, GateLimits};
+pub use self::listen::{Endpoint, Listener, Socket};
+use self::seats::{Phase, Seat, Seats};
 use self::wire::HeadLimits;
 
 /// What `[limits]` of the configuration says.
@@ -81,17 +89,17 @@ pub struct Connections {
     pub accepted: AtomicU64,
 }
 
-/// Everything that the listeners have in common.
+/// The connections of one thread. Several servers can share their bound on connections.
 #[derive(Clone, Debug)]
 pub struct Server {
     limits: Limits,
     permits: Arc<Semaphore>,
     connections: Arc<Connections>,
-    tasks: TaskTracker,
-    /// No new connections, and none is kept open between requests.
-    drain: CancellationToken,
-    /// Whatever still runs is dropped.
-    stop: CancellationToken,
+    seats: Arc<Seats>,
+    /// Accept connections.
+    doors: TaskTracker,
+    /// No new connections.
+    closed: CancellationToken,
 }
 
 impl Server {
@@ -101,117 +109,115 @@ impl Server {
             limits,
             permits: Arc::new(Semaphore::new(limits.connections)),
             connections: Arc::default(),
-            tasks: TaskTracker::new(),
-            drain: CancellationToken::new(),
-            stop: CancellationToken::new(),
+            seats: Arc::default(),
+            doors: TaskTracker::new(),
+            closed: CancellationToken::new(),
         }
     }
 
-    /// What is known of the connections.
+    /// A server for another thread, with the same bound on connections for both together.
+    #[must_use]
+    pub fn sibling(&self) -> Self {
+        let (seats, doors, closed) = (Arc::default(), TaskTracker::new(), CancellationToken::new());
+        Self { seats, doors, closed, ..self.clone() }
+    }
+
+    /// What is known of the connections, those of siblings included.
     pub fn connections(&self) -> &Arc<Connections> {
         &self.connections
     }
 
-    /// Accepts connections on `listener` until the server drains.
+    /// Accepts connections on `listener` until the server drains. The service answers them all, so
+    /// it has to be ready at any time: one that has to wait does so in its futures.
     pub fn serve<S, B>(&self, listener: Listener, service: S)
     where
-        S: Service<Inbound, Response = Response<B>, Error = Infallible> + Clone + Send + Sync + 'static,
+        S: Service<Inbound, Response = Response<B>, Error = Infallible> + Send + 'static,
         S::Future: Send,
         B: HttpBody<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn StdError + Send + Sync>>,
     {
         let server = self.clone();
-        self.tasks.spawn(async move {
+        let service = Arc::new(Mutex::new(service));
+        self.doors.spawn(async move {
             tokio::select! {
-                () = server.drain.cancelled() => {}
-                () = server.accept(&listener, service) => {}
+                () = server.closed.cancelled() => {}
+                () = server.accept(&listener, &service) => {}
             }
         });
     }
 
-    async fn accept<S, B>(&self, listener: &Listener, service: S)
+    async fn accept<S, B>(&self, listener: &Listener, service: &Arc<Mutex<S>>)
     where
-        S: Service<Inbound, Response = Response<B>, Error = Infallible> + Clone + Send + Sync + 'static,
+        S: Service<Inbound, Response = Response<B>, Error = Infallible> + Send + 'static,
         S::Future: Send,
         B: HttpBody<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn StdError + Send + Sync>>,
     {
         loop {
-            let Ok(permit) = Arc::clone(&self.permits).acquire_owned().await else { return };
             let accepted = match listener {
-                Listener::Tcp(listener) => listener.accept().await.map(|(socket, peer)| {
-                    self.spawn(socket, Some(peer.ip().to_canonical()), permit, service.clone());
-                }),
-                Listener::Unix(_, listener) => listener.accept().await.map(|(socket, _)| {
-                    self.spawn(socket, None, permit, service.clone());
-                }),
+                Listener::Tcp(listener) => {
+                    listener.accept().await.map(|(socket, peer)| (Either::Left(socket), Some(peer.ip())))
+                }
+                Listener::Unix(_, listener) => {
+                    listener.accept().await.map(|(socket, _)| (Either::Right(socket), None))
+                }
             };
-            if let Err(error) = accepted {
-                pause_after(&error).await;
+            let (socket, peer) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    pause_after(&error).await;
+                    continue;
+                }
+            };
+            // Behind it, not before: a listener where nobody comes would keep a share for itself.
+            let Ok(permit) = Arc::clone(&self.permits).acquire_owned().await else { return };
+            match socket {
+                Either::Left(tcp) => self.spawn(tcp, peer.map(|ip| ip.to_canonical()), permit, service),
+                Either::Right(unix) => self.spawn(unix, None, permit, service),
             }
         }
     }
 
-    fn spawn<I, S, B>(&self, socket: I, peer: Option<IpAddr>, permit: OwnedSemaphorePermit, service: S)
-    where
+    fn spawn<I, S, B>(
+        &self,
+        socket: I,
+        peer: Option<IpAddr>,
+        permit: OwnedSemaphorePermit,
+        service: &Arc<Mutex<S>>,
+    ) where
         I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-        S: Service<Inbound, Response = Response<B>, Error = Infallible> + Clone + Send + Sync + 'static,
+        S: Service<Inbound, Response = Response<B>, Error = Infallible> + Send + 'static,
         S::Future: Send,
         B: HttpBody<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn StdError + Send + Sync>>,
     {
-        self.connections.accepted.fetch_add(1, Ordering::Relaxed);
-        self.connections.open.fetch_add(1, Ordering::Relaxed);
-        let server = self.clone();
-        self.tasks.spawn(async move {
-            let _counted = Counted { connections: Arc::clone(&server.connections), _permit: permit };
-            tokio::select! {
-                () = server.stop.cancelled() => {}
-                () = server.connection(socket, peer, service) => {}
-            }
-        });
-    }
-
-    async fn connection<I, S, B>(&self, socket: I, peer: Option<IpAddr>, service: S)
-    where
-        I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-        S: Service<Inbound, Response = Response<B>, Error = Infallible> + Clone + Send + Sync + 'static,
-        S::Future: Send,
-        B: HttpBody<Data = Bytes> + Send + 'static,
-        B::Error: Into<Box<dyn StdError + Send + Sync>>,
-    {
-        let limits = HeadLimits { bytes: self.limits.head, headers: self.limits.headers };
-        let Limits { head_timeout, idle_timeout, .. } = self.limits;
-        let gate = Gate::new(socket, limits, head_timeout, idle_timeout, self.drain.clone());
-        let service =
-            hyper::service::service_fn(move |request| service.clone().oneshot(Inbound { request, peer }));
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            // hyper sees a head only once it is whole, so this is the time between requests.
-            .header_read_timeout(self.limits.idle_timeout)
-            .max_headers(self.limits.headers)
-            .serve_connection(TokioIo::new(gate), service);
-        let mut connection = std::pin::pin!(connection);
-        let ended = tokio::select! {
-            ended = connection.as_mut() => ended,
-            () = self.drain.cancelled() => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
-            }
+        let counted = Counted::new(Arc::clone(&self.connections), permit);
+        let seat = Seat::take(&self.seats);
+        let limits = GateLimits {
+            head: HeadLimits { bytes: self.limits.head, headers: self.limits.headers },
+            head_timeout: self.limits.head_timeout,
+            idle_timeout: self.limits.idle_timeout,
         };
-        if let Err(error) = ended {
-            tracing::debug!(%error, "connection ended early");
-        }
+        let gate = Gate::new(socket, limits, Arc::clone(&seat));
+        let caller = Caller { service: Arc::clone(service), peer, seat: Arc::clone(&seat) };
+        let http = http1::Builder::new()
+            .max_headers(self.limits.headers)
+            // The gate bounds every wait, this one included.
+            .header_read_timeout(None)
+            .serve_connection(TokioIo::new(gate), caller);
+        tokio::spawn(Connection { http, seat, is_seated: false, is_draining: false, _counted: counted });
     }
 
     /// Stops accepting, lets running requests finish, and drops what still runs after
     /// `limits.drain_timeout`. True if nothing had to be dropped.
     pub async fn drain(&self) -> bool {
-        self.drain.cancel();
-        self.tasks.close();
-        let in_time = tokio::time::timeout(self.limits.drain_timeout, self.tasks.wait()).await.is_ok();
-        self.stop.cancel();
-        self.tasks.wait().await;
+        self.closed.cancel();
+        self.doors.close();
+        self.doors.wait().await;
+        self.seats.enter(Phase::Draining);
+        let in_time = tokio::time::timeout(self.limits.drain_timeout, self.seats.empty()).await.is_ok();
+        self.seats.enter(Phase::Stopped);
+        self.seats.empty().await;
         in_time
     }
 }
@@ -220,6 +226,14 @@ impl Server {
 struct Counted {
     connections: Arc<Connections>,
     _permit: OwnedSemaphorePermit,
+}
+
+impl Counted {
+    fn new(connections: Arc<Connections>, permit: OwnedSemaphorePermit) -> Self {
+        connections.accepted.fetch_add(1, Ordering::Relaxed);
+        connections.open.fetch_add(1, Ordering::Relaxed);
+        Self { connections, _permit: permit }
+    }
 }
 
 impl Drop for Counted {

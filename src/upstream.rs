@@ -3,21 +3,20 @@
 //! Errors say which side failed; what the client is told about it is not decided here.
 
 mod connect;
+mod pool;
 mod target;
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use http::header::{self, HeaderValue};
-use http::uri::PathAndQuery;
-use http::{Method, Request, Response, StatusCode, Uri, Version};
+use http::{Method, Request, Response, StatusCode, Version};
 use http_body::Body as _;
-use hyper_util::client::legacy::Client;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
 
 use self::connect::Connector;
+use self::pool::{Pool, Trouble};
 pub use self::target::{Target, TargetError};
 use crate::body::{Body, Sending};
 use crate::header::strip_hop_by_hop;
@@ -65,7 +64,7 @@ pub const DEFAULT_MAX_IDLE: usize = 64;
 /// Rails, as the gateway sees it.
 #[derive(Debug)]
 pub struct Upstream {
-    client: Client<Connector, Body>,
+    pool: Pool,
     target: Target,
     host: HeaderValue,
     response_timeout: Duration,
@@ -77,6 +76,8 @@ pub struct Upstream {
 pub struct State {
     /// Connections that are open now, used or kept.
     pub open: AtomicI64,
+    /// Connections that are kept now, without a request.
+    pub kept: AtomicUsize,
     /// Connections made so far.
     pub opened: AtomicU64,
     /// Attempts to connect that failed.
@@ -98,7 +99,7 @@ pub enum Error {
     Timeout(Duration),
     /// The connection ended, or what came is no HTTP.
     #[error("the connection failed before an answer came")]
-    Broken(#[source] hyper_util::client::legacy::Error),
+    Broken(#[source] hyper::Error),
     /// The answer's body ended too early.
     #[error("the answer broke off")]
     BrokeOff(#[source] hyper::Error),
@@ -110,33 +111,22 @@ pub enum Error {
     BodyStalled(Duration),
     /// The body that the client sends broke off or is malformed.
     #[error("the request body broke off")]
-    RequestBody(#[source] hyper_util::client::legacy::Error),
+    RequestBody(#[source] hyper::Error),
 }
 
 impl Upstream {
-    /// Prepares the pool; connects when the first request comes.
-    pub fn new(settings: Settings) -> Self {
-        let state = Arc::new(State::default());
+    /// Prepares the pool; connects when the first request comes. What happens is counted in `state`.
+    pub fn new(settings: Settings, state: Arc<State>) -> Self {
         let connector =
             Connector::new(settings.target.address.clone(), settings.connect_timeout, Arc::clone(&state));
-        let client = Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(settings.idle_timeout)
-            .pool_max_idle_per_host(settings.max_idle)
-            .set_host(false)
-            .build(connector);
+        let pool = Pool::new(connector, settings.max_idle, settings.idle_timeout, Arc::clone(&state));
         let host = settings
             .host
             .as_deref()
             .and_then(|host| HeaderValue::from_str(host).ok())
             .unwrap_or_else(|| settings.target.host_header());
         let Settings { target, response_timeout, .. } = settings;
-        Self { client, target, host, response_timeout, state }
-    }
-
-    /// What is known of the upstream side.
-    pub fn state(&self) -> &Arc<State> {
-        &self.state
+        Self { pool, target, host, response_timeout, state }
     }
 
     /// The relative URL root of this Rails: empty, or `/gitlab` and the like.
@@ -149,18 +139,16 @@ impl Upstream {
     pub async fn send(&self, request: Request<Body>) -> Result<Response<Body>, Error> {
         let request = self.prepare(request)?;
         let (request, sending) = watch_body(request);
-        let mut sent = std::pin::pin!(self.client.request(request));
-        let outcome = tokio::select! {
-            sent = sent.as_mut() => match sent {
-                Ok(answer) => accept(answer.map(Body::from)),
-                Err(error) => Err(self.explain(error)),
-            },
-            () = tokio::time::sleep(self.response_timeout) => Err(if sending.is_under_way() {
-                // Rails cannot answer what it has not been given.
-                Error::BodyStalled(self.response_timeout)
-            } else {
-                Error::Timeout(self.response_timeout)
-            }),
+        // Pinned here, so that the body is still there to be asked about when the time is up.
+        let mut sent = std::pin::pin!(self.pool.send(request));
+        let outcome = match tokio::time::timeout(self.response_timeout, sent.as_mut()).await {
+            Ok(Ok(answer)) => accept(answer),
+            Ok(Err(Trouble::Connect(error))) => Err(Error::Connect(self.target.address.to_string(), error)),
+            Ok(Err(Trouble::Sent(error))) if error.is_user() => Err(Error::RequestBody(error)),
+            Ok(Err(Trouble::Sent(error))) => Err(Error::Broken(error)),
+            // Rails cannot answer what it has not been given.
+            Err(_) if sending.is_under_way() => Err(Error::BodyStalled(self.response_timeout)),
+            Err(_) => Err(Error::Timeout(self.response_timeout)),
         };
         match &outcome {
             Ok(_) => {
@@ -187,23 +175,9 @@ impl Upstream {
             request.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
         }
         *request.version_mut() = Version::HTTP_11;
-        let path = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
-        *request.uri_mut() = self.target.uri(path).ok_or(Error::Unusable("no URI for the path"))?;
+        let uri = self.target.below_root(std::mem::take(request.uri_mut()));
+        *request.uri_mut() = uri.ok_or(Error::Unusable("no URI for the path"))?;
         Ok(request)
-    }
-
-    fn explain(&self, error: hyper_util::client::legacy::Error) -> Error {
-        if error.is_connect() {
-            let reason = source::<io::Error>(&error).map_or_else(
-                || io::Error::other(error.to_string()),
-                |io| io::Error::new(io.kind(), io.to_string()),
-            );
-            return Error::Connect(self.target.address.to_string(), reason);
-        }
-        if source::<hyper::Error>(&error).is_some_and(hyper::Error::is_user) {
-            return Error::RequestBody(error);
-        }
-        Error::Broken(error)
     }
 }
 
@@ -238,20 +212,4 @@ fn accept(mut answer: Response<Body>) -> Result<Response<Body>, Error> {
     // The version belongs to this connection; the client's has its own.
     *answer.version_mut() = Version::HTTP_11;
     Ok(answer)
-}
-
-fn source<'e, E: std::error::Error + 'static>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e E> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(found) = error.downcast_ref::<E>() {
-            return Some(found);
-        }
-        next = error.source();
-    }
-    None
-}
-
-/// The URI that the pool wants; its authority never reaches the wire.
-fn absolute(authority: &str, path: &str) -> Option<Uri> {
-    Uri::builder().scheme("http").authority(authority).path_and_query(path).build().ok()
 }

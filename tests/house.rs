@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 /// Every top-level module and its rank. A module imports only lower ranks; equal ranks are
 /// strangers.
-const RANKS: [(&str, u8); 22] = [
+const RANKS: [(&str, u8); 23] = [
     ("authority", 0),
     ("body", 0),
     ("clock", 0),
@@ -30,6 +30,7 @@ const RANKS: [(&str, u8); 22] = [
     ("layer", 6),
     ("stack", 7),
     ("config", 8),
+    ("worker", 8),
     ("lib", 9),
     ("main", 10),
 ];

@@ -17,7 +17,7 @@ use http_body_util::{BodyExt as _, Full};
 use railgate::Gateway;
 use railgate::config::{Log, Settings};
 use railgate::secret::{KasSecret, LoadError, ShellSecret};
-use railgate::server::{Endpoint, Inbound, Limits, Listener, Server};
+use railgate::server::{Endpoint, Inbound, Limits, Listener, Server, Socket};
 use railgate::upstream::{self, Target};
 use railgate::{auth, cache};
 use tokio_util::sync::CancellationToken;
@@ -62,16 +62,17 @@ async fn demo(options: &Options) -> io::Result<()> {
         kas: std::array::from_fn(|_| fastrand::u8(..)),
     };
     let sample = Arc::new(SampleGitlab::new(secrets.shell.as_bytes(), secrets.kas));
-    let rails = Listener::bind(&loopback(0))?;
+    let rails = Socket::bind(&loopback(0))?;
     let rails_at = rails.endpoint()?;
     let gateway = Gateway::bind(settings(options, &secrets, &rails_at)?)?;
     introduce(&gateway, &rails_at, &sample, &secrets)?;
 
     let rails_server = Server::new(Limits::default());
-    rails_server.serve(rails, tower::service_fn(move |inbound| answer(Arc::clone(&sample), inbound)));
+    rails_server
+        .serve(Listener::new(rails)?, tower::service_fn(move |inbound| answer(Arc::clone(&sample), inbound)));
     let shutdown = CancellationToken::new();
     run::cancel_on_signal(&shutdown)?;
-    gateway.run(shutdown).await;
+    gateway.run(shutdown).await?;
     rails_server.drain().await;
     Ok(())
 }
@@ -83,6 +84,7 @@ fn loopback(port: u16) -> Endpoint {
 fn settings(options: &Options, secrets: &Secrets, rails_at: &str) -> io::Result<Settings> {
     let unusable = |error: LoadError| io::Error::other(error);
     Ok(Settings {
+        workers: 1,
         listen: vec![loopback(options.port)],
         admin: loopback(options.admin_port),
         upstream: upstream::Settings::new(
@@ -115,7 +117,7 @@ async fn answer(
 }
 
 fn introduce(gateway: &Gateway, rails_at: &str, sample: &SampleGitlab, secrets: &Secrets) -> io::Result<()> {
-    let gateway_at = gateway.endpoints()?.join(", ");
+    let gateway_at = gateway.endpoints().join(", ");
     let admin_at = gateway.admin_endpoint()?;
     let api = format!("http://{gateway_at}/api/v4/internal");
     let secret = STANDARD.encode(&secrets.shell);

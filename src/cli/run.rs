@@ -19,7 +19,8 @@ pub(super) fn main(file: &Path) -> ExitCode {
         }
     };
     logging::init(&loaded.settings.log);
-    match tokio::runtime::Runtime::new() {
+    // Requests are answered by the workers; this thread is for signals, operators and upkeep.
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime.block_on(run(loaded)),
         Err(error) => {
             say_error(&format!("cannot start the runtime: {error}"));
@@ -46,16 +47,25 @@ async fn run(loaded: Loaded) -> ExitCode {
     }
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
-        listen = gateway.endpoints().unwrap_or_default().join(", "),
+        listen = gateway.endpoints().join(", "),
         admin = gateway.admin_endpoint().unwrap_or_default(),
         "ready"
     );
-    if gateway.run(shutdown).await {
-        tracing::info!("stopped");
-        ExitCode::SUCCESS
-    } else {
-        tracing::warn!("stopped; requests that were still running after limits.drain_timeout were dropped");
-        ExitCode::FAILURE
+    match gateway.run(shutdown).await {
+        Ok(true) => {
+            tracing::info!("stopped");
+            ExitCode::SUCCESS
+        }
+        Ok(false) => {
+            tracing::warn!(
+                "stopped; requests that were still running after limits.drain_timeout were dropped"
+            );
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            say_error(&format!("cannot start the workers: {error}"));
+            ExitCode::FAILURE
+        }
     }
 }
 

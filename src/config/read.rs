@@ -8,6 +8,7 @@ use crate::server::Limits;
 /// Reads the whole file. `None` if something without a default is missing or wrong.
 pub(super) fn settings(document: &Document<'_>) -> Option<Settings> {
     let mut root = document.root();
+    let workers = workers(&mut root);
     let listen = listen::listen(document, &mut root);
     let admin = listen::admin(document, &mut root, &listen);
     let upstream = upstream::upstream(document, &mut root);
@@ -18,7 +19,13 @@ pub(super) fn settings(document: &Document<'_>) -> Option<Settings> {
     root.finish();
     let (upstream, forward_prefixes) = upstream?;
     let listen = listen.into_iter().map(|endpoint| endpoint.value).collect();
-    Some(Settings { listen, admin, upstream, forward_prefixes, auth: auth?, cache, limits, log })
+    Some(Settings { workers, listen, admin, upstream, forward_prefixes, auth: auth?, cache, limits, log })
+}
+
+/// One for each core that this process may use, as far as cgroups and affinity tell.
+fn workers(root: &mut Section<'_, '_>) -> usize {
+    let default = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    root.count("workers", 1..257).map_or_else(default, |count| as_usize(count.value))
 }
 
 fn limits(document: &Document<'_>, root: &mut Section<'_, '_>) -> Limits {

@@ -103,7 +103,7 @@ fn the_annotated_file_says_what_holds_without_it() {
     let unsaid = files.load(MINIMAL);
     assert_eq!(format!("{said:#?}"), format!("{unsaid:#?}"));
 
-    let Settings { listen, admin, upstream, forward_prefixes, auth, cache, limits, log } = said;
+    let Settings { workers: _, listen, admin, upstream, forward_prefixes, auth, cache, limits, log } = said;
     assert_eq!((listen, admin), (vec![tcp(8181)], tcp(9181)));
     let url = "http+unix://%2Fvar%2Fopt%2Fgitlab%2Fgitlab-workhorse%2Fsockets%2Fsocket";
     let expected = upstream::Settings::new(Target::parse(url).unwrap());
@@ -122,6 +122,7 @@ fn every_key_of_the_annotated_file_can_be_used() {
     // A mode needs a unix socket.
     let text = uncommented().replace("127.0.0.1:9181", "unix:/run/railgate/admin.sock");
     let settings = Files::new().load(&text);
+    assert_eq!(settings.workers, 2);
     assert_eq!(settings.listen, [tcp(8181), unix("/run/railgate/railgate.sock", 0o660)]);
     assert_eq!(settings.admin, unix("/run/railgate/admin.sock", 0o660));
     assert_eq!(settings.upstream.host.as_deref(), Some("gitlab.example.com"));
@@ -217,7 +218,7 @@ fn expected(text: &str) -> Vec<String> {
 }
 
 const MISTAKES: &str = r#"colour = "red"
-#^ colour: unknown key; known here: listen, admin, upstream, auth, cache, limits, log
+#^ colour: unknown key; known here: workers, listen, admin, upstream, auth, cache, limits, log
 
 [[listen]]
 #^ listen.address: is required: an IP address with a port, or unix: and an absolute path, such as "127.0.0.1:8181"

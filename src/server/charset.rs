@@ -1,13 +1,40 @@
-//! Which bytes may stand where, as tables: every byte of every head is looked up here.
+//! Which bytes may stand where. Every byte of every head is looked at here, so what is long
+//! (targets and values) is judged without branches, which the compiler turns into vectors.
 
 #![expect(clippy::indexing_slicing, reason = "at compile time, where an index out of bounds does not build")]
+#![expect(clippy::needless_bitwise_bool, reason = "a lazy operator is a branch")]
+
+/// RFC 9110 §5.6.2.
+pub(super) fn is_token(bytes: &[u8]) -> bool {
+    bytes.iter().all(|byte| TOKEN.get(usize::from(*byte)) == Some(&true))
+}
 
 /// RFC 3986: unreserved, reserved and `%`, without `#`, since a fragment is never sent.
-pub(super) static IN_TARGET: [bool; 256] = alphanumeric_and(b"-._~:/?[]@!$&'()*+,;=%");
-/// RFC 9110 §5.6.2.
-pub(super) static TOKEN: [bool; 256] = alphanumeric_and(b"!#$%&'*+-.^_`|~");
+pub(super) fn is_target(bytes: &[u8]) -> bool {
+    none(bytes, |byte| {
+        (byte <= b' ')
+            | (byte >= b'{') & (byte != b'~')
+            | (byte == b'"')
+            | (byte == b'#')
+            | (byte == b'<')
+            | (byte == b'>')
+            | (byte == b'\\')
+            | (byte == b'^')
+            | (byte == b'`')
+    })
+}
+
 /// RFC 9110 §5.5: visible characters, space, tab, and bytes beyond ASCII.
-pub(super) static IN_VALUE: [bool; 256] = field_value();
+pub(super) fn is_value(bytes: &[u8]) -> bool {
+    none(bytes, |byte| (byte < b' ') & (byte != b'\t') | (byte == 0x7f))
+}
+
+/// Whether no byte is `bad`. Looks at all of them: an early end would cost the vectors.
+fn none(bytes: &[u8], bad: impl Fn(u8) -> bool) -> bool {
+    bytes.iter().fold(0, |found, byte| found | u8::from(bad(*byte))) == 0
+}
+
+static TOKEN: [bool; 256] = alphanumeric_and(b"!#$%&'*+-.^_`|~");
 
 const fn alphanumeric_and(others: &[u8]) -> [bool; 256] {
     let mut table = [false; 256];
@@ -24,38 +51,36 @@ const fn alphanumeric_and(others: &[u8]) -> [bool; 256] {
     table
 }
 
-const fn field_value() -> [bool; 256] {
-    let mut table = [true; 256];
-    let mut byte = 0;
-    while byte < 32 {
-        table[byte] = byte == b'\t' as usize;
-        byte += 1;
-    }
-    table[0x7f] = false;
-    table
-}
-
-pub(super) fn all_in(bytes: &[u8], table: &[bool; 256]) -> bool {
-    bytes.iter().all(|byte| table.get(usize::from(*byte)) == Some(&true))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn members(table: &[bool; 256]) -> Vec<u8> {
-        (0..=255).filter(|byte| all_in(&[*byte], table)).collect()
+    fn members(is_member: fn(&[u8]) -> bool) -> Vec<u8> {
+        (0..=255).filter(|byte| is_member(&[*byte])).collect()
     }
 
     #[test]
-    fn the_tables_hold_what_the_rfcs_say() {
-        assert_eq!(members(&TOKEN).len(), 62 + 15);
-        assert_eq!(members(&IN_TARGET).len(), 62 + 22);
-        assert!(!all_in(b"#", &IN_TARGET) && !all_in(b" ", &IN_TARGET) && !all_in(b"\\", &IN_TARGET));
-        assert!(!all_in(b":", &TOKEN) && !all_in(b" ", &TOKEN) && !all_in(b"\x80", &TOKEN));
-        let outside: Vec<u8> = (0..=255).filter(|byte| !all_in(&[*byte], &IN_VALUE)).collect();
+    fn the_sets_hold_what_the_rfcs_say() {
+        let letters_and = |others: &[u8]| -> Vec<u8> {
+            (0..=255).filter(|byte: &u8| byte.is_ascii_alphanumeric() || others.contains(byte)).collect()
+        };
+        assert_eq!(members(is_token), letters_and(b"!#$%&'*+-.^_`|~"));
+        assert_eq!(members(is_target), letters_and(b"-._~:/?[]@!$&'()*+,;=%"));
+        let outside: Vec<u8> = (0..=255).filter(|byte| !is_value(&[*byte])).collect();
         let expected: Vec<u8> = (0..32).filter(|byte| *byte != b'\t').chain([0x7f]).collect();
         assert_eq!(outside, expected);
-        assert!(all_in(b"", &TOKEN));
+        assert!(is_token(b"") && is_target(b"") && is_value(b""));
+    }
+
+    #[test]
+    fn one_bad_byte_is_found_wherever_it_stands() {
+        for length in 1..80 {
+            for at in 0..length {
+                let mut bytes = vec![b'a'; length];
+                assert!(is_target(&bytes) && is_value(&bytes));
+                bytes[at] = 0;
+                assert!(!is_target(&bytes) && !is_value(&bytes) && !is_token(&bytes), "{at} of {length}");
+            }
+        }
     }
 }

@@ -5,8 +5,9 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, Type};
 use tokio::net::{TcpListener, UnixListener};
 
 /// A place to listen at.
@@ -50,25 +51,40 @@ impl fmt::Display for Endpoint {
     }
 }
 
-/// A bound socket.
+/// A bound socket, or a share of one, that is not accepted on yet.
+#[derive(Debug)]
+pub enum Socket {
+    /// TCP.
+    Tcp(std::net::TcpListener),
+    /// A unix socket.
+    Unix(Arc<SocketFile>, std::os::unix::net::UnixListener),
+}
+
+/// A socket that a thread accepts on.
 #[derive(Debug)]
 pub enum Listener {
     /// TCP.
     Tcp(TcpListener),
-    /// A unix socket. Its file is removed first when both are dropped: a successor that found it
-    /// unattended would replace it, and lose the new one to the removal.
-    Unix(SocketFile, UnixListener),
+    /// A unix socket. Its file is removed before the last share of it closes: a successor that
+    /// found it unattended would replace it, and lose the new one to the removal.
+    Unix(Arc<SocketFile>, UnixListener),
 }
 
 /// How many connections may wait to be accepted: `ssh` bursts come from CI, all at once.
 const BACKLOG: i32 = 4096;
 
-impl Listener {
-    /// Binds the socket. The error says which endpoint it is about, and what to do.
+impl Socket {
+    /// Binds the socket.
     pub fn bind(endpoint: &Endpoint) -> io::Result<Self> {
+        Self::bind_shares(endpoint, 1)?.pop().ok_or_else(|| io::ErrorKind::InvalidInput.into())
+    }
+
+    /// Binds the socket and shares it among `shares` threads. The error says which endpoint it is
+    /// about, and what to do.
+    pub fn bind_shares(endpoint: &Endpoint, shares: usize) -> io::Result<Vec<Self>> {
         let bound = match endpoint {
-            Endpoint::Tcp(address) => bind_tcp(*address),
-            Endpoint::Unix { path, mode } => bind_unix(path, *mode),
+            Endpoint::Tcp(address) => bind_tcp(*address, shares),
+            Endpoint::Unix { path, mode } => bind_unix(path, *mode, shares),
         };
         bound.map_err(|error| {
             let advice = match error.kind() {
@@ -88,33 +104,65 @@ impl Listener {
     /// Where it listens, with the port that the system chose if it was 0.
     pub fn endpoint(&self) -> io::Result<String> {
         match self {
-            Self::Tcp(listener) => Ok(listener.local_addr()?.to_string()),
+            Self::Tcp(socket) => Ok(socket.local_addr()?.to_string()),
             Self::Unix(file, _) => Ok(format!("unix:{}", file.path.display())),
         }
     }
 }
 
-fn bind_tcp(address: SocketAddr) -> io::Result<Listener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_nonblocking(true)?;
-    socket.set_reuse_address(true)?;
-    // Accepted sockets inherit it, which saves a system call for each.
-    socket.set_tcp_nodelay(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(Listener::Tcp(TcpListener::from_std(socket.into())?))
+impl Listener {
+    /// Begins to accept, on the runtime of this thread.
+    pub fn new(socket: Socket) -> io::Result<Self> {
+        Ok(match socket {
+            Socket::Tcp(socket) => Self::Tcp(TcpListener::from_std(socket)?),
+            Socket::Unix(file, socket) => Self::Unix(file, UnixListener::from_std(socket)?),
+        })
+    }
 }
 
-fn bind_unix(path: &Path, mode: u32) -> io::Result<Listener> {
+/// With `SO_REUSEPORT` each share has a queue of its own, and the kernel deals connections out to
+/// them. The first share gets the option only once it is bound: a port that another process
+/// listens on stays an error, even if that process is a gateway too.
+fn bind_tcp(address: SocketAddr, shares: usize) -> io::Result<Vec<Socket>> {
+    let open = || {
+        let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_nonblocking(true)?;
+        socket.set_reuse_address(true)?;
+        // Accepted sockets inherit it, which saves a system call for each.
+        socket.set_tcp_nodelay(true)?;
+        io::Result::Ok(socket)
+    };
+    let first = open()?;
+    first.bind(&address.into())?;
+    let bound_to = first.local_addr()?;
+    if shares > 1 {
+        first.set_reuse_port(true)?;
+    }
+    let mut sockets = vec![first];
+    for _ in 1..shares {
+        let share = open()?;
+        share.set_reuse_port(true)?;
+        share.bind(&bound_to)?;
+        sockets.push(share);
+    }
+    for socket in &sockets {
+        socket.listen(BACKLOG)?;
+    }
+    Ok(sockets.into_iter().map(|socket| Socket::Tcp(socket.into())).collect())
+}
+
+/// A path has one socket, and one queue; whoever of the threads is free takes from it.
+fn bind_unix(path: &Path, mode: u32, shares: usize) -> io::Result<Vec<Socket>> {
     remove_stale(path)?;
-    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
     socket.bind(&socket2::SockAddr::unix(path)?)?;
-    let file = SocketFile { path: path.to_owned() };
+    let file = Arc::new(SocketFile { path: path.to_owned() });
     // Before `listen`, so that nobody connects under the permissions of the umask.
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
     socket.listen(BACKLOG)?;
-    Ok(Listener::Unix(file, UnixListener::from_std(socket.into())?))
+    let share = || Ok(Socket::Unix(Arc::clone(&file), socket.try_clone()?.into()));
+    (0..shares).map(|_| share()).collect()
 }
 
 /// A socket that nobody listens on is left over from a crash, and is in the way. Anything else

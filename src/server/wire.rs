@@ -7,7 +7,7 @@
 
 use memchr::memchr;
 
-use super::charset::{IN_TARGET, IN_VALUE, TOKEN, all_in};
+use super::charset::{is_target, is_token, is_value};
 use crate::refusal::Refusal;
 
 /// Bounds on a request head.
@@ -19,13 +19,6 @@ pub(crate) struct HeadLimits {
     pub(crate) headers: usize,
 }
 
-/// How far the end of a head has been looked for.
-#[derive(Debug, Default)]
-pub(crate) struct HeadSearch {
-    line_start: usize,
-    searched: usize,
-}
-
 /// How the bytes behind a head are framed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Framing {
@@ -35,73 +28,80 @@ pub(crate) enum Framing {
     Chunked,
 }
 
-impl HeadSearch {
-    /// Looks for the end of the head in `bytes`, which begin where the head does. Remembers how
-    /// far it got, so that a head that comes byte by byte is still read once only.
-    pub(crate) fn end(&mut self, bytes: &[u8], limits: HeadLimits) -> Result<Option<usize>, Refusal> {
+/// Reads a head line by line, each line once, however the head is cut into pieces.
+#[derive(Debug, Default)]
+pub(crate) struct HeadReader {
+    line_start: usize,
+    searched: usize,
+    /// Lines that were read.
+    lines: usize,
+    is_http_11: bool,
+    fields: Fields,
+}
+
+impl HeadReader {
+    /// Reads on in `bytes`, which begin where the head does, and must be those of the last call
+    /// and perhaps more. Once the head is whole: where it ends, and how its body is framed.
+    pub(crate) fn read(
+        &mut self,
+        bytes: &[u8],
+        limits: HeadLimits,
+    ) -> Result<Option<(usize, Framing)>, Refusal> {
         while let Some(offset) = bytes.get(self.searched..).and_then(|rest| memchr(b'\n', rest)) {
             let line_end = self.searched + offset;
             let line = bytes.get(self.line_start..line_end).unwrap_or_default();
             let Some(line) = line.strip_suffix(b"\r") else { return Err(Refusal::BareLineFeed) };
-            let is_first = self.line_start == 0;
             self.searched = line_end + 1;
             self.line_start = self.searched;
             if self.searched > limits.bytes {
                 return Err(Refusal::HeadTooLarge);
             }
-            if line.is_empty() {
-                return if is_first { Err(Refusal::RequestLine) } else { Ok(Some(self.searched)) };
+            match self.lines {
+                0 => self.is_http_11 = judge_request_line(line)?,
+                _ if line.is_empty() => {
+                    return self.fields.judge(self.is_http_11).map(|framing| Some((self.searched, framing)));
+                }
+                lines if lines > limits.headers => return Err(Refusal::TooManyHeaders),
+                _ => self.fields.read(line)?,
             }
+            self.lines += 1;
         }
         self.searched = bytes.len();
         if bytes.len() > limits.bytes { Err(Refusal::HeadTooLarge) } else { Ok(None) }
     }
 }
 
-/// Judges a whole head, line ends included, and says how its body is framed.
-pub(crate) fn judge_head(head: &[u8], limits: HeadLimits) -> Result<Framing, Refusal> {
-    let mut lines = head.split(|b| *b == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
-    let is_http_11 = judge_request_line(lines.next().unwrap_or_default())?;
-    let mut framing = Fields::default();
-    for (index, line) in lines.take_while(|line| !line.is_empty()).enumerate() {
-        if index >= limits.headers {
-            return Err(Refusal::TooManyHeaders);
-        }
-        framing.read(line)?;
-    }
-    framing.judge(is_http_11)
-}
-
 /// `METHOD SP origin-form SP HTTP/1.x`, one space each (RFC 9112 §3). True for HTTP/1.1.
 fn judge_request_line(line: &[u8]) -> Result<bool, Refusal> {
-    let mut parts = line.split(|b| *b == b' ');
-    let (Some(method), Some(target), Some(version), None) =
-        (parts.next(), parts.next(), parts.next(), parts.next())
-    else {
-        return Err(Refusal::RequestLine);
-    };
-    if method.is_empty() || !all_in(method, &TOKEN) {
+    let (method, rest) = split_at_space(line).ok_or(Refusal::RequestLine)?;
+    // A space too many ends up in the version, which is none then.
+    let (target, version) = split_at_space(rest).ok_or(Refusal::RequestLine)?;
+    if method.is_empty() || !is_token(method) {
         return Err(Refusal::RequestLine);
     }
     let is_plain = method.len() <= LONGEST_METHOD && method.iter().all(u8::is_ascii_uppercase);
     if !is_plain || matches!(method, b"CONNECT" | b"TRACE" | b"PRI") {
         return Err(Refusal::Method);
     }
+    if target.is_empty() || !matches!(version, b"HTTP/1.1" | b"HTTP/1.0") {
+        return Err(Refusal::RequestLine);
+    }
     if !target.starts_with(b"/") {
         return Err(Refusal::NotOriginForm);
     }
-    if !all_in(target, &IN_TARGET) {
+    if !is_target(target) {
         return Err(Refusal::Target);
     }
     let path = memchr(b'?', target).unwrap_or(target.len());
     if path > LONGEST_PATH || target.len() - path > LONGEST_QUERY || target.len() > LONGEST_TARGET {
         return Err(Refusal::TargetTooLong);
     }
-    match version {
-        b"HTTP/1.1" => Ok(true),
-        b"HTTP/1.0" => Ok(false),
-        _ => Err(Refusal::RequestLine),
-    }
+    Ok(version == b"HTTP/1.1")
+}
+
+fn split_at_space(line: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (before, after) = line.split_at_checked(memchr(b' ', line)?)?;
+    Some((before, after.get(1..)?))
 }
 
 // What Puma's parser takes. Beyond it Puma answers a bare 400 on a new connection, and nothing at
@@ -128,10 +128,7 @@ impl Fields {
         let colon = memchr(b':', line).ok_or(Refusal::HeaderLine)?;
         let (name, value) = line.split_at(colon);
         let value = value.get(1..).unwrap_or_default();
-        if !(1..=LONGEST_HEADER_NAME).contains(&name.len())
-            || !all_in(name, &TOKEN)
-            || !all_in(value, &IN_VALUE)
-        {
+        if !(1..=LONGEST_HEADER_NAME).contains(&name.len()) || !is_token(name) || !is_value(value) {
             return Err(Refusal::HeaderLine);
         }
         if name.eq_ignore_ascii_case(b"content-length") {

@@ -1,6 +1,5 @@
 //! Connections to Rails, over TCP or a unix socket.
 
-use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -8,56 +7,35 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::Uri;
 use hyper::rt::{Read, ReadBufCursor, Write};
-use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpStream, UnixStream};
-use tower::Service;
 
 use super::State;
 use super::target::Address;
 
-/// Makes connections to one address, whatever URI the pool asks for.
-#[derive(Clone, Debug)]
+/// Makes connections to one address.
+#[derive(Debug)]
 pub(super) struct Connector {
-    address: Arc<Address>,
+    address: Address,
     timeout: Duration,
     state: Arc<State>,
 }
 
 impl Connector {
     pub(super) fn new(address: Address, timeout: Duration, state: Arc<State>) -> Self {
-        Self { address: Arc::new(address), timeout, state }
-    }
-}
-
-impl Service<Uri> for Connector {
-    type Response = Stream;
-    type Error = io::Error;
-    type Future = Pin<Box<dyn Future<Output = io::Result<Stream>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+        Self { address, timeout, state }
     }
 
-    fn call(&mut self, _: Uri) -> Self::Future {
-        let Self { address, timeout, state } = self.clone();
-        Box::pin(async move {
-            let outcome = match tokio::time::timeout(timeout, open(&address)).await {
-                Ok(outcome) => outcome,
-                Err(_) => {
-                    Err(io::Error::new(io::ErrorKind::TimedOut, format!("no connection within {timeout:?}")))
-                }
-            };
-            match outcome {
-                Ok(socket) => Ok(Stream::new(socket, state)),
-                Err(error) => {
-                    state.refused.fetch_add(1, Ordering::Relaxed);
-                    Err(error)
-                }
-            }
-        })
+    pub(super) async fn connect(&self) -> io::Result<Stream> {
+        let timeout = self.timeout;
+        let outcome = tokio::time::timeout(timeout, open(&self.address)).await.unwrap_or_else(|_| {
+            Err(io::Error::new(io::ErrorKind::TimedOut, format!("no connection within {timeout:?}")))
+        });
+        if outcome.is_err() {
+            self.state.refused.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(Stream::new(outcome?, Arc::clone(&self.state)))
     }
 }
 
@@ -98,12 +76,6 @@ impl Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         self.state.open.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-impl Connection for Stream {
-    fn connected(&self) -> Connected {
-        Connected::new()
     }
 }
 

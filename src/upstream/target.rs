@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use http::Uri;
 use http::header::HeaderValue;
+use http::uri::PathAndQuery;
 
 use crate::authority;
 
@@ -62,12 +63,13 @@ impl Target {
         Ok(Self { address, root: root(path)? })
     }
 
-    pub(super) fn uri(&self, path: &str) -> Option<Uri> {
-        let authority = match &self.address {
-            Address::Tcp(host, port) => format!("{}:{port}", bracketed(host)),
-            Address::Unix(_) => "unix".to_owned(),
-        };
-        super::absolute(&authority, &format!("{}{path}", self.root))
+    /// A path below the relative URL root, with the root in front; `None` if that is no URI.
+    pub(super) fn below_root(&self, uri: Uri) -> Option<Uri> {
+        if self.root.is_empty() {
+            return Some(uri);
+        }
+        let path = uri.path_and_query().map_or("/", PathAndQuery::as_str);
+        Uri::try_from(format!("{}{path}", self.root)).ok()
     }
 
     pub(super) fn host_header(&self) -> HeaderValue {
@@ -174,10 +176,9 @@ mod tests {
     #[test]
     fn the_path_is_put_below_the_root() {
         let target = Target::parse("http+unix://%2Frun%2Fs/gitlab").unwrap();
-        assert_eq!(
-            target.uri("/api/v4/internal/check?a=b").unwrap(),
-            "http://unix/gitlab/api/v4/internal/check?a=b"
-        );
+        let path = Uri::from_static("/api/v4/internal/check?a=b");
+        assert_eq!(target.below_root(path.clone()).unwrap(), "/gitlab/api/v4/internal/check?a=b");
+        assert_eq!(Target::parse("http://rails").unwrap().below_root(path.clone()), Some(path));
         assert_eq!(target.host_header(), "localhost");
         assert_eq!(Target::parse("http://[::1]:81").unwrap().host_header(), "[::1]:81");
     }

@@ -58,6 +58,7 @@ async fn a_thousand_callers_are_one_question() {
     let crowd = crowd();
     let wires = all_ask(&stage.gateway.tcp, vec![key(); crowd]).await;
     stage.reaches(IN_FLIGHT, crowd).await;
+    stage.rails.has_got(1).await;
     assert_eq!(stage.rails.count(), 1);
     valve.open();
     let answers = all_answers(wires).await;
@@ -138,6 +139,7 @@ async fn spellings_of_one_question_wait_for_the_same_answer() {
     let count = asks.len();
     let mut wires = all_ask(&stage.gateway.tcp, asks.clone()).await;
     stage.reaches(IN_FLIGHT, count).await;
+    stage.rails.has_got(1).await;
     assert_eq!(stage.rails.count(), 1);
     valve.open();
     for (wire, ask) in wires.iter_mut().zip(&asks) {

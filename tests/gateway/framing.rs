@@ -337,7 +337,8 @@ async fn a_head_has_bounds() {
         // Far more than anybody reads before answering, and without an end.
         (vec![b'A'; 100_000], 431),
         (get(&[&format!("A: {}", "b".repeat(1 << 20))]), 431),
-        ("A: b\r\n".repeat(1_000).into_bytes(), 431),
+        // Its first line is no request line, so nobody waits for how long it gets.
+        ("A: b\r\n".repeat(1_000).into_bytes(), 400),
     ] {
         let shown = format!("{} bytes", bytes.len());
         let mut wire = stage.gateway.tcp.connect().await;

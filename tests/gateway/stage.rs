@@ -125,14 +125,14 @@ pub struct Running {
     pub unix: Peer,
     pub admin: Peer,
     shutdown: CancellationToken,
-    ended: Option<JoinHandle<bool>>,
+    ended: Option<JoinHandle<std::io::Result<bool>>>,
 }
 
 impl Running {
     pub fn start(settings: config::Settings) -> Self {
         log::capture();
         let gateway = Gateway::bind(settings).unwrap();
-        let endpoints = gateway.endpoints().unwrap();
+        let endpoints = gateway.endpoints().to_vec();
         let admin = Peer::parse(&gateway.admin_endpoint().unwrap());
         let shutdown = CancellationToken::new();
         let ended = Some(tokio::spawn(gateway.run(shutdown.clone())));
@@ -147,7 +147,7 @@ impl Running {
     /// Waits until it has. True if nothing had to be dropped.
     pub async fn ended(&mut self) -> bool {
         let ended = self.ended.take().expect("the end is waited for once");
-        soon("the gateway to stop", ended).await.unwrap()
+        soon("the gateway to stop", ended).await.unwrap().unwrap()
     }
 }
 

@@ -1,14 +1,20 @@
+use super::super::seats::{Phase, Seats};
 use super::*;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 
-const LIMITS: HeadLimits = HeadLimits { bytes: 1_000, headers: 10 };
+const LIMITS: GateLimits = GateLimits {
+    head: HeadLimits { bytes: 1_000, headers: 10 },
+    head_timeout: HEAD_TIMEOUT,
+    idle_timeout: STALL_TIMEOUT,
+};
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 const STALL_TIMEOUT: Duration = Duration::from_secs(75);
 
-fn gate() -> (DuplexStream, Gate<DuplexStream>, CancellationToken) {
+/// A peer, the gate that it talks to, and the seats of the gate's server.
+fn gate() -> (DuplexStream, Gate<DuplexStream>, Arc<Seats>) {
     let (peer, io) = duplex(64 * 1024);
-    let drain = CancellationToken::new();
-    (peer, Gate::new(io, LIMITS, HEAD_TIMEOUT, STALL_TIMEOUT, drain.clone()), drain)
+    let seats = Arc::new(Seats::default());
+    (peer, Gate::new(io, LIMITS, Seat::take(&seats)), seats)
 }
 
 /// What hyper gets to see of `sent`, cut into pieces of `step` bytes, before it would wait.
@@ -101,10 +107,41 @@ async fn a_head_that_has_begun_must_end_in_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn waiting_for_a_head_is_not_the_gates_business() {
+async fn a_head_may_not_come_byte_by_byte_for_ever() {
+    let (mut peer, mut gate, _) = gate();
+    let begun = tokio::time::Instant::now();
+    let reader = tokio::spawn(async move {
+        let mut buffer = [0; 200];
+        let count = gate.read(&mut buffer).await.unwrap();
+        (buffer[..count].to_vec(), begun.elapsed())
+    });
+    for byte in b"GET /aaaaaaaaaaaaaaaaa" {
+        // Once the gate has given up, nobody takes the rest.
+        let _ = peer.write_all(&[*byte]).await;
+        tokio::time::sleep(HEAD_TIMEOUT / 10).await;
+    }
+    assert_eq!(reader.await.unwrap(), (wire::refused_head(Refusal::HeadTimeout), HEAD_TIMEOUT));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_without_a_request_ends_in_time() {
     let (_peer, mut gate, _) = gate();
-    let waited = tokio::time::timeout(STALL_TIMEOUT * 10, gate.read(&mut [0; 200])).await;
-    assert!(waited.is_err(), "the connection ended by itself");
+    let begun = tokio::time::Instant::now();
+    let mut buffer = [0; 200];
+    assert_eq!(gate.read(&mut buffer).await.unwrap(), 0);
+    assert_eq!(begun.elapsed(), STALL_TIMEOUT);
+
+    // A request that is being answered keeps it open, for however long that takes.
+    let (mut peer, mut gate, _) = self::gate();
+    peer.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    assert_eq!(gate.read(&mut buffer).await.unwrap(), 18);
+    let answered = tokio::time::timeout(STALL_TIMEOUT * 10, gate.read(&mut buffer)).await;
+    assert!(answered.is_err(), "the connection ended while its request was being answered");
+    // Once it is answered, the time begins anew.
+    gate.seat.request_ends();
+    let begun = tokio::time::Instant::now();
+    assert_eq!(gate.read(&mut buffer).await.unwrap(), 0);
+    assert_eq!(begun.elapsed(), STALL_TIMEOUT);
 }
 
 #[tokio::test(start_paused = true)]
@@ -145,15 +182,15 @@ async fn a_peer_that_does_not_read_is_given_up() {
 
 #[tokio::test(start_paused = true)]
 async fn draining_ends_a_connection_that_has_not_begun_and_no_other() {
-    let (_peer, mut gate, drain) = gate();
+    let (_peer, mut gate, seats) = gate();
     let mut buffer = [0; 200];
-    drain.cancel();
+    seats.enter(Phase::Draining);
     assert_eq!(gate.read(&mut buffer).await.unwrap(), 0);
 
-    let (mut peer, mut gate, drain) = self::gate();
+    let (mut peer, mut gate, seats) = self::gate();
     peer.write_all(b"GE").await.unwrap();
     assert!(tokio::time::timeout(HEAD_TIMEOUT / 2, gate.read(&mut buffer)).await.is_err());
-    drain.cancel();
+    seats.enter(Phase::Draining);
     peer.write_all(b"T / HTTP/1.1\r\n\r\n").await.unwrap();
     assert_eq!(gate.read(&mut buffer).await.unwrap(), 18);
     // The end of the input would tell hyper that the client left, and the answer would be lost.

@@ -4,10 +4,7 @@ use proptest::prelude::*;
 const LIMITS: HeadLimits = HeadLimits { bytes: 400, headers: 8 };
 
 fn judge(bytes: &[u8]) -> Result<Option<(usize, Framing)>, Refusal> {
-    match HeadSearch::default().end(bytes, LIMITS)? {
-        None => Ok(None),
-        Some(end) => Ok(Some((end, judge_head(&bytes[..end], LIMITS)?))),
-    }
+    HeadReader::default().read(bytes, LIMITS)
 }
 
 #[test]
@@ -87,17 +84,21 @@ fn heads_that_are_refused() {
 #[test]
 fn what_puma_would_not_answer_is_refused() {
     let limits = HeadLimits { bytes: 32 * 1024, headers: 8 };
-    let judge = |head: String| judge_head(head.as_bytes(), limits);
+    let judge = |head: String| {
+        let verdict = HeadReader::default().read(head.as_bytes(), limits);
+        verdict.map(|whole| whole.map(|(_, framing)| framing))
+    };
+    let passes = Ok(Some(Framing::Length(0)));
     let line = |path: usize, query: usize| {
         judge(format!("GET /{}?{} HTTP/1.1\r\n\r\n", "a".repeat(path - 1), "b".repeat(query - 1)))
     };
-    assert_eq!(line(LONGEST_PATH, 4 * 1024), Ok(Framing::Length(0)));
-    assert_eq!(line(1024, LONGEST_QUERY), Ok(Framing::Length(0)));
+    assert_eq!(line(LONGEST_PATH, 4 * 1024), passes);
+    assert_eq!(line(1024, LONGEST_QUERY), passes);
     assert_eq!(line(LONGEST_PATH, 4 * 1024 + 1), Err(Refusal::TargetTooLong));
     assert_eq!(line(LONGEST_PATH + 1, 1), Err(Refusal::TargetTooLong));
     assert_eq!(line(1, LONGEST_QUERY + 1), Err(Refusal::TargetTooLong));
     let named = |length: usize| judge(format!("GET / HTTP/1.1\r\n{}: b\r\n\r\n", "a".repeat(length)));
-    assert_eq!(named(LONGEST_HEADER_NAME), Ok(Framing::Length(0)));
+    assert_eq!(named(LONGEST_HEADER_NAME), passes);
     assert_eq!(named(LONGEST_HEADER_NAME + 1), Err(Refusal::HeaderLine));
 }
 
@@ -128,14 +129,13 @@ proptest! {
         cut in 0usize..200,
     ) {
         let bytes = bytes.as_bytes();
-        let mut search = HeadSearch::default();
+        let mut reader = HeadReader::default();
         let first = &bytes[..cut.min(bytes.len())];
-        let in_two = match search.end(first, LIMITS) {
-            Ok(None) => search.end(bytes, LIMITS),
+        let in_two = match reader.read(first, LIMITS) {
+            Ok(None) => reader.read(bytes, LIMITS),
             verdict => verdict,
         };
-        prop_assert_eq!(in_two, HeadSearch::default().end(bytes, LIMITS));
-        let _ = judge(bytes);
+        prop_assert_eq!(in_two, judge(bytes));
     }
 
     /// Whatever a header value holds: what passes here, the parser that hyper uses reads alike.

@@ -1,0 +1,155 @@
+//! One connection: hyper between a gate and the service, and what draining does to it.
+
+use std::convert::Infallible;
+use std::error::Error as StdError;
+use std::future::Future;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
+use pin_project_lite::pin_project;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tower::Service;
+
+use super::gate::Gate;
+use super::seats::{Phase, Seat};
+use super::{Counted, Inbound};
+
+pin_project! {
+    /// Ends when the peer or hyper ends it, or when the server stops.
+    pub(super) struct Connection<I, S, B>
+    where
+        S: Service<Inbound, Response = Response<B>, Error = Infallible>,
+        B: HttpBody,
+        B: 'static,
+    {
+        #[pin]
+        pub(super) http: http1::Connection<TokioIo<Gate<I>>, Caller<S>>,
+        pub(super) seat: Arc<Seat>,
+        pub(super) is_seated: bool,
+        pub(super) is_draining: bool,
+        pub(super) _counted: Counted,
+    }
+}
+
+impl<I, S, B> Future for Connection<I, S, B>
+where
+    I: AsyncRead + AsyncWrite + Unpin + 'static,
+    S: Service<Inbound, Response = Response<B>, Error = Infallible>,
+    B: HttpBody<Data = Bytes> + 'static,
+    B::Error: Into<Box<dyn StdError + Send + Sync>>,
+{
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let mut this = self.project();
+        if !*this.is_seated {
+            this.seat.sit(cx);
+            *this.is_seated = true;
+        }
+        match this.seat.phase() {
+            Phase::Open => {}
+            Phase::Draining if *this.is_draining => {}
+            Phase::Draining => {
+                *this.is_draining = true;
+                this.http.as_mut().graceful_shutdown();
+            }
+            Phase::Stopped => return Poll::Ready(()),
+        }
+        if let Err(error) = ready!(this.http.poll(cx)) {
+            tracing::debug!(%error, "connection ended early");
+        }
+        Poll::Ready(())
+    }
+}
+
+/// Hands the requests of one connection to the service that all of them share.
+pub(super) struct Caller<S> {
+    /// Never waited for: a server has one thread.
+    pub(super) service: Arc<Mutex<S>>,
+    pub(super) peer: Option<IpAddr>,
+    pub(super) seat: Arc<Seat>,
+}
+
+impl<S, B> hyper::service::Service<Request<Incoming>> for Caller<S>
+where
+    S: Service<Inbound, Response = Response<B>, Error = Infallible>,
+    B: HttpBody,
+{
+    type Response = Response<Answering<B>>;
+    type Error = Infallible;
+    type Future = Answer<S::Future>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let answer = self.service.lock().call(Inbound { request, peer: self.peer });
+        Answer { answer, seat: Some(Arc::clone(&self.seat)) }
+    }
+}
+
+pin_project! {
+    /// An answer in the making.
+    pub(super) struct Answer<F> {
+        #[pin]
+        answer: F,
+        seat: Option<Arc<Seat>>,
+    }
+}
+
+impl<F, B> Future for Answer<F>
+where
+    F: Future<Output = Result<Response<B>, Infallible>>,
+{
+    type Output = Result<Response<Answering<B>>, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let Ok(answer) = ready!(this.answer.poll(cx));
+        let seat = this.seat.take();
+        Poll::Ready(Ok(answer.map(|body| Answering { body, seat })))
+    }
+}
+
+pin_project! {
+    /// The body of an answer. Until it is sent, its connection is not idle.
+    pub(super) struct Answering<B> {
+        #[pin]
+        body: B,
+        seat: Option<Arc<Seat>>,
+    }
+
+    impl<B> PinnedDrop for Answering<B> {
+        fn drop(this: Pin<&mut Self>) {
+            if let Some(seat) = this.project().seat.take() {
+                seat.request_ends();
+            }
+        }
+    }
+}
+
+impl<B: HttpBody> HttpBody for Answering<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        self.project().body.poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

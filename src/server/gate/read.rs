@@ -1,0 +1,155 @@
+//! How bytes come from the socket to hyper, and how long they are waited for.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Buf as _;
+use tokio::io::{AsyncRead, ReadBuf};
+use tokio_util::io::poll_read_buf;
+
+use super::{Framing, Gate, HeadReader, Next, State, or_stalled};
+use crate::refusal::Refusal;
+
+const READ: usize = 8 * 1024;
+
+impl<I: AsyncRead + Unpin> AsyncRead for Gate<I> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let gate = self.get_mut();
+        let before = out.filled().len();
+        loop {
+            if gate.advance()? {
+                if matches!(gate.state, State::End) {
+                    return gate.discard(cx);
+                }
+                let progress = gate.deliver(cx, out);
+                return or_stalled(progress, &mut gate.read, gate.limits.idle_timeout, cx);
+            }
+            let in_head = matches!(gate.state, State::Head(_));
+            let is_first = gate.inbox.is_empty();
+            let progress = if in_head && is_first { gate.read_heads(cx, out) } else { gate.fill(cx) };
+            match progress {
+                Poll::Ready(Ok(0)) => {
+                    gate.is_done = true;
+                    return Poll::Ready(Ok(()));
+                }
+                // A head has one bound for all of it, or byte by byte it could take for ever.
+                Poll::Ready(Ok(_)) if in_head && !is_first => {}
+                Poll::Ready(Ok(_)) => gate.read.renew(),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => match gate.waited(cx) {
+                    Waited::ForMore => return Poll::Pending,
+                    Waited::TooLong(outcome) => return Poll::Ready(outcome),
+                    Waited::ForTheHead => gate.refuse(Refusal::HeadTimeout),
+                },
+            }
+            if out.filled().len() > before {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+}
+
+/// What becomes of a wait.
+enum Waited {
+    /// It goes on.
+    ForMore,
+    /// It ends, and with it the reading.
+    TooLong(io::Result<()>),
+    /// A head has begun and does not end.
+    ForTheHead,
+}
+
+impl<I: AsyncRead + Unpin> Gate<I> {
+    /// Reads heads where hyper wants them, and takes out again what may not pass: all of a head
+    /// that is not whole or not well framed, and what follows the first. How many bytes came.
+    fn read_heads(&mut self, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<usize>> {
+        let before = out.filled().len();
+        ready!(Pin::new(&mut self.io).poll_read(cx, out))?;
+        let fresh = out.filled().get(before..).unwrap_or_default();
+        let count = fresh.len();
+        let mut reader = HeadReader::default();
+        let passing = match reader.read(fresh, self.limits.head) {
+            Ok(Some((end, framing))) => {
+                self.pass_head(0, Next::Body(framing));
+                // What came of the body goes with the head, up to its end.
+                match framing {
+                    Framing::Length(length) => {
+                        let behind = count.saturating_sub(end);
+                        let body = usize::try_from(length).unwrap_or(usize::MAX).min(behind);
+                        self.pass_more(0, length - body as u64, Next::Head);
+                        end + body
+                    }
+                    Framing::Chunked => end,
+                }
+            }
+            // Judged again, from the inbox.
+            Ok(None) | Err(_) => 0,
+        };
+        self.inbox.extend_from_slice(fresh.get(passing..).unwrap_or_default());
+        out.set_filled(before + passing);
+        Poll::Ready(Ok(count))
+    }
+
+    /// Hands out what may pass. Large bodies go from the socket straight into hyper's buffer.
+    fn deliver(&mut self, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let State::Pass { left, .. } = &mut self.state else { return Poll::Pending };
+        let wanted = usize::try_from(*left).unwrap_or(usize::MAX);
+        if self.inbox.is_empty() && wanted >= out.remaining() {
+            let before = out.filled().len();
+            ready!(Pin::new(&mut self.io).poll_read(cx, out))?;
+            *left -= (out.filled().len() - before) as u64;
+            return Poll::Ready(Ok(()));
+        }
+        if self.inbox.is_empty() && ready!(self.fill(cx))? == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        let State::Pass { left, .. } = &mut self.state else { return Poll::Pending };
+        let count = self.inbox.len().min(wanted).min(out.remaining());
+        out.put_slice(self.inbox.get(..count).unwrap_or_default());
+        self.inbox.advance(count);
+        *left -= count as u64;
+        Poll::Ready(Ok(()))
+    }
+
+    /// Nothing came: for how long already? Between requests, the wait begins once the last one is
+    /// answered.
+    fn waited(&mut self, cx: &mut Context<'_>) -> Waited {
+        let in_head = matches!(self.state, State::Head(_));
+        let idle = self.limits.idle_timeout;
+        if !in_head {
+            let is_over = self.read.is_over(idle, cx);
+            return if is_over {
+                Waited::TooLong(Err(io::ErrorKind::TimedOut.into()))
+            } else {
+                Waited::ForMore
+            };
+        }
+        if !self.inbox.is_empty() {
+            let is_over = self.read.is_over(self.limits.head_timeout, cx);
+            return if is_over { Waited::ForTheHead } else { Waited::ForMore };
+        }
+        let is_over = match (self.has_begun, self.seat.is_answering()) {
+            (false, _) if self.seat.is_draining() => true,
+            (_, true) => false,
+            _ => self.read.is_over(idle, cx),
+        };
+        if is_over { Waited::TooLong(Ok(())) } else { Waited::ForMore }
+    }
+
+    /// After a refusal: takes what the peer still sends, so that closing the socket does not
+    /// reset the connection before the answer is read. Never ready, or hyper would think that
+    /// the client left, and drop the answer.
+    fn discard(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.inbox.clear();
+        while ready!(self.fill(cx))? > 0 {
+            self.inbox.clear();
+        }
+        Poll::Pending
+    }
+
+    fn fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        self.inbox.reserve(READ);
+        poll_read_buf(Pin::new(&mut self.io), cx, &mut self.inbox)
+    }
+}

@@ -1,0 +1,203 @@
+//! Kept connections to Rails, and what a request does with one.
+//!
+//! A connection belongs to the request that it carries: whoever waits for the answer, and then
+//! whoever reads its body, moves the bytes. So there is no task to wake for each step. A caller who
+//! leaves takes the connection along; one who stays brings it back when the body ends.
+//!
+//! While a connection is kept, an attendant watches it: one that Rails closes is gone before a
+//! request could meet it, and one that has been idle for too long is closed.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll, Waker, ready};
+use std::time::{Duration, Instant};
+
+use http::{Request, Response};
+use hyper::client::conn::http1;
+use parking_lot::Mutex;
+use tokio::task::AbortHandle;
+
+use super::State;
+use super::connect::{Connector, Stream};
+use crate::body::{Body, Carrier};
+use crate::clock::Clock;
+
+/// The connections of one thread.
+#[derive(Debug)]
+pub(super) struct Pool {
+    connector: Connector,
+    kept: Arc<Kept>,
+}
+
+/// Connections without a request, the one that was used last at the end.
+#[derive(Debug)]
+struct Kept {
+    lines: Mutex<Lines>,
+    /// How many may be kept, by all threads together; they are counted in `state`.
+    most: usize,
+    idle_timeout: Duration,
+    state: Arc<State>,
+}
+
+#[derive(Debug, Default)]
+struct Lines {
+    idle: Vec<(Box<Line>, Instant)>,
+    attendant: Option<(Waker, AbortHandle)>,
+}
+
+/// A connection to Rails.
+#[derive(Debug)]
+struct Line {
+    sender: http1::SendRequest<Body>,
+    connection: http1::Connection<Stream, Body>,
+    is_over: bool,
+    kept: Arc<Kept>,
+}
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub(super) enum Trouble {
+    Connect(io::Error),
+    Sent(hyper::Error),
+}
+
+impl Pool {
+    pub(super) fn new(connector: Connector, most: usize, idle_timeout: Duration, state: Arc<State>) -> Self {
+        let kept = Kept { lines: Mutex::default(), most, idle_timeout, state };
+        Self { connector, kept: Arc::new(kept) }
+    }
+
+    /// Sends a request over a kept connection, or a new one. It is sent once: over another
+    /// connection only if nothing was written on a kept one that turned out to be closed.
+    pub(super) async fn send(&self, mut request: Request<Body>) -> Result<Response<Body>, Trouble> {
+        while let Some(mut line) = self.kept.take() {
+            match line.send(request).await {
+                Ok(answer) => return Ok(line.carrying(answer)),
+                Err(mut failed) => match failed.take_message() {
+                    Some(unsent) => request = unsent,
+                    None => return Err(Trouble::Sent(failed.into_error())),
+                },
+            }
+        }
+        let stream = self.connector.connect().await.map_err(Trouble::Connect)?;
+        let (sender, connection) = http1::handshake(stream).await.map_err(Trouble::Sent)?;
+        let mut line = Box::new(Line { sender, connection, is_over: false, kept: Arc::clone(&self.kept) });
+        match line.send(request).await {
+            Ok(answer) => Ok(line.carrying(answer)),
+            Err(failed) => Err(Trouble::Sent(failed.into_error())),
+        }
+    }
+}
+
+type SendError = hyper::client::conn::TrySendError<Request<Body>>;
+
+impl Line {
+    async fn send(&mut self, request: Request<Body>) -> Result<Response<hyper::body::Incoming>, SendError> {
+        let Self { sender, connection, is_over, .. } = self;
+        let mut sent = pin!(sender.try_send_request(request));
+        poll_fn(|cx| {
+            // First what was asked for, so that the connection has something to do; then whether
+            // that has brought the answer already.
+            if let Poll::Ready(answer) = sent.as_mut().poll(cx) {
+                return Poll::Ready(answer);
+            }
+            *is_over = *is_over || Pin::new(&mut *connection).poll(cx).is_ready();
+            sent.as_mut().poll(cx)
+        })
+        .await
+    }
+
+    /// Ties the connection to the body that comes over it.
+    fn carrying(self: Box<Self>, answer: Response<hyper::body::Incoming>) -> Response<Body> {
+        answer.map(|stream| Body::carried(stream, self))
+    }
+
+    /// Whether it can carry another request.
+    fn is_free(&mut self, cx: &mut Context<'_>) -> bool {
+        self.carry(cx);
+        !self.is_over && self.sender.is_ready()
+    }
+}
+
+impl Carrier for Line {
+    fn carry(&mut self, cx: &mut Context<'_>) {
+        // How it ended, the body says.
+        self.is_over = self.is_over || Pin::new(&mut self.connection).poll(cx).is_ready();
+    }
+
+    fn release(self: Box<Self>) {
+        let kept = Arc::clone(&self.kept);
+        kept.keep(self);
+    }
+}
+
+impl Kept {
+    /// The connection that was used last, so that those which nobody needs grow old.
+    fn take(&self) -> Option<Box<Line>> {
+        loop {
+            let (mut line, _) = self.lines.lock().idle.pop()?;
+            self.state.kept.fetch_sub(1, Ordering::Relaxed);
+            if line.is_free(&mut Context::from_waker(Waker::noop())) {
+                return Some(line);
+            }
+        }
+    }
+
+    fn keep(self: &Arc<Self>, mut line: Box<Line>) {
+        let mut lines = self.lines.lock();
+        let attendant = match &lines.attendant {
+            Some((waker, _)) => waker.clone(),
+            None => Waker::noop().clone(),
+        };
+        if !line.is_free(&mut Context::from_waker(&attendant)) {
+            return;
+        }
+        let one_more = |kept: usize| (kept < self.most).then_some(kept + 1);
+        if self.state.kept.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_err() {
+            return;
+        }
+        lines.idle.push((line, Clock::System.now()));
+        if lines.attendant.is_none() {
+            let attendant = tokio::spawn(attend(Arc::downgrade(self))).abort_handle();
+            lines.attendant = Some((Waker::noop().clone(), attendant));
+        }
+    }
+
+    /// Closes what is closed on the other side or idle for too long. When to look again.
+    fn look(&self, cx: &mut Context<'_>) -> Instant {
+        let now = Clock::System.now();
+        let mut lines = self.lines.lock();
+        if let Some((waker, _)) = &mut lines.attendant {
+            waker.clone_from(cx.waker());
+        }
+        let before = lines.idle.len();
+        lines.idle.retain_mut(|(line, since)| now < *since + self.idle_timeout && line.is_free(cx));
+        self.state.kept.fetch_sub(before - lines.idle.len(), Ordering::Relaxed);
+        // The first is the oldest. One that is kept from now on cannot be due before that.
+        lines.idle.first().map_or(now, |(_, since)| *since) + self.idle_timeout
+    }
+}
+
+/// Runs while there is a pool.
+async fn attend(kept: Weak<Kept>) {
+    let mut timer = pin!(tokio::time::sleep(Duration::ZERO));
+    poll_fn(|cx| {
+        loop {
+            let Some(kept) = kept.upgrade() else { return Poll::Ready(()) };
+            timer.as_mut().reset(kept.look(cx).into());
+            ready!(timer.as_mut().poll(cx));
+        }
+    })
+    .await;
+}
+
+impl Drop for Lines {
+    fn drop(&mut self) {
+        if let Some((_, attendant)) = &self.attendant {
+            attendant.abort();
+        }
+    }
+}
