@@ -1,0 +1,174 @@
+//! The load generator: one thread, one epoll loop, raw HTTP over raw sockets.
+//!
+//! **Closed loop**: every connection always has one request out; look at the CPU time. **Open loop**
+//! (`--rate`): requests come at random (Poisson) whether or not earlier ones are answered, and their
+//! latency counts from the moment that they were meant to be sent, so that a server that stalls is
+//! charged for the queue it causes.
+
+mod answer;
+mod drive;
+mod requests;
+mod slot;
+
+use serde_json::{Value, json};
+
+use crate::Fallible;
+
+pub(crate) use self::answer::Answer;
+pub(crate) use self::requests::{Credential, Kind};
+
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Options {
+    /// A port of 127.0.0.1, or the path of a unix socket.
+    #[arg(long)]
+    pub(crate) to: String,
+    #[arg(long, value_enum, default_value_t = Kind::AuthorizedKeys)]
+    pub(crate) kind: Kind,
+    #[arg(long, value_enum, default_value_t = Credential::Secret)]
+    pub(crate) credential: Credential,
+    #[arg(long, default_value_t = 64)]
+    pub(crate) connections: usize,
+    /// How long new requests are sent.
+    #[arg(long, default_value_t = 1.0)]
+    pub(crate) seconds: f64,
+    /// Or how many; 0 is no limit.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) requests: u64,
+    /// Requests before the measured ones.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) warm: u64,
+    /// Open loop: requests a second. 0 is the closed loop.
+    #[arg(long, default_value_t = 0.0)]
+    pub(crate) rate: f64,
+    /// A connection for each request, closed by the client after the answer, as GitLab Shell does.
+    #[arg(long)]
+    pub(crate) short: bool,
+    /// How many keys are asked for, in turn.
+    #[arg(long, default_value_t = 10_000)]
+    pub(crate) keys: u64,
+    /// The first of them.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) first_key: u64,
+    /// From one to the next.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) stride: u64,
+    /// Of a hundred requests, how many ask for a key that nobody asked for before.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) misses: u64,
+    /// Size of `blob` and `upload`.
+    #[arg(long, default_value_t = 64)]
+    pub(crate) mebibytes: u64,
+    /// The process whose CPU time counts, with all its descendants.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) cpu_of: u32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            to: String::new(),
+            kind: Kind::AuthorizedKeys,
+            credential: Credential::Secret,
+            connections: 64,
+            seconds: 1.0,
+            requests: 0,
+            warm: 0,
+            rate: 0.0,
+            short: false,
+            keys: 10_000,
+            first_key: 0,
+            stride: 1,
+            misses: 0,
+            mebibytes: 64,
+            cpu_of: 0,
+        }
+    }
+}
+
+impl Options {
+    /// The command line that says the same.
+    pub(crate) fn to_arguments(&self) -> Vec<String> {
+        let mut arguments = vec!["load".to_owned()];
+        for (name, value) in [
+            ("--to", self.to.clone()),
+            ("--kind", self.kind.name()),
+            ("--credential", self.credential.name()),
+            ("--connections", self.connections.to_string()),
+            ("--seconds", self.seconds.to_string()),
+            ("--requests", self.requests.to_string()),
+            ("--warm", self.warm.to_string()),
+            ("--rate", self.rate.to_string()),
+            ("--keys", self.keys.to_string()),
+            ("--first-key", self.first_key.to_string()),
+            ("--stride", self.stride.to_string()),
+            ("--misses", self.misses.to_string()),
+            ("--mebibytes", self.mebibytes.to_string()),
+            ("--cpu-of", self.cpu_of.to_string()),
+        ] {
+            arguments.extend([name.to_owned(), value]);
+        }
+        arguments.extend(self.short.then(|| "--short".to_owned()));
+        arguments
+    }
+}
+
+/// What came of a run.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Figures {
+    /// Requests with an answer.
+    pub(crate) answers: u64,
+    /// Answers that were no 200, and requests without one.
+    pub(crate) errors: u64,
+    pub(crate) seconds: f64,
+    /// CPU time of the measured process for one answer.
+    pub(crate) cpu_us: f64,
+    pub(crate) p50_us: f64,
+    pub(crate) p99_us: f64,
+    pub(crate) p999_us: f64,
+    /// Share of the machine's time that its host kept for others meanwhile.
+    pub(crate) steal: f64,
+    /// The most memory that the measured process held meanwhile.
+    pub(crate) peak_mib: f64,
+}
+
+impl Figures {
+    pub(crate) fn per_second(&self) -> f64 {
+        self.answers as f64 / self.seconds
+    }
+
+    fn to_json(&self) -> Value {
+        json!({
+            "answers": self.answers,
+            "errors": self.errors,
+            "seconds": self.seconds,
+            "cpu_us": self.cpu_us,
+            "p50_us": self.p50_us,
+            "p99_us": self.p99_us,
+            "p999_us": self.p999_us,
+        })
+    }
+
+    /// What the load generator printed.
+    pub(crate) fn from_json(text: &[u8]) -> Fallible<Self> {
+        let value: Value = serde_json::from_slice(text)?;
+        let number = |name: &str| value.get(name).and_then(Value::as_f64).ok_or(format!("no {name}"));
+        Ok(Self {
+            answers: number("answers")? as u64,
+            errors: number("errors")? as u64,
+            seconds: number("seconds")?,
+            cpu_us: number("cpu_us")?,
+            p50_us: number("p50_us")?,
+            p99_us: number("p99_us")?,
+            p999_us: number("p999_us")?,
+            steal: 0.0,
+            peak_mib: 0.0,
+        })
+    }
+}
+
+pub(crate) fn run(options: &Options) -> Fallible<()> {
+    // Timers of ordinary processes may be 50 µs late; the kernel takes a wish here.
+    let _ = std::fs::write("/proc/self/timerslack_ns", "1");
+    println!("{}", drive::run(options)?.to_json());
+    Ok(())
+}

@@ -1,0 +1,102 @@
+//! A stand-in for Rails: the same questions, answers and headers, as fast as hyper can.
+//!
+//! `GET /__count` says how many requests came so far, the two control requests excluded;
+//! `GET /__latency?ms=20` makes every answer from then on take that long.
+
+pub(crate) mod answers;
+
+use std::convert::Infallible;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use futures_util::stream;
+use http::StatusCode;
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Bytes, Frame, Incoming};
+use hyper::{Request, Response};
+
+use crate::{Fallible, keys, serve};
+
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    port: u16,
+    socket: PathBuf,
+}
+
+static COUNT: AtomicU64 = AtomicU64::new(0);
+static LATENCY_MS: AtomicU64 = AtomicU64::new(0);
+static CHUNK: [u8; 65_536] = [b'z'; 65_536];
+const CHUNKS_PER_MIB: u64 = 16;
+
+type Answer = Response<BoxBody<Bytes, Infallible>>;
+
+pub(crate) fn run(options: &Options) -> Fallible<()> {
+    serve::forever(options.port, &options.socket, handle)
+}
+
+async fn handle(mut request: Request<Incoming>) -> Result<Answer, Infallible> {
+    let number_of = |name| request.uri().query().and_then(|query| query.strip_prefix(name)?.parse().ok());
+    match request.uri().path() {
+        "/__count" => return Ok(plain(COUNT.load(Relaxed).to_string())),
+        "/__latency" => {
+            LATENCY_MS.store(number_of("ms=").unwrap_or(0), Relaxed);
+            return Ok(plain(String::new()));
+        }
+        _ => {}
+    }
+    let number = COUNT.fetch_add(1, Relaxed);
+    let mut received = 0;
+    while let Some(frame) = request.body_mut().frame().await {
+        match frame {
+            Ok(frame) => received += frame.data_ref().map_or(0, Bytes::len),
+            Err(_) => return Ok(json(StatusCode::BAD_REQUEST, "{}".into(), number)),
+        }
+    }
+    let latency = LATENCY_MS.load(Relaxed);
+    if latency > 0 {
+        tokio::time::sleep(Duration::from_millis(latency)).await;
+    }
+    Ok(answer(request.uri().path(), request.uri().query().unwrap_or_default(), received, number))
+}
+
+fn answer(path: &str, query: &str, received: usize, number: u64) -> Answer {
+    let body = match path.strip_prefix("/api/v4/internal/").unwrap_or_default() {
+        "authorized_keys" => match query.strip_prefix("key=") {
+            Some(key) => answers::authorized_keys(&keys::unescaped(key)),
+            None => return json(StatusCode::BAD_REQUEST, r#"{"error":"key is missing"}"#.into(), number),
+        },
+        "discover" => answers::DISCOVER.into(),
+        "check" => answers::CHECK.into(),
+        "allowed" => answers::ALLOWED.into(),
+        "kubernetes/agent_info" => answers::AGENT_INFO.into(),
+        "upload" => format!(r#"{{"received":{received}}}"#),
+        "blob" => return blob(query.strip_prefix("mb=").and_then(|mb| mb.parse().ok()).unwrap_or(64)),
+        _ => return json(StatusCode::NOT_FOUND, r#"{"message":"404 Not Found"}"#.into(), number),
+    };
+    json(StatusCode::OK, body, number)
+}
+
+fn plain(text: String) -> Answer {
+    Response::new(Full::new(Bytes::from(text)).boxed())
+}
+
+fn json(status: StatusCode, body: String, number: u64) -> Answer {
+    let mut answer = plain(body);
+    *answer.status_mut() = status;
+    if let Ok(headers) = answers::headers(number) {
+        *answer.headers_mut() = headers;
+    }
+    answer
+}
+
+fn blob(mebibytes: u64) -> Answer {
+    let chunks = (0..mebibytes * CHUNKS_PER_MIB).map(|_| Ok(Frame::data(Bytes::from_static(&CHUNK))));
+    let mut answer = Response::new(BodyExt::boxed(StreamBody::new(stream::iter(chunks))));
+    let headers = answer.headers_mut();
+    headers.insert("content-type", http::HeaderValue::from_static("application/octet-stream"));
+    headers.insert("cache-control", http::HeaderValue::from_static("no-store"));
+    headers.insert("content-length", (mebibytes << 20).into());
+    answer
+}

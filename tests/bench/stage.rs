@@ -1,0 +1,85 @@
+//! What every measurement stands on: scratch space, Rails, cores that do not sleep, and the load.
+
+use std::os::unix::process::CommandExt as _;
+use std::process::Stdio;
+
+use crate::machine::{self, Scratch, Time};
+use crate::process::{self, GATEWAY_CORE, LOAD_CORE, Process};
+use crate::{Fallible, ask, interrupt, load};
+
+/// All of it. Fields end in this order.
+pub(crate) struct Stage {
+    _spinners: Vec<Process>,
+    pub(crate) rails: Rails,
+    pub(crate) scratch: Scratch,
+}
+
+impl Stage {
+    /// For the comparison: both cores are kept awake.
+    pub(crate) fn for_comparison() -> Fallible<Self> {
+        Self::set(&[GATEWAY_CORE, LOAD_CORE])
+    }
+
+    /// For questions that Rails has a part in. The core of load and Rails may sleep: beside those two, a
+    /// spinner makes the kernel's scheduler keep both of them waiting for a second now and then.
+    pub(crate) fn for_misses() -> Fallible<Self> {
+        Self::set(&[GATEWAY_CORE])
+    }
+
+    fn set(awake: &[usize]) -> Fallible<Self> {
+        machine::settle()?;
+        let scratch = Scratch::new()?;
+        let rails = Rails::start(&scratch)?;
+        let spinners: Fallible<Vec<_>> =
+            awake.iter().map(|core| machine::keep_awake(*core, &scratch)).collect();
+        Ok(Self { _spinners: spinners?, rails, scratch })
+    }
+}
+
+/// The stand-in for Rails.
+pub(crate) struct Rails {
+    _process: Process,
+    pub(crate) port: u16,
+}
+
+impl Rails {
+    pub(crate) fn start(scratch: &Scratch) -> Fallible<Self> {
+        let port = machine::free_port()?;
+        let directory = scratch.folder("rails")?;
+        let mut command = process::myself(LOAD_CORE)?;
+        command.arg("rails").arg(port.to_string()).arg(directory.join("s.sock"));
+        let mut process = Process::start("rails", command, &directory)?;
+        process.wait_for(port)?;
+        Ok(Self { _process: process, port })
+    }
+
+    /// How many requests reached it so far.
+    pub(crate) fn count(&self) -> Fallible<u64> {
+        let answer = ask::get(self.port, "/__count", &[])?;
+        Ok(String::from_utf8_lossy(&answer.body).parse()?)
+    }
+
+    pub(crate) fn set_latency(&self, milliseconds: u64) -> Fallible<()> {
+        ask::get(self.port, &format!("/__latency?ms={milliseconds}"), &[]).map(|_| ())
+    }
+}
+
+/// Runs the load generator.
+pub(crate) fn run_load(options: &load::Options) -> Fallible<load::Figures> {
+    let mut command = process::myself(LOAD_CORE)?;
+    command.args(options.to_arguments());
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    let before = Time::now();
+    let mut child = command.spawn()?;
+    let status = interrupt::wait(&mut child);
+    if status.is_err() {
+        let _ = child.kill();
+    }
+    let output = child.wait_with_output()?;
+    if !status?.success() {
+        return Err(format!("load: {}", String::from_utf8_lossy(&output.stderr).trim()).into());
+    }
+    let mut figures = load::Figures::from_json(&output.stdout)?;
+    (_, figures.steal) = Time::now().shares_since(before);
+    Ok(figures)
+}
