@@ -30,7 +30,7 @@ pub(crate) struct Options {
 const KEYS: u64 = 10_000;
 
 pub(crate) fn run(options: &Options) -> Fallible<()> {
-    let stage = Stage::for_misses()?;
+    let stage = Stage::for_railgate_alone()?;
     entries(options, &stage)?;
     connections(options, &stage)?;
     workers(options, &stage)?;

@@ -4,6 +4,11 @@
 //! (`--rate`): requests come at random (Poisson) whether or not earlier ones are answered, and their
 //! latency counts from the moment that they were meant to be sent, so that a server that stalls is
 //! charged for the queue it causes.
+//!
+//! **It does not sleep** unless told so, and neither does Rails while it is being asked. Whoever sends
+//! to a process that sleeps pays for waking it, on another core often more than a small request costs.
+//! A server that is faster than its callers never meets a sleeping one, a slower one meets one every
+//! time: that would measure on which side of the load generator's speed a server is, not what it needs.
 
 mod answer;
 mod drive;
@@ -43,6 +48,9 @@ pub(crate) struct Options {
     /// A connection for each request, closed by the client after the answer, as GitLab Shell does.
     #[arg(long)]
     pub(crate) short: bool,
+    /// Sleep while there is nothing to do. An open loop never does: epoll counts in milliseconds.
+    #[arg(long)]
+    pub(crate) sleeps: bool,
     /// How many keys are asked for, in turn.
     #[arg(long, default_value_t = 10_000)]
     pub(crate) keys: u64,
@@ -75,6 +83,7 @@ impl Default for Options {
             warm: 0,
             rate: 0.0,
             short: false,
+            sleeps: false,
             keys: 10_000,
             first_key: 0,
             stride: 1,
@@ -108,6 +117,7 @@ impl Options {
             arguments.extend([name.to_owned(), value]);
         }
         arguments.extend(self.short.then(|| "--short".to_owned()));
+        arguments.extend(self.sleeps.then(|| "--sleeps".to_owned()));
         arguments
     }
 }

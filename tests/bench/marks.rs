@@ -70,7 +70,7 @@ pub(crate) fn write(out: &mut fmt::Formatter<'_>, results: &Results) -> fmt::Res
         if mark.is_latency {
             case.push_str(", median latency");
         }
-        writeln!(out, "| {case} | {} | ≤ {:.2} | {met} |", cell(ratio, 2), mark.at_most)?;
+        writeln!(out, "| {case} | {} | ≤ {:.2} | {met} |", cell(ratio, 3), mark.at_most)?;
     }
     Ok(())
 }

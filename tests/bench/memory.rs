@@ -18,7 +18,7 @@ pub(crate) struct Options {
 const SAMPLE: u64 = 20_000;
 
 pub(crate) fn run(options: &Options) -> Fallible<()> {
-    let stage = Stage::for_misses()?;
+    let stage = Stage::for_railgate_alone()?;
     println!("\n### Memory\n");
     println!(
         "| entries | resident MiB before | after | bytes per entry | fill s | CPU µs/miss | hits of a sample |"

@@ -8,7 +8,8 @@ pub(crate) mod answers;
 use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use futures_util::stream;
 use http::StatusCode;
@@ -16,6 +17,7 @@ use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Bytes, Frame, Incoming};
 use hyper::{Request, Response};
+use tokio::sync::Notify;
 
 use crate::{Fallible, keys, serve};
 
@@ -23,17 +25,42 @@ use crate::{Fallible, keys, serve};
 pub(crate) struct Options {
     port: u16,
     socket: PathBuf,
+    /// Sleep while there is nothing to do.
+    #[arg(long)]
+    sleeps: bool,
 }
 
 static COUNT: AtomicU64 = AtomicU64::new(0);
+static ASKED: Notify = Notify::const_new();
 static LATENCY_MS: AtomicU64 = AtomicU64::new(0);
 static CHUNK: [u8; 65_536] = [b'z'; 65_536];
+const CLOSE_TOGETHER: Duration = Duration::from_millis(2);
 const CHUNKS_PER_MIB: u64 = 16;
 
 type Answer = Response<BoxBody<Bytes, Infallible>>;
 
 pub(crate) fn run(options: &Options) -> Fallible<()> {
-    serve::forever(options.port, &options.socket, handle)
+    serve::forever(options.port, &options.socket, stay_awake(!options.sleeps), handle)
+}
+
+/// Keeps the thread from sleeping for as long as requests come close together.
+async fn stay_awake(wanted: bool) {
+    let mut seen = 0;
+    let mut since = Instant::now();
+    while wanted {
+        let count = COUNT.load(Relaxed);
+        if count != seen {
+            (seen, since) = (count, Instant::now());
+        }
+        if since.elapsed() < CLOSE_TOGETHER {
+            // The load has this core, too.
+            thread::yield_now();
+            tokio::task::yield_now().await;
+        } else {
+            ASKED.notified().await;
+            since = Instant::now();
+        }
+    }
 }
 
 async fn handle(mut request: Request<Incoming>) -> Result<Answer, Infallible> {
@@ -47,6 +74,7 @@ async fn handle(mut request: Request<Incoming>) -> Result<Answer, Infallible> {
         _ => {}
     }
     let number = COUNT.fetch_add(1, Relaxed);
+    ASKED.notify_one();
     let mut received = 0;
     while let Some(frame) = request.body_mut().frame().await {
         match frame {

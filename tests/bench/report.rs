@@ -54,12 +54,13 @@ impl fmt::Display for Report<'_> {
 impl Report<'_> {
     fn head(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Options { rounds, seconds, keys, .. } = self.options;
+        let load = if self.options.sleeping_load { "load that sleeps" } else { "load that never sleeps" };
         let (idle, stolen) = self.machine;
         let loud = self.results.all().filter(|figures| figures.steal > MOST_STEAL).count();
         let runs = self.results.all().count();
         writeln!(
             out,
-            "Medians of {rounds} rounds, {seconds} s a run, {keys} keys; peers on core {GATEWAY_CORE}, load and \
+            "Medians of {rounds} rounds, {seconds} s a run, {keys} keys; peers on core {GATEWAY_CORE}, {load} and \
              Rails on core {LOAD_CORE}. Ratios are medians of the ratios within each round. CPU time is that of \
              all processes of a peer, kernel included.\n\nThe machine meanwhile: {:.1} % idle, {:.1} % kept by \
              its host; {loud} of {runs} runs had more than {:.0} % of that.",

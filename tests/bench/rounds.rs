@@ -31,6 +31,10 @@ pub(crate) struct Options {
     /// How many keys are asked for, in turn.
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) keys: u64,
+    /// Let the load and Rails sleep while they have nothing to do. Then whoever is slower than the load
+    /// pays for waking it, and whoever is faster does not.
+    #[arg(long)]
+    pub(crate) sleeping_load: bool,
 }
 
 impl Options {
@@ -75,7 +79,7 @@ impl Results {
 
 pub(crate) fn run(options: &Options) -> Fallible<()> {
     let (scenarios, peers) = (options.scenarios()?, options.peers()?);
-    let stage = Stage::for_comparison()?;
+    let stage = Stage::for_comparison(options.sleeping_load)?;
     let mut running = Vec::new();
     let mut checks = Vec::new();
     for peer in peers {
@@ -116,7 +120,8 @@ fn in_turn<'a>(running: &'a mut [Running], round: u32, scenario: &Scenario) -> V
 }
 
 fn measure(scenario: &Scenario, peer: &mut Running, options: &Options) -> Fallible<Figures> {
-    let load = scenario.load(peer, options.seconds, options.keys);
+    let mut load = scenario.load(peer, options.seconds, options.keys);
+    load.sleeps = options.sleeping_load;
     let mut best: Option<Figures> = None;
     for _ in 0..ATTEMPTS {
         forget_peak(peer.process.pid());

@@ -19,8 +19,13 @@ use crate::Fallible;
 /// The usual 128 is too little for dozens of fresh connections at once.
 const BACKLOG: i32 = 4096;
 
-/// Answers on both sockets until the process is killed.
-pub(crate) fn forever<H, A, B>(port: u16, socket: &Path, handle: H) -> Fallible<()>
+/// Answers on both sockets until the process is killed, beside some other `task`.
+pub(crate) fn forever<H, A, B>(
+    port: u16,
+    socket: &Path,
+    task: impl Future<Output = ()> + 'static,
+    handle: H,
+) -> Fallible<()>
 where
     H: Fn(Request<Incoming>) -> A + Clone + 'static,
     A: Future<Output = Result<Response<B>, Infallible>> + 'static,
@@ -28,6 +33,7 @@ where
 {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     LocalSet::new().block_on(&runtime, async move {
+        spawn_local(task);
         let unix = UnixListener::from_std(listen(&SockAddr::unix(socket)?)?.into())?;
         let tcp = listen(&SocketAddr::from((Ipv4Addr::LOCALHOST, port)).into())?;
         let tcp = TcpListener::from_std(tcp.into())?;

@@ -15,21 +15,21 @@ pub(crate) struct Stage {
 }
 
 impl Stage {
-    /// For the comparison: both cores are kept awake.
-    pub(crate) fn for_comparison() -> Fallible<Self> {
-        Self::set(&[GATEWAY_CORE, LOAD_CORE])
+    /// The core of what is measured is kept awake. So is that of load and Rails if those sleep, in a
+    /// comparison; not beside those that do not, since whoever yields would yield to the spinner.
+    pub(crate) fn for_comparison(sleeps: bool) -> Fallible<Self> {
+        let awake: &[usize] = if sleeps { &[GATEWAY_CORE, LOAD_CORE] } else { &[GATEWAY_CORE] };
+        Self::set(awake, sleeps)
     }
 
-    /// For questions that Rails has a part in. The core of load and Rails may sleep: beside those two, a
-    /// spinner makes the kernel's scheduler keep both of them waiting for a second now and then.
-    pub(crate) fn for_misses() -> Fallible<Self> {
-        Self::set(&[GATEWAY_CORE])
+    pub(crate) fn for_railgate_alone() -> Fallible<Self> {
+        Self::set(&[GATEWAY_CORE], false)
     }
 
-    fn set(awake: &[usize]) -> Fallible<Self> {
+    fn set(awake: &[usize], sleeps: bool) -> Fallible<Self> {
         machine::settle()?;
         let scratch = Scratch::new()?;
-        let rails = Rails::start(&scratch)?;
+        let rails = Rails::start(&scratch, sleeps)?;
         let spinners: Fallible<Vec<_>> =
             awake.iter().map(|core| machine::keep_awake(*core, &scratch)).collect();
         Ok(Self { _spinners: spinners?, rails, scratch })
@@ -43,11 +43,14 @@ pub(crate) struct Rails {
 }
 
 impl Rails {
-    pub(crate) fn start(scratch: &Scratch) -> Fallible<Self> {
+    pub(crate) fn start(scratch: &Scratch, sleeps: bool) -> Fallible<Self> {
         let port = machine::free_port()?;
         let directory = scratch.folder("rails")?;
         let mut command = process::myself(LOAD_CORE)?;
         command.arg("rails").arg(port.to_string()).arg(directory.join("s.sock"));
+        if sleeps {
+            command.arg("--sleeps");
+        }
         let mut process = Process::start("rails", command, &directory)?;
         process.wait_for(port)?;
         Ok(Self { _process: process, port })

@@ -24,7 +24,7 @@ pub(crate) struct Options {
 const PATIENCE: Duration = Duration::from_secs(10);
 
 pub(crate) fn run(options: &Options) -> Fallible<()> {
-    let stage = Stage::for_misses()?;
+    let stage = Stage::for_railgate_alone()?;
     let mut starts = Vec::new();
     let mut idle = Vec::new();
     for _ in 0..options.starts {

@@ -117,6 +117,7 @@ struct Load {
     free: Vec<usize>,
     buffer: Vec<u8>,
     short: bool,
+    spins: bool,
     /// Number of the next request.
     number: u64,
     tally: Tally,
@@ -141,6 +142,7 @@ impl Load {
             slots,
             buffer: vec![0; if large { 1 << 18 } else { 1 << 15 }],
             short: options.short,
+            spins: options.rate > 0.0 || !options.sleeps,
             number: 0,
             tally: Tally::default(),
         })
@@ -158,12 +160,15 @@ impl Load {
                 self.tally.errors += phase.in_flight as u64;
                 return Ok(());
             }
-            // An open loop does not sleep: epoll counts in milliseconds, its requests come in less.
-            let spins = phase.is_open_loop() && phase.goes_on(now);
+            let spins = self.spins && phase.goes_on(now);
             let timeout = if spins { Duration::ZERO } else { Duration::from_millis(50) };
             match self.poll.poll(&mut events, Some(timeout)) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 outcome => outcome?,
+            }
+            if spins && events.is_empty() {
+                // Rails has this core, too.
+                thread::yield_now();
             }
             for event in &events {
                 let readable = event.is_readable() || event.is_read_closed() || event.is_error();
