@@ -6,11 +6,13 @@
 pub(crate) mod answers;
 
 use std::convert::Infallible;
+use std::future::ready;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use futures_util::future::Either;
 use futures_util::stream;
 use http::StatusCode;
 use http_body_util::combinators::BoxBody;
@@ -40,14 +42,15 @@ const CHUNKS_PER_MIB: u64 = 16;
 type Answer = Response<BoxBody<Bytes, Infallible>>;
 
 pub(crate) fn run(options: &Options) -> Fallible<()> {
-    serve::forever(options.port, &options.socket, stay_awake(!options.sleeps), handle)
+    let task = if options.sleeps { Either::Left(ready(())) } else { Either::Right(stay_awake()) };
+    serve::forever(options.port, &options.socket, task, handle)
 }
 
 /// Keeps the thread from sleeping for as long as requests come close together.
-async fn stay_awake(wanted: bool) {
+async fn stay_awake() {
     let mut seen = 0;
     let mut since = Instant::now();
-    while wanted {
+    loop {
         let count = COUNT.load(Relaxed);
         if count != seen {
             (seen, since) = (count, Instant::now());

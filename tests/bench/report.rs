@@ -54,16 +54,18 @@ impl fmt::Display for Report<'_> {
 impl Report<'_> {
     fn head(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Options { rounds, seconds, keys, .. } = self.options;
-        let load = if self.options.sleeping_load { "load that sleeps" } else { "load that never sleeps" };
+        let manner =
+            if self.options.sleeping_load { "a load that sleeps" } else { "a load that never sleeps" };
         let (idle, stolen) = self.machine;
-        let loud = self.results.all().filter(|figures| figures.steal > MOST_STEAL).count();
+        let disturbed = self.results.all().filter(|figures| figures.steal > MOST_STEAL).count();
         let runs = self.results.all().count();
         writeln!(
             out,
-            "Medians of {rounds} rounds, {seconds} s a run, {keys} keys; peers on core {GATEWAY_CORE}, {load} and \
-             Rails on core {LOAD_CORE}. Ratios are medians of the ratios within each round. CPU time is that of \
-             all processes of a peer, kernel included.\n\nThe machine meanwhile: {:.1} % idle, {:.1} % kept by \
-             its host; {loud} of {runs} runs had more than {:.0} % of that.",
+            "Rounds: {rounds}, {seconds} s a run, {keys} keys. Peers are on core {GATEWAY_CORE}, Rails and {manner} on \
+             core {LOAD_CORE}. CPU time is that of all processes of a peer, with what the kernel does for them. \
+             Figures are medians over the rounds; ratios are medians of the ratios within each round.\n\n\
+             The machine meanwhile: {:.1} % idle, {:.1} % kept by its host; {disturbed} of {runs} runs had more \
+             than {:.0} % of that.",
             idle * 100.0,
             stolen * 100.0,
             MOST_STEAL * 100.0,
