@@ -1,4 +1,6 @@
 //! From exec to the first answer from memory, idle memory, size of the binary.
+//!
+//! The time includes two small programs, taskset and setpriv, that pin the process before they become it.
 
 use std::fs;
 use std::io::{ErrorKind, Read as _, Write as _};
