@@ -21,6 +21,7 @@ use moka::notification::RemovalCause;
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache as Moka;
 
+use self::entry::Heads;
 pub use self::entry::{Entry, Sign};
 use self::flight::Flights;
 pub use self::flight::{Boarding, Landed, Lease, Trouble};
@@ -64,6 +65,7 @@ pub struct Cache {
     /// A store of its own: scans for unknown keys must not push out the known ones.
     negative: Store,
     flights: Flights,
+    heads: Heads,
     generation: AtomicU64,
     counts: Arc<Counts>,
 }
@@ -100,6 +102,7 @@ impl Cache {
             positive: store(Sign::Positive, settings.max_entries, &settings.lifetimes, &counts),
             negative: store(Sign::Negative, settings.max_negative_entries, &settings.lifetimes, &counts),
             flights: Flights::default(),
+            heads: Heads::default(),
             generation: AtomicU64::new(0),
             counts,
         })

@@ -34,26 +34,29 @@ const HOP_BY_HOP: [HeaderName; 9] = [
 
 /// Headers by which a client could make Rails, or a server in front of it, see another request
 /// than the gateway did: another method, path, scheme, host or peer, or a file to send.
-pub const SPOOFABLE: [&str; 17] = [
-    "forwarded",
-    "proxy",
-    // Puma keeps the protocol's version in the variable that this header becomes.
-    "version",
-    "client-ip",
-    "x-accel-mapping",
-    "x-accel-redirect",
-    "x-forwarded-port",
-    "x-forwarded-prefix",
-    "x-forwarded-scheme",
-    "x-forwarded-server",
-    "x-forwarded-ssl",
-    "x-http-method-override",
-    "x-original-url",
-    "x-real-ip",
-    "x-rewrite-url",
-    "x-sendfile",
-    "x-sendfile-type",
-];
+pub fn is_spoofable(name: &str) -> bool {
+    matches!(
+        name,
+        // Puma keeps the protocol's version in the variable that "version" becomes.
+        "forwarded"
+            | "proxy"
+            | "version"
+            | "client-ip"
+            | "x-accel-mapping"
+            | "x-accel-redirect"
+            | "x-forwarded-port"
+            | "x-forwarded-prefix"
+            | "x-forwarded-scheme"
+            | "x-forwarded-server"
+            | "x-forwarded-ssl"
+            | "x-http-method-override"
+            | "x-original-url"
+            | "x-real-ip"
+            | "x-rewrite-url"
+            | "x-sendfile"
+            | "x-sendfile-type"
+    )
+}
 
 /// What a request's headers become on their way to Rails: what concerned the client's connection
 /// goes, then what the gateway itself has seen of the client is added, in this order, so that no

@@ -1,12 +1,19 @@
-//! One kept answer.
+//! One kept answer, in as little memory as it can be replayed from.
+//!
+//! A header map takes more room than most bodies, and all answers of one endpoint have the same
+//! but for the `ETag`. So the map is shared by all entries that can share it, and what is an
+//! entry's own, `ETag` and body, lies in one piece of memory.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Response, StatusCode};
+use parking_lot::Mutex;
 
 use super::freshness::Storable;
+use crate::header::CACHE_STATUS;
 
 /// Whether an answer says that something is there or that it is not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -30,10 +37,9 @@ impl Sign {
 
 /// What is replayed of an answer's head. A list of what may pass, not of what may not: a header
 /// that Rails writes for one caller must not reach another because nobody thought of it.
-const REPLAYED: [HeaderName; 9] = [
+const REPLAYED: [HeaderName; 8] = [
     header::CONTENT_TYPE,
     header::CACHE_CONTROL,
-    header::ETAG,
     header::VARY,
     header::X_CONTENT_TYPE_OPTIONS,
     header::X_FRAME_OPTIONS,
@@ -48,7 +54,9 @@ pub struct Entry {
     /// Positive or negative.
     pub sign: Sign,
     status: StatusCode,
-    headers: HeaderMap,
+    /// With a place for what is different each time: a map that grows is copied.
+    headers: Arc<HeaderMap>,
+    etag: Option<HeaderValue>,
     body: Bytes,
     stored: Instant,
     good_until: Instant,
@@ -56,30 +64,67 @@ pub struct Entry {
     generation: u64,
 }
 
-impl Entry {
-    /// Copies an answer. A clone would keep the connection's whole read buffer in memory, since
-    /// header values and bodies are slices of it.
-    pub fn new(
-        status: StatusCode,
-        headers: &HeaderMap,
-        body: &[u8],
-        storable: Storable,
-        now: Instant,
-        generation: u64,
-    ) -> Self {
-        let mut kept = HeaderMap::new();
+/// The header maps that entries share.
+#[derive(Debug, Default)]
+pub(super) struct Heads {
+    known: Mutex<Vec<Arc<HeaderMap>>>,
+}
+
+impl Heads {
+    /// Three endpoints, and perhaps a few releases of Rails behind one address. Beyond that, an
+    /// entry has a map to itself.
+    const MOST: usize = 32;
+
+    /// The replayed headers of an answer, but for the `ETag`.
+    fn of(&self, headers: &HeaderMap) -> Arc<HeaderMap> {
+        let mut kept = HeaderMap::with_capacity(REPLAYED.len() + 4);
         for name in &REPLAYED {
             for value in headers.get_all(name) {
+                // A clone would keep the connection's whole read buffer in memory.
                 if let Ok(copy) = HeaderValue::from_bytes(value.as_bytes()) {
                     kept.append(name, copy);
                 }
             }
         }
+        let unsaid = HeaderValue::from_static("");
+        if headers.contains_key(header::ETAG) {
+            kept.insert(header::ETAG, unsaid.clone());
+        }
+        for name in [header::AGE, CACHE_STATUS.clone()] {
+            kept.insert(name, unsaid.clone());
+        }
+        let mut known = self.known.lock();
+        if let Some(same) = known.iter().find(|other| ***other == kept) {
+            return Arc::clone(same);
+        }
+        let kept = Arc::new(kept);
+        if known.len() < Self::MOST {
+            known.push(Arc::clone(&kept));
+        }
+        kept
+    }
+}
+
+impl Entry {
+    /// Copies an answer, of which a clone would keep the connection's whole read buffer in memory.
+    pub(super) fn new(
+        status: StatusCode,
+        headers: &HeaderMap,
+        body: &[u8],
+        storable: Storable,
+        now: Instant,
+        (heads, generation): (&Heads, u64),
+    ) -> Self {
+        let etag = headers.get(header::ETAG).map_or(&b""[..], HeaderValue::as_bytes);
+        let own = Bytes::from([etag, body].concat().into_boxed_slice());
         Self {
             sign: storable.sign,
             status,
-            headers: kept,
-            body: Bytes::copy_from_slice(body),
+            headers: heads.of(headers),
+            etag: headers
+                .get(header::ETAG)
+                .and_then(|_| HeaderValue::from_maybe_shared(own.slice(..etag.len())).ok()),
+            body: own.slice(etag.len()..),
             stored: now,
             good_until: now + storable.ttl,
             generation,
@@ -97,11 +142,17 @@ impl Entry {
         now.saturating_duration_since(self.stored)
     }
 
-    /// The answer, for one more caller.
-    pub fn to_response(&self) -> Response<Bytes> {
+    /// The answer, for one more caller, with `age` and `cache_status` to say where it comes from.
+    pub fn to_response(&self, age: Duration, cache_status: HeaderValue) -> Response<Bytes> {
         let mut response = Response::new(self.body.clone());
         *response.status_mut() = self.status;
-        *response.headers_mut() = self.headers.clone();
+        let mut headers = HeaderMap::clone(&self.headers);
+        if let Some(etag) = &self.etag {
+            headers.insert(header::ETAG, etag.clone());
+        }
+        headers.insert(header::AGE, age.as_secs().into());
+        headers.insert(CACHE_STATUS.clone(), cache_status);
+        *response.headers_mut() = headers;
         response
     }
 }

@@ -113,7 +113,8 @@ impl Lease {
         storable: Storable,
         now: Instant,
     ) -> Result<(), NoStore> {
-        let entry = Arc::new(Entry::new(status, headers, body, storable, now, self.generation));
+        let entry =
+            Arc::new(Entry::new(status, headers, body, storable, now, (&self.cache.heads, self.generation)));
         let mut waiting = self.cache.flights.waiting.lock();
         let registered = waiting.get(&self.key).is_some_and(|news| self.is_mine(news));
         if !registered || self.cache.generation.load(Ordering::Acquire) != self.generation {

@@ -22,7 +22,12 @@ fn land(lease: Lease, sign: Sign, body: &str, clock: &Clock) -> Result<(), NoSto
 
 fn body_of(cache: &Cache, key: &Key, clock: &Clock) -> Option<String> {
     let hit = cache.lookup(key, clock.now())?;
-    Some(String::from_utf8(hit.entry.to_response().into_body().to_vec()).unwrap())
+    Some(
+        String::from_utf8(
+            hit.entry.to_response(hit.age, http::HeaderValue::from_static("")).into_body().to_vec(),
+        )
+        .unwrap(),
+    )
 }
 
 const KEY: Key = Key::UserById(7);

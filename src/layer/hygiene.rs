@@ -14,7 +14,7 @@ use super::{Answer, NowOr, now};
 use crate::authority;
 use crate::exchange::Exchange;
 use crate::failure::Failure;
-use crate::header::{KAS_JWT, SHARED_SECRET, SHELL_JWT, SPOOFABLE};
+use crate::header::{KAS_JWT, SHARED_SECRET, SHELL_JWT, is_spoofable};
 use crate::refusal::Refusal;
 use crate::server::wire::REFUSED;
 
@@ -121,7 +121,7 @@ fn is_disguise(byte: u8) -> bool {
 /// Rack turns both `Gitlab_Shared_Secret` and `Gitlab-Shared-Secret` into one variable, so any
 /// name with an underscore could shadow a header that was judged here.
 fn drop_spoofed(headers: &mut HeaderMap) {
-    let is_spoofed = |name: &&HeaderName| name.as_str().contains('_') || SPOOFABLE.contains(&name.as_str());
+    let is_spoofed = |name: &&HeaderName| name.as_str().contains('_') || is_spoofable(name.as_str());
     let spoofed: Vec<HeaderName> = headers.keys().filter(is_spoofed).cloned().collect();
     for name in spoofed {
         headers.remove(name);

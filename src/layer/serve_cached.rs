@@ -143,7 +143,7 @@ where
 /// body but a form with the credential, and nothing that asks for another answer than a 200.
 fn cache_key(call: &Authenticated) -> Option<Key> {
     let request = &call.exchange.request;
-    let is_plain = call.found.exact && !CONDITIONS.iter().any(|name| request.headers().contains_key(name));
+    let is_plain = call.found.exact && !request.headers().keys().any(is_condition);
     let has_no_more = match &call.seen {
         SeenBody::None => true,
         SeenBody::Form(form) => Params::parse(form).plain().is_some_and(|mut rest| rest.next().is_none()),
@@ -154,14 +154,13 @@ fn cache_key(call: &Authenticated) -> Option<Key> {
 }
 
 /// RFC 9110 §13 and §14: they ask for a 304, a 412 or a 206.
-const CONDITIONS: [HeaderName; 6] = [
-    header::IF_MATCH,
-    header::IF_NONE_MATCH,
-    header::IF_MODIFIED_SINCE,
-    header::IF_UNMODIFIED_SINCE,
-    header::IF_RANGE,
-    header::RANGE,
-];
+fn is_condition(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    matches!(
+        name,
+        "if-match" | "if-none-match" | "if-modified-since" | "if-unmodified-since" | "if-range" | "range"
+    )
+}
 
 /// What a request that fills an entry may say of its caller: who it is, where it comes from, and
 /// nothing that could change an answer which others will get.
@@ -240,22 +239,15 @@ async fn fill(
 /// The answer that another caller's request brought.
 fn share(entry: &Entry, shared: &Shared, record: &Record) -> Response<Body> {
     record.note(|notes| notes.cache = CacheOutcome::Shared);
-    let mut answer = entry.to_response().map(Body::from);
-    answer.headers_mut().insert(header::AGE, entry.age(shared.clock.now()).as_secs().into());
-    answer.headers_mut().insert(CACHE_STATUS.clone(), CacheOutcome::Shared.cache_status());
-    answer
+    entry.to_response(entry.age(shared.clock.now()), CacheOutcome::Shared.cache_status()).map(Body::from)
 }
 
 /// An answer from memory. hyper leaves the body out for HEAD.
 fn replay(hit: &Hit, record: &Record) -> Response<Body> {
     record.note(|notes| notes.cache = CacheOutcome::Hit);
-    let mut answer = hit.entry.to_response().map(Body::from);
-    answer.headers_mut().insert(header::AGE, hit.age.as_secs().into());
-    let status = format!("railgate; hit; ttl={}", hit.ttl.as_secs());
-    if let Ok(status) = HeaderValue::from_maybe_shared(Bytes::from(status)) {
-        answer.headers_mut().insert(CACHE_STATUS.clone(), status);
-    }
-    answer
+    let status = Bytes::from(format!("railgate; hit; ttl={}", hit.ttl.as_secs()));
+    let status = HeaderValue::from_maybe_shared(status).unwrap_or(CacheOutcome::Hit.cache_status());
+    hit.entry.to_response(hit.age, status).map(Body::from)
 }
 
 /// RFC 9211 §2: every cache on the way appends its own, the nearest to the client last.
