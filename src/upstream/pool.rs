@@ -54,7 +54,8 @@ struct Line {
     sender: http1::SendRequest<Body>,
     connection: http1::Connection<Stream, Body>,
     is_over: bool,
-    kept: Arc<Kept>,
+    /// Where it is brought back to, while there is such a place.
+    kept: Weak<Kept>,
 }
 
 /// Why there is no answer.
@@ -84,7 +85,8 @@ impl Pool {
         }
         let stream = self.connector.connect().await.map_err(Trouble::Connect)?;
         let (sender, connection) = http1::handshake(stream).await.map_err(Trouble::Sent)?;
-        let mut line = Box::new(Line { sender, connection, is_over: false, kept: Arc::clone(&self.kept) });
+        let mut line =
+            Box::new(Line { sender, connection, is_over: false, kept: Arc::downgrade(&self.kept) });
         match line.send(request).await {
             Ok(answer) => Ok(line.carrying(answer)),
             Err(failed) => Err(Trouble::Sent(failed.into_error())),
@@ -129,8 +131,9 @@ impl Carrier for Line {
     }
 
     fn release(self: Box<Self>) {
-        let kept = Arc::clone(&self.kept);
-        kept.keep(self);
+        if let Some(kept) = self.kept.upgrade() {
+            kept.keep(self);
+        }
     }
 }
 
