@@ -196,3 +196,14 @@ async fn draining_ends_a_connection_that_has_not_begun_and_no_other() {
     // The end of the input would tell hyper that the client left, and the answer would be lost.
     assert!(tokio::time::timeout(HEAD_TIMEOUT, gate.read(&mut buffer)).await.is_err());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_head_that_begins_late_has_its_whole_time() {
+    let (mut peer, mut gate, _) = gate();
+    let reader = tokio::spawn(async move { gate.read(&mut [0; 200]).await.unwrap() });
+    tokio::time::sleep(STALL_TIMEOUT * 9 / 10).await;
+    peer.write_all(b"GET / HT").await.unwrap();
+    tokio::time::sleep(HEAD_TIMEOUT * 9 / 10).await;
+    peer.write_all(b"TP/1.1\r\n\r\n").await.unwrap();
+    assert_eq!(reader.await.unwrap(), 18);
+}
