@@ -252,3 +252,6 @@ async fn pause_after(error: &io::Error) {
     tracing::error!(%error, "cannot accept connections; is the limit of open files (ulimit -n) too low?");
     tokio::time::sleep(Duration::from_millis(100)).await;
 }
+
+#[cfg(test)]
+mod tests;

@@ -140,7 +140,7 @@ impl Upstream {
         let request = self.prepare(request)?;
         let (request, sending) = watch_body(request);
         // Pinned here, so that the body is still there to be asked about when the time is up.
-        let mut sent = std::pin::pin!(self.pool.send(request));
+        let mut sent = std::pin::pin!(self.pool.send(request, &sending));
         let outcome = match tokio::time::timeout(self.response_timeout, sent.as_mut()).await {
             Ok(Ok(answer)) => accept(answer),
             Ok(Err(Trouble::Connect(error))) => Err(Error::Connect(self.target.address.to_string(), error)),

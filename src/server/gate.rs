@@ -185,6 +185,14 @@ impl<I> Gate<I> {
         verdict.map_err(|_| self.break_off())
     }
 
+    /// The stack has answered once hyper has the answer; the peer has it once it takes it.
+    fn wrote<T>(&mut self, progress: Poll<io::Result<T>>, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
+        if progress.is_ready() && self.write.is_waiting() {
+            self.seat.touch();
+        }
+        or_stalled(progress, &mut self.write, self.limits.idle_timeout, cx)
+    }
+
     fn break_off(&mut self) -> io::Error {
         self.state = State::Broken;
         broken()
@@ -229,7 +237,7 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Gate<I> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let gate = self.get_mut();
         let progress = Pin::new(&mut gate.io).poll_write(cx, buf);
-        or_stalled(progress, &mut gate.write, gate.limits.idle_timeout, cx)
+        gate.wrote(progress, cx)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -252,7 +260,7 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Gate<I> {
     ) -> Poll<io::Result<usize>> {
         let gate = self.get_mut();
         let progress = Pin::new(&mut gate.io).poll_write_vectored(cx, bufs);
-        or_stalled(progress, &mut gate.write, gate.limits.idle_timeout, cx)
+        gate.wrote(progress, cx)
     }
 }
 

@@ -10,6 +10,9 @@ use std::task::{Context, Waker};
 use parking_lot::Mutex;
 use slab::Slab;
 use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::patience::now;
 
 /// The connections of one server.
 #[derive(Debug, Default)]
@@ -67,13 +70,20 @@ pub(super) struct Seat {
     index: usize,
     /// Requests that were read and are not answered yet.
     answering: AtomicU32,
+    /// When the peer was last sent the end of an answer.
+    answered: Mutex<Option<Instant>>,
 }
 
 impl Seat {
     /// Takes a seat. Until the connection [`sits`](Self::sit) down there is nobody to wake.
     pub(super) fn take(seats: &Arc<Seats>) -> Arc<Self> {
         let index = seats.taken.lock().insert(Waker::noop().clone());
-        Arc::new(Self { seats: Arc::clone(seats), index, answering: AtomicU32::new(0) })
+        Arc::new(Self {
+            seats: Arc::clone(seats),
+            index,
+            answering: AtomicU32::new(0),
+            answered: Mutex::default(),
+        })
     }
 
     /// Says whom to wake when the phase changes.
@@ -97,6 +107,17 @@ impl Seat {
 
     pub(super) fn request_ends(&self) {
         self.answering.fetch_sub(1, Ordering::Relaxed);
+        self.touch();
+    }
+
+    /// The end of an answer leaves only now.
+    pub(super) fn touch(&self) {
+        *self.answered.lock() = Some(now());
+    }
+
+    /// When the last answer ended, if there was one.
+    pub(super) fn answered(&self) -> Option<Instant> {
+        *self.answered.lock()
     }
 
     pub(super) fn is_answering(&self) -> bool {

@@ -16,13 +16,14 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use http::{Request, Response};
+use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use parking_lot::Mutex;
 use tokio::task::AbortHandle;
 
 use super::State;
 use super::connect::{Connector, Stream};
-use crate::body::{Body, Carrier};
+use crate::body::{Body, Carrier, Sending};
 use crate::clock::Clock;
 
 /// The connections of one thread.
@@ -52,8 +53,8 @@ struct Lines {
 #[derive(Debug)]
 struct Line {
     sender: http1::SendRequest<Body>,
-    connection: http1::Connection<Stream, Body>,
-    is_over: bool,
+    /// `None` once it is over. What it has not taken of the sender goes back when it is dropped.
+    connection: Option<http1::Connection<Stream, Body>>,
     /// Where it is brought back to, while there is such a place.
     kept: Weak<Kept>,
 }
@@ -73,10 +74,14 @@ impl Pool {
 
     /// Sends a request over a kept connection, or a new one. It is sent once: over another
     /// connection only if nothing was written on a kept one that turned out to be closed.
-    pub(super) async fn send(&self, mut request: Request<Body>) -> Result<Response<Body>, Trouble> {
+    pub(super) async fn send(
+        &self,
+        mut request: Request<Body>,
+        sending: &Sending,
+    ) -> Result<Response<Body>, Trouble> {
         while let Some(mut line) = self.kept.take() {
             match line.send(request).await {
-                Ok(answer) => return Ok(line.carrying(answer)),
+                Ok(answer) => return Ok(line.carrying(answer, sending)),
                 Err(mut failed) => match failed.take_message() {
                     Some(unsent) => request = unsent,
                     None => return Err(Trouble::Sent(failed.into_error())),
@@ -85,10 +90,10 @@ impl Pool {
         }
         let stream = self.connector.connect().await.map_err(Trouble::Connect)?;
         let (sender, connection) = http1::handshake(stream).await.map_err(Trouble::Sent)?;
-        let mut line =
-            Box::new(Line { sender, connection, is_over: false, kept: Arc::downgrade(&self.kept) });
+        let connection = Some(connection);
+        let mut line = Box::new(Line { sender, connection, kept: Arc::downgrade(&self.kept) });
         match line.send(request).await {
-            Ok(answer) => Ok(line.carrying(answer)),
+            Ok(answer) => Ok(line.carrying(answer, sending)),
             Err(failed) => Err(Trouble::Sent(failed.into_error())),
         }
     }
@@ -97,8 +102,8 @@ impl Pool {
 type SendError = hyper::client::conn::TrySendError<Request<Body>>;
 
 impl Line {
-    async fn send(&mut self, request: Request<Body>) -> Result<Response<hyper::body::Incoming>, SendError> {
-        let Self { sender, connection, is_over, .. } = self;
+    async fn send(&mut self, request: Request<Body>) -> Result<Response<Incoming>, SendError> {
+        let Self { sender, connection, .. } = self;
         let mut sent = pin!(sender.try_send_request(request));
         poll_fn(|cx| {
             // First what was asked for, so that the connection has something to do; then whether
@@ -106,28 +111,44 @@ impl Line {
             if let Poll::Ready(answer) = sent.as_mut().poll(cx) {
                 return Poll::Ready(answer);
             }
-            *is_over = *is_over || Pin::new(&mut *connection).poll(cx).is_ready();
+            carry(connection, cx);
             sent.as_mut().poll(cx)
         })
         .await
     }
 
-    /// Ties the connection to the body that comes over it.
-    fn carrying(self: Box<Self>, answer: Response<hyper::body::Incoming>) -> Response<Body> {
-        answer.map(|stream| Body::carried(stream, self))
+    /// Ties the connection to the body that comes over it. If Rails has answered before it had all
+    /// of the request, whoever sends the rest may not read the answer until that is done: then the
+    /// connection goes on by itself, until both have come to their end or the client has left, and
+    /// carries nothing after them.
+    fn carrying(mut self: Box<Self>, answer: Response<Incoming>, sending: &Sending) -> Response<Body> {
+        if !sending.is_under_way() {
+            return answer.map(|stream| Body::carried(stream, self));
+        }
+        if let Some(connection) = self.connection.take() {
+            // How it ended, both bodies say.
+            tokio::spawn(async move { drop(connection.await) });
+        }
+        answer.map(Body::from)
     }
 
     /// Whether it can carry another request.
     fn is_free(&mut self, cx: &mut Context<'_>) -> bool {
         self.carry(cx);
-        !self.is_over && self.sender.is_ready()
+        self.connection.is_some() && self.sender.is_ready()
+    }
+}
+
+/// Moves what there is to move. How a connection ended, the answer says.
+fn carry(connection: &mut Option<http1::Connection<Stream, Body>>, cx: &mut Context<'_>) {
+    if connection.as_mut().is_some_and(|connection| Pin::new(connection).poll(cx).is_ready()) {
+        *connection = None;
     }
 }
 
 impl Carrier for Line {
     fn carry(&mut self, cx: &mut Context<'_>) {
-        // How it ended, the body says.
-        self.is_over = self.is_over || Pin::new(&mut self.connection).poll(cx).is_ready();
+        carry(&mut self.connection, cx);
     }
 
     fn release(self: Box<Self>) {
@@ -197,10 +218,15 @@ async fn attend(kept: Weak<Kept>) {
     .await;
 }
 
-impl Drop for Lines {
+impl Drop for Kept {
     fn drop(&mut self) {
-        if let Some((_, attendant)) = &self.attendant {
+        let lines = self.lines.get_mut();
+        self.state.kept.fetch_sub(lines.idle.len(), Ordering::Relaxed);
+        if let Some((_, attendant)) = &lines.attendant {
             attendant.abort();
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

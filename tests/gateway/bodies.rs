@@ -1,8 +1,11 @@
 //! Bodies, byte for byte, in both directions, whatever their framing.
 
-use super::client::{Ask, chunked, noise};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+
+use super::client::{Ask, Peer, chunked, noise, soon};
 use super::fake::{Manners, Reply, Valve};
-use super::stage::Stage;
+use super::stage::{Running, Setup, Stage};
 
 const LARGE: usize = 5 * 1024 * 1024;
 
@@ -211,4 +214,36 @@ async fn trailers_of_rails_end_here() {
         let answer = wire.exchange(&Ask::get("lfs").with_secret()).await;
         assert_eq!((answer.text(), answer.header("trailer")), ("hello", None));
     }
+}
+
+/// A Rails that answers while it reads, and a client that reads nothing before it has sent all.
+#[tokio::test]
+async fn an_early_answer_does_not_hold_up_what_is_still_being_sent() {
+    const LENGTH: usize = 8 * LARGE;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let rails = Peer::parse(&listener.local_addr().unwrap().to_string());
+    let setup = Setup::new();
+    let gateway = Running::start(setup.settings(&rails));
+    let mut wire = gateway.tcp.connect().await;
+    let answering = async {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await.unwrap());
+        }
+        let (mut reader, mut writer) = stream.split();
+        let (mut seen, answer) = (vec![0; LENGTH], vec![b'a'; LENGTH]);
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {LENGTH}\r\n\r\n");
+        let write = async { (writer.write_all(head.as_bytes()).await, writer.write_all(&answer).await) };
+        let (read, written) = tokio::join!(reader.read_exact(&mut seen), write);
+        read.unwrap();
+        written.0.and(written.1).unwrap();
+        assert!(seen == noise(LENGTH), "not the body of the client");
+    };
+    let asking = async {
+        let ask = Ask::new("POST", "/api/v4/internal/anything").body(noise(LENGTH));
+        wire.write(&ask.to_bytes("close")).await;
+        assert!(wire.answer().await.body == vec![b'a'; LENGTH], "not the answer of Rails");
+    };
+    soon("both to have what they want", async { tokio::join!(answering, asking) }).await;
 }

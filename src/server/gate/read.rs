@@ -129,10 +129,17 @@ impl<I: AsyncRead + Unpin> Gate<I> {
             let is_over = self.read.is_over(self.limits.head_timeout, cx);
             return if is_over { Waited::ForTheHead } else { Waited::ForMore };
         }
-        let is_over = match (self.has_begun, self.seat.is_answering()) {
-            (false, _) if self.seat.is_draining() => true,
-            (_, true) => false,
-            _ => self.read.is_over(idle, cx),
+        if !self.has_begun && self.seat.is_draining() {
+            return Waited::TooLong(Ok(()));
+        }
+        if self.seat.is_answering() || self.write.is_waiting() {
+            // hyper does not read again once the answer is out, so a timer has to see to it.
+            self.read.look_within(idle, cx);
+            return Waited::ForMore;
+        }
+        let is_over = match self.seat.answered() {
+            Some(since) => self.read.is_over_since(since, idle, cx),
+            None => self.read.is_over(idle, cx),
         };
         if is_over { Waited::TooLong(Ok(())) } else { Waited::ForMore }
     }

@@ -1,0 +1,95 @@
+use std::future::Future;
+
+use http_body_util::Full;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
+use tokio::time::{Instant, sleep};
+
+use super::*;
+
+const IDLE: Duration = Duration::from_secs(75);
+const REQUEST: &[u8] = b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n";
+
+type Answered = Result<Response<Full<Bytes>>, Infallible>;
+
+/// A connection to a server that answers like this. Of what is sent to the peer, so many bytes may
+/// be under way.
+fn connect<F>(under_way: usize, answer: impl Fn() -> F + Send + 'static) -> DuplexStream
+where
+    F: Future<Output = Answered> + Send + 'static,
+{
+    let (peer, socket) = duplex(under_way);
+    let server = Server::new(Limits { idle_timeout: IDLE, ..Limits::default() });
+    let permit = Arc::clone(&server.permits).try_acquire_owned().unwrap();
+    let service = tower::service_fn(move |_: Inbound| answer());
+    server.spawn(socket, None, permit, &Arc::new(Mutex::new(service)));
+    peer
+}
+
+fn text(text: impl Into<Bytes>) -> Answered {
+    Ok(Response::new(Full::new(text.into())))
+}
+
+/// How long it takes until the server closes the connection.
+async fn closed_after(peer: &mut DuplexStream) -> Duration {
+    let begun = Instant::now();
+    let closed = tokio::time::timeout(IDLE * 20, peer.read_to_end(&mut Vec::new())).await;
+    closed.expect("the connection stays open").unwrap();
+    begun.elapsed()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_is_idle_from_the_end_of_its_answer_on() {
+    // However the answer lies to the end of the wait that began with the connection.
+    for (begins, takes) in [(0, 0), (10, 0), (70, 0), (70, 30), (0, 74), (0, 75), (0, 76), (74, 500)] {
+        let takes = Duration::from_secs(takes);
+        let mut peer = connect(64 * 1024, move || async move {
+            sleep(takes).await;
+            text("ok")
+        });
+        sleep(Duration::from_secs(begins)).await;
+        peer.write_all(REQUEST).await.unwrap();
+        let closed = closed_after(&mut peer).await;
+        // To the millisecond, which is how fine timers are.
+        let late = closed.checked_sub(takes + IDLE).expect("not before its time");
+        assert!(late <= Duration::from_millis(2), "begins at {begins}, takes {takes:?}: {late:?} late");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_next_request_may_come_until_then() {
+    let mut peer = connect(64 * 1024, || async { text("ok") });
+    let mut answer = [0; 1024];
+    for _ in 0..5 {
+        peer.write_all(REQUEST).await.unwrap();
+        let count = peer.read(&mut answer).await.unwrap();
+        assert!(answer[..count].ends_with(b"ok"));
+        sleep(IDLE * 99 / 100).await;
+    }
+}
+
+/// It is all in hyper's buffer at once, so to the stack the request is answered.
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_is_read_slowly_is_not_idleness() {
+    const LENGTH: usize = 20 * 1024;
+    let mut peer = connect(1024, || async { text(vec![b'x'; LENGTH]) });
+    peer.write_all(REQUEST).await.unwrap();
+    let (mut seen, mut piece) = (0, [0; 1024]);
+    while seen < LENGTH {
+        sleep(Duration::from_secs(10)).await;
+        let count = peer.read(&mut piece).await.unwrap();
+        assert!(count > 0, "cut off after {seen} bytes");
+        seen += count;
+    }
+    let closed = closed_after(&mut peer).await;
+    assert!(closed >= IDLE * 3 / 4 && closed <= IDLE + Duration::from_secs(1), "{closed:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_reads_nothing_is_given_up() {
+    let mut peer = connect(1024, || async { text(vec![b'x'; 20 * 1024]) });
+    peer.write_all(REQUEST).await.unwrap();
+    sleep(IDLE + Duration::from_millis(10)).await;
+    let mut rest = Vec::new();
+    peer.read_to_end(&mut rest).await.unwrap();
+    assert!(rest.len() <= 1024, "{} bytes", rest.len());
+}

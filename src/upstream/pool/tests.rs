@@ -1,0 +1,105 @@
+use http::header::HOST;
+use http_body_util::BodyExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{UnixListener, UnixStream};
+
+use super::super::target::Address;
+use super::*;
+
+/// A pool, and the Rails that it connects to.
+struct Stage {
+    pool: Pool,
+    rails: UnixListener,
+    state: Arc<State>,
+    path: std::path::PathBuf,
+}
+
+impl Stage {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("railgate-pool-{}-{name}", std::process::id()));
+        let _ = std::fs::remove_file(&path);
+        let rails = UnixListener::bind(&path).unwrap();
+        let state = Arc::new(State::default());
+        let connector =
+            Connector::new(Address::Unix(path.clone()), Duration::from_secs(60), Arc::clone(&state));
+        let pool = Pool::new(connector, 10, Duration::from_secs(60), Arc::clone(&state));
+        Self { pool, rails, state, path }
+    }
+
+    /// A request is asked and answered over a new connection, which is then kept.
+    async fn one_is_kept(&self) -> UnixStream {
+        let (answer, rails) = tokio::join!(ask(&self.pool), async {
+            let (mut rails, _) = self.rails.accept().await.unwrap();
+            answer(&mut rails).await;
+            rails
+        });
+        answer_of(answer).await;
+        assert_eq!(self.state.kept.load(Ordering::Relaxed), 1);
+        rails
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+fn request() -> Request<Body> {
+    let mut request = Request::new(Body::empty());
+    request.headers_mut().insert(HOST, "rails".parse().unwrap());
+    request
+}
+
+async fn ask(pool: &Pool) -> Result<Response<Body>, Trouble> {
+    let (_, sending) = Body::empty().watched();
+    pool.send(request(), &sending).await
+}
+
+async fn answer(rails: &mut UnixStream) {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(rails.read_u8().await.unwrap());
+    }
+    rails.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
+}
+
+async fn answer_of(answer: Result<Response<Body>, Trouble>) {
+    assert_eq!(answer.unwrap().into_body().collect().await.unwrap().to_bytes(), "ok");
+}
+
+#[tokio::test]
+async fn a_kept_connection_carries_the_next_request() {
+    let stage = Stage::new("next");
+    let mut rails = stage.one_is_kept().await;
+    let (next, ()) = tokio::join!(ask(&stage.pool), answer(&mut rails));
+    answer_of(next).await;
+    assert_eq!(
+        (stage.state.opened.load(Ordering::Relaxed), stage.state.kept.load(Ordering::Relaxed)),
+        (1, 1)
+    );
+}
+
+/// Between the look at a connection and the writing, nobody can see Rails close it.
+#[tokio::test]
+async fn a_connection_that_closes_before_anything_is_written_gives_the_request_back() {
+    let stage = Stage::new("back");
+    let rails = stage.one_is_kept().await;
+    let mut line = stage.pool.kept.take().unwrap();
+    drop(rails);
+    // So that the runtime sees it, and the next read does.
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    let sent = tokio::time::timeout(Duration::from_secs(10), line.send(request())).await;
+    let mut failed = sent.expect("an outcome").unwrap_err();
+    assert!(failed.take_message().is_some());
+}
+
+#[tokio::test]
+async fn a_pool_that_ends_takes_its_connections_along() {
+    let stage = Stage::new("ends");
+    let mut rails = stage.one_is_kept().await;
+    let counts = Arc::clone(&stage.state);
+    drop(stage);
+    assert_eq!(rails.read_to_end(&mut Vec::new()).await.unwrap(), 0);
+    assert_eq!((counts.kept.load(Ordering::Relaxed), counts.open.load(Ordering::Relaxed)), (0, 0));
+}
