@@ -15,6 +15,7 @@ pub use self::kas_jwt::KasJwt;
 use self::shared_secret::Presented;
 pub use self::shell_jwt::ShellJwt;
 use crate::header;
+use crate::params::Params;
 use crate::route::Access;
 use crate::secret::{KasSecret, ShellSecret};
 
@@ -173,14 +174,15 @@ impl Auth {
         }
     }
 
-    /// Judges a request to an endpoint that `access` guards, at `now` (Unix seconds).
+    /// Judges a request to an endpoint that `access` guards. `now` says the time in Unix seconds; it
+    /// is asked only if there is a token to judge.
     pub fn judge(
         &self,
         access: Access,
         headers: &HeaderMap,
-        query: &[u8],
+        query: &Params<'_>,
         body: BodyOf<'_>,
-        now: i64,
+        now: impl FnOnce() -> i64,
     ) -> Verdict {
         match access {
             Access::Rails => granted(CallerKind::LeftToRails),
@@ -189,12 +191,12 @@ impl Auth {
         }
     }
 
-    fn judge_kas(&self, headers: &HeaderMap, now: i64) -> Verdict {
+    fn judge_kas(&self, headers: &HeaderMap, now: impl FnOnce() -> i64) -> Verdict {
         let Some(kas) = &self.kas else { return Verdict::Refused(Rejection::NotConfigured) };
         let Some(token) = headers.get(&header::KAS_JWT) else {
             return Verdict::Refused(Rejection::Missing);
         };
-        match kas.verify(token.as_bytes(), now) {
+        match kas.verify(token.as_bytes(), now()) {
             Ok(()) => granted(CallerKind::Kas),
             Err(rejection) => Verdict::Refused(rejection),
         }
@@ -202,9 +204,15 @@ impl Auth {
 
     /// A token that is there decides alone, as in Rails since 15.0: a caller that sends both and
     /// whose token is bad would be refused there too.
-    fn judge_shell(&self, headers: &HeaderMap, query: &[u8], body: BodyOf<'_>, now: i64) -> Verdict {
+    fn judge_shell(
+        &self,
+        headers: &HeaderMap,
+        query: &Params<'_>,
+        body: BodyOf<'_>,
+        now: impl FnOnce() -> i64,
+    ) -> Verdict {
         if let (Some(jwt), Some(token)) = (&self.shell_jwt, headers.get(&header::SHELL_JWT)) {
-            return match jwt.verify(token.as_bytes(), now) {
+            return match jwt.verify(token.as_bytes(), now()) {
                 Ok(()) => granted(CallerKind::ShellJwt),
                 Err(rejection) => Verdict::Refused(rejection),
             };

@@ -5,7 +5,10 @@ use http::uri::Authority;
 /// The host, without brackets, and the port, if one is given. `None` for anything else: no host,
 /// a user, a colon without a number behind it, a number that is no port.
 pub fn parse(text: &str) -> Option<(&str, Option<u16>)> {
-    text.parse::<Authority>().ok()?;
+    // Letters, digits, dots, dashes and colons are valid wherever they stand, as far as that goes.
+    if !text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b':')) {
+        text.parse::<Authority>().ok()?;
+    }
     let after_host = text.rfind(']').map_or(0, |bracket| bracket + 1);
     let (host, port) = match text.get(after_host..)?.find(':') {
         // Behind a bracketed address only a port may follow.

@@ -11,12 +11,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::Request;
 use http::header::HeaderValue;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::auth::{Caller, CallerKind, Rejection};
 use crate::body::Body;
-use crate::cache::NoStore;
+use crate::cache::{Key, NoStore};
 use crate::failure::{Failure, Side};
+use crate::header::RequestId;
 use crate::route::Found;
 
 /// A request that has been read, and nothing more.
@@ -26,8 +27,18 @@ pub struct Exchange {
     pub request: Request<Body>,
     /// Who sent it; none on a unix socket.
     pub peer: Option<IpAddr>,
+    /// By which the logs of caller, gateway and Rails meet.
+    pub request_id: RequestId,
     /// What is learned about it.
     pub record: Record,
+}
+
+impl Exchange {
+    /// A request that `peer` sent, about which nothing is known yet.
+    pub fn new(request: Request<Body>, peer: Option<IpAddr>) -> Self {
+        let request_id = RequestId::of(request.headers());
+        Self { request, peer, request_id, record: Record::default() }
+    }
 }
 
 /// A request whose endpoint is known. Its path is the one below the relative URL root.
@@ -48,6 +59,8 @@ pub struct Authenticated {
     pub found: Found,
     /// The proof; only `auth` can make one.
     pub caller: Caller,
+    /// What the query asks for, if it is something that may be kept.
+    pub key: Option<Key>,
     /// What was read of the body on the way.
     pub seen: SeenBody,
 }
@@ -125,7 +138,7 @@ impl CacheOutcome {
 }
 
 /// What the layers learned about one request, for its log line and its metrics.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Notes {
     /// The row of the route table.
     pub route: Option<&'static str>,
@@ -170,9 +183,9 @@ impl Record {
         });
     }
 
-    /// What has been written down so far.
-    pub fn notes(&self) -> Notes {
-        self.notes.lock().clone()
+    /// What has been written down so far. Nobody can write as long as it is held.
+    pub fn notes(&self) -> MutexGuard<'_, Notes> {
+        self.notes.lock()
     }
 }
 

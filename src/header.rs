@@ -131,6 +131,52 @@ pub fn is_request_id(value: &[u8]) -> bool {
         && value.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'@'))
 }
 
+/// The correlation id of one request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RequestId {
+    /// The caller's, which Rails would keep too.
+    Given(HeaderValue),
+    /// A new one. Its text is kept here, since not every request needs a header value of it.
+    Made([u8; 32]),
+}
+
+impl RequestId {
+    /// The caller's id if Rails would keep it too, else a new one.
+    pub fn of(headers: &HeaderMap) -> Self {
+        match headers.get(&REQUEST_ID) {
+            Some(id) if is_request_id(id.as_bytes()) => Self::Given(id.clone()),
+            _ => Self::made(),
+        }
+    }
+
+    fn made() -> Self {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let mut random = fastrand::u128(..);
+        Self::Made(std::array::from_fn(|_| {
+            let digit = DIGITS.get((random & 0xf) as usize).copied().unwrap_or(b'0');
+            random >>= 4;
+            digit
+        }))
+    }
+
+    /// The value of `X-Request-Id`.
+    pub fn to_value(&self) -> HeaderValue {
+        match self {
+            Self::Given(id) => id.clone(),
+            Self::Made(id) => HeaderValue::from_bytes(id).unwrap_or(HeaderValue::from_static("-")),
+        }
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        let bytes = match self {
+            Self::Given(id) => id.as_bytes(),
+            Self::Made(id) => id.as_slice(),
+        };
+        std::str::from_utf8(bytes).unwrap_or("-")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -191,6 +237,21 @@ mod tests {
         let mut headers = map(&[("x-forwarded-for", "203.0.113.7")]);
         cross(&mut headers, None);
         assert_eq!(headers.get("x-forwarded-for").unwrap(), "203.0.113.7");
+    }
+
+    #[test]
+    fn a_callers_request_id_is_kept_only_if_rails_would_keep_it() {
+        let given = map(&[("x-request-id", "01ARZ3NDEKTSV4RRFFQ69G5FAV")]);
+        assert_eq!(RequestId::of(&given).as_str(), "01ARZ3NDEKTSV4RRFFQ69G5FAV");
+        assert_eq!(RequestId::of(&given).to_value(), "01ARZ3NDEKTSV4RRFFQ69G5FAV");
+        for bad in ["", "a b", "{\"x\":1}"] {
+            let made = RequestId::of(&map(&[("x-request-id", bad)]));
+            assert!(is_request_id(made.as_str().as_bytes()));
+            assert_eq!(made.to_value(), made.as_str());
+            assert_ne!(made.as_str(), bad);
+        }
+        let none = HeaderMap::new();
+        assert_ne!(RequestId::of(&none), RequestId::of(&none));
     }
 
     #[test]

@@ -100,7 +100,7 @@ impl Gateway {
                 cache_settings: settings.cache.clone(),
                 upstream: Arc::new(Upstream::new(settings.upstream.clone(), Arc::clone(&upstream))),
                 forward_prefixes: settings.forward_prefixes.clone(),
-                metrics: Arc::clone(&metrics),
+                tally: metrics.tally(),
                 log_requests: settings.log.requests,
                 clock: Clock::System,
                 fills: TaskTracker::new(),

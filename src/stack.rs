@@ -17,7 +17,7 @@ use crate::layer::hygiene::{Hygiene, HygieneLayer};
 use crate::layer::observe::{Observe, ObserveLayer};
 use crate::layer::rescue::{Rescue, RescueLayer};
 use crate::layer::serve_cached::{ServeCached, ServeCachedLayer};
-use crate::metrics::Metrics;
+use crate::metrics::Tally;
 use crate::upstream::Upstream;
 
 /// The whole gateway as one service.
@@ -36,8 +36,8 @@ pub struct Parts {
     pub upstream: Arc<Upstream>,
     /// Path prefixes outside the internal API that are forwarded.
     pub forward_prefixes: Vec<String>,
-    /// The series.
-    pub metrics: Arc<Metrics>,
+    /// Where requests are counted.
+    pub tally: Arc<Tally>,
     /// Whether requests that went well are logged too.
     pub log_requests: bool,
     /// The time.
@@ -48,20 +48,11 @@ pub struct Parts {
 
 /// Stacks the layers.
 pub fn build(parts: Parts) -> Stack {
-    let Parts {
-        auth,
-        cache,
-        cache_settings,
-        upstream,
-        forward_prefixes,
-        metrics,
-        log_requests,
-        clock,
-        fills,
-    } = parts;
+    let Parts { auth, cache, cache_settings, upstream, forward_prefixes, tally, log_requests, clock, fills } =
+        parts;
     ServiceBuilder::new()
         // Outermost: sees every request and every answer, failed and abandoned ones included.
-        .layer(ObserveLayer::new(metrics, clock.clone(), log_requests))
+        .layer(ObserveLayer::new(tally, clock.clone(), log_requests))
         // Right below, so that whatever fails further down has one shape, and is observed.
         .layer(RescueLayer)
         // Before anyone looks at path or headers: they must have one meaning.

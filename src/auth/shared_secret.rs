@@ -22,14 +22,13 @@ pub(super) enum Presented<'a> {
 }
 
 /// Finds the text that Rails would compare with its secret.
-pub(super) fn find<'a>(headers: &'a HeaderMap, query: &'a [u8], body: BodyOf<'a>) -> Presented<'a> {
+pub(super) fn find<'a>(headers: &'a HeaderMap, query: &Params<'a>, body: BodyOf<'a>) -> Presented<'a> {
     let from_body = match body {
         BodyOf::Form(form) => in_params(&Params::parse(form)),
         BodyOf::Json(json) => in_json(json),
         BodyOf::Irrelevant | BodyOf::Unread => Given::Absent,
     };
-    let from_query = if query.is_empty() { Given::Absent } else { in_params(&Params::parse(query)) };
-    match (from_body, from_query) {
+    match (from_body, in_params(query)) {
         (Given::Ambiguous, _) | (_, Given::Ambiguous) => Presented::Refused(Rejection::Ambiguous),
         (Given::Text(text), _) | (Given::Absent, Given::Text(text)) => Presented::Text(text),
         // A `null` in the body, or a bare name in a form, overrides the query, and then the header counts.

@@ -101,7 +101,7 @@ fn the_secret_is_looked_for_where_rails_looks() {
     let auth = auth(true, true, None);
     for (header, query, body, expected) in rows {
         let headers = headers("gitlab-shared-secret", header);
-        let verdict = auth.judge(Access::Shell, &headers, query.as_bytes(), *body, NOW);
+        let verdict = auth.judge(Access::Shell, &headers, &Params::parse(query.as_bytes()), *body, || NOW);
         assert_eq!(verdict, *expected, "{header:?} {query:?} {body:?}");
     }
 }
@@ -115,8 +115,9 @@ fn only_accepted_credentials_count() {
     );
     let secret = headers("gitlab-shared-secret", H);
     let jwt = headers("gitlab-shell-api-request", &good_token);
-    let judge =
-        |auth: &Auth, headers: &HeaderMap| auth.judge(Access::Shell, headers, b"", BodyOf::Irrelevant, NOW);
+    let judge = |auth: &Auth, headers: &HeaderMap| {
+        auth.judge(Access::Shell, headers, &Params::parse(b""), BodyOf::Irrelevant, || NOW)
+    };
     let (jwt_only, secret_only) = (auth(true, false, None), auth(false, true, None));
     assert_eq!(judge(&jwt_only, &jwt), yes(CallerKind::ShellJwt));
     assert_eq!(judge(&jwt_only, &secret), no(Rejection::Missing));
@@ -128,7 +129,8 @@ fn only_accepted_credentials_count() {
 fn a_token_that_is_there_decides_alone() {
     let mut both = headers("gitlab-shared-secret", H);
     both.insert("gitlab-shell-api-request", HeaderValue::from_static("x.y.z"));
-    let verdict = auth(true, true, None).judge(Access::Shell, &both, b"", BodyOf::Irrelevant, NOW);
+    let verdict =
+        auth(true, true, None).judge(Access::Shell, &both, &Params::parse(b""), BodyOf::Irrelevant, || NOW);
     assert_eq!(verdict, no(Rejection::Malformed));
 }
 
@@ -184,7 +186,7 @@ fn shell_tokens() {
     let auth = auth(true, true, None);
     for (alg, key, claims, expected) in rows {
         let headers = headers("gitlab-shell-api-request", &token(*alg, key, claims));
-        let verdict = auth.judge(Access::Shell, &headers, b"", BodyOf::Irrelevant, NOW);
+        let verdict = auth.judge(Access::Shell, &headers, &Params::parse(b""), BodyOf::Irrelevant, || NOW);
         assert_eq!(verdict, *expected, "{alg:?} {claims}");
     }
 }
@@ -210,7 +212,7 @@ fn what_is_no_token_is_refused() {
         good.trim_end_matches(|c| c != '.').to_owned(),
     ] {
         let headers = headers("gitlab-shell-api-request", &bad);
-        let verdict = auth.judge(Access::Shell, &headers, b"", BodyOf::Irrelevant, NOW);
+        let verdict = auth.judge(Access::Shell, &headers, &Params::parse(b""), BodyOf::Irrelevant, || NOW);
         assert!(matches!(verdict, Verdict::Refused(_)), "{bad}");
     }
 }
@@ -232,12 +234,13 @@ fn kas_tokens_have_no_leeway() {
     let strict = auth(true, true, Some("gitlab"));
     for (claims, expected) in rows {
         let headers = headers("gitlab-kas-api-request", &token(Algorithm::HS256, &KAS_KEY, claims));
-        let verdict = strict.judge(Access::Kas, &headers, b"", BodyOf::Irrelevant, NOW);
+        let verdict = strict.judge(Access::Kas, &headers, &Params::parse(b""), BodyOf::Irrelevant, || NOW);
         assert_eq!(verdict, *expected, "{claims}");
     }
     let without = json!({"iss": "gitlab-kas", "exp": NOW + 5});
     let headers = headers("gitlab-kas-api-request", &token(Algorithm::HS256, &KAS_KEY, &without));
-    let verdict = auth(true, true, None).judge(Access::Kas, &headers, b"", BodyOf::Irrelevant, NOW);
+    let verdict =
+        auth(true, true, None).judge(Access::Kas, &headers, &Params::parse(b""), BodyOf::Irrelevant, || NOW);
     assert_eq!(verdict, yes(CallerKind::Kas));
 }
 
@@ -248,7 +251,9 @@ fn the_families_do_not_open_each_others_doors() {
     let claims = json!({"iss": "gitlab-kas", "exp": NOW + 5});
     let kas = headers("gitlab-kas-api-request", &token(Algorithm::HS256, &KAS_KEY, &claims));
     let empty = headers("gitlab-kas-api-request", "");
-    let judge = |access, headers: &HeaderMap| auth.judge(access, headers, b"", BodyOf::Irrelevant, NOW);
+    let judge = |access, headers: &HeaderMap| {
+        auth.judge(access, headers, &Params::parse(b""), BodyOf::Irrelevant, || NOW)
+    };
     assert_eq!(judge(Access::Kas, &shell), no(Rejection::Missing));
     assert_eq!(judge(Access::Kas, &empty), no(Rejection::Missing));
     assert_eq!(judge(Access::Shell, &kas), no(Rejection::Missing));
@@ -259,6 +264,6 @@ fn the_families_do_not_open_each_others_doors() {
 fn without_a_kas_secret_kas_calls_are_refused() {
     let mut auth = auth(true, true, None);
     auth.kas = None;
-    let verdict = auth.judge(Access::Kas, &HeaderMap::new(), b"", BodyOf::Irrelevant, NOW);
+    let verdict = auth.judge(Access::Kas, &HeaderMap::new(), &Params::parse(b""), BodyOf::Irrelevant, || NOW);
     assert_eq!(verdict, no(Rejection::NotConfigured));
 }

@@ -73,6 +73,9 @@ pub(super) struct Heads {
 impl Heads {
     /// Three endpoints, and perhaps a few releases of Rails behind one address. Beyond that, an
     /// entry has a map to itself.
+    ///
+    /// The values of these few live as long as the process, since each hit copies all of them: a
+    /// count of references would be written to by every worker for every request.
     const MOST: usize = 32;
 
     /// The replayed headers of an answer, but for the `ETag`.
@@ -97,11 +100,20 @@ impl Heads {
         if let Some(same) = known.iter().find(|other| ***other == kept) {
             return Arc::clone(same);
         }
-        let kept = Arc::new(kept);
-        if known.len() < Self::MOST {
-            known.push(Arc::clone(&kept));
+        if known.len() >= Self::MOST {
+            return Arc::new(kept);
         }
+        kept.values_mut().for_each(immortalize);
+        let kept = Arc::new(kept);
+        known.push(Arc::clone(&kept));
         kept
+    }
+}
+
+fn immortalize(value: &mut HeaderValue) {
+    let bytes = Bytes::from_static(Box::leak(value.as_bytes().into()));
+    if let Ok(immortal) = HeaderValue::from_maybe_shared(bytes) {
+        *value = immortal;
     }
 }
 

@@ -17,9 +17,11 @@ use tower::{Layer, Service};
 use super::{Later, NowOr, now};
 use crate::auth::{Auth, BodyOf, Caller, Rejection, Verdict};
 use crate::body::{Body, Collected};
+use crate::cache::Key;
 use crate::clock::Clock;
 use crate::exchange::{Authenticated, Routed, SeenBody};
 use crate::failure::Failure;
+use crate::params::Params;
 
 /// How long a body may take that is read in search of a credential. Nobody has been
 /// authenticated yet, so patience is an invitation.
@@ -82,10 +84,12 @@ where
         let has_body = !routed.exchange.request.body().is_end_stream();
         let form = has_body.then(|| BodyForm::of(&routed.exchange.request)).flatten();
         let body = if form.is_some() { BodyOf::Unread } else { BodyOf::Irrelevant };
-        match judge(&self.auth.load(), &routed, body, &self.clock) {
+        let query = Params::parse(query(&routed));
+        match judge(&self.auth.load(), &routed, &query, body, &self.clock) {
             Verdict::Granted(caller) => {
                 let seen = if has_body { SeenBody::Unknown } else { SeenBody::None };
-                Either::Right(Either::Left(self.inner.call(admit(routed, caller, seen))))
+                let key = Key::new(routed.found.route.caching, &query);
+                Either::Right(Either::Left(self.inner.call(admit(routed, caller, key, seen))))
             }
             Verdict::Refused(rejection) => now(Err(Failure::Unauthorized(rejection))),
             Verdict::ReadBody => {
@@ -138,16 +142,20 @@ impl BodyForm {
     }
 }
 
-fn judge(auth: &Auth, routed: &Routed, body: BodyOf<'_>, clock: &Clock) -> Verdict {
-    let request = &routed.exchange.request;
-    let query = request.uri().query().unwrap_or_default().as_bytes();
-    auth.judge(routed.found.route.access, request.headers(), query, body, clock.unix_seconds())
+fn query(routed: &Routed) -> &[u8] {
+    routed.exchange.request.uri().query().unwrap_or_default().as_bytes()
 }
 
-fn admit(routed: Routed, caller: Caller, seen: SeenBody) -> Authenticated {
+fn judge(auth: &Auth, routed: &Routed, query: &Params<'_>, body: BodyOf<'_>, clock: &Clock) -> Verdict {
+    let headers = routed.exchange.request.headers();
+    auth.judge(routed.found.route.access, headers, query, body, || clock.unix_seconds())
+}
+
+/// Only for whom the verdict lets in. The key comes along, so that the query is read once.
+fn admit(routed: Routed, caller: Caller, key: Option<Key>, seen: SeenBody) -> Authenticated {
     let Routed { exchange, found } = routed;
     exchange.record.note(|notes| notes.caller = caller.kind());
-    Authenticated { exchange, found, caller, seen }
+    Authenticated { exchange, found, caller, key, seen }
 }
 
 /// Reads the body, judges again, and sends the body on as it was.
@@ -170,10 +178,12 @@ where
         Some(BodyForm::Json) => (BodyOf::Json(&read), SeenBody::Unknown),
         None => (BodyOf::Irrelevant, SeenBody::Unknown),
     };
-    match judge(&auth, &routed, body, &clock) {
+    let query = Params::parse(query(&routed));
+    match judge(&auth, &routed, &query, body, &clock) {
         Verdict::Granted(caller) => {
+            let key = Key::new(routed.found.route.caching, &query);
             *routed.exchange.request.body_mut() = Body::from(read);
-            inner.call(admit(routed, caller, seen)).await
+            inner.call(admit(routed, caller, key, seen)).await
         }
         Verdict::Refused(rejection) => Err(Failure::Unauthorized(rejection)),
         Verdict::ReadBody => Err(Failure::Unauthorized(Rejection::Missing)),

@@ -11,7 +11,7 @@ use crate::body::Body;
 use crate::clock::Clock;
 use crate::exchange::Authenticated;
 use crate::failure::Failure;
-use crate::header;
+use crate::header::{self, REQUEST_ID};
 use crate::upstream::Upstream;
 
 /// Forwards authenticated requests, body and all, and hands the answer back as it comes.
@@ -41,6 +41,7 @@ impl Service<Authenticated> for Forward {
         let Self { upstream, clock } = self.clone();
         let mut request = call.exchange.request;
         header::cross(request.headers_mut(), call.exchange.peer);
+        request.headers_mut().insert(REQUEST_ID.clone(), call.exchange.request_id.to_value());
         let record = call.exchange.record;
         Box::pin(async move {
             let begun = clock.now();

@@ -6,6 +6,7 @@ use std::future::Future;
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
@@ -20,8 +21,8 @@ use crate::body::Body;
 use crate::clock::Clock;
 use crate::exchange::{Exchange, Record};
 use crate::failure::{Failure, Side};
-use crate::header::{REQUEST_ID, is_request_id};
-use crate::metrics::{Metrics, Seen};
+use crate::header::{REQUEST_ID, RequestId};
+use crate::metrics::{Seen, Tally};
 use crate::server::Inbound;
 use crate::upstream;
 
@@ -30,7 +31,12 @@ mod line;
 /// Puts [`Observe`] in front of a service.
 #[derive(Clone, Debug)]
 pub struct ObserveLayer {
-    metrics: Arc<Metrics>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    tally: Arc<Tally>,
     clock: Clock,
     /// Whether requests that went well are logged too.
     log_all: bool,
@@ -40,13 +46,13 @@ pub struct ObserveLayer {
 #[derive(Clone, Debug)]
 pub struct Observe<S> {
     inner: S,
-    layer: ObserveLayer,
+    shared: Arc<Shared>,
 }
 
 impl ObserveLayer {
-    /// Counts in `metrics`; logs every request, or only those that failed here.
-    pub fn new(metrics: Arc<Metrics>, clock: Clock, log_all: bool) -> Self {
-        Self { metrics, clock, log_all }
+    /// Counts in `tally`; logs every request, or only those that failed here.
+    pub fn new(tally: Arc<Tally>, clock: Clock, log_all: bool) -> Self {
+        Self { shared: Arc::new(Shared { tally, clock, log_all }) }
     }
 }
 
@@ -54,7 +60,7 @@ impl<S> Layer<S> for ObserveLayer {
     type Service = Observe<S>;
 
     fn layer(&self, inner: S) -> Observe<S> {
-        Observe { inner, layer: self.clone() }
+        Observe { inner, shared: Arc::clone(&self.shared) }
     }
 }
 
@@ -72,49 +78,36 @@ where
 
     fn call(&mut self, inbound: Inbound) -> Self::Future {
         let Inbound { request, peer } = inbound;
-        let mut request = request.map(Body::from);
-        let request_id = request_id(request.headers().get(&REQUEST_ID));
-        request.headers_mut().insert(REQUEST_ID.clone(), request_id.clone());
-        let record = Record::default();
+        let exchange = Exchange::new(request.map(Body::from), peer);
+        let request = &exchange.request;
         let watch = Watch {
-            layer: self.layer.clone(),
-            record: record.clone(),
-            begun: self.layer.clock.now(),
+            shared: Arc::clone(&self.shared),
+            record: exchange.record.clone(),
+            begun: self.shared.clock.now(),
             method: request.method().clone(),
             uri: request.uri().clone(),
             user_agent: request.headers().get(header::USER_AGENT).cloned(),
             peer,
-            request_id,
+            request_id: exchange.request_id.clone(),
             status: None,
             sent: 0,
         };
-        watch.layer.metrics.in_flight.inc();
-        Observing { answer: self.inner.call(Exchange { request, peer, record }), watch: Some(watch) }
-    }
-}
-
-/// The caller's id if Rails would keep it too, else a new one.
-fn request_id(given: Option<&HeaderValue>) -> HeaderValue {
-    match given {
-        Some(id) if is_request_id(id.as_bytes()) => id.clone(),
-        _ => {
-            let id = format!("{:032x}", fastrand::u128(..));
-            HeaderValue::from_maybe_shared(Bytes::from(id)).unwrap_or(HeaderValue::from_static("-"))
-        }
+        self.shared.tally.in_flight.fetch_add(1, Ordering::Relaxed);
+        Observing { answer: self.inner.call(exchange), watch: Some(watch) }
     }
 }
 
 /// What is remembered of a request until its answer is sent.
 #[derive(Debug)]
 struct Watch {
-    layer: ObserveLayer,
+    shared: Arc<Shared>,
     record: Record,
     begun: Instant,
     method: Method,
     uri: Uri,
     user_agent: Option<HeaderValue>,
     peer: Option<IpAddr>,
-    request_id: HeaderValue,
+    request_id: RequestId,
     status: Option<StatusCode>,
     sent: u64,
 }
@@ -122,11 +115,11 @@ struct Watch {
 impl Watch {
     /// The end. A client that was not given `all` of the answer has left, unless Rails broke off.
     fn end(self, all: bool) {
-        self.layer.metrics.in_flight.dec();
+        self.shared.tally.in_flight.fetch_sub(1, Ordering::Relaxed);
         let notes = self.record.notes();
         let whole = all || notes.side == Some(Side::Upstream);
-        let took = self.layer.clock.now().saturating_duration_since(self.begun);
-        self.layer.metrics.record(&Seen { notes: &notes, status: self.status, whole, took });
+        let took = self.shared.clock.now().saturating_duration_since(self.begun);
+        self.shared.tally.record(&Seen { notes: &notes, status: self.status, whole, took });
         line::write(&self, &notes, took, whole);
     }
 }
@@ -158,7 +151,7 @@ impl<F: Future<Output = Result<Response<Body>, Infallible>>> Future for Observin
         let mut watch = this.watch.take();
         if let Some(watch) = &mut watch {
             watch.status = Some(answer.status());
-            answer.headers_mut().insert(REQUEST_ID.clone(), watch.request_id.clone());
+            answer.headers_mut().insert(REQUEST_ID.clone(), watch.request_id.to_value());
         }
         let has_body = watch.as_ref().is_some_and(|watch| watch.method != Method::HEAD)
             && !matches!(answer.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
@@ -219,6 +212,3 @@ impl Drop for Observed {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

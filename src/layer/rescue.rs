@@ -88,9 +88,9 @@ mod tests {
     use tower::{ServiceExt as _, service_fn};
 
     fn exchange() -> (Exchange, Record) {
-        let record = Record::default();
-        let request = Request::new(Body::empty());
-        (Exchange { request, peer: None, record: record.clone() }, record)
+        let exchange = Exchange::new(Request::new(Body::empty()), None);
+        let record = exchange.record.clone();
+        (exchange, record)
     }
 
     #[tokio::test]

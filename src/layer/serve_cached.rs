@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::BytesMut;
 use futures_util::future::Either;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{Method, Request, Response};
@@ -15,7 +15,7 @@ use tower::{Layer, Service};
 use super::{Answer, Later, NowOr, now};
 use crate::body::{Body, Collected};
 use crate::cache::freshness::{self, judge_head};
-use crate::cache::{Boarding, Cache, Entry, Hit, Key, Landed, Lease, NoStore, Settings, Trouble};
+use crate::cache::{Boarding, Cache, Entry, Hit, Landed, Lease, NoStore, Settings, Trouble};
 use crate::clock::Clock;
 use crate::exchange::{Authenticated, CacheOutcome, Exchange, Record, SeenBody};
 use crate::failure::Failure;
@@ -81,7 +81,8 @@ where
         let caching = call.found.route.caching;
         let key = match caching {
             Caching::Never => return self.pass(call, CacheOutcome::Never),
-            _ => cache_key(&call).filter(|_| self.shared.settings.lifetimes.keeps(caching)),
+            _ if self.shared.settings.lifetimes.keeps(caching) && may_be_kept(&call) => call.key.clone(),
+            _ => None,
         };
         let Some(key) = key else { return self.pass(call, CacheOutcome::Bypass) };
         let now_is = self.shared.clock.now();
@@ -139,18 +140,16 @@ where
     }
 }
 
-/// The key of a request that may be answered from memory: the canonical spelling of the path, no
-/// body but a form with the credential, and nothing that asks for another answer than a 200.
-fn cache_key(call: &Authenticated) -> Option<Key> {
-    let request = &call.exchange.request;
-    let is_plain = call.found.exact && !request.headers().keys().any(is_condition);
+/// Whether nothing beside the query changes the answer: the canonical spelling of the path, no body
+/// but a form with the credential, and nothing that asks for another answer than a 200.
+fn may_be_kept(call: &Authenticated) -> bool {
+    let is_plain = call.found.exact && !call.exchange.request.headers().keys().any(is_condition);
     let has_no_more = match &call.seen {
         SeenBody::None => true,
         SeenBody::Form(form) => Params::parse(form).plain().is_some_and(|mut rest| rest.next().is_none()),
         SeenBody::Unknown => false,
     };
-    let query = request.uri().query().unwrap_or_default();
-    (is_plain && has_no_more).then(|| Key::new(call.found.route.caching, &Params::parse(query.as_bytes())))?
+    is_plain && has_no_more
 }
 
 /// RFC 9110 §13 and §14: they ask for a 304, a 412 or a 206.
@@ -164,19 +163,18 @@ fn is_condition(name: &HeaderName) -> bool {
 
 /// What a request that fills an entry may say of its caller: who it is, where it comes from, and
 /// nothing that could change an answer which others will get.
-const FILL_HEADERS: [HeaderName; 8] = [
+const FILL_HEADERS: [HeaderName; 7] = [
     header::AUTHORIZATION,
     header::CONTENT_TYPE,
     header::USER_AGENT,
     HeaderName::from_static("x-forwarded-for"),
-    HeaderName::from_static("x-request-id"),
     HeaderName::from_static("gitlab-shared-secret"),
     HeaderName::from_static("gitlab-shell-api-request"),
     HeaderName::from_static("x-gitlab-client-name"),
 ];
 
 fn canonical(call: Authenticated) -> Authenticated {
-    let Authenticated { exchange, found, caller, seen } = call;
+    let Authenticated { exchange, found, caller, key, seen } = call;
     let (parts, body) = exchange.request.into_parts();
     let mut request = Request::new(body);
     // HEAD is answered from the entry of GET, and fills it.
@@ -186,7 +184,7 @@ fn canonical(call: Authenticated) -> Authenticated {
         .iter()
         .flat_map(|name| parts.headers.get_all(name).iter().map(move |value| (name.clone(), value.clone())))
         .collect();
-    Authenticated { exchange: Exchange { request, ..exchange }, found, caller, seen }
+    Authenticated { exchange: Exchange { request, ..exchange }, found, caller, key, seen }
 }
 
 /// Asks Rails, stores what may be stored, and brings the leader its answer.
@@ -245,8 +243,10 @@ fn share(entry: &Entry, shared: &Shared, record: &Record) -> Response<Body> {
 /// An answer from memory. hyper leaves the body out for HEAD.
 fn replay(hit: &Hit, record: &Record) -> Response<Body> {
     record.note(|notes| notes.cache = CacheOutcome::Hit);
-    let status = Bytes::from(format!("railgate; hit; ttl={}", hit.ttl.as_secs()));
-    let status = HeaderValue::from_maybe_shared(status).unwrap_or(CacheOutcome::Hit.cache_status());
+    let mut status = BytesMut::with_capacity(64);
+    status.extend_from_slice(b"railgate; hit; ttl=");
+    status.extend_from_slice(itoa::Buffer::new().format(hit.ttl.as_secs()).as_bytes());
+    let status = HeaderValue::from_maybe_shared(status.freeze()).unwrap_or(CacheOutcome::Hit.cache_status());
     hit.entry.to_response(hit.age, status).map(Body::from)
 }
 

@@ -1,7 +1,7 @@
 use super::*;
 use crate::auth::{CallerKind, Settings};
 use crate::clock::Manual;
-use crate::exchange::{Exchange, Record};
+use crate::exchange::Exchange;
 use crate::layer::testing::{Hand, inner, is_idle};
 use crate::route;
 use crate::secret::ShellSecret;
@@ -29,7 +29,7 @@ fn routed(method: Method, path: &str, headers: &[(&str, &str)], body: &str) -> R
     }
     let request = request.body(Body::from(Bytes::from(body.to_owned()))).unwrap();
     let found = route::find(&method, path.split('?').next().unwrap(), false);
-    Routed { exchange: Exchange { request, peer: None, record: Record::default() }, found }
+    Routed { exchange: Exchange::new(request, None), found }
 }
 
 /// What comes through: the request with its caller, or the failure.

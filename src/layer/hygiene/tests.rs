@@ -1,6 +1,5 @@
 use super::*;
 use crate::body::Body;
-use crate::exchange::Record;
 use crate::layer::testing::{inner, is_idle};
 use http::Request;
 use tower::ServiceExt as _;
@@ -10,7 +9,7 @@ fn exchange(path: &str, headers: &[(&str, &str)]) -> Exchange {
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
-    Exchange { request: request.body(Body::empty()).unwrap(), peer: None, record: Record::default() }
+    Exchange::new(request.body(Body::empty()).unwrap(), None)
 }
 
 /// How the layer refuses a request, or `None` if it lets it through.

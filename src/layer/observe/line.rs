@@ -32,7 +32,7 @@ pub(super) fn write(watch: &Watch, notes: &Notes, took: Duration, whole: bool) {
     macro_rules! line {
         ($level:ident) => {
             tracing::$level!(
-                correlation_id = watch.request_id.to_str().unwrap_or_default(),
+                correlation_id = watch.request_id.as_str(),
                 method = known(&watch.method),
                 uri = filtered(&watch.uri),
                 status = if whole { watch.status.map(|status| status.as_u16()) } else { Some(499) },
@@ -55,7 +55,7 @@ pub(super) fn write(watch: &Watch, notes: &Notes, took: Duration, whole: bool) {
         Some(Side::Gateway) => line!(error),
         Some(Side::Upstream) => line!(warn),
         Some(Side::Client) => line!(info),
-        None if watch.layer.log_all || !whole => line!(info),
+        None if watch.shared.log_all || !whole => line!(info),
         None => {}
     }
 }

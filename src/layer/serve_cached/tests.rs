@@ -1,9 +1,11 @@
 use super::*;
 use crate::auth::{self, Auth, BodyOf, Verdict};
+use crate::cache::Key;
 use crate::clock::Manual;
 use crate::layer::testing::{Hand, Inner, Reply, inner, is_idle};
 use crate::route;
 use crate::secret::ShellSecret;
+use bytes::Bytes;
 use http::StatusCode;
 use http_body_util::BodyExt as _;
 use tokio::task::JoinHandle;
@@ -41,11 +43,14 @@ fn call(method: Method, path: &str, headers: &[(&str, &str)]) -> Authenticated {
     let request = request.body(Body::empty()).unwrap();
     let found = route::find(&method, path.split('?').next().unwrap(), false);
     let access = found.route.access;
-    let Verdict::Granted(caller) = auth.judge(access, request.headers(), b"", BodyOf::Irrelevant, 0) else {
+    let query = Params::parse(request.uri().query().unwrap_or_default().as_bytes());
+    let key = Key::new(found.route.caching, &query);
+    let no_query = Params::parse(b"");
+    let verdict = auth.judge(access, request.headers(), &no_query, BodyOf::Irrelevant, || 0);
+    let Verdict::Granted(caller) = verdict else {
         unreachable!("the credential is right");
     };
-    let exchange = Exchange { request, peer: None, record: Record::default() };
-    Authenticated { exchange, found, caller, seen: SeenBody::None }
+    Authenticated { exchange: Exchange::new(request, None), found, caller, key, seen: SeenBody::None }
 }
 
 const USER: &str = r#"{"id":7,"username":"rubi","name":"R"}"#;
@@ -180,7 +185,8 @@ async fn a_fill_tells_rails_nothing_that_could_change_the_answer() {
     let (sent, _reply) = s.taken().await;
     let mut names: Vec<_> = sent.exchange.request.headers().keys().map(HeaderName::as_str).collect();
     names.sort_unstable();
-    assert_eq!(names, ["gitlab-shared-secret", "x-forwarded-for", "x-request-id"]);
+    assert_eq!(names, ["gitlab-shared-secret", "x-forwarded-for"]);
+    assert_eq!(sent.exchange.request_id.as_str(), "mine");
 }
 
 #[tokio::test]
