@@ -3,6 +3,9 @@
 //! Facts from the internal API document and the contract, §1.1 to §1.4. Paths are relative to
 //! `/api/v4/internal`.
 
+use std::collections::HashSet;
+use std::sync::LazyLock;
+
 use http::Method;
 
 /// One endpoint.
@@ -176,8 +179,11 @@ fn fits(pattern: &str, path: &str) -> bool {
 
 /// Whether a segment of a path is a word of the table, and not something that a caller made up.
 pub fn is_known_segment(segment: &str) -> bool {
-    let words = |path: &'static str| path.split('/').filter(|word| !word.starts_with([':', '*']));
-    PREFIX.split('/').chain(TABLE.iter().flat_map(|route| words(route.path))).any(|word| word == segment)
+    static WORDS: LazyLock<HashSet<&str, foldhash::fast::RandomState>> = LazyLock::new(|| {
+        let paths = TABLE.iter().map(|route| route.path).chain([PREFIX]);
+        paths.flat_map(|path| path.split('/')).filter(|word| !word.starts_with([':', '*'])).collect()
+    });
+    WORDS.contains(segment)
 }
 
 /// The path without a trailing slash and without a format suffix on its last segment.
@@ -193,7 +199,6 @@ fn without_suffix(path: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::HashSet;
 
     #[test]
     fn every_row_is_found_by_its_own_path_and_named_once() {

@@ -1,19 +1,47 @@
 //! Where log lines go, and how they look.
 
+mod json;
+mod lines;
+
 use std::io::IsTerminal as _;
+use std::sync::{Arc, OnceLock};
 
 use railgate::config::{Log, LogFormat};
 use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+
+use self::json::JsonLines;
+use self::lines::Lines;
+
+static LINES: OnceLock<Arc<Lines>> = OnceLock::new();
 
 /// Writes log lines to standard output from now on.
-pub(super) fn init(log: &Log) {
-    let subscriber =
-        tracing_subscriber::fmt().with_max_level(LevelFilter::from_level(log.level)).with_target(false);
+pub(super) fn init(log: &Log) -> std::io::Result<()> {
+    let level = LevelFilter::from_level(log.level);
     match log.format {
         LogFormat::Json => {
-            subscriber.json().flatten_event(true).with_current_span(false).with_span_list(false).init();
+            let lines = Lines::start()?;
+            let lines = LINES.get_or_init(|| lines);
+            tracing_subscriber::registry().with(level).with(JsonLines::new(Arc::clone(lines))).init();
         }
         // Colours are for people, not for files.
-        LogFormat::Pretty => subscriber.compact().with_ansi(std::io::stdout().is_terminal()).init(),
+        LogFormat::Pretty => {
+            let ansi = std::io::stdout().is_terminal();
+            tracing_subscriber::fmt()
+                .with_max_level(level)
+                .with_target(false)
+                .compact()
+                .with_ansi(ansi)
+                .init();
+        }
+    }
+    Ok(())
+}
+
+/// Writes out what waits, before the process ends.
+pub(super) fn flush() {
+    if let Some(lines) = LINES.get() {
+        lines.flush();
     }
 }

@@ -18,15 +18,20 @@ pub(super) fn main(file: &Path) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    logging::init(&loaded.settings.log);
+    if let Err(error) = logging::init(&loaded.settings.log) {
+        say_error(&format!("cannot start the thread that writes the log: {error}"));
+        return ExitCode::FAILURE;
+    }
     // Requests are answered by the workers; this thread is for signals, operators and upkeep.
-    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    let code = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime.block_on(run(loaded)),
         Err(error) => {
             say_error(&format!("cannot start the runtime: {error}"));
             ExitCode::FAILURE
         }
-    }
+    };
+    logging::flush();
+    code
 }
 
 async fn run(loaded: Loaded) -> ExitCode {
@@ -85,6 +90,7 @@ pub(super) fn cancel_on_signal(shutdown: &CancellationToken) -> std::io::Result<
         tracing::info!(signal = name, "draining");
         shutdown.cancel();
         next().await;
+        logging::flush();
         std::process::exit(1);
     });
     Ok(())

@@ -28,6 +28,9 @@ use crate::upstream;
 
 mod line;
 
+/// The target of the events that tell of requests.
+pub const ACCESS_LOG: &str = "access";
+
 /// Puts [`Observe`] in front of a service.
 #[derive(Clone, Debug)]
 pub struct ObserveLayer {

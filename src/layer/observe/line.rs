@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use http::{Method, Uri};
 
-use super::Watch;
+use super::{ACCESS_LOG, Watch};
 use crate::exchange::Notes;
 use crate::failure::Side;
 use crate::route;
@@ -32,6 +32,7 @@ pub(super) fn write(watch: &Watch, notes: &Notes, took: Duration, whole: bool) {
     macro_rules! line {
         ($level:ident) => {
             tracing::$level!(
+                target: ACCESS_LOG,
                 correlation_id = watch.request_id.as_str(),
                 method = known(&watch.method),
                 uri = filtered(&watch.uri),
@@ -42,7 +43,7 @@ pub(super) fn write(watch: &Watch, notes: &Notes, took: Duration, whole: bool) {
                 cache = notes.cache.as_str(),
                 upstream_duration_s = notes.upstream.map(|upstream| upstream.as_secs_f64()),
                 written_bytes = watch.sent,
-                remote_ip = watch.peer.map(|peer| peer.to_string()),
+                remote_ip = watch.peer.map(tracing::field::display),
                 ua = watch.user_agent.as_ref().and_then(|agent| agent.to_str().ok()),
                 failure = notes.failure,
                 reason = notes.rejection.map(crate::auth::Rejection::as_str),
@@ -62,21 +63,33 @@ pub(super) fn write(watch: &Watch, notes: &Notes, took: Duration, whole: bool) {
 
 /// The path and the query, without anything that is not known to be harmless.
 fn filtered(uri: &Uri) -> String {
-    let is_known = |segment: &&str| segment.is_empty() || route::is_known_segment(segment);
-    let segments = uri.path().split('/').map(|segment| if is_known(&segment) { segment } else { FILTERED });
-    let path = segments.collect::<Vec<_>>().join("/");
-    let Some(query) = uri.query() else { return path };
-    let params = query.split('&').map(|param| match param.split_once('=') {
-        Some((name, value)) => match SHOWN.iter().find(|(shown, _)| *shown == name) {
-            Some((_, is_harmless)) if is_harmless(value) => param.to_owned(),
-            Some(_) => format!("{name}={FILTERED}"),
-            None if NAMED.contains(&name) => format!("{name}={FILTERED}"),
-            None => FILTERED.to_owned(),
-        },
-        None if NAMED.contains(&param) => param.to_owned(),
-        None => FILTERED.to_owned(),
-    });
-    format!("{path}?{}", params.collect::<Vec<_>>().join("&"))
+    let mut shown = String::with_capacity(128);
+    for (index, segment) in uri.path().split('/').enumerate() {
+        if index > 0 {
+            shown.push('/');
+        }
+        let is_known = segment.is_empty() || route::is_known_segment(segment);
+        shown.push_str(if is_known { segment } else { FILTERED });
+    }
+    let mut separator = '?';
+    for param in uri.query().into_iter().flat_map(|query| query.split('&')) {
+        shown.push(separator);
+        push_filtered(&mut shown, param);
+        separator = '&';
+    }
+    shown
+}
+
+fn push_filtered(shown: &mut String, param: &str) {
+    let (name, value) = param.split_once('=').map_or((param, None), |(name, value)| (name, Some(value)));
+    let form = SHOWN.iter().find(|(known, _)| *known == name).map(|(_, form)| form);
+    match (form, value) {
+        (Some(is_harmless), Some(value)) if is_harmless(value) => shown.push_str(param),
+        (Some(_), Some(_)) => shown.extend([name, "=", FILTERED]),
+        _ if !NAMED.contains(&name) => shown.push_str(FILTERED),
+        (_, Some(_)) => shown.extend([name, "=", FILTERED]),
+        (_, None) => shown.push_str(name),
+    }
 }
 
 /// Parameters whose names may be shown, but not what they say.
