@@ -35,6 +35,9 @@ pub struct Settings {
     pub max_entries: u64,
     /// How many negative entries (unknown keys, `null` users) there may be beside them.
     pub max_negative_entries: u64,
+    /// Bytes of memory for all of them, with what is needed beside their bodies. A tenth of it is for
+    /// the negative ones.
+    pub max_bytes: usize,
     /// Bytes of the largest body that is kept.
     pub max_body: usize,
     /// How long a caller waits for somebody else's request to Rails before it asks by itself. As
@@ -49,6 +52,7 @@ impl Default for Settings {
         Self {
             max_entries: 1_000_000,
             max_negative_entries: 100_000,
+            max_bytes: 2 << 30,
             max_body: 64 * 1024,
             wait: Duration::from_secs(60),
             lifetimes: Lifetimes::default(),
@@ -79,6 +83,8 @@ pub struct Counts {
     pub evicted: [AtomicU64; 2],
     /// Entries whose time was up when moka dropped them, by sign.
     pub expired: [AtomicU64; 2],
+    /// Memory that entries take, by sign.
+    pub bytes: [AtomicU64; 2],
     /// Answers that arrived after an invalidation and were not stored.
     pub fenced: AtomicU64,
 }
@@ -98,9 +104,12 @@ impl Cache {
     /// An empty cache.
     pub fn new(settings: &Settings) -> Arc<Self> {
         let counts = Arc::new(Counts::default());
+        let for_negative = settings.max_bytes as u64 / 10;
+        let positive = Bounds::new(settings.max_entries, settings.max_bytes as u64 - for_negative);
+        let negative = Bounds::new(settings.max_negative_entries, for_negative);
         Arc::new(Self {
-            positive: store(Sign::Positive, settings.max_entries, &settings.lifetimes, &counts),
-            negative: store(Sign::Negative, settings.max_negative_entries, &settings.lifetimes, &counts),
+            positive: store(Sign::Positive, positive, &settings.lifetimes, &counts),
+            negative: store(Sign::Negative, negative, &settings.lifetimes, &counts),
             flights: Flights::default(),
             heads: Heads::default(),
             generation: AtomicU64::new(0),
@@ -150,8 +159,10 @@ impl Cache {
             Sign::Negative => (&self.negative, &self.positive),
         };
         other.invalidate(&key);
-        if let Some(stored) = self.counts.stored.get(entry.sign as usize) {
+        let sign = entry.sign as usize;
+        if let (Some(stored), Some(bytes)) = (self.counts.stored.get(sign), self.counts.bytes.get(sign)) {
             stored.fetch_add(1, Ordering::Relaxed);
+            bytes.fetch_add(memory(&key, &entry), Ordering::Relaxed);
         }
         store.insert(key, entry);
     }
@@ -178,15 +189,48 @@ impl Cache {
     }
 }
 
+/// What a store may hold, in the one unit that moka counts.
+///
+/// Every entry counts as at least its share of the bytes, so that both bounds hold: that many
+/// entries, however small, and that many bytes, however large the entries are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Bounds {
+    capacity: u64,
+    share: u32,
+}
+
+impl Bounds {
+    fn new(entries: u64, bytes: u64) -> Self {
+        let share = u32::try_from(bytes / entries.max(1)).unwrap_or(u32::MAX).max(1);
+        Self { capacity: bytes.min(entries.saturating_mul(share.into())), share }
+    }
+
+    fn weigh(self, bytes: u64) -> u32 {
+        u32::try_from(bytes).unwrap_or(u32::MAX).max(self.share)
+    }
+}
+
+/// What an entry takes beside its body: itself, moka's bookkeeping, the allocator's rounding. Measured
+/// (`tests/bench/compare memory`), not added up.
+const BESIDE_THE_BODY: u64 = 512;
+
+fn memory(key: &Key, entry: &Entry) -> u64 {
+    BESIDE_THE_BODY + (key.length_elsewhere() + entry.length()) as u64
+}
+
 /// LRU on purpose: moka's default (`TinyLFU`) refuses new keys while the store is full of hot
 /// ones, and here a new key is an active user who has just arrived.
-fn store(sign: Sign, capacity: u64, lifetimes: &Lifetimes, counts: &Arc<Counts>) -> Store {
+fn store(sign: Sign, bounds: Bounds, lifetimes: &Lifetimes, counts: &Arc<Counts>) -> Store {
     let counts = Arc::clone(counts);
     Moka::builder()
-        .max_capacity(capacity)
+        .max_capacity(bounds.capacity)
+        .weigher(move |key, entry: &Arc<Entry>| bounds.weigh(memory(key, entry)))
         .time_to_live(lifetimes.longest(sign))
         .eviction_policy(EvictionPolicy::lru())
-        .eviction_listener(move |_, _, cause| {
+        .eviction_listener(move |key, entry, cause| {
+            if let Some(bytes) = counts.bytes.get(sign as usize) {
+                bytes.fetch_sub(memory(&key, &entry), Ordering::Relaxed);
+            }
             let count = match cause {
                 RemovalCause::Size => counts.evicted.get(sign as usize),
                 RemovalCause::Expired => counts.expired.get(sign as usize),

@@ -143,6 +143,11 @@ impl Entry {
         }
     }
 
+    /// Bytes of the body and of what lies beside it.
+    pub(super) fn length(&self) -> usize {
+        self.body.len() + self.etag.as_ref().map_or(0, HeaderValue::len)
+    }
+
     /// Age and remaining life at `now`, or `None` if the entry must not be used any more.
     pub fn good_at(&self, now: Instant, generation: u64) -> Option<(Duration, Duration)> {
         let ttl = self.good_until.checked_duration_since(now).filter(|ttl| !ttl.is_zero())?;

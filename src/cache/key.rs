@@ -52,6 +52,11 @@ impl Key {
 }
 
 impl Key {
+    /// Bytes that the key keeps outside itself.
+    pub(super) fn length_elsewhere(&self) -> usize {
+        if let Self::UserByName(name) = self { name.len() } else { 0 }
+    }
+
     /// Whether a positive answer is one to this question, as far as it says. A connection on which
     /// answers have slipped by one would give everybody the next one's identity.
     pub fn is_answered_by(&self, body: &Value) -> bool {

@@ -150,6 +150,42 @@ fn unknown_keys_do_not_push_out_known_ones() {
 }
 
 #[test]
+fn memory_is_bounded_by_bytes_whatever_the_count_allows() {
+    let settings = Settings { max_bytes: 1 << 20, ..Settings::default() };
+    let cache = Cache::new(&settings);
+    let clock = Clock::Manual(Manual::at(0));
+    let bytes = |sign: Sign| cache.counts().bytes[sign as usize].load(Ordering::Relaxed);
+    let body = "x".repeat(10_000);
+    for id in 0..500 {
+        for (sign, key) in [(Sign::Positive, Key::UserById(id)), (Sign::Negative, Key::UserOfKey(id))] {
+            land(lead(&cache, &key, &clock), sign, &body, &clock).unwrap();
+            cache.upkeep();
+        }
+    }
+    // A tenth is set aside for negative entries; each has 512 bytes beside its body.
+    assert_eq!(cache.entry_counts(), [943_719 / 10_512, 104_857 / 10_512]);
+    assert_eq!((bytes(Sign::Positive), bytes(Sign::Negative)), (89 * 10_512, 9 * 10_512));
+    cache.invalidate_all();
+    cache.upkeep();
+    assert_eq!((bytes(Sign::Positive), bytes(Sign::Negative)), (0, 0));
+}
+
+#[test]
+fn both_bounds_of_a_store_hold() {
+    for (entries, bytes, capacity, share) in [
+        (100, 1 << 30, 1_073_741_800, 10_737_418),
+        (1_000_000, 1 << 30, 1_073_000_000, 1_073),
+        (1_000_000, 1 << 10, 1 << 10, 1),
+        (1, 1 << 40, u64::from(u32::MAX), u32::MAX),
+        (0, 0, 0, 1),
+    ] {
+        assert_eq!(Bounds::new(entries, bytes), Bounds { capacity, share }, "{entries} {bytes}");
+    }
+    let bounds = Bounds::new(10, 1_000);
+    assert_eq!((bounds.weigh(1), bounds.weigh(101), bounds.weigh(u64::MAX)), (100, 101, u32::MAX));
+}
+
+#[test]
 fn a_full_store_still_takes_new_keys() {
     let cache = Cache::new(&Settings { max_entries: 10, ..Settings::default() });
     let clock = Clock::Manual(Manual::at(0));

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::document::{Document, Section};
-use super::scalars::{DAY, GIBIBYTE, HOUR, ZERO, duration, size};
+use super::scalars::{DAY, GIBIBYTE, HOUR, MEBIBYTE, TEBIBYTE, ZERO, duration, size};
 use crate::cache::{self, Lifetimes};
 
 pub(super) fn cache(document: &Document<'_>, root: &mut Section<'_, '_>) -> cache::Settings {
@@ -38,6 +38,7 @@ pub(super) fn cache(document: &Document<'_>, root: &mut Section<'_, '_>) -> cach
         max_negative_entries: section
             .count("max_negative_entries", 1..1_000_000_001)
             .map_or(defaults.max_negative_entries, |count| count.value),
+        max_bytes: size(&mut section, "max_bytes", defaults.max_bytes, MEBIBYTE..=TEBIBYTE),
         max_body: size(&mut section, "max_body", defaults.max_body, 1..=GIBIBYTE),
         wait: duration(&mut section, "wait", defaults.wait, ZERO..=HOUR),
         lifetimes: Lifetimes {

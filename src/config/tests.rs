@@ -294,6 +294,8 @@ max_entries = 0
 #^ cache.max_entries: expected a whole number from 1 to 1000000000, found the bare number 0
 max_negative_entries = -1
 #^ cache.max_negative_entries: expected a whole number from 1 to 1000000000, found the bare number -1
+max_bytes = "2"
+#^ cache.max_bytes: expected a size from 1048576 to 1099511627776 bytes with its unit (B, KiB, MiB, GiB), such as "64KiB", found "2"
 max_body = "64KB"
 #^ cache.max_body: expected a size from 1 to 1073741824 bytes with its unit (B, KiB, MiB, GiB), such as "64KiB", found "64KB"
 
@@ -306,7 +308,7 @@ negative_ttl = "1s"
 #^ cache.check.negative_ttl: unknown key; known here: ttl
 
 [cache.allowed]
-#^ cache.allowed: unknown key; known here: authorized_keys, discover, check, max_entries, max_negative_entries, max_body, wait
+#^ cache.allowed: unknown key; known here: authorized_keys, discover, check, max_entries, max_negative_entries, max_bytes, max_body, wait
 ttl = "1s"
 
 [limits]
@@ -471,6 +473,7 @@ fn ranges_include_their_borders_and_nothing_beyond() {
         ("auth.shell", "max_body", ["'0B'", "'1GiB'"], ["'-1B'", "'1048577KiB'"]),
         ("cache", "max_entries", ["1", "1_000_000_000"], ["0", "1_000_000_001"]),
         ("cache", "max_negative_entries", ["1", "0x3b9aca00"], ["0", "0x3b9aca01"]),
+        ("cache", "max_bytes", ["'1MiB'", "'1024GiB'"], ["'1023KiB'", "'1025GiB'"]),
         ("cache", "max_body", ["'1B'", "'1GiB'"], ["'0B'", "'2GiB'"]),
         ("cache", "wait", ["'0s'", "'1h'"], ["'-1s'", "'2h'"]),
         ("cache.authorized_keys", "ttl", ["'0s'", "'24h'"], ["''", "'25h'"]),

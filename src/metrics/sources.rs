@@ -37,6 +37,8 @@ impl Sources {
         let counts = self.cache.counts();
         let entries = self.cache.entry_counts();
         by_store(encoder, "cache_entries", "Entries in memory, about", entries.map(ConstGauge::new))?;
+        let bytes = counts.bytes.each_ref().map(|bytes| ConstGauge::new(bytes.load(Relaxed)));
+        by_store(encoder, "cache_bytes", "Memory that entries take, about", bytes)?;
         let stored = counts.stored.each_ref().map(|count| ConstCounter::new(count.load(Relaxed)));
         by_store(encoder, "cache_fills", "Answers of Rails that were stored", stored)?;
         let evicted = counts.evicted.each_ref().map(|count| ConstCounter::new(count.load(Relaxed)));
