@@ -1,5 +1,6 @@
 //! Header names that GitLab's parts use, and the rules for headers that cross the gateway.
 
+use std::io::Write as _;
 use std::net::IpAddr;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -20,17 +21,20 @@ static X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-prot
 static X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
 /// Headers that concern one connection only (RFC 9110 §7.6.1 and its older lists).
-const HOP_BY_HOP: [HeaderName; 9] = [
-    header::CONNECTION,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    header::PROXY_AUTHENTICATE,
-    header::PROXY_AUTHORIZATION,
-    header::TE,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-    header::TRAILER,
-];
+fn is_hop_by_hop(name: &str) -> bool {
+    matches!(
+        name,
+        "connection"
+            | "keep-alive"
+            | "proxy-connection"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+            | "te"
+            | "trailer"
+            | "transfer-encoding"
+            | "upgrade"
+    )
+}
 
 /// Headers by which a client could make Rails, or a server in front of it, see another request
 /// than the gateway did: another method, path, scheme, host or peer, or a file to send.
@@ -63,9 +67,7 @@ pub fn is_spoofable(name: &str) -> bool {
 /// `Connection` header can name the gateway's own words away.
 pub fn cross(headers: &mut HeaderMap, peer: Option<IpAddr>) {
     let host = headers.get(header::HOST).cloned();
-    strip_hop_by_hop(headers);
-    headers.remove(header::EXPECT);
-    headers.remove(header::CONTENT_LENGTH);
+    strip(headers, |name| is_hop_by_hop(name) || matches!(name, "expect" | "content-length"));
     set_forwarded(headers, peer, host);
 }
 
@@ -73,6 +75,12 @@ pub fn cross(headers: &mut HeaderMap, peer: Option<IpAddr>) {
 /// names. Framing and credentials cannot be named away: a `Connection: gitlab-shared-secret`
 /// must not make Rails see a request without its credential.
 pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    strip(headers, is_hop_by_hop);
+}
+
+/// Takes out what `Connection` names and what `stays_here`. One look at the names that are there is
+/// cheaper than to ask for each that might be.
+fn strip(headers: &mut HeaderMap, stays_here: impl Fn(&str) -> bool) {
     let named: Vec<HeaderName> = headers
         .get_all(header::CONNECTION)
         .iter()
@@ -84,7 +92,8 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     for name in &named {
         headers.remove(name);
     }
-    for name in &HOP_BY_HOP {
+    let rest: Vec<HeaderName> = headers.keys().filter(|name| stays_here(name.as_str())).cloned().collect();
+    for name in &rest {
         headers.remove(name);
     }
 }
@@ -113,7 +122,8 @@ fn set_forwarded(headers: &mut HeaderMap, peer: Option<IpAddr>, host: Option<Hea
             chain.extend_from_slice(value.as_bytes());
             chain.extend_from_slice(b", ");
         }
-        chain.extend_from_slice(peer.to_string().as_bytes());
+        // Writing to memory cannot fail.
+        let _ = write!(chain, "{peer}");
         if let Ok(value) = HeaderValue::from_bytes(&chain) {
             headers.insert(&X_FORWARDED_FOR, value);
         }

@@ -211,10 +211,11 @@ impl Server {
     /// Stops accepting, lets running requests finish, and drops what still runs after
     /// `limits.drain_timeout`. True if nothing had to be dropped.
     pub async fn drain(&self) -> bool {
+        // First, so that whoever finds the doors closed can count on nothing more being begun.
+        self.seats.enter(Phase::Draining);
         self.closed.cancel();
         self.doors.close();
         self.doors.wait().await;
-        self.seats.enter(Phase::Draining);
         let in_time = tokio::time::timeout(self.limits.drain_timeout, self.seats.empty()).await.is_ok();
         self.seats.enter(Phase::Stopped);
         self.seats.empty().await;

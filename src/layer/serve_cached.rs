@@ -1,13 +1,15 @@
 //! Answers the hot reads from memory, and fetches what is not there once for all who ask.
 
+use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::BytesMut;
 use futures_util::future::Either;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{Method, Request, Response};
+use pin_project_lite::pin_project;
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 use tower::{Layer, Service};
@@ -64,6 +66,29 @@ impl<S> Layer<S> for ServeCachedLayer {
     }
 }
 
+/// An answer from memory, one of Rails as it passes by, or one that others wait for too.
+pub type Serving<F> = NowOr<Either<Marked<F>, Later>>;
+
+pin_project! {
+    /// An answer of Rails that passes by.
+    pub struct Marked<F> {
+        #[pin]
+        answer: F,
+        outcome: CacheOutcome,
+        record: Record,
+    }
+}
+
+impl<F: Future<Output = Answer>> Future for Marked<F> {
+    type Output = Answer;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer> {
+        let this = self.project();
+        let answer = ready!(this.answer.poll(cx))?;
+        Poll::Ready(Ok(marked(answer, *this.outcome, this.record)))
+    }
+}
+
 impl<S> Service<Authenticated> for ServeCached<S>
 where
     S: Service<Authenticated, Response = Response<Body>, Error = Failure> + Clone + Send + 'static,
@@ -71,7 +96,7 @@ where
 {
     type Response = S::Response;
     type Error = Failure;
-    type Future = NowOr<Later>;
+    type Future = Serving<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
         self.inner.poll_ready(cx)
@@ -97,7 +122,7 @@ where
                 // The ready service goes along; a clone takes its place (tower#547).
                 let clone = self.inner.clone();
                 let mut inner = std::mem::replace(&mut self.inner, clone);
-                Either::Right(Box::pin(async move {
+                Either::Right(Either::Right(Box::pin(async move {
                     let landed = tokio::time::timeout(shared.settings.wait, wait.landed()).await;
                     match landed.unwrap_or(Landed::NotShared) {
                         Landed::Stored(entry) => Ok(share(&entry, &shared, &record)),
@@ -106,7 +131,7 @@ where
                             Ok(marked(inner.call(call).await?, CacheOutcome::Alone, &record))
                         }
                     }
-                }))
+                })))
             }
         }
     }
@@ -117,15 +142,14 @@ where
     S: Service<Authenticated, Response = Response<Body>, Error = Failure>,
     S::Future: Send + 'static,
 {
-    fn pass(&mut self, call: Authenticated, outcome: CacheOutcome) -> NowOr<Later> {
+    fn pass(&mut self, call: Authenticated, outcome: CacheOutcome) -> Serving<S::Future> {
         let record = call.exchange.record.clone();
-        let answer = self.inner.call(call);
-        Either::Right(Box::pin(async move { Ok(marked(answer.await?, outcome, &record)) }))
+        Either::Right(Either::Left(Marked { answer: self.inner.call(call), outcome, record }))
     }
 
     /// Asks Rails in a task of its own, so that the callers who wait do not depend on this one
     /// staying connected.
-    fn lead(&mut self, call: Authenticated, lease: Lease) -> NowOr<Later> {
+    fn lead(&mut self, call: Authenticated, lease: Lease) -> Serving<S::Future> {
         let caching = call.found.route.caching;
         let record = call.exchange.record.clone();
         let answer = self.inner.call(canonical(call));
@@ -136,7 +160,7 @@ where
             // The caller may have left; the others have what they waited for.
             let _ = to_leader.send(answer);
         });
-        Either::Right(Box::pin(async move { leader.await.unwrap_or(Err(Failure::Panicked)) }))
+        Either::Right(Either::Right(Box::pin(async move { leader.await.unwrap_or(Err(Failure::Panicked)) })))
     }
 }
 

@@ -132,10 +132,15 @@ impl Line {
         answer.map(Body::from)
     }
 
+    /// Whether it can carry another request, as far as one sees without asking the system.
+    fn seems_free(&self) -> bool {
+        self.connection.is_some() && self.sender.is_ready()
+    }
+
     /// Whether it can carry another request.
     fn is_free(&mut self, cx: &mut Context<'_>) -> bool {
         self.carry(cx);
-        self.connection.is_some() && self.sender.is_ready()
+        self.seems_free()
     }
 }
 
@@ -159,12 +164,13 @@ impl Carrier for Line {
 }
 
 impl Kept {
-    /// The connection that was used last, so that those which nobody needs grow old.
+    /// The connection that was used last, so that those which nobody needs grow old. If Rails has
+    /// closed it a moment ago, hyper sees that before it writes, and gives the request back.
     fn take(&self) -> Option<Box<Line>> {
         loop {
-            let (mut line, _) = self.lines.lock().idle.pop()?;
+            let (line, _) = self.lines.lock().idle.pop()?;
             self.state.kept.fetch_sub(1, Ordering::Relaxed);
-            if line.is_free(&mut Context::from_waker(Waker::noop())) {
+            if line.seems_free() {
                 return Some(line);
             }
         }
