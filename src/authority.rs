@@ -5,14 +5,13 @@ use http::uri::Authority;
 /// The host, without brackets, and the port, if one is given. `None` for anything else: no host,
 /// a user, a colon without a number behind it, a number that is no port.
 pub fn parse(text: &str) -> Option<(&str, Option<u16>)> {
-    // Letters, digits, dots, dashes and colons are valid wherever they stand, as far as that goes.
-    if !text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b':')) {
-        text.parse::<Authority>().ok()?;
-    }
-    let after_host = text.rfind(']').map_or(0, |bracket| bracket + 1);
-    let (host, port) = match text.get(after_host..)?.find(':') {
+    // Nearly every host is made of these, which need no further look, wherever they stand.
+    let is_plain = text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b':'));
+    let after_host = if is_plain { 0 } else { end_of_odd_host(text)? };
+    let rest = text.get(after_host..)?;
+    let (host, port) = match rest.bytes().position(|b| b == b':') {
         // Behind a bracketed address only a port may follow.
-        None if after_host > 0 && after_host < text.len() => return None,
+        None if after_host > 0 && !rest.is_empty() => return None,
         None => (text, None),
         Some(colon) => {
             let (host, port) = text.split_at(after_host + colon);
@@ -21,7 +20,13 @@ pub fn parse(text: &str) -> Option<(&str, Option<u16>)> {
         }
     };
     let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    (!bare.is_empty() && !text.contains('@')).then_some((bare, port))
+    (!bare.is_empty()).then_some((bare, port))
+}
+
+/// Where the brackets of a host that has other characters end, if it is valid at all; 0 without any.
+fn end_of_odd_host(text: &str) -> Option<usize> {
+    text.parse::<Authority>().ok()?;
+    (!text.contains('@')).then(|| text.rfind(']').map_or(0, |bracket| bracket + 1))
 }
 
 #[cfg(test)]

@@ -3,7 +3,22 @@
 //!
 //! A request lives on the thread that accepted its connection, from the first byte to the last, so
 //! that nobody has to be woken for it and hardly anything has a lock. What workers share is the
-//! cache, with the flights that fill it, and what is counted.
+//! cache, with the flights that fill it; what they count, each counts for itself.
+//!
+//! # Why not one runtime with a thread for each core
+//!
+//! It hands tasks from thread to thread, and each time somebody is woken, which costs as much as a
+//! small request. When workers took its place, with what they made possible (a stack and a pool
+//! without locks, a timer for each connection instead of each wait), CPU time a request fell from
+//! 18.8 to 13.4 µs for an answer from memory over a kept TCP connection, from 33 to 22.9 over a unix
+//! socket for each, and from 27.6 to 21.5 for a request that is forwarded; all measured in turns on
+//! one core. More workers than cores cost nothing: 8.9, 8.4 and 8.6 µs for one, two and four of them
+//! on one core (`tests/bench/compare growth`).
+//!
+//! The price: the kernel deals TCP connections out by a hash of their addresses (`SO_REUSEPORT`), so
+//! a few long ones may meet on one worker while another has none. Callers have many short ones. A
+//! unix socket cannot be shared like that: all workers wait at one, and whoever is free takes the
+//! next.
 
 use std::io;
 use std::time::Duration;
