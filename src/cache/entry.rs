@@ -13,7 +13,7 @@ use http::{Response, StatusCode};
 use parking_lot::Mutex;
 
 use super::freshness::Storable;
-use crate::header::CACHE_STATUS;
+use crate::header::{CACHE_STATUS, REQUEST_ID};
 
 /// Whether an answer says that something is there or that it is not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -54,7 +54,8 @@ pub struct Entry {
     /// Positive or negative.
     pub sign: Sign,
     status: StatusCode,
-    /// With a place for what is different each time: a map that grows is copied.
+    /// With a place for what is different each time, the request id that `observe` adds included: a
+    /// map that grows is copied.
     headers: Arc<HeaderMap>,
     etag: Option<HeaderValue>,
     body: Bytes,
@@ -93,7 +94,7 @@ impl Heads {
         if headers.contains_key(header::ETAG) {
             kept.insert(header::ETAG, unsaid.clone());
         }
-        for name in [header::AGE, CACHE_STATUS.clone()] {
+        for name in [&header::AGE, &CACHE_STATUS, &REQUEST_ID] {
             kept.insert(name, unsaid.clone());
         }
         let mut known = self.known.lock();
