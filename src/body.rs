@@ -72,12 +72,12 @@ impl Body {
         frame
     }
 
-    /// The body, and a way to see whether it is still being sent. One in memory never is.
-    pub fn watched(mut self) -> (Self, Sending) {
+    /// A way to see whether the body is still being sent. One in memory never is.
+    pub fn watch(&mut self) -> Sending {
         let watch = Arc::new(());
         let sending = Sending(Arc::downgrade(&watch));
         self.watched = self.rest.as_ref().filter(|rest| !rest.is_end_stream()).map(|_| watch);
-        (self, sending)
+        sending
     }
 
     /// Reads up to `limit` bytes into memory. What does not fit stays in the stream, and the body
@@ -116,7 +116,7 @@ impl Body {
     }
 }
 
-/// Whether a body is on its way; see [`Body::watched`].
+/// Whether a body is on its way; see [`Body::watch`].
 #[derive(Debug)]
 pub struct Sending(Weak<()>);
 

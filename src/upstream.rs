@@ -18,7 +18,7 @@ use http_body::Body as _;
 use self::connect::Connector;
 use self::pool::{Pool, Trouble};
 pub use self::target::{Target, TargetError};
-use crate::body::{Body, Sending};
+use crate::body::Body;
 use crate::header::strip_hop_by_hop;
 
 /// What `[upstream]` of the configuration says.
@@ -136,9 +136,9 @@ impl Upstream {
 
     /// Sends a request whose target is a path below the relative URL root, and waits for the head
     /// of the answer. The message is framed anew: nothing in its headers may concern framing.
-    pub async fn send(&self, request: Request<Body>) -> Result<Response<Body>, Error> {
-        let request = self.prepare(request)?;
-        let (request, sending) = watch_body(request);
+    pub async fn send(&self, mut request: Request<Body>) -> Result<Response<Body>, Error> {
+        self.prepare(&mut request)?;
+        let sending = request.body_mut().watch();
         // Pinned here, so that the body is still there to be asked about when the time is up.
         let mut sent = std::pin::pin!(self.pool.send(request, &sending));
         let outcome = match tokio::time::timeout(self.response_timeout, sent.as_mut()).await {
@@ -163,7 +163,7 @@ impl Upstream {
         outcome
     }
 
-    fn prepare(&self, mut request: Request<Body>) -> Result<Request<Body>, Error> {
+    fn prepare(&self, request: &mut Request<Body>) -> Result<(), Error> {
         request.headers_mut().insert(header::HOST, self.host.clone());
         if request.body().size_hint().exact().is_none() {
             // hyper takes a GET of unknown length for one without a body, unless told.
@@ -177,14 +177,8 @@ impl Upstream {
         *request.version_mut() = Version::HTTP_11;
         let uri = self.target.below_root(std::mem::take(request.uri_mut()));
         *request.uri_mut() = uri.ok_or(Error::Unusable("no URI for the path"))?;
-        Ok(request)
+        Ok(())
     }
-}
-
-fn watch_body(request: Request<Body>) -> (Request<Body>, Sending) {
-    let (parts, body) = request.into_parts();
-    let (body, sending) = body.watched();
-    (Request::from_parts(parts, body), sending)
 }
 
 /// RFC 9112 §6.3: an answer with both framings, which hyper lets through, may be an attempt to

@@ -52,7 +52,7 @@ fn request() -> Request<Body> {
 }
 
 async fn ask(pool: &Pool) -> Result<Response<Body>, Trouble> {
-    let (_, sending) = Body::empty().watched();
+    let sending = Body::empty().watch();
     pool.send(request(), &sending).await
 }
 
