@@ -1,0 +1,115 @@
+//! What an operation of the gateway costs, in instructions: a figure that is the same on a busy machine.
+//!
+//! Run it with `tests/bench/instructions`. The program starts itself again under valgrind, once for
+//! each operation that is done N times, once for 2N times; the difference is what N of them cost, and
+//! knows nothing of how a process starts. What was accepted last is in `instructions.baseline`.
+//!
+//! The figures are good for comparing with themselves: of the kernel's work they show nothing, a
+//! vectorised instruction counts like any other, and tokio's clock is that of the tests.
+
+#![expect(clippy::print_stdout, reason = "the table is what this program is for")]
+#![expect(clippy::cast_precision_loss, reason = "figures are rounded for people anyway")]
+
+#[path = "load/answer.rs"]
+#[expect(dead_code, reason = "the load generator uses the rest, too")]
+mod answer;
+#[path = "rails/answers.rs"]
+#[expect(dead_code, reason = "the stand-in for Rails uses the rest, too")]
+mod answers;
+mod baseline;
+mod counting;
+#[expect(dead_code, reason = "the comparison uses the rest, too")]
+mod credentials;
+#[expect(dead_code, reason = "the comparison uses the rest, too")]
+mod keys;
+mod operations;
+mod verdict;
+
+use std::error::Error;
+use std::process::ExitCode;
+
+use clap::builder::PossibleValuesParser;
+use clap::{Parser, Subcommand};
+
+use crate::baseline::Baseline;
+use crate::operations::{OPERATIONS, Operation};
+
+/// As in the gateway: the allocator is a part of what an operation costs.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// What can go wrong in a benchmark is told to the person who started it, as text.
+pub(crate) type Fallible<T> = Result<T, Box<dyn Error + Send + Sync>>;
+
+/// Instructions that the gateway spends on one operation, and whether they became more.
+#[derive(Parser)]
+#[command(name = "tests/bench/instructions", args_conflicts_with_subcommands = true)]
+struct Cli {
+    /// Make what is counted the new baseline. Say in the commit why it may be more.
+    #[arg(long)]
+    accept: bool,
+    /// Only these.
+    #[arg(long, value_delimiter = ',', conflicts_with = "accept")]
+    #[arg(value_parser = PossibleValuesParser::new(OPERATIONS.iter().map(|operation| operation.name)))]
+    operations: Vec<String>,
+    #[command(subcommand)]
+    command: Option<Command>,
+    /// What `cargo bench` passes to every benchmark.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Does an operation so many times.
+    #[command(hide = true)]
+    Repeat { operation: String, times: u64 },
+    /// Prints what the processor can do, as far as valgrind lets a program see it.
+    #[command(hide = true)]
+    Processor,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if cli.bench {
+        eprintln!("instructions: run it with tests/bench/instructions, which has valgrind count");
+        return ExitCode::SUCCESS;
+    }
+    let outcome = match &cli.command {
+        None => count(&cli),
+        Some(Command::Repeat { operation, times }) => {
+            Operation::named(operation).and_then(|operation| operation.run(*times)).map(|()| true)
+        }
+        Some(Command::Processor) => {
+            println!("{}", counting::processor());
+            Ok(true)
+        }
+    };
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("instructions: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Counts, prints, and says whether all is well.
+fn count(cli: &Cli) -> Fallible<bool> {
+    // The first one has nothing to replace.
+    let accepted = if cli.accept { Baseline::read().unwrap_or_default() } else { Baseline::read()? };
+    let circumstances = counting::circumstances()?;
+    let mut counts = Vec::new();
+    for operation in Operation::all_or(&cli.operations)? {
+        eprintln!("counting: {}", operation.name);
+        counts.push((operation, counting::count(operation)?));
+    }
+    verdict::print_table(&accepted, &counts);
+    if cli.accept {
+        Baseline::new(circumstances, &counts).write()?;
+        println!("\nThis is the baseline from now on.");
+        return Ok(true);
+    }
+    Ok(verdict::judge(&accepted, &circumstances, &counts))
+}

@@ -1,0 +1,221 @@
+//! A whole gateway, with a client and Rails around it, on one thread.
+//!
+//! It is put together as a worker of the real one is, and reached over a unix socket: what one side has
+//! written the other can read at once, so that every run goes the same way. Time stands still.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use railgate::cache::{self, Cache, Key, Lifetimes};
+use railgate::clock::{Clock, Manual};
+use railgate::metrics::Tally;
+use railgate::params::Params;
+use railgate::route::Caching;
+use railgate::server::{Endpoint, Limits, Listener, Server, Socket};
+use railgate::stack::{self, Parts};
+use railgate::upstream::{self, Target, Upstream};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
+use tokio_util::task::TaskTracker;
+
+use super::rails::Rails;
+use super::{ED25519, Repeat};
+use crate::answer::Answer;
+use crate::credentials::{self, SHELL_HEADER};
+use crate::{Fallible, keys, operations};
+
+/// What is asked, and what has to come of it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Exchange {
+    /// Answered from memory.
+    Hit,
+    /// The same over a connection of its own.
+    ShortHit,
+    /// Asked of Rails, and kept.
+    Miss,
+    /// Forwarded.
+    Pass,
+}
+
+/// Whoever has not finished by then never will.
+const PATIENCE: Duration = Duration::from_mins(5);
+
+/// An access check is a form of 200 bytes.
+const FORM: &str = "action=git-upload-pack&changes=_any&check_ip=10.0.0.7&env=%7B%7D&gl_repository=project-3\
+                    &key_id=1002&project=gnuwget%2Fwget2.git&protocol=ssh&padding=\
+                    xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx";
+
+pub(super) fn repeat(exchange: Exchange) -> Fallible<Repeat> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut asking = runtime.block_on(Asking::begin(exchange))?;
+    Ok(Box::new(move |times| {
+        runtime.block_on(async { tokio::time::timeout(PATIENCE, asking.repeat(times)).await? })
+    }))
+}
+
+/// A client at work.
+struct Asking {
+    exchange: Exchange,
+    gateway: Gateway,
+    stream: UnixStream,
+    request: Vec<u8>,
+    /// The first answer. The others differ in their ids only, which are of one length.
+    answer: Vec<u8>,
+    buffer: Vec<u8>,
+}
+
+impl Asking {
+    async fn begin(exchange: Exchange) -> Fallible<Self> {
+        let gateway = Gateway::start()?;
+        let request = match exchange {
+            Exchange::Pass => request(
+                "POST /api/v4/internal/allowed",
+                &format!(
+                    "Content-Type: application/x-www-form-urlencoded\r\nContent-Length: {}\r\n\r\n{FORM}",
+                    FORM.len()
+                ),
+            ),
+            _ => request(&format!("GET /api/v4/internal/authorized_keys?{}", gateway.query), "\r\n"),
+        };
+        let stream = UnixStream::connect(&gateway.socket).await?;
+        let mut asking =
+            Self { exchange, gateway, stream, request, answer: Vec::new(), buffer: vec![0; 16 * 1024] };
+        if matches!(exchange, Exchange::Hit | Exchange::ShortHit) {
+            // This one fills the memory.
+            asking.first().await?;
+        }
+        asking.answer = asking.first().await?;
+        Ok(asking)
+    }
+
+    /// Asks without knowing what the answer is like.
+    async fn first(&mut self) -> Fallible<Vec<u8>> {
+        self.stream.write_all(&self.request).await?;
+        let (mut answer, mut bytes) = (Answer::new(), Vec::new());
+        loop {
+            let count = self.stream.read(&mut self.buffer).await?;
+            let came = self.buffer.get(..count).filter(|came| !came.is_empty());
+            let came = came.ok_or("the connection was closed")?;
+            bytes.extend_from_slice(came);
+            if answer.take(came) {
+                break;
+            }
+        }
+        if answer.status == 200 { Ok(bytes) } else { Err(format!("answered {}", answer.status).into()) }
+    }
+
+    async fn repeat(&mut self, times: u64) -> Fallible<()> {
+        let before = self.gateway.rails.asked();
+        for _ in 0..times {
+            match self.exchange {
+                Exchange::ShortHit => self.stream = UnixStream::connect(&self.gateway.socket).await?,
+                Exchange::Miss => self.gateway.cache.invalidate(&self.gateway.key),
+                Exchange::Hit | Exchange::Pass => {}
+            }
+            self.ask().await?;
+        }
+        let asked = self.gateway.rails.asked() - before;
+        let expected = if matches!(self.exchange, Exchange::Miss | Exchange::Pass) { times } else { 0 };
+        if asked == expected { Ok(()) } else { Err(format!("{asked} of {times} were asked of Rails").into()) }
+    }
+
+    /// Asks and looks at the answer just well enough to know that it is the right one.
+    async fn ask(&mut self) -> Fallible<()> {
+        self.stream.write_all(&self.request).await?;
+        let length = self.answer.len();
+        let mut came = 0;
+        while came < length {
+            let room = self.buffer.get_mut(came..length).unwrap_or_default();
+            match self.stream.read(room).await? {
+                0 => return Err("the connection was closed".into()),
+                count => came += count,
+            }
+        }
+        let body = length - 32..length;
+        let is_good = self.buffer.starts_with(b"HTTP/1.1 200 ")
+            && self.buffer.get(body.clone()) == self.answer.get(body);
+        if is_good { Ok(()) } else { Err("an answer differs from the first".into()) }
+    }
+}
+
+/// A gateway that serves, in front of its Rails.
+struct Gateway {
+    cache: Arc<Cache>,
+    rails: Arc<Rails>,
+    /// Where it listens.
+    socket: PathBuf,
+    /// The one question that it can keep the answer to, and the name of that.
+    query: String,
+    key: Key,
+    _folder: Folder,
+}
+
+impl Gateway {
+    fn start() -> Fallible<Self> {
+        let folder = Folder::new()?;
+        let (socket, rails) = (folder.path.join("gateway"), folder.path.join("rails"));
+        let query = format!("key={}", keys::escaped(&keys::key(ED25519)));
+        let key = Key::new(Caching::AuthorizedKeys, &Params::parse(query.as_bytes())).ok_or("no key")?;
+
+        let hour = Duration::from_hours(1);
+        let lifetimes = Lifetimes { authorized_keys: hour, ..Lifetimes::default() };
+        let cache_settings = cache::Settings { lifetimes, ..cache::Settings::default() };
+        let cache = Cache::new(&cache_settings);
+        let server = Server::new(Limits::default());
+        let stack = stack::build(Parts {
+            auth: Arc::new(ArcSwap::from_pointee(operations::auth()?)),
+            cache: Arc::clone(&cache),
+            cache_settings,
+            upstream: Arc::new(Upstream::new(settings(&rails)?, Arc::default())),
+            forward_prefixes: Vec::new(),
+            tally: Arc::new(Tally::default()),
+            log_requests: false,
+            clock: Clock::Manual(Manual::at(Clock::System.unix_seconds())),
+            fills: TaskTracker::new(),
+        });
+        let listener = Socket::bind(&Endpoint::Unix { path: socket.clone(), mode: 0o600 })?;
+        server.serve(Listener::new(listener)?, stack);
+        let rails = Rails::start(&rails, FORM.as_bytes())?;
+        Ok(Self { cache, rails, socket, query, key, _folder: folder })
+    }
+}
+
+fn settings(rails: &Path) -> Fallible<upstream::Settings> {
+    let path = rails.to_str().ok_or("the path of the temporary folder is no text")?.replace('/', "%2F");
+    Ok(upstream::Settings::new(Target::parse(&format!("http+unix://{path}"))?))
+}
+
+fn request(line: &str, rest: &str) -> Vec<u8> {
+    format!(
+        "{line} HTTP/1.1\r\nHost: localhost:8080\r\nUser-Agent: GitLab-Shell\r\n{SHELL_HEADER}: {}\r\n\
+         Accept-Encoding: gzip\r\n{rest}",
+        credentials::shared_secret()
+    )
+    .into_bytes()
+}
+
+/// Where the sockets are. Gone when this is dropped.
+struct Folder {
+    path: PathBuf,
+}
+
+impl Folder {
+    fn new() -> Fallible<Self> {
+        // With all digits: the length of a name is a part of what is counted.
+        let name = format!("railgate-instructions-{:010}", std::process::id());
+        let folder = Self { path: std::env::temp_dir().join(name) };
+        // Whoever had this number before is gone.
+        let _ = fs::remove_dir_all(&folder.path);
+        fs::create_dir(&folder.path)?;
+        Ok(folder)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.path);
+    }
+}

@@ -1,0 +1,76 @@
+//! Compares what was counted with the baseline, for people and for CI.
+
+use crate::baseline::Baseline;
+use crate::operations::Operation;
+
+/// By how much a count may differ from the baseline. Two runs differ by far less; a change elsewhere that
+/// makes the compiler inline something else may come near it.
+const TOLERANCE: f64 = 0.03;
+
+pub(crate) fn print_table(baseline: &Baseline, counts: &[(&Operation, u64)]) {
+    println!("| operation | instructions | baseline | difference |");
+    println!("|---|--:|--:|--:|");
+    for (operation, count) in counts {
+        let (name, title) = (operation.name, operation.title);
+        match baseline.count(name) {
+            Some(accepted) => {
+                let difference = share(*count, accepted) * 100.0;
+                println!("| `{name}`: {title} | {count} | {accepted} | {difference:+.2} % |");
+            }
+            None => println!("| `{name}`: {title} | {count} | – | – |"),
+        }
+    }
+}
+
+/// Says what follows from the counts; false if they must not be.
+pub(crate) fn judge(
+    baseline: &Baseline,
+    circumstances: &[(String, String)],
+    counts: &[(&Operation, u64)],
+) -> bool {
+    let mut is_comparable = true;
+    for (name, then, now) in baseline.differences(circumstances) {
+        if is_comparable {
+            println!("\nNothing follows from this: the baseline was counted under other circumstances.\n");
+            is_comparable = false;
+        }
+        println!("- {name}: {now}; then: {then}");
+    }
+    if !is_comparable {
+        println!(
+            "\n`tests/bench/instructions --accept` makes these the circumstances and counts to compare with."
+        );
+        return true;
+    }
+    let mut is_well = true;
+    for (operation, count) in counts {
+        let name = operation.name;
+        let Some(accepted) = baseline.count(name) else {
+            println!("\n`{name}` is not in the baseline yet; run `tests/bench/instructions --accept`.");
+            is_well = false;
+            continue;
+        };
+        let difference = share(*count, accepted);
+        let percent = difference * 100.0;
+        if difference > TOLERANCE {
+            println!(
+                "\n`{name}` takes {percent:.1} % more instructions than the baseline says, {count} instead of \
+                 {accepted}. Make it cheaper; or, if it is worth that, run `tests/bench/instructions --accept` and \
+                 say why in the commit."
+            );
+            is_well = false;
+        } else if difference < -TOLERANCE {
+            println!(
+                "\n`{name}` takes {:.1} % fewer instructions than the baseline says. Run \
+                 `tests/bench/instructions --accept`, or it may become dearer again unseen.",
+                percent.abs()
+            );
+        }
+    }
+    is_well
+}
+
+/// By how much more it is, as a share of what was accepted.
+fn share(count: u64, accepted: u64) -> f64 {
+    count as f64 / accepted.max(1) as f64 - 1.0
+}
