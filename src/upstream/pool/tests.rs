@@ -94,6 +94,21 @@ async fn a_connection_that_closes_before_anything_is_written_gives_the_request_b
     assert!(failed.take_message().is_some());
 }
 
+/// It would be the answer to the next question, and every later one that of the question before.
+#[tokio::test]
+async fn an_answer_that_nobody_waits_for_is_given_to_nobody() {
+    let stage = Stage::new("unasked");
+    let mut rails = stage.one_is_kept().await;
+    let mut line = stage.pool.kept.take().unwrap();
+    rails.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nstale").await.unwrap();
+    // So that the runtime sees it, and the next read does.
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    let sent = tokio::time::timeout(Duration::from_secs(10), line.send(request())).await;
+    let mut failed = sent.expect("an outcome").unwrap_err();
+    assert!(failed.take_message().is_some(), "nothing was written, so it can be sent over another one");
+    assert!(!line.seems_free());
+}
+
 #[tokio::test]
 async fn a_pool_that_ends_takes_its_connections_along() {
     let stage = Stage::new("ends");
