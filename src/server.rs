@@ -100,6 +100,8 @@ pub struct Server {
     doors: TaskTracker,
     /// No new connections.
     closed: CancellationToken,
+    /// Those on which nobody accepts any more.
+    listeners: Arc<Mutex<Vec<Listener>>>,
 }
 
 impl Server {
@@ -112,6 +114,7 @@ impl Server {
             seats: Arc::default(),
             doors: TaskTracker::new(),
             closed: CancellationToken::new(),
+            listeners: Arc::default(),
         }
     }
 
@@ -119,7 +122,7 @@ impl Server {
     #[must_use]
     pub fn sibling(&self) -> Self {
         let (seats, doors, closed) = (Arc::default(), TaskTracker::new(), CancellationToken::new());
-        Self { seats, doors, closed, ..self.clone() }
+        Self { seats, doors, closed, listeners: Arc::default(), ..self.clone() }
     }
 
     /// What is known of the connections, those of siblings included.
@@ -143,6 +146,7 @@ impl Server {
                 () = server.closed.cancelled() => {}
                 () = server.accept(&listener, &service) => {}
             }
+            server.listeners.lock().push(listener);
         });
     }
 
@@ -211,11 +215,12 @@ impl Server {
     /// Stops accepting, lets running requests finish, and drops what still runs after
     /// `limits.drain_timeout`. True if nothing had to be dropped.
     pub async fn drain(&self) -> bool {
-        // First, so that whoever finds the doors closed can count on nothing more being begun.
-        self.seats.enter(Phase::Draining);
         self.closed.cancel();
         self.doors.close();
         self.doors.wait().await;
+        self.seats.enter(Phase::Draining);
+        // Only now: whoever finds the doors closed can count on nothing more being begun.
+        self.listeners.lock().clear();
         let in_time = tokio::time::timeout(self.limits.drain_timeout, self.seats.empty()).await.is_ok();
         self.seats.enter(Phase::Stopped);
         self.seats.empty().await;

@@ -3,7 +3,7 @@
 //!
 //! A request lives on the thread that accepted its connection, from the first byte to the last, so
 //! that nobody has to be woken for it and hardly anything has a lock. What workers share is the
-//! cache, with the flights that fill it; what they count, each counts for itself.
+//! cache, with the flights that fill it. Requests are counted by each worker for itself.
 //!
 //! # Why not one runtime with a thread for each core
 //!

@@ -57,6 +57,7 @@ pub struct Entry {
     /// With a place for what is different each time, the request id that `observe` adds included: a
     /// map that grows is copied.
     headers: Arc<HeaderMap>,
+    own_headers: usize,
     etag: Option<HeaderValue>,
     body: Bytes,
     stored: Instant,
@@ -79,8 +80,9 @@ impl Heads {
     /// count of references would be written to by every worker for every request.
     const MOST: usize = 32;
 
-    /// The replayed headers of an answer, but for the `ETag`.
-    fn of(&self, headers: &HeaderMap) -> Arc<HeaderMap> {
+    /// The replayed headers of an answer, but for the `ETag`, and how many bytes they take if no other
+    /// entry shares them.
+    fn of(&self, headers: &HeaderMap) -> (Arc<HeaderMap>, usize) {
         let mut kept = HeaderMap::with_capacity(REPLAYED.len() + 4);
         for name in &REPLAYED {
             for value in headers.get_all(name) {
@@ -99,17 +101,21 @@ impl Heads {
         }
         let mut known = self.known.lock();
         if let Some(same) = known.iter().find(|other| ***other == kept) {
-            return Arc::clone(same);
+            return (Arc::clone(same), 0);
         }
         if known.len() >= Self::MOST {
-            return Arc::new(kept);
+            let bytes = kept.iter().map(|(name, value)| PLACE + name.as_str().len() + value.len()).sum();
+            return (Arc::new(kept), bytes);
         }
         kept.values_mut().for_each(immortalize);
         let kept = Arc::new(kept);
         known.push(Arc::clone(&kept));
-        kept
+        (kept, 0)
     }
 }
+
+/// What a header takes in a map, beside its name and its value.
+const PLACE: usize = 112;
 
 fn immortalize(value: &mut HeaderValue) {
     let bytes = Bytes::from_static(Box::leak(value.as_bytes().into()));
@@ -129,11 +135,13 @@ impl Entry {
         (heads, generation): (&Heads, u64),
     ) -> Self {
         let etag = headers.get(header::ETAG).map_or(&b""[..], HeaderValue::as_bytes);
+        let (kept, own_headers) = heads.of(headers);
         let own = Bytes::from([etag, body].concat().into_boxed_slice());
         Self {
             sign: storable.sign,
             status,
-            headers: heads.of(headers),
+            headers: kept,
+            own_headers,
             etag: headers
                 .get(header::ETAG)
                 .and_then(|_| HeaderValue::from_maybe_shared(own.slice(..etag.len())).ok()),
@@ -146,7 +154,7 @@ impl Entry {
 
     /// Bytes of the body and of what lies beside it.
     pub(super) fn length(&self) -> usize {
-        self.body.len() + self.etag.as_ref().map_or(0, HeaderValue::len)
+        self.body.len() + self.etag.as_ref().map_or(0, HeaderValue::len) + self.own_headers
     }
 
     /// Age and remaining life at `now`, or `None` if the entry must not be used any more.

@@ -170,6 +170,23 @@ fn memory_is_bounded_by_bytes_whatever_the_count_allows() {
     assert_eq!((bytes(Sign::Positive), bytes(Sign::Negative)), (0, 0));
 }
 
+/// Headers that differ from answer to answer are each entry's own.
+#[test]
+fn heads_that_nobody_shares_count_too() {
+    let settings = Settings { max_bytes: 16 << 20, ..Settings::default() };
+    let cache = Cache::new(&settings);
+    let clock = Clock::Manual(Manual::at(0));
+    let storable = Storable { sign: Sign::Positive, ttl: Duration::from_secs(60) };
+    for id in 0..5_000 {
+        let mut headers = HeaderMap::new();
+        headers.insert("vary", format!("{id}{}", "x".repeat(8_000)).parse().unwrap());
+        let lease = lead(&cache, &Key::UserById(id), &clock);
+        lease.store(StatusCode::OK, &headers, b"{}", storable, clock.now()).unwrap();
+        cache.upkeep();
+    }
+    assert!(cache.entry_counts()[0] * 8_000 <= 16 << 20);
+}
+
 #[test]
 fn both_bounds_of_a_store_hold() {
     for (entries, bytes, capacity, share) in [

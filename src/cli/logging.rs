@@ -5,6 +5,7 @@ mod lines;
 
 use std::io::IsTerminal as _;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use railgate::config::{Log, LogFormat};
 use tracing_subscriber::filter::LevelFilter;
@@ -44,4 +45,14 @@ pub(super) fn flush() {
     if let Some(lines) = LINES.get() {
         lines.flush();
     }
+}
+
+/// The same, but a log that nobody reads cannot keep the process from ending.
+pub(super) fn flush_within(most: Duration) {
+    let (done, is_done) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        flush();
+        let _ = done.send(());
+    });
+    let _ = is_done.recv_timeout(most);
 }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use railgate::Gateway;
 use railgate::config::{self, Loaded};
@@ -74,6 +75,9 @@ async fn run(loaded: Loaded) -> ExitCode {
     }
 }
 
+/// How long the log has for its last lines if the process is to end at once.
+const LAST_LINES: Duration = Duration::from_millis(200);
+
 /// SIGTERM and SIGINT begin to drain; a second one ends the process at once.
 pub(super) fn cancel_on_signal(shutdown: &CancellationToken) -> std::io::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
@@ -87,10 +91,11 @@ pub(super) fn cancel_on_signal(shutdown: &CancellationToken) -> std::io::Result<
             }
         };
         let name = next().await;
-        tracing::info!(signal = name, "draining");
+        // First, since a log that nobody reads may hold this up for ever.
         shutdown.cancel();
+        tracing::info!(signal = name, "draining");
         next().await;
-        logging::flush();
+        logging::flush_within(LAST_LINES);
         std::process::exit(1);
     });
     Ok(())

@@ -104,7 +104,7 @@ impl<const N: usize> Histogram<N> {
 
     /// The sum in seconds, the number of observations, and how many fell under each bound only.
     pub(super) fn parts(&self, bounds: &[Duration; N]) -> (f64, u64, Vec<(f64, u64)>) {
-        let bounds = bounds.iter().map(Duration::as_secs_f64).chain([f64::MAX]);
+        let bounds = bounds.iter().map(Duration::as_secs_f64).chain([f64::INFINITY]);
         let buckets: Vec<_> = bounds.zip(self.counts.into_iter().chain([self.beyond])).collect();
         (self.sum.as_secs_f64(), buckets.iter().map(|(_, count)| count).sum(), buckets)
     }
@@ -208,7 +208,7 @@ mod tests {
         assert_eq!(observed, 3);
         assert_eq!(buckets.first(), Some(&(25e-6, 1)));
         assert_eq!(buckets.get(1), Some(&(50e-6, 1)));
-        assert_eq!(buckets.last(), Some(&(f64::MAX, 1)));
+        assert_eq!(buckets.last(), Some(&(f64::INFINITY, 1)));
     }
 
     #[test]

@@ -165,7 +165,7 @@ impl Carrier for Line {
 
 impl Kept {
     /// The connection that was used last, so that those which nobody needs grow old. If Rails has
-    /// closed it a moment ago, hyper sees that before it writes, and gives the request back.
+    /// closed it and the runtime knows, hyper sees that before it writes, and gives the request back.
     fn take(&self) -> Option<Box<Line>> {
         loop {
             let (line, _) = self.lines.lock().idle.pop()?;

@@ -46,7 +46,7 @@ impl<S: Subscriber, W: io::Write + Send + 'static> Layer<S> for JsonLines<W> {
         // Taken and put back: a field that is itself logging while it is written gets another one.
         let mut draft = DRAFT.take();
         draft.write(now, *metadata.level(), |fields| event.record(fields));
-        // A request that went well is the one thing that nobody is waiting to read.
+        // Requests in which neither gateway nor Rails is at fault are what nobody is waiting to read.
         let can_wait = metadata.target() == ACCESS_LOG && *metadata.level() >= Level::INFO;
         self.lines.push(&draft.line, can_wait);
         DRAFT.set(draft);
