@@ -219,7 +219,7 @@ impl Server {
         self.doors.close();
         self.doors.wait().await;
         self.seats.enter(Phase::Draining);
-        // Only now: whoever finds the doors closed can count on nothing more being begun.
+        // Only now: whoever finds the doors closed can count on nothing more being begun behind them.
         self.listeners.lock().clear();
         let in_time = tokio::time::timeout(self.limits.drain_timeout, self.seats.empty()).await.is_ok();
         self.seats.enter(Phase::Stopped);

@@ -87,7 +87,8 @@ async fn a_body_on_its_way_may_arrive() {
 /// A request that waits behind another one on its connection has not begun.
 #[tokio::test]
 async fn what_waits_for_its_turn_does_not_begin() {
-    let mut stage = Stage::new().await;
+    // A caller may meet the closed door of one worker while another one has not heard of it yet.
+    let mut stage = Setup::new().set("workers", 1).start().await;
     let valve = Valve::shut();
     stage.rails.always(Reply::json(200, "{}").after(&valve));
     let mut wire = stage.gateway.tcp.connect().await;
