@@ -68,6 +68,7 @@ pub struct Cache {
     positive: Store,
     /// A store of its own: scans for unknown keys must not push out the known ones.
     negative: Store,
+    bounds: [Bounds; 2],
     flights: Flights,
     heads: Heads,
     generation: AtomicU64,
@@ -110,6 +111,7 @@ impl Cache {
         Arc::new(Self {
             positive: store(Sign::Positive, positive, &settings.lifetimes, &counts),
             negative: store(Sign::Negative, negative, &settings.lifetimes, &counts),
+            bounds: [positive, negative],
             flights: Flights::default(),
             heads: Heads::default(),
             generation: AtomicU64::new(0),
@@ -150,6 +152,12 @@ impl Cache {
         self.generation.fetch_add(1, Ordering::AcqRel);
         self.positive.invalidate_all();
         self.negative.invalidate_all();
+    }
+
+    /// Whether an entry would fit into its store if that were empty.
+    fn has_room_for(&self, key: &Key, entry: &Entry) -> bool {
+        let bounds = self.bounds.get(entry.sign as usize);
+        bounds.is_some_and(|bounds| memory(key, entry) <= bounds.capacity)
     }
 
     /// Called by a lease, under the lock of its flight.

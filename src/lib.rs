@@ -93,9 +93,11 @@ impl Gateway {
             connections: Arc::clone(server.connections()),
         }));
         let auth = Arc::new(ArcSwap::from_pointee(Auth::new(settings.auth)));
+        let bodies = layer::authenticate::bodies();
         let worker = |number| {
             let parts = stack::Parts {
                 auth: Arc::clone(&auth),
+                bodies: Arc::clone(&bodies),
                 cache: Arc::clone(&cache),
                 cache_settings: settings.cache.clone(),
                 upstream: Arc::new(Upstream::new(settings.upstream.clone(), Arc::clone(&upstream))),

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 use tower::ServiceBuilder;
 
@@ -28,6 +29,8 @@ pub type Stack = Observe<Rescue<Hygiene<FindRoute<Authenticate<ServeCached<Forwa
 pub struct Parts {
     /// How callers are judged; exchanged when secrets change.
     pub auth: Arc<ArcSwap<Auth>>,
+    /// Memory for bodies that are searched for a credential; a permit is a KiB.
+    pub bodies: Arc<Semaphore>,
     /// The entries.
     pub cache: Arc<Cache>,
     /// What is cached, and for how long.
@@ -48,8 +51,18 @@ pub struct Parts {
 
 /// Stacks the layers.
 pub fn build(parts: Parts) -> Stack {
-    let Parts { auth, cache, cache_settings, upstream, forward_prefixes, tally, log_requests, clock, fills } =
-        parts;
+    let Parts {
+        auth,
+        bodies,
+        cache,
+        cache_settings,
+        upstream,
+        forward_prefixes,
+        tally,
+        log_requests,
+        clock,
+        fills,
+    } = parts;
     ServiceBuilder::new()
         // Outermost: sees every request and every answer, failed and abandoned ones included.
         .layer(ObserveLayer::new(tally, clock.clone(), log_requests))
@@ -60,7 +73,7 @@ pub fn build(parts: Parts) -> Stack {
         // Before authentication, since the row says which credential is demanded.
         .layer(FindRouteLayer::new(upstream.relative_root(), forward_prefixes))
         // Before the cache: no answer, however old, for anyone who was not judged.
-        .layer(AuthenticateLayer::new(auth, clock.clone()))
+        .layer(AuthenticateLayer::new(auth, clock.clone(), bodies))
         // Last before Rails: what is answered here costs Rails nothing.
         .layer(ServeCachedLayer::new(cache, cache_settings, clock.clone(), fills))
         .service(Forward::new(upstream, clock))

@@ -115,6 +115,9 @@ impl Lease {
     ) -> Result<(), NoStore> {
         let entry =
             Arc::new(Entry::new(status, headers, body, storable, now, (&self.cache.heads, self.generation)));
+        if !self.cache.has_room_for(&self.key, &entry) {
+            return Err(NoStore::TooLarge);
+        }
         let mut waiting = self.cache.flights.waiting.lock();
         let registered = waiting.get(&self.key).is_some_and(|news| self.is_mine(news));
         if !registered || self.cache.generation.load(Ordering::Acquire) != self.generation {

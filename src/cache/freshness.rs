@@ -83,7 +83,7 @@ pub enum NoStore {
     Status,
     /// Not `application/json`, or encoded.
     Type,
-    /// Larger than `cache.max_body`.
+    /// Larger than `cache.max_body`, or than all that `cache.max_bytes` leaves for its kind.
     TooLarge,
     /// Not the JSON that this endpoint gives.
     Shape,

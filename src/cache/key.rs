@@ -31,6 +31,9 @@ impl Key {
     /// The key of a request to a cacheable endpoint, or `None` if it must not be cached: any
     /// parameter but the one expected (and the credential), or one that is not canonical.
     pub fn new(caching: Caching, params: &Params<'_>) -> Option<Self> {
+        if caching == Caching::Never {
+            return None;
+        }
         let mut params = params.plain()?;
         let first = params.next();
         if params.next().is_some() {

@@ -170,6 +170,21 @@ fn memory_is_bounded_by_bytes_whatever_the_count_allows() {
     assert_eq!((bytes(Sign::Positive), bytes(Sign::Negative)), (0, 0));
 }
 
+#[test]
+fn what_no_store_has_room_for_is_not_stored() {
+    let cache = Cache::new(&Settings { max_bytes: 100_000, ..Settings::default() });
+    let clock = Clock::Manual(Manual::at(0));
+    for (sign, most) in [(Sign::Positive, 90_000 - 512), (Sign::Negative, 10_000 - 512)] {
+        let stored = land(lead(&cache, &KEY, &clock), sign, &"x".repeat(most + 1), &clock);
+        assert_eq!(stored, Err(NoStore::TooLarge));
+        assert_eq!(cache.flights(), 0);
+        land(lead(&cache, &KEY, &clock), sign, &"x".repeat(most), &clock).unwrap();
+        cache.upkeep();
+        assert_eq!(cache.entry_counts()[sign as usize], 1);
+        cache.invalidate(&KEY);
+    }
+}
+
 /// Headers that differ from answer to answer are each entry's own.
 #[test]
 fn heads_that_nobody_shares_count_too() {

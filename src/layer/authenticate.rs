@@ -27,8 +27,11 @@ use crate::params::Params;
 /// authenticated yet, so patience is an invitation.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How much of such bodies may be in memory at one time, in KiB, all connections together.
-const BODIES_KIB: usize = 64 * 1024;
+/// How much of such bodies may be in memory at one time, all connections of all workers together. A
+/// permit is a KiB.
+pub fn bodies() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(64 * 1024))
+}
 
 /// Puts [`Authenticate`] in front of a service.
 #[derive(Clone, Debug)]
@@ -48,9 +51,10 @@ pub struct Authenticate<S> {
 }
 
 impl AuthenticateLayer {
-    /// Judges by whatever `auth` holds when a request comes, so that secrets can be exchanged.
-    pub fn new(auth: Arc<ArcSwap<Auth>>, clock: Clock) -> Self {
-        Self { auth, clock, bodies: Arc::new(Semaphore::new(BODIES_KIB)) }
+    /// Judges by whatever `auth` holds when a request comes, so that secrets can be exchanged. Memory
+    /// for bodies is taken from `bodies`.
+    pub fn new(auth: Arc<ArcSwap<Auth>>, clock: Clock, bodies: Arc<Semaphore>) -> Self {
+        Self { auth, clock, bodies }
     }
 }
 

@@ -102,11 +102,11 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, call: Authenticated) -> Self::Future {
+    fn call(&mut self, mut call: Authenticated) -> Self::Future {
         let caching = call.found.route.caching;
         let key = match caching {
             Caching::Never => return self.pass(call, CacheOutcome::Never),
-            _ if self.shared.settings.lifetimes.keeps(caching) && may_be_kept(&call) => call.key.clone(),
+            _ if self.shared.settings.lifetimes.keeps(caching) && may_be_kept(&call) => call.key.take(),
             _ => None,
         };
         let Some(key) = key else { return self.pass(call, CacheOutcome::Bypass) };

@@ -26,7 +26,9 @@ impl Baseline {
 
     /// The baseline of the repository.
     pub(crate) fn read() -> Fallible<Self> {
-        let text = fs::read_to_string(FILE).map_err(|error| format!("{FILE}: {error}"))?;
+        let text = fs::read_to_string(FILE).map_err(|error| {
+            format!("{FILE}: {error}; `tests/bench/instructions --accept` writes a new one")
+        })?;
         Self::parse(&text).map_err(|error| format!("{FILE}: {error}").into())
     }
 

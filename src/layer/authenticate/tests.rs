@@ -19,7 +19,7 @@ fn layer() -> AuthenticateLayer {
         max_body: MAX_BODY,
         kas: None,
     });
-    AuthenticateLayer::new(Arc::new(ArcSwap::from_pointee(auth)), Clock::Manual(Manual::at(0)))
+    AuthenticateLayer::new(Arc::new(ArcSwap::from_pointee(auth)), Clock::Manual(Manual::at(0)), bodies())
 }
 
 fn routed(method: Method, path: &str, headers: &[(&str, &str)], body: &str) -> Routed {

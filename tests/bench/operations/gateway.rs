@@ -11,6 +11,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use railgate::cache::{self, Cache, Key, Lifetimes};
 use railgate::clock::{Clock, Manual};
+use railgate::layer::authenticate::bodies;
 use railgate::metrics::Tally;
 use railgate::params::Params;
 use railgate::route::Caching;
@@ -167,6 +168,7 @@ impl Gateway {
         let server = Server::new(Limits::default());
         let stack = stack::build(Parts {
             auth: Arc::new(ArcSwap::from_pointee(operations::auth()?)),
+            bodies: bodies(),
             cache: Arc::clone(&cache),
             cache_settings,
             upstream: Arc::new(Upstream::new(settings(&rails)?, Arc::default())),

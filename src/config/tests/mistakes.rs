@@ -1,0 +1,260 @@
+//! What is told of a configuration that cannot be used.
+
+use super::*;
+
+/// What should be said about an annotated text: a comment `#^ …` is about the line above it.
+fn expected(text: &str) -> Vec<String> {
+    let mut line_above = 0;
+    let mut expected = Vec::new();
+    for (index, line) in text.lines().enumerate() {
+        match line.strip_prefix("#^ ") {
+            Some(told) => expected.push(format!("test.toml:{line_above}: {told}")),
+            None => line_above = index + 1,
+        }
+    }
+    expected
+}
+
+const MISTAKES: &str = r#"colour = "red"
+#^ colour: unknown key; known here: workers, listen, admin, upstream, auth, cache, limits, log
+
+[[listen]]
+#^ listen.address: is required: an IP address with a port, or unix: and an absolute path, such as "127.0.0.1:8181"
+adress = "127.0.0.1:8181"
+#^ listen.adress: unknown key; did you mean "address"?
+
+[[listen]]
+address = "localhost:8181"
+#^ listen.address: expected an IP address with a port, or unix: and an absolute path, such as "127.0.0.1:8181", found "localhost:8181"
+
+[[listen]]
+address = "unix:run/sock"
+#^ listen.address: expected an IP address with a port, or unix: and an absolute path, such as "127.0.0.1:8181", found "unix:run/sock"
+
+[[listen]]
+address = "127.0.0.1:8181"
+mode = "0660"
+#^ listen.mode: only a unix socket has a mode; drop the key
+
+[[listen]]
+address = "127.0.0.1:8181"
+#^ listen.address: another [[listen]] has this address already; drop one
+
+[[listen]]
+address = "unix:/run/sock"
+mode = "0999"
+#^ listen.mode: expected permission bits in octal and in quotes, such as "0660", found "0999"
+
+[admin]
+address = "127.0.0.1:8181"
+#^ admin.address: 127.0.0.1:8181 is the address of a [[listen]] already; choose another port
+
+[upstream]
+url = "https://rails"
+#^ upstream.url: must begin with http:// or http+unix:// (https is not supported yet)
+host = "a b"
+#^ upstream.host: expected a host name, perhaps with a port, found "a b"
+connect_timeout = 5
+#^ upstream.connect_timeout: expected a duration from 1ms to 1h with its unit (ms, s, m, h), such as "60s", found the bare number 5
+response_timeout = "60"
+#^ upstream.response_timeout: expected a duration from 1ms to 1h with its unit (ms, s, m, h), such as "60s", found "60"
+idle_timeout = "2h"
+#^ upstream.idle_timeout: expected a duration from 1ms to 1h with its unit (ms, s, m, h), such as "60s", found "2h"
+idle_timout = "15s"
+#^ upstream.idle_timout: unknown key; did you mean "idle_timeout"?
+max_idle = "many"
+#^ upstream.max_idle: expected a whole number from 0 to 100000, found the text "many"
+forward_prefixes = ["/api/v4/geo", "/api/v4/geo/"]
+#^ upstream.forward_prefixes: "/api/v4/geo" must name a path between two slashes, such as "/api/v4/geo/"
+retries = 3
+#^ upstream.retries: unknown key; known here: url, host, connect_timeout, response_timeout, idle_timeout, max_idle, forward_prefixes
+
+[auth.shell]
+secret_file = "/nowhere/secret"
+#^ auth.shell.secret_file: /nowhere/secret cannot be read: No such file or directory (os error 2); check the path, and that this user may read it
+accept = ["jwt", "password"]
+#^ auth.shell.accept: unknown credential "password"; known are "jwt" and "shared_secret"
+max_body = 1024
+#^ auth.shell.max_body: expected a size from 0 to 1073741824 bytes with its unit (B, KiB, MiB, GiB), such as "64KiB", found the bare number 1024
+
+[auth.kas]
+secret_file = "DIR/gitlab_shell_secret"
+#^ auth.kas.secret_file: DIR/gitlab_shell_secret is not strict Base64 (standard alphabet, padded, one line); copy the file that GitLab uses
+audience = ""
+#^ auth.kas.audience: expected the audience of kas tokens, such as "gitlab", found ""
+
+[auth.pages]
+#^ auth.pages: unknown key; known here: kas, shell
+secret_file = "DIR/gitlab_shell_secret"
+
+[cache]
+max_entries = 0
+#^ cache.max_entries: expected a whole number from 1 to 1000000000, found the bare number 0
+max_negative_entries = -1
+#^ cache.max_negative_entries: expected a whole number from 1 to 1000000000, found the bare number -1
+max_bytes = "2"
+#^ cache.max_bytes: expected a size from 1048576 to 1099511627776 bytes with its unit (B, KiB, MiB, GiB), such as "64KiB", found "2"
+max_body = "64KB"
+#^ cache.max_body: expected a size from 1 to 1073741824 bytes with its unit (B, KiB, MiB, GiB), such as "64KiB", found "64KB"
+
+[cache.authorized_keys]
+tll = "60s"
+#^ cache.authorized_keys.tll: unknown key; did you mean "ttl"?
+
+[cache.check]
+negative_ttl = "1s"
+#^ cache.check.negative_ttl: unknown key; known here: ttl
+
+[cache.allowed]
+#^ cache.allowed: unknown key; known here: authorized_keys, discover, check, max_entries, max_negative_entries, max_bytes, max_body, wait
+ttl = "1s"
+
+[limits]
+connections = 1e4
+#^ limits.connections: expected a whole number from 1 to 1000000, found the bare number 1e4
+head = true
+#^ limits.head: expected a size from 1024 to 65536 bytes with its unit (B, KiB, MiB, GiB), such as "64KiB", found a value of type boolean
+headers = 5_000
+#^ limits.headers: expected a whole number from 8 to 1000, found the bare number 5000
+head_timeout = 1.5
+#^ limits.head_timeout: expected a duration from 1ms to 1h with its unit (ms, s, m, h), such as "60s", found the bare number 1.5
+idle_timeout = ["75s"]
+#^ limits.idle_timeout: expected a duration from 1ms to 1h with its unit (ms, s, m, h), such as "60s", found a value of type array
+
+[log]
+format = "xml"
+#^ log.format: expected "json" or "pretty", found "xml"
+level = "trace"
+#^ log.level: expected "error", "warn", "info" or "debug", found "trace"
+requests = "yes"
+#^ log.requests: expected true or false, found the text "yes"
+file = "/var/log/railgate.log"
+#^ log.file: unknown key; known here: format, level, requests
+"#;
+
+#[test]
+fn every_mistake_is_told_in_one_run_with_its_line_and_its_key() {
+    let expected = expected(MISTAKES);
+    assert!(expected.len() > 35, "the annotations were not found");
+    assert_eq!(Files::new().problems(MISTAKES), expected);
+}
+
+#[test]
+fn a_mistake_has_its_parts() {
+    let Problems(problems) = parse("some.toml", "\n[log]\nlevel = 'loud'\n").unwrap_err();
+    let expected = Problem {
+        file: "some.toml".into(),
+        line: Some(3),
+        key: "log.level".into(),
+        message: "expected \"error\", \"warn\", \"info\" or \"debug\", found \"loud\"".into(),
+    };
+    assert!(problems.contains(&expected), "{problems:?}");
+}
+
+#[test]
+fn what_has_no_default_is_asked_for() {
+    const URL: &str = "upstream.url: is required: where Rails listens, such as \"http://127.0.0.1:8080\"";
+    const SECRET: &str = "auth.shell.secret_file: is required: the file with the secret that GitLab Shell \
+                          and Rails share";
+    for (text, required) in [
+        ("", &[(1, URL), (1, SECRET)][..]),
+        ("\n[auth]\n[upstream]\n", &[(2, SECRET), (3, URL)]),
+        ("\n[upstream]\nmax_idle = 1\n[auth.shell]\nmax_body = '1KiB'", &[(2, URL), (4, SECRET)]),
+        (
+            "[auth.kas]\naudience = 'gitlab'\n",
+            &[(1, URL), (1, SECRET), (1, "auth.kas.secret_file: is required")],
+        ),
+    ] {
+        let told = Files::new().problems(text);
+        assert_eq!(told.len(), required.len(), "{text:?}: {told:?}");
+        for (line, required) in required {
+            let begin = format!("test.toml:{line}: {required}");
+            assert!(told.iter().any(|told| told.starts_with(&begin)), "{begin}\n{told:?}");
+        }
+    }
+}
+
+#[test]
+fn secrets_that_cannot_be_used_are_refused() {
+    let files = Files::new();
+    files.write("empty", "\n");
+    files.write("short", &STANDARD.encode([7; 31]));
+    for text in [
+        r#"[auth.shell]
+secret_file = "DIR/empty"
+#^ auth.shell.secret_file: DIR/empty is empty; it must hold the secret; copy the file that GitLab uses
+"#,
+        r#"[auth.shell]
+secret_file = "DIR"
+#^ auth.shell.secret_file: DIR cannot be read: Is a directory (os error 21); check the path, and that this user may read it
+"#,
+        r#"[auth.shell]
+secret_file = ""
+#^ auth.shell.secret_file: expected the path of a file, found ""
+"#,
+        r#"[auth.shell]
+secret_file = "DIR/gitlab_shell_secret"
+accept = []
+#^ auth.shell.accept: must name "jwt", "shared_secret" or both, or nobody gets in
+[auth.kas]
+secret_file = "DIR/empty"
+#^ auth.kas.secret_file: DIR/empty is empty; it must hold the secret; copy the file that GitLab uses
+"#,
+        r#"[auth.shell]
+secret_file = "DIR/gitlab_shell_secret"
+[auth.kas]
+secret_file = "DIR/short"
+#^ auth.kas.secret_file: DIR/short holds 31 bytes once decoded; a kas secret is exactly 32 bytes in Base64; copy the file that GitLab uses
+"#,
+        r#"[auth.shell]
+secret_file = "DIR/gitlab_shell_secret"
+[auth.kas]
+secret_file = "DIR/gitlab_shell_secret"
+#^ auth.kas.secret_file: DIR/gitlab_shell_secret is not strict Base64 (standard alphabet, padded, one line); copy the file that GitLab uses
+"#,
+    ] {
+        let text = format!("{text}[upstream]\nurl = 'http://127.0.0.1:8080'\n");
+        assert_eq!(files.problems(&text), expected(&text), "{text}");
+    }
+}
+
+#[test]
+fn urls_that_lead_nowhere_are_refused() {
+    for (url, told) in [
+        ("127.0.0.1:8080", "must begin with http:// or http+unix:// (https is not supported yet)"),
+        ("http://", "needs a host, as in http://127.0.0.1:8080"),
+        ("http://user:pass@rails", "must not hold a user or a password"),
+        ("http+unix:///run/gitlab.socket", "needs the socket's absolute path, percent-encoded"),
+        ("http://rails/?a=b", "may end in a plain path (the relative URL root), without query"),
+    ] {
+        let told_so = Files::new().problems(&LEAST.replace("http://127.0.0.1:8080", url));
+        let begin = format!("test.toml:2: upstream.url: {told}");
+        assert!(told_so.len() == 1 && told_so[0].starts_with(&begin), "{url}: {told_so:?}");
+    }
+}
+
+#[test]
+fn what_is_no_toml_is_told_with_its_line() {
+    for (text, line) in [("[log]\nlevel = \n", 2), ("[log\n", 1), ("\n\n[log]\nlevel = 'info\n", 4)] {
+        let told = Files::new().problems(&format!("{text}{LEAST}"));
+        assert!(
+            told.iter().any(|told| told.starts_with(&format!("test.toml:{line}: "))),
+            "{text:?}: {told:?}"
+        );
+    }
+    let twice = Files::new().problems(&format!("{LEAST}secret_file = 'DIR/gitlab_kas_secret'"));
+    assert_eq!(twice, ["test.toml:5: duplicate key"]);
+}
+
+#[test]
+fn the_rest_of_a_broken_file_is_still_read() {
+    let told = Files::new().problems(&format!("{LEAST}[log]\nlevel =\nfromat = 'json'\n"));
+    assert!(told[0].starts_with("test.toml:6: "), "{told:?}");
+    assert_eq!(told.last().unwrap(), "test.toml:7: log.fromat: unknown key; did you mean \"format\"?");
+}
+
+#[test]
+fn a_file_that_is_not_there_is_told() {
+    let problems = load(Path::new("/nowhere/railgate.toml")).unwrap_err().to_string();
+    assert!(problems.starts_with("/nowhere/railgate.toml: cannot be read: No such file"), "{problems}");
+}

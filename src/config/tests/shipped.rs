@@ -1,0 +1,119 @@
+//! The files that come with the gateway do what they say.
+
+use super::*;
+
+/// The annotated file with its commented-out keys put to use. Prose has a space behind the `#`.
+fn uncommented() -> String {
+    let is_key = |rest: &str| rest.starts_with(|c: char| c.is_ascii_lowercase() || c == '[');
+    let lines =
+        ANNOTATED.lines().map(|line| line.strip_prefix('#').filter(|rest| is_key(rest)).unwrap_or(line));
+    lines.flat_map(|line| [line, "\n"]).collect()
+}
+
+#[test]
+fn the_annotated_file_says_what_holds_without_it() {
+    let files = Files::new();
+    let said = files.load(ANNOTATED);
+    let unsaid = files.load(MINIMAL);
+    assert_eq!(format!("{said:#?}"), format!("{unsaid:#?}"));
+
+    let Settings { workers: _, listen, admin, upstream, forward_prefixes, auth, cache, limits, log } = said;
+    assert_eq!((listen, admin), (vec![tcp(8181)], tcp(9181)));
+    let url = "http+unix://%2Fvar%2Fopt%2Fgitlab%2Fgitlab-workhorse%2Fsockets%2Fsocket";
+    let expected = upstream::Settings::new(Target::parse(url).unwrap());
+    assert_eq!(format!("{upstream:?}"), format!("{expected:?}"));
+    assert_eq!(forward_prefixes, [""; 0]);
+    let auth::Settings { shell_secret, accept_jwt, accept_shared_secret, max_body, kas } = auth;
+    assert!(shell_secret.matches(b"s3cret") && accept_jwt && accept_shared_secret && kas.is_none());
+    assert_eq!(max_body, auth::DEFAULT_MAX_BODY);
+    assert_eq!(cache, cache::Settings::default());
+    assert_eq!(limits, Limits::default());
+    assert_eq!(log, Log::default());
+}
+
+#[test]
+fn every_key_of_the_annotated_file_can_be_used() {
+    // A mode needs a unix socket.
+    let text = uncommented().replace("127.0.0.1:9181", "unix:/run/railgate/admin.sock");
+    let settings = Files::new().load(&text);
+    assert_eq!(settings.workers, 2);
+    assert_eq!(settings.listen, [tcp(8181), unix("/run/railgate/railgate.sock", 0o660)]);
+    assert_eq!(settings.admin, unix("/run/railgate/admin.sock", 0o660));
+    assert_eq!(settings.upstream.host.as_deref(), Some("gitlab.example.com"));
+    assert_eq!(settings.auth.kas.unwrap().audience.as_deref(), Some("gitlab"));
+}
+
+/// A key that the reader knows and the file or the README does not mention fails here.
+#[test]
+fn the_annotated_file_has_every_key_that_the_reader_knows() {
+    let mut in_file = BTreeSet::new();
+    collect_keys("", &Value::Table(uncommented().parse::<Table>().unwrap()), &mut in_file);
+    let mut known = BTreeSet::new();
+    ask_for_keys("", &mut known);
+    assert!(known.len() > 30, "the reader was misunderstood: {known:?}");
+    assert_eq!(in_file, known);
+    for key in known {
+        assert!(README.contains(&format!("| `{key}` |")), "{key} is not in the table of README.md");
+    }
+}
+
+fn collect_keys(path: &str, value: &Value, keys: &mut BTreeSet<String>) {
+    match value {
+        Value::Table(table) => {
+            for (key, value) in table {
+                collect_keys(&join(path, key), value, keys);
+            }
+        }
+        Value::Array(items) if items.first().is_some_and(Value::is_table) => {
+            for item in items {
+                collect_keys(path, item, keys);
+            }
+        }
+        _ => drop(keys.insert(path.to_owned())),
+    }
+}
+
+/// Collects the keys below `path` by the reader's own account: a section in which it finds a key
+/// that nobody knows lists those that it has. What lists nothing is no section, but a key.
+fn ask_for_keys(path: &str, keys: &mut BTreeSet<String>) {
+    const NOBODY_KNOWS: &str = "surely_nobody_knows_this_key";
+    let headers =
+        if path.is_empty() { vec![String::new()] } else { vec![format!("[{path}]"), format!("[[{path}]]")] };
+    let lists = headers.iter().find_map(|header| {
+        let Problems(problems) = parse("", &format!("{header}\n{NOBODY_KNOWS} = 1")).unwrap_err();
+        let unknown = problems.into_iter().find(|problem| problem.key == join(path, NOBODY_KNOWS))?;
+        Some(unknown.message.strip_prefix("unknown key; known here: ")?.to_owned())
+    });
+    match lists {
+        Some(list) => list.split(", ").for_each(|key| ask_for_keys(&join(path, key), keys)),
+        None => drop(keys.insert(path.to_owned())),
+    }
+}
+
+fn join(path: &str, key: &str) -> String {
+    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
+}
+
+#[test]
+fn the_minimal_file_is_minimal() {
+    let files = Files::new();
+    files.load(MINIMAL);
+    let mut keys = BTreeSet::new();
+    collect_keys("", &Value::Table(MINIMAL.parse::<Table>().unwrap()), &mut keys);
+    assert_eq!(keys.iter().collect::<Vec<_>>(), ["auth.shell.secret_file", "upstream.url"]);
+    for (at, line) in MINIMAL.lines().enumerate().filter(|(_, line)| line.contains('=')) {
+        let rest: Vec<&str> =
+            MINIMAL.lines().enumerate().filter(|(other, _)| *other != at).map(|(_, line)| line).collect();
+        assert_eq!(files.problems(&rest.join("\n")).len(), 1, "without {line}");
+    }
+}
+
+#[test]
+fn the_file_in_the_kubernetes_example_works() {
+    let (_, block) = KUBERNETES.split_once("railgate.toml: |\n").unwrap();
+    let lines =
+        block.lines().map_while(|line| if line.is_empty() { Some("") } else { line.strip_prefix("    ") });
+    let text: String = lines.flat_map(|line| [line, "\n"]).collect();
+    let settings = Files::new().load(&text);
+    assert!(settings.auth.kas.is_some() && settings.listen.len() == 1, "{text}");
+}
