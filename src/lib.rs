@@ -43,6 +43,7 @@ pub mod secret;
 pub mod server;
 pub mod stack;
 pub mod strict_base64;
+pub mod turn;
 pub mod upstream;
 mod worker;
 

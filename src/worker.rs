@@ -29,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::server::{Listener, Server, Socket};
 use crate::stack;
+use crate::turn;
 
 /// What a worker needs to run.
 #[derive(Debug)]
@@ -43,7 +44,8 @@ impl Worker {
     /// Starts the thread, which serves until `shutdown`, then drains. What it says at its end: true
     /// if nothing had to be dropped.
     pub(crate) fn start(self, shutdown: CancellationToken) -> io::Result<oneshot::Receiver<bool>> {
-        let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+        let runtime =
+            runtime::Builder::new_current_thread().enable_all().on_thread_park(turn::ends).build()?;
         let listeners = {
             let _entered = runtime.enter();
             self.sockets.into_iter().map(Listener::new).collect::<io::Result<Vec<_>>>()?

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 /// Every top-level module and its rank. A module imports only lower ranks; equal ranks are
 /// strangers.
-const RANKS: [(&str, u8); 23] = [
+const RANKS: [(&str, u8); 24] = [
     ("authority", 0),
     ("body", 0),
     ("clock", 0),
@@ -18,6 +18,7 @@ const RANKS: [(&str, u8); 23] = [
     ("refusal", 0),
     ("secret", 0),
     ("strict_base64", 0),
+    ("turn", 0),
     ("route", 1),
     ("auth", 2),
     ("cache", 2),

@@ -14,7 +14,7 @@ mod read;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -25,6 +25,7 @@ use super::patience::Patience;
 use super::seats::Seat;
 use super::wire::{self, Framing, HeadLimits, HeadReader};
 use crate::refusal::Refusal;
+use crate::turn::Pace;
 
 /// A socket whose reading side is guarded.
 #[derive(Debug)]
@@ -44,6 +45,7 @@ pub(super) struct Gate<I> {
     /// input while an answer is being made means that the client left.
     seat: Arc<Seat>,
     has_begun: bool,
+    pace: Pace,
     /// The peer has sent all that it will send.
     is_done: bool,
 }
@@ -100,6 +102,7 @@ impl<I> Gate<I> {
             write: Patience::default(),
             seat,
             has_begun: false,
+            pace: Pace::default(),
             is_done: false,
         }
     }
@@ -236,6 +239,7 @@ fn or_stalled<T>(
 impl<I: AsyncWrite + Unpin> AsyncWrite for Gate<I> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let gate = self.get_mut();
+        ready!(gate.pace.poll_send(cx));
         let progress = Pin::new(&mut gate.io).poll_write(cx, buf);
         gate.wrote(progress, cx)
     }
@@ -259,6 +263,7 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Gate<I> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let gate = self.get_mut();
+        ready!(gate.pace.poll_send(cx));
         let progress = Pin::new(&mut gate.io).poll_write_vectored(cx, bufs);
         gate.wrote(progress, cx)
     }

@@ -1,0 +1,129 @@
+//! A turn of a worker: what it does between two waits for its sockets.
+//!
+//! Whoever is sent something is woken, if it sleeps, at the sender's cost. Answers that are sent
+//! each as soon as it is made find a quick reader asleep again, each of them; sent one right after
+//! another they find it awake, after the first. So in a turn that has several messages to send,
+//! they wait until everything that could be read has been dealt with. A turn with hardly anything
+//! to send does not wait: nobody is made to.
+//!
+//! Each worker has a thread, and each thread its turns. One that does not say when they end sends
+//! everything at once.
+
+use std::cell::Cell;
+use std::task::{Context, Poll};
+
+/// From so many messages on, in this turn or the one before, a turn sends at its end.
+const SEVERAL: u32 = 4;
+
+thread_local! {
+    static MESSAGES: Cell<u32> = const { Cell::new(0) };
+    static MESSAGES_BEFORE: Cell<Option<u32>> = const { Cell::new(None) };
+}
+
+/// The thread has nothing more to do and is about to wait. Runtimes have to say so, before they park.
+pub fn ends() {
+    MESSAGES_BEFORE.set(Some(MESSAGES.replace(0)));
+}
+
+/// When one connection sends what it has to send. Its first message goes at once: for connections
+/// that have only one, as those of GitLab Shell, putting it off costs more than it saves.
+#[derive(Debug)]
+pub struct Pace {
+    is_due: bool,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { is_due: true }
+    }
+}
+
+impl Pace {
+    /// Ready when it is time. If it is not, the task is polled again when all others have been that
+    /// can go on now: runtimes of one thread poll them in the order in which they were woken.
+    pub fn poll_send(&mut self, cx: &Context<'_>) -> Poll<()> {
+        if std::mem::take(&mut self.is_due) {
+            return Poll::Ready(());
+        }
+        let Some(before) = MESSAGES_BEFORE.get() else { return Poll::Ready(()) };
+        let messages = MESSAGES.get().saturating_add(1);
+        MESSAGES.set(messages);
+        if messages.max(before) < SEVERAL {
+            return Poll::Ready(());
+        }
+        self.is_due = true;
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::sync::Arc;
+    use std::task::Waker;
+    use std::time::Duration;
+
+    use parking_lot::Mutex;
+    use tokio::runtime::{Builder, Runtime};
+    use tokio::sync::Barrier;
+    use tokio::task::JoinSet;
+
+    use super::*;
+
+    fn runtime() -> Runtime {
+        Builder::new_current_thread().enable_time().start_paused(true).on_thread_park(ends).build().unwrap()
+    }
+
+    /// What `messages` tasks do that can all go on in one turn: `r` for reading, `s` for sending.
+    async fn turn(messages: usize) -> String {
+        let (begin, log) = (Arc::new(Barrier::new(messages)), Arc::new(Mutex::new(String::new())));
+        let mut tasks = JoinSet::new();
+        for _ in 0..messages {
+            let (begin, log, mut pace) = (Arc::clone(&begin), Arc::clone(&log), Pace::default());
+            tasks.spawn(async move {
+                poll_fn(|cx| pace.poll_send(cx)).await;
+                begin.wait().await;
+                log.lock().push('r');
+                poll_fn(|cx| pace.poll_send(cx)).await;
+                log.lock().push('s');
+            });
+        }
+        tasks.join_all().await;
+        // Nothing is left to do but to wait, so the turn is over.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        std::mem::take(&mut log.lock())
+    }
+
+    #[test]
+    fn a_few_messages_are_sent_at_once_and_many_at_the_end_of_the_turn() {
+        runtime().block_on(async {
+            for _ in 0..3 {
+                assert_eq!(turn(1).await, "rs");
+                assert_eq!(turn(3).await, "rsrsrs");
+            }
+            assert_eq!(turn(6).await, "rsrsrsrrrsss", "at first nobody knows how many there will be");
+            assert_eq!(turn(6).await, "rrrrrrssssss");
+            assert_eq!(turn(2).await, "rrss", "as busy as the turn before");
+            assert_eq!(turn(2).await, "rsrs");
+        });
+    }
+
+    #[test]
+    fn a_message_is_put_off_once_and_where_there_are_no_turns_never() {
+        let mut pace = Pace::default();
+        let mut sent = |polls: usize| -> String {
+            let cx = Context::from_waker(Waker::noop());
+            (0..polls).map(|_| if pace.poll_send(&cx).is_ready() { 's' } else { '-' }).collect()
+        };
+        assert_eq!(sent(10), "ssssssssss");
+        ends();
+        assert_eq!(sent(11), "sss-s-s-s-s");
+        let mut new = Pace::default();
+        assert!(new.poll_send(&Context::from_waker(Waker::noop())).is_ready(), "the first goes at once");
+        ends();
+        assert_eq!(sent(4), "-s-s");
+        ends();
+        assert_eq!(sent(4), "sss-");
+    }
+}
