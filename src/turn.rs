@@ -15,6 +15,10 @@ use std::task::{Context, Poll};
 /// From so many messages on, in this turn or the one before, a turn sends at its end.
 const SEVERAL: u32 = 4;
 
+/// From so many bytes on, a message is a part of a stream, whose reader has enough to do to stay
+/// awake.
+const LARGE: usize = 4 * 1024;
+
 thread_local! {
     static MESSAGES: Cell<u32> = const { Cell::new(0) };
     static MESSAGES_BEFORE: Cell<Option<u32>> = const { Cell::new(None) };
@@ -39,10 +43,10 @@ impl Default for Pace {
 }
 
 impl Pace {
-    /// Ready when it is time. If it is not, the task is polled again when all others have been that
+    /// Ready when it is time to send `bytes`. If it is not, the task is polled again when all others have been that
     /// can go on now: runtimes of one thread poll them in the order in which they were woken.
-    pub fn poll_send(&mut self, cx: &Context<'_>) -> Poll<()> {
-        if std::mem::take(&mut self.is_due) {
+    pub fn poll_send(&mut self, bytes: usize, cx: &Context<'_>) -> Poll<()> {
+        if std::mem::take(&mut self.is_due) || bytes >= LARGE {
             return Poll::Ready(());
         }
         let Some(before) = MESSAGES_BEFORE.get() else { return Poll::Ready(()) };
@@ -82,10 +86,10 @@ mod tests {
         for _ in 0..messages {
             let (begin, log, mut pace) = (Arc::clone(&begin), Arc::clone(&log), Pace::default());
             tasks.spawn(async move {
-                poll_fn(|cx| pace.poll_send(cx)).await;
+                poll_fn(|cx| pace.poll_send(1, cx)).await;
                 begin.wait().await;
                 log.lock().push('r');
-                poll_fn(|cx| pace.poll_send(cx)).await;
+                poll_fn(|cx| pace.poll_send(1, cx)).await;
                 log.lock().push('s');
             });
         }
@@ -112,15 +116,17 @@ mod tests {
     #[test]
     fn a_message_is_put_off_once_and_where_there_are_no_turns_never() {
         let mut pace = Pace::default();
+        let cx = Context::from_waker(Waker::noop());
         let mut sent = |polls: usize| -> String {
-            let cx = Context::from_waker(Waker::noop());
-            (0..polls).map(|_| if pace.poll_send(&cx).is_ready() { 's' } else { '-' }).collect()
+            (0..polls).map(|_| if pace.poll_send(1, &cx).is_ready() { 's' } else { '-' }).collect()
         };
         assert_eq!(sent(10), "ssssssssss");
         ends();
         assert_eq!(sent(11), "sss-s-s-s-s");
         let mut new = Pace::default();
-        assert!(new.poll_send(&Context::from_waker(Waker::noop())).is_ready(), "the first goes at once");
+        assert!(new.poll_send(1, &cx).is_ready(), "the first goes at once");
+        assert!(new.poll_send(LARGE, &cx).is_ready(), "a stream is not put off");
+        assert!(new.poll_send(LARGE - 1, &cx).is_pending());
         ends();
         assert_eq!(sent(4), "-s-s");
         ends();

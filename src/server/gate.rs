@@ -239,7 +239,7 @@ fn or_stalled<T>(
 impl<I: AsyncWrite + Unpin> AsyncWrite for Gate<I> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let gate = self.get_mut();
-        ready!(gate.pace.poll_send(cx));
+        ready!(gate.pace.poll_send(buf.len(), cx));
         let progress = Pin::new(&mut gate.io).poll_write(cx, buf);
         gate.wrote(progress, cx)
     }
@@ -263,7 +263,7 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Gate<I> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let gate = self.get_mut();
-        ready!(gate.pace.poll_send(cx));
+        ready!(gate.pace.poll_send(bufs.iter().map(|buf| buf.len()).sum(), cx));
         let progress = Pin::new(&mut gate.io).poll_write_vectored(cx, bufs);
         gate.wrote(progress, cx)
     }

@@ -104,7 +104,7 @@ impl Read for Stream {
 
 impl Write for Stream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        ready!(self.pace.poll_send(cx));
+        ready!(self.pace.poll_send(buf.len(), cx));
         either!(self, io => io.poll_write(cx, buf))
     }
 
@@ -128,7 +128,7 @@ impl Write for Stream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        ready!(self.pace.poll_send(cx));
+        ready!(self.pace.poll_send(bufs.iter().map(|buf| buf.len()).sum(), cx));
         either!(self, io => io.poll_write_vectored(cx, bufs))
     }
 }
