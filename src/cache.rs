@@ -8,10 +8,12 @@
 //! for) may store only while it is registered, and an invalidation strikes it off; both happen
 //! under one lock. A *generation* on every entry makes whatever began before a flush unusable.
 
+pub mod ages;
 pub mod entry;
 pub mod flight;
 pub mod freshness;
 pub mod key;
+pub mod outage;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,13 +22,16 @@ use std::time::{Duration, Instant};
 use moka::notification::RemovalCause;
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache as Moka;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+pub use self::ages::{Lifetime, Lifetimes, Phase};
 use self::entry::Heads;
 pub use self::entry::{Entry, Sign};
 use self::flight::Flights;
-pub use self::flight::{Boarding, Landed, Lease, Trouble};
-pub use self::freshness::{Lifetimes, NoStore};
+pub use self::flight::{Boarding, Landed, Lease, Trouble, Wait};
+pub use self::freshness::NoStore;
 pub use self::key::Key;
+use self::outage::Outage;
 
 /// What `[cache]` of the configuration says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +48,10 @@ pub struct Settings {
     /// How long a caller waits for somebody else's request to Rails before it asks by itself. As
     /// long as Rails has for an answer, or a slow Rails would be asked by the whole crowd.
     pub wait: Duration,
+    /// How long a caller waits for Rails when a stale answer is at hand.
+    pub stale_wait: Duration,
+    /// For how many stale answers Rails may be asked behind the callers' backs at one time.
+    pub max_refreshes: usize,
     /// How long answers stay good.
     pub lifetimes: Lifetimes,
 }
@@ -55,6 +64,8 @@ impl Default for Settings {
             max_bytes: 2 << 30,
             max_body: 64 * 1024,
             wait: Duration::from_secs(60),
+            stale_wait: Duration::from_secs(5),
+            max_refreshes: 16,
             lifetimes: Lifetimes::default(),
         }
     }
@@ -70,6 +81,8 @@ pub struct Cache {
     negative: Store,
     bounds: [Bounds; 2],
     flights: Flights,
+    outage: Outage,
+    refreshes: Arc<Semaphore>,
     heads: Heads,
     generation: AtomicU64,
     counts: Arc<Counts>,
@@ -86,19 +99,45 @@ pub struct Counts {
     pub expired: [AtomicU64; 2],
     /// Memory that entries take, by sign.
     pub bytes: [AtomicU64; 2],
+    /// Stale answers for which Rails was asked behind the callers' backs, by what came of it.
+    pub refreshes: [AtomicU64; 3],
     /// Answers that arrived after an invalidation and were not stored.
     pub fenced: AtomicU64,
 }
 
-/// An entry that is still good.
+/// What came of asking Rails for a stale answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Refreshed {
+    /// It is fresh again.
+    Stored = 0,
+    /// Rails said something that is not kept.
+    Unstored = 1,
+    /// Rails failed.
+    Failed = 2,
+}
+
+impl Refreshed {
+    /// All of them, in the order of [`Counts::refreshes`].
+    pub const ALL: [Self; 3] = [Self::Stored, Self::Unstored, Self::Failed];
+
+    /// The label in metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Stored => "stored",
+            Self::Unstored => "unstored",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// An entry that is good for something.
 #[derive(Clone, Debug)]
 pub struct Hit {
     /// The answer.
     pub entry: Arc<Entry>,
-    /// How long ago Rails gave it.
-    pub age: Duration,
-    /// How long it stays good.
-    pub ttl: Duration,
+    /// For what.
+    pub phase: Phase,
 }
 
 impl Cache {
@@ -113,26 +152,47 @@ impl Cache {
             negative: store(Sign::Negative, negative, &settings.lifetimes, &counts),
             bounds: [positive, negative],
             flights: Flights::default(),
+            outage: Outage::default(),
+            refreshes: Arc::new(Semaphore::new(settings.max_refreshes)),
             heads: Heads::default(),
             generation: AtomicU64::new(0),
             counts,
         })
     }
 
-    /// The answer for `key`, if there is one that is still good at `now`.
+    /// The answer for `key`, if there is one that is good for anything at `now`.
     pub fn lookup(&self, key: &Key, now: Instant) -> Option<Hit> {
         let generation = self.generation.load(Ordering::Acquire);
         [&self.positive, &self.negative].into_iter().find_map(|store| {
             let entry = store.get(key)?;
-            let (age, ttl) = entry.good_at(now, generation)?;
-            Some(Hit { entry, age, ttl })
+            let phase = entry.phase(now, generation)?;
+            Some(Hit { entry, phase })
         })
     }
 
     /// Joins the flight for `key`, or begins it. Looks once more under the lock, so that of any
     /// number of callers who missed, exactly one is told to ask Rails.
     pub fn board(self: &Arc<Self>, key: &Key, now: Instant) -> Boarding {
-        self.flights.board(key, || self.lookup(key, now), || self.lease(key))
+        self.flights.board(key, || self.fresh(key, now), || self.lease(key))
+    }
+
+    /// The right to renew a stale answer: for one caller, as long as nobody asks already, and not for
+    /// too many keys at one time.
+    pub fn refresh(self: &Arc<Self>, key: &Key, now: Instant) -> Option<(Lease, OwnedSemaphorePermit)> {
+        let permit = Arc::clone(&self.refreshes).try_acquire_owned().ok()?;
+        match self.board(key, now) {
+            Boarding::Lead(lease) => Some((lease, permit)),
+            Boarding::Hit(_) | Boarding::Follow(_) => None,
+        }
+    }
+
+    fn fresh(&self, key: &Key, now: Instant) -> Option<Hit> {
+        self.lookup(key, now).filter(|hit| hit.phase == Phase::Fresh)
+    }
+
+    /// Whether Rails fails.
+    pub fn outage(&self) -> &Outage {
+        &self.outage
     }
 
     fn lease(self: &Arc<Self>, key: &Key) -> Lease {
@@ -141,10 +201,12 @@ impl Cache {
 
     /// Drops the answer for `key` and strikes off the flight that may be under way for it.
     pub fn invalidate(&self, key: &Key) {
-        self.flights.strike(key, || {
-            self.positive.invalidate(key);
-            self.negative.invalidate(key);
-        });
+        self.flights.strike(key, || self.remove(key));
+    }
+
+    fn remove(&self, key: &Key) {
+        self.positive.invalidate(key);
+        self.negative.invalidate(key);
     }
 
     /// Drops everything, and every answer that is on its way.
@@ -189,6 +251,13 @@ impl Cache {
     /// What happened to entries so far.
     pub fn counts(&self) -> &Counts {
         &self.counts
+    }
+
+    /// Counts a refresh that has come to its end.
+    pub fn refreshed(&self, how: Refreshed) {
+        if let Some(count) = self.counts.refreshes.get(how as usize) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// How many keys are being asked for right now.

@@ -88,6 +88,10 @@ pub enum CacheOutcome {
     Bypass,
     /// Answered from memory.
     Hit,
+    /// Answered from memory with a stale answer, while Rails is asked anew.
+    StaleWhileRevalidate,
+    /// Answered from memory with a stale answer, since Rails fails.
+    StaleIfError,
     /// Answered by Rails, and stored.
     Stored,
     /// Answered by Rails, and not stored.
@@ -106,6 +110,8 @@ impl CacheOutcome {
             Self::Never => "never",
             Self::Bypass => "bypass",
             Self::Hit => "hit",
+            Self::StaleWhileRevalidate => "stale_while_revalidate",
+            Self::StaleIfError => "stale_if_error",
             Self::Stored => "miss_stored",
             Self::Unstored(_) => "miss_unstored",
             Self::Shared => "shared",
@@ -120,7 +126,7 @@ impl CacheOutcome {
             Self::Bypass => "railgate; fwd=bypass; detail=request",
             // Never asked for: a request that did not come so far has no answer of Rails, and a
             // hit says how long it stays good.
-            Self::Unreached | Self::Hit => "railgate",
+            Self::Unreached | Self::Hit | Self::StaleWhileRevalidate | Self::StaleIfError => "railgate",
             Self::Stored => "railgate; fwd=miss; stored",
             Self::Unstored(NoStore::Status) => "railgate; fwd=miss; detail=status",
             Self::Unstored(NoStore::Type) => "railgate; fwd=miss; detail=type",

@@ -3,13 +3,14 @@
 //! Whoever is sent something is woken, if it sleeps, at the sender's cost. Answers that are sent
 //! each as soon as it is made find a quick reader asleep again, each of them; sent one right after
 //! another they find it awake, after the first. So in a turn that has several messages to send,
-//! they wait until everything that could be read has been dealt with. A turn with hardly anything
+//! they wait until the others that can go on have had their turn. A turn with hardly anything
 //! to send does not wait: nobody is made to.
 //!
 //! Each worker has a thread, and each thread its turns. One that does not say when they end sends
 //! everything at once.
 
 use std::cell::Cell;
+use std::future::poll_fn;
 use std::task::{Context, Poll};
 
 /// From so many messages on, in this turn or the one before, a turn sends at its end.
@@ -43,8 +44,9 @@ impl Default for Pace {
 }
 
 impl Pace {
-    /// Ready when it is time to send `bytes`. If it is not, the task is polled again when all others have been that
-    /// can go on now: runtimes of one thread poll them in the order in which they were woken.
+    /// Ready when it is time to send so many bytes. If it is not, the task is polled again when all
+    /// others have been that can go on now: runtimes of one thread poll them in the order in which they
+    /// were woken.
     pub fn poll_send(&mut self, bytes: usize, cx: &Context<'_>) -> Poll<()> {
         if std::mem::take(&mut self.is_due) || bytes >= LARGE {
             return Poll::Ready(());
@@ -61,9 +63,14 @@ impl Pace {
     }
 }
 
+/// Waits until it is time to send a message of at least so many bytes that is nobody's first.
+pub async fn to_send(bytes: u64) {
+    let (mut pace, bytes) = (Pace { is_due: false }, usize::try_from(bytes).unwrap_or(usize::MAX));
+    poll_fn(|cx| pace.poll_send(bytes, cx)).await;
+}
+
 #[cfg(test)]
 mod tests {
-    use std::future::poll_fn;
     use std::sync::Arc;
     use std::task::Waker;
     use std::time::Duration;

@@ -17,7 +17,7 @@
 //!
 //! Answers that are ready together are sent together, one right after another ([`turn`]): beside a
 //! load that sleeps between answers, one from memory cost 16.9 µs before that and 10.4 after, one that
-//! is forwarded 22.6 and 21.0 (`tests/bench/compare --sleeping-load`).
+//! is forwarded 22.6 and 21.0 (`tests/bench/compare --sleeping-load`, both on one day).
 //!
 //! The price: the kernel deals TCP connections out by a hash of their addresses (`SO_REUSEPORT`), so
 //! a few long ones may meet on one worker while another has none. Callers have many short ones. A
@@ -27,7 +27,7 @@
 use std::io;
 use std::time::Duration;
 
-use tokio::runtime;
+use tokio::runtime::{self, Runtime};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
@@ -48,8 +48,7 @@ impl Worker {
     /// Starts the thread, which serves until `shutdown`, then drains. What it says at its end: true
     /// if nothing had to be dropped.
     pub(crate) fn start(self, shutdown: CancellationToken) -> io::Result<oneshot::Receiver<bool>> {
-        let runtime =
-            runtime::Builder::new_current_thread().enable_all().on_thread_park(turn::ends).build()?;
+        let runtime = runtime()?;
         let listeners = {
             let _entered = runtime.enter();
             self.sockets.into_iter().map(Listener::new).collect::<io::Result<Vec<_>>>()?
@@ -65,6 +64,10 @@ impl Worker {
         })?;
         Ok(ended)
     }
+}
+
+fn runtime() -> io::Result<Runtime> {
+    runtime::Builder::new_current_thread().enable_all().on_thread_park(turn::ends).build()
 }
 
 async fn serve(
@@ -87,3 +90,20 @@ async fn serve(
 }
 
 const FILLS_DRAIN: Duration = Duration::from_millis(200);
+
+#[cfg(test)]
+mod tests {
+    use std::task::{Context, Waker};
+
+    use super::*;
+
+    #[test]
+    fn a_worker_says_when_a_turn_ends() {
+        runtime().unwrap().block_on(async {
+            // It waits, so a turn ends.
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            let (mut pace, cx) = (turn::Pace::default(), Context::from_waker(Waker::noop()));
+            assert!((0..10).any(|_| pace.poll_send(1, &cx).is_pending()));
+        });
+    }
+}

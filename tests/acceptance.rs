@@ -30,4 +30,5 @@ mod acceptance {
     mod eras;
     mod life;
     mod same_answers;
+    mod stale;
 }

@@ -38,5 +38,6 @@ mod gateway {
     mod headers;
     mod kas;
     mod secrecy;
+    mod stale;
     mod targets;
 }

@@ -12,6 +12,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Response, StatusCode};
 use parking_lot::Mutex;
 
+use super::ages::{Ages, Phase};
 use super::freshness::Storable;
 use crate::header::{CACHE_STATUS, REQUEST_ID};
 
@@ -48,7 +49,7 @@ const REPLAYED: [HeaderName; 8] = [
     header::STRICT_TRANSPORT_SECURITY,
 ];
 
-/// An answer, when it came, and until when it is good.
+/// An answer, when it came, and what it is good for at which age.
 #[derive(Debug)]
 pub struct Entry {
     /// Positive or negative.
@@ -61,7 +62,7 @@ pub struct Entry {
     etag: Option<HeaderValue>,
     body: Bytes,
     stored: Instant,
-    good_until: Instant,
+    ages: Ages,
     /// The flush count when Rails was asked: a flush since then makes the entry unusable.
     generation: u64,
 }
@@ -147,7 +148,7 @@ impl Entry {
                 .and_then(|_| HeaderValue::from_maybe_shared(own.slice(..etag.len())).ok()),
             body: own.slice(etag.len()..),
             stored: now,
-            good_until: now + storable.ttl,
+            ages: storable.ages,
             generation,
         }
     }
@@ -157,10 +158,14 @@ impl Entry {
         self.body.len() + self.etag.as_ref().map_or(0, HeaderValue::len) + self.own_headers
     }
 
-    /// Age and remaining life at `now`, or `None` if the entry must not be used any more.
-    pub fn good_at(&self, now: Instant, generation: u64) -> Option<(Duration, Duration)> {
-        let ttl = self.good_until.checked_duration_since(now).filter(|ttl| !ttl.is_zero())?;
-        (self.generation == generation).then(|| (self.age(now), ttl))
+    /// What it is good for at `now`, or `None` if it must not be used any more.
+    pub fn phase(&self, now: Instant, generation: u64) -> Option<Phase> {
+        self.ages.phase(self.age(now)).filter(|_| self.generation == generation)
+    }
+
+    /// Whole seconds for which it stays fresh; less than 0 since it is not.
+    pub fn fresh_for(&self, now: Instant) -> i64 {
+        self.ages.fresh_for(self.age(now))
     }
 
     /// How long ago Rails gave the answer.

@@ -131,6 +131,16 @@ impl Lease {
         Ok(())
     }
 
+    /// Rails answered with something that is not kept, so what is kept is not what Rails says any
+    /// more: it goes, unless an invalidation came since the lease began, and others may have asked.
+    pub fn reject(self) {
+        let mut waiting = self.cache.flights.waiting.lock();
+        if waiting.get(&self.key).is_some_and(|news| self.is_mine(news)) {
+            self.cache.remove(&self.key);
+            waiting.remove(&self.key);
+        }
+    }
+
     /// What is being asked.
     pub fn key(&self) -> &Key {
         &self.key

@@ -12,68 +12,18 @@ use serde_json::Value;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use super::ages::{Ages, Lifetimes};
 use super::entry::Sign;
 use super::key::Key;
 use crate::route::Caching;
-
-/// How long answers stay good. Zero means: not kept.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Lifetimes {
-    /// Of a key row.
-    pub authorized_keys: Duration,
-    /// Of the 404 for an unknown key.
-    pub authorized_keys_negative: Duration,
-    /// Of a user.
-    pub discover: Duration,
-    /// Of the `null` for an unknown user.
-    pub discover_negative: Duration,
-    /// Of the instance's state.
-    pub check: Duration,
-}
-
-impl Default for Lifetimes {
-    fn default() -> Self {
-        Self {
-            authorized_keys: Duration::from_secs(60),
-            authorized_keys_negative: Duration::from_secs(5),
-            discover: Duration::from_secs(60),
-            discover_negative: Duration::from_secs(5),
-            check: Duration::from_secs(1),
-        }
-    }
-}
-
-impl Lifetimes {
-    /// The longest of one sign, which bounds how long memory has to keep an entry.
-    pub fn longest(&self, sign: Sign) -> Duration {
-        let kinds = [Caching::AuthorizedKeys, Caching::Discover, Caching::Check];
-        kinds.into_iter().map(|caching| self.of(caching, sign)).max().unwrap_or_default()
-    }
-
-    /// Whether anything of this kind is kept at all.
-    pub fn keeps(&self, caching: Caching) -> bool {
-        [Sign::Positive, Sign::Negative].iter().any(|sign| !self.of(caching, *sign).is_zero())
-    }
-
-    fn of(&self, caching: Caching, sign: Sign) -> Duration {
-        match (caching, sign) {
-            (Caching::AuthorizedKeys, Sign::Positive) => self.authorized_keys,
-            (Caching::AuthorizedKeys, Sign::Negative) => self.authorized_keys_negative,
-            (Caching::Discover, Sign::Positive) => self.discover,
-            (Caching::Discover, Sign::Negative) => self.discover_negative,
-            (Caching::Check, Sign::Positive) => self.check,
-            (Caching::Check, Sign::Negative) | (Caching::Never, _) => Duration::ZERO,
-        }
-    }
-}
 
 /// An answer that may be kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Storable {
     /// Which store it belongs to.
     pub sign: Sign,
-    /// For how long.
-    pub ttl: Duration,
+    /// What it is good for at which age.
+    pub ages: Ages,
 }
 
 /// Why an answer is not kept; a label in metrics and in `Cache-Status`.
@@ -154,14 +104,12 @@ pub fn judge(
     if sign == Sign::Positive && !key.is_answered_by(&body) {
         return Err(NoStore::Mismatch);
     }
-    let mut ttl = lifetimes.of(caching, sign);
-    if ttl.is_zero() {
+    let ages = lifetimes.of(caching, sign);
+    if ages.is_none() {
         return Err(NoStore::Disabled);
     }
-    if let Some(left) = life_left(&body, now)? {
-        ttl = ttl.min(left);
-    }
-    Ok(Storable { sign, ttl })
+    let ages = life_left(&body, now)?.map_or(ages, |left| ages.until(left));
+    Ok(Storable { sign, ages })
 }
 
 /// What kind of answer the body is, if it is one that this endpoint gives.
@@ -226,8 +174,12 @@ mod tests {
         judge(caching, &Key::UserOfKey(1), status, body.as_bytes(), &Lifetimes::default(), NOW)
     }
 
-    const fn kept(sign: Sign, seconds: u64) -> Result<Storable, NoStore> {
-        Ok(Storable { sign, ttl: Duration::from_secs(seconds) })
+    fn verdict_fresh(caching: Caching, status: u16, body: &str) -> Result<(Sign, i64), NoStore> {
+        verdict(caching, status, body).map(|stored| (stored.sign, stored.ages.fresh_for(Duration::ZERO)))
+    }
+
+    const fn kept(sign: Sign, seconds: i64) -> Result<(Sign, i64), NoStore> {
+        Ok((sign, seconds))
     }
 
     #[test]
@@ -258,7 +210,7 @@ mod tests {
             (Check, 200, r#"{"api_version":"v4","redis":false}"#, Err(NoStore::Unhealthy)),
             (Check, 200, "null", Err(NoStore::Shape)),
         ] {
-            assert_eq!(verdict(caching, status, body), expected, "{caching:?} {status} {body}");
+            assert_eq!(verdict_fresh(caching, status, body), expected, "{caching:?} {status} {body}");
         }
     }
 

@@ -1,7 +1,13 @@
 use super::*;
+use crate::cache::ages::Ages;
 use crate::cache::freshness::Storable;
 use crate::clock::{Clock, Manual};
 use http::{HeaderMap, StatusCode};
+
+/// Fresh for a minute, and nothing after that.
+fn ages() -> Ages {
+    Ages::new(MINUTE, MINUTE, MINUTE)
+}
 
 fn setting() -> (Arc<Cache>, Manual, Clock) {
     let manual = Manual::at(1_700_000_000);
@@ -16,7 +22,7 @@ fn lead(cache: &Arc<Cache>, key: &Key, clock: &Clock) -> Lease {
 }
 
 fn land(lease: Lease, sign: Sign, body: &str, clock: &Clock) -> Result<(), NoStore> {
-    let storable = Storable { sign, ttl: Duration::from_secs(60) };
+    let storable = Storable { sign, ages: ages() };
     lease.store(StatusCode::OK, &HeaderMap::new(), body.as_bytes(), storable, clock.now())
 }
 
@@ -24,11 +30,16 @@ fn body_of(cache: &Cache, key: &Key, clock: &Clock) -> Option<String> {
     let hit = cache.lookup(key, clock.now())?;
     Some(
         String::from_utf8(
-            hit.entry.to_response(hit.age, http::HeaderValue::from_static("")).into_body().to_vec(),
+            hit.entry
+                .to_response(hit.entry.age(clock.now()), http::HeaderValue::from_static(""))
+                .into_body()
+                .to_vec(),
         )
         .unwrap(),
     )
 }
+
+const MINUTE: Duration = Duration::from_secs(60);
 
 const KEY: Key = Key::UserById(7);
 
@@ -38,7 +49,7 @@ fn an_entry_is_good_until_its_time_is_up() {
     land(lead(&cache, &KEY, &clock), Sign::Positive, "a", &clock).unwrap();
     time.advance(Duration::from_millis(59_999));
     let hit = cache.lookup(&KEY, clock.now()).unwrap();
-    assert_eq!((hit.age.as_secs(), hit.ttl.as_millis()), (59, 1));
+    assert_eq!((hit.entry.age(clock.now()).as_secs(), hit.phase), (59, Phase::Fresh));
     time.advance(Duration::from_millis(1));
     assert!(cache.lookup(&KEY, clock.now()).is_none());
 }
@@ -191,7 +202,7 @@ fn heads_that_nobody_shares_count_too() {
     let settings = Settings { max_bytes: 16 << 20, ..Settings::default() };
     let cache = Cache::new(&settings);
     let clock = Clock::Manual(Manual::at(0));
-    let storable = Storable { sign: Sign::Positive, ttl: Duration::from_secs(60) };
+    let storable = Storable { sign: Sign::Positive, ages: ages() };
     for id in 0..5_000 {
         let mut headers = HeaderMap::new();
         headers.insert("vary", format!("{id}{}", "x".repeat(8_000)).parse().unwrap());
@@ -232,4 +243,42 @@ fn a_full_store_still_takes_new_keys() {
         cache.upkeep();
         assert!(cache.lookup(&Key::UserById(id), clock.now()).is_some(), "{id} was refused");
     }
+}
+
+#[test]
+fn a_rejection_ends_what_was_kept_but_not_what_came_after_it() {
+    let (cache, _, clock) = setting();
+    land(lead(&cache, &KEY, &clock), Sign::Positive, "a", &clock).unwrap();
+    assert!(cache.refresh(&KEY, clock.now()).is_none(), "it is fresh");
+    cache.invalidate(&KEY);
+    land(lead(&cache, &KEY, &clock), Sign::Negative, "b", &clock).unwrap();
+    cache.invalidate(&KEY);
+
+    let struck = lead(&cache, &KEY, &clock);
+    cache.invalidate(&KEY);
+    land(lead(&cache, &KEY, &clock), Sign::Positive, "new", &clock).unwrap();
+    struck.reject();
+    assert_eq!(body_of(&cache, &KEY, &clock).as_deref(), Some("new"));
+}
+
+#[test]
+fn one_at_a_time_renews_what_is_stale() {
+    let settings = Settings { max_refreshes: 1, ..Settings::default() };
+    let (cache, time) = (Cache::new(&settings), Manual::at(1_700_000_000));
+    let clock = Clock::Manual(time.clone());
+    let storable = Storable { sign: Sign::Positive, ages: Ages::new(MINUTE, MINUTE * 2, MINUTE * 2) };
+    let other = Key::UserById(8);
+    for key in [&KEY, &other] {
+        let lease = lead(&cache, key, &clock);
+        lease.store(StatusCode::OK, &HeaderMap::new(), b"old", storable, clock.now()).unwrap();
+    }
+    time.advance(MINUTE);
+    let (lease, permit) = cache.refresh(&KEY, clock.now()).unwrap();
+    assert!(cache.refresh(&KEY, clock.now()).is_none(), "it is being renewed");
+    assert!(cache.refresh(&other, clock.now()).is_none(), "enough is being renewed");
+    assert_eq!(body_of(&cache, &KEY, &clock).as_deref(), Some("old"), "meanwhile");
+    lease.reject();
+    drop(permit);
+    assert_eq!(body_of(&cache, &KEY, &clock), None);
+    assert!(cache.refresh(&other, clock.now()).is_some());
 }

@@ -3,27 +3,22 @@
 use std::time::Duration;
 
 use super::document::{Document, Section};
-use super::scalars::{DAY, GIBIBYTE, HOUR, MEBIBYTE, TEBIBYTE, ZERO, duration, size};
-use crate::cache::{self, Lifetimes};
+use super::scalars::{DAY, GIBIBYTE, HOUR, MEBIBYTE, TEBIBYTE, WEEK, ZERO, as_usize, duration, size};
+use crate::cache::{self, Lifetime, Lifetimes};
 
 pub(super) fn cache(document: &Document<'_>, root: &mut Section<'_, '_>) -> cache::Settings {
     let defaults = cache::Settings::default();
     let Some(mut section) = root.section("cache") else { return defaults };
     let known = defaults.lifetimes;
-    let of = |section: Option<Section<'_, '_>>, ttl: Duration, negative: Option<Duration>| {
-        let Some(mut section) = section else { return (ttl, negative.unwrap_or_default()) };
-        let ttl = duration(&mut section, "ttl", ttl, ZERO..=DAY);
-        let negative = negative.map(|negative| duration(&mut section, "negative_ttl", negative, ZERO..=DAY));
-        section.finish();
-        (ttl, negative.unwrap_or_default())
-    };
-    let (authorized_keys, authorized_keys_negative) =
-        of(section.section("authorized_keys"), known.authorized_keys, Some(known.authorized_keys_negative));
-    let (discover, discover_negative) =
-        of(section.section("discover"), known.discover, Some(known.discover_negative));
+    let authorized_keys = lifetime(document, &mut section, "authorized_keys", known.authorized_keys);
+    let discover = lifetime(document, &mut section, "discover", known.discover);
     let check_section = section.section("check");
     let check_at = check_section.as_ref().map_or(0, Section::at);
-    let (check, _) = of(check_section, known.check, None);
+    let check = check_section.map_or(known.check, |mut section| {
+        let ttl = duration(&mut section, "ttl", known.check, ZERO..=DAY);
+        section.finish();
+        ttl
+    });
     if check > Duration::from_secs(5) {
         document.warn(
             check_at,
@@ -41,14 +36,49 @@ pub(super) fn cache(document: &Document<'_>, root: &mut Section<'_, '_>) -> cach
         max_bytes: size(&mut section, "max_bytes", defaults.max_bytes, MEBIBYTE..=TEBIBYTE),
         max_body: size(&mut section, "max_body", defaults.max_body, 1..=GIBIBYTE),
         wait: duration(&mut section, "wait", defaults.wait, ZERO..=HOUR),
+        stale_wait: duration(&mut section, "stale_wait", defaults.stale_wait, ZERO..=HOUR),
+        max_refreshes: section
+            .count("max_refreshes", 0..10_001)
+            .map_or(defaults.max_refreshes, |count| as_usize(count.value)),
         lifetimes: Lifetimes {
             authorized_keys,
-            authorized_keys_negative,
             discover,
-            discover_negative,
             check,
+            jitter_percent: section
+                .count("jitter_percent", 0..51)
+                .map_or(known.jitter_percent, |count| u8::try_from(count.value).unwrap_or(u8::MAX)),
         },
     };
     section.finish();
     settings
+}
+
+fn lifetime(
+    document: &Document<'_>,
+    cache: &mut Section<'_, '_>,
+    route: &'static str,
+    known: Lifetime,
+) -> Lifetime {
+    let Some(mut section) = cache.section(route) else { return known };
+    let at = section.at();
+    let lifetime = Lifetime {
+        ttl: duration(&mut section, "ttl", known.ttl, ZERO..=DAY),
+        negative_ttl: duration(&mut section, "negative_ttl", known.negative_ttl, ZERO..=DAY),
+        stale_while_revalidate: duration(
+            &mut section,
+            "stale_while_revalidate",
+            known.stale_while_revalidate,
+            ZERO..=DAY,
+        ),
+        stale_if_error: duration(&mut section, "stale_if_error", known.stale_if_error, ZERO..=WEEK),
+    };
+    if lifetime.stale_if_error < lifetime.stale_while_revalidate {
+        document.warn(
+            at,
+            &format!("cache.{route}.stale_if_error"),
+            "is shorter than stale_while_revalidate: while Rails fails, answers are used for the latter",
+        );
+    }
+    section.finish();
+    lifetime
 }

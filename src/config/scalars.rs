@@ -10,6 +10,7 @@ pub(super) const ZERO: Duration = Duration::ZERO;
 pub(super) const MILLISECOND: Duration = Duration::from_millis(1);
 pub(super) const HOUR: Duration = Duration::from_secs(3_600);
 pub(super) const DAY: Duration = Duration::from_secs(24 * 3_600);
+pub(super) const WEEK: Duration = Duration::from_secs(7 * 24 * 3_600);
 pub(super) const MEBIBYTE: usize = 1 << 20;
 pub(super) const GIBIBYTE: usize = 1 << 30;
 pub(super) const TEBIBYTE: usize = 1 << 40;

@@ -110,7 +110,12 @@ fn ranges_include_their_borders_and_nothing_beyond() {
         ("cache.authorized_keys", "negative_ttl", ["'0s'", "'24h'"], ["'s'", "'86401s'"]),
         ("cache.discover", "ttl", ["'0ms'", "'24h'"], ["'1.5s'", "'1d'"]),
         ("cache.discover", "negative_ttl", ["'0m'", "'24h'"], ["'5'", "'25h'"]),
+        ("cache.discover", "stale_while_revalidate", ["'0s'", "'1h'"], ["'25h'", "'-1s'"]),
+        ("cache.discover", "stale_if_error", ["'30s'", "'168h'"], ["'169h'", "60"]),
         ("cache.check", "ttl", ["'0s'", "'5s'"], ["'5S'", "'25h'"]),
+        ("cache", "stale_wait", ["'0s'", "'1h'"], ["'61m'", "5"]),
+        ("cache", "max_refreshes", ["0", "10000"], ["10001", "-1"]),
+        ("cache", "jitter_percent", ["0", "50"], ["51", "'10%'"]),
         ("limits", "connections", ["1", "1_000_000"], ["0", "1_000_001"]),
         ("limits", "head", ["'16KiB'", "'64KiB'"], ["'1023B'", "'65KiB'"]),
         ("limits", "headers", ["8", "1_000"], ["7", "1_001"]),
@@ -145,6 +150,10 @@ fn what_is_allowed_but_hardly_meant_gives_a_warning() {
     for (text, told) in [
         (padded, "auth.shell.secret_file: the secret has white space around it"),
         (format!("{LEAST}[cache.check]\nttl = '5001ms'"), "cache.check.ttl: health checks would see"),
+        (
+            format!("{LEAST}[cache.discover]\nstale_if_error = '29s'"),
+            "cache.discover.stale_if_error: is shorter",
+        ),
         (format!("{LEAST}[limits]\nhead = '16383B'"), "limits.head: SSH keys travel in the query"),
     ] {
         let warnings = files.warnings(&text);

@@ -1,33 +1,32 @@
-//! Answers the hot reads from memory, and fetches what is not there once for all who ask.
+//! Answers the hot reads from memory, and fetches what is not there once for all who ask. What is
+//! stale it answers while Rails is asked anew, or while Rails fails.
+
+mod fill;
 
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::Instant;
 
 use bytes::BytesMut;
 use futures_util::future::Either;
-use http::header::{self, HeaderName, HeaderValue};
-use http::{Method, Request, Response};
+use http::header::{HeaderName, HeaderValue};
+use http::{Response, StatusCode};
 use pin_project_lite::pin_project;
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 use tower::{Layer, Service};
 
 use super::{Answer, Later, NowOr, now};
-use crate::body::{Body, Collected};
-use crate::cache::freshness::{self, judge_head};
-use crate::cache::{Boarding, Cache, Entry, Hit, Landed, Lease, NoStore, Settings, Trouble};
+use crate::body::Body;
+use crate::cache::{Boarding, Cache, Entry, Hit, Key, Landed, Lease, Phase, Refreshed, Settings, Wait};
 use crate::clock::Clock;
-use crate::exchange::{Authenticated, CacheOutcome, Exchange, Record, SeenBody};
+use crate::exchange::{Authenticated, CacheOutcome, Record, SeenBody};
 use crate::failure::Failure;
 use crate::header::CACHE_STATUS;
 use crate::params::Params;
 use crate::route::Caching;
 use crate::upstream;
-
-/// How long the body of an answer may take that is read into memory.
-const FILL_BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Puts [`ServeCached`] in front of a service.
 #[derive(Clone, Debug)]
@@ -111,56 +110,161 @@ where
         };
         let Some(key) = key else { return self.pass(call, CacheOutcome::Bypass) };
         let now_is = self.shared.clock.now();
-        if let Some(hit) = self.shared.cache.lookup(&key, now_is) {
-            return now(Ok(replay(&hit, &call.exchange.record)));
-        }
-        match self.shared.cache.board(&key, now_is) {
-            Boarding::Hit(hit) => now(Ok(replay(&hit, &call.exchange.record))),
-            Boarding::Lead(lease) => self.lead(call, lease),
-            Boarding::Follow(wait) => {
-                let (shared, record) = (Arc::clone(&self.shared), call.exchange.record.clone());
-                // The ready service goes along; a clone takes its place (tower#547).
-                let clone = self.inner.clone();
-                let mut inner = std::mem::replace(&mut self.inner, clone);
-                Either::Right(Either::Right(Box::pin(async move {
-                    let landed = tokio::time::timeout(shared.settings.wait, wait.landed()).await;
-                    match landed.unwrap_or(Landed::NotShared) {
-                        Landed::Stored(entry) => Ok(share(&entry, &shared, &record)),
-                        Landed::Failed(trouble) => Err(Failure::SharedTrouble(trouble)),
-                        Landed::NotShared => {
-                            Ok(marked(inner.call(call).await?, CacheOutcome::Alone, &record))
-                        }
-                    }
-                })))
+        match self.shared.cache.lookup(&key, now_is) {
+            None => self.ask(call, &key, None, now_is),
+            Some(hit) if hit.phase == Phase::Fresh => {
+                now(Ok(replay(&hit.entry, CacheOutcome::Hit, now_is, &call.exchange.record)))
             }
+            Some(hit) => self.stale(call, &key, hit, now_is),
         }
     }
 }
 
 impl<S> ServeCached<S>
 where
-    S: Service<Authenticated, Response = Response<Body>, Error = Failure>,
-    S::Future: Send + 'static,
+    S: Service<Authenticated, Response = Response<Body>, Error = Failure> + Clone + Send + 'static,
+    S::Future: Send,
 {
     fn pass(&mut self, call: Authenticated, outcome: CacheOutcome) -> Serving<S::Future> {
         let record = call.exchange.record.clone();
         Either::Right(Either::Left(Marked { answer: self.inner.call(call), outcome, record }))
     }
 
-    /// Asks Rails in a task of its own, so that the callers who wait do not depend on this one
-    /// staying connected.
-    fn lead(&mut self, call: Authenticated, lease: Lease) -> Serving<S::Future> {
+    /// Answers with what is stale, and lets Rails be asked for the next ones; or asks for this one, if
+    /// the answer is only to be used when Rails fails, and nothing says that it does.
+    fn stale(&mut self, call: Authenticated, key: &Key, hit: Hit, now_is: Instant) -> Serving<S::Future> {
+        let outage = self.shared.cache.outage();
+        let outcome = match hit.phase {
+            _ if outage.is_on(now_is) => CacheOutcome::StaleIfError,
+            Phase::OnError => return self.ask(call, key, Some(hit), now_is),
+            Phase::Fresh | Phase::Revalidate => CacheOutcome::StaleWhileRevalidate,
+        };
+        let answer = replay(&hit.entry, outcome, now_is, &call.exchange.record);
+        if outage.may_ask(now_is) {
+            self.refresh(call, key, now_is);
+        }
+        now(Ok(answer))
+    }
+
+    /// Asks Rails behind the caller's back, unless somebody does already or enough is being asked.
+    fn refresh(&mut self, mut call: Authenticated, key: &Key, now_is: Instant) {
+        let Some((lease, permit)) = self.shared.cache.refresh(key, now_is) else { return };
+        // What it learns is not about the request that has its answer.
+        let record = Record::default();
+        call.exchange.record = record.clone();
+        let filling = self.fill(call, lease);
+        let cache = Arc::clone(&self.shared.cache);
+        self.shared.fills.spawn(async move {
+            let failed = is_failing(&filling.await);
+            cache.refreshed(match record.notes().cache {
+                CacheOutcome::Stored => Refreshed::Stored,
+                _ if failed => Refreshed::Failed,
+                _ => Refreshed::Unstored,
+            });
+            drop(permit);
+        });
+    }
+
+    /// Asks Rails, or waits for the one who does. If Rails fails, `stale` has to do.
+    fn ask(
+        &mut self,
+        call: Authenticated,
+        key: &Key,
+        stale: Option<Hit>,
+        now_is: Instant,
+    ) -> Serving<S::Future> {
+        let (shared, record) = (Arc::clone(&self.shared), call.exchange.record.clone());
+        match shared.cache.board(key, now_is) {
+            Boarding::Hit(hit) => now(Ok(replay(&hit.entry, CacheOutcome::Hit, now_is, &record))),
+            Boarding::Lead(lease) => {
+                // In a task of its own, so that the callers who wait do not depend on this one staying
+                // connected.
+                let filling = self.fill(call, lease);
+                let (to_leader, leader) = oneshot::channel();
+                self.shared.fills.spawn(async move {
+                    // The caller may have left; the others have what they waited for.
+                    let _ = to_leader.send(filling.await);
+                });
+                let answer = async move { leader.await.unwrap_or(Err(Failure::Panicked)) };
+                Either::Right(Either::Right(Box::pin(or_stale(answer, stale, shared, record))))
+            }
+            Boarding::Follow(wait) => {
+                // The ready service goes along; a clone takes its place (tower#547).
+                let clone = self.inner.clone();
+                let inner = std::mem::replace(&mut self.inner, clone);
+                let answer = follow(wait, inner, call, Arc::clone(&shared), record.clone());
+                Either::Right(Either::Right(Box::pin(or_stale(answer, stale, shared, record))))
+            }
+        }
+    }
+
+    fn fill(&mut self, call: Authenticated, lease: Lease) -> impl Future<Output = Answer> + use<S> {
         let caching = call.found.route.caching;
         let record = call.exchange.record.clone();
-        let answer = self.inner.call(canonical(call));
-        let (to_leader, leader) = oneshot::channel();
+        let answer = self.inner.call(fill::canonical(call));
         let shared = Arc::clone(&self.shared);
-        self.shared.fills.spawn(async move {
-            let answer = fill(answer, lease, caching, &shared, &record).await;
-            // The caller may have left; the others have what they waited for.
-            let _ = to_leader.send(answer);
-        });
-        Either::Right(Either::Right(Box::pin(async move { leader.await.unwrap_or(Err(Failure::Panicked)) })))
+        async move { fill::fill(answer, lease, caching, &shared, &record).await }
+    }
+}
+
+/// Waits for what another caller's request brings.
+async fn follow<S>(
+    wait: Wait,
+    mut inner: S,
+    call: Authenticated,
+    shared: Arc<Shared>,
+    record: Record,
+) -> Answer
+where
+    S: Service<Authenticated, Response = Response<Body>, Error = Failure>,
+{
+    let landed = tokio::time::timeout(shared.settings.wait, wait.landed()).await;
+    match landed.unwrap_or(Landed::NotShared) {
+        Landed::Stored(entry) => Ok(share(&entry, &shared, &record)),
+        Landed::Failed(trouble) => Err(Failure::SharedTrouble(trouble)),
+        Landed::NotShared => Ok(marked(inner.call(call).await?, CacheOutcome::Alone, &record)),
+    }
+}
+
+/// What Rails says; or what it said before, if it fails now or takes too long for somebody who could
+/// have an answer.
+async fn or_stale(
+    answer: impl Future<Output = Answer>,
+    stale: Option<Hit>,
+    shared: Arc<Shared>,
+    record: Record,
+) -> Answer {
+    let Some(stale) = stale else { return answer.await };
+    match tokio::time::timeout(shared.settings.stale_wait, answer).await {
+        Ok(answer) if !is_failing(&answer) => answer,
+        failed => {
+            let now_is = shared.clock.now();
+            if failed.is_err() {
+                shared.cache.outage().failed(now_is);
+            }
+            Ok(replay(&stale.entry, CacheOutcome::StaleIfError, now_is, &record))
+        }
+    }
+}
+
+/// The failures for which a stale answer is given (RFC 5861 §4 leaves the list to us): no connection,
+/// no answer in time, none at all, and the statuses by which a server in front of Rails says the same.
+/// A 500 is not among them: Rails is there, and does not say what it said before.
+fn is_failing(answer: &Answer) -> bool {
+    match answer {
+        Ok(answer) => matches!(
+            answer.status(),
+            StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT
+        ),
+        Err(Failure::Upstream(error)) => matches!(
+            error,
+            upstream::Error::Connect(..)
+                | upstream::Error::Timeout(_)
+                | upstream::Error::Broken(_)
+                | upstream::Error::BrokeOff(_)
+        ),
+        Err(Failure::SharedTrouble(_)) => true,
+        Err(_) => false,
     }
 }
 
@@ -185,79 +289,6 @@ fn is_condition(name: &HeaderName) -> bool {
     )
 }
 
-/// What a request that fills an entry may say of its caller: who it is, where it comes from, and
-/// nothing that could change an answer which others will get.
-const FILL_HEADERS: [HeaderName; 7] = [
-    header::AUTHORIZATION,
-    header::CONTENT_TYPE,
-    header::USER_AGENT,
-    HeaderName::from_static("x-forwarded-for"),
-    HeaderName::from_static("gitlab-shared-secret"),
-    HeaderName::from_static("gitlab-shell-api-request"),
-    HeaderName::from_static("x-gitlab-client-name"),
-];
-
-fn canonical(call: Authenticated) -> Authenticated {
-    let Authenticated { exchange, found, caller, key, seen } = call;
-    let (parts, body) = exchange.request.into_parts();
-    let mut request = Request::new(body);
-    // HEAD is answered from the entry of GET, and fills it.
-    *request.method_mut() = Method::GET;
-    *request.uri_mut() = parts.uri;
-    *request.headers_mut() = FILL_HEADERS
-        .iter()
-        .flat_map(|name| parts.headers.get_all(name).iter().map(move |value| (name.clone(), value.clone())))
-        .collect();
-    Authenticated { exchange: Exchange { request, ..exchange }, found, caller, key, seen }
-}
-
-/// Asks Rails, stores what may be stored, and brings the leader its answer.
-async fn fill(
-    answer: impl Future<Output = Answer>,
-    lease: Lease,
-    caching: Caching,
-    shared: &Shared,
-    record: &Record,
-) -> Answer {
-    let answer = match answer.await {
-        Ok(answer) => answer,
-        Err(failure) => {
-            match &failure {
-                Failure::Upstream(upstream::Error::Connect(..)) => lease.fail(Trouble::Unreachable),
-                Failure::Upstream(upstream::Error::Timeout(_)) => lease.fail(Trouble::Timeout),
-                _ => drop(lease),
-            }
-            return Err(failure);
-        }
-    };
-    if let Err(reason) = judge_head(caching, &answer, shared.settings.max_body) {
-        drop(lease);
-        return Ok(marked(answer, CacheOutcome::Unstored(reason), record));
-    }
-    let (head, body) = answer.into_parts();
-    let body =
-        match tokio::time::timeout(FILL_BODY_TIMEOUT, body.collect_up_to(shared.settings.max_body)).await {
-            Ok(Ok(Collected::Whole(body))) => body,
-            Ok(Ok(Collected::TooLong(body))) => {
-                drop(lease);
-                let answer = Response::from_parts(head, body);
-                return Ok(marked(answer, CacheOutcome::Unstored(NoStore::TooLarge), record));
-            }
-            Ok(Err(error)) => return Err(upstream::Error::BrokeOff(error).into()),
-            Err(_) => return Err(upstream::Error::Timeout(FILL_BODY_TIMEOUT).into()),
-        };
-    let lifetimes = &shared.settings.lifetimes;
-    let verdict =
-        freshness::judge(caching, lease.key(), head.status, &body, lifetimes, shared.clock.unix_seconds());
-    if verdict == Err(NoStore::Mismatch) {
-        return Err(upstream::Error::Unusable("an answer to another question").into());
-    }
-    let stored = verdict
-        .and_then(|storable| lease.store(head.status, &head.headers, &body, storable, shared.clock.now()));
-    let outcome = stored.map_or_else(CacheOutcome::Unstored, |()| CacheOutcome::Stored);
-    Ok(marked(Response::from_parts(head, Body::from(body)), outcome, record))
-}
-
 /// The answer that another caller's request brought.
 fn share(entry: &Entry, shared: &Shared, record: &Record) -> Response<Body> {
     record.note(|notes| notes.cache = CacheOutcome::Shared);
@@ -265,13 +296,18 @@ fn share(entry: &Entry, shared: &Shared, record: &Record) -> Response<Body> {
 }
 
 /// An answer from memory. hyper leaves the body out for HEAD.
-fn replay(hit: &Hit, record: &Record) -> Response<Body> {
-    record.note(|notes| notes.cache = CacheOutcome::Hit);
+fn replay(entry: &Entry, outcome: CacheOutcome, now_is: Instant, record: &Record) -> Response<Body> {
+    record.note(|notes| notes.cache = outcome);
     let mut status = BytesMut::with_capacity(64);
     status.extend_from_slice(b"railgate; hit; ttl=");
-    status.extend_from_slice(itoa::Buffer::new().format(hit.ttl.as_secs()).as_bytes());
-    let status = HeaderValue::from_maybe_shared(status.freeze()).unwrap_or(CacheOutcome::Hit.cache_status());
-    hit.entry.to_response(hit.age, status).map(Body::from)
+    status.extend_from_slice(itoa::Buffer::new().format(entry.fresh_for(now_is)).as_bytes());
+    status.extend_from_slice(match outcome {
+        CacheOutcome::StaleWhileRevalidate => b"; detail=stale_while_revalidate",
+        CacheOutcome::StaleIfError => b"; detail=stale_if_error",
+        _ => b"",
+    });
+    let status = HeaderValue::from_maybe_shared(status.freeze()).unwrap_or(outcome.cache_status());
+    entry.to_response(entry.age(now_is), status).map(Body::from)
 }
 
 /// RFC 9211 §2: every cache on the way appends its own, the nearest to the client last.

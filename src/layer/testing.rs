@@ -27,11 +27,16 @@ pub(super) fn inner<Req: std::fmt::Debug>() -> (Inner<Req>, Hand<Req>) {
     (Inner(mock), hand)
 }
 
-/// Whether no request has arrived that the test did not take. Runs what is ready to run first.
-pub(super) async fn is_idle<Req: std::fmt::Debug>(hand: &mut Hand<Req>) -> bool {
+/// Runs what is ready to run.
+pub(super) async fn settle() {
     for _ in 0..10 {
         tokio::task::yield_now().await;
     }
+}
+
+/// Whether no request has arrived that the test did not take. Runs what is ready to run first.
+pub(super) async fn is_idle<Req: std::fmt::Debug>(hand: &mut Hand<Req>) -> bool {
+    settle().await;
     !matches!(hand.poll_request(), Poll::Ready(Some(_)))
 }
 

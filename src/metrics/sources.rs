@@ -6,10 +6,12 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
-use crate::cache::{Cache, Sign};
+use crate::cache::{Cache, Refreshed, Sign};
+use crate::clock::Clock;
 use crate::server::Connections;
 use crate::upstream::State;
 
@@ -47,6 +49,23 @@ impl Sources {
         by_store(encoder, "cache_expirations", "Entries whose memory was freed after their time", expired)?;
         let fenced = ConstCounter::new(counts.fenced.load(Relaxed));
         single(encoder, "cache_fenced", "Answers dropped because an invalidation came first", &fenced)?;
+        let mut family = encoder.encode_descriptor(
+            "cache_refreshes",
+            "Stale answers for which Rails was asked behind the callers' backs",
+            None,
+            MetricType::Counter,
+        )?;
+        for (result, count) in Refreshed::ALL.iter().zip(&counts.refreshes) {
+            let count = ConstCounter::new(count.load(Relaxed));
+            count.encode(family.encode_family(&[("result", result.as_str())])?)?;
+        }
+        let outage = ConstGauge::new(i64::from(self.cache.outage().is_on(Clock::System.now())));
+        single(
+            encoder,
+            "cache_outage",
+            "Whether stale answers are given since Rails fails or has just failed",
+            &outage,
+        )?;
         let flights = ConstGauge::new(self.cache.flights());
         single(encoder, "cache_flights", "Keys that Rails is being asked for now", &flights)
     }

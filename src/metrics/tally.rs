@@ -137,7 +137,7 @@ impl Counts {
         let request =
             Request { route, caller: notes.caller, class: status.map_or(0, class), cache: notes.cache };
         *self.requests.entry(request).or_default() += 1;
-        if notes.cache == CacheOutcome::Hit {
+        if matches!(notes.cache, CacheOutcome::Hit | CacheOutcome::StaleWhileRevalidate) {
             self.hit_duration.observe(*took, &HIT_BOUNDS);
         }
         if let Some(upstream) = notes.upstream {

@@ -4,7 +4,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hyper::rt::{Read, ReadBufCursor, Write};
@@ -13,7 +13,6 @@ use tokio::net::{TcpStream, UnixStream};
 
 use super::State;
 use super::target::Address;
-use crate::turn::Pace;
 
 /// Makes connections to one address.
 #[derive(Debug)]
@@ -64,14 +63,13 @@ enum Socket {
 pub(super) struct Stream {
     socket: Socket,
     state: Arc<State>,
-    pace: Pace,
 }
 
 impl Stream {
     fn new(socket: Socket, state: Arc<State>) -> Self {
         state.opened.fetch_add(1, Ordering::Relaxed);
         state.open.fetch_add(1, Ordering::Relaxed);
-        Self { socket, state, pace: Pace::default() }
+        Self { socket, state }
     }
 }
 
@@ -103,8 +101,7 @@ impl Read for Stream {
 }
 
 impl Write for Stream {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        ready!(self.pace.poll_send(buf.len(), cx));
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         either!(self, io => io.poll_write(cx, buf))
     }
 
@@ -124,11 +121,10 @@ impl Write for Stream {
     }
 
     fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        ready!(self.pace.poll_send(bufs.iter().map(|buf| buf.len()).sum(), cx));
         either!(self, io => io.poll_write_vectored(cx, bufs))
     }
 }

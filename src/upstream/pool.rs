@@ -16,6 +16,7 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use http::{Request, Response};
+use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use parking_lot::Mutex;
@@ -25,6 +26,7 @@ use super::State;
 use super::connect::{Connector, Stream};
 use crate::body::{Body, Carrier, Sending};
 use crate::clock::Clock;
+use crate::turn;
 
 /// The connections of one thread.
 #[derive(Debug)]
@@ -79,6 +81,9 @@ impl Pool {
         mut request: Request<Body>,
         sending: &Sending,
     ) -> Result<Response<Body>, Trouble> {
+        // Here, and not when hyper writes: whatever it has begun with is sent once, and a connection that
+        // is closed meanwhile would be an error.
+        turn::to_send(request.body().size_hint().lower()).await;
         while let Some(mut line) = self.kept.take() {
             match line.send(request).await {
                 Ok(answer) => return Ok(line.carrying(answer, sending)),

@@ -17,6 +17,24 @@ use super::wire::{Answer, Ask, Peer};
 /// No test ever waits this long, unless something is broken.
 const PATIENCE: Duration = Duration::from_mins(3);
 
+const BOTH: &str = r#"["jwt", "shared_secret"]"#;
+
+/// Entries live for an hour.
+const LONG_MEMORY: &str = r#"
+    [cache]
+    max_entries = 1_000
+    wait = "10m"
+    jitter_percent = 0
+    [cache.authorized_keys]
+    ttl = "1h"
+    negative_ttl = "1h"
+    [cache.discover]
+    ttl = "1h"
+    negative_ttl = "1h"
+    [cache.check]
+    ttl = "1h"
+"#;
+
 /// How a gateway reaches Rails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
@@ -70,12 +88,23 @@ impl Stage {
 
     /// A gateway that accepts both kinds of shell credential.
     pub fn gateway(&self, way: Way) -> Gateway {
-        self.gateway_that_accepts(way, r#"["jwt", "shared_secret"]"#)
+        self.gateway_that_accepts(way, BOTH)
     }
 
     /// A gateway that accepts these kinds of shell credential.
     pub fn gateway_that_accepts(&self, way: Way, accept: &str) -> Gateway {
-        let mut gateway = self.try_gateway(way, accept);
+        let gateway = self.try_gateway(way, accept);
+        Self::ready(gateway)
+    }
+
+    /// A gateway whose entries are stale after a millisecond, and then as good as `cache` says.
+    pub fn gateway_of_short_memory(&self, way: Way, cache: &str) -> Gateway {
+        let short = format!("ttl = \"1ms\"\n{cache}");
+        let cache = format!("[cache]\n[cache.authorized_keys]\n{short}\n[cache.discover]\n{short}");
+        Self::ready(self.try_gateway_with(way, BOTH, &cache))
+    }
+
+    fn ready(mut gateway: Gateway) -> Gateway {
         let admin = gateway.admin.clone();
         gateway.process.wait_until("the gateway is ready", || is_ok(&admin, "/ready"));
         gateway
@@ -83,20 +112,29 @@ impl Stage {
 
     /// A gateway that may never become ready.
     pub fn try_gateway(&self, way: Way, accept: &str) -> Gateway {
+        self.try_gateway_with(way, accept, LONG_MEMORY)
+    }
+
+    fn try_gateway_with(&self, way: Way, accept: &str, cache: &str) -> Gateway {
         let (tcp, admin) = (free_address(), free_address());
         let name = format!("gateway-{}", tcp.port());
         let socket = self.dir.file(&format!("{name}.sock"));
         let config = self.dir.file(&format!("{name}.toml"));
-        fs::write(&config, self.config(way, accept, tcp, &socket, admin)).unwrap();
+        fs::write(&config, self.config(way, accept, cache, (tcp, &socket, admin))).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_railgate"));
         command.arg("run").arg("--config").arg(config);
         let process = Process::start(command, self.dir.file(&format!("{name}.log")));
         Gateway { tcp: Peer::Tcp(tcp), unix: Peer::Unix(socket), admin: Peer::Tcp(admin), process }
     }
 
-    /// Entries live for an hour, and everybody waits for as long as it takes: no test may depend on
-    /// how fast the machine is.
-    fn config(&self, way: Way, accept: &str, tcp: SocketAddr, unix: &Path, admin: SocketAddr) -> String {
+    /// Everybody waits for as long as it takes: no test may depend on how fast the machine is.
+    fn config(
+        &self,
+        way: Way,
+        accept: &str,
+        cache: &str,
+        (tcp, unix, admin): (SocketAddr, &Path, SocketAddr),
+    ) -> String {
         let rails = match way {
             Way::Tcp => &self.tcp,
             Way::Unix => &self.unix,
@@ -121,17 +159,7 @@ impl Stage {
             accept = {accept}
             [auth.kas]
             secret_file = "{dir}/kas_secret"
-            [cache]
-            max_entries = 1_000
-            wait = "10m"
-            [cache.authorized_keys]
-            ttl = "1h"
-            negative_ttl = "1h"
-            [cache.discover]
-            ttl = "1h"
-            negative_ttl = "1h"
-            [cache.check]
-            ttl = "1h"
+            {cache}
             [limits]
             head_timeout = "10m"
             drain_timeout = "10m"

@@ -96,6 +96,8 @@ max_bytes = "2"
 #^ cache.max_bytes: expected a size from 1048576 to 1099511627776 bytes with its unit (B, KiB, MiB, GiB), such as "64KiB", found "2"
 max_body = "64KB"
 #^ cache.max_body: expected a size from 1 to 1073741824 bytes with its unit (B, KiB, MiB, GiB), such as "64KiB", found "64KB"
+jitter_percent = 51
+#^ cache.jitter_percent: expected a whole number from 0 to 50, found the bare number 51
 
 [cache.authorized_keys]
 tll = "60s"
@@ -106,7 +108,7 @@ negative_ttl = "1s"
 #^ cache.check.negative_ttl: unknown key; known here: ttl
 
 [cache.allowed]
-#^ cache.allowed: unknown key; known here: authorized_keys, discover, check, max_entries, max_negative_entries, max_bytes, max_body, wait
+#^ cache.allowed: unknown key; known here: authorized_keys, discover, check, max_entries, max_negative_entries, max_bytes, max_body, wait, stale_wait, max_refreshes, jitter_percent
 ttl = "1s"
 
 [limits]

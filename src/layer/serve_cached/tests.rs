@@ -1,13 +1,17 @@
+mod stale;
+
 use super::*;
 use crate::auth::{self, Auth, BodyOf, Verdict};
-use crate::cache::Key;
+use crate::cache::Trouble;
 use crate::clock::Manual;
+use crate::exchange::Exchange;
 use crate::layer::testing::{Hand, Inner, Reply, inner, is_idle};
 use crate::route;
 use crate::secret::ShellSecret;
 use bytes::Bytes;
-use http::StatusCode;
+use http::{Method, Request};
 use http_body_util::BodyExt as _;
+use std::time::Duration;
 use tokio::task::JoinHandle;
 use tower::ServiceExt as _;
 
@@ -19,10 +23,15 @@ struct Setting {
 }
 
 fn setting() -> Setting {
+    setting_with(Settings::default())
+}
+
+fn setting_with(mut settings: Settings) -> Setting {
+    settings.lifetimes.jitter_percent = 0;
     let time = Manual::at(1_700_000_000);
-    let cache = Cache::new(&Settings::default());
+    let cache = Cache::new(&settings);
     let clock = Clock::Manual(time.clone());
-    let layer = ServeCachedLayer::new(Arc::clone(&cache), Settings::default(), clock, TaskTracker::new());
+    let layer = ServeCachedLayer::new(Arc::clone(&cache), settings, clock, TaskTracker::new());
     let (inner, rails) = inner();
     Setting { service: layer.layer(inner), rails, cache, time }
 }

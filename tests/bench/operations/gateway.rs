@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use railgate::cache::{self, Cache, Key, Lifetimes};
+use railgate::cache::{self, Cache, Key, Lifetime, Lifetimes};
 use railgate::clock::{Clock, Manual};
 use railgate::layer::authenticate::bodies;
 use railgate::metrics::Tally;
@@ -162,7 +162,10 @@ impl Gateway {
         let key = Key::new(Caching::AuthorizedKeys, &Params::parse(query.as_bytes())).ok_or("no key")?;
 
         let hour = Duration::from_hours(1);
-        let lifetimes = Lifetimes { authorized_keys: hour, ..Lifetimes::default() };
+        let lifetimes = Lifetimes {
+            authorized_keys: Lifetime { ttl: hour, ..Lifetime::default() },
+            ..Lifetimes::default()
+        };
         let cache_settings = cache::Settings { lifetimes, ..cache::Settings::default() };
         let cache = Cache::new(&cache_settings);
         let server = Server::new(Limits::default());

@@ -1,0 +1,120 @@
+//! One request to Rails for an entry: what it says, and what becomes of the answer.
+
+use std::time::Duration;
+
+use http::header::{self, HeaderName};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
+
+use super::{Shared, is_failing, marked};
+use crate::body::{Body, Collected};
+use crate::cache::freshness::{self, judge_head};
+use crate::cache::{Lease, NoStore, Trouble};
+use crate::exchange::{Authenticated, CacheOutcome, Exchange, Record};
+use crate::failure::Failure;
+use crate::layer::Answer;
+use crate::route::Caching;
+use crate::upstream;
+
+/// How long the body of an answer may take that is read into memory.
+const FILL_BODY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What a request that fills an entry may say of its caller: who it is, where it comes from, and
+/// nothing that could change an answer which others will get.
+const FILL_HEADERS: [HeaderName; 7] = [
+    header::AUTHORIZATION,
+    header::CONTENT_TYPE,
+    header::USER_AGENT,
+    HeaderName::from_static("x-forwarded-for"),
+    HeaderName::from_static("gitlab-shared-secret"),
+    HeaderName::from_static("gitlab-shell-api-request"),
+    HeaderName::from_static("x-gitlab-client-name"),
+];
+
+pub(super) fn canonical(call: Authenticated) -> Authenticated {
+    let Authenticated { exchange, found, caller, key, seen } = call;
+    let (parts, body) = exchange.request.into_parts();
+    let mut request = Request::new(body);
+    // HEAD is answered from the entry of GET, and fills it.
+    *request.method_mut() = Method::GET;
+    *request.uri_mut() = parts.uri;
+    *request.headers_mut() = FILL_HEADERS
+        .iter()
+        .flat_map(|name| parts.headers.get_all(name).iter().map(move |value| (name.clone(), value.clone())))
+        .collect();
+    Authenticated { exchange: Exchange { request, ..exchange }, found, caller, key, seen }
+}
+
+/// Asks Rails, stores what may be stored, and brings whoever asked the answer.
+pub(super) async fn fill(
+    answer: impl Future<Output = Answer>,
+    lease: Lease,
+    caching: Caching,
+    shared: &Shared,
+    record: &Record,
+) -> Answer {
+    let answer = answer.await;
+    if is_failing(&answer) {
+        shared.cache.outage().failed(shared.clock.now());
+    } else if answer.is_ok() {
+        shared.cache.outage().answered(shared.clock.now());
+    }
+    let answer = match answer {
+        Ok(answer) => answer,
+        Err(failure) => {
+            match &failure {
+                Failure::Upstream(upstream::Error::Connect(..)) => lease.fail(Trouble::Unreachable),
+                Failure::Upstream(upstream::Error::Timeout(_)) => lease.fail(Trouble::Timeout),
+                _ => drop(lease),
+            }
+            return Err(failure);
+        }
+    };
+    if let Err(reason) = judge_head(caching, &answer, shared.settings.max_body) {
+        // A server in trouble says nothing about the key.
+        if answer.status().is_server_error() {
+            drop(lease);
+        } else {
+            lease.reject();
+        }
+        return Ok(marked(answer, CacheOutcome::Unstored(reason), record));
+    }
+    let (head, body) = answer.into_parts();
+    let body =
+        match tokio::time::timeout(FILL_BODY_TIMEOUT, body.collect_up_to(shared.settings.max_body)).await {
+            Ok(Ok(Collected::Whole(body))) => body,
+            Ok(Ok(Collected::TooLong(body))) => {
+                lease.reject();
+                let answer = Response::from_parts(head, body);
+                return Ok(marked(answer, CacheOutcome::Unstored(NoStore::TooLarge), record));
+            }
+            Ok(Err(error)) => return Err(upstream::Error::BrokeOff(error).into()),
+            Err(_) => return Err(upstream::Error::Timeout(FILL_BODY_TIMEOUT).into()),
+        };
+    let (status, headers) = (head.status, &head.headers);
+    let outcome = keep(lease, caching, (status, headers, &body), shared)?;
+    Ok(marked(Response::from_parts(head, Body::from(body)), outcome, record))
+}
+
+/// Stores a whole answer if it may be. One that may not ends what was kept before.
+fn keep(
+    lease: Lease,
+    caching: Caching,
+    (status, headers, body): (StatusCode, &HeaderMap, &[u8]),
+    shared: &Shared,
+) -> Result<CacheOutcome, Failure> {
+    let lifetimes = &shared.settings.lifetimes;
+    let now_is = shared.clock.unix_seconds();
+    match freshness::judge(caching, lease.key(), status, body, lifetimes, now_is) {
+        Ok(mut storable) => {
+            storable.ages = storable.ages.cut(lifetimes.jitter_percent, fastrand::u16(..));
+            let stored = lease.store(status, headers, body, storable, shared.clock.now());
+            Ok(stored.map_or_else(CacheOutcome::Unstored, |()| CacheOutcome::Stored))
+        }
+        // It says nothing about the key that was asked for.
+        Err(NoStore::Mismatch) => Err(upstream::Error::Unusable("an answer to another question").into()),
+        Err(reason) => {
+            lease.reject();
+            Ok(CacheOutcome::Unstored(reason))
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! What is stale: when it is used, when it is not, and who asks Rails meanwhile.
+
+use super::*;
+use crate::layer::testing::settle;
+
+const PATH: &str = "/discover?key_id=7";
+const SWR: &str = "; detail=stale_while_revalidate";
+const SIE: &str = "; detail=stale_if_error";
+const RENEWED: &str = r#"{"id":7,"username":"ruby","name":"R"}"#;
+
+fn refused() -> Answer {
+    let refused = std::io::ErrorKind::ConnectionRefused.into();
+    Err(Failure::Upstream(upstream::Error::Connect("rails".into(), refused)))
+}
+
+impl Setting {
+    fn after(&self, seconds: u64) {
+        self.time.advance(Duration::from_secs(seconds));
+    }
+
+    async fn reply(&mut self, answer: Answer) {
+        let (_, reply) = self.taken().await;
+        reply.send_response(answer);
+        // What goes on behind the callers' backs has to come to its end.
+        assert!(is_idle(&mut self.rails).await);
+    }
+
+    /// What a caller gets while Rails answers with `answer`, which it must be asked for.
+    async fn ask_with(&mut self, path: &str, answer: Answer) -> Answer {
+        let asked = self.ask(path);
+        self.reply(answer).await;
+        asked.await.unwrap()
+    }
+
+    /// What a caller gets who does not wait for Rails.
+    async fn ask_memory(&mut self, path: &str) -> String {
+        let asked = self.ask(path);
+        settle().await;
+        assert!(asked.is_finished(), "has to wait for Rails");
+        status_of(&asked.await.unwrap().unwrap()).to_owned()
+    }
+}
+
+#[tokio::test]
+async fn a_stale_answer_is_given_while_rails_is_asked_once() {
+    let mut s = setting();
+    s.warm(PATH, USER).await;
+    s.after(70);
+    let asked = s.ask(PATH);
+    let (request, reply) = s.taken().await;
+    assert_eq!(request.exchange.request.uri().query(), Some("key_id=7"));
+    let answer = asked.await.unwrap().unwrap();
+    assert_eq!(status_of(&answer), format!("railgate; hit; ttl=-10{SWR}"));
+    assert_eq!(answer.headers()["age"], "70");
+    assert_eq!(text(answer).await, USER);
+    for _ in 0..10 {
+        assert!(s.ask_memory(PATH).await.ends_with(SWR));
+    }
+    assert!(is_idle(&mut s.rails).await, "one refresh a key");
+    reply.send_response(Ok(json(200, RENEWED)));
+    assert!(is_idle(&mut s.rails).await);
+    let answer = s.ask(PATH).await.unwrap().unwrap();
+    assert_eq!(status_of(&answer), "railgate; hit; ttl=60");
+    assert_eq!(text(answer).await, RENEWED);
+}
+
+#[tokio::test]
+async fn beyond_that_rails_is_waited_for() {
+    let mut s = setting();
+    s.warm(PATH, USER).await;
+    s.after(100);
+    let answer = s.ask_with(PATH, Ok(json(200, RENEWED))).await.unwrap();
+    assert_eq!(status_of(&answer), "railgate; fwd=miss; stored");
+    assert_eq!(text(answer).await, RENEWED);
+}
+
+#[tokio::test]
+async fn for_failures_on_the_list_what_is_stale_has_to_do() {
+    let timeout = || Err(Failure::Upstream(upstream::Error::Timeout(Duration::from_secs(60))));
+    let failures: [fn() -> Answer; 5] =
+        [refused, timeout, || Ok(json(502, "{}")), || Ok(json(503, "{}")), || Ok(json(504, "{}"))];
+    for failure in failures {
+        let mut s = setting();
+        s.warm(PATH, USER).await;
+        s.after(100);
+        let answer = s.ask_with(PATH, failure()).await.unwrap();
+        assert_eq!(status_of(&answer), format!("railgate; hit; ttl=-40{SIE}"));
+        assert_eq!(answer.headers()["age"], "100");
+        assert_eq!(text(answer).await, USER);
+    }
+}
+
+#[tokio::test]
+async fn any_other_answer_is_the_answer_and_ends_what_was_kept() {
+    for (phase, age) in [("revalidate", 70), ("on error", 100)] {
+        for (status, body, ends) in [
+            (401, "{}", true),
+            (403, "{}", true),
+            (404, r#"{"message":"404 Not found"}"#, true),
+            (302, "{}", true),
+            (429, "{}", true),
+            (200, "[]", true),
+            (200, "null", true),
+            (500, "{}", false),
+        ] {
+            let mut s = setting();
+            s.warm(PATH, USER).await;
+            s.after(age);
+            let answer = s.ask_with(PATH, Ok(json(status, body))).await.unwrap();
+            if phase == "revalidate" {
+                assert!(status_of(&answer).ends_with(SWR), "{status}: who asked has his answer already");
+            } else {
+                assert_eq!(answer.status().as_u16(), status);
+            }
+            // Beyond the life of a negative answer.
+            s.after(30);
+            let answer = s.ask_with(PATH, Ok(json(503, "{}"))).await.unwrap();
+            assert_eq!(answer.status().as_u16(), if ends { 503 } else { 200 }, "{phase}: {status} {body}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_must_not_be_stale_is_not() {
+    let key = "/authorized_keys?key=AAAAC3Nz";
+    for (path, status, body, ttl) in [
+        ("/check", 200, r#"{"api_version":"v4","redis":true}"#, 1),
+        (PATH, 200, "null", 5),
+        (key, 404, r#"{"message":"404 Key Not Found"}"#, 5),
+    ] {
+        let mut s = setting();
+        let answer = s.ask_with(path, Ok(json(status, body))).await.unwrap();
+        assert_eq!(status_of(&answer), "railgate; fwd=miss; stored", "{path}");
+        s.after(ttl);
+        assert!(s.ask_with(path, refused()).await.is_err(), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn while_rails_fails_nobody_waits_and_one_in_a_while_asks() {
+    let mut s = setting();
+    s.warm(PATH, USER).await;
+    s.after(100);
+    assert!(s.ask_with(PATH, refused()).await.is_ok());
+    for _ in 0..3 {
+        for _ in 0..50 {
+            assert!(s.ask_memory(PATH).await.ends_with(SIE));
+        }
+        assert!(is_idle(&mut s.rails).await);
+        s.after(1);
+        for _ in 0..50 {
+            assert!(s.ask_memory(PATH).await.ends_with(SIE));
+        }
+        s.reply(refused()).await;
+    }
+    // Its time is up all the same.
+    s.after(3_600);
+    assert!(s.ask_with(PATH, refused()).await.is_err());
+}
+
+#[tokio::test]
+async fn when_rails_is_back_a_few_keys_at_a_time_are_renewed() {
+    let mut s = setting_with(Settings { max_refreshes: 2, ..Settings::default() });
+    let path = |id: usize| format!("/discover?key_id={id}");
+    for id in 1..=20 {
+        s.warm(&path(id), USER).await;
+    }
+    s.after(100);
+    assert!(s.ask_with(&path(1), refused()).await.is_ok());
+    s.after(1);
+    assert!(status_of(&s.ask_with(&path(1), Ok(json(200, USER))).await.unwrap()).ends_with(SIE));
+    assert_eq!(s.ask_memory(&path(1)).await, "railgate; hit; ttl=60");
+    let mut renewals = 0;
+    for _ in 0..9 {
+        for id in 2..=20 {
+            assert!(s.ask_memory(&path(id)).await.starts_with("railgate; hit"));
+        }
+        let (_, first) = s.taken().await;
+        let (_, second) = s.taken().await;
+        renewals += 2;
+        assert!(is_idle(&mut s.rails).await, "two at a time");
+        for reply in [first, second] {
+            reply.send_response(Ok(json(200, USER)));
+        }
+        assert!(is_idle(&mut s.rails).await);
+    }
+    assert_eq!(renewals, 18);
+    // Once that is over, whatever is left is asked for like anything else.
+    s.after(10);
+    assert!(!s.ask(&path(20)).is_finished() && !is_idle(&mut s.rails).await);
+}
+
+#[tokio::test]
+async fn a_crowd_with_a_stale_answer_makes_one_request_and_has_no_failure() {
+    let mut s = setting();
+    s.warm(PATH, USER).await;
+    s.after(100);
+    let callers: Vec<_> = (0..1_000).map(|_| s.ask(PATH)).collect();
+    let (_, reply) = s.taken().await;
+    assert!(is_idle(&mut s.rails).await);
+    // Whoever asks may leave.
+    callers[0].abort();
+    assert!(is_idle(&mut s.rails).await);
+    reply.send_response(refused());
+    for caller in callers.into_iter().skip(1) {
+        assert!(status_of(&caller.await.unwrap().unwrap()).ends_with(SIE));
+    }
+    assert!(is_idle(&mut s.rails).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_could_have_an_answer_does_not_wait_long_for_a_better_one() {
+    let mut s = setting();
+    s.warm(PATH, USER).await;
+    s.after(100);
+    let begun = tokio::time::Instant::now();
+    let (leads, follows) = (s.ask(PATH), s.ask(PATH));
+    let (_, reply) = s.taken().await;
+    for asked in [leads, follows] {
+        assert!(status_of(&asked.await.unwrap().unwrap()).ends_with(SIE));
+    }
+    assert_eq!(begun.elapsed(), Settings::default().stale_wait);
+    assert!(s.ask_memory(PATH).await.ends_with(SIE));
+    reply.send_response(Ok(json(200, RENEWED)));
+    assert!(is_idle(&mut s.rails).await);
+    assert_eq!(s.ask_memory(PATH).await, "railgate; hit; ttl=60");
+}
+
+#[tokio::test]
+async fn an_invalidation_wins_over_a_refresh_and_over_what_is_stale() {
+    for age in [70, 100] {
+        let mut s = setting();
+        s.warm(PATH, USER).await;
+        s.after(age);
+        let asked = s.ask(PATH);
+        let (_, reply) = s.taken().await;
+        s.cache.invalidate(&Key::UserOfKey(7));
+        reply.send_response(Ok(json(200, USER)));
+        assert!(asked.await.unwrap().is_ok());
+        assert!(is_idle(&mut s.rails).await);
+        assert!(s.ask_with(PATH, refused()).await.is_err(), "{age}: nothing is left to fall back on");
+    }
+}

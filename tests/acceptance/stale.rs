@@ -1,0 +1,91 @@
+//! What is told of keys and users while Rails is away, and after it has forgotten them.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use super::keys;
+use super::stage::{Stage, Way, eventually};
+use super::wire::{Answer, Ask};
+
+fn look_ups() -> [Ask; 3] {
+    let key = format!("authorized_keys?key={}", keys::of_root());
+    [&key, "discover?key_id=1", "discover?username=root"].map(|target| Ask::get(target).with_secret())
+}
+
+fn is_stale(answer: &Answer) -> bool {
+    answer.header("Cache-Status").is_some_and(|status| status.ends_with("; detail=stale_if_error"))
+}
+
+/// Puma is killed and started again in the middle of a load, with a connection for each request as
+/// GitLab Shell makes them. Everybody who was known before is known all the time.
+#[test]
+fn rails_may_go_and_come_back_under_load() {
+    for way in [Way::Tcp, Way::Unix] {
+        let mut stage = Stage::new();
+        let gateway = stage.gateway_of_short_memory(way, "stale_if_error = \"1h\"");
+        for ask in &look_ups() {
+            assert_eq!(gateway.tcp.send(ask).status, 200);
+        }
+        let (is_over, asked, from_memory) =
+            (AtomicBool::new(false), AtomicUsize::new(0), AtomicUsize::new(0));
+        thread::scope(|scope| {
+            for caller in 0..8 {
+                let (gateway, is_over, asked, from_memory) = (&gateway, &is_over, &asked, &from_memory);
+                scope.spawn(move || {
+                    let peer = gateway.peers()[caller % 2];
+                    while !is_over.load(Ordering::Relaxed) {
+                        // Leaves Rails room to start.
+                        thread::sleep(Duration::from_millis(5));
+                        for ask in &look_ups() {
+                            let answer = peer.send(ask);
+                            if answer.status != 200 {
+                                is_over.store(true, Ordering::Relaxed);
+                            }
+                            assert_eq!(answer.status, 200, "{ask}: {answer}");
+                            asked.fetch_add(1, Ordering::Relaxed);
+                            from_memory.fetch_add(usize::from(is_stale(&answer)), Ordering::Relaxed);
+                        }
+                    }
+                });
+            }
+            let more = |count: &AtomicUsize| {
+                let before = count.load(Ordering::Relaxed);
+                let is_enough =
+                    || count.load(Ordering::Relaxed) > before + 300 || is_over.load(Ordering::Relaxed);
+                eventually("more answers", is_enough);
+            };
+            for _ in 0..2 {
+                more(&asked);
+                stage.stop_rails();
+                more(&from_memory);
+                stage.restart_rails();
+                more(&asked);
+            }
+            is_over.store(true, Ordering::Relaxed);
+        });
+        eventually("what is stale to be renewed", || {
+            let answer = gateway.tcp.send(&look_ups()[0]);
+            answer.header("Cache-Status").is_some_and(|status| !status.contains("stale"))
+        });
+        let log = gateway.log();
+        for told in ["Rails fails;", "Rails answers again;"] {
+            assert!(log.contains(told), "{told}");
+        }
+    }
+}
+
+/// Without a word from GitLab, a deleted key is known for as long as the configuration says.
+#[test]
+fn a_deleted_key_is_forgotten_with_the_next_answer_of_rails() {
+    let stage = Stage::new();
+    let gateway =
+        stage.gateway_of_short_memory(Way::Tcp, "stale_while_revalidate = \"1h\"\nnegative_ttl = \"1h\"");
+    let [key, ..] = look_ups();
+    let known = gateway.tcp.send(&key);
+    assert_eq!(known.status, 200, "{known}");
+    stage.control("DELETE", &format!("/-/keys/{}", known.json()["id"]));
+    eventually("the 404", || gateway.tcp.send(&key).status == 404);
+    let (arrived, answer) = stage.arrivals(|| gateway.tcp.send(&key));
+    assert_eq!((arrived, answer.status), (0, 404), "{answer}");
+}
