@@ -1,20 +1,26 @@
-//! The second listener, for operators and their tools: metrics and health. It shows no secret and
-//! no cached answer, and is meant for loopback or a private network.
+//! The second listener, for operators and their tools: metrics, health, and dropping what is kept. It
+//! shows no secret and no cached answer, and is meant for loopback or a private network.
+
+mod purge;
 
 use std::convert::Infallible;
-use std::future::{Ready, ready};
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
-use http::{Method, Response, StatusCode};
-use http_body_util::Full;
+use http::{HeaderMap, Method, Response, StatusCode};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Incoming;
 use tower::Service;
 
+use crate::cache::Cache;
 use crate::metrics::Metrics;
 use crate::refusal::Refusal;
+use crate::secret::AdminToken;
 use crate::server::Inbound;
 use crate::server::wire::REFUSED;
 use crate::upstream::State;
@@ -22,9 +28,16 @@ use crate::upstream::State;
 /// Answers the admin listener's requests.
 #[derive(Clone, Debug)]
 pub struct Admin {
-    metrics: Arc<Metrics>,
-    upstream: Arc<State>,
-    readiness: Arc<Readiness>,
+    /// Shown.
+    pub metrics: Arc<Metrics>,
+    /// Shown beside the gateway's own state.
+    pub upstream: Arc<State>,
+    /// The gateway's own state.
+    pub readiness: Arc<Readiness>,
+    /// What may be purged.
+    pub cache: Arc<Cache>,
+    /// What has to be shown by whoever purges; without it, anybody may who can connect.
+    pub token: Option<AdminToken>,
 }
 
 /// Whether the gateway takes requests: secrets loaded, listeners bound, not draining. The state
@@ -47,27 +60,21 @@ impl Readiness {
 }
 
 impl Admin {
-    /// Shows `metrics`, and the state of `upstream` beside the gateway's own.
-    pub fn new(metrics: Arc<Metrics>, upstream: Arc<State>, readiness: Arc<Readiness>) -> Self {
-        Self { metrics, upstream, readiness }
-    }
-
     fn answer(&self, method: &Method, path: &str) -> Response<Full<Bytes>> {
         if method.as_str() == REFUSED {
             let refusal = Refusal::from_label(path.trim_start_matches('/')).unwrap_or(Refusal::RequestLine);
             return json(refusal.status(), format!(r#"{{"message":"{}"}}"#, refusal.message()));
         }
-        if !matches!(path, "/metrics" | "/live" | "/ready") {
+        if !matches!(path, "/metrics" | "/live" | "/ready" | "/purge") {
             return json(
                 StatusCode::NOT_FOUND,
-                r#"{"message":"404 Not Found: try /metrics, /live or /ready"}"#.into(),
+                r#"{"message":"404 Not Found: try /metrics, /live, /ready or /purge"}"#.into(),
             );
         }
-        if !matches!(*method, Method::GET | Method::HEAD) {
-            return json(
-                StatusCode::METHOD_NOT_ALLOWED,
-                r#"{"message":"405 Method Not Allowed: use GET"}"#.into(),
-            );
+        if path == "/purge" || !matches!(*method, Method::GET | Method::HEAD) {
+            let right = if path == "/purge" { "POST" } else { "GET" };
+            let message = format!(r#"{{"message":"405 Method Not Allowed: use {right}"}}"#);
+            return json(StatusCode::METHOD_NOT_ALLOWED, message);
         }
         match path {
             "/metrics" => {
@@ -76,6 +83,38 @@ impl Admin {
             }
             "/live" => json(StatusCode::OK, r#"{"status":"live"}"#.into()),
             _ => self.readiness(),
+        }
+    }
+
+    /// Whoever can be made to send a request without knowing it (a browser on this machine, say) cannot
+    /// be made to send JSON.
+    fn may_purge(&self, headers: &HeaderMap) -> Result<(), (StatusCode, &'static str)> {
+        let said = |name| headers.get(name).map_or(&b""[..], HeaderValue::as_bytes);
+        if self.token.as_ref().is_some_and(|token| !token.is_shown_by(said(header::AUTHORIZATION))) {
+            let message = "401 Unauthorized: show the token of admin.token_file as Authorization: Bearer …";
+            return Err((StatusCode::UNAUTHORIZED, message));
+        }
+        let media_type = said(header::CONTENT_TYPE).split(|b| *b == b';').next().unwrap_or_default();
+        if !media_type.trim_ascii().eq_ignore_ascii_case(b"application/json") {
+            let message = "415 Unsupported Media Type: send JSON as Content-Type: application/json";
+            return Err((StatusCode::UNSUPPORTED_MEDIA_TYPE, message));
+        }
+        Ok(())
+    }
+
+    async fn purge(self, headers: HeaderMap, body: Incoming) -> Response<Full<Bytes>> {
+        if let Err((status, message)) = self.may_purge(&headers) {
+            return json(status, format!(r#"{{"message":"{message}"}}"#));
+        }
+        match Limited::new(body, purge::MOST).collect().await {
+            Ok(body) => {
+                let (status, answer) = purge::purge(&self.cache, &body.to_bytes());
+                json(status, answer.to_string())
+            }
+            Err(_) => json(
+                StatusCode::BAD_REQUEST,
+                r#"{"message":"400 Bad Request: the body broke off or has more than 64 KiB"}"#.into(),
+            ),
         }
     }
 
@@ -104,15 +143,21 @@ impl Admin {
 impl Service<Inbound> for Admin {
     type Response = Response<Full<Bytes>>;
     type Error = Infallible;
-    type Future = Ready<Result<Self::Response, Infallible>>;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, inbound: Inbound) -> Self::Future {
-        let request = inbound.request;
-        ready(Ok(self.answer(request.method(), request.uri().path())))
+        let (head, body) = inbound.request.into_parts();
+        let admin = self.clone();
+        Box::pin(async move {
+            Ok(match (&head.method, head.uri.path()) {
+                (&Method::POST, "/purge") => admin.purge(head.headers, body).await,
+                (method, path) => admin.answer(method, path),
+            })
+        })
     }
 }
 

@@ -14,6 +14,7 @@ pub mod flight;
 pub mod freshness;
 pub mod key;
 pub mod outage;
+pub mod purge;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -101,6 +102,8 @@ pub struct Counts {
     pub bytes: [AtomicU64; 2],
     /// Stale answers for which Rails was asked behind the callers' backs, by what came of it.
     pub refreshes: [AtomicU64; 3],
+    /// Entries dropped or marked stale because somebody purged them.
+    pub purged: AtomicU64,
     /// Answers that arrived after an invalidation and were not stored.
     pub fenced: AtomicU64,
 }

@@ -2,6 +2,7 @@
 
 mod demo;
 mod logging;
+mod purge;
 mod run;
 
 use std::path::PathBuf;
@@ -27,6 +28,8 @@ enum Command {
     Run(ConfigFile),
     /// Say "ok", or everything that is wrong with a configuration file
     Check(ConfigFile),
+    /// Drop answers that a running gateway has in memory
+    Purge(purge::Options),
 }
 
 #[derive(Debug, clap::Args)]
@@ -42,6 +45,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Demo(options) => demo::main(&options),
         Command::Run(file) => run::main(&file.config),
         Command::Check(file) => check(&file.config),
+        Command::Purge(options) => purge::main(&options),
     }
 }
 

@@ -27,6 +27,8 @@ pub struct Settings {
     pub listen: Vec<server::Endpoint>,
     /// Where operators and their tools connect.
     pub admin: server::Endpoint,
+    /// What operators have to show to change something.
+    pub admin_token: Option<crate::secret::AdminToken>,
     /// Rails.
     pub upstream: crate::upstream::Settings,
     /// Path prefixes outside the internal API that are forwarded.

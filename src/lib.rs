@@ -61,6 +61,7 @@ use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::Settings;
 use crate::metrics::{Metrics, Sources};
+use crate::secret::AdminToken;
 use crate::server::{Limits, Listener, Server, Socket};
 use crate::upstream::{State, Upstream};
 use crate::worker::Worker;
@@ -71,6 +72,7 @@ pub struct Gateway {
     workers: Vec<Worker>,
     endpoints: Vec<String>,
     admin: Socket,
+    admin_token: Option<AdminToken>,
     metrics: Arc<Metrics>,
     cache: Arc<Cache>,
     upstream: Arc<State>,
@@ -114,7 +116,8 @@ impl Gateway {
         let workers: Vec<Worker> = (0..settings.workers).map(worker).collect();
         let first = workers.first().map_or(&[][..], |worker| &worker.sockets);
         let endpoints = first.iter().map(Socket::endpoint).collect::<io::Result<_>>()?;
-        Ok(Self { workers, endpoints, admin, metrics, cache, upstream, readiness: Arc::default() })
+        let (admin_token, readiness) = (settings.admin_token, Arc::default());
+        Ok(Self { workers, endpoints, admin, admin_token, metrics, cache, upstream, readiness })
     }
 
     /// Where clients connect, with the ports that the system chose.
@@ -133,11 +136,18 @@ impl Gateway {
     /// Requests are answered on the threads of the workers. What is left for the runtime that this
     /// is called on, which may be slow at times without a client noticing: operators and upkeep.
     pub async fn run(self, shutdown: CancellationToken) -> io::Result<bool> {
-        let Self { workers, admin, metrics, cache, upstream, readiness, .. } = self;
+        let Self { workers, admin, admin_token, metrics, cache, upstream, readiness, .. } = self;
         // The admin listener outlives the others, to say that they are draining.
         let admin_server =
             Server::new(Limits { connections: 64, drain_timeout: ADMIN_DRAIN, ..Limits::default() });
-        admin_server.serve(Listener::new(admin)?, Admin::new(metrics, upstream, Arc::clone(&readiness)));
+        let operators = Admin {
+            metrics,
+            upstream,
+            readiness: Arc::clone(&readiness),
+            cache: Arc::clone(&cache),
+            token: admin_token,
+        };
+        admin_server.serve(Listener::new(admin)?, operators);
         let upkeep = tokio::spawn(upkeep(cache));
         let mut running = Vec::new();
         for worker in workers {

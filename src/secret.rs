@@ -5,6 +5,7 @@ use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use http::HeaderValue;
 use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
 
@@ -91,6 +92,51 @@ impl fmt::Debug for KasSecret {
     }
 }
 
+/// What operators show on the admin listener to change something.
+#[derive(Clone)]
+pub struct AdminToken {
+    bytes: Zeroizing<Vec<u8>>,
+}
+
+impl AdminToken {
+    /// Reads the token: the file's text without white space around it.
+    pub fn load(path: &Path) -> Result<Self, LoadError> {
+        Self::from_text(&read(path)?)
+    }
+
+    /// The token in `text`, without white space around it.
+    pub fn from_text(text: &[u8]) -> Result<Self, LoadError> {
+        let bytes = text.trim_ascii();
+        if bytes.is_empty() {
+            return Err(LoadError::Empty);
+        }
+        if !bytes.iter().all(u8::is_ascii_graphic) {
+            return Err(LoadError::NotVisible);
+        }
+        Ok(Self { bytes: Zeroizing::new(bytes.to_vec()) })
+    }
+
+    /// Whether an `Authorization` header shows it (RFC 6750 §2.1).
+    pub fn is_shown_by(&self, authorization: &[u8]) -> bool {
+        let shown =
+            authorization.split_at_checked(7).filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"bearer "));
+        shown.is_some_and(|(_, shown)| shown.ct_eq(&self.bytes).into())
+    }
+
+    /// The `Authorization` header that shows it.
+    pub fn to_header(&self) -> Option<HeaderValue> {
+        let mut value = HeaderValue::from_bytes(&[b"Bearer ", self.bytes.as_slice()].concat()).ok()?;
+        value.set_sensitive(true);
+        Some(value)
+    }
+}
+
+impl fmt::Debug for AdminToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AdminToken([redacted])")
+    }
+}
+
 /// Why a secret file cannot be used. The text never holds any of the file's content.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
@@ -100,6 +146,9 @@ pub enum LoadError {
     /// Nothing but white space: anybody could present it.
     #[error("is empty; it must hold the secret")]
     Empty,
+    /// It could not be sent in a header as it is.
+    #[error("holds white space or characters that are not visible ASCII; a token is one word")]
+    NotVisible,
     /// The kas secret is not strict Base64.
     #[error("is not strict Base64 (standard alphabet, padded, one line)")]
     NotBase64,
@@ -171,6 +220,28 @@ mod tests {
             assert!(matches!(refused, Err(LoadError::NotBase64)), "{bad:?}");
         }
         assert!(matches!(KasSecret::from_text(b"\n"), Err(LoadError::Empty)));
+    }
+
+    #[test]
+    fn an_admin_token_is_one_word_shown_as_a_bearer_token() {
+        let token = AdminToken::from_text(b" t0ken\n").unwrap();
+        for (shown, is_right) in [
+            ("Bearer t0ken", true),
+            ("bearer t0ken", true),
+            ("Bearer t0ke", false),
+            ("Bearer t0ken ", false),
+            ("Bearer  t0ken", false),
+            ("Basic t0ken", false),
+            ("t0ken", false),
+            ("Bearer", false),
+            ("", false),
+        ] {
+            assert_eq!(token.is_shown_by(shown.as_bytes()), is_right, "{shown:?}");
+        }
+        assert!(token.is_shown_by(token.to_header().unwrap().as_bytes()));
+        assert!(matches!(AdminToken::from_text(b" \n"), Err(LoadError::Empty)));
+        assert!(matches!(AdminToken::from_text(b"a b"), Err(LoadError::NotVisible)));
+        assert!(!format!("{token:?}").contains("t0ken"));
     }
 
     #[test]

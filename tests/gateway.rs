@@ -37,6 +37,7 @@ mod gateway {
     mod framing;
     mod headers;
     mod kas;
+    mod purge;
     mod secrecy;
     mod stale;
     mod targets;

@@ -72,12 +72,12 @@ impl Lifetimes {
             Caching::Never => Lifetime::default(),
         };
         match sign {
-            Sign::Positive => Ages::new(
-                lifetime.ttl,
-                lifetime.ttl + lifetime.stale_while_revalidate,
-                lifetime.ttl + lifetime.stale_if_error,
-            ),
-            Sign::Negative => Ages::new(lifetime.negative_ttl, lifetime.negative_ttl, lifetime.negative_ttl),
+            Sign::Positive => {
+                let until = |window: Duration| if window.is_zero() { window } else { lifetime.ttl + window };
+                let revalidate = until(lifetime.stale_while_revalidate);
+                Ages::new(lifetime.ttl, revalidate, until(lifetime.stale_if_error))
+            }
+            Sign::Negative => Ages::new(lifetime.negative_ttl, Duration::ZERO, Duration::ZERO),
         }
     }
 }
@@ -125,6 +125,12 @@ impl Ages {
         let cut = u64::from(self.fresh) * u64::from(percent) * u64::from(draw) / (100 * u64::from(u16::MAX));
         let cut = u32::try_from(cut).unwrap_or(u32::MAX);
         Self { fresh: self.fresh.saturating_sub(cut).max(self.fresh.min(1)), ..self }
+    }
+
+    /// The same for an answer that is not fresh any more, however young it is.
+    #[must_use]
+    pub fn softened(self) -> Self {
+        Self { fresh: 0, ..self }
     }
 
     /// What an answer of this age is good for, if it is good for anything.

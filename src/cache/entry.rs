@@ -5,6 +5,7 @@
 //! entry's own, `ETag` and body, lies in one piece of memory.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -63,6 +64,10 @@ pub struct Entry {
     body: Bytes,
     stored: Instant,
     ages: Ages,
+    /// Somebody said that it is not true any more: from then on it is stale.
+    is_softened: AtomicBool,
+    /// The id of the key row or user that it tells of; 0 if of none.
+    subject: u64,
     /// The flush count when Rails was asked: a flush since then makes the entry unusable.
     generation: u64,
 }
@@ -149,6 +154,8 @@ impl Entry {
             body: own.slice(etag.len()..),
             stored: now,
             ages: storable.ages,
+            is_softened: AtomicBool::new(false),
+            subject: storable.subject.unwrap_or_default(),
             generation,
         }
     }
@@ -160,12 +167,29 @@ impl Entry {
 
     /// What it is good for at `now`, or `None` if it must not be used any more.
     pub fn phase(&self, now: Instant, generation: u64) -> Option<Phase> {
-        self.ages.phase(self.age(now)).filter(|_| self.generation == generation)
+        let ages = if self.is_softened.load(Ordering::Relaxed) { self.ages.softened() } else { self.ages };
+        ages.phase(self.age(now)).filter(|_| self.generation == generation)
     }
 
     /// Whole seconds for which it stays fresh; less than 0 since it is not.
     pub fn fresh_for(&self, now: Instant) -> i64 {
         self.ages.fresh_for(self.age(now))
+    }
+
+    /// From now on it is not fresh any more.
+    pub(super) fn soften(&self) {
+        self.is_softened.store(true, Ordering::Relaxed);
+    }
+
+    /// The id of the key row or user that it tells of.
+    pub(super) fn subject(&self) -> Option<u64> {
+        Some(self.subject).filter(|id| *id > 0)
+    }
+
+    /// Whether it tells of the user with this name, whose case does not matter.
+    pub(super) fn is_of_user(&self, name: &str) -> bool {
+        let body = serde_json::from_slice::<serde_json::Value>(&self.body).unwrap_or_default();
+        body.get("username").and_then(|is| is.as_str()).is_some_and(|is| is.eq_ignore_ascii_case(name))
     }
 
     /// How long ago Rails gave the answer.

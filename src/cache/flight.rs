@@ -83,6 +83,11 @@ impl Flights {
         drop();
     }
 
+    /// Strikes off all of them that are meant.
+    pub(super) fn strike_all(&self, is_meant: impl Fn(&Key) -> bool) {
+        self.waiting.lock().retain(|key, _| !is_meant(key));
+    }
+
     pub(super) fn len(&self) -> usize {
         self.waiting.lock().len()
     }

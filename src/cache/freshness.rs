@@ -24,6 +24,8 @@ pub struct Storable {
     pub sign: Sign,
     /// What it is good for at which age.
     pub ages: Ages,
+    /// The id of the key row or user that it tells of.
+    pub subject: Option<u64>,
 }
 
 /// Why an answer is not kept; a label in metrics and in `Cache-Status`.
@@ -109,7 +111,7 @@ pub fn judge(
         return Err(NoStore::Disabled);
     }
     let ages = life_left(&body, now)?.map_or(ages, |left| ages.until(left));
-    Ok(Storable { sign, ages })
+    Ok(Storable { sign, ages, subject: body.get("id").and_then(Value::as_u64) })
 }
 
 /// What kind of answer the body is, if it is one that this endpoint gives.

@@ -55,6 +55,25 @@ impl Key {
 }
 
 impl Key {
+    /// The key of an SSH key, in strict Base64 with or without padding.
+    pub fn of_ssh_key(base64: &[u8]) -> Option<Self> {
+        ssh_key(base64)
+    }
+
+    /// The endpoint whose answers it names.
+    pub const fn caching(&self) -> Caching {
+        match self {
+            Self::SshKey(_) => Caching::AuthorizedKeys,
+            Self::UserOfKey(_) | Self::UserById(_) | Self::UserByName(_) => Caching::Discover,
+            Self::Instance => Caching::Check,
+        }
+    }
+
+    /// The id of the key row that is asked about.
+    pub(super) fn id_of_key_row(&self) -> Option<u64> {
+        if let Self::UserOfKey(id) = self { Some(*id) } else { None }
+    }
+
     /// Bytes that the key keeps outside itself.
     pub(super) fn length_elsewhere(&self) -> usize {
         if let Self::UserByName(name) = self { name.len() } else { 0 }

@@ -22,7 +22,7 @@ fn lead(cache: &Arc<Cache>, key: &Key, clock: &Clock) -> Lease {
 }
 
 fn land(lease: Lease, sign: Sign, body: &str, clock: &Clock) -> Result<(), NoStore> {
-    let storable = Storable { sign, ages: ages() };
+    let storable = Storable { sign, ages: ages(), subject: None };
     lease.store(StatusCode::OK, &HeaderMap::new(), body.as_bytes(), storable, clock.now())
 }
 
@@ -202,7 +202,7 @@ fn heads_that_nobody_shares_count_too() {
     let settings = Settings { max_bytes: 16 << 20, ..Settings::default() };
     let cache = Cache::new(&settings);
     let clock = Clock::Manual(Manual::at(0));
-    let storable = Storable { sign: Sign::Positive, ages: ages() };
+    let storable = Storable { sign: Sign::Positive, ages: ages(), subject: None };
     for id in 0..5_000 {
         let mut headers = HeaderMap::new();
         headers.insert("vary", format!("{id}{}", "x".repeat(8_000)).parse().unwrap());
@@ -266,7 +266,8 @@ fn one_at_a_time_renews_what_is_stale() {
     let settings = Settings { max_refreshes: 1, ..Settings::default() };
     let (cache, time) = (Cache::new(&settings), Manual::at(1_700_000_000));
     let clock = Clock::Manual(time.clone());
-    let storable = Storable { sign: Sign::Positive, ages: Ages::new(MINUTE, MINUTE * 2, MINUTE * 2) };
+    let storable =
+        Storable { sign: Sign::Positive, ages: Ages::new(MINUTE, MINUTE * 2, MINUTE * 2), subject: None };
     let other = Key::UserById(8);
     for key in [&KEY, &other] {
         let lease = lead(&cache, key, &clock);

@@ -7,6 +7,8 @@ use super::scalars::{GIBIBYTE, size};
 use crate::auth;
 use crate::secret::{KasSecret, LoadError, ShellSecret};
 
+const SECRET_FILE: (&str, &str) = ("secret_file", "copy the file that GitLab uses");
+
 pub(super) fn auth(document: &Document<'_>, root: &mut Section<'_, '_>) -> Option<auth::Settings> {
     let missing = |at| {
         let message = "is required: the file with the secret that GitLab Shell and Rails share, \
@@ -26,7 +28,7 @@ pub(super) fn auth(document: &Document<'_>, root: &mut Section<'_, '_>) -> Optio
         return None;
     };
     let has_file = shell.has("secret_file");
-    let secret = secret(document, &mut shell, ShellSecret::load);
+    let secret = secret(document, &mut shell, SECRET_FILE, ShellSecret::load);
     if !has_file {
         missing(shell.at());
     }
@@ -71,7 +73,7 @@ fn kas(document: &Document<'_>, mut section: Section<'_, '_>) -> Option<auth::Ka
             "is required in [auth.kas]; drop the section to refuse kas calls",
         );
     }
-    let secret = secret(document, &mut section, KasSecret::load);
+    let secret = secret(document, &mut section, SECRET_FILE, KasSecret::load);
     let audience = section.text("audience", "the audience of kas tokens, such as \"gitlab\"", |text| {
         (!text.is_empty()).then(|| text.to_owned())
     });
@@ -79,21 +81,23 @@ fn kas(document: &Document<'_>, mut section: Section<'_, '_>) -> Option<auth::Ka
     Some(auth::Kas { secret: secret?.value, audience: audience.map(|audience| audience.value) })
 }
 
-fn secret<T>(
+/// Loads the file that `key` names; `advice` is for one that holds something else.
+pub(super) fn secret<T>(
     document: &Document<'_>,
     section: &mut Section<'_, '_>,
+    (key, advice): (&'static str, &str),
     load: impl FnOnce(&Path) -> Result<T, LoadError>,
 ) -> Option<Placed<T>> {
-    let file = section
-        .text("secret_file", "the path of a file", |text| (!text.is_empty()).then(|| PathBuf::from(text)))?;
+    let file =
+        section.text(key, "the path of a file", |text| (!text.is_empty()).then(|| PathBuf::from(text)))?;
     match load(&file.value) {
         Ok(value) => Some(Placed { value, key: file.key, at: file.at }),
         Err(error) => {
             let advice = match &error {
-                LoadError::Unreadable(_) => "; check the path, and that this user may read it",
-                _ => "; copy the file that GitLab uses",
+                LoadError::Unreadable(_) => "check the path, and that this user may read it",
+                _ => advice,
             };
-            document.problem(file.at, &file.key, format!("{} {error}{advice}", file.value.display()));
+            document.problem(file.at, &file.key, format!("{} {error}; {advice}", file.value.display()));
             None
         }
     }

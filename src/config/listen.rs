@@ -3,7 +3,9 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
+use super::auth::secret;
 use super::document::{Document, Placed, Section};
+use crate::secret::AdminToken;
 use crate::server::Endpoint;
 
 const DEFAULT_LISTEN: Endpoint =
@@ -42,10 +44,14 @@ pub(super) fn admin(
     document: &Document<'_>,
     root: &mut Section<'_, '_>,
     listen: &[Placed<Endpoint>],
-) -> Endpoint {
+) -> (Endpoint, Option<AdminToken>) {
     let default = || Placed { value: DEFAULT_ADMIN, key: "admin.address".to_owned(), at: 0 };
     let mut section = root.section("admin");
     let given = section.as_mut().and_then(|section| endpoint(document, section, Some(DEFAULT_ADMIN)));
+    let token = section.as_mut().and_then(|section| {
+        let advice = "write one word into it, such as what `openssl rand -hex 32` prints";
+        secret(document, section, ("token_file", advice), AdminToken::load)
+    });
     if let Some(section) = section {
         section.finish();
     }
@@ -59,7 +65,7 @@ pub(super) fn admin(
         );
         document.problem(at, &endpoint.key, message);
     }
-    endpoint.value
+    (endpoint.value, token.map(|token| token.value))
 }
 
 /// The endpoint of a section, or `default` if it names no address.

@@ -10,7 +10,7 @@ pub(super) fn settings(document: &Document<'_>) -> Option<Settings> {
     let mut root = document.root();
     let workers = workers(&mut root);
     let listen = listen::listen(document, &mut root);
-    let admin = listen::admin(document, &mut root, &listen);
+    let (admin, admin_token) = listen::admin(document, &mut root, &listen);
     let upstream = upstream::upstream(document, &mut root);
     let auth = auth::auth(document, &mut root);
     let cache = cache::cache(document, &mut root);
@@ -19,7 +19,18 @@ pub(super) fn settings(document: &Document<'_>) -> Option<Settings> {
     root.finish();
     let (upstream, forward_prefixes) = upstream?;
     let listen = listen.into_iter().map(|endpoint| endpoint.value).collect();
-    Some(Settings { workers, listen, admin, upstream, forward_prefixes, auth: auth?, cache, limits, log })
+    Some(Settings {
+        workers,
+        listen,
+        admin,
+        admin_token,
+        upstream,
+        forward_prefixes,
+        auth: auth?,
+        cache,
+        limits,
+        log,
+    })
 }
 
 /// One for each core that this process may use, as far as cgroups and affinity tell.

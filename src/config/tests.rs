@@ -41,6 +41,7 @@ impl Files {
         fs::create_dir(&dir).unwrap();
         let files = Self { dir };
         files.write("gitlab_shell_secret", "s3cret\n");
+        files.write("admin_token", "t0ken\n");
         files.write("gitlab_kas_secret", &STANDARD.encode([7; 32]));
         files
     }

@@ -47,6 +47,13 @@ impl Sources {
         by_store(encoder, "cache_evictions", "Entries pushed out because the store was full", evicted)?;
         let expired = counts.expired.each_ref().map(|count| ConstCounter::new(count.load(Relaxed)));
         by_store(encoder, "cache_expirations", "Entries whose memory was freed after their time", expired)?;
+        let purged = ConstCounter::new(counts.purged.load(Relaxed));
+        single(
+            encoder,
+            "cache_purged",
+            "Answers dropped, or marked stale, because somebody purged them",
+            &purged,
+        )?;
         let fenced = ConstCounter::new(counts.fenced.load(Relaxed));
         single(encoder, "cache_fenced", "Answers dropped because an invalidation came first", &fenced)?;
         let mut family = encoder.encode_descriptor(

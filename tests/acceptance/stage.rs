@@ -122,9 +122,9 @@ impl Stage {
         let config = self.dir.file(&format!("{name}.toml"));
         fs::write(&config, self.config(way, accept, cache, (tcp, &socket, admin))).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_railgate"));
-        command.arg("run").arg("--config").arg(config);
+        command.arg("run").arg("--config").arg(&config);
         let process = Process::start(command, self.dir.file(&format!("{name}.log")));
-        Gateway { tcp: Peer::Tcp(tcp), unix: Peer::Unix(socket), admin: Peer::Tcp(admin), process }
+        Gateway { tcp: Peer::Tcp(tcp), unix: Peer::Unix(socket), admin: Peer::Tcp(admin), config, process }
     }
 
     /// Everybody waits for as long as it takes: no test may depend on how fast the machine is.
@@ -225,6 +225,7 @@ pub struct Gateway {
     pub tcp: Peer,
     pub unix: Peer,
     pub admin: Peer,
+    config: PathBuf,
     process: Process,
 }
 
@@ -237,6 +238,15 @@ impl Gateway {
     pub fn terminate(&self) {
         let kill = format!("kill -TERM {}", self.process.child.id());
         assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+    }
+
+    /// Runs `railgate purge` with its configuration: whether it said that all went well, and what it
+    /// wrote.
+    pub fn purge(&self, what: &[&str]) -> (bool, String) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_railgate"));
+        let output = command.arg("purge").arg("--config").arg(&self.config).args(what).output().unwrap();
+        let written = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8(written).unwrap())
     }
 
     /// Waits until the gateway has ended by itself.

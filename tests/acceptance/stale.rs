@@ -89,3 +89,25 @@ fn a_deleted_key_is_forgotten_with_the_next_answer_of_rails() {
     let (arrived, answer) = stage.arrivals(|| gateway.tcp.send(&key));
     assert_eq!((arrived, answer.status), (0, 404), "{answer}");
 }
+
+/// With a word to the gateway, it is forgotten at once.
+#[test]
+fn a_deleted_key_is_forgotten_when_an_operator_says_so() {
+    let stage = Stage::new();
+    let mut gateway = stage.gateway(Way::Unix);
+    let [key, by_key, ..] = look_ups();
+    let known = gateway.tcp.send(&key);
+    assert_eq!((known.status, gateway.tcp.send(&by_key).status), (200, 200), "{known}");
+    stage.control("DELETE", &format!("/-/keys/{}", known.json()["id"]));
+    assert_eq!(gateway.tcp.send(&key).status, 200, "nobody has said a word");
+    let line = format!("ssh-ed25519 {} root@example.com", keys::of_root());
+    assert_eq!(gateway.purge(&["--ssh-key", &line]), (true, "1 answers purged\n".to_owned()));
+    assert_eq!(gateway.tcp.send(&key).status, 404);
+    assert_eq!(gateway.purge(&["--all"]), (true, "2 answers purged\n".to_owned()));
+    let (is_done, told) = gateway.purge(&["--route", "allowed"]);
+    assert!(!is_done && told.contains("said: 400 Bad Request: route has to be"), "{told}");
+    gateway.terminate();
+    gateway.wait_for_end();
+    let (is_done, told) = gateway.purge(&["--all"]);
+    assert!(!is_done && told.contains("no answer of a gateway on admin.address"), "{told}");
+}

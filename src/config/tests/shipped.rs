@@ -17,7 +17,19 @@ fn the_annotated_file_says_what_holds_without_it() {
     let unsaid = files.load(MINIMAL);
     assert_eq!(format!("{said:#?}"), format!("{unsaid:#?}"));
 
-    let Settings { workers: _, listen, admin, upstream, forward_prefixes, auth, cache, limits, log } = said;
+    let Settings {
+        workers: _,
+        listen,
+        admin,
+        admin_token,
+        upstream,
+        forward_prefixes,
+        auth,
+        cache,
+        limits,
+        log,
+    } = said;
+    assert!(admin_token.is_none());
     assert_eq!((listen, admin), (vec![tcp(8181)], tcp(9181)));
     let url = "http+unix://%2Fvar%2Fopt%2Fgitlab%2Fgitlab-workhorse%2Fsockets%2Fsocket";
     let expected = upstream::Settings::new(Target::parse(url).unwrap());
@@ -39,6 +51,7 @@ fn every_key_of_the_annotated_file_can_be_used() {
     assert_eq!(settings.workers, 2);
     assert_eq!(settings.listen, [tcp(8181), unix("/run/railgate/railgate.sock", 0o660)]);
     assert_eq!(settings.admin, unix("/run/railgate/admin.sock", 0o660));
+    assert!(settings.admin_token.is_some());
     assert_eq!(settings.upstream.host.as_deref(), Some("gitlab.example.com"));
     assert_eq!(settings.auth.kas.unwrap().audience.as_deref(), Some("gitlab"));
 }
