@@ -283,3 +283,31 @@ fn one_at_a_time_renews_what_is_stale() {
     assert_eq!(body_of(&cache, &KEY, &clock), None);
     assert!(cache.refresh(&other, clock.now()).is_some());
 }
+
+/// Scans try random keys. They meet a store of their own.
+#[test]
+fn a_million_unknown_keys_push_out_no_known_one() {
+    let settings = Settings { max_negative_entries: 10_000, ..Settings::default() };
+    let (cache, clock) = (Cache::new(&settings), Clock::Manual(Manual::at(1_700_000_000)));
+    let known = |id: u32| {
+        let mut digest = [0; 32];
+        digest[..4].copy_from_slice(&id.to_be_bytes());
+        Key::SshKey(digest)
+    };
+    let entry = |sign| {
+        let storable = Storable { sign, ages: ages(), subject: None };
+        let by = (&cache.heads, 0);
+        Arc::new(Entry::new(StatusCode::OK, &HeaderMap::new(), b"{}", storable, clock.now(), by))
+    };
+    let (row, none) = (entry(Sign::Positive), entry(Sign::Negative));
+    for id in 0..1_010_000 {
+        cache.insert(known(id), Arc::clone(if id < 10_000 { &row } else { &none }));
+    }
+    cache.upkeep();
+    let [positive, negative] = cache.entry_counts();
+    assert!(positive == 10_000 && negative <= 10_000, "{positive} {negative}");
+    let kept = (0..10_000).filter(|id| cache.lookup(&known(*id), clock.now()).is_some()).count();
+    assert_eq!(kept, 10_000);
+    let [_, bytes] = cache.counts().bytes.each_ref().map(|bytes| bytes.load(Ordering::Relaxed));
+    assert!(bytes <= settings.max_bytes as u64 / 10, "{bytes}");
+}
