@@ -20,7 +20,7 @@ use tower::Service;
 use crate::cache::Cache;
 use crate::metrics::Metrics;
 use crate::refusal::Refusal;
-use crate::secret::AdminToken;
+use crate::secret::Token;
 use crate::server::Inbound;
 use crate::server::wire::REFUSED;
 use crate::upstream::State;
@@ -37,7 +37,7 @@ pub struct Admin {
     /// What may be purged.
     pub cache: Arc<Cache>,
     /// What has to be shown by whoever purges; without it, anybody may who can connect.
-    pub token: Option<AdminToken>,
+    pub token: Option<Token>,
 }
 
 /// Whether the gateway takes requests: secrets loaded, listeners bound, not draining. The state

@@ -28,7 +28,9 @@ pub struct Settings {
     /// Where operators and their tools connect.
     pub admin: server::Endpoint,
     /// What operators have to show to change something.
-    pub admin_token: Option<crate::secret::AdminToken>,
+    pub admin_token: Option<crate::secret::Token>,
+    /// Where GitLab tells of changes, if it does.
+    pub hooks: Option<crate::hooks::Settings>,
     /// Rails.
     pub upstream: crate::upstream::Settings,
     /// Path prefixes outside the internal API that are forwarded.

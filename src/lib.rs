@@ -34,6 +34,7 @@ pub mod config;
 pub mod exchange;
 pub mod failure;
 pub mod header;
+pub mod hooks;
 pub mod layer;
 pub mod metrics;
 pub mod params;
@@ -60,8 +61,9 @@ use crate::auth::Auth;
 use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::Settings;
+use crate::hooks::Hooks;
 use crate::metrics::{Metrics, Sources};
-use crate::secret::AdminToken;
+use crate::secret::Token;
 use crate::server::{Limits, Listener, Server, Socket};
 use crate::upstream::{State, Upstream};
 use crate::worker::Worker;
@@ -72,7 +74,8 @@ pub struct Gateway {
     workers: Vec<Worker>,
     endpoints: Vec<String>,
     admin: Socket,
-    admin_token: Option<AdminToken>,
+    admin_token: Option<Token>,
+    hooks: Option<(Socket, Hooks)>,
     metrics: Arc<Metrics>,
     cache: Arc<Cache>,
     upstream: Arc<State>,
@@ -87,6 +90,7 @@ impl Gateway {
             sockets.push(Socket::bind_shares(endpoint, settings.workers)?.into_iter());
         }
         let admin = Socket::bind(&settings.admin)?;
+        let hook_counts = Arc::new(hooks::Counts::default());
         let server = Server::new(settings.limits);
         let upstream = Arc::new(State::default());
         let cache = Cache::new(&settings.cache);
@@ -94,6 +98,7 @@ impl Gateway {
             cache: Arc::clone(&cache),
             upstream: Arc::clone(&upstream),
             connections: Arc::clone(server.connections()),
+            hooks: Arc::clone(&hook_counts),
         }));
         let auth = Arc::new(ArcSwap::from_pointee(Auth::new(settings.auth)));
         let bodies = layer::authenticate::bodies();
@@ -116,13 +121,23 @@ impl Gateway {
         let workers: Vec<Worker> = (0..settings.workers).map(worker).collect();
         let first = workers.first().map_or(&[][..], |worker| &worker.sockets);
         let endpoints = first.iter().map(Socket::endpoint).collect::<io::Result<_>>()?;
-        let (admin_token, readiness) = (settings.admin_token, Arc::default());
-        Ok(Self { workers, endpoints, admin, admin_token, metrics, cache, upstream, readiness })
+        let hooks = settings.hooks.map(|hooks| {
+            let socket = Socket::bind(&hooks.endpoint)?;
+            io::Result::Ok((socket, Hooks::new(hooks, Arc::clone(&cache), hook_counts, Clock::System)))
+        });
+        let (hooks, admin_token) = (hooks.transpose()?, settings.admin_token);
+        let readiness = Arc::default();
+        Ok(Self { workers, endpoints, admin, admin_token, hooks, metrics, cache, upstream, readiness })
     }
 
     /// Where clients connect, with the ports that the system chose.
     pub fn endpoints(&self) -> &[String] {
         &self.endpoints
+    }
+
+    /// Where GitLab sends its System Hooks, if anywhere.
+    pub fn hooks_endpoint(&self) -> io::Result<Option<String>> {
+        self.hooks.as_ref().map(|(socket, _)| socket.endpoint()).transpose()
     }
 
     /// Where operators connect.
@@ -136,7 +151,7 @@ impl Gateway {
     /// Requests are answered on the threads of the workers. What is left for the runtime that this
     /// is called on, which may be slow at times without a client noticing: operators and upkeep.
     pub async fn run(self, shutdown: CancellationToken) -> io::Result<bool> {
-        let Self { workers, admin, admin_token, metrics, cache, upstream, readiness, .. } = self;
+        let Self { workers, admin, admin_token, hooks, metrics, cache, upstream, readiness, .. } = self;
         // The admin listener outlives the others, to say that they are draining.
         let admin_server =
             Server::new(Limits { connections: 64, drain_timeout: ADMIN_DRAIN, ..Limits::default() });
@@ -148,6 +163,10 @@ impl Gateway {
             token: admin_token,
         };
         admin_server.serve(Listener::new(admin)?, operators);
+        let hook_server = admin_server.sibling();
+        if let Some((socket, hooks)) = hooks {
+            hook_server.serve(Listener::new(socket)?, hooks);
+        }
         let upkeep = tokio::spawn(upkeep(cache));
         let mut running = Vec::new();
         for worker in workers {
@@ -157,6 +176,7 @@ impl Gateway {
         shutdown.cancelled().await;
         readiness.set(false);
         let in_time = join_all(running).await.into_iter().all(|in_time| in_time.unwrap_or(false));
+        hook_server.drain().await;
         admin_server.drain().await;
         upkeep.abort();
         Ok(in_time)

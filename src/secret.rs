@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::Path;
 
+use aws_lc_rs::hmac;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::HeaderValue;
@@ -92,13 +93,13 @@ impl fmt::Debug for KasSecret {
     }
 }
 
-/// What operators show on the admin listener to change something.
+/// A word that operators or GitLab have to show before something is dropped.
 #[derive(Clone)]
-pub struct AdminToken {
+pub struct Token {
     bytes: Zeroizing<Vec<u8>>,
 }
 
-impl AdminToken {
+impl Token {
     /// Reads the token: the file's text without white space around it.
     pub fn load(path: &Path) -> Result<Self, LoadError> {
         Self::from_text(&read(path)?)
@@ -116,11 +117,16 @@ impl AdminToken {
         Ok(Self { bytes: Zeroizing::new(bytes.to_vec()) })
     }
 
+    /// Whether this is it.
+    pub fn is_shown_as(&self, shown: &[u8]) -> bool {
+        shown.ct_eq(&self.bytes).into()
+    }
+
     /// Whether an `Authorization` header shows it (RFC 6750 §2.1).
     pub fn is_shown_by(&self, authorization: &[u8]) -> bool {
         let shown =
             authorization.split_at_checked(7).filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"bearer "));
-        shown.is_some_and(|(_, shown)| shown.ct_eq(&self.bytes).into())
+        shown.is_some_and(|(_, shown)| self.is_shown_as(shown))
     }
 
     /// The `Authorization` header that shows it.
@@ -131,9 +137,42 @@ impl AdminToken {
     }
 }
 
-impl fmt::Debug for AdminToken {
+impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("AdminToken([redacted])")
+        f.write_str("Token([redacted])")
+    }
+}
+
+/// What GitLab signs its webhooks with (Standard Webhooks: `whsec_` and Base64).
+#[derive(Clone)]
+pub struct SigningToken {
+    key: Zeroizing<Vec<u8>>,
+}
+
+impl SigningToken {
+    /// Reads the token: the file's text without white space around it.
+    pub fn load(path: &Path) -> Result<Self, LoadError> {
+        Self::from_text(&read(path)?)
+    }
+
+    /// The token in `text`, without white space around it.
+    pub fn from_text(text: &[u8]) -> Result<Self, LoadError> {
+        let encoded = text.trim_ascii().strip_prefix(b"whsec_").ok_or(LoadError::NotASigningToken)?;
+        let key = Zeroizing::new(STANDARD.decode(encoded).map_err(|_| LoadError::NotASigningToken)?);
+        if key.is_empty() { Err(LoadError::Empty) } else { Ok(Self { key }) }
+    }
+
+    /// Whether a signature of a `webhook-signature` header (`v1,…`) is of `signed`.
+    pub fn has_signed(&self, signed: &[u8], signature: &str) -> bool {
+        let signature = signature.strip_prefix("v1,").and_then(|signature| STANDARD.decode(signature).ok());
+        let key = hmac::Key::new(hmac::HMAC_SHA256, &self.key);
+        signature.is_some_and(|signature| hmac::verify(&key, signed, &signature).is_ok())
+    }
+}
+
+impl fmt::Debug for SigningToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SigningToken([redacted])")
     }
 }
 
@@ -149,6 +188,9 @@ pub enum LoadError {
     /// It could not be sent in a header as it is.
     #[error("holds white space or characters that are not visible ASCII; a token is one word")]
     NotVisible,
+    /// Not what GitLab calls a signing token.
+    #[error("does not hold `whsec_` and Base64 behind it")]
+    NotASigningToken,
     /// The kas secret is not strict Base64.
     #[error("is not strict Base64 (standard alphabet, padded, one line)")]
     NotBase64,
@@ -223,8 +265,8 @@ mod tests {
     }
 
     #[test]
-    fn an_admin_token_is_one_word_shown_as_a_bearer_token() {
-        let token = AdminToken::from_text(b" t0ken\n").unwrap();
+    fn a_token_is_one_word_shown_as_a_bearer_token() {
+        let token = Token::from_text(b" t0ken\n").unwrap();
         for (shown, is_right) in [
             ("Bearer t0ken", true),
             ("bearer t0ken", true),
@@ -239,9 +281,29 @@ mod tests {
             assert_eq!(token.is_shown_by(shown.as_bytes()), is_right, "{shown:?}");
         }
         assert!(token.is_shown_by(token.to_header().unwrap().as_bytes()));
-        assert!(matches!(AdminToken::from_text(b" \n"), Err(LoadError::Empty)));
-        assert!(matches!(AdminToken::from_text(b"a b"), Err(LoadError::NotVisible)));
+        assert!(matches!(Token::from_text(b" \n"), Err(LoadError::Empty)));
+        assert!(matches!(Token::from_text(b"a b"), Err(LoadError::NotVisible)));
         assert!(!format!("{token:?}").contains("t0ken"));
+    }
+
+    /// The vector of the specification of Standard Webhooks.
+    #[test]
+    fn a_signing_token_verifies_what_it_has_signed() {
+        let token = SigningToken::from_text(b"whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\n").unwrap();
+        let signed = br#"msg_p5jXN8AQM9LWM0D4loKWxJek.1614265330.{"test": 2432232314}"#;
+        let right = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=";
+        assert!(token.has_signed(signed, right));
+        for wrong in ["", "v1,", "v1,g0hM", &right.replace("v1", "v2"), &right[3..], &right.replace('g', "h")]
+        {
+            assert!(!token.has_signed(signed, wrong), "{wrong}");
+        }
+        assert!(!token.has_signed(&signed[1..], right));
+        for none in ["MfKQ", "whsec_?", "", "whsec"] {
+            let refused = SigningToken::from_text(none.as_bytes());
+            assert!(matches!(refused, Err(LoadError::NotASigningToken)), "{none}");
+        }
+        assert!(matches!(SigningToken::from_text(b"whsec_"), Err(LoadError::Empty)));
+        assert_eq!(format!("{token:?}"), "SigningToken([redacted])");
     }
 
     #[test]

@@ -36,6 +36,7 @@ mod gateway {
     mod draining;
     mod framing;
     mod headers;
+    mod hooks;
     mod kas;
     mod purge;
     mod secrecy;

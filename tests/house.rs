@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 /// Every top-level module and its rank. A module imports only lower ranks; equal ranks are
 /// strangers.
-const RANKS: [(&str, u8); 24] = [
+const RANKS: [(&str, u8); 25] = [
     ("authority", 0),
     ("body", 0),
     ("clock", 0),
@@ -25,6 +25,7 @@ const RANKS: [(&str, u8); 24] = [
     ("server", 2),
     ("upstream", 2),
     ("failure", 3),
+    ("hooks", 4),
     ("exchange", 4),
     ("metrics", 5),
     ("admin", 6),

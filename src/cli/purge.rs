@@ -103,7 +103,7 @@ async fn purge(settings: &Settings, what: &Value) -> Result<u64, String> {
     *request.uri_mut() = http::Uri::from_static("/purge");
     let headers = request.headers_mut();
     headers.insert(header::CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
-    if let Some(shown) = settings.admin_token.as_ref().and_then(railgate::secret::AdminToken::to_header) {
+    if let Some(shown) = settings.admin_token.as_ref().and_then(railgate::secret::Token::to_header) {
         headers.insert(header::AUTHORIZATION, shown);
     }
     let answer = gateway.send(request).await;

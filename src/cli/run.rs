@@ -55,6 +55,7 @@ async fn run(loaded: Loaded) -> ExitCode {
         version = env!("CARGO_PKG_VERSION"),
         listen = gateway.endpoints().join(", "),
         admin = gateway.admin_endpoint().unwrap_or_default(),
+        hooks = gateway.hooks_endpoint().ok().flatten(),
         "ready"
     );
     match gateway.run(shutdown).await {

@@ -1,11 +1,14 @@
-//! `[[listen]]` and `[admin]`: where to listen.
+//! `[[listen]]`, `[admin]` and `[hooks]`: where to listen.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::auth::secret;
 use super::document::{Document, Placed, Section};
-use crate::secret::AdminToken;
+use super::scalars::{HOUR, ZERO, duration};
+use crate::hooks;
+use crate::secret::{SigningToken, Token};
 use crate::server::Endpoint;
 
 const DEFAULT_LISTEN: Endpoint =
@@ -44,13 +47,13 @@ pub(super) fn admin(
     document: &Document<'_>,
     root: &mut Section<'_, '_>,
     listen: &[Placed<Endpoint>],
-) -> (Endpoint, Option<AdminToken>) {
+) -> (Endpoint, Option<Token>) {
     let default = || Placed { value: DEFAULT_ADMIN, key: "admin.address".to_owned(), at: 0 };
     let mut section = root.section("admin");
     let given = section.as_mut().and_then(|section| endpoint(document, section, Some(DEFAULT_ADMIN)));
     let token = section.as_mut().and_then(|section| {
         let advice = "write one word into it, such as what `openssl rand -hex 32` prints";
-        secret(document, section, ("token_file", advice), AdminToken::load)
+        secret(document, section, ("token_file", advice), Token::load)
     });
     if let Some(section) = section {
         section.finish();
@@ -105,3 +108,41 @@ fn endpoint_of(text: &str) -> Option<Endpoint> {
         None => text.parse().ok().map(Endpoint::Tcp),
     }
 }
+
+/// `[hooks]`: where GitLab tells of changes. Without the section, nowhere.
+pub(super) fn hooks(
+    document: &Document<'_>,
+    root: &mut Section<'_, '_>,
+    (listen, admin): (&[Placed<Endpoint>], &Endpoint),
+) -> Option<hooks::Settings> {
+    let mut section = root.section("hooks")?;
+    let names_a_token = section.has("token_file") || section.has("signing_token_file");
+    let endpoint = endpoint(document, &mut section, None);
+    let advice = "write one word into it, and the same into GitLab, as the secret token of the System Hook";
+    let token = secret(document, &mut section, ("token_file", advice), Token::load);
+    let advice = "copy the signing token that GitLab shows for the System Hook";
+    let signing_token = secret(document, &mut section, ("signing_token_file", advice), SigningToken::load);
+    let settle = duration(&mut section, "settle", DEFAULT_SETTLE, ZERO..=HOUR);
+    if !names_a_token {
+        let message =
+            "is required in [hooks], or signing_token_file: who could not show either, nobody would know";
+        document.problem(section.at(), "hooks.token_file", message);
+    }
+    section.finish();
+    let endpoint = endpoint?;
+    if listen.iter().map(|other| &other.value).chain([admin]).any(|other| other.clashes_with(&endpoint.value))
+    {
+        let message =
+            format!("{} is the address of another listener already; choose another port", endpoint.value);
+        document.problem(endpoint.at, &endpoint.key, message);
+    }
+    Some(hooks::Settings {
+        endpoint: endpoint.value,
+        token: token.map(|token| token.value),
+        signing_token: signing_token.map(|token| token.value),
+        settle,
+    })
+}
+
+/// As long as a read replica lags behind, at most.
+const DEFAULT_SETTLE: Duration = Duration::from_secs(5);

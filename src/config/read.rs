@@ -11,6 +11,7 @@ pub(super) fn settings(document: &Document<'_>) -> Option<Settings> {
     let workers = workers(&mut root);
     let listen = listen::listen(document, &mut root);
     let (admin, admin_token) = listen::admin(document, &mut root, &listen);
+    let hooks = listen::hooks(document, &mut root, (&listen, &admin));
     let upstream = upstream::upstream(document, &mut root);
     let auth = auth::auth(document, &mut root);
     let cache = cache::cache(document, &mut root);
@@ -24,6 +25,7 @@ pub(super) fn settings(document: &Document<'_>) -> Option<Settings> {
         listen,
         admin,
         admin_token,
+        hooks,
         upstream,
         forward_prefixes,
         auth: auth?,

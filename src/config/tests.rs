@@ -42,6 +42,8 @@ impl Files {
         let files = Self { dir };
         files.write("gitlab_shell_secret", "s3cret\n");
         files.write("admin_token", "t0ken\n");
+        files.write("hook_token", "h00k\n");
+        files.write("hook_signing_token", "whsec_c2VjcmV0\n");
         files.write("gitlab_kas_secret", &STANDARD.encode([7; 32]));
         files
     }
@@ -244,5 +246,27 @@ fn every_choice_can_be_made() {
     for (accept, jwt, shared_secret) in [("'jwt'", true, false), ("'shared_secret'", false, true)] {
         let auth = files.load(&format!("{LEAST}accept = [{accept}]")).auth;
         assert_eq!((auth.accept_jwt, auth.accept_shared_secret), (jwt, shared_secret));
+    }
+}
+
+#[test]
+fn hooks_want_a_credential_and_an_address_of_their_own() {
+    let files = Files::new();
+    let token = "token_file = 'DIR/hook_token'";
+    for (section, told) in [
+        (token.to_owned(), "test.toml:5: hooks.address: is required"),
+        (
+            "address = '127.0.0.1:8282'".into(),
+            "test.toml:5: hooks.token_file: is required in [hooks], or signing",
+        ),
+        (format!("address = '127.0.0.1:9181'\n{token}"), "test.toml:6: hooks.address: 127.0.0.1:9181 is the"),
+        (format!("address = '127.0.0.1:8181'\n{token}"), "test.toml:6: hooks.address: 127.0.0.1:8181 is the"),
+        (
+            "address = '127.0.0.1:8282'\nsigning_token_file = 'DIR/hook_token'".into(),
+            "test.toml:7: hooks.signing_token_file: DIR/hook_token does not hold `whsec_`",
+        ),
+    ] {
+        let told_is = files.problems(&format!("{LEAST}[hooks]\n{section}"));
+        assert!(told_is.len() == 1 && told_is[0].starts_with(told), "{section}\n{told_is:?}");
     }
 }

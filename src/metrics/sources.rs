@@ -12,6 +12,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 
 use crate::cache::{Cache, Refreshed, Sign};
 use crate::clock::Clock;
+use crate::hooks;
 use crate::server::Connections;
 use crate::upstream::State;
 
@@ -22,6 +23,8 @@ pub struct Sources {
     pub cache: Arc<Cache>,
     /// The upstream side.
     pub upstream: Arc<State>,
+    /// GitLab's System Hooks.
+    pub hooks: Arc<hooks::Counts>,
     /// The client side.
     pub connections: Arc<Connections>,
 }
@@ -29,6 +32,7 @@ pub struct Sources {
 impl Collector for Sources {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         self.encode_cache(&mut encoder)?;
+        self.encode_hooks(&mut encoder)?;
         self.encode_connections(&mut encoder)
     }
 }
@@ -75,6 +79,21 @@ impl Sources {
         )?;
         let flights = ConstGauge::new(self.cache.flights());
         single(encoder, "cache_flights", "Keys that Rails is being asked for now", &flights)
+    }
+
+    fn encode_hooks(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let mut family = encoder.encode_descriptor(
+            "hooks",
+            "System Hooks of GitLab, by event",
+            None,
+            MetricType::Counter,
+        )?;
+        for (kind, count) in hooks::Kind::ALL.iter().zip(&self.hooks.events) {
+            let count = ConstCounter::new(count.load(Relaxed));
+            count.encode(family.encode_family(&[("event", kind.as_str())])?)?;
+        }
+        let refused = ConstCounter::new(self.hooks.refused.load(Relaxed));
+        single(encoder, "hooks_refused", "Hooks with no right token or signature", &refused)
     }
 
     fn encode_connections(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {

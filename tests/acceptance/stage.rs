@@ -104,6 +104,16 @@ impl Stage {
         Self::ready(self.try_gateway_with(way, BOTH, &cache))
     }
 
+    /// A gateway with entries that live for an hour, and where it takes GitLab's System Hooks.
+    pub fn gateway_with_hooks(&self, way: Way) -> (Gateway, Peer) {
+        let hooks = free_address();
+        let file = self.dir.file("hook_token");
+        fs::write(&file, "h00k").unwrap();
+        let section = format!("[hooks]\naddress = \"{hooks}\"\ntoken_file = \"{}\"", file.display());
+        let gateway = self.try_gateway_with(way, BOTH, &format!("{LONG_MEMORY}\n{section}"));
+        (Self::ready(gateway), Peer::Tcp(hooks))
+    }
+
     fn ready(mut gateway: Gateway) -> Gateway {
         let admin = gateway.admin.clone();
         gateway.process.wait_until("the gateway is ready", || is_ok(&admin, "/ready"));

@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use serde_json::json;
+
 use super::keys;
 use super::stage::{Stage, Way, eventually};
 use super::wire::{Answer, Ask};
@@ -110,4 +112,27 @@ fn a_deleted_key_is_forgotten_when_an_operator_says_so() {
     gateway.wait_for_end();
     let (is_done, told) = gateway.purge(&["--all"]);
     assert!(!is_done && told.contains("no answer of a gateway on admin.address"), "{told}");
+}
+
+/// With GitLab's own word, too.
+#[test]
+fn a_deleted_key_is_forgotten_when_gitlab_says_so() {
+    let stage = Stage::new();
+    let (gateway, hooks) = stage.gateway_with_hooks(Way::Tcp);
+    let [key, ..] = look_ups();
+    let known = gateway.tcp.send(&key);
+    let id = known.json()["id"].clone();
+    assert_eq!(known.status, 200, "{known}");
+    stage.control("DELETE", &format!("/-/keys/{id}"));
+    let line = format!("ssh-ed25519 {} root@example.com", keys::of_root());
+    let event = json!({
+        "event_name": "key_destroy", "created_at": "2014-08-18 18:45:16 UTC",
+        "updated_at": "2014-08-18 18:45:16 UTC", "username": "root", "key": line, "id": id,
+    });
+    let hook =
+        Ask::new("POST", "/hooks/gitlab").json(&event.to_string()).header("X-Gitlab-Event", "System Hook");
+    assert_eq!(hooks.send(&hook).status, 401);
+    assert_eq!(gateway.tcp.send(&key).status, 200, "GitLab has not said a word");
+    assert_eq!(hooks.send(&hook.header("X-Gitlab-Token", "h00k")).status, 200);
+    assert_eq!(gateway.tcp.send(&key).status, 404);
 }

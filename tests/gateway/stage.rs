@@ -125,6 +125,7 @@ pub struct Running {
     pub tcp: Peer,
     pub unix: Peer,
     pub admin: Peer,
+    pub hooks: Option<Peer>,
     shutdown: CancellationToken,
     ended: Option<JoinHandle<std::io::Result<bool>>>,
 }
@@ -135,9 +136,17 @@ impl Running {
         let gateway = Gateway::bind(settings).unwrap();
         let endpoints = gateway.endpoints().to_vec();
         let admin = Peer::parse(&gateway.admin_endpoint().unwrap());
+        let hooks = gateway.hooks_endpoint().unwrap().map(|endpoint| Peer::parse(&endpoint));
         let shutdown = CancellationToken::new();
         let ended = Some(tokio::spawn(gateway.run(shutdown.clone())));
-        Self { tcp: Peer::parse(&endpoints[0]), unix: Peer::parse(&endpoints[1]), admin, shutdown, ended }
+        Self {
+            tcp: Peer::parse(&endpoints[0]),
+            unix: Peer::parse(&endpoints[1]),
+            admin,
+            hooks,
+            shutdown,
+            ended,
+        }
     }
 
     /// Tells the gateway to stop.

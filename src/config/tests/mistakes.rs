@@ -16,7 +16,7 @@ fn expected(text: &str) -> Vec<String> {
 }
 
 const MISTAKES: &str = r#"colour = "red"
-#^ colour: unknown key; known here: workers, listen, admin, upstream, auth, cache, limits, log
+#^ colour: unknown key; known here: workers, listen, admin, hooks, upstream, auth, cache, limits, log
 
 [[listen]]
 #^ listen.address: is required: an IP address with a port, or unix: and an absolute path, such as "127.0.0.1:8181"

@@ -22,6 +22,7 @@ fn the_annotated_file_says_what_holds_without_it() {
         listen,
         admin,
         admin_token,
+        hooks,
         upstream,
         forward_prefixes,
         auth,
@@ -29,7 +30,7 @@ fn the_annotated_file_says_what_holds_without_it() {
         limits,
         log,
     } = said;
-    assert!(admin_token.is_none());
+    assert!(admin_token.is_none() && hooks.is_none());
     assert_eq!((listen, admin), (vec![tcp(8181)], tcp(9181)));
     let url = "http+unix://%2Fvar%2Fopt%2Fgitlab%2Fgitlab-workhorse%2Fsockets%2Fsocket";
     let expected = upstream::Settings::new(Target::parse(url).unwrap());
@@ -46,12 +47,18 @@ fn the_annotated_file_says_what_holds_without_it() {
 #[test]
 fn every_key_of_the_annotated_file_can_be_used() {
     // A mode needs a unix socket.
-    let text = uncommented().replace("127.0.0.1:9181", "unix:/run/railgate/admin.sock");
+    let text = uncommented()
+        .replace("127.0.0.1:9181", "unix:/run/railgate/admin.sock")
+        .replace("127.0.0.1:8282", "unix:/run/railgate/hooks.sock");
     let settings = Files::new().load(&text);
     assert_eq!(settings.workers, 2);
     assert_eq!(settings.listen, [tcp(8181), unix("/run/railgate/railgate.sock", 0o660)]);
     assert_eq!(settings.admin, unix("/run/railgate/admin.sock", 0o660));
     assert!(settings.admin_token.is_some());
+    let hooks = settings.hooks.unwrap();
+    assert_eq!(hooks.endpoint, unix("/run/railgate/hooks.sock", 0o660));
+    assert!(hooks.token.unwrap().is_shown_as(b"h00k") && hooks.signing_token.is_some());
+    assert_eq!(hooks.settle.as_secs(), 5);
     assert_eq!(settings.upstream.host.as_deref(), Some("gitlab.example.com"));
     assert_eq!(settings.auth.kas.unwrap().audience.as_deref(), Some("gitlab"));
 }

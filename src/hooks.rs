@@ -1,0 +1,190 @@
+//! GitLab's System Hooks: what GitLab tells of keys and users ends what is kept of them.
+//!
+//! An event only ever drops answers, so events may come twice, late, in any order, or not at all: then
+//! the `ttl` ends what is kept, as without hooks. Each drops once more after a while, since a fill may
+//! have been answered by a read replica that had not heard yet (contract §6).
+
+mod event;
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{self, HeaderValue};
+use http::{HeaderMap, Method, Response, StatusCode};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Incoming;
+use tower::Service;
+
+use self::event::Event;
+pub use self::event::Kind;
+use crate::cache::Cache;
+use crate::cache::purge::How;
+use crate::clock::Clock;
+use crate::refusal::Refusal;
+use crate::secret::{SigningToken, Token};
+use crate::server::wire::REFUSED;
+use crate::server::{Endpoint, Inbound};
+
+/// What `[hooks]` of the configuration says.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where GitLab sends its events.
+    pub endpoint: Endpoint,
+    /// What GitLab sends as `X-Gitlab-Token`.
+    pub token: Option<Token>,
+    /// What GitLab signs with.
+    pub signing_token: Option<SigningToken>,
+    /// How long after an event what it makes wrong is dropped once more.
+    pub settle: Duration,
+}
+
+/// Bytes of the largest event that is read. Those that matter have a few hundred, or the 20 KiB of a
+/// long SSH key.
+const MOST: usize = 1024 * 1024;
+
+/// How old a signed event may be, or how far ahead of this clock.
+const SIGNED_FOR: u64 = 5 * 60;
+
+/// What came, for the metrics.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// Events, by kind.
+    pub events: [AtomicU64; Kind::ALL.len()],
+    /// Requests with no right token or signature.
+    pub refused: AtomicU64,
+}
+
+/// Answers the listener for hooks.
+#[derive(Clone, Debug)]
+pub struct Hooks {
+    settings: Arc<Settings>,
+    cache: Arc<Cache>,
+    counts: Arc<Counts>,
+    clock: Clock,
+}
+
+type Answer = (StatusCode, &'static str);
+
+const DONE: Answer = (StatusCode::OK, "ok");
+
+impl Hooks {
+    /// Drops from `cache`.
+    pub fn new(settings: Settings, cache: Arc<Cache>, counts: Arc<Counts>, clock: Clock) -> Self {
+        Self { settings: Arc::new(settings), cache, counts, clock }
+    }
+
+    async fn answer(&self, method: &Method, path: &str, headers: &HeaderMap, body: Incoming) -> Answer {
+        if method.as_str() == REFUSED {
+            let refusal = Refusal::from_label(path.trim_start_matches('/')).unwrap_or(Refusal::RequestLine);
+            return (refusal.status(), refusal.message());
+        }
+        match (method, path) {
+            (&Method::POST, "/hooks/gitlab") => self.take(headers, body).await,
+            (_, "/hooks/gitlab") => (StatusCode::METHOD_NOT_ALLOWED, "405 Method Not Allowed: use POST"),
+            _ => (StatusCode::NOT_FOUND, "404 Not Found: GitLab's System Hooks go to /hooks/gitlab"),
+        }
+    }
+
+    async fn take(&self, headers: &HeaderMap, body: Incoming) -> Answer {
+        let has_shown_token = self.settings.token.as_ref().is_some_and(|token| {
+            headers.get("x-gitlab-token").is_some_and(|shown| token.is_shown_as(shown.as_bytes()))
+        });
+        let may_be_signed = self.settings.signing_token.is_some() && headers.contains_key(SIGNATURE);
+        if !has_shown_token && !may_be_signed {
+            return self.refuse();
+        }
+        let body = match Limited::new(body, MOST).collect().await {
+            Ok(body) => body.to_bytes(),
+            // Nothing that large is about a key or a user.
+            Err(_) if has_shown_token => return DONE,
+            Err(_) => {
+                return (StatusCode::PAYLOAD_TOO_LARGE, "413 Content Too Large: no event of a key or user");
+            }
+        };
+        if !has_shown_token && !self.is_signed(headers, &body) {
+            return self.refuse();
+        }
+        match Event::read(&body) {
+            Some(event) => {
+                self.drop_what_is_wrong(event);
+                DONE
+            }
+            None => (StatusCode::BAD_REQUEST, "400 Bad Request: not an event of a System Hook in JSON"),
+        }
+    }
+
+    fn refuse(&self) -> Answer {
+        self.counts.refused.fetch_add(1, Ordering::Relaxed);
+        tracing::warn!("a hook came with no right X-Gitlab-Token or webhook-signature; nothing was dropped");
+        (
+            StatusCode::UNAUTHORIZED,
+            "401 Unauthorized: X-Gitlab-Token or webhook-signature is not the right one",
+        )
+    }
+
+    /// Standard Webhooks: the signature is over the id, the time and the body.
+    fn is_signed(&self, headers: &HeaderMap, body: &[u8]) -> bool {
+        let Some(token) = &self.settings.signing_token else { return false };
+        let said = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+        let (Some(id), Some(time), Some(signatures)) =
+            (said("webhook-id"), said("webhook-timestamp"), said(SIGNATURE))
+        else {
+            return false;
+        };
+        let is_now =
+            time.parse::<i64>().is_ok_and(|time| time.abs_diff(self.clock.unix_seconds()) <= SIGNED_FOR);
+        let signed = [id.as_bytes(), b".", time.as_bytes(), b".", body].concat();
+        is_now && signatures.split(' ').any(|signature| token.has_signed(&signed, signature))
+    }
+
+    fn drop_what_is_wrong(&self, event: Event) {
+        if let Some(count) = self.counts.events.get(event.kind as usize) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        if event.wrong.is_empty() {
+            return;
+        }
+        let cache = Arc::clone(&self.cache);
+        let drop_all = move || event.wrong.iter().map(|wrong| cache.purge(wrong, How::Hard)).sum::<usize>();
+        tracing::info!(purged = drop_all(), event = event.kind.as_str(), "hook");
+        let settle = self.settings.settle;
+        if !settle.is_zero() {
+            tokio::spawn(async move {
+                tokio::time::sleep(settle).await;
+                drop_all();
+            });
+        }
+    }
+}
+
+const SIGNATURE: &str = "webhook-signature";
+
+impl Service<Inbound> for Hooks {
+    type Response = Response<Full<Bytes>>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, inbound: Inbound) -> Self::Future {
+        let (head, body) = inbound.request.into_parts();
+        let hooks = self.clone();
+        Box::pin(async move {
+            let (status, message) = hooks.answer(&head.method, head.uri.path(), &head.headers, body).await;
+            let body = format!(r#"{{"message":"{message}"}}"#);
+            let mut answer = Response::new(Full::new(Bytes::from(body)));
+            *answer.status_mut() = status;
+            let json = HeaderValue::from_static("application/json");
+            answer.headers_mut().insert(header::CONTENT_TYPE, json);
+            Ok(answer)
+        })
+    }
+}

@@ -1,0 +1,176 @@
+//! GitLab says what has changed: just that is forgotten, and only GitLab can say it.
+
+use aws_lc_rs::hmac;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
+
+use super::client::{Answer, Ask, Peer};
+use super::credentials::now;
+use super::fake::{ROOT_KEY, Valve, gitlab};
+use super::stage::{Setup, Stage};
+
+fn key() -> Ask {
+    Ask::get(&format!("authorized_keys?key={ROOT_KEY}")).with_secret()
+}
+
+fn user() -> Ask {
+    Ask::get("discover?key_id=1").with_secret()
+}
+
+fn event(body: &Value) -> Ask {
+    Ask::new("POST", "/hooks/gitlab").header("X-Gitlab-Event", "System Hook").json(&body.to_string())
+}
+
+fn key_event(name: &str) -> Value {
+    json!({"event_name": name, "key": format!("ssh-ed25519 {ROOT_KEY} me@home"), "id": 1, "username": "root"})
+}
+
+/// The settle delay does not pass, unless a test says so.
+async fn stage_with(change: impl FnOnce(Setup) -> Setup) -> (Stage, Peer) {
+    let setup = Setup::new();
+    let (token, signing) = (setup.dir.file("hook_token"), setup.dir.file("signing_token"));
+    std::fs::write(&token, "h00k\n").unwrap();
+    std::fs::write(&signing, format!("whsec_{}\n", STANDARD.encode("signing"))).unwrap();
+    let setup = setup
+        .text("hooks.address", "127.0.0.1:0")
+        .text("hooks.token_file", &token.display().to_string())
+        .text("hooks.signing_token_file", &signing.display().to_string())
+        .text("hooks.settle", "1h");
+    let stage = change(setup).start().await;
+    let hooks = stage.gateway.hooks.clone().unwrap();
+    (stage, hooks)
+}
+
+async fn stage() -> (Stage, Peer) {
+    stage_with(|setup| setup).await
+}
+
+/// Whether the key and the user are in memory, each.
+async fn kept(stage: &Stage) -> (bool, bool) {
+    (stage.send(&key()).await.is_hit(), stage.send(&user()).await.is_hit())
+}
+
+async fn told(hooks: &Peer, body: &Value) -> Answer {
+    hooks.send(&event(body).header("X-Gitlab-Token", "h00k")).await
+}
+
+#[tokio::test]
+async fn an_event_ends_what_it_makes_wrong_and_nothing_else() {
+    let (stage, hooks) = stage().await;
+    let user_event = |name: &str| json!({"event_name": name, "user_id": 1, "username": "ROOT"});
+    for (body, still_kept) in [
+        (key_event("key_destroy"), (false, false)),
+        (key_event("key_create"), (false, false)),
+        (key_event("deploykey_destroy"), (false, false)),
+        (user_event("user_failed_login"), (false, false)),
+        (user_event("user_create"), (false, false)),
+        (user_event("user_destroy"), (false, false)),
+        (
+            json!({"event_name": "user_rename", "user_id": 9, "username": "x", "old_username": "root"}),
+            (false, false),
+        ),
+        (json!({"event_name": "key_destroy", "key": "ssh-rsa AAAA x", "id": 404}), (true, true)),
+        (json!({"event_name": "user_destroy", "user_id": 404, "username": "x"}), (false, true)),
+        (json!({"event_name": "project_create", "id": 1, "user_id": 1}), (true, true)),
+        (json!({"object_kind": "push"}), (true, true)),
+    ] {
+        kept(&stage).await;
+        assert_eq!(kept(&stage).await, (true, true));
+        for _ in 0..2 {
+            let answer = told(&hooks, &body).await;
+            assert_eq!(answer.status, 200, "{body}: {answer}");
+        }
+        assert_eq!(kept(&stage).await, still_kept, "{body}");
+    }
+    assert_eq!(stage.metric("railgate_hooks_total{event=\"key_destroy\"}").await, Some(6));
+    assert_eq!(stage.metric("railgate_hooks_total{event=\"other\"}").await, Some(4));
+}
+
+#[tokio::test]
+async fn an_answer_that_was_on_its_way_is_not_kept() {
+    let (stage, hooks) = stage().await;
+    let valve = Valve::shut();
+    let held = valve.clone();
+    stage.rails.answer(move |request| gitlab(request).after(&held));
+    let mut wire = stage.gateway.tcp.connect().await;
+    wire.write(&key().to_bytes("close")).await;
+    stage.rails.has_got(1).await;
+    assert_eq!(told(&hooks, &key_event("key_destroy")).await.status, 200);
+    valve.open();
+    assert_eq!(wire.answer().await.cache_status(), "railgate; fwd=miss; detail=fenced");
+    assert!(!stage.send(&key()).await.is_hit());
+}
+
+/// A read replica may not have heard yet when the next caller asks.
+#[tokio::test]
+async fn what_is_wrong_is_dropped_once_more_after_a_while() {
+    let (stage, hooks) = stage_with(|setup| setup.text("hooks.settle", "300ms")).await;
+    stage.pass(&key()).await;
+    told(&hooks, &key_event("key_destroy")).await;
+    let purged = stage.metric("railgate_cache_purged_total").await.unwrap();
+    stage.send(&key()).await;
+    stage.reaches("railgate_cache_purged_total", purged + 1).await;
+    assert!(!stage.send(&key()).await.is_hit());
+}
+
+#[tokio::test]
+async fn nobody_else_can_say_it() {
+    let (stage, hooks) = stage().await;
+    kept(&stage).await;
+    let body = key_event("key_destroy");
+    let tokens = ["", "h00", "h00k2", "H00K", " ", "s3cret"];
+    for token in tokens {
+        hooks.send(&event(&body).header("X-Gitlab-Token", token)).await.assert_failure(401);
+    }
+    hooks.send(&event(&body)).await.assert_failure(401);
+    assert_eq!(kept(&stage).await, (true, true));
+    let refused = tokens.len() + 1;
+    assert_eq!(stage.metric("railgate_hooks_refused_total").await, Some(refused));
+    for (ask, status) in [
+        (Ask::new("GET", "/hooks/gitlab"), 405),
+        (Ask::new("POST", "/hooks/gitlab/"), 404),
+        (Ask::new("POST", "/purge").json(r#"{"all":true}"#), 404),
+        (event(&json!([])), 400),
+        (event(&json!({})), 400),
+        (Ask::new("POST", "/hooks/gitlab").json("{"), 400),
+    ] {
+        hooks.send(&ask.header("X-Gitlab-Token", "h00k")).await.assert_failure(status);
+    }
+    // Nor can it be said elsewhere.
+    let elsewhere = event(&body).header("X-Gitlab-Token", "h00k");
+    stage.send(&elsewhere).await.assert_failure(404);
+    stage.gateway.admin.send(&elsewhere).await.assert_failure(404);
+    // An event of a megabyte is not about a key.
+    let large = json!({"event_name": "push", "x": "y".repeat(2 << 20)});
+    assert_eq!(told(&hooks, &large).await.status, 200);
+    assert_eq!(kept(&stage).await, (true, true));
+}
+
+#[tokio::test]
+async fn a_signature_is_as_good_as_the_token() {
+    let (stage, hooks) = stage().await;
+    let body = key_event("key_destroy");
+    let signed = |time: i64, over: &str, body: &Value| {
+        let text = format!("msg_1.{over}.{body}");
+        let signature = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, b"signing"), text.as_bytes());
+        event(body)
+            .header("webhook-id", "msg_1")
+            .header("webhook-timestamp", &time.to_string())
+            .header("webhook-signature", &format!("v1,AAAA v1,{}", STANDARD.encode(signature)))
+    };
+    let at = |time: i64| signed(time, &time.to_string(), &body);
+    kept(&stage).await;
+    for wrong in [
+        at(now() - 600),
+        at(now() + 600),
+        signed(now(), &(now() - 1).to_string(), &body),
+        at(now()).body(key_event("key_create").to_string()),
+        event(&body).header("webhook-signature", "v1,AAAA"),
+    ] {
+        hooks.send(&wrong).await.assert_failure(401);
+    }
+    assert_eq!(kept(&stage).await, (true, true));
+    assert_eq!(hooks.send(&at(now())).await.status, 200);
+    assert_eq!(kept(&stage).await, (false, false));
+}
