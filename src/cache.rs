@@ -33,6 +33,7 @@ pub use self::flight::{Boarding, Landed, Lease, Trouble, Wait};
 pub use self::freshness::NoStore;
 pub use self::key::Key;
 use self::outage::Outage;
+use crate::route::Caching;
 
 /// What `[cache]` of the configuration says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,7 +83,8 @@ pub struct Cache {
     negative: Store,
     bounds: [Bounds; 2],
     flights: Flights,
-    outage: Outage,
+    /// By endpoint.
+    outages: [Outage; 3],
     refreshes: Arc<Semaphore>,
     heads: Heads,
     generation: AtomicU64,
@@ -106,6 +108,17 @@ pub struct Counts {
     pub purged: AtomicU64,
     /// Answers that arrived after an invalidation and were not stored.
     pub fenced: AtomicU64,
+}
+
+/// Whether somebody is to renew a stale answer.
+#[derive(Debug)]
+pub enum Refresh {
+    /// Ask Rails, land the lease, and drop the permit.
+    Begun(Lease, OwnedSemaphorePermit),
+    /// Somebody does already, or has done.
+    Unneeded,
+    /// Rails is being asked for as many as it may be.
+    TooMany,
 }
 
 /// What came of asking Rails for a stale answer.
@@ -155,7 +168,7 @@ impl Cache {
             negative: store(Sign::Negative, negative, &settings.lifetimes, &counts),
             bounds: [positive, negative],
             flights: Flights::default(),
-            outage: Outage::default(),
+            outages: Default::default(),
             refreshes: Arc::new(Semaphore::new(settings.max_refreshes)),
             heads: Heads::default(),
             generation: AtomicU64::new(0),
@@ -176,16 +189,16 @@ impl Cache {
     /// Joins the flight for `key`, or begins it. Looks once more under the lock, so that of any
     /// number of callers who missed, exactly one is told to ask Rails.
     pub fn board(self: &Arc<Self>, key: &Key, now: Instant) -> Boarding {
-        self.flights.board(key, || self.fresh(key, now), || self.lease(key))
+        self.flights.board(key, || self.fresh(key, now), || self.lease(key, now))
     }
 
     /// The right to renew a stale answer: for one caller, as long as nobody asks already, and not for
     /// too many keys at one time.
-    pub fn refresh(self: &Arc<Self>, key: &Key, now: Instant) -> Option<(Lease, OwnedSemaphorePermit)> {
-        let permit = Arc::clone(&self.refreshes).try_acquire_owned().ok()?;
+    pub fn refresh(self: &Arc<Self>, key: &Key, now: Instant) -> Refresh {
+        let Ok(permit) = Arc::clone(&self.refreshes).try_acquire_owned() else { return Refresh::TooMany };
         match self.board(key, now) {
-            Boarding::Lead(lease) => Some((lease, permit)),
-            Boarding::Hit(_) | Boarding::Follow(_) => None,
+            Boarding::Lead(lease) => Refresh::Begun(lease, permit),
+            Boarding::Hit(_) | Boarding::Follow(_) => Refresh::Unneeded,
         }
     }
 
@@ -193,13 +206,18 @@ impl Cache {
         self.lookup(key, now).filter(|hit| hit.phase == Phase::Fresh)
     }
 
-    /// Whether Rails fails.
-    pub fn outage(&self) -> &Outage {
-        &self.outage
+    /// Whether Rails fails to answer for an endpoint. One that fails alone says nothing of the others.
+    pub fn outage(&self, caching: Caching) -> &Outage {
+        let [keys, users, instance] = &self.outages;
+        match caching {
+            Caching::AuthorizedKeys => keys,
+            Caching::Discover => users,
+            Caching::Check | Caching::Never => instance,
+        }
     }
 
-    fn lease(self: &Arc<Self>, key: &Key) -> Lease {
-        Lease::new(Arc::clone(self), key.clone(), self.generation.load(Ordering::Acquire))
+    fn lease(self: &Arc<Self>, key: &Key, now: Instant) -> Lease {
+        Lease::new(Arc::clone(self), key.clone(), now, self.generation.load(Ordering::Acquire))
     }
 
     /// Drops the answer for `key` and strikes off the flight that may be under way for it.

@@ -133,7 +133,7 @@ impl Counts {
         encoder
             .encode_descriptor(
                 "hit_duration_seconds",
-                "From the request's head to the end of an answer from memory, if nobody waited for Rails",
+                "From the request's head to the end of an answer from memory that is fresh or being renewed",
                 None,
                 MetricType::Histogram,
             )?

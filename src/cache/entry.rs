@@ -62,7 +62,8 @@ pub struct Entry {
     own_headers: usize,
     etag: Option<HeaderValue>,
     body: Bytes,
-    stored: Instant,
+    /// When Rails was asked for it.
+    asked: Instant,
     ages: Ages,
     /// Somebody said that it is not true any more: from then on it is stale.
     is_softened: AtomicBool,
@@ -137,7 +138,7 @@ impl Entry {
         headers: &HeaderMap,
         body: &[u8],
         storable: Storable,
-        now: Instant,
+        asked: Instant,
         (heads, generation): (&Heads, u64),
     ) -> Self {
         let etag = headers.get(header::ETAG).map_or(&b""[..], HeaderValue::as_bytes);
@@ -152,7 +153,7 @@ impl Entry {
                 .get(header::ETAG)
                 .and_then(|_| HeaderValue::from_maybe_shared(own.slice(..etag.len())).ok()),
             body: own.slice(etag.len()..),
-            stored: now,
+            asked,
             ages: storable.ages,
             is_softened: AtomicBool::new(false),
             subject: storable.subject.unwrap_or_default(),
@@ -192,9 +193,9 @@ impl Entry {
         body.get("username").and_then(|is| is.as_str()).is_some_and(|is| is.eq_ignore_ascii_case(name))
     }
 
-    /// How long ago Rails gave the answer.
+    /// How long ago Rails was asked for the answer: what it says may have changed since (RFC 9111 §4.2.3).
     pub fn age(&self, now: Instant) -> Duration {
-        now.saturating_duration_since(self.stored)
+        now.saturating_duration_since(self.asked)
     }
 
     /// The answer, for one more caller, with `age` and `cache_status` to say where it comes from.

@@ -99,13 +99,15 @@ impl Flights {
 pub struct Lease {
     cache: Arc<Cache>,
     key: Key,
+    /// When Rails was asked: how old the answer is counts from here.
+    begun: Instant,
     generation: u64,
     news: watch::Sender<Option<Landed>>,
 }
 
 impl Lease {
-    pub(super) fn new(cache: Arc<Cache>, key: Key, generation: u64) -> Self {
-        Self { cache, key, generation, news: watch::Sender::new(None) }
+    pub(super) fn new(cache: Arc<Cache>, key: Key, begun: Instant, generation: u64) -> Self {
+        Self { cache, key, begun, generation, news: watch::Sender::new(None) }
     }
 
     /// Stores an answer and hands it to the callers who wait, unless an invalidation came since
@@ -116,11 +118,11 @@ impl Lease {
         headers: &HeaderMap,
         body: &[u8],
         storable: Storable,
-        now: Instant,
     ) -> Result<(), NoStore> {
-        let entry =
-            Arc::new(Entry::new(status, headers, body, storable, now, (&self.cache.heads, self.generation)));
+        let with = (&self.cache.heads, self.generation);
+        let entry = Arc::new(Entry::new(status, headers, body, storable, self.begun, with));
         if !self.cache.has_room_for(&self.key, &entry) {
+            self.reject();
             return Err(NoStore::TooLarge);
         }
         let mut waiting = self.cache.flights.waiting.lock();
@@ -144,6 +146,11 @@ impl Lease {
             self.cache.remove(&self.key);
             waiting.remove(&self.key);
         }
+    }
+
+    /// When Rails was asked.
+    pub fn begun(&self) -> Instant {
+        self.begun
     }
 
     /// What is being asked.

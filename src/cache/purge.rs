@@ -145,7 +145,7 @@ mod tests {
         };
         let ages = Lifetimes::default().of(key.caching(), sign);
         let storable = Storable { sign, ages, subject: (subject > 0).then_some(subject) };
-        lease.store(StatusCode::OK, &HeaderMap::new(), body.as_bytes(), storable, Instant::now())
+        lease.store(StatusCode::OK, &HeaderMap::new(), body.as_bytes(), storable)
     }
 
     /// Two users with a key each, known by all that can be asked for, and some that are not there.
@@ -231,7 +231,7 @@ mod tests {
             assert_eq!(cache.purge(&selector, How::Soft), 0);
             let ages = Lifetimes::default().of(Caching::Discover, Sign::Positive);
             let storable = Storable { sign: Sign::Positive, ages, subject: None };
-            let stored = lease.store(StatusCode::OK, &HeaderMap::new(), b"{}", storable, Instant::now());
+            let stored = lease.store(StatusCode::OK, &HeaderMap::new(), b"{}", storable);
             assert_eq!(stored, if is_struck { Err(NoStore::Fenced) } else { Ok(()) }, "{selector:?} {key:?}");
             assert_eq!(cache.lookup(&key, Instant::now()).is_none(), is_struck);
         }

@@ -21,9 +21,9 @@ fn lead(cache: &Arc<Cache>, key: &Key, clock: &Clock) -> Lease {
     }
 }
 
-fn land(lease: Lease, sign: Sign, body: &str, clock: &Clock) -> Result<(), NoStore> {
+fn land(lease: Lease, sign: Sign, body: &str, _: &Clock) -> Result<(), NoStore> {
     let storable = Storable { sign, ages: ages(), subject: None };
-    lease.store(StatusCode::OK, &HeaderMap::new(), body.as_bytes(), storable, clock.now())
+    lease.store(StatusCode::OK, &HeaderMap::new(), body.as_bytes(), storable)
 }
 
 fn body_of(cache: &Cache, key: &Key, clock: &Clock) -> Option<String> {
@@ -207,7 +207,7 @@ fn heads_that_nobody_shares_count_too() {
         let mut headers = HeaderMap::new();
         headers.insert("vary", format!("{id}{}", "x".repeat(8_000)).parse().unwrap());
         let lease = lead(&cache, &Key::UserById(id), &clock);
-        lease.store(StatusCode::OK, &headers, b"{}", storable, clock.now()).unwrap();
+        lease.store(StatusCode::OK, &headers, b"{}", storable).unwrap();
         cache.upkeep();
     }
     assert!(cache.entry_counts()[0] * 8_000 <= 16 << 20);
@@ -249,7 +249,7 @@ fn a_full_store_still_takes_new_keys() {
 fn a_rejection_ends_what_was_kept_but_not_what_came_after_it() {
     let (cache, _, clock) = setting();
     land(lead(&cache, &KEY, &clock), Sign::Positive, "a", &clock).unwrap();
-    assert!(cache.refresh(&KEY, clock.now()).is_none(), "it is fresh");
+    assert!(matches!(cache.refresh(&KEY, clock.now()), Refresh::Unneeded), "it is fresh");
     cache.invalidate(&KEY);
     land(lead(&cache, &KEY, &clock), Sign::Negative, "b", &clock).unwrap();
     cache.invalidate(&KEY);
@@ -271,17 +271,17 @@ fn one_at_a_time_renews_what_is_stale() {
     let other = Key::UserById(8);
     for key in [&KEY, &other] {
         let lease = lead(&cache, key, &clock);
-        lease.store(StatusCode::OK, &HeaderMap::new(), b"old", storable, clock.now()).unwrap();
+        lease.store(StatusCode::OK, &HeaderMap::new(), b"old", storable).unwrap();
     }
     time.advance(MINUTE);
-    let (lease, permit) = cache.refresh(&KEY, clock.now()).unwrap();
-    assert!(cache.refresh(&KEY, clock.now()).is_none(), "it is being renewed");
-    assert!(cache.refresh(&other, clock.now()).is_none(), "enough is being renewed");
+    let Refresh::Begun(lease, permit) = cache.refresh(&KEY, clock.now()) else { unreachable!("it is stale") };
+
+    assert!(matches!(cache.refresh(&other, clock.now()), Refresh::TooMany), "enough is being renewed");
     assert_eq!(body_of(&cache, &KEY, &clock).as_deref(), Some("old"), "meanwhile");
     lease.reject();
     drop(permit);
     assert_eq!(body_of(&cache, &KEY, &clock), None);
-    assert!(cache.refresh(&other, clock.now()).is_some());
+    assert!(matches!(cache.refresh(&other, clock.now()), Refresh::Begun(..)));
 }
 
 /// Scans try random keys. They meet a store of their own.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::document::{Document, Section};
-use super::scalars::{DAY, GIBIBYTE, HOUR, MEBIBYTE, TEBIBYTE, WEEK, ZERO, as_usize, duration, size};
+use super::scalars::{DAY, GIBIBYTE, HOUR, MEBIBYTE, SECOND, TEBIBYTE, WEEK, ZERO, as_usize, duration, size};
 use crate::cache::{self, Lifetime, Lifetimes};
 
 pub(super) fn cache(document: &Document<'_>, root: &mut Section<'_, '_>) -> cache::Settings {
@@ -36,9 +36,9 @@ pub(super) fn cache(document: &Document<'_>, root: &mut Section<'_, '_>) -> cach
         max_bytes: size(&mut section, "max_bytes", defaults.max_bytes, MEBIBYTE..=TEBIBYTE),
         max_body: size(&mut section, "max_body", defaults.max_body, 1..=GIBIBYTE),
         wait: duration(&mut section, "wait", defaults.wait, ZERO..=HOUR),
-        stale_wait: duration(&mut section, "stale_wait", defaults.stale_wait, ZERO..=HOUR),
+        stale_wait: duration(&mut section, "stale_wait", defaults.stale_wait, SECOND..=HOUR),
         max_refreshes: section
-            .count("max_refreshes", 0..10_001)
+            .count("max_refreshes", 1..10_001)
             .map_or(defaults.max_refreshes, |count| as_usize(count.value)),
         lifetimes: Lifetimes {
             authorized_keys,

@@ -8,6 +8,7 @@ use super::units;
 
 pub(super) const ZERO: Duration = Duration::ZERO;
 pub(super) const MILLISECOND: Duration = Duration::from_millis(1);
+pub(super) const SECOND: Duration = Duration::from_secs(1);
 pub(super) const HOUR: Duration = Duration::from_secs(3_600);
 pub(super) const DAY: Duration = Duration::from_secs(24 * 3_600);
 pub(super) const WEEK: Duration = Duration::from_secs(7 * 24 * 3_600);

@@ -3,7 +3,7 @@
 
 mod fill;
 
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
@@ -19,7 +19,9 @@ use tower::{Layer, Service};
 
 use super::{Answer, Later, NowOr, now};
 use crate::body::Body;
-use crate::cache::{Boarding, Cache, Entry, Hit, Key, Landed, Lease, Phase, Refreshed, Settings, Wait};
+use crate::cache::{
+    Boarding, Cache, Entry, Hit, Key, Landed, Lease, Phase, Refresh, Refreshed, Settings, Wait,
+};
 use crate::clock::Clock;
 use crate::exchange::{Authenticated, CacheOutcome, Record, SeenBody};
 use crate::failure::Failure;
@@ -111,7 +113,7 @@ where
         let Some(key) = key else { return self.pass(call, CacheOutcome::Bypass) };
         let now_is = self.shared.clock.now();
         match self.shared.cache.lookup(&key, now_is) {
-            None => self.ask(call, &key, None, now_is),
+            None => self.ask(call, &key, false, now_is),
             Some(hit) if hit.phase == Phase::Fresh => {
                 now(Ok(replay(&hit.entry, CacheOutcome::Hit, now_is, &call.exchange.record)))
             }
@@ -133,10 +135,10 @@ where
     /// Answers with what is stale, and lets Rails be asked for the next ones; or asks for this one, if
     /// the answer is only to be used when Rails fails, and nothing says that it does.
     fn stale(&mut self, call: Authenticated, key: &Key, hit: Hit, now_is: Instant) -> Serving<S::Future> {
-        let outage = self.shared.cache.outage();
+        let outage = self.shared.cache.outage(key.caching());
         let outcome = match hit.phase {
             _ if outage.is_on(now_is) => CacheOutcome::StaleIfError,
-            Phase::OnError => return self.ask(call, key, Some(hit), now_is),
+            Phase::OnError => return self.ask(call, key, true, now_is),
             Phase::Fresh | Phase::Revalidate => CacheOutcome::StaleWhileRevalidate,
         };
         let answer = replay(&hit.entry, outcome, now_is, &call.exchange.record);
@@ -148,7 +150,13 @@ where
 
     /// Asks Rails behind the caller's back, unless somebody does already or enough is being asked.
     fn refresh(&mut self, mut call: Authenticated, key: &Key, now_is: Instant) {
-        let Some((lease, permit)) = self.shared.cache.refresh(key, now_is) else { return };
+        let outage = self.shared.cache.outage(key.caching());
+        let (lease, permit) = match self.shared.cache.refresh(key, now_is) {
+            Refresh::Begun(lease, permit) => (lease, permit),
+            Refresh::Unneeded => return,
+            Refresh::TooMany => return outage.has_a_backlog(now_is),
+        };
+        outage.asks(now_is);
         // What it learns is not about the request that has its answer.
         let record = Record::default();
         call.exchange.record = record.clone();
@@ -165,15 +173,10 @@ where
         });
     }
 
-    /// Asks Rails, or waits for the one who does. If Rails fails, `stale` has to do.
-    fn ask(
-        &mut self,
-        call: Authenticated,
-        key: &Key,
-        stale: Option<Hit>,
-        now_is: Instant,
-    ) -> Serving<S::Future> {
+    /// Asks Rails, or waits for the one who does. If Rails fails and `is_stale`, what is kept has to do.
+    fn ask(&mut self, call: Authenticated, key: &Key, is_stale: bool, now_is: Instant) -> Serving<S::Future> {
         let (shared, record) = (Arc::clone(&self.shared), call.exchange.record.clone());
+        let stale = is_stale.then(|| key.clone());
         match shared.cache.board(key, now_is) {
             Boarding::Hit(hit) => now(Ok(replay(&hit.entry, CacheOutcome::Hit, now_is, &record))),
             Boarding::Lead(lease) => {
@@ -192,7 +195,7 @@ where
                 // The ready service goes along; a clone takes its place (tower#547).
                 let clone = self.inner.clone();
                 let inner = std::mem::replace(&mut self.inner, clone);
-                let answer = follow(wait, inner, call, Arc::clone(&shared), record.clone());
+                let answer = follow(wait, inner, call, Arc::clone(&shared), stale.clone());
                 Either::Right(Either::Right(Box::pin(or_stale(answer, stale, shared, record))))
             }
         }
@@ -213,37 +216,57 @@ async fn follow<S>(
     mut inner: S,
     call: Authenticated,
     shared: Arc<Shared>,
-    record: Record,
+    stale: Option<Key>,
 ) -> Answer
 where
     S: Service<Authenticated, Response = Response<Body>, Error = Failure>,
 {
+    let record = call.exchange.record.clone();
     let landed = tokio::time::timeout(shared.settings.wait, wait.landed()).await;
     match landed.unwrap_or(Landed::NotShared) {
         Landed::Stored(entry) => Ok(share(&entry, &shared, &record)),
         Landed::Failed(trouble) => Err(Failure::SharedTrouble(trouble)),
-        Landed::NotShared => Ok(marked(inner.call(call).await?, CacheOutcome::Alone, &record)),
+        Landed::NotShared => {
+            // If Rails has just failed to answer, it is not asked by all who could do without.
+            match stale.and_then(|key| shared.in_an_outage(&key)) {
+                Some(entry) => Ok(replay(&entry, CacheOutcome::StaleIfError, shared.clock.now(), &record)),
+                None => Ok(marked(inner.call(call).await?, CacheOutcome::Alone, &record)),
+            }
+        }
     }
 }
 
 /// What Rails says; or what it said before, if it fails now or takes too long for somebody who could
-/// have an answer.
+/// have an answer. That is looked up again: meanwhile it may have been purged, or found to be wrong.
 async fn or_stale(
     answer: impl Future<Output = Answer>,
-    stale: Option<Hit>,
+    stale: Option<Key>,
     shared: Arc<Shared>,
     record: Record,
 ) -> Answer {
-    let Some(stale) = stale else { return answer.await };
-    match tokio::time::timeout(shared.settings.stale_wait, answer).await {
-        Ok(answer) if !is_failing(&answer) => answer,
-        failed => {
-            let now_is = shared.clock.now();
-            if failed.is_err() {
-                shared.cache.outage().failed(now_is);
-            }
-            Ok(replay(&stale.entry, CacheOutcome::StaleIfError, now_is, &record))
+    let Some(key) = stale else { return answer.await };
+    let (asked, mut answer) = (shared.clock.now(), pin!(answer));
+    let said = match tokio::time::timeout(shared.settings.stale_wait, answer.as_mut()).await {
+        Ok(said) if !is_failing(&said) => return said,
+        Ok(said) => Some(said),
+        Err(_) => {
+            shared.cache.outage(key.caching()).failed(asked, shared.clock.now(), "stale_wait");
+            None
         }
+    };
+    let now_is = shared.clock.now();
+    match (shared.cache.lookup(&key, now_is), said) {
+        (Some(hit), _) => Ok(replay(&hit.entry, CacheOutcome::StaleIfError, now_is, &record)),
+        (None, Some(said)) => said,
+        (None, None) => answer.await,
+    }
+}
+
+impl Shared {
+    fn in_an_outage(&self, key: &Key) -> Option<Arc<Entry>> {
+        let now_is = self.clock.now();
+        let hit = self.cache.lookup(key, now_is).filter(|_| self.cache.outage(key.caching()).is_on(now_is));
+        hit.map(|hit| hit.entry)
     }
 }
 
@@ -252,10 +275,7 @@ async fn or_stale(
 /// A 500 is not among them: Rails is there, and does not say what it said before.
 fn is_failing(answer: &Answer) -> bool {
     match answer {
-        Ok(answer) => matches!(
-            answer.status(),
-            StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT
-        ),
+        Ok(answer) => is_failing_status(answer.status()),
         Err(Failure::Upstream(error)) => matches!(
             error,
             upstream::Error::Connect(..)
@@ -287,6 +307,10 @@ fn is_condition(name: &HeaderName) -> bool {
         name,
         "if-match" | "if-none-match" | "if-modified-since" | "if-unmodified-since" | "if-range" | "range"
     )
+}
+
+const fn is_failing_status(status: StatusCode) -> bool {
+    matches!(status, StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT)
 }
 
 /// The answer that another caller's request brought.

@@ -13,6 +13,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use crate::cache::{Cache, Refreshed, Sign};
 use crate::clock::Clock;
 use crate::hooks;
+use crate::route::Caching;
 use crate::server::Connections;
 use crate::upstream::State;
 
@@ -70,13 +71,19 @@ impl Sources {
             let count = ConstCounter::new(count.load(Relaxed));
             count.encode(family.encode_family(&[("result", result.as_str())])?)?;
         }
-        let outage = ConstGauge::new(i64::from(self.cache.outage().is_on(Clock::System.now())));
-        single(
-            encoder,
+        let now = Clock::System.now();
+        let outage = |caching| ConstGauge::new(i64::from(self.cache.outage(caching).is_on(now)));
+        let mut family = encoder.encode_descriptor(
             "cache_outage",
             "Whether stale answers are given since Rails fails or has just failed",
-            &outage,
+            None,
+            MetricType::Gauge,
         )?;
+        for (route, caching) in
+            [("authorized_keys", Caching::AuthorizedKeys), ("discover", Caching::Discover)]
+        {
+            outage(caching).encode(family.encode_family(&[("route", route)])?)?;
+        }
         let flights = ConstGauge::new(self.cache.flights());
         single(encoder, "cache_flights", "Keys that Rails is being asked for now", &flights)
     }

@@ -42,7 +42,7 @@ async fn a_stale_answer_is_given_at_once_and_renewed_behind_the_callers_back() {
         (stored > 0 && stored == stage.rails.count() - 1).then_some(())
     })
     .await;
-    assert_eq!(stage.metric("railgate_cache_outage").await, Some(0));
+    assert_eq!(stage.metric("railgate_cache_outage{route=\"authorized_keys\"}").await, Some(0));
     // The one that renews it says who asked, and nothing else.
     assert!(stage.rails.last().header("Gitlab-Shared-Secret").is_some());
 }
@@ -76,7 +76,7 @@ async fn who_was_known_stays_known_while_rails_fails() {
     }
     eventually("the outage to be seen", async || {
         stage.send(&key()).await;
-        (stage.metric("railgate_cache_outage").await == Some(1)).then_some(())
+        (stage.metric("railgate_cache_outage{route=\"authorized_keys\"}").await == Some(1)).then_some(())
     })
     .await;
     let log = log::since(place);

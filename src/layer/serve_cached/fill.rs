@@ -5,7 +5,7 @@ use std::time::Duration;
 use http::header::{self, HeaderName};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 
-use super::{Shared, is_failing, marked};
+use super::{Shared, is_failing, is_failing_status, marked};
 use crate::body::{Body, Collected};
 use crate::cache::freshness::{self, judge_head};
 use crate::cache::{Lease, NoStore, Trouble};
@@ -52,12 +52,27 @@ pub(super) async fn fill(
     shared: &Shared,
     record: &Record,
 ) -> Answer {
+    let (begun, outage) = (lease.begun(), shared.cache.outage(caching));
+    let tell = |answer: &Answer| match answer {
+        Ok(answer) if is_failing_status(answer.status()) => {
+            outage.failed(begun, shared.clock.now(), answer.status().as_str());
+        }
+        Ok(_) => outage.answered(shared.clock.now()),
+        Err(failure) if is_failing(answer) => outage.failed(begun, shared.clock.now(), failure.as_str()),
+        Err(_) => {}
+    };
     let answer = answer.await;
+    // Before those who wait hear that there is nothing for them.
     if is_failing(&answer) {
-        shared.cache.outage().failed(shared.clock.now());
-    } else if answer.is_ok() {
-        shared.cache.outage().answered(shared.clock.now());
+        tell(&answer);
     }
+    let answer = take(answer, lease, caching, shared, record).await;
+    tell(&answer);
+    answer
+}
+
+/// What becomes of the answer and of those who wait for it.
+async fn take(answer: Answer, lease: Lease, caching: Caching, shared: &Shared, record: &Record) -> Answer {
     let answer = match answer {
         Ok(answer) => answer,
         Err(failure) => {
@@ -107,7 +122,7 @@ fn keep(
     match freshness::judge(caching, lease.key(), status, body, lifetimes, now_is) {
         Ok(mut storable) => {
             storable.ages = storable.ages.cut(lifetimes.jitter_percent, fastrand::u16(..));
-            let stored = lease.store(status, headers, body, storable, shared.clock.now());
+            let stored = lease.store(status, headers, body, storable);
             Ok(stored.map_or_else(CacheOutcome::Unstored, |()| CacheOutcome::Stored))
         }
         // It says nothing about the key that was asked for.

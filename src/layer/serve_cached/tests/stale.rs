@@ -241,3 +241,79 @@ async fn an_invalidation_wins_over_a_refresh_and_over_what_is_stale() {
         assert!(s.ask_with(PATH, refused()).await.is_err(), "{age}: nothing is left to fall back on");
     }
 }
+
+#[tokio::test]
+async fn what_is_purged_while_rails_is_asked_is_not_fallen_back_on() {
+    let mut s = setting();
+    s.warm(PATH, USER).await;
+    s.after(100);
+    let asked = [s.ask(PATH), s.ask(PATH)];
+    let (_, reply) = s.taken().await;
+    s.cache.invalidate(&Key::UserOfKey(7));
+    reply.send_response(refused());
+    for asked in asked {
+        assert!(asked.await.unwrap().is_err());
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_is_not_covered_up_by_a_failure_behind_it() {
+    let mut s = setting();
+    s.warm(PATH, USER).await;
+    s.after(100);
+    let (leads, follows) = (s.ask(PATH), s.ask(PATH));
+    let (_, reply) = s.taken().await;
+    settle().await;
+    reply.send_response(Ok(json(403, "{}")));
+    assert_eq!(leads.await.unwrap().unwrap().status(), StatusCode::FORBIDDEN);
+    s.reply(Ok(json(503, "{}"))).await;
+    assert_eq!(follows.await.unwrap().unwrap().status(), StatusCode::SERVICE_UNAVAILABLE);
+}
+
+#[tokio::test]
+async fn a_crowd_that_could_do_without_does_not_press_upon_a_rails_that_fails() {
+    let mut s = setting();
+    s.warm(PATH, USER).await;
+    s.after(100);
+    let callers: Vec<_> = (0..200).map(|_| s.ask(PATH)).collect();
+    s.reply(Ok(json(503, "{}"))).await;
+    for caller in callers {
+        assert!(status_of(&caller.await.unwrap().unwrap()).ends_with(SIE));
+    }
+    assert!(is_idle(&mut s.rails).await);
+}
+
+/// An endpoint that fails alone says nothing of the others.
+#[tokio::test]
+async fn a_check_that_fails_makes_nobody_stale() {
+    let mut s = setting();
+    s.warm(PATH, USER).await;
+    assert_eq!(s.ask_with("/check", Ok(json(503, "{}"))).await.unwrap().status().as_u16(), 503);
+    s.after(100);
+    let answer = s.ask_with(PATH, Ok(json(200, RENEWED))).await.unwrap();
+    assert_eq!(status_of(&answer), "railgate; fwd=miss; stored");
+}
+
+/// One failure some time ago is no outage.
+#[tokio::test]
+async fn after_a_while_without_news_rails_is_waited_for_again() {
+    let mut s = setting();
+    s.warm(PATH, USER).await;
+    s.after(100);
+    assert!(s.ask_with(PATH, refused()).await.is_ok());
+    s.after(30);
+    let answer = s.ask_with(PATH, Ok(json(200, RENEWED))).await.unwrap();
+    assert_eq!(status_of(&answer), "railgate; fwd=miss; stored");
+}
+
+/// How old an answer is counts from when Rails was asked.
+#[tokio::test]
+async fn the_time_that_rails_takes_is_part_of_the_age() {
+    let mut s = setting();
+    let asked = s.ask(PATH);
+    let (_, reply) = s.taken().await;
+    s.after(50);
+    reply.send_response(Ok(json(200, USER)));
+    asked.await.unwrap().unwrap();
+    assert_eq!(s.ask_memory(PATH).await, "railgate; hit; ttl=10");
+}
