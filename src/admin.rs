@@ -1,6 +1,7 @@
-//! The second listener, for operators and their tools: metrics, health, and dropping what is kept. It
+//! The second listener, for operators and their tools: metrics, health, and seeing and dropping what is kept. It
 //! shows no secret and no cached answer, and is meant for loopback or a private network.
 
+mod inspect;
 mod purge;
 
 use std::convert::Infallible;
@@ -65,14 +66,15 @@ impl Admin {
             let refusal = Refusal::from_label(path.trim_start_matches('/')).unwrap_or(Refusal::RequestLine);
             return json(refusal.status(), format!(r#"{{"message":"{}"}}"#, refusal.message()));
         }
-        if !matches!(path, "/metrics" | "/live" | "/ready" | "/purge") {
+        if !matches!(path, "/metrics" | "/live" | "/ready" | "/inspect" | "/purge") {
             return json(
                 StatusCode::NOT_FOUND,
-                r#"{"message":"404 Not Found: try /metrics, /live, /ready or /purge"}"#.into(),
+                r#"{"message":"404 Not Found: try /metrics, /live, /ready, /inspect or /purge"}"#.into(),
             );
         }
-        if path == "/purge" || !matches!(*method, Method::GET | Method::HEAD) {
-            let right = if path == "/purge" { "POST" } else { "GET" };
+        let is_for_operators = matches!(path, "/inspect" | "/purge");
+        if is_for_operators || !matches!(*method, Method::GET | Method::HEAD) {
+            let right = if is_for_operators { "POST" } else { "GET" };
             let message = format!(r#"{{"message":"405 Method Not Allowed: use {right}"}}"#);
             return json(StatusCode::METHOD_NOT_ALLOWED, message);
         }
@@ -88,7 +90,7 @@ impl Admin {
 
     /// Whoever can be made to send a request without knowing it (a browser on this machine, say) cannot
     /// be made to send JSON.
-    fn may_purge(&self, headers: &HeaderMap) -> Result<(), (StatusCode, &'static str)> {
+    fn may_operate(&self, headers: &HeaderMap) -> Result<(), (StatusCode, &'static str)> {
         let said = |name| headers.get(name).map_or(&b""[..], HeaderValue::as_bytes);
         if self.token.as_ref().is_some_and(|token| !token.is_shown_by(said(header::AUTHORIZATION))) {
             let message = "401 Unauthorized: show the token of admin.token_file as Authorization: Bearer …";
@@ -102,13 +104,18 @@ impl Admin {
         Ok(())
     }
 
-    async fn purge(self, headers: HeaderMap, body: Incoming) -> Response<Full<Bytes>> {
-        if let Err((status, message)) = self.may_purge(&headers) {
+    async fn operate(self, path: &str, headers: HeaderMap, body: Incoming) -> Response<Full<Bytes>> {
+        if let Err((status, message)) = self.may_operate(&headers) {
             return json(status, format!(r#"{{"message":"{message}"}}"#));
         }
         match Limited::new(body, purge::MOST).collect().await {
             Ok(body) => {
-                let (status, answer) = purge::purge(&self.cache, &body.to_bytes());
+                let body = body.to_bytes();
+                let (status, answer) = match path {
+                    "/inspect" if body.is_empty() => (StatusCode::OK, inspect::totals(&self.cache)),
+                    "/inspect" => inspect::inspect(&self.cache, &body),
+                    _ => purge::purge(&self.cache, &body),
+                };
                 json(status, answer.to_string())
             }
             Err(_) => json(
@@ -154,7 +161,9 @@ impl Service<Inbound> for Admin {
         let admin = self.clone();
         Box::pin(async move {
             Ok(match (&head.method, head.uri.path()) {
-                (&Method::POST, "/purge") => admin.purge(head.headers, body).await,
+                (&Method::POST, path @ ("/inspect" | "/purge")) => {
+                    admin.operate(path, head.headers, body).await
+                }
                 (method, path) => admin.answer(method, path),
             })
         })

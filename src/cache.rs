@@ -12,6 +12,7 @@ pub mod ages;
 pub mod entry;
 pub mod flight;
 pub mod freshness;
+pub mod inspect;
 pub mod key;
 pub mod outage;
 pub mod purge;
@@ -178,12 +179,15 @@ impl Cache {
 
     /// The answer for `key`, if there is one that is good for anything at `now`.
     pub fn lookup(&self, key: &Key, now: Instant) -> Option<Hit> {
-        let generation = self.generation.load(Ordering::Acquire);
         [&self.positive, &self.negative].into_iter().find_map(|store| {
             let entry = store.get(key)?;
-            let phase = entry.phase(now, generation)?;
+            let phase = self.phase(&entry, now)?;
             Some(Hit { entry, phase })
         })
+    }
+
+    fn phase(&self, entry: &Entry, now: Instant) -> Option<Phase> {
+        entry.phase(now, self.generation.load(Ordering::Acquire))
     }
 
     /// Joins the flight for `key`, or begins it. Looks once more under the lock, so that of any

@@ -2,7 +2,7 @@
 
 mod demo;
 mod logging;
-mod purge;
+mod operate;
 mod run;
 
 use std::path::PathBuf;
@@ -29,7 +29,9 @@ enum Command {
     /// Say "ok", or everything that is wrong with a configuration file
     Check(ConfigFile),
     /// Drop answers that a running gateway has in memory
-    Purge(purge::Options),
+    Purge(operate::Purge),
+    /// Show what a running gateway has in memory: of a key, an id or a user, or how much in all
+    Inspect(operate::Inspect),
 }
 
 #[derive(Debug, clap::Args)]
@@ -45,7 +47,8 @@ pub(crate) fn main() -> ExitCode {
         Command::Demo(options) => demo::main(&options),
         Command::Run(file) => run::main(&file.config),
         Command::Check(file) => check(&file.config),
-        Command::Purge(options) => purge::main(&options),
+        Command::Purge(options) => operate::purge(options),
+        Command::Inspect(options) => operate::inspect(options),
     }
 }
 

@@ -37,6 +37,7 @@ mod gateway {
     mod framing;
     mod headers;
     mod hooks;
+    mod inspect;
     mod kas;
     mod purge;
     mod secrecy;

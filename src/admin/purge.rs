@@ -22,21 +22,31 @@ pub(super) fn purge(cache: &Cache, body: &[u8]) -> (StatusCode, Value) {
     }
 }
 
-const ONE_OF: &str = "say what to purge by exactly one of ssh_key, key_id, user_id, username, route, all";
+const ONE_OF: &str = "say what is meant by exactly one of ssh_key, key_id, user_id, username, route, all";
+
+/// What a body means that says no more.
+pub(super) fn selector(body: &[u8]) -> Result<Selector, String> {
+    meant(object(body)?)
+}
+
+fn object(body: &[u8]) -> Result<Map<String, Value>, String> {
+    match serde_json::from_slice(body) {
+        Ok(Value::Object(said)) => Ok(said),
+        _ => Err(format!("the body has to be a JSON object; {ONE_OF}")),
+    }
+}
 
 fn read(body: &[u8]) -> Result<(Selector, How), String> {
-    let Ok(Value::Object(mut said)) = serde_json::from_slice(body) else {
-        return Err(format!("the body has to be a JSON object; {ONE_OF}"));
-    };
+    let mut said = object(body)?;
     let how = match said.remove("soft") {
         None | Some(Value::Bool(false)) => How::Hard,
         Some(Value::Bool(true)) => How::Soft,
         Some(_) => return Err("soft has to be true or false".into()),
     };
-    Ok((selector(said)?, how))
+    Ok((meant(said)?, how))
 }
 
-fn selector(said: Map<String, Value>) -> Result<Selector, String> {
+fn meant(said: Map<String, Value>) -> Result<Selector, String> {
     let mut said = said.into_iter();
     let (Some((name, value)), None) = (said.next(), said.next()) else { return Err(ONE_OF.into()) };
     let read = match (name.as_str(), &value) {

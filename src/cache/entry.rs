@@ -5,7 +5,7 @@
 //! entry's own, `ETag` and body, lies in one piece of memory.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -67,6 +67,8 @@ pub struct Entry {
     ages: Ages,
     /// Somebody said that it is not true any more: from then on it is stale.
     is_softened: AtomicBool,
+    /// How often it was given.
+    hits: AtomicU32,
     /// The id of the key row or user that it tells of; 0 if of none.
     subject: u64,
     /// The flush count when Rails was asked: a flush since then makes the entry unusable.
@@ -156,6 +158,7 @@ impl Entry {
             asked,
             ages: storable.ages,
             is_softened: AtomicBool::new(false),
+            hits: AtomicU32::new(0),
             subject: storable.subject.unwrap_or_default(),
             generation,
         }
@@ -182,6 +185,11 @@ impl Entry {
         self.is_softened.store(true, Ordering::Relaxed);
     }
 
+    /// How often it was given.
+    pub(super) fn hits(&self) -> u32 {
+        self.hits.load(Ordering::Relaxed)
+    }
+
     /// The id of the key row or user that it tells of.
     pub(super) fn subject(&self) -> Option<u64> {
         Some(self.subject).filter(|id| *id > 0)
@@ -200,6 +208,7 @@ impl Entry {
 
     /// The answer, for one more caller, with `age` and `cache_status` to say where it comes from.
     pub fn to_response(&self, age: Duration, cache_status: HeaderValue) -> Response<Bytes> {
+        self.hits.fetch_add(1, Ordering::Relaxed);
         let mut response = Response::new(self.body.clone());
         *response.status_mut() = self.status;
         let mut headers = HeaderMap::clone(&self.headers);

@@ -6,6 +6,7 @@
 //! only Rails knows.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use base64::Engine as _;
@@ -94,36 +95,37 @@ impl Cache {
     /// Drops what is meant, and whatever may be under way of it. How many entries there were.
     pub fn purge(&self, selector: &Selector, how: How) -> usize {
         self.flights.strike_all(|key| selector.may_mean(key));
-        let mut dropped = self.drop_where(how, |key, entry| selector.means(key, entry));
-        if matches!(selector, Selector::UserId(_) | Selector::Username(_)) {
-            let keys: HashSet<u64> = dropped.iter().filter_map(Key::id_of_key_row).collect();
-            let is_theirs = |key: &Key, entry: &Entry| {
-                matches!(key, Key::SshKey(_)) && entry.subject().is_some_and(|id| keys.contains(&id))
-            };
-            dropped.extend(self.drop_where(how, is_theirs));
-        }
-        self.counts.purged.fetch_add(dropped.len() as u64, Ordering::Relaxed);
-        dropped.len()
-    }
-
-    fn drop_where(&self, how: How, is_meant: impl Fn(&Key, &Entry) -> bool) -> Vec<Key> {
-        let mut dropped = Vec::new();
-        for store in [&self.positive, &self.negative] {
-            for (key, entry) in store.iter().filter(|(key, entry)| is_meant(key, entry)) {
-                match how {
-                    How::Hard => store.invalidate(&*key),
-                    How::Soft => entry.soften(),
-                }
-                dropped.push(Key::clone(&key));
+        let meant = self.find(selector);
+        for (key, entry) in &meant {
+            match how {
+                How::Hard => self.remove(key),
+                How::Soft => entry.soften(),
             }
         }
-        dropped
+        self.counts.purged.fetch_add(meant.len() as u64, Ordering::Relaxed);
+        meant.len()
+    }
+
+    /// The entries that are meant.
+    pub(super) fn find(&self, selector: &Selector) -> Vec<(Arc<Key>, Arc<Entry>)> {
+        let mut meant = self.find_where(|key, entry| selector.means(key, entry));
+        if matches!(selector, Selector::UserId(_) | Selector::Username(_)) {
+            let keys: HashSet<u64> = meant.iter().filter_map(|(key, _)| key.id_of_key_row()).collect();
+            meant.extend(self.find_where(|key, entry| {
+                matches!(key, Key::SshKey(_)) && entry.subject().is_some_and(|id| keys.contains(&id))
+            }));
+        }
+        meant
+    }
+
+    fn find_where(&self, is_meant: impl Fn(&Key, &Entry) -> bool) -> Vec<(Arc<Key>, Arc<Entry>)> {
+        let entries = self.positive.iter().chain(self.negative.iter());
+        entries.filter(|(key, entry)| is_meant(key, entry)).collect()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::time::Instant;
 
     use http::{HeaderMap, StatusCode};

@@ -250,11 +250,11 @@ impl Gateway {
         assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
     }
 
-    /// Runs `railgate purge` with its configuration: whether it said that all went well, and what it
-    /// wrote.
-    pub fn purge(&self, what: &[&str]) -> (bool, String) {
+    /// Runs `railgate purge` or `inspect` with its configuration: whether it said that all went well, and
+    /// what it wrote.
+    pub fn operate(&self, operation: &str, what: &[&str]) -> (bool, String) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_railgate"));
-        let output = command.arg("purge").arg("--config").arg(&self.config).args(what).output().unwrap();
+        let output = command.arg(operation).arg("--config").arg(&self.config).args(what).output().unwrap();
         let written = [output.stdout, output.stderr].concat();
         (output.status.success(), String::from_utf8(written).unwrap())
     }

@@ -100,14 +100,21 @@ fn a_deleted_key_is_forgotten_when_an_operator_says_so() {
     stage.control("DELETE", &format!("/-/keys/{}", known.json()["id"]));
     assert_eq!(gateway.tcp.send(&key).status, 200, "nobody has said a word");
     let line = format!("ssh-ed25519 {} root@example.com", keys::of_root());
-    assert_eq!(gateway.purge(&["--ssh-key", &line]), (true, "1 answers purged\n".to_owned()));
+    assert_eq!(gateway.operate("purge", &["--ssh-key", &line]), (true, "1 answers purged\n".to_owned()));
     assert_eq!(gateway.tcp.send(&key).status, 404);
-    assert_eq!(gateway.purge(&["--all"]), (true, "2 answers purged\n".to_owned()));
-    let (is_done, told) = gateway.purge(&["--route", "allowed"]);
+    let (is_done, told) = gateway.operate("inspect", &["--ssh-key", &line]);
+    assert!(
+        is_done && told.contains("\"store\":\"negative\"") && told.ends_with("1 of 1 entries\n"),
+        "{told}"
+    );
+    let (is_done, told) = gateway.operate("inspect", &[]);
+    assert!(is_done && told.contains("\"authorized_keys\":{\"negative\":1,\"positive\":0}"), "{told}");
+    assert_eq!(gateway.operate("purge", &["--all"]), (true, "2 answers purged\n".to_owned()));
+    let (is_done, told) = gateway.operate("purge", &["--route", "allowed"]);
     assert!(!is_done && told.contains("said: 400 Bad Request: route has to be"), "{told}");
     gateway.terminate();
     gateway.wait_for_end();
-    let (is_done, told) = gateway.purge(&["--all"]);
+    let (is_done, told) = gateway.operate("purge", &["--all"]);
     assert!(!is_done && told.contains("no answer of a gateway on admin.address"), "{told}");
 }
 
