@@ -1,6 +1,7 @@
 //! The commands: what they are called, what they print, and how they exit. No logic.
 
 mod demo;
+mod hook;
 mod logging;
 mod operate;
 mod run;
@@ -32,6 +33,9 @@ enum Command {
     Purge(operate::Purge),
     /// Show what a running gateway has in memory: of a key, an id or a user, or how much in all
     Inspect(operate::Inspect),
+    /// What GitLab has to know to tell a gateway of changes
+    #[command(subcommand)]
+    Hook(hook::Command),
 }
 
 #[derive(Debug, clap::Args)]
@@ -49,6 +53,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Check(file) => check(&file.config),
         Command::Purge(options) => operate::purge(options),
         Command::Inspect(options) => operate::inspect(options),
+        Command::Hook(command) => hook::main(&command),
     }
 }
 

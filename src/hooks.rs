@@ -44,6 +44,9 @@ pub struct Settings {
     pub settle: Duration,
 }
 
+/// Where GitLab sends them.
+pub const PATH: &str = "/hooks/gitlab";
+
 /// Bytes of the largest event that is read. Those that matter have a few hundred, or the 20 KiB of a
 /// long SSH key.
 const MOST: usize = 1024 * 1024;
@@ -85,8 +88,8 @@ impl Hooks {
             return (refusal.status(), refusal.message());
         }
         match (method, path) {
-            (&Method::POST, "/hooks/gitlab") => self.take(headers, body).await,
-            (_, "/hooks/gitlab") => (StatusCode::METHOD_NOT_ALLOWED, "405 Method Not Allowed: use POST"),
+            (&Method::POST, PATH) => self.take(headers, body).await,
+            (_, PATH) => (StatusCode::METHOD_NOT_ALLOWED, "405 Method Not Allowed: use POST"),
             _ => (StatusCode::NOT_FOUND, "404 Not Found: GitLab's System Hooks go to /hooks/gitlab"),
         }
     }
