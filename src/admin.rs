@@ -6,10 +6,12 @@ mod purge;
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
@@ -26,6 +28,9 @@ use crate::server::Inbound;
 use crate::server::wire::REFUSED;
 use crate::upstream::State;
 
+/// How long a body may take.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Answers the admin listener's requests.
 #[derive(Clone, Debug)]
 pub struct Admin {
@@ -37,7 +42,9 @@ pub struct Admin {
     pub readiness: Arc<Readiness>,
     /// What may be purged.
     pub cache: Arc<Cache>,
-    /// What has to be shown by whoever purges; without it, anybody may who can connect.
+    /// Nobody can connect but from this machine.
+    pub is_private: bool,
+    /// What has to be shown by whoever looks or purges. Without it, anybody may, if that is private.
     pub token: Option<Token>,
 }
 
@@ -88,13 +95,24 @@ impl Admin {
         }
     }
 
-    /// Whoever can be made to send a request without knowing it (a browser on this machine, say) cannot
-    /// be made to send JSON.
+    /// A browser on this machine can be made to send a request without anybody knowing; it says where
+    /// that comes from (`Origin`, Fetch §3.2), and does not send JSON to other sites unasked.
     fn may_operate(&self, headers: &HeaderMap) -> Result<(), (StatusCode, &'static str)> {
         let said = |name| headers.get(name).map_or(&b""[..], HeaderValue::as_bytes);
         if self.token.as_ref().is_some_and(|token| !token.is_shown_by(said(header::AUTHORIZATION))) {
             let message = "401 Unauthorized: show the token of admin.token_file as Authorization: Bearer …";
             return Err((StatusCode::UNAUTHORIZED, message));
+        }
+        if self.token.is_none() && !self.is_private {
+            let message =
+                "403 Forbidden: admin.address can be reached from elsewhere; name an admin.token_file";
+            return Err((StatusCode::FORBIDDEN, message));
+        }
+        if headers.contains_key(header::ORIGIN) {
+            return Err((
+                StatusCode::FORBIDDEN,
+                "403 Forbidden: not for pages in a browser (there is an Origin)",
+            ));
         }
         let media_type = said(header::CONTENT_TYPE).split(|b| *b == b';').next().unwrap_or_default();
         if !media_type.trim_ascii().eq_ignore_ascii_case(b"application/json") {
@@ -104,24 +122,36 @@ impl Admin {
         Ok(())
     }
 
-    async fn operate(self, path: &str, headers: HeaderMap, body: Incoming) -> Response<Full<Bytes>> {
-        if let Err((status, message)) = self.may_operate(&headers) {
+    async fn operate(
+        self,
+        path: &str,
+        peer: Option<IpAddr>,
+        headers: &HeaderMap,
+        body: Incoming,
+    ) -> Response<Full<Bytes>> {
+        if let Err((status, message)) = self.may_operate(headers) {
+            let remote_ip = peer.map(tracing::field::display);
+            tracing::warn!(remote_ip, path, status = status.as_u16(), "an operator was refused");
             return json(status, format!(r#"{{"message":"{message}"}}"#));
         }
-        match Limited::new(body, purge::MOST).collect().await {
-            Ok(body) => {
-                let body = body.to_bytes();
-                let (status, answer) = match path {
-                    "/inspect" if body.is_empty() => (StatusCode::OK, inspect::totals(&self.cache)),
-                    "/inspect" => inspect::inspect(&self.cache, &body),
-                    _ => purge::purge(&self.cache, &body),
-                };
-                json(status, answer.to_string())
+        let read = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, purge::MOST).collect()).await;
+        let Ok(Ok(body)) = read else {
+            let message = "400 Bad Request: the body is incomplete, too slow, or has more than 64 KiB";
+            return json(StatusCode::BAD_REQUEST, format!(r#"{{"message":"{message}"}}"#));
+        };
+        let body = body.to_bytes();
+        let is_inspection = path == "/inspect";
+        // With a million entries it takes seconds.
+        let answer = tokio::task::spawn_blocking(move || match (is_inspection, body.is_empty()) {
+            (true, true) => (StatusCode::OK, inspect::totals(&self.cache)),
+            (true, false) => inspect::inspect(&self.cache, &body),
+            (false, _) => purge::purge(&self.cache, &body),
+        });
+        match answer.await {
+            Ok((status, answer)) => json(status, answer.to_string()),
+            Err(_) => {
+                json(StatusCode::INTERNAL_SERVER_ERROR, r#"{"message":"500 Internal Server Error"}"#.into())
             }
-            Err(_) => json(
-                StatusCode::BAD_REQUEST,
-                r#"{"message":"400 Bad Request: the body broke off or has more than 64 KiB"}"#.into(),
-            ),
         }
     }
 
@@ -157,12 +187,12 @@ impl Service<Inbound> for Admin {
     }
 
     fn call(&mut self, inbound: Inbound) -> Self::Future {
-        let (head, body) = inbound.request.into_parts();
+        let (peer, (head, body)) = (inbound.peer, inbound.request.into_parts());
         let admin = self.clone();
         Box::pin(async move {
             Ok(match (&head.method, head.uri.path()) {
                 (&Method::POST, path @ ("/inspect" | "/purge")) => {
-                    admin.operate(path, head.headers, body).await
+                    admin.operate(path, peer, &head.headers, body).await
                 }
                 (method, path) => admin.answer(method, path),
             })

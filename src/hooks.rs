@@ -17,14 +17,15 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::{HeaderMap, Method, Response, StatusCode};
-use http_body_util::{BodyExt as _, Full, Limited};
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
+use tokio_util::task::TaskTracker;
 use tower::Service;
 
 use self::event::Event;
 pub use self::event::Kind;
 use crate::cache::Cache;
-use crate::cache::purge::How;
+use crate::cache::purge::{How, Selector};
 use crate::clock::Clock;
 use crate::refusal::Refusal;
 use crate::secret::{SigningToken, Token};
@@ -51,6 +52,12 @@ pub const PATH: &str = "/hooks/gitlab";
 /// long SSH key.
 const MOST: usize = 1024 * 1024;
 
+/// How long an event may take to come.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How many events may wait at one time for what they make wrong to be dropped once more.
+const MOST_SETTLING: usize = 10_000;
+
 /// How old a signed event may be, or how far ahead of this clock.
 const SIGNED_FOR: u64 = 5 * 60;
 
@@ -70,6 +77,8 @@ pub struct Hooks {
     cache: Arc<Cache>,
     counts: Arc<Counts>,
     clock: Clock,
+    /// Owns what goes on once GitLab has its answer.
+    tasks: TaskTracker,
 }
 
 type Answer = (StatusCode, &'static str);
@@ -79,7 +88,7 @@ const DONE: Answer = (StatusCode::OK, "ok");
 impl Hooks {
     /// Drops from `cache`.
     pub fn new(settings: Settings, cache: Arc<Cache>, counts: Arc<Counts>, clock: Clock) -> Self {
-        Self { settings: Arc::new(settings), cache, counts, clock }
+        Self { settings: Arc::new(settings), cache, counts, clock, tasks: TaskTracker::new() }
     }
 
     async fn answer(&self, method: &Method, path: &str, headers: &HeaderMap, body: Incoming) -> Answer {
@@ -102,12 +111,15 @@ impl Hooks {
         if !has_shown_token && !may_be_signed {
             return self.refuse();
         }
-        let body = match Limited::new(body, MOST).collect().await {
-            Ok(body) => body.to_bytes(),
+        let body = match tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, MOST).collect()).await {
+            Ok(Ok(body)) => body.to_bytes(),
             // Nothing that large is about a key or a user.
-            Err(_) if has_shown_token => return DONE,
-            Err(_) => {
-                return (StatusCode::PAYLOAD_TOO_LARGE, "413 Content Too Large: no event of a key or user");
+            Ok(Err(error)) if error.is::<LengthLimitError>() && has_shown_token => return DONE,
+            _ => {
+                return (
+                    StatusCode::BAD_REQUEST,
+                    "400 Bad Request: the event is incomplete, too slow or too large",
+                );
             }
         };
         if !has_shown_token && !self.is_signed(headers, &body) {
@@ -115,7 +127,7 @@ impl Hooks {
         }
         match Event::read(&body) {
             Some(event) => {
-                self.drop_what_is_wrong(event);
+                self.drop_what_is_wrong(event).await;
                 DONE
             }
             None => (StatusCode::BAD_REQUEST, "400 Bad Request: not an event of a System Hook in JSON"),
@@ -146,24 +158,45 @@ impl Hooks {
         is_now && signatures.split(' ').any(|signature| token.has_signed(&signed, signature))
     }
 
-    fn drop_what_is_wrong(&self, event: Event) {
+    async fn drop_what_is_wrong(&self, event: Event) {
         if let Some(count) = self.counts.events.get(event.kind as usize) {
             count.fetch_add(1, Ordering::Relaxed);
         }
         if event.wrong.is_empty() {
             return;
         }
-        let cache = Arc::clone(&self.cache);
-        let drop_all = move || event.wrong.iter().map(|wrong| cache.purge(wrong, How::Hard)).sum::<usize>();
-        tracing::info!(purged = drop_all(), event = event.kind.as_str(), "hook");
-        let settle = self.settings.settle;
-        if !settle.is_zero() {
-            tokio::spawn(async move {
-                tokio::time::sleep(settle).await;
-                drop_all();
-            });
+        let (cache, settle) = (Arc::clone(&self.cache), self.settings.settle);
+        let again = drop_all(&cache, event.kind, event.wrong).await;
+        if settle.is_zero() {
+            return;
         }
+        if self.tasks.len() >= MOST_SETTLING {
+            tracing::warn!("too many hooks at one time; what they make wrong is not dropped once more");
+            return;
+        }
+        self.tasks.spawn(async move {
+            tokio::time::sleep(settle).await;
+            drop_all(&cache, event.kind, again).await;
+        });
     }
+}
+
+/// On a thread of its own, since it may have to look through a million entries. What is to be dropped once more: the same, and the keys that were known to be a
+/// user's, which nothing says any more once it is gone.
+async fn drop_all(cache: &Arc<Cache>, kind: Kind, wrong: Vec<Selector>) -> Vec<Selector> {
+    let cache = Arc::clone(cache);
+    let dropping = tokio::task::spawn_blocking(move || {
+        let (mut entries, mut again) = (0, wrong.clone());
+        for selector in &wrong {
+            let purged = cache.purge(selector, How::Hard);
+            entries += purged.entries;
+            again.extend(purged.key_rows.into_iter().map(Selector::KeyId));
+        }
+        tracing::info!(purged = entries, event = kind.as_str(), "hook");
+        again.dedup();
+        again
+    });
+    dropping.await.unwrap_or_default()
 }
 
 const SIGNATURE: &str = "webhook-signature";

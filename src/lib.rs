@@ -75,6 +75,7 @@ pub struct Gateway {
     endpoints: Vec<String>,
     admin: Socket,
     admin_token: Option<Token>,
+    admin_is_private: bool,
     hooks: Option<(Socket, Hooks)>,
     metrics: Arc<Metrics>,
     cache: Arc<Cache>,
@@ -125,9 +126,20 @@ impl Gateway {
             let socket = Socket::bind(&hooks.endpoint)?;
             io::Result::Ok((socket, Hooks::new(hooks, Arc::clone(&cache), hook_counts, Clock::System)))
         });
-        let (hooks, admin_token) = (hooks.transpose()?, settings.admin_token);
-        let readiness = Arc::default();
-        Ok(Self { workers, endpoints, admin, admin_token, hooks, metrics, cache, upstream, readiness })
+        let (hooks, readiness) = (hooks.transpose()?, Arc::default());
+        let (admin_token, admin_is_private) = (settings.admin_token, settings.admin.is_private());
+        Ok(Self {
+            workers,
+            endpoints,
+            admin,
+            admin_token,
+            admin_is_private,
+            hooks,
+            metrics,
+            cache,
+            upstream,
+            readiness,
+        })
     }
 
     /// Where clients connect, with the ports that the system chose.
@@ -151,19 +163,32 @@ impl Gateway {
     /// Requests are answered on the threads of the workers. What is left for the runtime that this
     /// is called on, which may be slow at times without a client noticing: operators and upkeep.
     pub async fn run(self, shutdown: CancellationToken) -> io::Result<bool> {
-        let Self { workers, admin, admin_token, hooks, metrics, cache, upstream, readiness, .. } = self;
+        let Self {
+            workers,
+            admin,
+            admin_token,
+            admin_is_private,
+            hooks,
+            metrics,
+            cache,
+            upstream,
+            readiness,
+            ..
+        } = self;
         // The admin listener outlives the others, to say that they are draining.
-        let admin_server =
-            Server::new(Limits { connections: 64, drain_timeout: ADMIN_DRAIN, ..Limits::default() });
+        let limits = Limits { connections: 64, drain_timeout: ADMIN_DRAIN, ..Limits::default() };
+        let admin_server = Server::new(limits);
         let operators = Admin {
             metrics,
             upstream,
             readiness: Arc::clone(&readiness),
             cache: Arc::clone(&cache),
+            is_private: admin_is_private,
             token: admin_token,
         };
         admin_server.serve(Listener::new(admin)?, operators);
-        let hook_server = admin_server.sibling();
+        // With connections of its own: whoever reaches the one must not be able to block the other.
+        let hook_server = Server::new(limits);
         if let Some((socket, hooks)) = hooks {
             hook_server.serve(Listener::new(socket)?, hooks);
         }

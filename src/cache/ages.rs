@@ -158,6 +158,11 @@ impl Ages {
         self.fresh == 0
     }
 
+    /// Whether there is an age at which an answer is good for anything.
+    pub fn is_good_for_anything(self) -> bool {
+        !self.end().is_zero()
+    }
+
     fn end(self) -> Duration {
         Duration::from_millis(self.fresh.max(self.revalidate).max(self.on_error).into())
     }

@@ -171,13 +171,21 @@ impl Entry {
 
     /// What it is good for at `now`, or `None` if it must not be used any more.
     pub fn phase(&self, now: Instant, generation: u64) -> Option<Phase> {
-        let ages = if self.is_softened.load(Ordering::Relaxed) { self.ages.softened() } else { self.ages };
-        ages.phase(self.age(now)).filter(|_| self.generation == generation)
+        self.ages().phase(self.age(now)).filter(|_| self.generation == generation)
+    }
+
+    fn ages(&self) -> Ages {
+        if self.is_softened.load(Ordering::Relaxed) { self.ages.softened() } else { self.ages }
+    }
+
+    /// Whether it is good for anything once it is not fresh.
+    pub(super) fn is_ever_stale(&self) -> bool {
+        self.ages.softened().is_good_for_anything()
     }
 
     /// Whole seconds for which it stays fresh; less than 0 since it is not.
     pub fn fresh_for(&self, now: Instant) -> i64 {
-        self.ages.fresh_for(self.age(now))
+        self.ages().fresh_for(self.age(now))
     }
 
     /// From now on it is not fresh any more.

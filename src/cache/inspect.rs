@@ -23,7 +23,7 @@ pub struct Sight {
     pub phase: Option<Phase>,
     /// How long ago Rails was asked for it.
     pub age: Duration,
-    /// Whole seconds for which it stays fresh, if nobody purges it; less than 0 since it is not.
+    /// Whole seconds for which it stays fresh; less than 0 since it is not.
     pub fresh_for: i64,
     /// How often it was given.
     pub hits: u32,

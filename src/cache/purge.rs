@@ -42,21 +42,37 @@ pub enum How {
     Soft,
 }
 
+/// What a purge has found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Purged {
+    /// How many entries there were.
+    pub entries: usize,
+    /// The key rows behind which a user was meant: once those entries are gone, nothing says so.
+    pub key_rows: Vec<u64>,
+}
+
+/// Whether a word is the type of an SSH key (RFC 4253 §6.6, RFC 5656, and OpenSSH's own).
+fn is_type(word: &str) -> bool {
+    ["ssh-", "ecdsa-sha2-", "sk-ssh-", "sk-ecdsa-"].iter().any(|start| word.starts_with(start))
+}
+
 impl Selector {
     /// The selector of an SSH key in any spelling: Base64 with or without padding, a line of a `.pub`
-    /// file, or a fingerprint as `ssh-keygen -l` prints it (`SHA256:…`).
+    /// file, or a fingerprint as `ssh-keygen -l` prints it (`SHA256:…`, with or without what is around).
     pub fn ssh_key(text: &str) -> Option<Self> {
-        let text = text.trim();
-        if let Some(digest) = text.strip_prefix("SHA256:") {
+        let words: Vec<&str> = text.split_ascii_whitespace().collect();
+        if let Some(digest) = words.iter().find_map(|word| word.strip_prefix("SHA256:")) {
             let digest = STANDARD_NO_PAD.decode(digest.trim_end_matches('=')).ok()?;
             return digest.try_into().ok().map(Self::SshKey);
         }
-        let mut words = text.split_ascii_whitespace();
-        let (first, second) = (words.next()?, words.next());
-        match Key::of_ssh_key(second.unwrap_or(first).as_bytes())? {
+        let of = |word: &str| match Key::of_ssh_key(word.as_bytes())? {
             Key::SshKey(digest) => Some(Self::SshKey(digest)),
             _ => None,
-        }
+        };
+        // Behind its type, wherever that is: a line of `authorized_keys` may begin with options, and
+        // words of a comment may be Base64 too.
+        let mut typed = words.iter().zip(words.iter().skip(1)).filter(|(word, _)| is_type(word)).peekable();
+        if typed.peek().is_none() { of(words.first()?) } else { typed.find_map(|(_, key)| of(key)) }
     }
 
     /// Whether an answer that is on its way may turn out to be meant.
@@ -92,22 +108,30 @@ impl Selector {
 }
 
 impl Cache {
-    /// Drops what is meant, and whatever may be under way of it. How many entries there were.
-    pub fn purge(&self, selector: &Selector, how: How) -> usize {
+    /// Drops what is meant, and whatever may be under way of it. Looks through all entries, unless it is
+    /// about one SSH key: with very many, not something to be done where others wait.
+    pub fn purge(&self, selector: &Selector, how: How) -> Purged {
         self.flights.strike_all(|key| selector.may_mean(key));
         let meant = self.find(selector);
         for (key, entry) in &meant {
-            match how {
-                How::Hard => self.remove(key),
-                How::Soft => entry.soften(),
+            if how == How::Soft && entry.is_ever_stale() {
+                entry.soften();
+            } else {
+                self.remove(key);
             }
         }
         self.counts.purged.fetch_add(meant.len() as u64, Ordering::Relaxed);
-        meant.len()
+        let key_rows = meant.iter().filter_map(|(key, _)| key.id_of_key_row()).collect();
+        Purged { entries: meant.len(), key_rows }
     }
 
     /// The entries that are meant.
     pub(super) fn find(&self, selector: &Selector) -> Vec<(Arc<Key>, Arc<Entry>)> {
+        if let Selector::SshKey(digest) = selector {
+            let key = Key::SshKey(*digest);
+            let entries = [&self.positive, &self.negative].into_iter().filter_map(|store| store.get(&key));
+            return entries.map(|entry| (Arc::new(key.clone()), entry)).collect();
+        }
         let mut meant = self.find_where(|key, entry| selector.means(key, entry));
         if matches!(selector, Selector::UserId(_) | Selector::Username(_)) {
             let keys: HashSet<u64> = meant.iter().filter_map(|(key, _)| key.id_of_key_row()).collect();
@@ -196,7 +220,7 @@ mod tests {
         ] {
             for how in [How::Hard, How::Soft] {
                 let (cache, keys) = filled();
-                assert_eq!(cache.purge(&selector, how), gone.len(), "{selector:?}");
+                assert_eq!(cache.purge(&selector, how).entries, gone.len(), "{selector:?}");
                 for (index, key) in keys.iter().enumerate() {
                     let phase = cache.lookup(key, Instant::now()).map(|hit| hit.phase);
                     let may_be_stale = how == How::Soft && index < 7;
@@ -230,7 +254,7 @@ mod tests {
         ] {
             let cache = Cache::new(&Settings::default());
             let Boarding::Lead(lease) = cache.board(&key, Instant::now()) else { unreachable!() };
-            assert_eq!(cache.purge(&selector, How::Soft), 0);
+            assert_eq!(cache.purge(&selector, How::Soft), Purged::default());
             let ages = Lifetimes::default().of(Caching::Discover, Sign::Positive);
             let storable = Storable { sign: Sign::Positive, ages, subject: None };
             let stored = lease.store(StatusCode::OK, &HeaderMap::new(), b"{}", storable);
@@ -247,6 +271,10 @@ mod tests {
             &format!("ssh-ed25519 {SSH}"),
             &format!("ssh-ed25519 {SSH} me@home with spaces\n"),
             &format!("  {SSH}\n"),
+            &format!("{SSH} root"),
+            &format!("command=\"sudo root now\",no-pty ssh-ed25519 {SSH} root"),
+            &format!("environment=\"A=x ssh-y z?\" ssh-ed25519 {SSH} root"),
+            "256 SHA256:BwxY5GRFfhOeYSi9JfasdLmlu/nxb4zQzc0PC/pmEXw root@a (ED25519)",
             "SHA256:BwxY5GRFfhOeYSi9JfasdLmlu/nxb4zQzc0PC/pmEXw",
             "SHA256:BwxY5GRFfhOeYSi9JfasdLmlu/nxb4zQzc0PC/pmEXw=",
         ] {

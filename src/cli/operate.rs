@@ -169,7 +169,13 @@ fn url(endpoint: &Endpoint) -> String {
             format!("http://{address}")
         }
         Endpoint::Unix { path, .. } => {
-            format!("http+unix://{}", path.display().to_string().replace('%', "%25").replace('/', "%2F"))
+            let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~".contains(byte);
+            let escape =
+                |byte: &u8| if plain(byte) { char::from(*byte).to_string() } else { format!("%{byte:02X}") };
+            format!(
+                "http+unix://{}",
+                path.as_os_str().as_encoded_bytes().iter().map(escape).collect::<String>()
+            )
         }
     }
 }

@@ -52,15 +52,13 @@ impl Kind {
 
     /// Deploy keys, LDAP keys and the like have names of their own, which end alike.
     fn of(name: &str) -> Self {
-        let is_of_key =
-            |end: &str| name.strip_suffix(end).is_some_and(|kind| kind.chars().all(char::is_alphanumeric));
         match name {
             "user_create" => Self::UserCreate,
             "user_destroy" => Self::UserDestroy,
             "user_rename" => Self::UserRename,
             "user_failed_login" => Self::UserFailedLogin,
-            _ if is_of_key("key_create") => Self::KeyCreate,
-            _ if is_of_key("key_destroy") => Self::KeyDestroy,
+            _ if name.ends_with("key_create") => Self::KeyCreate,
+            _ if name.ends_with("key_destroy") => Self::KeyDestroy,
             _ => Self::Other,
         }
     }
@@ -88,10 +86,9 @@ impl Event {
             key.unwrap_or(Selector::Route(Caching::AuthorizedKeys))
         };
         let user = |names: &[&str]| {
-            let named = names.iter().filter_map(|name| said.get(*name)?.as_str()).map(str::to_owned);
-            let by_name = named.map(Selector::Username);
-            let wrong: Vec<_> = id("user_id").map(Selector::UserId).into_iter().chain(by_name).collect();
-            if wrong.is_empty() { vec![Selector::Route(Caching::Discover)] } else { wrong }
+            let named = |name: &&str| Some(Selector::Username(said.get(*name)?.as_str()?.to_owned()));
+            let all = std::iter::once(id("user_id").map(Selector::UserId)).chain(names.iter().map(named));
+            all.collect::<Option<Vec<_>>>().unwrap_or_else(|| vec![Selector::Route(Caching::Discover)])
         };
         let wrong = match kind {
             Kind::KeyCreate | Kind::KeyDestroy => {
@@ -145,10 +142,12 @@ mod tests {
                 Kind::UserRename,
                 vec![UserId(58), name("new"), name("old")],
             ),
-            ("user_rename", r#""name":"x""#, Kind::UserRename, vec![users]),
+            ("user_rename", r#""name":"x""#, Kind::UserRename, vec![users.clone()]),
             ("project_create", user, Kind::Other, vec![]),
             ("user_add_to_team", user, Kind::Other, vec![]),
-            ("gpg_key_create", &key, Kind::Other, vec![]),
+            ("deploy_key_destroy", &key, Kind::KeyDestroy, vec![ssh.clone(), KeyId(7)]),
+            ("user_create", r#""user_id":41"#, Kind::UserCreate, vec![users.clone()]),
+            ("user_rename", user, Kind::UserRename, vec![users.clone()]),
             ("KEY_CREATE", &key, Kind::Other, vec![]),
             ("", user, Kind::Other, vec![]),
         ] {

@@ -42,6 +42,16 @@ impl Endpoint {
     }
 }
 
+impl Endpoint {
+    /// Whether nobody can connect but from this machine.
+    pub fn is_private(&self) -> bool {
+        match self {
+            Self::Tcp(address) => address.ip().to_canonical().is_loopback(),
+            Self::Unix { .. } => true,
+        }
+    }
+}
+
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

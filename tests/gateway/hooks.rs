@@ -174,3 +174,33 @@ async fn a_signature_is_as_good_as_the_token() {
     assert_eq!(hooks.send(&at(now())).await.status, 200);
     assert_eq!(kept(&stage).await, (false, false));
 }
+
+/// Whose keys they are, nothing says any more once the user is dropped.
+#[tokio::test]
+async fn the_keys_of_a_user_are_dropped_once_more_too() {
+    let (stage, hooks) = stage_with(|setup| setup.text("hooks.settle", "300ms")).await;
+    kept(&stage).await;
+    let body = json!({"event_name": "user_failed_login", "user_id": 1, "username": "root"});
+    assert_eq!(told(&hooks, &body).await.status, 200);
+    let purged = stage.metric("railgate_cache_purged_total").await.unwrap();
+    assert_eq!(purged, 2);
+    stage.send(&key()).await;
+    stage.reaches("railgate_cache_purged_total", purged + 1).await;
+    assert!(!stage.send(&key()).await.is_hit());
+}
+
+/// Whoever reaches this port and sends nothing more does not keep operators out.
+#[tokio::test]
+async fn idle_hooks_do_not_block_operators() {
+    let (stage, hooks) = stage().await;
+    let mut wires = Vec::new();
+    for _ in 0..80 {
+        let mut wire = hooks.connect().await;
+        wire.write(
+            b"POST /hooks/gitlab HTTP/1.1\r\nHost: a\r\nX-Gitlab-Token: h00k\r\nContent-Length: 9\r\n\r\n",
+        )
+        .await;
+        wires.push(wire);
+    }
+    assert_eq!(stage.gateway.admin.send(&Ask::new("GET", "/live")).await.status, 200);
+}

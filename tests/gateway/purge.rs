@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::client::{Answer, Ask};
+use super::client::{Answer, Ask, Peer};
 use super::fake::ROOT_KEY;
 use super::stage::{Setup, Stage};
 
@@ -99,6 +99,7 @@ async fn what_is_no_purge_is_refused_with_a_reason() {
         (post().json(r#"{"all":true,"key_id":1}"#), 400),
         (post().json(r#"{"key_id":"1"}"#), 400),
         (post().json(&format!(r#"{{"username":"{}"}}"#, "a".repeat(70_000))), 400),
+        (post().json(all).header("Origin", "http://evil.example"), 403),
         (Ask::new("GET", "/purge"), 405),
         (Ask::new("DELETE", "/purge"), 405),
         (Ask::new("POST", "/purge/"), 404),
@@ -107,5 +108,22 @@ async fn what_is_no_purge_is_refused_with_a_reason() {
     }
     // Clients have no such page: it is a path like others there.
     assert_eq!(stage.send(&post().json(all)).await.status, 404);
+    assert!(stage.send(&key()).await.is_hit());
+}
+
+/// Where others can connect, a token is not a matter of choice.
+#[tokio::test]
+async fn without_a_token_nobody_purges_over_a_network() {
+    let stage = Setup::new().text("admin.address", "0.0.0.0:0").start().await;
+    let port = match &stage.gateway.admin {
+        Peer::Tcp(address) => address.port(),
+        Peer::Unix(path) => panic!("{}", path.display()),
+    };
+    let admin = Peer::parse(&format!("127.0.0.1:{port}"));
+    stage.pass(&key()).await;
+    for page in ["/purge", "/inspect"] {
+        admin.send(&Ask::new("POST", page).json(r#"{"all":true}"#)).await.assert_failure(403);
+    }
+    assert_eq!(admin.send(&Ask::new("GET", "/live")).await.status, 200);
     assert!(stage.send(&key()).await.is_hit());
 }
