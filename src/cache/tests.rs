@@ -173,9 +173,9 @@ fn memory_is_bounded_by_bytes_whatever_the_count_allows() {
             cache.upkeep();
         }
     }
-    // A tenth is set aside for negative entries; each has 512 bytes beside its body.
-    assert_eq!(cache.entry_counts(), [943_719 / 10_512, 104_857 / 10_512]);
-    assert_eq!((bytes(Sign::Positive), bytes(Sign::Negative)), (89 * 10_512, 9 * 10_512));
+    // A tenth is set aside for negative entries; each has 560 bytes beside its body.
+    assert_eq!(cache.entry_counts(), [943_719 / 10_560, 104_857 / 10_560]);
+    assert_eq!((bytes(Sign::Positive), bytes(Sign::Negative)), (89 * 10_560, 9 * 10_560));
     cache.invalidate_all();
     cache.upkeep();
     assert_eq!((bytes(Sign::Positive), bytes(Sign::Negative)), (0, 0));
@@ -185,7 +185,7 @@ fn memory_is_bounded_by_bytes_whatever_the_count_allows() {
 fn what_no_store_has_room_for_is_not_stored() {
     let cache = Cache::new(&Settings { max_bytes: 100_000, ..Settings::default() });
     let clock = Clock::Manual(Manual::at(0));
-    for (sign, most) in [(Sign::Positive, 90_000 - 512), (Sign::Negative, 10_000 - 512)] {
+    for (sign, most) in [(Sign::Positive, 90_000 - 560), (Sign::Negative, 10_000 - 560)] {
         let stored = land(lead(&cache, &KEY, &clock), sign, &"x".repeat(most + 1), &clock);
         assert_eq!(stored, Err(NoStore::TooLarge));
         assert_eq!(cache.flights(), 0);
