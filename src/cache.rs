@@ -4,9 +4,11 @@
 //! here is where they meet memory. moka bounds the memory, and nothing else: whether an entry is
 //! still good is read off the entry itself, by the clock that the caller passes in.
 //!
+//! For how long an answer is good for what is decided in [`ages`]; whether Rails fails, [`outage`] knows.
+//!
 //! Two fences keep a wrong answer out. A *flight* (one request to Rails for a key that many wait
-//! for) may store only while it is registered, and an invalidation strikes it off; both happen
-//! under one lock. A *generation* on every entry makes whatever began before a flush unusable.
+//! for) may store only while it is registered, and an invalidation or a [`purge`] strikes it off; both
+//! happen under one lock. A *generation* on every entry makes whatever began before a flush unusable.
 
 pub mod ages;
 pub mod entry;

@@ -9,14 +9,18 @@
 //! 4. [`layer::hygiene`] refuses ambiguous hosts, paths and headers.
 //! 5. [`layer::find_route`] finds the row of the [`route`] table.
 //! 6. [`layer::authenticate`] demands the credential that the row names, judged by [`auth`].
-//! 7. [`layer::serve_cached`] answers from the [`cache`], or fetches once for all who ask.
+//! 7. [`layer::serve_cached`] answers from the [`cache`], if need be with what is stale, or fetches once
+//!    for all who ask.
 //! 8. [`layer::forward`] sends what is left to Rails, through [`upstream`].
+//!
+//! Beside that, [`admin`] answers operators, and [`hooks`] hears from GitLab what has changed; both only
+//! ever drop what is kept.
 //!
 //! # Invariants
 //!
 //! - No cached answer is reached by a request that was not authenticated: the cache layer takes
 //!   [`exchange::Authenticated`] only, and only [`auth`] can make the caller in it.
-//! - No cache key is built but by [`cache::Key::new`].
+//! - No cache key of a request is built but by [`cache::Key::new`].
 //! - Only [`stack`] knows the order of the layers, only [`failure`] and
 //!   [`refusal`] the status codes of our own answers to clients, only
 //!   [`config`] the names of keys, only [`clock`] what time it is.
