@@ -1,5 +1,5 @@
-//! The second listener, for operators and their tools: metrics, health, and seeing and dropping what is kept. It
-//! shows no secret and no cached answer, and is meant for loopback or a private network.
+//! The second listener, for operators and their tools: metrics, health, and seeing and dropping what is
+//! kept. It shows no secret and no cached answer, and is meant for loopback or a private network.
 
 mod inspect;
 mod purge;

@@ -8,6 +8,7 @@ mod event;
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
+use http::request::Parts;
 use http::{HeaderMap, Method, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
@@ -91,25 +93,26 @@ impl Hooks {
         Self { settings: Arc::new(settings), cache, counts, clock, tasks: TaskTracker::new() }
     }
 
-    async fn answer(&self, method: &Method, path: &str, headers: &HeaderMap, body: Incoming) -> Answer {
+    async fn answer(&self, peer: Option<IpAddr>, head: &Parts, body: Incoming) -> Answer {
+        let (method, path) = (&head.method, head.uri.path());
         if method.as_str() == REFUSED {
             let refusal = Refusal::from_label(path.trim_start_matches('/')).unwrap_or(Refusal::RequestLine);
             return (refusal.status(), refusal.message());
         }
         match (method, path) {
-            (&Method::POST, PATH) => self.take(headers, body).await,
+            (&Method::POST, PATH) => self.take(peer, &head.headers, body).await,
             (_, PATH) => (StatusCode::METHOD_NOT_ALLOWED, "405 Method Not Allowed: use POST"),
             _ => (StatusCode::NOT_FOUND, "404 Not Found: GitLab's System Hooks go to /hooks/gitlab"),
         }
     }
 
-    async fn take(&self, headers: &HeaderMap, body: Incoming) -> Answer {
+    async fn take(&self, peer: Option<IpAddr>, headers: &HeaderMap, body: Incoming) -> Answer {
         let has_shown_token = self.settings.token.as_ref().is_some_and(|token| {
             headers.get("x-gitlab-token").is_some_and(|shown| token.is_shown_as(shown.as_bytes()))
         });
         let may_be_signed = self.settings.signing_token.is_some() && headers.contains_key(SIGNATURE);
         if !has_shown_token && !may_be_signed {
-            return self.refuse();
+            return self.refuse(peer);
         }
         let body = match tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, MOST).collect()).await {
             Ok(Ok(body)) => body.to_bytes(),
@@ -123,7 +126,7 @@ impl Hooks {
             }
         };
         if !has_shown_token && !self.is_signed(headers, &body) {
-            return self.refuse();
+            return self.refuse(peer);
         }
         match Event::read(&body) {
             Some(event) => {
@@ -134,9 +137,13 @@ impl Hooks {
         }
     }
 
-    fn refuse(&self) -> Answer {
+    fn refuse(&self, peer: Option<IpAddr>) -> Answer {
         self.counts.refused.fetch_add(1, Ordering::Relaxed);
-        tracing::warn!("a hook came with no right X-Gitlab-Token or webhook-signature; nothing was dropped");
+        let remote_ip = peer.map(tracing::field::display);
+        tracing::warn!(
+            remote_ip,
+            "a hook came with no right X-Gitlab-Token or webhook-signature; nothing was dropped"
+        );
         (
             StatusCode::UNAUTHORIZED,
             "401 Unauthorized: X-Gitlab-Token or webhook-signature is not the right one",
@@ -181,8 +188,9 @@ impl Hooks {
     }
 }
 
-/// On a thread of its own, since it may have to look through a million entries. What is to be dropped once more: the same, and the keys that were known to be a
-/// user's, which nothing says any more once it is gone.
+/// On a thread of its own, since it may have to look through a million entries. What is to be dropped
+/// once more: the same, and the keys that were known to be a user's, which nothing says any more once it
+/// is gone.
 async fn drop_all(cache: &Arc<Cache>, kind: Kind, wrong: Vec<Selector>) -> Vec<Selector> {
     let cache = Arc::clone(cache);
     let dropping = tokio::task::spawn_blocking(move || {
@@ -193,7 +201,6 @@ async fn drop_all(cache: &Arc<Cache>, kind: Kind, wrong: Vec<Selector>) -> Vec<S
             again.extend(purged.key_rows.into_iter().map(Selector::KeyId));
         }
         tracing::info!(purged = entries, event = kind.as_str(), "hook");
-        again.dedup();
         again
     });
     dropping.await.unwrap_or_default()
@@ -211,10 +218,10 @@ impl Service<Inbound> for Hooks {
     }
 
     fn call(&mut self, inbound: Inbound) -> Self::Future {
-        let (head, body) = inbound.request.into_parts();
+        let (peer, (head, body)) = (inbound.peer, inbound.request.into_parts());
         let hooks = self.clone();
         Box::pin(async move {
-            let (status, message) = hooks.answer(&head.method, head.uri.path(), &head.headers, body).await;
+            let (status, message) = hooks.answer(peer, &head, body).await;
             let body = format!(r#"{{"message":"{message}"}}"#);
             let mut answer = Response::new(Full::new(Bytes::from(body)));
             *answer.status_mut() = status;

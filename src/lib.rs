@@ -60,14 +60,13 @@ use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::admin::{Admin, Readiness};
+use crate::admin::Admin;
 use crate::auth::Auth;
 use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::Settings;
 use crate::hooks::Hooks;
 use crate::metrics::{Metrics, Sources};
-use crate::secret::Token;
 use crate::server::{Limits, Listener, Server, Socket};
 use crate::upstream::{State, Upstream};
 use crate::worker::Worker;
@@ -77,14 +76,8 @@ use crate::worker::Worker;
 pub struct Gateway {
     workers: Vec<Worker>,
     endpoints: Vec<String>,
-    admin: Socket,
-    admin_token: Option<Token>,
-    admin_is_private: bool,
+    admin: (Socket, Admin),
     hooks: Option<(Socket, Hooks)>,
-    metrics: Arc<Metrics>,
-    cache: Arc<Cache>,
-    upstream: Arc<State>,
-    readiness: Arc<Readiness>,
 }
 
 impl Gateway {
@@ -94,7 +87,7 @@ impl Gateway {
         for endpoint in &settings.listen {
             sockets.push(Socket::bind_shares(endpoint, settings.workers)?.into_iter());
         }
-        let admin = Socket::bind(&settings.admin)?;
+        let admin_socket = Socket::bind(&settings.admin)?;
         let hook_counts = Arc::new(hooks::Counts::default());
         let server = Server::new(settings.limits);
         let upstream = Arc::new(State::default());
@@ -130,20 +123,15 @@ impl Gateway {
             let socket = Socket::bind(&hooks.endpoint)?;
             io::Result::Ok((socket, Hooks::new(hooks, Arc::clone(&cache), hook_counts, Clock::System)))
         });
-        let (hooks, readiness) = (hooks.transpose()?, Arc::default());
-        let (admin_token, admin_is_private) = (settings.admin_token, settings.admin.is_private());
-        Ok(Self {
-            workers,
-            endpoints,
-            admin,
-            admin_token,
-            admin_is_private,
-            hooks,
+        let admin = Admin {
             metrics,
-            cache,
             upstream,
-            readiness,
-        })
+            readiness: Arc::default(),
+            cache,
+            is_private: settings.admin.is_private(),
+            token: settings.admin_token,
+        };
+        Ok(Self { workers, endpoints, admin: (admin_socket, admin), hooks: hooks.transpose()? })
     }
 
     /// Where clients connect, with the ports that the system chose.
@@ -158,7 +146,7 @@ impl Gateway {
 
     /// Where operators connect.
     pub fn admin_endpoint(&self) -> io::Result<String> {
-        self.admin.endpoint()
+        self.admin.0.endpoint()
     }
 
     /// Serves until `shutdown` is cancelled, then drains: not ready any more, no new connections,
@@ -167,30 +155,12 @@ impl Gateway {
     /// Requests are answered on the threads of the workers. What is left for the runtime that this
     /// is called on, which may be slow at times without a client noticing: operators and upkeep.
     pub async fn run(self, shutdown: CancellationToken) -> io::Result<bool> {
-        let Self {
-            workers,
-            admin,
-            admin_token,
-            admin_is_private,
-            hooks,
-            metrics,
-            cache,
-            upstream,
-            readiness,
-            ..
-        } = self;
+        let Self { workers, admin: (socket, admin), hooks, .. } = self;
+        let (readiness, cache) = (Arc::clone(&admin.readiness), Arc::clone(&admin.cache));
         // The admin listener outlives the others, to say that they are draining.
         let limits = Limits { connections: 64, drain_timeout: ADMIN_DRAIN, ..Limits::default() };
         let admin_server = Server::new(limits);
-        let operators = Admin {
-            metrics,
-            upstream,
-            readiness: Arc::clone(&readiness),
-            cache: Arc::clone(&cache),
-            is_private: admin_is_private,
-            token: admin_token,
-        };
-        admin_server.serve(Listener::new(admin)?, operators);
+        admin_server.serve(Listener::new(socket)?, admin);
         // With connections of its own: whoever reaches the one must not be able to block the other.
         let hook_server = Server::new(limits);
         if let Some((socket, hooks)) = hooks {

@@ -256,6 +256,10 @@ async fn or_stale(
     };
     let now_is = shared.clock.now();
     match (shared.cache.lookup(&key, now_is), said) {
+        // Somebody else may have renewed it meanwhile.
+        (Some(hit), _) if hit.phase == Phase::Fresh => {
+            Ok(replay(&hit.entry, CacheOutcome::Hit, now_is, &record))
+        }
         (Some(hit), _) => Ok(replay(&hit.entry, CacheOutcome::StaleIfError, now_is, &record)),
         (None, Some(said)) => said,
         (None, None) => answer.await,
