@@ -19,6 +19,7 @@ pub mod inspect;
 pub mod key;
 pub mod outage;
 pub mod purge;
+pub mod shadow;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -36,6 +37,7 @@ pub use self::flight::{Boarding, Landed, Lease, Trouble, Wait};
 pub use self::freshness::NoStore;
 pub use self::key::Key;
 use self::outage::Outage;
+use self::shadow::Shadow;
 use crate::route::Caching;
 
 /// What `[cache]` of the configuration says.
@@ -57,6 +59,8 @@ pub struct Settings {
     pub stale_wait: Duration,
     /// For how many stale answers Rails may be asked behind the callers' backs at one time.
     pub max_refreshes: usize,
+    /// How many answers are compared with Rails.
+    pub shadow: shadow::Settings,
     /// How long answers stay good.
     pub lifetimes: Lifetimes,
 }
@@ -71,6 +75,7 @@ impl Default for Settings {
             wait: Duration::from_secs(60),
             stale_wait: Duration::from_secs(5),
             max_refreshes: 16,
+            shadow: shadow::Settings::default(),
             lifetimes: Lifetimes::default(),
         }
     }
@@ -89,6 +94,7 @@ pub struct Cache {
     /// By endpoint.
     outages: [Outage; 3],
     refreshes: Arc<Semaphore>,
+    shadow: Shadow,
     heads: Heads,
     generation: AtomicU64,
     counts: Arc<Counts>,
@@ -173,6 +179,7 @@ impl Cache {
             flights: Flights::default(),
             outages: Default::default(),
             refreshes: Arc::new(Semaphore::new(settings.max_refreshes)),
+            shadow: Shadow::new(settings.shadow),
             heads: Heads::default(),
             generation: AtomicU64::new(0),
             counts,
@@ -220,6 +227,11 @@ impl Cache {
             Caching::Discover => users,
             Caching::Check | Caching::Never => instance,
         }
+    }
+
+    /// Whether what is kept is what Rails says.
+    pub fn shadow(&self) -> &Shadow {
+        &self.shadow
     }
 
     fn lease(self: &Arc<Self>, key: &Key, now: Instant) -> Lease {

@@ -48,6 +48,21 @@ pub enum Caching {
     Check,
 }
 
+impl Caching {
+    /// All of which something may be kept.
+    pub const KEPT: [Self; 3] = [Self::AuthorizedKeys, Self::Discover, Self::Check];
+
+    /// The id of the endpoint.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Never => "never",
+            Self::AuthorizedKeys => "authorized_keys",
+            Self::Discover => "discover",
+            Self::Check => "check",
+        }
+    }
+}
+
 /// Where the internal API lives below the relative URL root.
 pub const PREFIX: &str = "/api/v4/internal";
 

@@ -41,6 +41,7 @@ mod gateway {
     mod kas;
     mod purge;
     mod secrecy;
+    mod shadow;
     mod stale;
     mod targets;
 }

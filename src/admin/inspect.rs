@@ -12,19 +12,13 @@ use crate::route::Caching;
 /// How many entries are shown.
 const MOST: usize = 100;
 
-const ROUTES: [(&str, Caching); 3] = [
-    ("authorized_keys", Caching::AuthorizedKeys),
-    ("discover", Caching::Discover),
-    ("check", Caching::Check),
-];
-
 /// How many entries there are of each endpoint.
 pub(super) fn totals(cache: &Cache) -> Value {
-    let of = |(route, caching): (&str, Caching)| {
+    let of = |caching: Caching| {
         let [positive, negative] = cache.totals(caching);
-        (route.to_owned(), json!({ "positive": positive, "negative": negative }))
+        (caching.as_str().to_owned(), json!({ "positive": positive, "negative": negative }))
     };
-    Value::Object(ROUTES.into_iter().map(of).collect())
+    Value::Object(Caching::KEPT.into_iter().map(of).collect())
 }
 
 /// What is kept of what `body` means.
@@ -40,9 +34,8 @@ pub(super) fn inspect(cache: &Cache, body: &[u8]) -> (StatusCode, Value) {
 }
 
 fn entry(sight: &Sight) -> Value {
-    let route = ROUTES.into_iter().find(|(_, caching)| *caching == sight.caching);
     json!({
-        "route": route.map(|(route, _)| route),
+        "route": sight.caching.as_str(),
         "key": sight.key,
         "store": sight.sign.as_str(),
         "state": match sight.phase {

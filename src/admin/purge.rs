@@ -54,12 +54,9 @@ fn meant(said: Map<String, Value>) -> Result<Selector, String> {
         ("key_id", Value::Number(id)) => id.as_u64().filter(|id| *id > 0).map(Selector::KeyId),
         ("user_id", Value::Number(id)) => id.as_u64().filter(|id| *id > 0).map(Selector::UserId),
         ("username", Value::String(name)) if !name.is_empty() => Some(Selector::Username(name.clone())),
-        ("route", Value::String(route)) => match route.as_str() {
-            "authorized_keys" => Some(Selector::Route(Caching::AuthorizedKeys)),
-            "discover" => Some(Selector::Route(Caching::Discover)),
-            "check" => Some(Selector::Route(Caching::Check)),
-            _ => None,
-        },
+        ("route", Value::String(route)) => {
+            Caching::KEPT.into_iter().find(|kept| kept.as_str() == route).map(Selector::Route)
+        }
         ("all", Value::Bool(true)) => Some(Selector::All),
         _ => None,
     };

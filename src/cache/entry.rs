@@ -198,6 +198,11 @@ impl Entry {
         self.hits.load(Ordering::Relaxed)
     }
 
+    /// What Rails said.
+    pub(super) fn body(&self) -> &[u8] {
+        &self.body
+    }
+
     /// The id of the key row or user that it tells of.
     pub(super) fn subject(&self) -> Option<u64> {
         Some(self.subject).filter(|id| *id > 0)

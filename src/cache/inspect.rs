@@ -56,7 +56,7 @@ impl Cache {
 }
 
 /// As the parameter that asks for it; an SSH key as `ssh-keygen -l` prints it.
-fn name(key: &Key) -> String {
+pub(super) fn name(key: &Key) -> String {
     match key {
         Key::SshKey(digest) => format!("SHA256:{}", STANDARD_NO_PAD.encode(digest)),
         Key::UserOfKey(id) => format!("key_id={id}"),

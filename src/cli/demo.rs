@@ -83,6 +83,8 @@ fn loopback(port: u16) -> Endpoint {
 
 fn settings(options: &Options, secrets: &Secrets, rails_at: &str) -> io::Result<Settings> {
     let unusable = |error: LoadError| io::Error::other(error);
+    // What is told of each request is to be the same each time.
+    let shadow = cache::shadow::Settings { one_in: 0, ..cache::shadow::Settings::default() };
     Ok(Settings {
         workers: 1,
         listen: vec![loopback(options.port)],
@@ -103,7 +105,7 @@ fn settings(options: &Options, secrets: &Secrets, rails_at: &str) -> io::Result<
                 audience: None,
             }),
         },
-        cache: cache::Settings::default(),
+        cache: cache::Settings { shadow, ..cache::Settings::default() },
         limits: Limits::default(),
         log: Log::default(),
     })

@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use super::document::{Document, Section};
-use super::scalars::{DAY, GIBIBYTE, HOUR, MEBIBYTE, SECOND, TEBIBYTE, WEEK, ZERO, as_usize, duration, size};
-use crate::cache::{self, Lifetime, Lifetimes};
+use super::scalars::{
+    DAY, GIBIBYTE, HOUR, MEBIBYTE, MILLISECOND, SECOND, TEBIBYTE, WEEK, ZERO, as_usize, duration, size,
+};
+use crate::cache::{self, Lifetime, Lifetimes, shadow};
 
 pub(super) fn cache(document: &Document<'_>, root: &mut Section<'_, '_>) -> cache::Settings {
     let defaults = cache::Settings::default();
@@ -26,6 +28,7 @@ pub(super) fn cache(document: &Document<'_>, root: &mut Section<'_, '_>) -> cach
             "health checks would see a state that is gone; 1s or 2s is usual",
         );
     }
+    let shadow = shadow(&mut section, defaults.shadow);
     let settings = cache::Settings {
         max_entries: section
             .count("max_entries", 1..1_000_000_001)
@@ -40,6 +43,7 @@ pub(super) fn cache(document: &Document<'_>, root: &mut Section<'_, '_>) -> cach
         max_refreshes: section
             .count("max_refreshes", 1..10_001)
             .map_or(defaults.max_refreshes, |count| as_usize(count.value)),
+        shadow,
         lifetimes: Lifetimes {
             authorized_keys,
             discover,
@@ -48,6 +52,19 @@ pub(super) fn cache(document: &Document<'_>, root: &mut Section<'_, '_>) -> cach
                 .count("jitter_percent", 0..51)
                 .map_or(known.jitter_percent, |count| u8::try_from(count.value).unwrap_or(u8::MAX)),
         },
+    };
+    section.finish();
+    settings
+}
+
+fn shadow(cache: &mut Section<'_, '_>, known: shadow::Settings) -> shadow::Settings {
+    let Some(mut section) = cache.section("shadow") else { return known };
+    let settings = shadow::Settings {
+        one_in: section.count("one_in", 0..1_000_000_001).map_or(known.one_in, |count| count.value),
+        max_per_second: section
+            .count("max_per_second", 1..10_001)
+            .map_or(known.max_per_second, |count| u32::try_from(count.value).unwrap_or(u32::MAX)),
+        slow: duration(&mut section, "slow", known.slow, MILLISECOND..=HOUR),
     };
     section.finish();
     settings

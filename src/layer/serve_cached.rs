@@ -2,33 +2,33 @@
 //! stale it answers while Rails is asked anew, or while Rails fails.
 
 mod fill;
+mod give;
+mod rules;
+mod verify;
 
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
-use bytes::BytesMut;
 use futures_util::future::Either;
-use http::header::{HeaderName, HeaderValue};
-use http::{Response, StatusCode};
+use http::Response;
 use pin_project_lite::pin_project;
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 use tower::{Layer, Service};
 
+use self::give::{marked, replay, share};
+use self::rules::{is_failing, may_be_kept};
 use super::{Answer, Later, NowOr, now};
 use crate::body::Body;
 use crate::cache::{
     Boarding, Cache, Entry, Hit, Key, Landed, Lease, Phase, Refresh, Refreshed, Settings, Wait,
 };
 use crate::clock::Clock;
-use crate::exchange::{Authenticated, CacheOutcome, Record, SeenBody};
+use crate::exchange::{Authenticated, CacheOutcome, Record};
 use crate::failure::Failure;
-use crate::header::CACHE_STATUS;
-use crate::params::Params;
 use crate::route::Caching;
-use crate::upstream;
 
 /// Puts [`ServeCached`] in front of a service.
 #[derive(Clone, Debug)]
@@ -115,7 +115,11 @@ where
         match self.shared.cache.lookup(&key, now_is) {
             None => self.ask(call, &key, false, now_is),
             Some(hit) if hit.phase == Phase::Fresh => {
-                now(Ok(replay(&hit.entry, CacheOutcome::Hit, now_is, &call.exchange.record)))
+                let answer = replay(&hit.entry, CacheOutcome::Hit, now_is, &call.exchange.record);
+                if self.shared.cache.shadow().draws(now_is) {
+                    self.verify(call, key, hit.entry, now_is);
+                }
+                now(Ok(answer))
             }
             Some(hit) => self.stale(call, &key, hit, now_is),
         }
@@ -171,6 +175,17 @@ where
             });
             drop(permit);
         });
+    }
+
+    /// Compares what was given with what Rails says, behind the caller's back.
+    fn verify(&mut self, mut call: Authenticated, key: Key, kept: Arc<Entry>, now_is: Instant) {
+        // Not of the instance, whose state is out of date within a second.
+        if key.caching() == Caching::Check || self.shared.cache.outage(key.caching()).is_on(now_is) {
+            return;
+        }
+        call.exchange.record = Record::default();
+        let answer = self.inner.call(fill::canonical(call));
+        self.shared.fills.spawn(verify::verify(answer, key, kept, Arc::clone(&self.shared)));
     }
 
     /// Asks Rails, or waits for the one who does. If Rails fails and `is_stale`, what is kept has to do.
@@ -272,77 +287,6 @@ impl Shared {
         let hit = self.cache.lookup(key, now_is).filter(|_| self.cache.outage(key.caching()).is_on(now_is));
         hit.map(|hit| hit.entry)
     }
-}
-
-/// The failures for which a stale answer is given (RFC 5861 §4 leaves the list to us): no connection,
-/// no answer in time, none at all, and the statuses by which a server in front of Rails says the same.
-/// A 500 is not among them: Rails is there, and does not say what it said before.
-fn is_failing(answer: &Answer) -> bool {
-    match answer {
-        Ok(answer) => is_failing_status(answer.status()),
-        Err(Failure::Upstream(error)) => matches!(
-            error,
-            upstream::Error::Connect(..)
-                | upstream::Error::Timeout(_)
-                | upstream::Error::Broken(_)
-                | upstream::Error::BrokeOff(_)
-        ),
-        Err(Failure::SharedTrouble(_)) => true,
-        Err(_) => false,
-    }
-}
-
-/// Whether nothing beside the query changes the answer: the canonical spelling of the path, no body
-/// but a form with the credential, and nothing that asks for another answer than a 200.
-fn may_be_kept(call: &Authenticated) -> bool {
-    let is_plain = call.found.exact && !call.exchange.request.headers().keys().any(is_condition);
-    let has_no_more = match &call.seen {
-        SeenBody::None => true,
-        SeenBody::Form(form) => Params::parse(form).plain().is_some_and(|mut rest| rest.next().is_none()),
-        SeenBody::Unknown => false,
-    };
-    is_plain && has_no_more
-}
-
-/// RFC 9110 §13 and §14: they ask for a 304, a 412 or a 206.
-fn is_condition(name: &HeaderName) -> bool {
-    let name = name.as_str();
-    matches!(
-        name,
-        "if-match" | "if-none-match" | "if-modified-since" | "if-unmodified-since" | "if-range" | "range"
-    )
-}
-
-const fn is_failing_status(status: StatusCode) -> bool {
-    matches!(status, StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT)
-}
-
-/// The answer that another caller's request brought.
-fn share(entry: &Entry, shared: &Shared, record: &Record) -> Response<Body> {
-    record.note(|notes| notes.cache = CacheOutcome::Shared);
-    entry.to_response(entry.age(shared.clock.now()), CacheOutcome::Shared.cache_status()).map(Body::from)
-}
-
-/// An answer from memory. hyper leaves the body out for HEAD.
-fn replay(entry: &Entry, outcome: CacheOutcome, now_is: Instant, record: &Record) -> Response<Body> {
-    record.note(|notes| notes.cache = outcome);
-    let mut status = BytesMut::with_capacity(64);
-    status.extend_from_slice(b"railgate; hit; ttl=");
-    status.extend_from_slice(itoa::Buffer::new().format(entry.fresh_for(now_is)).as_bytes());
-    status.extend_from_slice(match outcome {
-        CacheOutcome::StaleWhileRevalidate => b"; detail=stale_while_revalidate",
-        CacheOutcome::StaleIfError => b"; detail=stale_if_error",
-        _ => b"",
-    });
-    let status = HeaderValue::from_maybe_shared(status.freeze()).unwrap_or(outcome.cache_status());
-    entry.to_response(entry.age(now_is), status).map(Body::from)
-}
-
-/// RFC 9211 §2: every cache on the way appends its own, the nearest to the client last.
-fn marked(mut answer: Response<Body>, outcome: CacheOutcome, record: &Record) -> Response<Body> {
-    record.note(|notes| notes.cache = outcome);
-    answer.headers_mut().append(CACHE_STATUS.clone(), outcome.cache_status());
-    answer
 }
 
 #[cfg(test)]

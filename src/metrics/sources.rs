@@ -3,13 +3,15 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
+use crate::cache::shadow::{AGES, Verdict};
 use crate::cache::{Cache, Refreshed, Sign};
 use crate::clock::Clock;
 use crate::hooks;
@@ -33,6 +35,7 @@ pub struct Sources {
 impl Collector for Sources {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         self.encode_cache(&mut encoder)?;
+        self.encode_shadow(&mut encoder)?;
         self.encode_hooks(&mut encoder)?;
         self.encode_connections(&mut encoder)
     }
@@ -79,13 +82,39 @@ impl Sources {
             None,
             MetricType::Gauge,
         )?;
-        for (route, caching) in
-            [("authorized_keys", Caching::AuthorizedKeys), ("discover", Caching::Discover)]
-        {
-            outage(caching).encode(family.encode_family(&[("route", route)])?)?;
+        for caching in [Caching::AuthorizedKeys, Caching::Discover] {
+            outage(caching).encode(family.encode_family(&[("route", caching.as_str())])?)?;
         }
         let flights = ConstGauge::new(self.cache.flights());
         single(encoder, "cache_flights", "Keys that Rails is being asked for now", &flights)
+    }
+
+    fn encode_shadow(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let counts = self.cache.shadow().counts();
+        let mut family = encoder.encode_descriptor(
+            "shadow_checks",
+            "Answers from memory that were compared with Rails, by what that showed",
+            None,
+            MetricType::Counter,
+        )?;
+        for (caching, counts) in [Caching::AuthorizedKeys, Caching::Discover].iter().zip(&counts.verdicts) {
+            for (verdict, count) in Verdict::ALL.iter().zip(counts) {
+                let labels = [("route", caching.as_str()), ("result", verdict.as_str())];
+                ConstCounter::new(count.load(Relaxed)).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        let buckets: Vec<_> =
+            AGES.into_iter().zip(counts.wrong.iter().map(|count| count.load(Relaxed))).collect();
+        let all = buckets.iter().map(|(_, count)| count).sum();
+        let seconds = Duration::from_millis(counts.wrong_ms.load(Relaxed)).as_secs_f64();
+        encoder
+            .encode_descriptor(
+                "shadow_wrong_age_seconds",
+                "How old answers from memory were that were not what Rails says",
+                None,
+                MetricType::Histogram,
+            )?
+            .encode_histogram::<NoLabelSet>(seconds, all, &buckets, None)
     }
 
     fn encode_hooks(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {

@@ -25,6 +25,8 @@ const LONG_MEMORY: &str = r#"
     max_entries = 1_000
     wait = "10m"
     jitter_percent = 0
+    [cache.shadow]
+    one_in = 0
     [cache.authorized_keys]
     ttl = "1h"
     negative_ttl = "1h"
@@ -100,7 +102,15 @@ impl Stage {
     /// A gateway whose entries are stale after a millisecond, and then as good as `cache` says.
     pub fn gateway_of_short_memory(&self, way: Way, cache: &str) -> Gateway {
         let short = format!("ttl = \"1ms\"\n{cache}");
-        let cache = format!("[cache]\n[cache.authorized_keys]\n{short}\n[cache.discover]\n{short}");
+        let cache = format!(
+            "[cache]\n[cache.shadow]\none_in = 0\n[cache.authorized_keys]\n{short}\n[cache.discover]\n{short}"
+        );
+        Self::ready(self.try_gateway_with(way, BOTH, &cache))
+    }
+
+    /// A gateway with entries that live for an hour, each use of which is compared with Rails.
+    pub fn gateway_that_compares(&self, way: Way) -> Gateway {
+        let cache = LONG_MEMORY.replace("one_in = 0", "one_in = 1\nmax_per_second = 10_000\nslow = \"1h\"");
         Self::ready(self.try_gateway_with(way, BOTH, &cache))
     }
 

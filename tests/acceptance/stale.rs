@@ -89,6 +89,28 @@ fn a_deleted_key_is_forgotten_with_the_next_answer_of_rails() {
     assert_eq!((arrived, answer.status), (0, 404), "{answer}");
 }
 
+/// Nor does it stay known for that long if the gateway compares what it says with Rails.
+#[test]
+fn a_deleted_key_is_forgotten_once_a_comparison_has_shown_it() {
+    let stage = Stage::new();
+    let gateway = stage.gateway_that_compares(Way::Tcp);
+    let [key, ..] = look_ups();
+    let known = gateway.tcp.send(&key);
+    assert_eq!(known.status, 200, "{known}");
+    for _ in 0..3 {
+        assert_eq!(gateway.tcp.send(&key).status, 200, "Rails agrees");
+    }
+    stage.control("DELETE", &format!("/-/keys/{}", known.json()["id"]));
+    assert_eq!(gateway.tcp.send(&key).status, 200, "who asks does not wait for Rails");
+    eventually("the 404", || gateway.tcp.send(&key).status == 404);
+    eventually("the line", || gateway.log().contains("was not what Rails says"));
+    let metrics = String::from_utf8(gateway.admin.send(&Ask::new("GET", "/metrics")).body).unwrap();
+    let series = r#"railgate_shadow_checks_total{route="authorized_keys",result="revoked"} "#;
+    let revoked = metrics.split_once(series).and_then(|(_, rest)| rest.lines().next()).unwrap();
+    // Whoever asked meanwhile may have been compared too.
+    assert!(revoked.parse::<u64>().unwrap() >= 1, "{revoked}");
+}
+
 /// With a word to the gateway, it is forgotten at once.
 #[test]
 fn a_deleted_key_is_forgotten_when_an_operator_says_so() {

@@ -46,6 +46,7 @@ impl Setup {
             .text("cache.discover.negative_ttl", "1h")
             .text("cache.check.ttl", "1h")
             .set("cache.jitter_percent", 0)
+            .set("cache.shadow.one_in", 0)
             .text("limits.head_timeout", "10m")
             .text("limits.idle_timeout", "10m")
             .text("limits.drain_timeout", "10m")

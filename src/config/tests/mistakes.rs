@@ -108,7 +108,7 @@ negative_ttl = "1s"
 #^ cache.check.negative_ttl: unknown key; known here: ttl
 
 [cache.allowed]
-#^ cache.allowed: unknown key; known here: authorized_keys, discover, check, max_entries, max_negative_entries, max_bytes, max_body, wait, stale_wait, max_refreshes, jitter_percent
+#^ cache.allowed: unknown key; known here: authorized_keys, discover, check, shadow, max_entries, max_negative_entries, max_bytes, max_body, wait, stale_wait, max_refreshes, jitter_percent
 ttl = "1s"
 
 [limits]

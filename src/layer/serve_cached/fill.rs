@@ -5,7 +5,9 @@ use std::time::Duration;
 use http::header::{self, HeaderName};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 
-use super::{Shared, is_failing, is_failing_status, marked};
+use super::Shared;
+use super::give::marked;
+use super::rules::{is_failing, is_failing_status};
 use crate::body::{Body, Collected};
 use crate::cache::freshness::{self, judge_head};
 use crate::cache::{Lease, NoStore, Trouble};
@@ -62,6 +64,8 @@ pub(super) async fn fill(
         Err(_) => {}
     };
     let answer = answer.await;
+    let now = shared.clock.now();
+    shared.cache.shadow().took(now.saturating_duration_since(begun), now);
     // Before those who wait hear that there is nothing for them.
     if is_failing(&answer) {
         tell(&answer);
@@ -94,20 +98,26 @@ async fn take(answer: Answer, lease: Lease, caching: Caching, shared: &Shared, r
         return Ok(marked(answer, CacheOutcome::Unstored(reason), record));
     }
     let (head, body) = answer.into_parts();
-    let body =
-        match tokio::time::timeout(FILL_BODY_TIMEOUT, body.collect_up_to(shared.settings.max_body)).await {
-            Ok(Ok(Collected::Whole(body))) => body,
-            Ok(Ok(Collected::TooLong(body))) => {
-                lease.reject();
-                let answer = Response::from_parts(head, body);
-                return Ok(marked(answer, CacheOutcome::Unstored(NoStore::TooLarge), record));
-            }
-            Ok(Err(error)) => return Err(upstream::Error::BrokeOff(error).into()),
-            Err(_) => return Err(upstream::Error::Timeout(FILL_BODY_TIMEOUT).into()),
-        };
+    let body = match collect(body, shared.settings.max_body).await? {
+        Collected::Whole(body) => body,
+        Collected::TooLong(body) => {
+            lease.reject();
+            let answer = Response::from_parts(head, body);
+            return Ok(marked(answer, CacheOutcome::Unstored(NoStore::TooLarge), record));
+        }
+    };
     let (status, headers) = (head.status, &head.headers);
     let outcome = keep(lease, caching, (status, headers, &body), shared)?;
     Ok(marked(Response::from_parts(head, Body::from(body)), outcome, record))
+}
+
+/// Reads the body of an answer into memory.
+pub(super) async fn collect(body: Body, most: usize) -> Result<Collected, upstream::Error> {
+    match tokio::time::timeout(FILL_BODY_TIMEOUT, body.collect_up_to(most)).await {
+        Ok(Ok(collected)) => Ok(collected),
+        Ok(Err(error)) => Err(upstream::Error::BrokeOff(error)),
+        Err(_) => Err(upstream::Error::Timeout(FILL_BODY_TIMEOUT)),
+    }
 }
 
 /// Stores a whole answer if it may be. One that may not ends what was kept before.

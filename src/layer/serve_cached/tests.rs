@@ -1,15 +1,19 @@
+mod shadow;
 mod stale;
 
 use super::*;
 use crate::auth::{self, Auth, BodyOf, Verdict};
 use crate::cache::Trouble;
 use crate::clock::Manual;
-use crate::exchange::Exchange;
+use crate::exchange::{Exchange, SeenBody};
 use crate::layer::testing::{Hand, Inner, Reply, inner, is_idle};
+use crate::params::Params;
 use crate::route;
 use crate::secret::ShellSecret;
+use crate::upstream;
 use bytes::Bytes;
-use http::{Method, Request};
+use http::header::HeaderName;
+use http::{Method, Request, StatusCode};
 use http_body_util::BodyExt as _;
 use std::time::Duration;
 use tokio::task::JoinHandle;
@@ -23,11 +27,18 @@ struct Setting {
 }
 
 fn setting() -> Setting {
-    setting_with(Settings::default())
+    setting_with(calm())
 }
 
-fn setting_with(mut settings: Settings) -> Setting {
+/// The defaults, without what happens at random.
+fn calm() -> Settings {
+    let mut settings = Settings::default();
     settings.lifetimes.jitter_percent = 0;
+    settings.shadow.one_in = 0;
+    settings
+}
+
+fn setting_with(settings: Settings) -> Setting {
     let time = Manual::at(1_700_000_000);
     let cache = Cache::new(&settings);
     let clock = Clock::Manual(time.clone());

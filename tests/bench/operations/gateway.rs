@@ -166,7 +166,9 @@ impl Gateway {
             authorized_keys: Lifetime { ttl: hour, ..Lifetime::default() },
             ..Lifetimes::default()
         };
-        let cache_settings = cache::Settings { lifetimes, ..cache::Settings::default() };
+        // Drawn for each request, but never in a thousand years.
+        let shadow = cache::shadow::Settings { one_in: u64::MAX, ..cache::shadow::Settings::default() };
+        let cache_settings = cache::Settings { lifetimes, shadow, ..cache::Settings::default() };
         let cache = Cache::new(&cache_settings);
         let server = Server::new(Limits::default());
         let stack = stack::build(Parts {

@@ -160,7 +160,7 @@ async fn while_rails_fails_nobody_waits_and_one_in_a_while_asks() {
 
 #[tokio::test]
 async fn when_rails_is_back_a_few_keys_at_a_time_are_renewed() {
-    let mut s = setting_with(Settings { max_refreshes: 2, ..Settings::default() });
+    let mut s = setting_with(Settings { max_refreshes: 2, ..calm() });
     let path = |id: usize| format!("/discover?key_id={id}");
     for id in 1..=20 {
         s.warm(&path(id), USER).await;

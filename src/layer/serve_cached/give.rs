@@ -1,0 +1,46 @@
+//! Answers, and what they say of where they come from.
+
+use std::time::Instant;
+
+use bytes::BytesMut;
+use http::Response;
+use http::header::HeaderValue;
+
+use super::Shared;
+use crate::body::Body;
+use crate::cache::Entry;
+use crate::exchange::{CacheOutcome, Record};
+use crate::header::CACHE_STATUS;
+
+/// The answer that another caller's request brought.
+pub(super) fn share(entry: &Entry, shared: &Shared, record: &Record) -> Response<Body> {
+    record.note(|notes| notes.cache = CacheOutcome::Shared);
+    entry.to_response(entry.age(shared.clock.now()), CacheOutcome::Shared.cache_status()).map(Body::from)
+}
+
+/// An answer from memory. hyper leaves the body out for HEAD.
+pub(super) fn replay(
+    entry: &Entry,
+    outcome: CacheOutcome,
+    now_is: Instant,
+    record: &Record,
+) -> Response<Body> {
+    record.note(|notes| notes.cache = outcome);
+    let mut status = BytesMut::with_capacity(64);
+    status.extend_from_slice(b"railgate; hit; ttl=");
+    status.extend_from_slice(itoa::Buffer::new().format(entry.fresh_for(now_is)).as_bytes());
+    status.extend_from_slice(match outcome {
+        CacheOutcome::StaleWhileRevalidate => b"; detail=stale_while_revalidate",
+        CacheOutcome::StaleIfError => b"; detail=stale_if_error",
+        _ => b"",
+    });
+    let status = HeaderValue::from_maybe_shared(status.freeze()).unwrap_or(outcome.cache_status());
+    entry.to_response(entry.age(now_is), status).map(Body::from)
+}
+
+/// RFC 9211 §2: every cache on the way appends its own, the nearest to the client last.
+pub(super) fn marked(mut answer: Response<Body>, outcome: CacheOutcome, record: &Record) -> Response<Body> {
+    record.note(|notes| notes.cache = outcome);
+    answer.headers_mut().append(CACHE_STATUS.clone(), outcome.cache_status());
+    answer
+}
