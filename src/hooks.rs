@@ -194,14 +194,9 @@ impl Hooks {
 async fn drop_all(cache: &Arc<Cache>, kind: Kind, wrong: Vec<Selector>) -> Vec<Selector> {
     let cache = Arc::clone(cache);
     let dropping = tokio::task::spawn_blocking(move || {
-        let (mut entries, mut again) = (0, wrong.clone());
-        for selector in &wrong {
-            let purged = cache.purge(selector, How::Hard);
-            entries += purged.entries;
-            again.extend(purged.key_rows.into_iter().map(Selector::KeyId));
-        }
-        tracing::info!(purged = entries, event = kind.as_str(), "hook");
-        again
+        let purged = cache.purge(&wrong, How::Hard);
+        tracing::info!(purged = purged.entries, event = kind.as_str(), "hook");
+        wrong.into_iter().chain(purged.key_rows.into_iter().map(Selector::KeyId)).collect()
     });
     dropping.await.unwrap_or_default()
 }

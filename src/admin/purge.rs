@@ -14,7 +14,7 @@ pub(super) const MOST: usize = 64 * 1024;
 pub(super) fn purge(cache: &Cache, body: &[u8]) -> (StatusCode, Value) {
     match read(body) {
         Ok((selector, how)) => {
-            let purged = cache.purge(&selector, how).entries;
+            let purged = cache.purge(std::slice::from_ref(&selector), how).entries;
             tracing::info!(purged, what = name(&selector), soft = how == How::Soft, "purged");
             (StatusCode::OK, json!({ "purged": purged }))
         }

@@ -34,7 +34,7 @@ pub struct Sight {
 impl Cache {
     /// The entries that are meant, and how many there are, of which no more than `most` are shown.
     pub fn inspect(&self, selector: &Selector, now: Instant, most: usize) -> (Vec<Sight>, usize) {
-        let meant = self.find(selector);
+        let meant = self.find(std::slice::from_ref(selector));
         let seen = meant.iter().take(most).map(|(key, entry)| Sight {
             key: name(key),
             caching: key.caching(),

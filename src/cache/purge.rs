@@ -109,11 +109,11 @@ impl Selector {
 }
 
 impl Cache {
-    /// Drops what is meant, and whatever may be under way of it. Looks through all entries, unless it is
-    /// about one SSH key: with very many, not something to be done where others wait.
-    pub fn purge(&self, selector: &Selector, how: How) -> Purged {
-        self.flights.strike_all(|key| selector.may_mean(key));
-        let meant = self.find(selector);
+    /// Drops what any of these means, and whatever may be under way of it. Looks through all entries,
+    /// unless it is about SSH keys alone: with very many, not something to be done where others wait.
+    pub fn purge(&self, selectors: &[Selector], how: How) -> Purged {
+        self.flights.strike_all(|key| selectors.iter().any(|selector| selector.may_mean(key)));
+        let meant = self.find(selectors);
         for (key, entry) in &meant {
             if how == How::Soft && entry.is_ever_stale() {
                 entry.soften();
@@ -122,32 +122,47 @@ impl Cache {
             }
         }
         self.counts.purged.fetch_add(meant.len() as u64, Ordering::Relaxed);
-        let is_of_user = matches!(selector, Selector::UserId(_) | Selector::Username(_));
-        let key_rows = meant.iter().filter(|_| is_of_user).filter_map(|(key, _)| key.id_of_key_row());
-        Purged { entries: meant.len(), key_rows: key_rows.collect() }
+        Purged { entries: meant.len(), key_rows: key_rows_of_users(selectors, &meant) }
     }
 
     /// The entries that are meant.
-    pub(super) fn find(&self, selector: &Selector) -> Vec<(Arc<Key>, Arc<Entry>)> {
-        if let Selector::SshKey(digest) = selector {
-            let key = Key::SshKey(*digest);
-            let entries = [&self.positive, &self.negative].into_iter().filter_map(|store| store.get(&key));
-            return entries.map(|entry| (Arc::new(key.clone()), entry)).collect();
+    pub(super) fn find(&self, selectors: &[Selector]) -> Vec<Meant> {
+        let digests = selectors.iter().map(|selector| match selector {
+            Selector::SshKey(digest) => Some(Key::SshKey(*digest)),
+            _ => None,
+        });
+        if let Some(keys) = digests.collect::<Option<HashSet<Key>>>() {
+            let stores = [&self.positive, &self.negative];
+            let entries = keys.iter().flat_map(|key| stores.map(|store| Some((key, store.get(key)?))));
+            return entries.flatten().map(|(key, entry)| (Arc::new(key.clone()), entry)).collect();
         }
-        let mut meant = self.find_where(|key, entry| selector.means(key, entry));
-        if matches!(selector, Selector::UserId(_) | Selector::Username(_)) {
-            let keys: HashSet<u64> = meant.iter().filter_map(|(key, _)| key.id_of_key_row()).collect();
+        let is_meant = |key: &Key, entry: &Entry| selectors.iter().any(|selector| selector.means(key, entry));
+        let mut meant = self.find_where(is_meant);
+        let rows: HashSet<u64> = key_rows_of_users(selectors, &meant).into_iter().collect();
+        if !rows.is_empty() {
             meant.extend(self.find_where(|key, entry| {
-                matches!(key, Key::SshKey(_)) && entry.subject().is_some_and(|id| keys.contains(&id))
+                let is_theirs = entry.subject().is_some_and(|id| rows.contains(&id));
+                matches!(key, Key::SshKey(_)) && is_theirs && !is_meant(key, entry)
             }));
         }
         meant
     }
 
-    fn find_where(&self, is_meant: impl Fn(&Key, &Entry) -> bool) -> Vec<(Arc<Key>, Arc<Entry>)> {
+    fn find_where(&self, is_meant: impl Fn(&Key, &Entry) -> bool) -> Vec<Meant> {
         let entries = self.positive.iter().chain(self.negative.iter());
         entries.filter(|(key, entry)| is_meant(key, entry)).collect()
     }
+}
+
+type Meant = (Arc<Key>, Arc<Entry>);
+
+/// The key rows that are known to be of the users who are meant: `discover` was asked for them by id.
+fn key_rows_of_users(selectors: &[Selector], meant: &[Meant]) -> Vec<u64> {
+    let is_of_user = |selector: &&Selector| matches!(selector, Selector::UserId(_) | Selector::Username(_));
+    let of_users: Vec<&Selector> = selectors.iter().filter(is_of_user).collect();
+    let theirs =
+        meant.iter().filter(|(key, entry)| of_users.iter().any(|selector| selector.means(key, entry)));
+    theirs.filter_map(|(key, _)| key.id_of_key_row()).collect()
 }
 
 #[cfg(test)]
@@ -222,7 +237,7 @@ mod tests {
         ] {
             for how in [How::Hard, How::Soft] {
                 let (cache, keys) = filled();
-                let purged = cache.purge(&selector, how);
+                let purged = cache.purge(std::slice::from_ref(&selector), how);
                 assert_eq!(purged.entries, gone.len(), "{selector:?}");
                 // Of a whole endpoint there may be a million, each of them to be looked for.
                 let key_rows = match selector {
@@ -246,6 +261,23 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_several_mean_is_found_once() {
+        let key = Selector::ssh_key(SSH).unwrap();
+        for (selectors, gone) in [
+            (vec![key.clone(), Selector::ssh_key("AAAB").unwrap(), key.clone()], 2),
+            (vec![key.clone(), Selector::KeyId(70)], 2),
+            (vec![key, Selector::UserId(7), Selector::Route(Caching::AuthorizedKeys)], 6),
+            (vec![Selector::Username("rubi".into()), Selector::Username("root".into())], 6),
+            (vec![], 0),
+        ] {
+            let (cache, keys) = filled();
+            assert_eq!(cache.purge(&selectors, How::Hard).entries, gone, "{selectors:?}");
+            let left = keys.iter().filter(|key| cache.lookup(key, Instant::now()).is_some()).count();
+            assert_eq!(left, keys.len() - gone, "{selectors:?}");
+        }
+    }
+
     /// Whose key it is, nobody knows before the answer is there.
     #[test]
     fn what_is_on_its_way_and_may_be_meant_is_not_stored() {
@@ -265,7 +297,7 @@ mod tests {
         ] {
             let cache = Cache::new(&Settings::default());
             let Boarding::Lead(lease) = cache.board(&key, Instant::now()) else { unreachable!() };
-            assert_eq!(cache.purge(&selector, How::Soft), Purged::default());
+            assert_eq!(cache.purge(std::slice::from_ref(&selector), How::Soft), Purged::default());
             let ages = Lifetimes::default().of(Caching::Discover, Sign::Positive);
             let storable = Storable { sign: Sign::Positive, ages, subject: None };
             let stored = lease.store(StatusCode::OK, &HeaderMap::new(), b"{}", storable);
