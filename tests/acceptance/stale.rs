@@ -94,21 +94,25 @@ fn a_deleted_key_is_forgotten_with_the_next_answer_of_rails() {
 fn a_deleted_key_is_forgotten_once_a_comparison_has_shown_it() {
     let stage = Stage::new();
     let gateway = stage.gateway_that_compares(Way::Tcp);
+    let found = |result: &str| {
+        let metrics = String::from_utf8(gateway.admin.send(&Ask::new("GET", "/metrics")).body).unwrap();
+        let series = format!(r#"railgate_shadow_checks_total{{route="authorized_keys",result="{result}"}} "#);
+        let count = metrics.split_once(&series).and_then(|(_, rest)| rest.lines().next());
+        count.unwrap_or_else(|| panic!("no {series}")).parse::<u64>().unwrap()
+    };
     let [key, ..] = look_ups();
     let known = gateway.tcp.send(&key);
     assert_eq!(known.status, 200, "{known}");
     for _ in 0..3 {
-        assert_eq!(gateway.tcp.send(&key).status, 200, "Rails agrees");
+        assert_eq!(gateway.tcp.send(&key).status, 200);
     }
+    eventually("Rails to agree", || found("agreed") == 3);
     stage.control("DELETE", &format!("/-/keys/{}", known.json()["id"]));
     assert_eq!(gateway.tcp.send(&key).status, 200, "who asks does not wait for Rails");
     eventually("the 404", || gateway.tcp.send(&key).status == 404);
     eventually("the line", || gateway.log().contains("was not what Rails says"));
-    let metrics = String::from_utf8(gateway.admin.send(&Ask::new("GET", "/metrics")).body).unwrap();
-    let series = r#"railgate_shadow_checks_total{route="authorized_keys",result="revoked"} "#;
-    let revoked = metrics.split_once(series).and_then(|(_, rest)| rest.lines().next()).unwrap();
     // Whoever asked meanwhile may have been compared too.
-    assert!(revoked.parse::<u64>().unwrap() >= 1, "{revoked}");
+    assert!(found("revoked") >= 1);
 }
 
 /// With a word to the gateway, it is forgotten at once.
