@@ -20,7 +20,9 @@ pub mod key;
 pub mod outage;
 pub mod purge;
 pub mod shadow;
+pub mod snapshot;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -59,6 +61,8 @@ pub struct Settings {
     pub stale_wait: Duration,
     /// For how many stale answers Rails may be asked behind the callers' backs at one time.
     pub max_refreshes: usize,
+    /// The file in which the cache outlives a restart, if any.
+    pub snapshot: Option<PathBuf>,
     /// How many answers are compared with Rails.
     pub shadow: shadow::Settings,
     /// How long answers stay good.
@@ -75,6 +79,7 @@ impl Default for Settings {
             wait: Duration::from_secs(60),
             stale_wait: Duration::from_secs(5),
             max_refreshes: 16,
+            snapshot: None,
             shadow: shadow::Settings::default(),
             lifetimes: Lifetimes::default(),
         }
@@ -196,7 +201,11 @@ impl Cache {
     }
 
     fn phase(&self, entry: &Entry, now: Instant) -> Option<Phase> {
-        entry.phase(now, self.generation.load(Ordering::Acquire))
+        entry.phase(now, self.generation())
+    }
+
+    fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
     }
 
     /// Joins the flight for `key`, or begins it. Looks once more under the lock, so that of any
@@ -235,7 +244,7 @@ impl Cache {
     }
 
     fn lease(self: &Arc<Self>, key: &Key, now: Instant) -> Lease {
-        Lease::new(Arc::clone(self), key.clone(), now, self.generation.load(Ordering::Acquire))
+        Lease::new(Arc::clone(self), key.clone(), now, self.generation())
     }
 
     /// Drops the answer for `key` and strikes off the flight that may be under way for it.
@@ -263,14 +272,19 @@ impl Cache {
 
     /// Called by a lease, under the lock of its flight.
     fn insert(&self, key: Key, entry: Arc<Entry>) {
+        if let Some(stored) = self.counts.stored.get(entry.sign as usize) {
+            stored.fetch_add(1, Ordering::Relaxed);
+        }
+        self.put(key, entry);
+    }
+
+    fn put(&self, key: Key, entry: Arc<Entry>) {
         let (store, other) = match entry.sign {
             Sign::Positive => (&self.positive, &self.negative),
             Sign::Negative => (&self.negative, &self.positive),
         };
         other.invalidate(&key);
-        let sign = entry.sign as usize;
-        if let (Some(stored), Some(bytes)) = (self.counts.stored.get(sign), self.counts.bytes.get(sign)) {
-            stored.fetch_add(1, Ordering::Relaxed);
+        if let Some(bytes) = self.counts.bytes.get(entry.sign as usize) {
             bytes.fetch_add(memory(&key, &entry), Ordering::Relaxed);
         }
         store.insert(key, entry);

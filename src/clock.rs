@@ -20,11 +20,14 @@ pub enum Clock {
 impl Clock {
     /// Whole seconds since the Unix epoch, as JWT claims count them (RFC 7519 §2, `NumericDate`).
     pub fn unix_seconds(&self) -> i64 {
+        i64::try_from(self.unix().as_secs()).unwrap_or(i64::MAX)
+    }
+
+    /// Time since the Unix epoch, for what outlives the process.
+    pub fn unix(&self) -> Duration {
         match self {
-            Self::System => SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX)),
-            Self::Manual(manual) => manual.unix_seconds(),
+            Self::System => SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
+            Self::Manual(manual) => manual.base_unix + manual.elapsed(),
         }
     }
 
@@ -41,14 +44,15 @@ impl Clock {
 #[derive(Clone, Debug)]
 pub struct Manual {
     base: Instant,
-    base_unix: i64,
+    base_unix: Duration,
     elapsed_ms: Arc<AtomicU64>,
 }
 
 impl Manual {
     /// A clock that shows `unix_seconds`.
     pub fn at(unix_seconds: i64) -> Self {
-        Self { base: Instant::now(), base_unix: unix_seconds, elapsed_ms: Arc::new(AtomicU64::new(0)) }
+        let base_unix = Duration::from_secs(u64::try_from(unix_seconds).unwrap_or_default());
+        Self { base: Instant::now(), base_unix, elapsed_ms: Arc::new(AtomicU64::new(0)) }
     }
 
     /// Moves both the wall and the monotonic time forward, to the millisecond.
@@ -59,11 +63,6 @@ impl Manual {
 
     fn elapsed(&self) -> Duration {
         Duration::from_millis(self.elapsed_ms.load(Ordering::SeqCst))
-    }
-
-    fn unix_seconds(&self) -> i64 {
-        let seconds = i64::try_from(self.elapsed().as_secs()).unwrap_or(i64::MAX);
-        self.base_unix.saturating_add(seconds)
     }
 
     fn now(&self) -> Instant {

@@ -50,6 +50,7 @@ pub mod stack;
 pub mod strict_base64;
 pub mod turn;
 pub mod upstream;
+mod warm;
 mod worker;
 
 use std::io;
@@ -69,6 +70,7 @@ use crate::hooks::Hooks;
 use crate::metrics::{Metrics, Sources};
 use crate::server::{Limits, Listener, Server, Socket};
 use crate::upstream::{State, Upstream};
+use crate::warm::Warm;
 use crate::worker::Worker;
 
 /// A gateway whose sockets are bound, and that answers nothing yet.
@@ -78,6 +80,7 @@ pub struct Gateway {
     endpoints: Vec<String>,
     admin: (Socket, Admin),
     hooks: Option<(Socket, Hooks)>,
+    warm: Option<Warm>,
 }
 
 impl Gateway {
@@ -88,6 +91,7 @@ impl Gateway {
             sockets.push(Socket::bind_shares(endpoint, settings.workers)?.into_iter());
         }
         let admin_socket = Socket::bind(&settings.admin)?;
+        let warm = Warm::new(&settings);
         let hook_counts = Arc::new(hooks::Counts::default());
         let server = Server::new(settings.limits);
         let upstream = Arc::new(State::default());
@@ -131,7 +135,7 @@ impl Gateway {
             is_private: settings.admin.is_private(),
             token: settings.admin_token,
         };
-        Ok(Self { workers, endpoints, admin: (admin_socket, admin), hooks: hooks.transpose()? })
+        Ok(Self { workers, endpoints, admin: (admin_socket, admin), hooks: hooks.transpose()?, warm })
     }
 
     /// Where clients connect, with the ports that the system chose.
@@ -155,8 +159,12 @@ impl Gateway {
     /// Requests are answered on the threads of the workers. What is left for the runtime that this
     /// is called on, which may be slow at times without a client noticing: operators and upkeep.
     pub async fn run(self, shutdown: CancellationToken) -> io::Result<bool> {
-        let Self { workers, admin: (socket, admin), hooks, .. } = self;
+        let Self { workers, admin: (socket, admin), hooks, warm, .. } = self;
         let (readiness, cache) = (Arc::clone(&admin.readiness), Arc::clone(&admin.cache));
+        // Before anybody can drop anything.
+        if let Some(warm) = warm.clone() {
+            warm.load(Arc::clone(&cache)).await;
+        }
         // The admin listener outlives the others, to say that they are draining.
         let limits = Limits { connections: 64, drain_timeout: ADMIN_DRAIN, ..Limits::default() };
         let admin_server = Server::new(limits);
@@ -166,7 +174,7 @@ impl Gateway {
         if let Some((socket, hooks)) = hooks {
             hook_server.serve(Listener::new(socket)?, hooks);
         }
-        let upkeep = tokio::spawn(upkeep(cache));
+        let upkeep = tokio::spawn(upkeep(Arc::clone(&cache)));
         let mut running = Vec::new();
         for worker in workers {
             running.push(worker.start(shutdown.clone())?);
@@ -178,6 +186,9 @@ impl Gateway {
         hook_server.drain().await;
         admin_server.drain().await;
         upkeep.abort();
+        if let Some(warm) = warm {
+            warm.save(cache).await;
+        }
         Ok(in_time)
     }
 }

@@ -44,4 +44,5 @@ mod gateway {
     mod shadow;
     mod stale;
     mod targets;
+    mod warm;
 }

@@ -83,7 +83,7 @@ impl Lifetimes {
 }
 
 /// Up to which age, in milliseconds, an answer is what.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 pub struct Ages {
     fresh: u32,
     revalidate: u32,
@@ -111,11 +111,16 @@ impl Ages {
     /// The same for an answer that says itself when it ends.
     #[must_use]
     pub fn until(self, end: Duration) -> Self {
-        let end = Self::new(end, end, end);
+        self.within(Self::new(end, end, end))
+    }
+
+    /// The same where less may hold.
+    #[must_use]
+    pub fn within(self, most: Self) -> Self {
         Self {
-            fresh: self.fresh.min(end.fresh),
-            revalidate: self.revalidate.min(end.revalidate),
-            on_error: self.on_error.min(end.on_error),
+            fresh: self.fresh.min(most.fresh),
+            revalidate: self.revalidate.min(most.revalidate),
+            on_error: self.on_error.min(most.on_error),
         }
     }
 

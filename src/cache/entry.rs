@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 
 use super::ages::{Ages, Phase};
 use super::freshness::Storable;
+use super::snapshot::file::Record;
 use crate::header::{CACHE_STATUS, REQUEST_ID};
 
 /// Whether an answer says that something is there or that it is not.
@@ -55,16 +56,16 @@ const REPLAYED: [HeaderName; 8] = [
 pub struct Entry {
     /// Positive or negative.
     pub sign: Sign,
-    status: StatusCode,
+    pub(super) status: StatusCode,
     /// With a place for what is different each time, the request id that `observe` adds included: a
     /// map that grows is copied.
-    headers: Arc<HeaderMap>,
+    pub(super) headers: Arc<HeaderMap>,
     own_headers: usize,
-    etag: Option<HeaderValue>,
+    pub(super) etag: Option<HeaderValue>,
     body: Bytes,
     /// When Rails was asked for it.
     asked: Instant,
-    ages: Ages,
+    pub(super) ages: Ages,
     /// Somebody said that it is not true any more: from then on it is stale.
     is_softened: AtomicBool,
     /// How often it was given.
@@ -91,7 +92,7 @@ impl Heads {
 
     /// The replayed headers of an answer, but for the `ETag`, and how many bytes they take if no other
     /// entry shares them.
-    fn of(&self, headers: &HeaderMap) -> (Arc<HeaderMap>, usize) {
+    pub(super) fn of(&self, headers: &HeaderMap) -> (Arc<HeaderMap>, usize) {
         let mut kept = HeaderMap::with_capacity(REPLAYED.len() + 4);
         for name in &REPLAYED {
             for value in headers.get_all(name) {
@@ -133,6 +134,12 @@ fn immortalize(value: &mut HeaderValue) {
     }
 }
 
+fn in_one_piece(etag: Option<&[u8]>, body: &[u8]) -> (Option<HeaderValue>, Bytes) {
+    let length = etag.map_or(0, <[u8]>::len);
+    let own = Bytes::from([etag.unwrap_or_default(), body].concat().into_boxed_slice());
+    (etag.and_then(|_| HeaderValue::from_maybe_shared(own.slice(..length)).ok()), own.slice(length..))
+}
+
 impl Entry {
     /// Copies an answer, of which a clone would keep the connection's whole read buffer in memory.
     pub(super) fn new(
@@ -143,18 +150,15 @@ impl Entry {
         asked: Instant,
         (heads, generation): (&Heads, u64),
     ) -> Self {
-        let etag = headers.get(header::ETAG).map_or(&b""[..], HeaderValue::as_bytes);
         let (kept, own_headers) = heads.of(headers);
-        let own = Bytes::from([etag, body].concat().into_boxed_slice());
+        let (etag, body) = in_one_piece(headers.get(header::ETAG).map(HeaderValue::as_bytes), body);
         Self {
             sign: storable.sign,
             status,
             headers: kept,
             own_headers,
-            etag: headers
-                .get(header::ETAG)
-                .and_then(|_| HeaderValue::from_maybe_shared(own.slice(..etag.len())).ok()),
-            body: own.slice(etag.len()..),
+            etag,
+            body,
             asked,
             ages: storable.ages,
             is_softened: AtomicBool::new(false),
@@ -162,6 +166,31 @@ impl Entry {
             subject: storable.subject.unwrap_or_default(),
             generation,
         }
+    }
+
+    /// What was saved, for which Rails was `asked` at some time, and which is good for no more than `most`;
+    /// `None` if it makes no sense.
+    pub(super) fn restored(
+        saved: &Record<'_>,
+        (headers, own_headers): &(Arc<HeaderMap>, usize),
+        (asked, most): (Instant, Ages),
+        generation: u64,
+    ) -> Option<Self> {
+        let (etag, body) = in_one_piece(saved.etag.map(|etag| &**etag), saved.body);
+        Some(Self {
+            sign: Sign::Positive,
+            status: StatusCode::from_u16(saved.status).ok()?,
+            headers: Arc::clone(headers),
+            own_headers: *own_headers,
+            etag,
+            body,
+            asked,
+            ages: saved.ages.within(most),
+            is_softened: AtomicBool::new(saved.is_softened),
+            hits: AtomicU32::new(saved.hits),
+            subject: saved.subject,
+            generation,
+        })
     }
 
     /// Bytes of the body and of what lies beside it.
@@ -175,7 +204,7 @@ impl Entry {
     }
 
     fn ages(&self) -> Ages {
-        if self.is_softened.load(Ordering::Relaxed) { self.ages.softened() } else { self.ages }
+        if self.is_softened() { self.ages.softened() } else { self.ages }
     }
 
     /// Whether it is good for anything once it is not fresh.
@@ -191,6 +220,10 @@ impl Entry {
     /// From now on it is not fresh any more.
     pub(super) fn soften(&self) {
         self.is_softened.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_softened(&self) -> bool {
+        self.is_softened.load(Ordering::Relaxed)
     }
 
     /// How often it was given.

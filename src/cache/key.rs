@@ -13,7 +13,7 @@ use crate::route::Caching;
 use crate::strict_base64;
 
 /// The name of an entry. Distinct questions have distinct keys: by kind, then by value.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Deserialize, serde::Serialize)]
 pub enum Key {
     /// SHA-256 of the whole SSH public key blob. Never a part of it: sshd trusts the answer.
     SshKey([u8; 32]),

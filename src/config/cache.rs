@@ -1,5 +1,6 @@
 //! `[cache]`: what is kept, and for how long.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::document::{Document, Section};
@@ -43,6 +44,7 @@ pub(super) fn cache(document: &Document<'_>, root: &mut Section<'_, '_>) -> cach
         max_refreshes: section
             .count("max_refreshes", 1..10_001)
             .map_or(defaults.max_refreshes, |count| as_usize(count.value)),
+        snapshot: snapshot(document, &mut section),
         shadow,
         lifetimes: Lifetimes {
             authorized_keys,
@@ -55,6 +57,23 @@ pub(super) fn cache(document: &Document<'_>, root: &mut Section<'_, '_>) -> cach
     };
     section.finish();
     settings
+}
+
+/// That there is a directory for it, somebody has to see to: the gateway's user hardly may make one.
+fn snapshot(document: &Document<'_>, section: &mut Section<'_, '_>) -> Option<PathBuf> {
+    let path = section.text("snapshot", "the absolute path of a file", |text| {
+        let path = PathBuf::from(text);
+        (path.is_absolute() && path.file_name().is_some() && !text.ends_with('/')).then_some(path)
+    })?;
+    let directory = path.value.parent().unwrap_or(Path::new("/"));
+    if !directory.is_dir() {
+        let message =
+            format!("{} is no directory; make it, for the gateway's user alone", directory.display());
+        document.problem(path.at, &path.key, message);
+    } else if path.value.is_dir() {
+        document.problem(path.at, &path.key, format!("{} is a directory; name a file", path.value.display()));
+    }
+    Some(path.value)
 }
 
 fn shadow(cache: &mut Section<'_, '_>, known: shadow::Settings) -> shadow::Settings {

@@ -55,6 +55,7 @@ impl Files {
     fn parse(&self, text: &str) -> Result<Loaded, Problems> {
         let dir = self.dir.to_str().unwrap();
         let text = text.replace("/var/opt/gitlab/gitlab-rails/etc", dir).replace("/etc/railgate", dir);
+        let text = text.replace("/var/lib/railgate", dir);
         parse("test.toml", &text.replace("DIR", dir))
     }
 

@@ -96,6 +96,8 @@ max_bytes = "2"
 #^ cache.max_bytes: expected a size from 1048576 to 1099511627776 bytes with its unit (B, KiB, MiB, GiB), such as "64KiB", found "2"
 max_body = "64KB"
 #^ cache.max_body: expected a size from 1 to 1073741824 bytes with its unit (B, KiB, MiB, GiB), such as "64KiB", found "64KB"
+snapshot = "cache"
+#^ cache.snapshot: expected the absolute path of a file, found "cache"
 jitter_percent = 51
 #^ cache.jitter_percent: expected a whole number from 0 to 50, found the bare number 51
 
@@ -108,7 +110,7 @@ negative_ttl = "1s"
 #^ cache.check.negative_ttl: unknown key; known here: ttl
 
 [cache.allowed]
-#^ cache.allowed: unknown key; known here: authorized_keys, discover, check, shadow, max_entries, max_negative_entries, max_bytes, max_body, wait, stale_wait, max_refreshes, jitter_percent
+#^ cache.allowed: unknown key; known here: authorized_keys, discover, check, shadow, max_entries, max_negative_entries, max_bytes, max_body, wait, stale_wait, max_refreshes, snapshot, jitter_percent
 ttl = "1s"
 
 [limits]
@@ -173,6 +175,28 @@ fn what_has_no_default_is_asked_for() {
             let begin = format!("test.toml:{line}: {required}");
             assert!(told.iter().any(|told| told.starts_with(&begin)), "{begin}\n{told:?}");
         }
+    }
+}
+
+#[test]
+fn a_snapshot_needs_a_place() {
+    for text in [
+        r#"[cache]
+snapshot = "DIR/missing/cache"
+#^ cache.snapshot: DIR/missing is no directory; make it, for the gateway's user alone
+"#,
+        r#"[cache]
+snapshot = "DIR"
+#^ cache.snapshot: DIR is a directory; name a file
+"#,
+        r#"[cache]
+snapshot = "/var/lib/"
+#^ cache.snapshot: expected the absolute path of a file, found "/var/lib/"
+"#,
+    ] {
+        let told = Files::new().problems(&format!("{LEAST}{text}"));
+        let expected: Vec<String> = expected(&format!("{LEAST}{text}"));
+        assert_eq!(told, expected, "{text}");
     }
 }
 

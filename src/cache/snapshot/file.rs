@@ -1,0 +1,235 @@
+//! The file: what is in it, and in which order.
+//!
+//! ```text
+//! railgate cache 1\n
+//! whose             32 bytes: a MAC that only the same secret and upstream make
+//! saved             8 bytes, little-endian: milliseconds since the Unix epoch
+//! frame …           4 bytes, little-endian: its length; then a `Frame`, as postcard writes it
+//! end               4 bytes: 0
+//! seal              32 bytes: HMAC-SHA256 of all of the above
+//! ```
+
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufReader, BufWriter, Read as _, Seek as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use aws_lc_rs::hmac;
+use http::header::{HeaderMap, HeaderName, HeaderValue};
+use serde::{Deserialize, Serialize};
+use subtle::ConstantTimeEq as _;
+
+use super::{Damage, NotLoaded};
+use crate::cache::ages::Ages;
+use crate::cache::entry::Entry;
+use crate::cache::key::Key;
+
+const MAGIC: &[u8] = b"railgate cache ";
+const VERSION: &[u8] = b"1\n";
+const MAC: usize = 32;
+
+/// How much is read or written at one time.
+const BUFFER: usize = 256 * 1024;
+
+#[derive(Deserialize, Serialize)]
+pub(super) enum Frame<'a> {
+    /// Headers that entries share, which name them by their number, from 0 on.
+    #[serde(borrow)]
+    Head(Vec<(&'a str, &'a serde_bytes::Bytes)>),
+    #[serde(borrow)]
+    Entry(Record<'a>),
+}
+
+/// A positive entry; its age is that of the moment of saving.
+#[derive(Deserialize, Serialize)]
+pub(in crate::cache) struct Record<'a> {
+    pub(in crate::cache) key: Key,
+    pub(in crate::cache) head: usize,
+    pub(in crate::cache) status: u16,
+    #[serde(borrow)]
+    pub(in crate::cache) etag: Option<&'a serde_bytes::Bytes>,
+    #[serde(borrow)]
+    pub(in crate::cache) body: &'a serde_bytes::Bytes,
+    pub(in crate::cache) age: Duration,
+    pub(in crate::cache) ages: Ages,
+    pub(in crate::cache) is_softened: bool,
+    pub(in crate::cache) hits: u32,
+    pub(in crate::cache) subject: u64,
+}
+
+/// Makes a file that nobody else may read, in the place of whatever is there.
+pub(super) fn create(path: &Path) -> io::Result<File> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
+}
+
+fn whose(seal: &hmac::Key) -> hmac::Tag {
+    hmac::sign(seal, b"whose")
+}
+
+/// Writes a file from its beginning to its end.
+pub(super) struct Writer {
+    file: BufWriter<File>,
+    seal: hmac::Context,
+    heads: HashMap<*const HeaderMap, usize>,
+    frame: Vec<u8>,
+}
+
+impl Writer {
+    pub(super) fn begin(file: File, key: &hmac::Key, now: Duration) -> io::Result<Self> {
+        let mut writer = Self {
+            file: BufWriter::with_capacity(BUFFER, file),
+            seal: hmac::Context::with_key(key),
+            heads: HashMap::new(),
+            frame: Vec::new(),
+        };
+        let now = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+        for part in [MAGIC, VERSION, whose(key).as_ref(), &now.to_le_bytes()] {
+            writer.write(part)?;
+        }
+        Ok(writer)
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.seal.update(bytes);
+        self.file.write_all(bytes)
+    }
+
+    fn frame(&mut self, frame: &Frame<'_>) -> io::Result<()> {
+        let mut bytes = std::mem::take(&mut self.frame);
+        bytes.clear();
+        let bytes = postcard::to_extend(frame, bytes).map_err(io::Error::other)?;
+        let length = u32::try_from(bytes.len()).map_err(io::Error::other)?;
+        self.write(&length.to_le_bytes())?;
+        self.write(&bytes)?;
+        self.frame = bytes;
+        Ok(())
+    }
+
+    pub(super) fn put(&mut self, key: &Key, entry: &Entry, now: Instant) -> io::Result<()> {
+        let next = self.heads.len();
+        let head = *self.heads.entry(Arc::as_ptr(&entry.headers)).or_insert(next);
+        if head == next {
+            let headers = entry.headers.iter();
+            self.frame(&Frame::Head(
+                headers
+                    .map(|(name, value)| (name.as_str(), serde_bytes::Bytes::new(value.as_bytes())))
+                    .collect(),
+            ))?;
+        }
+        self.frame(&Frame::Entry(Record {
+            key: key.clone(),
+            head,
+            status: entry.status.as_u16(),
+            etag: entry.etag.as_ref().map(|etag| serde_bytes::Bytes::new(etag.as_bytes())),
+            body: serde_bytes::Bytes::new(entry.body()),
+            age: entry.age(now),
+            ages: entry.ages,
+            is_softened: entry.is_softened(),
+            hits: entry.hits(),
+            subject: entry.subject().unwrap_or_default(),
+        }))
+    }
+
+    pub(super) fn end(mut self) -> io::Result<()> {
+        self.write(&0_u32.to_le_bytes())?;
+        let seal = self.seal.clone().sign();
+        self.file.write_all(seal.as_ref())?;
+        self.file.flush()
+    }
+}
+
+/// Reads a file whose seal is right.
+pub(super) struct Reader {
+    file: BufReader<File>,
+    saved: Duration,
+    frame: Vec<u8>,
+}
+
+impl Reader {
+    /// Opens the file and removes it.
+    pub(super) fn open(path: &Path, key: &hmac::Key) -> Result<Self, NotLoaded> {
+        let file = match File::open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(NotLoaded::None),
+            opened => opened?,
+        };
+        fs::remove_file(path)?;
+        let length = file.metadata()?.len();
+        let mut file = BufReader::with_capacity(BUFFER, file);
+        let mut begin = [0; MAGIC.len() + VERSION.len()];
+        read(&mut file, &mut begin)?;
+        let version = begin.strip_prefix(MAGIC).ok_or(Damage::Begin)?;
+        if version != VERSION {
+            return Err(NotLoaded::OtherVersion);
+        }
+        let (mut is_mine, mut saved) = ([0; MAC], [0; 8]);
+        read(&mut file, &mut is_mine)?;
+        read(&mut file, &mut saved)?;
+        if !bool::from(is_mine.ct_eq(whose(key).as_ref())) {
+            return Err(NotLoaded::Foreign);
+        }
+        verify(&mut file, key, length)?;
+        let at = begin.len() + is_mine.len() + saved.len();
+        file.seek(io::SeekFrom::Start(at as u64))?;
+        let saved = Duration::from_millis(u64::from_le_bytes(saved));
+        Ok(Self { file, saved, frame: Vec::new() })
+    }
+
+    /// When it was saved, since the Unix epoch.
+    pub(super) fn saved(&self) -> Duration {
+        self.saved
+    }
+
+    /// The next frame, or `None` at the end.
+    pub(super) fn frame(&mut self) -> Result<Option<Frame<'_>>, NotLoaded> {
+        let mut length = [0; 4];
+        read(&mut self.file, &mut length)?;
+        let length = u32::from_le_bytes(length) as usize;
+        self.frame.resize(length, 0);
+        read(&mut self.file, &mut self.frame)?;
+        let frame = (length > 0).then(|| postcard::from_bytes(&self.frame)).transpose();
+        Ok(frame.map_err(|_| Damage::Frame)?)
+    }
+}
+
+/// The headers of a [`Frame::Head`].
+pub(super) fn map(headers: &[(&str, &serde_bytes::Bytes)]) -> Result<HeaderMap, Damage> {
+    let mut map = HeaderMap::with_capacity(headers.len());
+    for (name, value) in headers {
+        let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| Damage::Frame)?;
+        map.append(name, HeaderValue::from_bytes(value).map_err(|_| Damage::Frame)?);
+    }
+    Ok(map)
+}
+
+/// A file that ends too early is damaged, not unreadable.
+fn read(file: &mut BufReader<File>, bytes: &mut [u8]) -> Result<(), NotLoaded> {
+    file.read_exact(bytes).map_err(|error| match error.kind() {
+        io::ErrorKind::UnexpectedEof => Damage::End.into(),
+        _ => error.into(),
+    })
+}
+
+/// Reads a file of this length from its beginning to its seal, which has to fit.
+fn verify(file: &mut BufReader<File>, key: &hmac::Key, length: u64) -> Result<(), NotLoaded> {
+    file.rewind()?;
+    let mut seal = hmac::Context::with_key(key);
+    let mut left = length.checked_sub(MAC as u64).ok_or(Damage::End)?;
+    let mut buffer = vec![0; BUFFER];
+    while left > 0 {
+        let most = usize::try_from(left).unwrap_or(BUFFER).min(BUFFER);
+        let part = buffer.get_mut(..most).unwrap_or_default();
+        read(file, part)?;
+        seal.update(part);
+        left -= most as u64;
+    }
+    let mut said = [0; MAC];
+    read(file, &mut said)?;
+    if bool::from(said.ct_eq(seal.sign().as_ref())) { Ok(()) } else { Err(Damage::Seal.into()) }
+}

@@ -1,0 +1,263 @@
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+
+use super::*;
+use crate::cache::freshness::Storable;
+use crate::cache::key::Key;
+use crate::cache::purge::{How, Selector};
+use crate::cache::{Boarding, Phase, Settings};
+use crate::clock::{Clock, Manual};
+
+struct Setting {
+    dir: PathBuf,
+    time: Manual,
+    cache: Arc<Cache>,
+}
+
+impl Drop for Setting {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+const KEY: Key = Key::UserById(7);
+const USER: &str = r#"{"id":7,"username":"rubi"}"#;
+
+fn seconds(count: u64) -> Duration {
+    Duration::from_secs(count)
+}
+
+fn sealed(path: PathBuf, secret: &str, upstream: &str) -> Snapshot {
+    Snapshot::new(path, &ShellSecret::from_text(secret.as_bytes()).unwrap(), upstream)
+}
+
+impl Setting {
+    fn new() -> Self {
+        let name = format!("railgate-snapshot-{}-{:x}", std::process::id(), fastrand::u64(..));
+        let dir = std::env::temp_dir().join(name);
+        fs::create_dir(&dir).unwrap();
+        Self { dir, time: Manual::at(1_700_000_000), cache: Cache::new(&Settings::default()) }
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        sealed(self.dir.join("cache"), "s3cret", "rails")
+    }
+
+    fn now(&self) -> Now {
+        let clock = Clock::Manual(self.time.clone());
+        Now { instant: clock.now(), unix: clock.unix() }
+    }
+
+    fn keep(&self, key: &Key, sign: Sign, body: &str) {
+        let Boarding::Lead(lease) = self.cache.board(key, self.now().instant) else {
+            unreachable!("{key:?} is there");
+        };
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if key != &Key::UserById(8) {
+            headers.insert(header::ETAG, HeaderValue::from_static("W/\"1\""));
+        }
+        let ages = Lifetimes::default().of(key.caching(), sign);
+        let storable = Storable { sign, ages, subject: Some(7) };
+        lease.store(StatusCode::OK, &headers, body.as_bytes(), storable).unwrap();
+    }
+
+    fn save(&self) -> usize {
+        self.cache.save(&self.snapshot(), self.now()).unwrap()
+    }
+
+    /// What a gateway that is started now gets of it.
+    fn load_with(&self, from: &Snapshot, lifetimes: &Lifetimes) -> (Arc<Cache>, Result<Loaded, NotLoaded>) {
+        let cache = Cache::new(&Settings::default());
+        let loaded = cache.load(from, self.now(), lifetimes, false);
+        (cache, loaded)
+    }
+
+    fn load(&self) -> (Arc<Cache>, Result<Loaded, NotLoaded>) {
+        self.load_with(&self.snapshot(), &Lifetimes::default())
+    }
+}
+
+#[test]
+fn what_is_loaded_is_what_was_saved_and_as_old_as_it_is() {
+    let s = Setting::new();
+    s.keep(&KEY, Sign::Positive, USER);
+    s.keep(&Key::UserById(8), Sign::Positive, r#"{"id":8}"#);
+    s.keep(&Key::UserByName("Rubi".into()), Sign::Positive, USER);
+    s.keep(&Key::SshKey([9; 32]), Sign::Positive, "a row");
+    s.keep(&Key::UserOfKey(404), Sign::Negative, "null");
+    s.time.advance(seconds(20));
+    assert_eq!(s.save(), 4);
+    s.time.advance(seconds(5));
+    let (cache, loaded) = s.load();
+    assert_eq!(loaded.unwrap(), Loaded { entries: 4, left_out: 0, saved: seconds(5) });
+    let now = s.now().instant;
+    for (key, body, etag) in [
+        (KEY, USER, true),
+        (Key::UserById(8), r#"{"id":8}"#, false),
+        (Key::UserByName("Rubi".into()), USER, true),
+        (Key::SshKey([9; 32]), "a row", true),
+    ] {
+        let hit = cache.lookup(&key, now).unwrap();
+        assert_eq!(
+            (hit.phase, hit.entry.age(now), hit.entry.subject()),
+            (Phase::Fresh, seconds(25), Some(7))
+        );
+        let answer = hit.entry.to_response(seconds(25), HeaderValue::from_static("x"));
+        assert_eq!((answer.status(), answer.body().as_ref()), (StatusCode::OK, body.as_bytes()));
+        let had =
+            s.cache.lookup(&key, now).unwrap().entry.to_response(seconds(25), HeaderValue::from_static("x"));
+        assert_eq!((answer.headers(), answer.headers().contains_key("etag")), (had.headers(), etag));
+    }
+    assert!(cache.lookup(&Key::UserOfKey(404), now).is_none());
+    for (after, phase) in [(34, Some(Phase::Fresh)), (1, Some(Phase::Revalidate)), (30, Some(Phase::OnError))]
+    {
+        s.time.advance(seconds(after));
+        assert_eq!(cache.lookup(&KEY, s.now().instant).map(|hit| hit.phase), phase);
+    }
+    assert!(cache.counts().bytes[0].load(std::sync::atomic::Ordering::Relaxed) > 0);
+}
+
+#[test]
+fn what_is_too_old_or_may_not_live_so_long_any_more_is_left_out() {
+    let s = Setting::new();
+    s.keep(&KEY, Sign::Positive, USER);
+    s.keep(&Key::SshKey([9; 32]), Sign::Positive, "a row");
+    s.save();
+    s.time.advance(seconds(3_660));
+    let (_, loaded) = s.load();
+    assert_eq!(loaded.unwrap(), Loaded { entries: 0, left_out: 2, saved: seconds(3_660) });
+
+    s.cache.invalidate_all();
+    s.keep(&KEY, Sign::Positive, USER);
+    s.keep(&Key::SshKey([9; 32]), Sign::Positive, "a row");
+    s.save();
+    s.time.advance(seconds(10));
+    let mut lifetimes = Lifetimes { discover: crate::cache::Lifetime::default(), ..Lifetimes::default() };
+    lifetimes.authorized_keys.ttl = seconds(10);
+    let (cache, loaded) = s.load_with(&s.snapshot(), &lifetimes);
+    assert_eq!(loaded.unwrap(), Loaded { entries: 1, left_out: 1, saved: seconds(10) });
+    let hit = cache.lookup(&Key::SshKey([9; 32]), s.now().instant).unwrap();
+    assert_eq!(hit.phase, Phase::Revalidate);
+}
+
+#[test]
+fn what_may_have_been_missed_makes_it_stale() {
+    let s = Setting::new();
+    s.keep(&KEY, Sign::Positive, USER);
+    s.save();
+    let cache = Cache::new(&Settings::default());
+    cache.load(&s.snapshot(), s.now(), &Lifetimes::default(), true).unwrap();
+    assert_eq!(cache.lookup(&KEY, s.now().instant).unwrap().phase, Phase::Revalidate);
+    // And a soft purge before it was saved is not forgotten.
+    s.cache.purge(&[Selector::All], How::Soft);
+    s.save();
+    assert_eq!(s.load().0.lookup(&KEY, s.now().instant).unwrap().phase, Phase::Revalidate);
+}
+
+/// What is purged after a start must not be there again after a crash.
+#[test]
+fn a_file_is_used_once() {
+    let s = Setting::new();
+    s.keep(&KEY, Sign::Positive, USER);
+    s.save();
+    assert!(s.load().1.is_ok());
+    assert!(matches!(s.load().1, Err(NotLoaded::None)));
+    assert_eq!(fs::read_dir(&s.dir).unwrap().count(), 0, "nothing is left behind");
+}
+
+#[test]
+fn a_purge_before_it_is_saved_is_not_undone() {
+    let s = Setting::new();
+    s.keep(&KEY, Sign::Positive, USER);
+    s.keep(&Key::UserById(8), Sign::Positive, USER);
+    s.cache.invalidate(&KEY);
+    assert_eq!(s.save(), 1);
+    s.cache.invalidate_all();
+    assert_eq!(s.save(), 0);
+}
+
+#[test]
+fn nobody_else_can_read_it_and_it_replaces_what_is_there() {
+    let s = Setting::new();
+    let snapshot = s.snapshot();
+    s.keep(&KEY, Sign::Positive, USER);
+    let elsewhere = s.dir.join("elsewhere");
+    fs::write(&elsewhere, "untouched").unwrap();
+    std::os::unix::fs::symlink(&elsewhere, snapshot.part()).unwrap();
+    fs::write(snapshot.path(), "old").unwrap();
+    assert_eq!(s.save(), 1);
+    assert_eq!(fs::metadata(snapshot.path()).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(fs::read(&elsewhere).unwrap(), b"untouched");
+    assert!(!snapshot.part().exists());
+    assert!(s.load().1.is_ok());
+}
+
+#[test]
+fn what_cannot_be_written_is_an_error_and_leaves_nothing() {
+    let s = Setting::new();
+    s.keep(&KEY, Sign::Positive, USER);
+    let nowhere = sealed(s.dir.join("missing/cache"), "s3cret", "rails");
+    assert!(s.cache.save(&nowhere, s.now()).is_err() && nowhere.try_to_write().is_err());
+    let occupied = sealed(s.dir.join("occupied"), "s3cret", "rails");
+    fs::create_dir(occupied.path()).unwrap();
+    assert!(s.cache.save(&occupied, s.now()).is_err());
+    assert!(!occupied.part().exists());
+    assert!(s.snapshot().try_to_write().is_ok());
+    assert_eq!(fs::read_dir(&s.dir).unwrap().count(), 1);
+}
+
+#[test]
+fn a_foreign_file_is_not_believed() {
+    let s = Setting::new();
+    for (secret, upstream) in [("s3cret2", "rails"), ("s3cret", "rails2"), ("s3cre", "trails")] {
+        s.cache.invalidate_all();
+        s.keep(&KEY, Sign::Positive, USER);
+        s.save();
+        let (cache, loaded) =
+            s.load_with(&sealed(s.dir.join("cache"), secret, upstream), &Lifetimes::default());
+        assert!(matches!(loaded, Err(NotLoaded::Foreign)), "{loaded:?}");
+        assert!(cache.lookup(&KEY, s.now().instant).is_none());
+    }
+    s.cache.invalidate_all();
+    s.keep(&KEY, Sign::Positive, USER);
+    s.save();
+    let early = Now { unix: s.now().unix.checked_sub(seconds(1)).unwrap(), ..s.now() };
+    let loaded = Cache::new(&Settings::default()).load(&s.snapshot(), early, &Lifetimes::default(), false);
+    assert!(matches!(loaded, Err(NotLoaded::FromTheFuture)), "{loaded:?}");
+}
+
+/// Cut off anywhere, or with any bit turned: nothing of it is believed.
+#[test]
+fn a_damaged_file_is_not_believed() {
+    let s = Setting::new();
+    s.keep(&KEY, Sign::Positive, USER);
+    s.keep(&Key::SshKey([9; 32]), Sign::Positive, "a row");
+    s.save();
+    let whole = fs::read(s.snapshot().path()).unwrap();
+    let refused = |bytes: &[u8]| {
+        fs::write(s.snapshot().path(), bytes).unwrap();
+        let (cache, loaded) = s.load();
+        assert_eq!(cache.lookup(&KEY, s.now().instant).is_none(), loaded.is_err());
+        loaded.err()
+    };
+    assert!(refused(&whole).is_none());
+    for length in 0..whole.len() {
+        let why = refused(&whole[..length]);
+        assert!(matches!(why, Some(NotLoaded::Damaged(_))), "{length}: {why:?}");
+    }
+    for at in 0..whole.len() {
+        let mut turned = whole.clone();
+        turned[at] ^= 1 << (at % 8);
+        assert!(refused(&turned).is_some(), "{at}");
+    }
+    let mut longer = whole.clone();
+    longer.push(0);
+    assert!(matches!(refused(&longer), Some(NotLoaded::Damaged(Damage::Seal))));
+    let newer = String::from_utf8_lossy(&whole[..15]).into_owned() + "2\n";
+    let newer = [newer.as_bytes(), &whole[17..]].concat();
+    assert!(matches!(refused(&newer), Some(NotLoaded::OtherVersion)));
+    assert!(matches!(refused(b"something else altogether"), Some(NotLoaded::Damaged(Damage::Begin))));
+}
