@@ -22,7 +22,7 @@ pub(crate) struct Options {
 
 pub(crate) fn run(options: &Options) -> Fallible<()> {
     let headers: HeaderMap = rails::answers::headers(1)?;
-    let body = Bytes::from(rails::answers::authorized_keys(&keys::key(1)));
+    let body = Bytes::from(rails::answers::authorized_keys(&keys::key(1), rails::answers::ROW));
     serve::forever(options.port, &options.socket, ready(()), move |_| {
         let mut answer = Response::new(Full::new(body.clone()));
         *answer.headers_mut() = headers.clone();

@@ -1,11 +1,16 @@
-//! How much memory a kept answer takes: what the process grew by, divided by the answers.
+//! How much memory a kept answer takes: what the process grew by, divided by the answers. And what it
+//! takes to save and to load them.
 
-use std::time::Duration;
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
-use crate::load::{Kind, Options as Load};
+use crate::load::{Figures, Kind, Options as Load};
 use crate::peers::RAILGATE;
+use crate::process::Process;
+use crate::rails::answers;
 use crate::stage::{self, Stage};
-use crate::{Fallible, growth, interrupt, process};
+use crate::{Fallible, interrupt, keys, machine, process};
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -17,48 +22,107 @@ pub(crate) struct Options {
 /// How many keys are asked for again, spread over all.
 const SAMPLE: u64 = 20_000;
 
+/// Of which keys there are rows.
+struct Rows {
+    name: &'static str,
+    first_key: u64,
+    stride: u64,
+    /// They are filled up to this.
+    least: usize,
+}
+
+const ROWS: [Rows; 3] = [
+    Rows { name: "both kinds, filled up to 600 bytes", first_key: 0, stride: 1, least: answers::ROW },
+    Rows { name: "Ed25519", first_key: 0, stride: 2, least: 0 },
+    Rows { name: "RSA, 2048 bits", first_key: 1, stride: 2, least: 0 },
+];
+
 pub(crate) fn run(options: &Options) -> Fallible<()> {
     let stage = Stage::for_railgate_alone()?;
-    println!("\n### Memory\n");
+    println!("\n### Memory, and a restart\n");
     println!(
-        "| entries | resident MiB before | after | bytes per entry | fill s | CPU µs/miss | hits of a sample |"
+        "| rows | entries | bytes of a row | bytes per entry | fill s | CPU µs/miss | hits of a sample | \
+         stop s | file MiB | start to first hit s | hits then |"
     );
-    println!("|--:|--:|--:|--:|--:|--:|--:|");
+    println!("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|");
     for entries in options.entries.iter().copied() {
         if entries == 0 {
             return Err("there is no memory per entry without entries".into());
         }
-        row(&stage, entries)?;
+        for rows in &ROWS {
+            row(&stage, rows, entries)?;
+        }
     }
     Ok(())
 }
 
-fn row(stage: &Stage, entries: u64) -> Fallible<()> {
-    let running = RAILGATE.start(stage)?;
-    let pid = running.process.pid();
+fn row(stage: &Stage, rows: &Rows, entries: u64) -> Fallible<()> {
+    stage.rails.set_row(rows.least)?;
+    let directory = stage.scratch.folder(RAILGATE.name)?;
+    let port = machine::free_port()?;
+    let mut process = start(stage, &directory, port)?;
+    let pid = process.pid();
     // Connections and their buffers are there before, so that they do not count.
-    let to = running.port.to_string();
+    let to = port.to_string();
     stage::run_load(&Load { to: to.clone(), kind: Kind::Allowed, requests: 2000, ..Load::default() })?;
     let before = settled(pid)?;
-    let fill = growth::fill(&running, 0, entries)?;
+    let fill = Load { to, cpu_of: pid, requests: entries, ..of(rows, entries) };
+    let fill = without_errors(stage::run_load(&fill)?)?;
     let after = settled(pid)?;
+    let hits = sample(stage, rows, entries, port)?;
 
-    let sample = SAMPLE.min(entries);
-    let asked_before = stage.rails.count()?;
-    let again = Load { to, requests: sample, keys: sample, stride: entries / sample, ..Load::default() };
-    stage::run_load(&again)?;
-    let hits = sample.saturating_sub(stage.rails.count()? - asked_before);
-
-    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    let begun = Instant::now();
+    process.must_run()?;
+    drop(process);
+    let stopped = begun.elapsed();
+    let saved = fs::metadata(directory.join("cache"))?.len();
+    let begun = Instant::now();
+    let _process = start(stage, &directory, port)?;
+    stage::run_load(&Load { to: port.to_string(), requests: 1, ..of(rows, 1) })?;
+    let started = begun.elapsed();
+    let hits_then = sample(stage, rows, entries, port)?;
     println!(
-        "| {entries} | {:.1} | {:.1} | {} | {:.1} | {:.1} | {hits} of {sample} |",
-        mib(before),
-        mib(after),
+        "| {} | {entries} | {} | {} | {:.1} | {:.1} | {hits} | {:.2} | {:.0} | {:.2} | {hits_then} |",
+        rows.name,
+        answers::authorized_keys(&keys::key(rows.first_key), rows.least).len(),
         after.saturating_sub(before) / entries,
         fill.seconds,
         fill.cpu_us,
+        stopped.as_secs_f64(),
+        saved as f64 / f64::from(1 << 20),
+        started.as_secs_f64(),
     );
     Ok(())
+}
+
+/// As it is compared, but for a place to save its cache.
+fn start(stage: &Stage, directory: &Path, port: u16) -> Fallible<Process> {
+    let command = RAILGATE.command(stage, directory, port, None)?;
+    let file = directory.join("railgate.toml");
+    let place = format!("[cache]\nsnapshot = \"{}\"\n", directory.join("cache").display());
+    fs::write(&file, fs::read_to_string(&file)?.replacen("[cache]\n", &place, 1))?;
+    let mut process = Process::start(RAILGATE.name, command, directory)?;
+    process.wait_for(port)?;
+    Ok(process)
+}
+
+fn of(rows: &Rows, keys: u64) -> Load {
+    Load { first_key: rows.first_key, keys, stride: rows.stride, ..Load::default() }
+}
+
+/// How many of some keys, spread over all, are answered from memory.
+fn sample(stage: &Stage, rows: &Rows, entries: u64, port: u16) -> Fallible<String> {
+    let sample = SAMPLE.min(entries);
+    let stride = rows.stride * (entries / sample);
+    let again = Load { to: port.to_string(), requests: sample, stride, ..of(rows, sample) };
+    let asked_before = stage.rails.count()?;
+    without_errors(stage::run_load(&again)?)?;
+    let hits = sample.saturating_sub(stage.rails.count()? - asked_before);
+    Ok(format!("{hits} of {sample}"))
+}
+
+fn without_errors(figures: Figures) -> Fallible<Figures> {
+    if figures.errors > 0 { Err(format!("{} errors", figures.errors).into()) } else { Ok(figures) }
 }
 
 /// Resident memory, once whatever runs behind the requests had its time.

@@ -1,14 +1,15 @@
 //! A stand-in for Rails: the same questions, answers and headers, as fast as hyper can.
 //!
-//! `GET /__count` says how many requests came so far, the two control requests excluded;
-//! `GET /__latency?ms=20` makes every answer from then on take that long.
+//! `GET /__count` says how many requests came so far, the control requests excluded;
+//! `GET /__latency?ms=20` makes every answer from then on take that long; `GET /__rows?bytes=0` leaves the
+//! rows of keys as long as they are, which otherwise are filled up to 600 bytes.
 
 pub(crate) mod answers;
 
 use std::convert::Infallible;
 use std::future::ready;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -35,6 +36,7 @@ pub(crate) struct Options {
 static COUNT: AtomicU64 = AtomicU64::new(0);
 static ASKED: Notify = Notify::const_new();
 static LATENCY_MS: AtomicU64 = AtomicU64::new(0);
+static ROW_BYTES: AtomicUsize = AtomicUsize::new(answers::ROW);
 static CHUNK: [u8; 65_536] = [b'z'; 65_536];
 const CLOSE_TOGETHER: Duration = Duration::from_millis(2);
 const CHUNKS_PER_MIB: u64 = 16;
@@ -74,6 +76,11 @@ async fn handle(mut request: Request<Incoming>) -> Result<Answer, Infallible> {
             LATENCY_MS.store(number_of("ms=").unwrap_or(0), Relaxed);
             return Ok(plain(String::new()));
         }
+        "/__rows" => {
+            let bytes = number_of("bytes=").and_then(|bytes| usize::try_from(bytes).ok());
+            ROW_BYTES.store(bytes.unwrap_or(0), Relaxed);
+            return Ok(plain(String::new()));
+        }
         _ => {}
     }
     let number = COUNT.fetch_add(1, Relaxed);
@@ -95,7 +102,7 @@ async fn handle(mut request: Request<Incoming>) -> Result<Answer, Infallible> {
 fn answer(path: &str, query: &str, received: usize, number: u64) -> Answer {
     let body = match path.strip_prefix("/api/v4/internal/").unwrap_or_default() {
         "authorized_keys" => match query.strip_prefix("key=") {
-            Some(key) => answers::authorized_keys(&keys::unescaped(key)),
+            Some(key) => answers::authorized_keys(&keys::unescaped(key), ROW_BYTES.load(Relaxed)),
             None => return json(StatusCode::BAD_REQUEST, r#"{"error":"key is missing"}"#.into(), number),
         },
         "discover" => answers::DISCOVER.into(),

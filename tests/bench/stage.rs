@@ -62,6 +62,11 @@ impl Rails {
         Ok(String::from_utf8_lossy(&answer.body).parse()?)
     }
 
+    /// Rows of keys are filled up to so many bytes from now on.
+    pub(crate) fn set_row(&self, bytes: usize) -> Fallible<()> {
+        ask::get(self.port, &format!("/__rows?bytes={bytes}"), &[]).map(|_| ())
+    }
+
     pub(crate) fn set_latency(&self, milliseconds: u64) -> Fallible<()> {
         ask::get(self.port, &format!("/__latency?ms={milliseconds}"), &[]).map(|_| ())
     }

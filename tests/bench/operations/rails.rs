@@ -24,7 +24,7 @@ impl Rails {
     pub(super) fn start(path: &Path, form_end: &'static [u8]) -> Fallible<Arc<Self>> {
         let rails = Arc::new(Self {
             form_end,
-            row: answer(&answers::authorized_keys(&keys::key(ED25519)))?,
+            row: answer(&answers::authorized_keys(&keys::key(ED25519), answers::ROW))?,
             allowed: answer(answers::ALLOWED)?,
             asked: AtomicU64::new(0),
         });

@@ -30,14 +30,17 @@ pub(crate) const AGENT_INFO: &str = concat!(
     r#""gl_repository":"project-7","gl_project_path":"a/b"},"default_branch":"main"}"#
 );
 
-/// The row of a key. Always 600 bytes: the title is filled up.
-pub(crate) fn authorized_keys(key: &str) -> String {
+/// Bytes of the row of a key, as both kinds are compared.
+pub(crate) const ROW: usize = 600;
+
+/// The row of a key, of at least so many bytes: the title is filled up.
+pub(crate) fn authorized_keys(key: &str, least: usize) -> String {
     let kind = if key.starts_with("AAAAB3") { "ssh-rsa" } else { "ssh-ed25519" };
     let id = fnv(key.as_bytes()) % 9_000_000 + 1_000_000;
     let head = format!(r#"{{"id":{id},"title":"user@example.com"#);
     let tail = format!(r#"","key":"{kind} {key} user@example.com","created_at":"2019-06-27T15:29:02.219Z","#)
         + r#""expires_at":null,"usage_type":"auth_and_signing"}"#;
-    let fill = 600_usize.saturating_sub(head.len() + tail.len());
+    let fill = least.saturating_sub(head.len() + tail.len());
     format!("{head}{}{tail}", "x".repeat(fill))
 }
 
