@@ -1,5 +1,6 @@
 //! The commands: what they are called, what they print, and how they exit. No logic.
 
+mod client;
 mod demo;
 mod hook;
 mod logging;

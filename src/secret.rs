@@ -129,6 +129,12 @@ impl Token {
         shown.is_some_and(|(_, shown)| self.is_shown_as(shown))
     }
 
+    /// The word itself, for whoever has to be told it.
+    pub fn revealed(&self) -> &str {
+        // It is visible ASCII.
+        std::str::from_utf8(&self.bytes).unwrap_or_default()
+    }
+
     /// The `Authorization` header that shows it.
     pub fn to_header(&self) -> Option<HeaderValue> {
         let mut value = HeaderValue::from_bytes(&[b"Bearer ", self.bytes.as_slice()].concat()).ok()?;

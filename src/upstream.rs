@@ -5,6 +5,7 @@
 mod connect;
 mod pool;
 mod target;
+pub mod tls;
 
 use std::io;
 use std::sync::Arc;
@@ -17,7 +18,8 @@ use http_body::Body as _;
 
 use self::connect::Connector;
 use self::pool::{Pool, Trouble};
-pub use self::target::{Target, TargetError};
+pub use self::target::{Address, Target, TargetError};
+use self::tls::Tls;
 use crate::body::Body;
 use crate::header::strip_hop_by_hop;
 
@@ -26,6 +28,8 @@ use crate::header::strip_hop_by_hop;
 pub struct Settings {
     /// Where Rails listens.
     pub target: Target,
+    /// How connections are secured, if they are.
+    pub tls: Option<Tls>,
     /// The `Host` that Rails sees; by default the authority of the URL.
     pub host: Option<String>,
     /// How long a connection may take to come about.
@@ -39,10 +43,11 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Rails at `target`, and the defaults for the rest.
+    /// Rails at `target`, without TLS, and the defaults for the rest.
     pub fn new(target: Target) -> Self {
         Self {
             target,
+            tls: None,
             host: None,
             connect_timeout: DEFAULT_CONNECT_TIMEOUT,
             response_timeout: DEFAULT_RESPONSE_TIMEOUT,
@@ -117,8 +122,12 @@ pub enum Error {
 impl Upstream {
     /// Prepares the pool; connects when the first request comes. What happens is counted in `state`.
     pub fn new(settings: Settings, state: Arc<State>) -> Self {
-        let connector =
-            Connector::new(settings.target.address.clone(), settings.connect_timeout, Arc::clone(&state));
+        let connector = Connector::new(
+            settings.target.address.clone(),
+            settings.tls,
+            settings.connect_timeout,
+            Arc::clone(&state),
+        );
         let pool = Pool::new(connector, settings.max_idle, settings.idle_timeout, Arc::clone(&state));
         let host = settings
             .host

@@ -18,6 +18,7 @@
 
 mod gateway {
     // What the tests stand on.
+    mod certificates;
     mod client;
     mod credentials;
     mod fake;
@@ -36,6 +37,7 @@ mod gateway {
     mod draining;
     mod framing;
     mod headers;
+    mod hook_install;
     mod hooks;
     mod inspect;
     mod kas;
@@ -44,5 +46,6 @@ mod gateway {
     mod shadow;
     mod stale;
     mod targets;
+    mod tls;
     mod warm;
 }

@@ -1,17 +1,21 @@
-//! `railgate hook install`: prints what to set up in GitLab, so that it tells the gateway of changes.
+//! `railgate hook install`: prints what to set up in GitLab, so that it tells the gateway of changes, or
+//! sets it up.
+
+mod gitlab;
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use railgate::config;
 use railgate::hooks;
 use railgate::server::Endpoint;
 
-use super::{ConfigFile, say, say_error};
+use super::{ConfigFile, client, say, say_error};
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
-    /// Print what to set up in GitLab
+    /// Print what to set up in GitLab, or, with an API token, set it up
     Install(Install),
 }
 
@@ -22,43 +26,60 @@ pub(super) struct Install {
     /// Where GitLab reaches the [hooks] listener, if not at its address
     #[arg(long, value_name = "URL")]
     url: Option<String>,
+    /// Set it up in this GitLab, such as <https://gitlab.example.com>
+    #[arg(long, value_name = "URL", requires = "api_token_file")]
+    gitlab: Option<String>,
+    /// A file with a token of an administrator that has the scope `api`
+    #[arg(long, value_name = "FILE", requires = "gitlab")]
+    api_token_file: Option<PathBuf>,
+    /// The authorities that are believed about this GitLab, in PEM, in place of the system's
+    #[arg(long, value_name = "FILE", requires = "gitlab")]
+    ca_file: Option<PathBuf>,
 }
 
 pub(super) fn main(command: &Command) -> ExitCode {
-    let Command::Install(Install { file, url }) = command;
-    let settings = match config::load(&file.config) {
-        Ok(loaded) => loaded.settings,
-        Err(problems) => {
-            say_error(&problems.to_string());
-            return ExitCode::FAILURE;
-        }
-    };
-    let file = file.config.display();
-    let Some(hooks) = settings.hooks else {
-        say_error(&format!(
-            "{file}: has no [hooks] section, so there is nobody to tell; see its key hooks.address"
-        ));
-        return ExitCode::FAILURE;
-    };
-    match steps(&hooks, url.as_deref()) {
-        Ok(steps) => {
-            say(&steps);
+    let Command::Install(options) = command;
+    let outcome = config::load(&options.file.config)
+        .map_err(|problems| problems.to_string())
+        .and_then(|loaded| install(options, loaded.settings.hooks));
+    match outcome {
+        Ok(told) => {
+            say(&told);
             ExitCode::SUCCESS
         }
         Err(wrong) => {
-            say_error(&format!("{file}: {wrong}"));
+            say_error(&wrong);
             ExitCode::FAILURE
         }
     }
 }
 
-/// Never the token itself: what is printed ends up in scrollbacks and tickets.
-fn steps(hooks: &hooks::Settings, url: Option<&str>) -> Result<String, String> {
-    let url = match url {
+fn install(options: &Install, hooks: Option<hooks::Settings>) -> Result<String, String> {
+    let file = options.file.config.display();
+    let hooks = hooks.ok_or_else(|| {
+        format!("{file}: has no [hooks] section, so there is nobody to tell; see its key hooks.address")
+    })?;
+    let url = url(&hooks, options.url.as_deref()).map_err(|wrong| format!("{file}: {wrong}"))?;
+    match (&options.gitlab, &options.api_token_file) {
+        (Some(gitlab), Some(api_token)) => {
+            let gitlab = gitlab::Gitlab::new(gitlab, api_token, options.ca_file.as_deref())?;
+            client::block_on(gitlab.install(&url, hooks.token.as_ref()))
+        }
+        _ => Ok(steps(&hooks, &url)),
+    }
+}
+
+/// Where GitLab sends its events.
+fn url(hooks: &hooks::Settings, said: Option<&str>) -> Result<String, String> {
+    let url = match said {
         Some(url) => url.trim_end_matches('/').to_owned(),
         None => url_of(&hooks.endpoint)?,
     };
-    let url = if url.ends_with(hooks::PATH) { url } else { format!("{url}{}", hooks::PATH) };
+    Ok(if url.ends_with(hooks::PATH) { url } else { format!("{url}{}", hooks::PATH) })
+}
+
+/// Never the token itself: what is printed ends up in scrollbacks and tickets.
+fn steps(hooks: &hooks::Settings, url: &str) -> String {
     let (secret, token) = match (&hooks.token, &hooks.signing_token) {
         (Some(_), _) => (
             "Secret token: the word in the file hooks.token_file",
@@ -66,14 +87,15 @@ fn steps(hooks: &hooks::Settings, url: Option<&str>) -> Result<String, String> {
         ),
         (None, _) => ("Signing token: the one in the file hooks.signing_token_file", ""),
     };
-    Ok(format!(
+    format!(
         r#"In GitLab, as an administrator: Admin area, System hooks, Add new webhook.
 
   URL:          {url}
   {secret}
   Triggers:     none; keys and users are told of always
 
-Or with a token of an administrator that has the scope `api`:
+Or with a token of an administrator that has the scope `api`, run this command again with --gitlab and
+--api-token-file, or:
 
   curl --fail --header "PRIVATE-TOKEN: $API_TOKEN" --header "Content-Type: application/json" \
     --data "{{\"url\":\"{url}\"{token},\"push_events\":false,\"repository_update_events\":false}}" \
@@ -81,7 +103,7 @@ Or with a token of an administrator that has the scope `api`:
 
 Then add and remove an SSH key in GitLab: railgate_hooks_total{{event="key_create"}} has to rise. If
 railgate_hooks_refused_total does, the tokens differ."#
-    ))
+    )
 }
 
 fn url_of(endpoint: &Endpoint) -> Result<String, String> {
@@ -124,7 +146,8 @@ mod tests {
             (Some("https://gw.example.com/x/hooks/gitlab"), "https://gw.example.com/x/hooks/gitlab"),
         ] {
             for is_signed in [false, true] {
-                let steps = steps(&hooks(tcp(), is_signed), url).unwrap();
+                let hooks = hooks(tcp(), is_signed);
+                let steps = steps(&hooks, &super::url(&hooks, url).unwrap());
                 assert!(steps.contains(&format!("URL:          {expected}\n")), "{steps}");
                 assert!(steps.contains(&format!(r#"{{\"url\":\"{expected}\""#)), "{steps}");
                 assert_eq!(steps.contains("hooks.token_file"), !is_signed, "{steps}");
@@ -141,8 +164,8 @@ mod tests {
             Endpoint::Unix { path: PathBuf::from("/run/hooks.sock"), mode: 0o660 },
         ] {
             let hooks = hooks(endpoint, false);
-            assert!(steps(&hooks, None).unwrap_err().contains("--url"));
-            assert!(steps(&hooks, Some("http://gw")).is_ok());
+            assert!(url(&hooks, None).unwrap_err().contains("--url"));
+            assert!(url(&hooks, Some("http://gw")).is_ok());
         }
     }
 }

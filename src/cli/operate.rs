@@ -5,16 +5,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use bytes::Bytes;
-use http::{Method, Request, StatusCode, header};
-use http_body_util::BodyExt as _;
-use railgate::body::Body;
+use http::{Method, StatusCode};
 use railgate::config::{self, Settings};
 use railgate::server::Endpoint;
 use railgate::upstream::{self, Target, Upstream};
 use serde_json::{Map, Value};
 
-use super::{ConfigFile, say, say_error};
+use super::{ConfigFile, client, say, say_error};
 
 #[derive(Debug, clap::Args)]
 #[command(group = clap::ArgGroup::new("meant").required(true).args(MEANT))]
@@ -109,10 +106,7 @@ fn told(file: &ConfigFile, path: &str, body: &str, read: impl FnOnce(&Value) -> 
             return ExitCode::FAILURE;
         }
     };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let answer = runtime
-        .map_err(|error| format!("cannot start the runtime: {error}"))
-        .and_then(|runtime| runtime.block_on(send(&settings, path, body)));
+    let answer = client::block_on(send(&settings, path, body));
     let outcome = answer.and_then(|(status, answer)| {
         read(&answer).ok_or_else(|| {
             let said = answer.get("message").and_then(Value::as_str);
@@ -136,24 +130,12 @@ async fn send(settings: &Settings, path: &str, body: &str) -> Result<(StatusCode
     let admin = &settings.admin;
     let target = Target::parse(&url(admin)).map_err(|error| format!("admin.address {admin}: {error}"))?;
     let gateway = Upstream::new(upstream::Settings::new(target), Arc::default());
-    let mut request = Request::builder().method(Method::POST).uri(path);
-    request = request.header(header::CONTENT_TYPE, "application/json");
-    if let Some(shown) = settings.admin_token.as_ref().and_then(railgate::secret::Token::to_header) {
-        request = request.header(header::AUTHORIZATION, shown);
-    }
-    let request =
-        request.body(Body::from(Bytes::from(body.to_owned()))).map_err(|error| error.to_string())?;
-    let answer = gateway.send(request).await;
-    let answer = answer.map_err(|error| {
-        let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+    let answer = client::send(&gateway, Method::POST, path, settings.admin_token.as_ref(), body).await;
+    answer.map_err(|error| {
         format!(
-            "no answer of a gateway on admin.address {admin}: {error}{cause}; does it run, with this configuration?"
+            "no answer of a gateway on admin.address {admin}: {error}; does it run, with this configuration?"
         )
-    })?;
-    let status = answer.status();
-    let body =
-        answer.into_body().collect().await.map_err(|error| format!("the answer broke off: {error}"))?;
-    Ok((status, serde_json::from_slice(&body.to_bytes()).unwrap_or_default()))
+    })
 }
 
 /// Where a listener can be reached from this machine.

@@ -45,6 +45,11 @@ impl Files {
         files.write("hook_token", "h00k\n");
         files.write("hook_signing_token", "whsec_c2VjcmV0\n");
         files.write("gitlab_kas_secret", &STANDARD.encode([7; 32]));
+        let rcgen::CertifiedKey { cert, signing_key } =
+            rcgen::generate_simple_self_signed(["gateway".to_owned()]).unwrap();
+        files.write("ca.pem", &cert.pem());
+        files.write("client.pem", &cert.pem());
+        files.write("client.key", &signing_key.serialize_pem());
         files
     }
 

@@ -1,9 +1,12 @@
 //! `[upstream]`: where Rails is, and how to talk to it.
 
+use std::path::{Path, PathBuf};
+
 use super::document::{Document, Section};
 use super::scalars::{HOUR, MILLISECOND, as_usize, duration};
 use crate::authority;
-use crate::upstream::{self, Target};
+use crate::upstream::tls::{self, Identity, Tls};
+use crate::upstream::{self, Address, Target};
 
 pub(super) fn upstream(
     document: &Document<'_>,
@@ -31,6 +34,8 @@ pub(super) fn upstream(
     let host = section.text("host", "a host name, perhaps with a port", |text| {
         authority::parse(text).map(|_| text.to_owned())
     });
+    let tls_section = section.section("tls");
+    let tls = tls(document, tls_section, target.as_ref().map(|target| &target.value));
     let connect_timeout =
         duration(&mut section, "connect_timeout", upstream::DEFAULT_CONNECT_TIMEOUT, MILLISECOND..=HOUR);
     let response_timeout =
@@ -42,6 +47,7 @@ pub(super) fn upstream(
     section.finish();
     let settings = upstream::Settings {
         target: target?.value,
+        tls,
         host: host.map(|host| host.value),
         connect_timeout,
         response_timeout,
@@ -49,6 +55,65 @@ pub(super) fn upstream(
         max_idle: max_idle.map_or(upstream::DEFAULT_MAX_IDLE, |count| as_usize(count.value)),
     };
     Some((settings, forward_prefixes))
+}
+
+/// Certificates are read here, so that what is wrong with them is told before anything runs.
+fn tls(document: &Document<'_>, section: Option<Section<'_, '_>>, target: Option<&Target>) -> Option<Tls> {
+    let at = section.as_ref().map(Section::at);
+    let (mut name, mut roots, mut identity) = (None, None, None);
+    if let Some(mut section) = section {
+        let mut files = Files { document, section: &mut section };
+        roots = files.file("ca_file", tls::authorities);
+        identity = files.identity();
+        name = section.text("server_name", "a host name or an IP address", |text| Some(text.to_owned()));
+        section.finish();
+    }
+    let host = match target {
+        Some(Target { is_tls: true, address: Address::Tcp(host, _), .. }) => host,
+        Some(_) => {
+            if let Some(at) = at {
+                let message = "is for an upstream.url that begins with https://; drop the section";
+                document.problem(at, "upstream.tls", message);
+            }
+            return None;
+        }
+        None => return None,
+    };
+    let name = name.as_ref().map_or(host, |name| &name.value);
+    let tls =
+        roots.map_or_else(tls::system_authorities, Ok).and_then(|roots| Tls::new(roots, identity, name));
+    tls.map_err(|error| document.problem(at.unwrap_or_default(), "upstream.tls", error.to_string())).ok()
+}
+
+/// The files that `[upstream.tls]` names.
+struct Files<'a, 'd, 't> {
+    document: &'a Document<'t>,
+    section: &'a mut Section<'d, 't>,
+}
+
+impl Files<'_, '_, '_> {
+    /// `None` if there is no such key, or if the file cannot be used, which is told.
+    fn file<T>(&mut self, key: &'static str, load: impl FnOnce(&Path) -> Result<T, tls::Error>) -> Option<T> {
+        let file = self
+            .section
+            .text(key, "the path of a file", |text| (!text.is_empty()).then(|| PathBuf::from(text)))?;
+        load(&file.value)
+            .map_err(|error| {
+                self.document.problem(file.at, &file.key, format!("{} {error}", file.value.display()));
+            })
+            .ok()
+    }
+
+    fn identity(&mut self) -> Option<Identity> {
+        let has = ["certificate_file", "key_file"].map(|key| self.section.has(key));
+        if has == [true, false] || has == [false, true] {
+            let message = "certificate_file and key_file go together; name both or none";
+            self.document.problem(self.section.at(), "upstream.tls", message);
+        }
+        let chain = self.file("certificate_file", tls::certificates);
+        let key = self.file("key_file", tls::key);
+        Some(Identity { chain: chain?, key: key? })
+    }
 }
 
 fn forward_prefixes(document: &Document<'_>, section: &mut Section<'_, '_>) -> Vec<String> {

@@ -1,4 +1,4 @@
-//! Connections to Rails, over TCP or a unix socket.
+//! Connections to Rails, over TCP, with or without TLS, or a unix socket.
 
 use std::io;
 use std::pin::Pin;
@@ -10,28 +10,32 @@ use std::time::Duration;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::client::TlsStream;
 
 use super::State;
 use super::target::Address;
+use super::tls::Tls;
 
 /// Makes connections to one address.
 #[derive(Debug)]
 pub(super) struct Connector {
     address: Address,
+    tls: Option<Tls>,
     timeout: Duration,
     state: Arc<State>,
 }
 
 impl Connector {
-    pub(super) fn new(address: Address, timeout: Duration, state: Arc<State>) -> Self {
-        Self { address, timeout, state }
+    pub(super) fn new(address: Address, tls: Option<Tls>, timeout: Duration, state: Arc<State>) -> Self {
+        Self { address, tls, timeout, state }
     }
 
     pub(super) async fn connect(&self) -> io::Result<Stream> {
         let timeout = self.timeout;
-        let outcome = tokio::time::timeout(timeout, open(&self.address)).await.unwrap_or_else(|_| {
-            Err(io::Error::new(io::ErrorKind::TimedOut, format!("no connection within {timeout:?}")))
-        });
+        let outcome =
+            tokio::time::timeout(timeout, open(&self.address, self.tls.as_ref())).await.unwrap_or_else(
+                |_| Err(io::Error::new(io::ErrorKind::TimedOut, format!("no connection within {timeout:?}"))),
+            );
         if outcome.is_err() {
             self.state.refused.fetch_add(1, Ordering::Relaxed);
         }
@@ -39,14 +43,17 @@ impl Connector {
     }
 }
 
-async fn open(address: &Address) -> io::Result<Socket> {
+async fn open(address: &Address, tls: Option<&Tls>) -> io::Result<Socket> {
     match address {
         // Tries every address that the name has: `localhost` is often ::1 first, and Puma on
         // 127.0.0.1 only.
         Address::Tcp(host, port) => {
             let stream = TcpStream::connect((host.as_str(), *port)).await?;
             stream.set_nodelay(true)?;
-            Ok(Socket::Tcp(TokioIo::new(stream)))
+            Ok(match tls {
+                Some(tls) => Socket::Tls(Box::new(TokioIo::new(tls.connect(stream).await?))),
+                None => Socket::Tcp(TokioIo::new(stream)),
+            })
         }
         Address::Unix(path) => Ok(Socket::Unix(TokioIo::new(UnixStream::connect(path).await?))),
     }
@@ -55,6 +62,7 @@ async fn open(address: &Address) -> io::Result<Socket> {
 #[derive(Debug)]
 enum Socket {
     Tcp(TokioIo<TcpStream>),
+    Tls(Box<TokioIo<TlsStream<TcpStream>>>),
     Unix(TokioIo<UnixStream>),
 }
 
@@ -84,6 +92,10 @@ macro_rules! either {
         match &mut $self.get_mut().socket {
             Socket::Tcp(io) => {
                 let $io = Pin::new(io);
+                $call
+            }
+            Socket::Tls(io) => {
+                let $io = Pin::new(io.as_mut());
                 $call
             }
             Socket::Unix(io) => {
@@ -116,6 +128,7 @@ impl Write for Stream {
     fn is_write_vectored(&self) -> bool {
         match &self.socket {
             Socket::Tcp(io) => io.is_write_vectored(),
+            Socket::Tls(io) => io.is_write_vectored(),
             Socket::Unix(io) => io.is_write_vectored(),
         }
     }

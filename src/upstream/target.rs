@@ -14,6 +14,8 @@ use crate::authority;
 pub struct Target {
     /// Where to connect.
     pub address: Address,
+    /// Whether the connection has to be secured.
+    pub is_tls: bool,
     /// The relative URL root: empty, or `/gitlab` and the like, without a trailing slash.
     pub root: String,
 }
@@ -31,7 +33,7 @@ pub enum Address {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TargetError {
     /// A scheme other than those known.
-    #[error("must begin with http:// or http+unix:// (https is not supported yet)")]
+    #[error("must begin with http://, https:// or http+unix://")]
     Scheme,
     /// No host, or something that is no host.
     #[error("needs a host, as in http://127.0.0.1:8080")]
@@ -48,7 +50,7 @@ pub enum TargetError {
 }
 
 impl Target {
-    /// Reads `http://host:port/root` or `http+unix://%2Fpath%2Fto%2Fsocket/root`.
+    /// Reads `http://host:port/root`, the same with `https`, or `http+unix://%2Fpath%2Fto%2Fsocket/root`.
     pub fn parse(url: &str) -> Result<Self, TargetError> {
         let (scheme, rest) = url.split_once("://").ok_or(TargetError::Scheme)?;
         let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
@@ -56,11 +58,12 @@ impl Target {
             return Err(TargetError::UserInfo);
         }
         let address = match scheme {
-            "http" => tcp(authority)?,
+            "http" => tcp(authority, 80)?,
+            "https" => tcp(authority, 443)?,
             "http+unix" => Address::Unix(socket(authority)?),
             _ => return Err(TargetError::Scheme),
         };
-        Ok(Self { address, root: root(path)? })
+        Ok(Self { address, is_tls: scheme == "https", root: root(path)? })
     }
 
     /// A path below the relative URL root, with the root in front; `None` if that is no URI.
@@ -74,7 +77,8 @@ impl Target {
 
     pub(super) fn host_header(&self) -> HeaderValue {
         let host = match &self.address {
-            Address::Tcp(host, 80) => bracketed(host),
+            Address::Tcp(host, 80) if !self.is_tls => bracketed(host),
+            Address::Tcp(host, 443) if self.is_tls => bracketed(host),
             Address::Tcp(host, port) => format!("{}:{port}", bracketed(host)),
             Address::Unix(_) => "localhost".to_owned(),
         };
@@ -95,9 +99,9 @@ fn bracketed(host: &str) -> String {
     if host.contains(':') { format!("[{host}]") } else { host.to_owned() }
 }
 
-fn tcp(text: &str) -> Result<Address, TargetError> {
+fn tcp(text: &str, default_port: u16) -> Result<Address, TargetError> {
     let (host, port) = authority::parse(text).ok_or(TargetError::Host)?;
-    Ok(Address::Tcp(host.to_owned(), port.unwrap_or(80)))
+    Ok(Address::Tcp(host.to_owned(), port.unwrap_or(default_port)))
 }
 
 fn socket(authority: &str) -> Result<PathBuf, TargetError> {
@@ -139,6 +143,7 @@ mod tests {
         for (url, address, root) in [
             ("http://127.0.0.1:8080", tcp("127.0.0.1", 8080), ""),
             ("http://localhost", tcp("localhost", 80), ""),
+            ("https://gitlab.example.com/git", tcp("gitlab.example.com", 443), "/git"),
             ("http://[::1]:8080/", tcp("::1", 8080), ""),
             ("http://rails:8080/gitlab/", tcp("rails", 8080), "/gitlab"),
             ("http+unix://%2Fvar%2Fopt%2Fgitlab.socket", Address::Unix("/var/opt/gitlab.socket".into()), ""),
@@ -154,7 +159,9 @@ mod tests {
         for (url, error) in [
             ("", TargetError::Scheme),
             ("127.0.0.1:8080", TargetError::Scheme),
-            ("https://rails", TargetError::Scheme),
+            ("ftp://rails", TargetError::Scheme),
+            ("https://", TargetError::Host),
+            ("https+unix://%2Frun%2Fs", TargetError::Scheme),
             ("http://", TargetError::Host),
             ("http://rails:", TargetError::Host),
             ("http://rails:99999", TargetError::Host),
@@ -180,6 +187,14 @@ mod tests {
         assert_eq!(target.below_root(path.clone()).unwrap(), "/gitlab/api/v4/internal/check?a=b");
         assert_eq!(Target::parse("http://rails").unwrap().below_root(path.clone()), Some(path));
         assert_eq!(target.host_header(), "localhost");
-        assert_eq!(Target::parse("http://[::1]:81").unwrap().host_header(), "[::1]:81");
+        for (url, host) in [
+            ("http://[::1]:81", "[::1]:81"),
+            ("http://rails:80", "rails"),
+            ("http://rails:443", "rails:443"),
+            ("https://rails", "rails"),
+            ("https://rails:80", "rails:80"),
+        ] {
+            assert_eq!(Target::parse(url).unwrap().host_header(), host);
+        }
     }
 }

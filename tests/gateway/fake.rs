@@ -13,6 +13,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
 
 use super::client::{Peer, Stream, chunked, soon};
 
@@ -211,6 +212,7 @@ struct Shared {
 
 enum Listener {
     Tcp(TcpListener),
+    Tls(TcpListener, TlsAcceptor),
     Unix(UnixListener),
 }
 
@@ -222,6 +224,13 @@ impl Listener {
                 stream.set_nodelay(true)?;
                 Ok(Box::new(stream))
             }
+            // Whoever cannot agree with it is no caller.
+            Self::Tls(listener, acceptor) => loop {
+                let (stream, _) = listener.accept().await?;
+                if let Ok(stream) = acceptor.accept(stream).await {
+                    return Ok(Box::new(stream));
+                }
+            },
             Self::Unix(listener) => Ok(Box::new(listener.accept().await?.0)),
         }
     }
@@ -242,6 +251,12 @@ impl Rails {
     /// Listens on a TCP socket that a test made.
     pub fn on(listener: TcpListener) -> Self {
         Self::start(Peer::Tcp(listener.local_addr().unwrap()), Listener::Tcp(listener))
+    }
+
+    /// Listens on a TCP port, and speaks TLS there.
+    pub async fn on_tls(acceptor: TlsAcceptor) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        Self::start(Peer::Tcp(listener.local_addr().unwrap()), Listener::Tls(listener, acceptor))
     }
 
     /// Listens on a unix socket.

@@ -20,6 +20,7 @@ use super::log;
 pub struct Setup {
     keys: BTreeMap<String, String>,
     root: String,
+    is_tls: bool,
     mode: Option<&'static str>,
     pub dir: Scratch,
 }
@@ -31,7 +32,7 @@ impl Setup {
         let dir = Scratch::new();
         fs::write(dir.file("shell_secret"), format!("{SHELL_SECRET}\n")).unwrap();
         fs::write(dir.file("kas_secret"), STANDARD.encode(KAS_SECRET)).unwrap();
-        let setup = Self { keys: BTreeMap::new(), root: String::new(), mode: None, dir };
+        let setup = Self { keys: BTreeMap::new(), root: String::new(), is_tls: false, mode: None, dir };
         let (shell, kas) = (setup.dir.file("shell_secret"), setup.dir.file("kas_secret"));
         setup
             .text("admin.address", "127.0.0.1:0")
@@ -75,6 +76,12 @@ impl Setup {
         self
     }
 
+    /// Rails speaks TLS, and is called `localhost`.
+    pub fn over_tls(mut self) -> Self {
+        self.is_tls = true;
+        self
+    }
+
     /// The permissions of the gateway's unix socket.
     pub fn mode(mut self, mode: &'static str) -> Self {
         self.mode = Some(mode);
@@ -94,7 +101,12 @@ impl Setup {
 
     /// The file.
     pub fn config(&self, rails: &Peer) -> String {
-        let mut lines = vec![format!("upstream.url = \"{}{}\"", rails.url(), self.root)];
+        let url = if self.is_tls {
+            rails.url().replace("http://127.0.0.1", "https://localhost")
+        } else {
+            rails.url()
+        };
+        let mut lines = vec![format!("upstream.url = \"{url}{}\"", self.root)];
         lines.extend(self.keys.iter().map(|(key, value)| format!("{key} = {value}")));
         lines.push("[[listen]]\naddress = \"127.0.0.1:0\"".to_owned());
         lines.push(format!("[[listen]]\naddress = \"unix:{}\"", self.socket().display()));
@@ -238,7 +250,7 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    fn new() -> Self {
+    pub fn new() -> Self {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let path = std::env::temp_dir().join(format!("railgate-{}-{count}", std::process::id()));

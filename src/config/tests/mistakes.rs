@@ -50,8 +50,8 @@ address = "127.0.0.1:8181"
 #^ admin.address: 127.0.0.1:8181 is the address of a [[listen]] already; choose another port
 
 [upstream]
-url = "https://rails"
-#^ upstream.url: must begin with http:// or http+unix:// (https is not supported yet)
+url = "ftp://rails"
+#^ upstream.url: must begin with http://, https:// or http+unix://
 host = "a b"
 #^ upstream.host: expected a host name, perhaps with a port, found "a b"
 connect_timeout = 5
@@ -67,7 +67,7 @@ max_idle = "many"
 forward_prefixes = ["/api/v4/geo", "/api/v4/geo/"]
 #^ upstream.forward_prefixes: "/api/v4/geo" must name a path between two slashes, such as "/api/v4/geo/"
 retries = 3
-#^ upstream.retries: unknown key; known here: url, host, connect_timeout, response_timeout, idle_timeout, max_idle, forward_prefixes
+#^ upstream.retries: unknown key; known here: url, host, tls, connect_timeout, response_timeout, idle_timeout, max_idle, forward_prefixes
 
 [auth.shell]
 secret_file = "/nowhere/secret"
@@ -179,6 +179,43 @@ fn what_has_no_default_is_asked_for() {
 }
 
 #[test]
+fn tls_needs_certificates_that_can_be_used() {
+    let files = Files::new();
+    files.write("empty.pem", "");
+    files.write("broken.pem", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
+    let other = rcgen::generate_simple_self_signed(["other".to_owned()]).unwrap();
+    files.write("other.key", &other.signing_key.serialize_pem());
+    let section = "[upstream.tls]\nca_file = 'DIR/ca.pem'\n";
+    for (text, told) in [
+        ("ca_file = 'DIR/missing.pem'", "upstream.tls.ca_file: DIR/missing.pem cannot be read: "),
+        ("ca_file = 'DIR/empty.pem'", "upstream.tls.ca_file: DIR/empty.pem holds no certificate in PEM"),
+        (
+            "ca_file = 'DIR/broken.pem'",
+            "upstream.tls.ca_file: DIR/broken.pem holds a certificate that cannot",
+        ),
+        ("ca_file = 'DIR/client.key'", "upstream.tls.ca_file: DIR/client.key holds no certificate in PEM"),
+        ("certificate_file = 'DIR/client.pem'", "upstream.tls: certificate_file and key_file go together"),
+        ("key_file = 'DIR/client.key'", "upstream.tls: certificate_file and key_file go together"),
+        (
+            "certificate_file = 'DIR/client.pem'\nkey_file = 'DIR/client.pem'",
+            "upstream.tls.key_file: DIR/client.pem holds no private key in PEM",
+        ),
+        (
+            "certificate_file = 'DIR/client.pem'\nkey_file = 'DIR/other.key'",
+            "upstream.tls: certificate and key cannot be used together: ",
+        ),
+        ("server_name = 'a b'", "upstream.tls: \"a b\" is no host name or IP address"),
+    ] {
+        let section = if text.starts_with("ca_file") { "[upstream.tls]\n" } else { section };
+        let text = format!("{}{section}{text}", LEAST.replace("http://127", "https://127"));
+        let problems = files.problems(&text);
+        assert!(problems.len() == 1 && problems[0].contains(told), "{text}\n{problems:?}");
+    }
+    let problems = files.problems(&format!("{LEAST}{section}"));
+    assert!(problems[0].contains("is for an upstream.url that begins with https://"), "{problems:?}");
+}
+
+#[test]
 fn a_snapshot_needs_a_place() {
     for text in [
         r#"[cache]
@@ -247,7 +284,7 @@ secret_file = "DIR/gitlab_shell_secret"
 #[test]
 fn urls_that_lead_nowhere_are_refused() {
     for (url, told) in [
-        ("127.0.0.1:8080", "must begin with http:// or http+unix:// (https is not supported yet)"),
+        ("127.0.0.1:8080", "must begin with http://, https:// or http+unix://"),
         ("http://", "needs a host, as in http://127.0.0.1:8080"),
         ("http://user:pass@rails", "must not hold a user or a password"),
         ("http+unix:///run/gitlab.socket", "needs the socket's absolute path, percent-encoded"),

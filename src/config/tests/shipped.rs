@@ -49,7 +49,11 @@ fn every_key_of_the_annotated_file_can_be_used() {
     // A mode needs a unix socket.
     let text = uncommented()
         .replace("127.0.0.1:9181", "unix:/run/railgate/admin.sock")
-        .replace("127.0.0.1:8282", "unix:/run/railgate/hooks.sock");
+        .replace("127.0.0.1:8282", "unix:/run/railgate/hooks.sock")
+        .replace(
+            "http+unix://%2Fvar%2Fopt%2Fgitlab%2Fgitlab-workhorse%2Fsockets%2Fsocket",
+            "https://10.0.0.1",
+        );
     let settings = Files::new().load(&text);
     assert_eq!(settings.workers, 2);
     assert_eq!(settings.listen, [tcp(8181), unix("/run/railgate/railgate.sock", 0o660)]);
@@ -59,6 +63,7 @@ fn every_key_of_the_annotated_file_can_be_used() {
     assert_eq!(hooks.endpoint, unix("/run/railgate/hooks.sock", 0o660));
     assert!(hooks.token.unwrap().is_shown_as(b"h00k") && hooks.signing_token.is_some());
     assert_eq!(hooks.settle.as_secs(), 5);
+    assert!(settings.upstream.tls.is_some());
     assert_eq!(settings.upstream.host.as_deref(), Some("gitlab.example.com"));
     assert_eq!(settings.auth.kas.unwrap().audience.as_deref(), Some("gitlab"));
 }

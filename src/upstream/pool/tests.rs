@@ -21,7 +21,7 @@ impl Stage {
         let rails = UnixListener::bind(&path).unwrap();
         let state = Arc::new(State::default());
         let connector =
-            Connector::new(Address::Unix(path.clone()), Duration::from_secs(60), Arc::clone(&state));
+            Connector::new(Address::Unix(path.clone()), None, Duration::from_secs(60), Arc::clone(&state));
         let pool = Pool::new(connector, 10, Duration::from_secs(60), Arc::clone(&state));
         Self { pool, rails, state, path }
     }

@@ -1,0 +1,120 @@
+//! TLS to Rails: whom we believe, who we are, and by which name Rails has to prove itself.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::pki_types::pem::{self, PemObject as _};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+/// How connections to Rails are secured.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    config: Arc<ClientConfig>,
+    name: ServerName<'static>,
+}
+
+/// Who we are: a chain of certificates, and the key of the first.
+#[derive(Debug)]
+pub struct Identity {
+    /// The certificate, and those in between up to one that Rails knows.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// Its key.
+    pub key: PrivateKeyDer<'static>,
+}
+
+/// Why a file of certificates or keys cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It cannot be read, or is no PEM.
+    #[error("cannot be read: {0}")]
+    Unreadable(pem::Error),
+    /// There is nothing in it that is looked for.
+    #[error("holds no {0} in PEM")]
+    Nothing(&'static str),
+    /// A certificate that is none.
+    #[error("holds a certificate that cannot be used: {0}")]
+    Certificate(rustls::Error),
+    /// The system has no certificates that it trusts.
+    #[error(
+        "the system trusts no certificate authority{0}; install the package ca-certificates, or name a file"
+    )]
+    NoRoots(String),
+    /// The certificate and the key are not a pair, or of a kind that is not known.
+    #[error("certificate and key cannot be used together: {0}")]
+    Identity(rustls::Error),
+    /// No name that a certificate could be for.
+    #[error("{0:?} is no host name or IP address")]
+    Name(String),
+}
+
+impl From<pem::Error> for Error {
+    fn from(error: pem::Error) -> Self {
+        Self::Unreadable(error)
+    }
+}
+
+/// The authorities in a PEM file.
+pub fn authorities(path: &Path) -> Result<RootCertStore, Error> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(path)? {
+        roots.add(certificate).map_err(Error::Certificate)?;
+    }
+    Ok(roots)
+}
+
+/// The authorities that this system trusts (`SSL_CERT_FILE` and `SSL_CERT_DIR` are obeyed).
+pub fn system_authorities() -> Result<RootCertStore, Error> {
+    let found = rustls_native_certs::load_native_certs();
+    let mut roots = RootCertStore::empty();
+    // Some systems have certificates that nobody can read any more.
+    let (added, _) = roots.add_parsable_certificates(found.certs);
+    if added == 0 {
+        let why = found.errors.first().map(|error| format!(" ({error})")).unwrap_or_default();
+        return Err(Error::NoRoots(why));
+    }
+    Ok(roots)
+}
+
+/// The certificates in a PEM file.
+pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let found = CertificateDer::pem_file_iter(path)?.collect::<Result<Vec<_>, _>>()?;
+    if found.is_empty() { Err(Error::Nothing("certificate")) } else { Ok(found) }
+}
+
+/// The key in a PEM file.
+pub fn key(path: &Path) -> Result<PrivateKeyDer<'static>, Error> {
+    PrivateKeyDer::from_pem_file(path).map_err(|error| match error {
+        pem::Error::NoItemsFound => Error::Nothing("private key"),
+        other => other.into(),
+    })
+}
+
+impl Tls {
+    /// Believes what `roots` say about who is `name`, and shows `identity` to whoever asks.
+    pub fn new(roots: RootCertStore, identity: Option<Identity>, name: &str) -> Result<Self, Error> {
+        let name = ServerName::try_from(name.to_owned()).map_err(|_| Error::Name(name.to_owned()))?;
+        // By name: there may be another provider in the process, and then none is the default.
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(Error::Certificate)?
+            .with_root_certificates(roots);
+        let mut config = match identity {
+            None => builder.with_no_client_auth(),
+            Some(Identity { chain, key }) => {
+                builder.with_client_auth_cert(chain, key).map_err(Error::Identity)?
+            }
+        };
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(Self { config: Arc::new(config), name })
+    }
+
+    pub(super) async fn connect(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+        TlsConnector::from(Arc::clone(&self.config)).connect(self.name.clone(), stream).await
+    }
+}

@@ -1,0 +1,68 @@
+//! An authority, and what it signs.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
+use tokio_rustls::TlsAcceptor;
+
+use super::stage::Scratch;
+
+/// Signs what servers and clients show, and is believed by nobody who has not been told.
+pub struct Authority {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+}
+
+impl Authority {
+    pub fn new() -> Self {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        Self { issuer: CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap() }
+    }
+
+    /// Its own certificate, in a file.
+    pub fn file(&self, dir: &Scratch, name: &str) -> PathBuf {
+        let path = dir.file(name);
+        fs::write(&path, self.issuer.pem()).unwrap();
+        path
+    }
+
+    /// A certificate for `name` and its key, in files.
+    pub fn sign(&self, dir: &Scratch, name: &str) -> [PathBuf; 2] {
+        let (certificate, key) = self.signed(name);
+        let paths = [dir.file(&format!("{name}.pem")), dir.file(&format!("{name}.key"))];
+        fs::write(&paths[0], certificate.pem()).unwrap();
+        fs::write(&paths[1], key.serialize_pem()).unwrap();
+        paths
+    }
+
+    fn signed(&self, name: &str) -> (rcgen::Certificate, KeyPair) {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        (params.signed_by(&key, &self.issuer).unwrap(), key)
+    }
+
+    /// A server that is called `name`; with `clients`, for those only who have a certificate of theirs.
+    pub fn server(&self, name: &str, clients: Option<&Self>) -> TlsAcceptor {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_safe_default_protocol_versions()
+            .unwrap();
+        let builder = match clients {
+            None => builder.with_no_client_auth(),
+            Some(clients) => {
+                let mut roots = RootCertStore::empty();
+                roots.add(clients.issuer.der().clone()).unwrap();
+                let verifier = WebPkiClientVerifier::builder_with_provider(roots.into(), provider);
+                builder.with_client_cert_verifier(verifier.build().unwrap())
+            }
+        };
+        let (certificate, key) = self.signed(name);
+        let key = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+        let config = builder.with_single_cert(vec![certificate.der().clone()], key).unwrap();
+        TlsAcceptor::from(Arc::new(config))
+    }
+}
