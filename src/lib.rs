@@ -187,8 +187,10 @@ impl Gateway {
         admin_server.drain().await;
         upkeep.abort();
         if let Some(warm) = warm {
-            warm.save(cache).await;
+            warm.save(Arc::clone(&cache)).await;
         }
+        // To free a million entries takes seconds, which nobody has to wait for.
+        std::thread::spawn(move || drop(cache));
         Ok(in_time)
     }
 }

@@ -15,7 +15,7 @@ pub(crate) const GATEWAY_CORE: usize = 0;
 pub(crate) const LOAD_CORE: usize = 1;
 
 const START: Duration = Duration::from_secs(15);
-const STOP: Duration = Duration::from_secs(5);
+const STOP: Duration = Duration::from_secs(20);
 const LOG_TAIL: usize = 1500;
 
 /// A command that runs on one core, and ends when this program does, however that comes about.
