@@ -141,11 +141,10 @@ impl Admin {
         };
         let body = body.to_bytes();
         let is_inspection = path == "/inspect";
-        // With a million entries it takes seconds.
-        let answer = tokio::task::spawn_blocking(move || match (is_inspection, body.is_empty()) {
-            (true, true) => (StatusCode::OK, inspect::totals(&self.cache)),
-            (true, false) => inspect::inspect(&self.cache, &body),
-            (false, _) => purge::purge(&self.cache, &body),
+        let answer = self.cache.on_a_thread(move |cache| match (is_inspection, body.is_empty()) {
+            (true, true) => (StatusCode::OK, inspect::totals(cache)),
+            (true, false) => inspect::inspect(cache, &body),
+            (false, _) => purge::purge(cache, &body),
         });
         match answer.await {
             Ok((status, answer)) => json(status, answer.to_string()),

@@ -60,12 +60,19 @@ pub const DEFAULT_MAX_BODY: usize = 1024 * 1024;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Caller {
     kind: CallerKind,
+    /// Unix seconds.
+    expires: Option<i64>,
 }
 
 impl Caller {
     /// What the caller showed.
     pub fn kind(self) -> CallerKind {
         self.kind
+    }
+
+    /// When what the caller showed is good no longer, in Unix seconds, if it ever is.
+    pub fn expires(self) -> Option<i64> {
+        self.expires
     }
 }
 
@@ -185,7 +192,7 @@ impl Auth {
         now: impl FnOnce() -> i64,
     ) -> Verdict {
         match access {
-            Access::Rails => granted(CallerKind::LeftToRails),
+            Access::Rails => granted(CallerKind::LeftToRails, None),
             Access::Kas => self.judge_kas(headers, now),
             Access::Shell => self.judge_shell(headers, query, body, now),
         }
@@ -197,7 +204,7 @@ impl Auth {
             return Verdict::Refused(Rejection::Missing);
         };
         match kas.verify(token.as_bytes(), now()) {
-            Ok(()) => granted(CallerKind::Kas),
+            Ok(exp) => granted(CallerKind::Kas, Some(exp)),
             Err(rejection) => Verdict::Refused(rejection),
         }
     }
@@ -213,13 +220,13 @@ impl Auth {
     ) -> Verdict {
         if let (Some(jwt), Some(token)) = (&self.shell_jwt, headers.get(&header::SHELL_JWT)) {
             return match jwt.verify(token.as_bytes(), now()) {
-                Ok(()) => granted(CallerKind::ShellJwt),
+                Ok(exp) => granted(CallerKind::ShellJwt, Some(exp)),
                 Err(rejection) => Verdict::Refused(rejection),
             };
         }
         let Some(secret) = &self.shell_secret else { return Verdict::Refused(Rejection::Missing) };
         match shared_secret::find(headers, query, body) {
-            Presented::Text(text) if secret.matches(&text) => granted(CallerKind::SharedSecret),
+            Presented::Text(text) if secret.matches(&text) => granted(CallerKind::SharedSecret, None),
             Presented::Text(_) if matches!(body, BodyOf::Unread) => Verdict::ReadBody,
             Presented::Text(_) => Verdict::Refused(Rejection::Wrong),
             Presented::Refused(rejection) => Verdict::Refused(rejection),
@@ -228,8 +235,8 @@ impl Auth {
     }
 }
 
-const fn granted(kind: CallerKind) -> Verdict {
-    Verdict::Granted(Caller { kind })
+const fn granted(kind: CallerKind, expires: Option<i64>) -> Verdict {
+    Verdict::Granted(Caller { kind, expires })
 }
 
 #[cfg(test)]

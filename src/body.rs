@@ -4,12 +4,14 @@ use std::fmt;
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Sleep;
 
 /// Nothing, bytes in memory, or a stream from a socket that passes by without being collected.
 #[derive(Debug, Default)]
@@ -21,6 +23,48 @@ pub struct Body {
     rest: Option<Incoming>,
     /// Brings `rest`, where nobody else does.
     carrier: Option<Box<dyn Carrier>>,
+    /// Given back once all of it has come.
+    permit: Option<OwnedSemaphorePermit>,
+    /// How long it may take.
+    pace: Option<Box<Pace>>,
+}
+
+/// Why a body did not come to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The connection broke, or what came is no HTTP.
+    #[error(transparent)]
+    Broken(#[from] hyper::Error),
+    /// Nothing came for that long.
+    #[error("nothing more of the body came within {0:?}")]
+    Stalled(Duration),
+    /// All of it took too long.
+    #[error("the body was not complete in time")]
+    TooSlow,
+}
+
+/// How long a body may pause, and when it has to be complete.
+#[derive(Debug)]
+struct Pace {
+    pause: Duration,
+    /// Runs while nothing comes.
+    pausing: Option<Pin<Box<Sleep>>>,
+    end: Option<Pin<Box<Sleep>>>,
+}
+
+impl Pace {
+    /// Something came, or nothing did.
+    fn poll(&mut self, has_come: bool, cx: &mut Context<'_>) -> Result<(), Error> {
+        if self.end.as_mut().is_some_and(|end| end.as_mut().poll(cx).is_ready()) {
+            return Err(Error::TooSlow);
+        }
+        if has_come {
+            self.pausing = None;
+            return Ok(());
+        }
+        let pausing = self.pausing.get_or_insert_with(|| Box::pin(tokio::time::sleep(self.pause)));
+        if pausing.as_mut().poll(cx).is_ready() { Err(Error::Stalled(self.pause)) } else { Ok(()) }
+    }
 }
 
 /// The connection that a body comes over.
@@ -45,16 +89,33 @@ impl Body {
         body
     }
 
+    /// The same for an answer that was asked for with `permit`, may pause for so long, and has to be
+    /// complete at `end`.
+    #[must_use]
+    pub fn paced(mut self, permit: OwnedSemaphorePermit, pause: Duration, end: Option<Instant>) -> Self {
+        self.permit = Some(permit);
+        let end = end.map(|end| Box::pin(tokio::time::sleep_until(end.into())));
+        self.pace = self.rest.is_some().then(|| Box::new(Pace { pause, pausing: None, end }));
+        self.release_at_the_end();
+        self
+    }
+
+    /// The same body once more, if all of it is in memory.
+    pub fn again(&self) -> Option<Self> {
+        self.rest.is_none().then(|| Self::from(self.ready.clone()))
+    }
+
     fn release_at_the_end(&mut self) {
         if self.rest.as_ref().is_none_or(HttpBody::is_end_stream) {
             self.watched = None;
+            self.permit = None;
             if let Some(carrier) = self.carrier.take() {
                 carrier.release();
             }
         }
     }
 
-    fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let Some(rest) = &mut self.rest else { return Poll::Ready(None) };
         let mut frame = Pin::new(&mut *rest).poll_frame(cx);
         if let (Poll::Pending, Some(carrier)) = (&frame, &mut self.carrier) {
@@ -69,7 +130,14 @@ impl Body {
             Poll::Ready(Some(_)) => self.release_at_the_end(),
             Poll::Pending => {}
         }
-        frame
+        if let Some(pace) = &mut self.pace
+            && let Err(error) = pace.poll(frame.is_ready(), cx)
+        {
+            self.rest = None;
+            self.permit = None;
+            return Poll::Ready(Some(Err(error)));
+        }
+        frame.map_err(Error::Broken)
     }
 
     /// A way to see whether the body is still being sent. One in memory never is.
@@ -82,17 +150,13 @@ impl Body {
 
     /// Reads up to `limit` bytes into memory. What does not fit stays in the stream, and the body
     /// that comes back with [`Collected::TooLong`] is still whole.
-    pub async fn collect_up_to(self, limit: usize) -> Result<Collected, hyper::Error> {
+    pub async fn collect_up_to(self, limit: usize) -> Result<Collected, Error> {
         self.collect_within(limit, &Semaphore::new(Semaphore::MAX_PERMITS)).await
     }
 
     /// The same, for bodies that share memory with others: each KiB that has arrived, begun ones
     /// included, takes a permit of `budget` until all is read.
-    pub async fn collect_within(
-        mut self,
-        limit: usize,
-        budget: &Semaphore,
-    ) -> Result<Collected, hyper::Error> {
+    pub async fn collect_within(mut self, limit: usize, budget: &Semaphore) -> Result<Collected, Error> {
         if self.rest.is_none() {
             return Ok(Collected::Whole(self.ready));
         }
@@ -150,12 +214,12 @@ impl From<Incoming> for Body {
 
 impl HttpBody for Body {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         if !self.ready.is_empty() {
             let ready = std::mem::take(&mut self.ready);
             return Poll::Ready(Some(Ok(Frame::data(ready))));

@@ -29,6 +29,8 @@ use std::time::{Duration, Instant};
 
 use moka::sync::Cache as Moka;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinHandle;
+use tokio_util::task::TaskTracker;
 
 pub use self::ages::{Lifetime, Lifetimes, Phase};
 use self::bounds::{Bounds, memory, store};
@@ -100,6 +102,8 @@ pub struct Cache {
     outages: [Outage; 3],
     refreshes: Arc<Semaphore>,
     shadow: Shadow,
+    /// Whoever looks through all entries.
+    searches: TaskTracker,
     heads: Heads,
     generation: AtomicU64,
     counts: Arc<Counts>,
@@ -185,6 +189,7 @@ impl Cache {
             outages: Default::default(),
             refreshes: Arc::new(Semaphore::new(settings.max_refreshes)),
             shadow: Shadow::new(settings.shadow),
+            searches: TaskTracker::new(),
             heads: Heads::default(),
             generation: AtomicU64::new(0),
             counts,
@@ -288,6 +293,25 @@ impl Cache {
             bytes.fetch_add(memory(&key, &entry), Ordering::Relaxed);
         }
         store.insert(key, entry);
+    }
+
+    /// Looks through all entries, or many, on a thread of its own: of a million, it takes seconds.
+    pub fn on_a_thread<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self) -> T + Send + 'static,
+    ) -> JoinHandle<T> {
+        let (cache, token) = (Arc::clone(self), self.searches.token());
+        tokio::task::spawn_blocking(move || {
+            let done = work(&cache);
+            drop(token);
+            done
+        })
+    }
+
+    /// Waits until nobody does, whoever may have left that began it.
+    pub async fn is_quiet(&self) {
+        self.searches.close();
+        self.searches.wait().await;
     }
 
     /// Lets moka do its housekeeping, which otherwise waits for the next look-up.

@@ -63,6 +63,8 @@ pub struct Authenticated {
     pub key: Option<Key>,
     /// What was read of the body on the way.
     pub seen: SeenBody,
+    /// Whether it may wait for Rails to be back, or to have less to do. Not if there is another answer.
+    pub may_wait: bool,
 }
 
 /// What is known of a request's body once the caller is known.
@@ -156,6 +158,10 @@ pub struct Notes {
     pub cache: CacheOutcome,
     /// How long Rails took until the head of its answer.
     pub upstream: Option<Duration>,
+    /// How long the request waited before it was sent to Rails.
+    pub waited: Option<Duration>,
+    /// It was sent again.
+    pub is_resent: bool,
     /// The label of the failure that ended the request here.
     pub failure: Option<&'static str>,
     /// Whose turn it is to look into that failure.

@@ -5,16 +5,20 @@
 //! the machine; that is for the log.
 
 use std::fmt;
+use std::io;
 
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::{Response, StatusCode};
 
 use crate::auth::Rejection;
-use crate::body::Body;
+use crate::body::{self, Body};
 use crate::cache::Trouble;
 use crate::refusal::Refusal;
 use crate::upstream;
+
+/// In how many seconds to try again (RFC 9110 §10.2.3): whoever comes then waits again, if need be.
+const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 
 /// Whose turn it is to look into a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +53,8 @@ pub enum Failure {
 }
 
 impl Failure {
-    /// The status that the client gets.
+    /// The status that the client gets (RFC 9110 §15.6): 503 if nothing was sent and it may be tried again,
+    /// 504 if there was no answer in time, 502 if there was none that can be passed on.
     pub const fn status(&self) -> StatusCode {
         match self {
             Self::Refused(refusal) => refusal.status(),
@@ -57,33 +62,49 @@ impl Failure {
             Self::OutsideInternalApi => StatusCode::NOT_FOUND,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyBrokeOff => StatusCode::BAD_REQUEST,
-            Self::Upstream(upstream::Error::Timeout(_)) | Self::SharedTrouble(Trouble::Timeout) => {
-                StatusCode::GATEWAY_TIMEOUT
-            }
-            Self::Upstream(_) | Self::SharedTrouble(_) => StatusCode::BAD_GATEWAY,
+            Self::Upstream(error) => match error {
+                upstream::Error::Connect(..) | upstream::Error::HoldFull(_) | upstream::Error::Shed(_) => {
+                    StatusCode::SERVICE_UNAVAILABLE
+                }
+                upstream::Error::Timeout(_)
+                | upstream::Error::TotalTimeout(_)
+                | upstream::Error::BrokeOff(body::Error::Stalled(_) | body::Error::TooSlow) => {
+                    StatusCode::GATEWAY_TIMEOUT
+                }
+                _ => StatusCode::BAD_GATEWAY,
+            },
+            Self::SharedTrouble(Trouble::Unreachable) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::SharedTrouble(Trouble::Timeout) => StatusCode::GATEWAY_TIMEOUT,
             Self::Panicked => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 
     /// The label in metrics and logs.
-    pub const fn as_str(&self) -> &'static str {
+    pub fn as_str(&self) -> &'static str {
         match self {
             Self::Refused(refusal) => refusal.as_str(),
             Self::Unauthorized(_) => "unauthorized",
             Self::OutsideInternalApi => "outside_internal_api",
             Self::BodyTooLarge => "body_too_large",
-            Self::BodyBrokeOff
-            | Self::Upstream(upstream::Error::RequestBody(_) | upstream::Error::BodyStalled(_)) => {
-                "body_broke_off"
-            }
-            Self::Upstream(upstream::Error::Connect(..)) | Self::SharedTrouble(Trouble::Unreachable) => {
-                "upstream_unreachable"
-            }
-            Self::Upstream(upstream::Error::Timeout(_)) | Self::SharedTrouble(Trouble::Timeout) => {
-                "upstream_timeout"
-            }
-            Self::Upstream(upstream::Error::Broken(_) | upstream::Error::BrokeOff(_)) => "upstream_broke_off",
-            Self::Upstream(upstream::Error::Unusable(_)) => "upstream_unusable",
+            Self::BodyBrokeOff => "body_broke_off",
+            Self::Upstream(error) => match error {
+                upstream::Error::RequestBody(_) | upstream::Error::BodyStalled(_) => "body_broke_off",
+                upstream::Error::Connect(_, error) if error.kind() == io::ErrorKind::TimedOut => {
+                    "upstream_connect_timeout"
+                }
+                upstream::Error::Connect(..) => "upstream_unreachable",
+                upstream::Error::HoldFull(_) => "hold_full",
+                upstream::Error::Shed(shed) => shed.as_str(),
+                upstream::Error::Timeout(_) => "upstream_timeout",
+                upstream::Error::BrokeOff(body::Error::Stalled(_)) => "upstream_body_timeout",
+                upstream::Error::TotalTimeout(_) | upstream::Error::BrokeOff(body::Error::TooSlow) => {
+                    "upstream_total_timeout"
+                }
+                upstream::Error::Broken(_) | upstream::Error::BrokeOff(_) => "upstream_broke_off",
+                upstream::Error::Unusable(_) => "upstream_unusable",
+            },
+            Self::SharedTrouble(Trouble::Unreachable) => "upstream_unreachable",
+            Self::SharedTrouble(Trouble::Timeout) => "upstream_timeout",
             Self::Panicked => "panicked",
         }
     }
@@ -98,15 +119,20 @@ impl Failure {
                 "413 Request body too large to look for secret_token in it; send the credential in a header"
             }
             Self::BodyBrokeOff => "400 Bad Request: the request body is incomplete or malformed",
-            Self::Upstream(upstream::Error::Timeout(_)) | Self::SharedTrouble(Trouble::Timeout) => {
-                "GitLab did not answer in time. Please try again; if it persists, tell your administrator."
+            Self::Upstream(upstream::Error::Shed(_) | upstream::Error::HoldFull(_)) => {
+                "GitLab is busy at the moment. Please try again shortly."
             }
-            Self::Upstream(upstream::Error::Connect(..)) | Self::SharedTrouble(Trouble::Unreachable) => {
-                "GitLab is not reachable at the moment. Please try again shortly."
-            }
-            Self::Upstream(_) => {
-                "GitLab gave no usable answer. Please try again; if it persists, tell your administrator."
-            }
+            Self::Upstream(_) | Self::SharedTrouble(_) => match self.status() {
+                StatusCode::SERVICE_UNAVAILABLE => {
+                    "GitLab is not reachable at the moment. Please try again shortly."
+                }
+                StatusCode::GATEWAY_TIMEOUT => {
+                    "GitLab did not answer in time. Please try again; if it persists, tell your administrator."
+                }
+                _ => {
+                    "GitLab gave no usable answer. Please try again; if it persists, tell your administrator."
+                }
+            },
             Self::Panicked => "500 Internal Server Error",
         }
     }
@@ -132,6 +158,9 @@ impl Failure {
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+        if self.status() == StatusCode::SERVICE_UNAVAILABLE {
+            headers.insert(header::RETRY_AFTER, RETRY_AFTER);
+        }
         if matches!(self, Self::Refused(_) | Self::BodyTooLarge | Self::BodyBrokeOff) {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
@@ -171,6 +200,9 @@ mod tests {
             Failure::Upstream(upstream::Error::Connect("x".into(), std::io::Error::other("y"))),
             Failure::Upstream(upstream::Error::Timeout(std::time::Duration::from_secs(1))),
             Failure::Upstream(upstream::Error::Unusable("x")),
+            Failure::Upstream(upstream::Error::HoldFull("x".into())),
+            Failure::Upstream(upstream::Error::Shed(upstream::lanes::Shed::QueueFull)),
+            Failure::Upstream(upstream::Error::BrokeOff(crate::body::Error::TooSlow)),
             Failure::SharedTrouble(Trouble::Unreachable),
             Failure::SharedTrouble(Trouble::Timeout),
             Failure::Panicked,
@@ -179,9 +211,12 @@ mod tests {
         for failure in failures {
             let response = failure.to_response();
             assert_eq!(response.headers()["content-type"], "application/json");
+            assert_eq!(response.headers().get("retry-after").is_some(), failure.status() == 503);
             let body = response.into_body().collect().await.unwrap().to_bytes();
             let json: serde_json::Value = serde_json::from_slice(&body).unwrap();
             assert_eq!(json["message"], failure.message(), "{failure:?}");
+            let is_for_later = failure.status() == StatusCode::SERVICE_UNAVAILABLE;
+            assert_eq!(is_for_later, json["message"].as_str().unwrap().ends_with("again shortly."));
             assert!(!failure.status().is_success() && !failure.status().is_redirection());
         }
     }

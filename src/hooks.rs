@@ -192,8 +192,7 @@ impl Hooks {
 /// once more: the same, and the keys that were known to be a user's, which nothing says any more once it
 /// is gone.
 async fn drop_all(cache: &Arc<Cache>, kind: Kind, wrong: Vec<Selector>) -> Vec<Selector> {
-    let cache = Arc::clone(cache);
-    let dropping = tokio::task::spawn_blocking(move || {
+    let dropping = cache.on_a_thread(move |cache| {
         let purged = cache.purge(&wrong, How::Hard);
         tracing::info!(purged = purged.entries, event = kind.as_str(), "hook");
         wrong.into_iter().chain(purged.key_rows.into_iter().map(Selector::KeyId)).collect()

@@ -94,7 +94,7 @@ impl Gateway {
         let warm = Warm::new(&settings);
         let hook_counts = Arc::new(hooks::Counts::default());
         let server = Server::new(settings.limits);
-        let upstream = Arc::new(State::default());
+        let upstream = Arc::new(State::new(&settings.upstream));
         let cache = Cache::new(&settings.cache);
         let metrics = Arc::new(Metrics::new(Sources {
             cache: Arc::clone(&cache),
@@ -159,12 +159,19 @@ impl Gateway {
     /// Requests are answered on the threads of the workers. What is left for the runtime that this
     /// is called on, which may be slow at times without a client noticing: operators and upkeep.
     pub async fn run(self, shutdown: CancellationToken) -> io::Result<bool> {
-        let Self { workers, admin: (socket, admin), hooks, warm, .. } = self;
+        let Self { workers, endpoints, admin: (socket, admin), hooks, warm } = self;
         let (readiness, cache) = (Arc::clone(&admin.readiness), Arc::clone(&admin.cache));
         // Before anybody can drop anything.
         if let Some(warm) = warm.clone() {
             warm.load(Arc::clone(&cache)).await;
         }
+        tracing::info!(
+            version = env!("CARGO_PKG_VERSION"),
+            listen = endpoints.join(", "),
+            admin = socket.endpoint()?,
+            hooks = hooks.as_ref().map(|(socket, _)| socket.endpoint()).transpose()?,
+            "ready"
+        );
         // The admin listener outlives the others, to say that they are draining.
         let limits = Limits { connections: 64, drain_timeout: ADMIN_DRAIN, ..Limits::default() };
         let admin_server = Server::new(limits);
@@ -186,6 +193,10 @@ impl Gateway {
         hook_server.drain().await;
         admin_server.drain().await;
         upkeep.abort();
+        // It ends by being aborted.
+        let _ = upkeep.await;
+        // Whoever purges may have left, but what is being purged is not to be saved.
+        cache.is_quiet().await;
         if let Some(warm) = warm {
             warm.save(Arc::clone(&cache)).await;
         }

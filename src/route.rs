@@ -22,6 +22,46 @@ pub struct Route {
     pub access: Access,
     /// Whether, and as what, an answer may be kept.
     pub caching: Caching,
+    /// With which others it shares what is asked of Rails at one time.
+    pub class: Class,
+}
+
+impl Route {
+    /// Whether asking changes nothing, so that it may be asked twice.
+    pub fn is_read(&self) -> bool {
+        self.method == Some(Method::GET)
+    }
+}
+
+/// Endpoints that are alike to Rails: in how long they may take, and in how many it may have at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Class {
+    /// Who is this? Somebody waits for it to log in.
+    Lookup,
+    /// May they? And whatever else a person waits for.
+    Access,
+    /// What Gitaly tells and asks, perhaps while `/allowed` waits for Gitaly.
+    Callback,
+    /// What kas asks.
+    Kas,
+    /// The rest.
+    Other,
+}
+
+impl Class {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Lookup, Self::Access, Self::Callback, Self::Kas, Self::Other];
+
+    /// The name in the configuration and in metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Lookup => "lookup",
+            Self::Access => "access",
+            Self::Callback => "callback",
+            Self::Kas => "kas",
+            Self::Other => "other",
+        }
+    }
 }
 
 /// Who may call an endpoint, and so which credential the gateway demands.
@@ -76,65 +116,72 @@ macro_rules! method {
 }
 
 macro_rules! routes {
-    ($($method:ident $path:literal $id:literal $access:ident $caching:ident;)+) => {
+    ($($method:ident $path:literal $id:literal $access:ident $caching:ident $class:ident;)+) => {
         &[$(Route {
             id: $id,
             method: method!($method),
             path: $path,
             access: Access::$access,
             caching: Caching::$caching,
+            class: Class::$class,
         },)+]
     };
 }
 
 /// Every endpoint that is known by name.
 pub static TABLE: &[Route] = routes! {
-    GET    "/authorized_keys"                     "authorized_keys"            Shell AuthorizedKeys;
-    GET    "/discover"                            "discover"                   Shell Discover;
-    GET    "/check"                               "check"                      Shell Check;
-    POST   "/allowed"                             "allowed"                    Shell Never;
-    POST   "/pre_receive"                         "pre_receive"                Shell Never;
-    POST   "/post_receive"                        "post_receive"               Shell Never;
-    POST   "/lfs_authenticate"                    "lfs_authenticate"           Shell Never;
-    POST   "/two_factor_recovery_codes"           "two_factor_recovery_codes"  Shell Never;
-    POST   "/personal_access_token"               "personal_access_token"      Shell Never;
-    POST   "/two_factor_config"                   "two_factor_config"          Shell Never;
-    POST   "/two_factor_push_otp_check"           "two_factor_push_otp_check"  Shell Never;
-    POST   "/two_factor_manual_otp_check"         "two_factor_manual_otp_check" Shell Never;
-    GET    "/authorized_certs"                    "authorized_certs"           Shell Never;
-    GET    "/lfs"                                 "lfs"                        Shell Never;
-    GET    "/gitaly/object_pool_members"          "object_pool_members"        Shell Never;
-    GET    "/kubernetes/agent_info"               "agent_info"                 Kas   Never;
-    GET    "/kubernetes/project_info"             "project_info"               Kas   Never;
-    POST   "/kubernetes/usage_metrics"            "usage_metrics"              Kas   Never;
-    GET    "/agents/agentk/agent_info"            "agentk_agent_info"          Kas   Never;
-    GET    "/kubernetes/verify_project_access"    "verify_project_access"      Kas   Never;
-    POST   "/kubernetes/agent_configuration"      "agent_configuration"        Kas   Never;
-    POST   "/kubernetes/authorize_proxy_user"     "authorize_proxy_user"       Kas   Never;
-    POST   "/kubernetes/agent_events"             "agent_events"               Kas   Never;
-    GET    "/kubernetes/receptive_agents"         "receptive_agents"           Kas   Never;
-    PUT    "/kubernetes/modules/starboard_vulnerability" "starboard_vulnerability" Kas Never;
-    POST   "/kubernetes/modules/starboard_vulnerability/scan_result" "starboard_scan_result" Kas Never;
-    GET    "/kubernetes/modules/starboard_vulnerability/policies_configuration" "policies_configuration" Kas Never;
-    GET    "/autoflow/repository_info"            "autoflow_repository_info"   Kas   Never;
-    GET    "/ci/agents/runner/info"               "runner_info"                Kas   Never;
-    GET    "/pages"                               "pages"                      Rails Never;
-    GET    "/pages/status"                        "pages_status"               Rails Never;
-    POST   "/workhorse/authorize_upload"          "authorize_upload"           Rails Never;
-    POST   "/mail_room/:mailbox_type"             "mail_room"                  Rails Never;
-    POST   "/error_tracking/allowed"              "error_tracking_allowed"     Rails Never;
-    POST   "/shellhorse/git_audit_event"          "git_audit_event"            Rails Never;
-    ANY    "/search/zoekt/:uuid/heartbeat"        "zoekt_heartbeat"            Shell Never;
-    ANY    "/search/zoekt/:uuid/tasks"            "zoekt_tasks"                Shell Never;
-    ANY    "/search/zoekt/:uuid/callback"         "zoekt_callback"             Shell Never;
-    ANY    "/org_mover/*"                         "org_mover"                  Shell Never;
-    ANY    "/orbit/*"                             "orbit"                      Rails Never;
+    GET    "/authorized_keys"                     "authorized_keys"            Shell AuthorizedKeys Lookup;
+    GET    "/discover"                            "discover"                   Shell Discover       Lookup;
+    GET    "/check"                               "check"                      Shell Check          Lookup;
+    POST   "/allowed"                             "allowed"                    Shell Never          Access;
+    POST   "/pre_receive"                         "pre_receive"                Shell Never          Callback;
+    POST   "/post_receive"                        "post_receive"               Shell Never          Callback;
+    POST   "/lfs_authenticate"                    "lfs_authenticate"           Shell Never          Access;
+    POST   "/two_factor_recovery_codes"           "two_factor_recovery_codes"  Shell Never          Access;
+    POST   "/personal_access_token"               "personal_access_token"      Shell Never          Access;
+    POST   "/two_factor_config"                   "two_factor_config"          Shell Never          Lookup;
+    POST   "/two_factor_push_otp_check"           "two_factor_push_otp_check"  Shell Never          Access;
+    POST   "/two_factor_manual_otp_check"         "two_factor_manual_otp_check" Shell Never          Access;
+    GET    "/authorized_certs"                    "authorized_certs"           Shell Never          Lookup;
+    GET    "/lfs"                                 "lfs"                        Shell Never          Other;
+    GET    "/gitaly/object_pool_members"          "object_pool_members"        Shell Never          Callback;
+    GET    "/kubernetes/agent_info"               "agent_info"                 Kas   Never          Kas;
+    GET    "/kubernetes/project_info"             "project_info"               Kas   Never          Kas;
+    POST   "/kubernetes/usage_metrics"            "usage_metrics"              Kas   Never          Kas;
+    GET    "/agents/agentk/agent_info"            "agentk_agent_info"          Kas   Never          Kas;
+    GET    "/kubernetes/verify_project_access"    "verify_project_access"      Kas   Never          Kas;
+    POST   "/kubernetes/agent_configuration"      "agent_configuration"        Kas   Never          Kas;
+    POST   "/kubernetes/authorize_proxy_user"     "authorize_proxy_user"       Kas   Never          Kas;
+    POST   "/kubernetes/agent_events"             "agent_events"               Kas   Never          Kas;
+    GET    "/kubernetes/receptive_agents"         "receptive_agents"           Kas   Never          Kas;
+    PUT    "/kubernetes/modules/starboard_vulnerability" "starboard_vulnerability" Kas Never          Kas;
+    POST   "/kubernetes/modules/starboard_vulnerability/scan_result" "starboard_scan_result" Kas Never          Kas;
+    GET    "/kubernetes/modules/starboard_vulnerability/policies_configuration" "policies_configuration" Kas Never          Kas;
+    GET    "/autoflow/repository_info"            "autoflow_repository_info"   Kas   Never          Kas;
+    GET    "/ci/agents/runner/info"               "runner_info"                Kas   Never          Kas;
+    GET    "/pages"                               "pages"                      Rails Never          Other;
+    GET    "/pages/status"                        "pages_status"               Rails Never          Other;
+    POST   "/workhorse/authorize_upload"          "authorize_upload"           Rails Never          Other;
+    POST   "/mail_room/:mailbox_type"             "mail_room"                  Rails Never          Other;
+    POST   "/error_tracking/allowed"              "error_tracking_allowed"     Rails Never          Other;
+    POST   "/shellhorse/git_audit_event"          "git_audit_event"            Rails Never          Other;
+    ANY    "/search/zoekt/:uuid/heartbeat"        "zoekt_heartbeat"            Shell Never          Other;
+    ANY    "/search/zoekt/:uuid/tasks"            "zoekt_tasks"                Shell Never          Other;
+    ANY    "/search/zoekt/:uuid/callback"         "zoekt_callback"             Shell Never          Other;
+    ANY    "/org_mover/*"                         "org_mover"                  Shell Never          Other;
+    ANY    "/orbit/*"                             "orbit"                      Rails Never          Other;
 };
 
 /// The last row: a path below the prefix that no other row names. Newer families bring their own
 /// credentials, so the gateway demands none and leaves the verdict to Rails.
-pub static OTHER_INTERNAL: Route =
-    Route { id: "other_internal", method: None, path: "/*", access: Access::Rails, caching: Caching::Never };
+pub static OTHER_INTERNAL: Route = Route {
+    id: "other_internal",
+    method: None,
+    path: "/*",
+    access: Access::Rails,
+    caching: Caching::Never,
+    class: Class::Other,
+};
 
 /// A path outside the internal API that the configuration lists (`upstream.forward_prefixes`).
 pub static FORWARDED_PREFIX: Route = Route {
@@ -143,6 +190,7 @@ pub static FORWARDED_PREFIX: Route = Route {
     path: "/*",
     access: Access::Rails,
     caching: Caching::Never,
+    class: Class::Other,
 };
 
 /// A row, and whether the path is the row's own, byte for byte.

@@ -1,27 +1,37 @@
 //! The way to Rails: one request in, one answer out, over a pool of kept connections.
 //!
+//! A request that finds Rails away waits in line ([`hold`]); one that is let through has a permit of its
+//! class ([`lanes`]) until its answer has come to its end. It is sent once: a second time only if
+//! nothing of it can have been done, or if asking changes nothing, and only as long as that is rare.
+//!
 //! Errors say which side failed; what the client is told about it is not decided here.
 
+mod answer;
 mod connect;
+pub mod hold;
+pub mod lanes;
 mod pool;
+mod send;
 mod target;
 pub mod tls;
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize};
 use std::time::Duration;
 
-use http::header::{self, HeaderValue};
-use http::{Method, Request, Response, StatusCode, Version};
-use http_body::Body as _;
+use http::header::HeaderValue;
+use tower::retry::budget::TpsBudget;
 
 use self::connect::Connector;
-use self::pool::{Pool, Trouble};
+use self::hold::Hold;
+use self::lanes::{Lanes, Shed};
+use self::pool::Pool;
+pub use self::send::{Course, Plan};
 pub use self::target::{Address, Target, TargetError};
 use self::tls::Tls;
-use crate::body::Body;
-use crate::header::strip_hop_by_hop;
+use crate::body;
+use crate::route::Class;
 
 /// What `[upstream]` of the configuration says.
 #[derive(Clone, Debug)]
@@ -34,8 +44,16 @@ pub struct Settings {
     pub host: Option<String>,
     /// How long a connection may take to come about.
     pub connect_timeout: Duration,
-    /// How long Rails may take from the request to the head of its answer.
-    pub response_timeout: Duration,
+    /// How long the body of an answer may pause.
+    pub body_timeout: Duration,
+    /// How long an answer may take in all, from the request to its end; zero is for as long as it takes.
+    pub total_timeout: Duration,
+    /// How many requests may wait for a Rails that is away.
+    pub max_held: usize,
+    /// Of a hundred reads, how many may be sent again.
+    pub resend_percent: u8,
+    /// What else differs by class of route.
+    pub classes: [lanes::Settings; Class::ALL.len()],
     /// How long an unused connection is kept. Puma drops them after 20 s, so less than that.
     pub idle_timeout: Duration,
     /// How many unused connections are kept.
@@ -50,7 +68,11 @@ impl Settings {
             tls: None,
             host: None,
             connect_timeout: DEFAULT_CONNECT_TIMEOUT,
-            response_timeout: DEFAULT_RESPONSE_TIMEOUT,
+            body_timeout: DEFAULT_BODY_TIMEOUT,
+            total_timeout: Duration::ZERO,
+            max_held: DEFAULT_MAX_HELD,
+            resend_percent: DEFAULT_RESEND_PERCENT,
+            classes: DEFAULT_CLASSES,
             idle_timeout: DEFAULT_IDLE_TIMEOUT,
             max_idle: DEFAULT_MAX_IDLE,
         }
@@ -59,8 +81,32 @@ impl Settings {
 
 /// Default of [`Settings::connect_timeout`].
 pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// Default of [`Settings::response_timeout`]: `/allowed` may take 50 s (contract §1.2).
+/// Default of [`lanes::Settings::response_timeout`]: `/allowed` may take 50 s (contract §1.2).
 pub const DEFAULT_RESPONSE_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long Rails may take for what somebody waits for to log in.
+pub const DEFAULT_LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
+/// Default of [`Settings::body_timeout`].
+pub const DEFAULT_BODY_TIMEOUT: Duration = Duration::from_secs(60);
+/// Default of [`Settings::max_held`].
+pub const DEFAULT_MAX_HELD: usize = 10_000;
+/// Default of [`Settings::resend_percent`].
+pub const DEFAULT_RESEND_PERCENT: u8 = 10;
+/// Defaults of a class, but for [`Class::Lookup`].
+pub const DEFAULT_CLASS: lanes::Settings = lanes::Settings {
+    concurrency: 256,
+    queue: 1_024,
+    queue_timeout: Duration::from_secs(5),
+    response_timeout: DEFAULT_RESPONSE_TIMEOUT,
+    hold: Duration::from_secs(5),
+};
+/// Defaults of all.
+pub const DEFAULT_CLASSES: [lanes::Settings; Class::ALL.len()] = [
+    lanes::Settings { response_timeout: DEFAULT_LOOKUP_TIMEOUT, ..DEFAULT_CLASS },
+    DEFAULT_CLASS,
+    DEFAULT_CLASS,
+    DEFAULT_CLASS,
+    DEFAULT_CLASS,
+];
 /// Default of [`Settings::idle_timeout`].
 pub const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 /// Default of [`Settings::max_idle`].
@@ -72,13 +118,25 @@ pub struct Upstream {
     pool: Pool,
     target: Target,
     host: HeaderValue,
-    response_timeout: Duration,
+    body_timeout: Duration,
+    total_timeout: Duration,
+    max_held: usize,
     state: Arc<State>,
 }
 
-/// What is known of the upstream side, for metrics and readiness.
-#[derive(Debug, Default)]
+/// What all threads share, and what is known of the upstream side.
+#[derive(Debug)]
 pub struct State {
+    /// Where requests wait while Rails is away.
+    pub hold: Hold,
+    /// How much is asked of Rails at one time.
+    pub lanes: Lanes,
+    /// How often requests may be sent again.
+    budget: TpsBudget,
+    /// Requests that were sent again.
+    pub resent: AtomicU64,
+    /// Those that were not, since too many have been.
+    pub not_resent: AtomicU64,
     /// Connections that are open now, used or kept.
     pub open: AtomicI64,
     /// Connections that are kept now, without a request.
@@ -93,21 +151,55 @@ pub struct State {
     pub answers: AtomicU64,
 }
 
+impl State {
+    /// Nothing is known yet.
+    pub fn new(settings: &Settings) -> Self {
+        // Even a gateway that has little to do may send something again: once a second.
+        let share = f32::from(settings.resend_percent) / 100.0;
+        let least = u32::from(settings.resend_percent > 0);
+        Self {
+            hold: Hold::default(),
+            lanes: Lanes::new(&settings.classes),
+            budget: TpsBudget::new(BUDGET_MEMORY, least, share),
+            resent: AtomicU64::new(0),
+            not_resent: AtomicU64::new(0),
+            open: AtomicI64::new(0),
+            kept: AtomicUsize::new(0),
+            opened: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+            failures_in_a_row: AtomicU64::new(0),
+            answers: AtomicU64::new(0),
+        }
+    }
+}
+
+/// For how long a request counts towards what may be sent again.
+const BUDGET_MEMORY: Duration = Duration::from_secs(10);
+
 /// How a request to Rails failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// No connection: nothing was sent.
     #[error("cannot connect to {0}")]
     Connect(String, #[source] io::Error),
+    /// More wait for Rails to be back than may.
+    #[error("{0} is away, and as many requests as may wait for it already")]
+    HoldFull(String),
+    /// Rails has as much to do as it may have.
+    #[error("not sent: {}", .0.as_str())]
+    Shed(Shed),
     /// No head of an answer in time.
     #[error("no answer within {0:?}")]
     Timeout(Duration),
+    /// No head of an answer before all of it should have been there.
+    #[error("no answer within {0:?}, waiting included")]
+    TotalTimeout(Duration),
     /// The connection ended, or what came is no HTTP.
     #[error("the connection failed before an answer came")]
     Broken(#[source] hyper::Error),
     /// The answer's body ended too early.
     #[error("the answer broke off")]
-    BrokeOff(#[source] hyper::Error),
+    BrokeOff(#[source] body::Error),
     /// An answer with two framings, or an upgrade that nobody asked for.
     #[error("unusable answer: {0}")]
     Unusable(&'static str),
@@ -122,97 +214,25 @@ pub enum Error {
 impl Upstream {
     /// Prepares the pool; connects when the first request comes. What happens is counted in `state`.
     pub fn new(settings: Settings, state: Arc<State>) -> Self {
-        let connector = Connector::new(
-            settings.target.address.clone(),
-            settings.tls,
-            settings.connect_timeout,
-            Arc::clone(&state),
-        );
-        let pool = Pool::new(connector, settings.max_idle, settings.idle_timeout, Arc::clone(&state));
         let host = settings
             .host
             .as_deref()
             .and_then(|host| HeaderValue::from_str(host).ok())
             .unwrap_or_else(|| settings.target.host_header());
-        let Settings { target, response_timeout, .. } = settings;
-        Self { pool, target, host, response_timeout, state }
+        let Settings { target, tls, connect_timeout, body_timeout, total_timeout, max_held, .. } = settings;
+        let connector = Connector::new(&target, tls, connect_timeout, Arc::clone(&state));
+        let pool = Pool::new(connector, settings.max_idle, settings.idle_timeout, Arc::clone(&state));
+        Self { pool, target, host, body_timeout, total_timeout, max_held, state }
+    }
+
+    /// One that nobody else shares.
+    pub fn alone(settings: Settings) -> Self {
+        let state = Arc::new(State::new(&settings));
+        Self::new(settings, state)
     }
 
     /// The relative URL root of this Rails: empty, or `/gitlab` and the like.
     pub fn relative_root(&self) -> &str {
         &self.target.root
     }
-
-    /// Sends a request whose target is a path below the relative URL root, and waits for the head
-    /// of the answer. The message is framed anew: nothing in its headers may concern framing.
-    pub async fn send(&self, mut request: Request<Body>) -> Result<Response<Body>, Error> {
-        self.prepare(&mut request)?;
-        let sending = request.body_mut().watch();
-        // Pinned here, so that the body is still there to be asked about when the time is up.
-        let mut sent = std::pin::pin!(self.pool.send(request, &sending));
-        let outcome = match tokio::time::timeout(self.response_timeout, sent.as_mut()).await {
-            Ok(Ok(answer)) => accept(answer),
-            Ok(Err(Trouble::Connect(error))) => Err(Error::Connect(self.target.address.to_string(), error)),
-            Ok(Err(Trouble::Sent(error))) if error.is_user() => Err(Error::RequestBody(error)),
-            Ok(Err(Trouble::Sent(error))) => Err(Error::Broken(error)),
-            // Rails cannot answer what it has not been given.
-            Err(_) if sending.is_under_way() => Err(Error::BodyStalled(self.response_timeout)),
-            Err(_) => Err(Error::Timeout(self.response_timeout)),
-        };
-        match &outcome {
-            Ok(_) => {
-                self.state.answers.fetch_add(1, Ordering::Relaxed);
-                self.state.failures_in_a_row.store(0, Ordering::Relaxed);
-            }
-            Err(Error::RequestBody(_) | Error::BodyStalled(_)) => {}
-            Err(_) => {
-                self.state.failures_in_a_row.fetch_add(1, Ordering::Relaxed);
-            }
-        }
-        outcome
-    }
-
-    fn prepare(&self, request: &mut Request<Body>) -> Result<(), Error> {
-        request.headers_mut().insert(header::HOST, self.host.clone());
-        if request.body().size_hint().exact().is_none() {
-            // hyper takes a GET of unknown length for one without a body, unless told.
-            request.headers_mut().insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-        }
-        // RFC 9110 §8.6: a method that may have a body says so when it has none.
-        let may_have_body = matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH);
-        if may_have_body && request.body().size_hint().exact() == Some(0) {
-            request.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
-        }
-        *request.version_mut() = Version::HTTP_11;
-        let uri = self.target.below_root(std::mem::take(request.uri_mut()));
-        *request.uri_mut() = uri.ok_or(Error::Unusable("no URI for the path"))?;
-        Ok(())
-    }
-}
-
-/// RFC 9112 §6.3: an answer with both framings, which hyper lets through, may be an attempt to
-/// make two readers disagree.
-fn accept(mut answer: Response<Body>) -> Result<Response<Body>, Error> {
-    let headers = answer.headers();
-    if headers.contains_key(header::CONTENT_LENGTH) && headers.contains_key(header::TRANSFER_ENCODING) {
-        return Err(Error::Unusable("both Content-Length and Transfer-Encoding"));
-    }
-    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
-    if lengths.next().is_some_and(|length| !length.as_bytes().iter().all(u8::is_ascii_digit))
-        || lengths.next().is_some()
-    {
-        return Err(Error::Unusable("Content-Length is repeated or not a number"));
-    }
-    let mut encodings = headers.get_all(header::TRANSFER_ENCODING).iter();
-    let is_odd = |value: &HeaderValue| !value.as_bytes().eq_ignore_ascii_case(b"chunked");
-    if encodings.next().is_some_and(is_odd) || encodings.next().is_some() {
-        return Err(Error::Unusable("Transfer-Encoding is not `chunked` alone"));
-    }
-    if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
-        return Err(Error::Unusable("an upgrade that nobody asked for"));
-    }
-    strip_hop_by_hop(answer.headers_mut());
-    // The version belongs to this connection; the client's has its own.
-    *answer.version_mut() = Version::HTTP_11;
-    Ok(answer)
 }

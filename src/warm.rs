@@ -1,7 +1,8 @@
 //! A warm restart: the cache is saved once nothing is served any more, and loaded before anything is.
 //!
 //! So nobody can drop something while it is being saved or loaded, and nothing that was dropped comes
-//! back. Clients wait meanwhile: their connections are accepted by the kernel.
+//! back. While it is loaded, clients wait: the kernel has accepted their connections. While it is saved,
+//! there is no listener any more.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,8 +17,8 @@ use crate::config::Settings;
 pub(crate) struct Warm {
     snapshot: Snapshot,
     lifetimes: Lifetimes,
-    /// GitLab tells of changes, and has told nobody while the gateway was away.
-    has_missed_hooks: bool,
+    /// GitLab tells of changes, and nobody has heard while the gateway was away.
+    may_have_missed_hooks: bool,
 }
 
 impl Warm {
@@ -25,16 +26,19 @@ impl Warm {
     pub(crate) fn new(settings: &Settings) -> Option<Self> {
         let path: PathBuf = settings.cache.snapshot.clone()?;
         let upstream = &settings.upstream;
+        // Whatever can make it another Rails.
+        let tls = upstream.tls.as_ref().map(|tls| format!("{tls}"));
+        let host = upstream.host.as_deref().unwrap_or_default();
         let identity = format!(
-            "{}{} {}",
+            "{}\0{}\0{host}\0{}",
             upstream.target.address,
             upstream.target.root,
-            upstream.host.as_deref().unwrap_or_default()
+            tls.unwrap_or_default()
         );
         Some(Self {
             snapshot: Snapshot::new(path, &settings.auth.shell_secret, &identity),
             lifetimes: settings.cache.lifetimes.clone(),
-            has_missed_hooks: settings.hooks.is_some(),
+            may_have_missed_hooks: settings.hooks.is_some(),
         })
     }
 
@@ -42,7 +46,7 @@ impl Warm {
     pub(crate) async fn load(self, cache: Arc<Cache>) {
         on_a_thread(move || {
             let path = self.snapshot.path().display();
-            match cache.load(&self.snapshot, now(), &self.lifetimes, self.has_missed_hooks) {
+            match cache.load(&self.snapshot, now(), &self.lifetimes, self.may_have_missed_hooks) {
                 Ok(loaded) => tracing::info!(
                     %path,
                     entries = loaded.entries,

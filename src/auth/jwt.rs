@@ -25,8 +25,8 @@ pub(super) struct Rules {
 /// A map, not a struct: serde would fill a struct from an array too, which Rails refuses.
 type Claims = serde_json::Map<String, Value>;
 
-/// Verifies `token` at `now`. The token is looked at as it came: no `Bearer`, no white space.
-pub(super) fn verify(token: &[u8], rules: &Rules, now: i64) -> Result<(), Rejection> {
+/// Verifies `token` at `now`, and says when it expires. The token is looked at as it came: no `Bearer`, no white space.
+pub(super) fn verify(token: &[u8], rules: &Rules, now: i64) -> Result<i64, Rejection> {
     if token.is_empty() {
         return Err(Rejection::Missing);
     }
@@ -62,7 +62,7 @@ pub(super) fn verify(token: &[u8], rules: &Rules, now: i64) -> Result<(), Reject
     {
         return Err(Rejection::Skewed);
     }
-    Ok(())
+    Ok(exp)
 }
 
 /// A `NumericDate`. GitLab's clients write integers, and nothing else is taken for one.

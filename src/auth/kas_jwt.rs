@@ -28,8 +28,8 @@ impl KasJwt {
         Self { rules }
     }
 
-    /// Verifies a token at `now`, in Unix seconds.
-    pub fn verify(&self, token: &[u8], now: i64) -> Result<(), Rejection> {
+    /// Verifies a token at `now`, and says when it expires, both in Unix seconds.
+    pub fn verify(&self, token: &[u8], now: i64) -> Result<i64, Rejection> {
         jwt::verify(token, &self.rules, now)
     }
 }

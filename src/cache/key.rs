@@ -12,7 +12,8 @@ use crate::params::{Pair, Params};
 use crate::route::Caching;
 use crate::strict_base64;
 
-/// The name of an entry. Distinct questions have distinct keys: by kind, then by value.
+/// The name of an entry. Distinct questions have distinct keys: by kind, then by value. The order of the
+/// kinds is that of saved caches.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Deserialize, serde::Serialize)]
 pub enum Key {
     /// SHA-256 of the whole SSH public key blob. Never a part of it: sshd trusts the answer.

@@ -95,8 +95,8 @@ pub struct Counts {
 #[derive(Debug)]
 pub struct Shadow {
     settings: Settings,
-    /// The greatest number that is drawn; `None` if none is.
-    drawn: Option<u64>,
+    /// Numbers up to this one are drawn; `None` if none are.
+    limit: Option<u64>,
     budget: Mutex<Budget>,
     counts: Counts,
 }
@@ -110,13 +110,13 @@ struct Budget {
 
 impl Shadow {
     pub(super) fn new(settings: Settings) -> Self {
-        let drawn = u64::MAX.checked_div(settings.one_in);
-        Self { settings, drawn, budget: Mutex::default(), counts: Counts::default() }
+        let limit = u64::MAX.checked_div(settings.one_in);
+        Self { settings, limit, budget: Mutex::default(), counts: Counts::default() }
     }
 
     /// Whether an answer from memory that has just been given is to be compared.
     pub fn draws(&self, now: Instant) -> bool {
-        self.drawn.is_some_and(|drawn| fastrand::u64(..) <= drawn) && self.may_spend(now)
+        self.limit.is_some_and(|limit| fastrand::u64(..) <= limit) && self.may_spend(now)
     }
 
     fn may_spend(&self, now: Instant) -> bool {
@@ -134,8 +134,13 @@ impl Shadow {
     /// Rails needed so long for an answer, or has not given it yet.
     pub fn took(&self, time: Duration, now: Instant) {
         if time >= self.settings.slow {
-            self.budget.lock().paused_until = Some(now + PAUSE);
+            self.pause(now);
         }
+    }
+
+    /// Rails fails.
+    pub fn pause(&self, now: Instant) {
+        self.budget.lock().paused_until = Some(now + PAUSE);
     }
 
     /// From which time on Rails is slow.
@@ -185,21 +190,25 @@ pub fn compare(kept: &Entry, status: StatusCode, body: &[u8], judged: Result<Sig
         (Sign::Positive, Ok(Sign::Positive)) if is_same(kept.body(), body) => Verdict::Agreed,
         (Sign::Positive, Ok(Sign::Positive)) => Verdict::Changed,
         (Sign::Negative, Ok(Sign::Negative)) => Verdict::Agreed,
-        (_, Ok(_) | Err(NoStore::Disabled)) => not_what_it_was,
-        (_, Err(NoStore::Mismatch)) => Verdict::Failed,
-        (_, Err(_)) => match status {
-            StatusCode::OK => not_what_it_was,
-            // Newer releases say so of an expired key or a blocked owner (contract §0), but they also
-            // say it of a caller's credential.
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if !is_about_the_caller(body) => not_what_it_was,
-            _ => Verdict::Failed,
-        },
+        (_, Ok(_) | Err(NoStore::Disabled | NoStore::Expired)) => not_what_it_was,
+        // Newer releases say so of an expired key or a blocked owner (contract §0), but they also say it
+        // of a caller's credential.
+        (Sign::Positive, Err(NoStore::Status)) if is_refused(status) && !is_about_the_caller(body) => {
+            Verdict::Revoked
+        }
+        // A page that says to come back later, an answer to another question, a redirect: it says nothing
+        // of the key.
+        _ => Verdict::Failed,
     }
 }
 
-/// Contract §2.2.
+const fn is_refused(status: StatusCode) -> bool {
+    matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
+}
+
+/// Contract §2.2, and what a 403 of Rails looks like.
 fn is_about_the_caller(body: &[u8]) -> bool {
-    body == br#"{"message":"401 Unauthorized"}"#
+    body == br#"{"message":"401 Unauthorized"}"# || body == br#"{"message":"403 Forbidden"}"#
 }
 
 /// What an answer of newer releases tells of a key beside what it is: each use of it changes that.
@@ -259,16 +268,20 @@ mod tests {
             (&positive, 404, "", unknown, Verdict::Revoked),
             (&positive, 404, "", Err(NoStore::Disabled), Verdict::Revoked),
             (&positive, 200, ROW, Err(NoStore::Expired), Verdict::Revoked),
-            (&positive, 200, "[]", Err(NoStore::Shape), Verdict::Revoked),
+            (&positive, 200, "[]", Err(NoStore::Shape), Verdict::Failed),
+            (&positive, 200, "<html>", Err(NoStore::Type), Verdict::Failed),
+            (&positive, 200, "", Err(NoStore::TooLarge), Verdict::Failed),
             (&positive, 401, r#"{"message":"401 Key expired"}"#, Err(NoStore::Status), Verdict::Revoked),
-            (&positive, 403, "", Err(NoStore::Status), Verdict::Revoked),
+            (&positive, 403, r#"{"message":"403 Blocked"}"#, Err(NoStore::Status), Verdict::Revoked),
+            (&positive, 403, r#"{"message":"403 Forbidden"}"#, Err(NoStore::Status), Verdict::Failed),
             (&positive, 401, r#"{"message":"401 Unauthorized"}"#, Err(NoStore::Status), Verdict::Failed),
             (&positive, 404, r#"{"error":"404 Not Found"}"#, Err(NoStore::Shape), Verdict::Failed),
             (&positive, 200, ROW, Err(NoStore::Mismatch), Verdict::Failed),
             (&negative, 200, "null", unknown, Verdict::Agreed),
             (&negative, 200, ROW, known, Verdict::New),
             (&negative, 200, ROW, Err(NoStore::Disabled), Verdict::New),
-            (&negative, 401, r#"{"message":"401 Key expired"}"#, Err(NoStore::Status), Verdict::New),
+            (&negative, 200, ROW, Err(NoStore::Expired), Verdict::New),
+            (&negative, 401, r#"{"message":"401 Key expired"}"#, Err(NoStore::Status), Verdict::Failed),
         ] {
             let status = StatusCode::from_u16(status).unwrap();
             assert_eq!(

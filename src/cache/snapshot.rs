@@ -16,10 +16,10 @@ use std::time::{Duration, Instant};
 use aws_lc_rs::hmac;
 
 use self::file::{Frame, Reader, Writer};
-use super::{Cache, Entry, Lifetimes, Sign};
+use super::{Cache, Entry, Key, Lifetimes, Sign};
 use crate::secret::ShellSecret;
 
-/// Where the cache is saved, and by what a file is known as its own.
+/// A place for a saved cache, and by what a file there is known as one's own.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     path: PathBuf,
@@ -40,7 +40,7 @@ pub struct Now {
 pub struct Loaded {
     /// Entries that are good for something.
     pub entries: usize,
-    /// Entries that were when they were saved, or for which there is no room.
+    /// Entries that are good for nothing any more, or for which there is no room.
     pub left_out: usize,
     /// How long ago they were saved.
     pub saved: Duration,
@@ -101,8 +101,8 @@ impl Snapshot {
 
     /// Whether a file could be written.
     pub fn try_to_write(&self) -> io::Result<()> {
-        let part = file::create(&self.part())?;
-        drop(part);
+        file::must_be_free(&self.path)?;
+        drop(file::create(&self.part())?);
         std::fs::remove_file(self.part())
     }
 
@@ -120,6 +120,7 @@ impl Cache {
     ///
     /// The file is not forced onto the disk: after a power cut it is not sealed, and not believed.
     pub fn save(&self, to: &Snapshot, now: Now) -> io::Result<usize> {
+        file::must_be_free(&to.path)?;
         let part = to.part();
         let saved = Writer::begin(file::create(&part)?, &to.seal, now.unix)
             .and_then(|file| self.write(file, now.instant))
@@ -134,7 +135,8 @@ impl Cache {
     fn write(&self, mut file: Writer, now: Instant) -> io::Result<usize> {
         let mut count = 0;
         for (key, entry) in &self.positive {
-            if self.phase(&entry, now).is_some() {
+            // The state of the instance is out of date within a second.
+            if *key != Key::Instance && self.phase(&entry, now).is_some() {
                 file.put(&key, &entry, now)?;
                 count += 1;
             }
@@ -147,6 +149,21 @@ impl Cache {
     /// something must not be overtaken by it. With `is_stale`, nothing of it is fresh, since somebody may
     /// have said meanwhile what is wrong of it.
     pub fn load(
+        &self,
+        from: &Snapshot,
+        now: Now,
+        lifetimes: &Lifetimes,
+        is_stale: bool,
+    ) -> Result<Loaded, NotLoaded> {
+        let loaded = self.read(from, now, lifetimes, is_stale);
+        if loaded.is_err() {
+            // All of it or nothing.
+            self.invalidate_all();
+        }
+        loaded
+    }
+
+    fn read(
         &self,
         from: &Snapshot,
         now: Now,
@@ -171,16 +188,16 @@ impl Cache {
             let asked = now.instant.checked_sub(record.age + saved);
             let entry = asked.and_then(|asked| {
                 let entry = Entry::restored(&record, head, (asked, ages), self.generation())?;
+                if is_stale {
+                    entry.soften();
+                }
                 let is_good = self.phase(&entry, now.instant).is_some();
-                (is_good && self.has_room_for(&record.key, &entry)).then_some(entry)
+                (is_good && !ages.is_none() && self.has_room_for(&record.key, &entry)).then_some(entry)
             });
             let Some(entry) = entry else {
                 loaded.left_out += 1;
                 continue;
             };
-            if is_stale {
-                entry.soften();
-            }
             self.put(record.key, Arc::new(entry));
             loaded.entries += 1;
         }

@@ -1,12 +1,18 @@
 //! What commands ask of servers: JSON there, JSON back.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::{Method, Request, StatusCode, header};
-use http_body_util::BodyExt as _;
-use railgate::body::Body;
+use railgate::body::{Body, Collected};
 use railgate::secret::Token;
-use railgate::upstream::Upstream;
+use railgate::upstream::{Course, Plan, Upstream};
 use serde_json::Value;
+
+/// How long the body of an answer may take, and how many bytes it may have: a page of a hundred hooks has a few
+/// hundred KiB.
+const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+const MOST: usize = 16 << 20;
 
 /// Runs one task to its end.
 pub(super) fn block_on<T>(task: impl Future<Output = Result<T, String>>) -> Result<T, String> {
@@ -29,12 +35,16 @@ pub(super) async fn send(
     }
     let request =
         request.body(Body::from(Bytes::from(body.to_owned()))).map_err(|error| error.to_string())?;
-    let answer = server.send(request).await.map_err(|error| {
+    let answer = server.send(request, &Plan::default(), &mut Course::default()).await.map_err(|error| {
         let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
         format!("{error}{cause}")
     })?;
     let status = answer.status();
-    let body =
-        answer.into_body().collect().await.map_err(|error| format!("the answer broke off: {error}"))?;
-    Ok((status, serde_json::from_slice(&body.to_bytes()).unwrap_or_default()))
+    let read = tokio::time::timeout(BODY_TIMEOUT, answer.into_body().collect_up_to(MOST)).await;
+    match read {
+        Ok(Ok(Collected::Whole(body))) => Ok((status, serde_json::from_slice(&body).unwrap_or_default())),
+        Ok(Ok(Collected::TooLong(_))) => Err("the answer is too long".to_owned()),
+        Ok(Err(error)) => Err(format!("the answer broke off: {error}")),
+        Err(_) => Err("the answer does not come to its end".to_owned()),
+    }
 }

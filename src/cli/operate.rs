@@ -3,7 +3,6 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use http::{Method, StatusCode};
 use railgate::config::{self, Settings};
@@ -129,7 +128,7 @@ fn told(file: &ConfigFile, path: &str, body: &str, read: impl FnOnce(&Value) -> 
 async fn send(settings: &Settings, path: &str, body: &str) -> Result<(StatusCode, Value), String> {
     let admin = &settings.admin;
     let target = Target::parse(&url(admin)).map_err(|error| format!("admin.address {admin}: {error}"))?;
-    let gateway = Upstream::new(upstream::Settings::new(target), Arc::default());
+    let gateway = Upstream::alone(upstream::Settings::new(target));
     let answer = client::send(&gateway, Method::POST, path, settings.admin_token.as_ref(), body).await;
     answer.map_err(|error| {
         format!(

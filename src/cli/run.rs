@@ -51,13 +51,6 @@ async fn run(loaded: Loaded) -> ExitCode {
         say_error(&format!("cannot listen for signals: {error}"));
         return ExitCode::FAILURE;
     }
-    tracing::info!(
-        version = env!("CARGO_PKG_VERSION"),
-        listen = gateway.endpoints().join(", "),
-        admin = gateway.admin_endpoint().unwrap_or_default(),
-        hooks = gateway.hooks_endpoint().ok().flatten(),
-        "ready"
-    );
     match gateway.run(shutdown).await {
         Ok(true) => {
             tracing::info!("stopped");

@@ -22,15 +22,21 @@ pub(super) fn duration(
     default: Duration,
     range: RangeInclusive<Duration>,
 ) -> Duration {
+    optional_duration(section, key, range).unwrap_or(default)
+}
+
+pub(super) fn optional_duration(
+    section: &mut Section<'_, '_>,
+    key: &'static str,
+    range: RangeInclusive<Duration>,
+) -> Option<Duration> {
     let expected = format!(
         "a duration from {} to {} with its unit (ms, s, m, h), such as \"60s\"",
         units::show(*range.start()),
         units::show(*range.end())
     );
     let within = |duration: &Duration| range.contains(duration);
-    section
-        .text(key, &expected, |text| units::duration(text).filter(within))
-        .map_or(default, |placed| placed.value)
+    section.text(key, &expected, |text| units::duration(text).filter(within)).map(|placed| placed.value)
 }
 
 pub(super) fn size(

@@ -1,10 +1,13 @@
 //! `[upstream]`: where Rails is, and how to talk to it.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use super::document::{Document, Section};
-use super::scalars::{HOUR, MILLISECOND, as_usize, duration};
+use super::document::{Document, Placed, Section};
+use super::scalars::{DAY, HOUR, MILLISECOND, ZERO, as_usize, duration, optional_duration};
 use crate::authority;
+use crate::route::Class;
+use crate::upstream::lanes;
 use crate::upstream::tls::{self, Identity, Tls};
 use crate::upstream::{self, Address, Target};
 
@@ -35,11 +38,17 @@ pub(super) fn upstream(
         authority::parse(text).map(|_| text.to_owned())
     });
     let tls_section = section.section("tls");
-    let tls = tls(document, tls_section, target.as_ref().map(|target| &target.value));
+    let tls = tls(document, tls_section, target.as_ref());
     let connect_timeout =
         duration(&mut section, "connect_timeout", upstream::DEFAULT_CONNECT_TIMEOUT, MILLISECOND..=HOUR);
-    let response_timeout =
-        duration(&mut section, "response_timeout", upstream::DEFAULT_RESPONSE_TIMEOUT, MILLISECOND..=HOUR);
+    let response_timeout = optional_duration(&mut section, "response_timeout", MILLISECOND..=HOUR);
+    let body_timeout =
+        duration(&mut section, "body_timeout", upstream::DEFAULT_BODY_TIMEOUT, MILLISECOND..=HOUR);
+    let total_timeout = duration(&mut section, "total_timeout", ZERO, ZERO..=DAY);
+    let hold = optional_duration(&mut section, "hold", ZERO..=HOUR);
+    let max_held = section.count("max_held", 1..1_000_001);
+    let resend_percent = section.count("resend_percent", 0..101);
+    let classes = classes(&mut section, response_timeout, hold);
     let idle_timeout =
         duration(&mut section, "idle_timeout", upstream::DEFAULT_IDLE_TIMEOUT, MILLISECOND..=HOUR);
     let max_idle = section.count("max_idle", 0..100_001);
@@ -50,15 +59,65 @@ pub(super) fn upstream(
         tls,
         host: host.map(|host| host.value),
         connect_timeout,
-        response_timeout,
+        body_timeout,
+        total_timeout,
+        max_held: max_held.map_or(upstream::DEFAULT_MAX_HELD, |count| as_usize(count.value)),
+        resend_percent: resend_percent
+            .map_or(upstream::DEFAULT_RESEND_PERCENT, |count| u8::try_from(count.value).unwrap_or(u8::MAX)),
+        classes,
         idle_timeout,
         max_idle: max_idle.map_or(upstream::DEFAULT_MAX_IDLE, |count| as_usize(count.value)),
     };
     Some((settings, forward_prefixes))
 }
 
+/// What a class does not say itself, `[upstream]` says for all.
+fn classes(
+    upstream: &mut Section<'_, '_>,
+    response_timeout: Option<Duration>,
+    hold: Option<Duration>,
+) -> [lanes::Settings; Class::ALL.len()] {
+    let known = upstream::DEFAULT_CLASSES.map(|known| lanes::Settings {
+        response_timeout: response_timeout.unwrap_or(known.response_timeout),
+        hold: hold.unwrap_or(known.hold),
+        ..known
+    });
+    let Some(mut section) = upstream.section("classes") else { return known };
+    let mut classes = known;
+    for (class, settings) in Class::ALL.iter().zip(&mut classes) {
+        if let Some(section) = section.section(class.as_str()) {
+            *settings = lane(section, *settings);
+        }
+    }
+    section.finish();
+    classes
+}
+
+fn lane(mut section: Section<'_, '_>, known: lanes::Settings) -> lanes::Settings {
+    let settings = lanes::Settings {
+        concurrency: section
+            .count("concurrency", 1..1_000_001)
+            .map_or(known.concurrency, |count| as_usize(count.value)),
+        queue: section.count("queue", 0..1_000_001).map_or(known.queue, |count| as_usize(count.value)),
+        queue_timeout: duration(&mut section, "queue_timeout", known.queue_timeout, MILLISECOND..=HOUR),
+        response_timeout: duration(
+            &mut section,
+            "response_timeout",
+            known.response_timeout,
+            MILLISECOND..=HOUR,
+        ),
+        hold: duration(&mut section, "hold", known.hold, ZERO..=HOUR),
+    };
+    section.finish();
+    settings
+}
+
 /// Certificates are read here, so that what is wrong with them is told before anything runs.
-fn tls(document: &Document<'_>, section: Option<Section<'_, '_>>, target: Option<&Target>) -> Option<Tls> {
+fn tls(
+    document: &Document<'_>,
+    section: Option<Section<'_, '_>>,
+    url: Option<&Placed<Target>>,
+) -> Option<Tls> {
     let at = section.as_ref().map(Section::at);
     let (mut name, mut roots, mut identity) = (None, None, None);
     if let Some(mut section) = section {
@@ -68,21 +127,22 @@ fn tls(document: &Document<'_>, section: Option<Section<'_, '_>>, target: Option
         name = section.text("server_name", "a host name or an IP address", |text| Some(text.to_owned()));
         section.finish();
     }
-    let host = match target {
-        Some(Target { is_tls: true, address: Address::Tcp(host, _), .. }) => host,
-        Some(_) => {
+    let url = url?;
+    let host = match &url.value {
+        Target { is_tls: true, address: Address::Tcp(host, _), .. } => host,
+        _ => {
             if let Some(at) = at {
                 let message = "is for an upstream.url that begins with https://; drop the section";
                 document.problem(at, "upstream.tls", message);
             }
             return None;
         }
-        None => return None,
     };
     let name = name.as_ref().map_or(host, |name| &name.value);
     let tls =
         roots.map_or_else(tls::system_authorities, Ok).and_then(|roots| Tls::new(roots, identity, name));
-    tls.map_err(|error| document.problem(at.unwrap_or_default(), "upstream.tls", error.to_string())).ok()
+    let (at, key) = at.map_or((url.at, url.key.as_str()), |at| (at, "upstream.tls"));
+    tls.map_err(|error| document.problem(at, key, error.to_string())).ok()
 }
 
 /// The files that `[upstream.tls]` names.

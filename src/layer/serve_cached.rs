@@ -116,8 +116,8 @@ where
             None => self.ask(call, &key, false, now_is),
             Some(hit) if hit.phase == Phase::Fresh => {
                 let answer = replay(&hit.entry, CacheOutcome::Hit, now_is, &call.exchange.record);
-                if self.shared.cache.shadow().draws(now_is) {
-                    self.verify(call, key, hit.entry, now_is);
+                if self.shared.may_be_compared(&key, now_is) && self.shared.cache.shadow().draws(now_is) {
+                    self.verify(call, key, hit.entry);
                 }
                 now(Ok(answer))
             }
@@ -164,6 +164,7 @@ where
         // What it learns is not about the request that has its answer.
         let record = Record::default();
         call.exchange.record = record.clone();
+        call.may_wait = false;
         let filling = self.fill(call, lease);
         let cache = Arc::clone(&self.shared.cache);
         self.shared.fills.spawn(async move {
@@ -178,18 +179,22 @@ where
     }
 
     /// Compares what was given with what Rails says, behind the caller's back.
-    fn verify(&mut self, mut call: Authenticated, key: Key, kept: Arc<Entry>, now_is: Instant) {
-        // Not of the instance, whose state is out of date within a second.
-        if key.caching() == Caching::Check || self.shared.cache.outage(key.caching()).is_on(now_is) {
-            return;
-        }
+    fn verify(&mut self, mut call: Authenticated, key: Key, kept: Arc<Entry>) {
         call.exchange.record = Record::default();
+        call.may_wait = false;
         let answer = self.inner.call(fill::canonical(call));
         self.shared.fills.spawn(verify::verify(answer, key, kept, Arc::clone(&self.shared)));
     }
 
     /// Asks Rails, or waits for the one who does. If Rails fails and `is_stale`, what is kept has to do.
-    fn ask(&mut self, call: Authenticated, key: &Key, is_stale: bool, now_is: Instant) -> Serving<S::Future> {
+    fn ask(
+        &mut self,
+        mut call: Authenticated,
+        key: &Key,
+        is_stale: bool,
+        now_is: Instant,
+    ) -> Serving<S::Future> {
+        call.may_wait = !is_stale;
         let (shared, record) = (Arc::clone(&self.shared), call.exchange.record.clone());
         let stale = is_stale.then(|| key.clone());
         match shared.cache.board(key, now_is) {
@@ -282,6 +287,11 @@ async fn or_stale(
 }
 
 impl Shared {
+    /// Not the instance, whose state is out of date within a second; nor while Rails fails.
+    fn may_be_compared(&self, key: &Key, now_is: Instant) -> bool {
+        key.caching() != Caching::Check && !self.cache.outage(key.caching()).is_on(now_is)
+    }
+
     fn in_an_outage(&self, key: &Key) -> Option<Arc<Entry>> {
         let now_is = self.clock.now();
         let hit = self.cache.lookup(key, now_is).filter(|_| self.cache.outage(key.caching()).is_on(now_is));

@@ -13,24 +13,29 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::client::TlsStream;
 
 use super::State;
-use super::target::Address;
+use super::target::{Address, Target};
 use super::tls::Tls;
 
 /// Makes connections to one address.
 #[derive(Debug)]
 pub(super) struct Connector {
     address: Address,
+    is_tls: bool,
     tls: Option<Tls>,
     timeout: Duration,
     state: Arc<State>,
 }
 
 impl Connector {
-    pub(super) fn new(address: Address, tls: Option<Tls>, timeout: Duration, state: Arc<State>) -> Self {
-        Self { address, tls, timeout, state }
+    pub(super) fn new(target: &Target, tls: Option<Tls>, timeout: Duration, state: Arc<State>) -> Self {
+        Self { address: target.address.clone(), is_tls: target.is_tls, tls, timeout, state }
     }
 
     pub(super) async fn connect(&self) -> io::Result<Stream> {
+        if self.is_tls && self.tls.is_none() {
+            // Nothing goes out in clear because somebody forgot to say how to secure it.
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "no certificates are set up"));
+        }
         let timeout = self.timeout;
         let outcome =
             tokio::time::timeout(timeout, open(&self.address, self.tls.as_ref())).await.unwrap_or_else(

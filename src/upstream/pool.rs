@@ -64,7 +64,8 @@ struct Line {
 /// Why there is no answer.
 #[derive(Debug)]
 pub(super) enum Trouble {
-    Connect(io::Error),
+    /// Nothing of the request was sent.
+    Connect(io::Error, Box<Request<Body>>),
     Sent(hyper::Error),
 }
 
@@ -93,14 +94,28 @@ impl Pool {
                 },
             }
         }
-        let stream = self.connector.connect().await.map_err(Trouble::Connect)?;
-        let (sender, connection) = http1::handshake(stream).await.map_err(Trouble::Sent)?;
-        let connection = Some(connection);
-        let mut line = Box::new(Line { sender, connection, kept: Arc::downgrade(&self.kept) });
+        let mut line = match self.connect().await {
+            Ok(line) => line,
+            Err(error) => return Err(Trouble::Connect(error, Box::new(request))),
+        };
         match line.send(request).await {
             Ok(answer) => Ok(line.carrying(answer, sending)),
             Err(failed) => Err(Trouble::Sent(failed.into_error())),
         }
+    }
+}
+
+impl Pool {
+    async fn connect(&self) -> io::Result<Box<Line>> {
+        let stream = self.connector.connect().await?;
+        let (sender, connection) = http1::handshake(stream).await.map_err(io::Error::other)?;
+        Ok(Box::new(Line { sender, connection: Some(connection), kept: Arc::downgrade(&self.kept) }))
+    }
+
+    /// Makes a connection, and keeps it for the next request.
+    pub(super) async fn open(&self) -> io::Result<()> {
+        self.kept.keep(self.connect().await?);
+        Ok(())
     }
 }
 

@@ -1,5 +1,6 @@
 //! TLS to Rails: whom we believe, who we are, and by which name Rails has to prove itself.
 
+use std::fmt;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -92,6 +93,12 @@ pub fn key(path: &Path) -> Result<PrivateKeyDer<'static>, Error> {
         pem::Error::NoItemsFound => Error::Nothing("private key"),
         other => other.into(),
     })
+}
+
+impl fmt::Display for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.name.to_str())
+    }
 }
 
 impl Tls {

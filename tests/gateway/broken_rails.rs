@@ -412,7 +412,7 @@ async fn nobody_listens() {
     let gateway = Running::start(setup.settings(&Peer::Unix(socket.clone())));
     for _ in 0..2 {
         for ask in [Ask::post("allowed").with_secret(), user(1_000)] {
-            gateway.tcp.send(&ask).await.assert_failure(502);
+            gateway.tcp.send(&ask).await.assert_failure(503);
         }
     }
     let rails = Rails::on_unix(&socket);
@@ -425,7 +425,7 @@ async fn nobody_listens() {
     let address = held.local_addr().unwrap().as_socket().unwrap();
     let stage = Running::start(Setup::new().settings(&Peer::Tcp(address)));
     for ask in [Ask::post("allowed").with_secret(), user(1_000)] {
-        stage.tcp.send(&ask).await.assert_failure(502);
+        stage.tcp.send(&ask).await.assert_failure(503);
     }
     held.listen(128).unwrap();
     held.set_nonblocking(true).unwrap();
@@ -448,7 +448,7 @@ async fn a_queue_that_does_not_move() {
     let setup = Setup::new().text("upstream.connect_timeout", "100ms");
     let gateway = Running::start(setup.settings(&Peer::Tcp(address)));
     for ask in [Ask::post("allowed").with_secret(), user(1_000)] {
-        gateway.tcp.send(&ask).await.assert_failure(502);
+        gateway.tcp.send(&ask).await.assert_failure(503);
     }
 }
 

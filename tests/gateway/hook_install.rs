@@ -116,6 +116,7 @@ async fn what_goes_wrong_is_told_with_what_to_do() {
     for (gitlab, more, told) in [
         ("http://gitlab.example.com", &[][..], "would send the API token in clear"),
         ("gitlab.example.com", &[], "must begin with"),
+        ("http://localhost", &["--ca-file", "/nowhere"], "is for a --gitlab that begins with https://"),
         ("https://gitlab.example.com", &["--ca-file", "/nowhere"], "--ca-file /nowhere: cannot be read"),
     ] {
         let (is_done, said) = operator.install(gitlab, more).await;

@@ -49,7 +49,7 @@ async fn whoever_is_not_believed_gets_nothing() {
     ] {
         let stage = in_front_of(setup, &authority, None).await;
         let logged = log::length();
-        stage.send(&check()).await.assert_failure(502);
+        stage.send(&check()).await.assert_failure(503);
         eventually(why, async || {
             let is_told = |line: &str| line.contains("upstream_unreachable") && line.contains(why);
             log::since(logged).lines().any(is_told).then_some(())
@@ -88,7 +88,7 @@ async fn plain_and_secured_do_not_mix() {
     let authority = Authority::new();
     let plain = Rails::on_tcp().await;
     let stage = trusting(&authority).text("upstream.connect_timeout", "1s").in_front_of(plain);
-    stage.send(&check()).await.assert_failure(502);
+    stage.send(&check()).await.assert_failure(503);
 
     let secured = Rails::on_tls(authority.server("localhost", None)).await;
     let stage = Setup::new().in_front_of(secured);

@@ -28,6 +28,7 @@ use crate::cache::entry::Entry;
 use crate::cache::key::Key;
 
 const MAGIC: &[u8] = b"railgate cache ";
+/// To be raised with whatever changes below, and with [`Key`] or [`Ages`]: postcard writes positions, not names.
 const VERSION: &[u8] = b"1\n";
 const MAC: usize = 32;
 
@@ -60,6 +61,21 @@ pub(in crate::cache) struct Record<'a> {
     pub(in crate::cache) subject: u64,
 }
 
+/// An error if there is something else than a saved cache, which must not be lost.
+pub(super) fn must_be_free(path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+        Ok(there) => {
+            let mut begin = [0; MAGIC.len()];
+            let is_one =
+                there.is_file() && File::open(path)?.read_exact(&mut begin).is_ok() && begin == MAGIC;
+            let what = "there is something else, which is left alone; name another file";
+            if is_one { Ok(()) } else { Err(io::Error::new(io::ErrorKind::AlreadyExists, what)) }
+        }
+    }
+}
+
 /// Makes a file that nobody else may read, in the place of whatever is there.
 pub(super) fn create(path: &Path) -> io::Result<File> {
     match fs::remove_file(path) {
@@ -77,7 +93,8 @@ fn whose(seal: &hmac::Key) -> hmac::Tag {
 pub(super) struct Writer {
     file: BufWriter<File>,
     seal: hmac::Context,
-    heads: HashMap<*const HeaderMap, usize>,
+    /// By address, which is theirs for as long as they are kept here.
+    heads: HashMap<*const HeaderMap, (usize, Arc<HeaderMap>)>,
     frame: Vec<u8>,
 }
 
@@ -114,7 +131,8 @@ impl Writer {
 
     pub(super) fn put(&mut self, key: &Key, entry: &Entry, now: Instant) -> io::Result<()> {
         let next = self.heads.len();
-        let head = *self.heads.entry(Arc::as_ptr(&entry.headers)).or_insert(next);
+        let shared = || (next, Arc::clone(&entry.headers));
+        let head = self.heads.entry(Arc::as_ptr(&entry.headers)).or_insert_with(shared).0;
         if head == next {
             let headers = entry.headers.iter();
             self.frame(&Frame::Head(
@@ -155,16 +173,18 @@ pub(super) struct Reader {
 impl Reader {
     /// Opens the file and removes it.
     pub(super) fn open(path: &Path, key: &hmac::Key) -> Result<Self, NotLoaded> {
-        let file = match File::open(path) {
+        match fs::symlink_metadata(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(NotLoaded::None),
-            opened => opened?,
-        };
-        fs::remove_file(path)?;
+            // To open a pipe would wait for its other end.
+            there => must_be_a_file(&there?)?,
+        }
+        let file = File::open(path)?;
         let length = file.metadata()?.len();
         let mut file = BufReader::with_capacity(BUFFER, file);
         let mut begin = [0; MAGIC.len() + VERSION.len()];
-        read(&mut file, &mut begin)?;
+        read(&mut file, &mut begin).map_err(|_| Damage::Begin)?;
         let version = begin.strip_prefix(MAGIC).ok_or(Damage::Begin)?;
+        remove(path)?;
         if version != VERSION {
             return Err(NotLoaded::OtherVersion);
         }
@@ -196,6 +216,16 @@ impl Reader {
         let frame = (length > 0).then(|| postcard::from_bytes(&self.frame)).transpose();
         Ok(frame.map_err(|_| Damage::Frame)?)
     }
+}
+
+fn must_be_a_file(there: &fs::Metadata) -> Result<(), Damage> {
+    if there.is_file() { Ok(()) } else { Err(Damage::Begin) }
+}
+
+/// For good: after a power cut it must not be there again.
+fn remove(path: &Path) -> io::Result<()> {
+    fs::remove_file(path)?;
+    File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
 }
 
 /// The headers of a [`Frame::Head`].

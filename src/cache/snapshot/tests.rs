@@ -135,8 +135,10 @@ fn what_is_too_old_or_may_not_live_so_long_any_more_is_left_out() {
     s.keep(&Key::SshKey([9; 32]), Sign::Positive, "a row");
     s.save();
     s.time.advance(seconds(10));
-    let mut lifetimes = Lifetimes { discover: crate::cache::Lifetime::default(), ..Lifetimes::default() };
+    let mut lifetimes = Lifetimes::default();
     lifetimes.authorized_keys.ttl = seconds(10);
+    // Nothing is kept of that, however long it could be stale.
+    lifetimes.discover.ttl = Duration::ZERO;
     let (cache, loaded) = s.load_with(&s.snapshot(), &lifetimes);
     assert_eq!(loaded.unwrap(), Loaded { entries: 1, left_out: 1, saved: seconds(10) });
     let hit = cache.lookup(&Key::SshKey([9; 32]), s.now().instant).unwrap();
@@ -155,6 +157,77 @@ fn what_may_have_been_missed_makes_it_stale() {
     s.cache.purge(&[Selector::All], How::Soft);
     s.save();
     assert_eq!(s.load().0.lookup(&KEY, s.now().instant).unwrap().phase, Phase::Revalidate);
+}
+
+/// With hooks, and no time in which anything is good that is not fresh.
+#[test]
+fn what_is_good_for_nothing_once_it_is_stale_is_left_out() {
+    let s = Setting::new();
+    s.keep(&KEY, Sign::Positive, USER);
+    s.save();
+    let mut lifetimes = Lifetimes::default();
+    lifetimes.discover.stale_while_revalidate = Duration::ZERO;
+    lifetimes.discover.stale_if_error = Duration::ZERO;
+    let loaded = Cache::new(&Settings::default()).load(&s.snapshot(), s.now(), &lifetimes, true).unwrap();
+    assert_eq!((loaded.entries, loaded.left_out), (0, 1));
+}
+
+/// Nothing else is removed, overwritten or waited for.
+#[test]
+fn what_is_no_saved_cache_is_left_alone() {
+    let s = Setting::new();
+    s.keep(&KEY, Sign::Positive, USER);
+    let path = s.dir.join("cache");
+    let status = std::process::Command::new("mkfifo").arg(s.dir.join("pipe")).status().unwrap();
+    assert!(status.success());
+    fs::write(s.dir.join("secret"), "s3cret").unwrap();
+    fs::write(s.dir.join("long"), "x".repeat(1_000)).unwrap();
+    for name in ["secret", "long", "pipe"] {
+        let _ = fs::remove_file(&path);
+        let is_linked = name == "pipe";
+        if is_linked {
+            std::os::unix::fs::symlink(s.dir.join(name), &path).unwrap();
+        } else {
+            fs::copy(s.dir.join(name), &path).unwrap();
+        }
+        assert!(matches!(s.load().1, Err(NotLoaded::Damaged(Damage::Begin))), "{name}");
+        for error in [s.cache.save(&s.snapshot(), s.now()).err(), s.snapshot().try_to_write().err()] {
+            assert!(error.is_some_and(|error| error.to_string().contains("left alone")), "{name}");
+        }
+        assert!(is_linked || fs::read(&path).unwrap() == fs::read(s.dir.join(name)).unwrap());
+    }
+}
+
+/// A file of this version has to read the same in every release: raise the version if this fails.
+#[test]
+fn the_form_of_a_file_is_the_one_that_its_version_names() {
+    let s = Setting::new();
+    let keys =
+        [Key::SshKey([9; 32]), Key::UserOfKey(300), Key::UserById(300), Key::UserByName("rubi".into())];
+    let digests = keys.map(|key| {
+        s.cache.invalidate_all();
+        s.keep(&key, Sign::Positive, USER);
+        s.save();
+        let file = fs::read(s.snapshot().path()).unwrap();
+        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &file);
+        digest.as_ref()[..4].iter().fold(0, |number, byte| number << 8 | u32::from(*byte))
+    });
+    assert_eq!(digests, GOLDEN, "{digests:#x?}");
+}
+
+const GOLDEN: [u32; 4] = [0xd223_1ff7, 0x8448_a663, 0x3846_21bc, 0x43f8_a3de];
+
+/// What is being purged is gone before anything is saved, though whoever asked for it has left.
+#[tokio::test]
+async fn a_purge_that_is_under_way_is_waited_for() {
+    let cache = Cache::new(&Settings::default());
+    let (go, wait) = std::sync::mpsc::channel::<()>();
+    let purging = cache.on_a_thread(move |_| wait.recv());
+    drop(purging);
+    let mut quiet = Box::pin(cache.is_quiet());
+    assert!(futures_util::FutureExt::now_or_never(quiet.as_mut()).is_none());
+    go.send(()).unwrap();
+    quiet.await;
 }
 
 /// What is purged after a start must not be there again after a crash.
@@ -187,7 +260,7 @@ fn nobody_else_can_read_it_and_it_replaces_what_is_there() {
     let elsewhere = s.dir.join("elsewhere");
     fs::write(&elsewhere, "untouched").unwrap();
     std::os::unix::fs::symlink(&elsewhere, snapshot.part()).unwrap();
-    fs::write(snapshot.path(), "old").unwrap();
+    fs::write(snapshot.path(), "railgate cache of old").unwrap();
     assert_eq!(s.save(), 1);
     assert_eq!(fs::metadata(snapshot.path()).unwrap().permissions().mode() & 0o777, 0o600);
     assert_eq!(fs::read(&elsewhere).unwrap(), b"untouched");

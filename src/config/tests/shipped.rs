@@ -94,8 +94,14 @@ fn collect_keys(path: &str, value: &Value, keys: &mut BTreeSet<String>) {
                 collect_keys(path, item, keys);
             }
         }
-        _ => drop(keys.insert(path.to_owned())),
+        _ => drop(keys.insert(of_any_class(path))),
     }
+}
+
+/// All classes of routes have the same keys.
+fn of_any_class(path: &str) -> String {
+    let class = path.strip_prefix("upstream.classes.").and_then(|rest| rest.split_once('.'));
+    class.map_or_else(|| path.to_owned(), |(_, key)| format!("upstream.classes.CLASS.{key}"))
 }
 
 /// Collects the keys below `path` by the reader's own account: a section in which it finds a key
@@ -111,7 +117,7 @@ fn ask_for_keys(path: &str, keys: &mut BTreeSet<String>) {
     });
     match lists {
         Some(list) => list.split(", ").for_each(|key| ask_for_keys(&join(path, key), keys)),
-        None => drop(keys.insert(path.to_owned())),
+        None => drop(keys.insert(of_any_class(path))),
     }
 }
 

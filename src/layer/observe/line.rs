@@ -42,6 +42,8 @@ pub(super) fn write(watch: &Watch, notes: &Notes, took: Duration, whole: bool) {
                 caller = notes.caller.as_str(),
                 cache = notes.cache.as_str(),
                 upstream_duration_s = notes.upstream.map(|upstream| upstream.as_secs_f64()),
+                queue_duration_s = notes.waited.map(|waited| waited.as_secs_f64()),
+                resent = notes.is_resent.then_some(true),
                 written_bytes = watch.sent,
                 remote_ip = watch.peer.map(tracing::field::display),
                 ua = watch.user_agent.as_ref().and_then(|agent| agent.to_str().ok()),

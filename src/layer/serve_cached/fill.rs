@@ -33,7 +33,7 @@ const FILL_HEADERS: [HeaderName; 7] = [
 ];
 
 pub(super) fn canonical(call: Authenticated) -> Authenticated {
-    let Authenticated { exchange, found, caller, key, seen } = call;
+    let Authenticated { exchange, .. } = call;
     let (parts, body) = exchange.request.into_parts();
     let mut request = Request::new(body);
     // HEAD is answered from the entry of GET, and fills it.
@@ -43,7 +43,7 @@ pub(super) fn canonical(call: Authenticated) -> Authenticated {
         .iter()
         .flat_map(|name| parts.headers.get_all(name).iter().map(move |value| (name.clone(), value.clone())))
         .collect();
-    Authenticated { exchange: Exchange { request, ..exchange }, found, caller, key, seen }
+    Authenticated { exchange: Exchange { request, ..exchange }, ..call }
 }
 
 /// Asks Rails, stores what may be stored, and brings whoever asked the answer.
@@ -81,8 +81,17 @@ async fn take(answer: Answer, lease: Lease, caching: Caching, shared: &Shared, r
         Ok(answer) => answer,
         Err(failure) => {
             match &failure {
-                Failure::Upstream(upstream::Error::Connect(..)) => lease.fail(Trouble::Unreachable),
-                Failure::Upstream(upstream::Error::Timeout(_)) => lease.fail(Trouble::Timeout),
+                Failure::Upstream(error) => match error {
+                    upstream::Error::Connect(..)
+                    | upstream::Error::HoldFull(_)
+                    | upstream::Error::Shed(_) => {
+                        lease.fail(Trouble::Unreachable);
+                    }
+                    upstream::Error::Timeout(_) | upstream::Error::TotalTimeout(_) => {
+                        lease.fail(Trouble::Timeout);
+                    }
+                    _ => drop(lease),
+                },
                 _ => drop(lease),
             }
             return Err(failure);

@@ -18,7 +18,10 @@ pub(super) fn is_failing(answer: &Answer) -> bool {
         Err(Failure::Upstream(error)) => matches!(
             error,
             upstream::Error::Connect(..)
+                | upstream::Error::HoldFull(_)
+                | upstream::Error::Shed(_)
                 | upstream::Error::Timeout(_)
+                | upstream::Error::TotalTimeout(_)
                 | upstream::Error::Broken(_)
                 | upstream::Error::BrokeOff(_)
         ),

@@ -70,7 +70,8 @@ fn call(method: Method, path: &str, headers: &[(&str, &str)]) -> Authenticated {
     let Verdict::Granted(caller) = verdict else {
         unreachable!("the credential is right");
     };
-    Authenticated { exchange: Exchange::new(request, None), found, caller, key, seen: SeenBody::None }
+    let exchange = Exchange::new(request, None);
+    Authenticated { exchange, found, caller, key, seen: SeenBody::None, may_wait: true }
 }
 
 const USER: &str = r#"{"id":7,"username":"rubi","name":"R"}"#;
@@ -258,7 +259,7 @@ async fn nobody_waits_for_a_rails_that_cannot_be_reached() {
     assert!(is_idle(&mut s.rails).await);
     let refused = upstream::Error::Connect("rails".into(), std::io::ErrorKind::ConnectionRefused.into());
     to_first.send_response(Err(Failure::Upstream(refused)));
-    assert_eq!(first.await.unwrap().unwrap_err().status(), StatusCode::BAD_GATEWAY);
+    assert_eq!(first.await.unwrap().unwrap_err().status(), StatusCode::SERVICE_UNAVAILABLE);
     assert!(matches!(second.await.unwrap(), Err(Failure::SharedTrouble(Trouble::Unreachable))));
     // The next caller tries again.
     let _third = s.ask("/discover?key_id=7");

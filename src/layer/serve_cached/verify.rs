@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use super::Shared;
 use super::fill::collect;
+use super::rules::is_failing;
 use crate::body::Collected;
 use crate::cache::freshness::{self, judge_head};
 use crate::cache::shadow::{self, Verdict};
@@ -32,6 +33,9 @@ pub(super) async fn verify(
     };
     let now_is = shared.clock.now();
     shadow.took(now_is.saturating_duration_since(asked), now_is);
+    if is_failing(&answer) {
+        shadow.pause(now_is);
+    }
     let (verdict, said) =
         judge(answer, &key, &kept, &shared).await.unwrap_or((Verdict::Failed, Bytes::new()));
     shadow.found(&key, &kept, asked, (verdict, &said));

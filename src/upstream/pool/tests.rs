@@ -3,7 +3,7 @@ use http_body_util::BodyExt as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 
-use super::super::target::Address;
+use super::super::{Address, Settings, Target};
 use super::*;
 
 /// A pool, and the Rails that it connects to.
@@ -19,9 +19,9 @@ impl Stage {
         let path = std::env::temp_dir().join(format!("railgate-pool-{}-{name}", std::process::id()));
         let _ = std::fs::remove_file(&path);
         let rails = UnixListener::bind(&path).unwrap();
-        let state = Arc::new(State::default());
-        let connector =
-            Connector::new(Address::Unix(path.clone()), None, Duration::from_secs(60), Arc::clone(&state));
+        let target = Target { address: Address::Unix(path.clone()), is_tls: false, root: String::new() };
+        let state = Arc::new(State::new(&Settings::new(target.clone())));
+        let connector = Connector::new(&target, None, Duration::from_secs(60), Arc::clone(&state));
         let pool = Pool::new(connector, 10, Duration::from_secs(60), Arc::clone(&state));
         Self { pool, rails, state, path }
     }

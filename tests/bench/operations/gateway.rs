@@ -176,7 +176,7 @@ impl Gateway {
             bodies: bodies(),
             cache: Arc::clone(&cache),
             cache_settings,
-            upstream: Arc::new(Upstream::new(settings(&rails)?, Arc::default())),
+            upstream: Arc::new(Upstream::alone(settings(&rails)?)),
             forward_prefixes: Vec::new(),
             tally: Arc::new(Tally::default()),
             log_requests: false,

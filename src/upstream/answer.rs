@@ -1,0 +1,35 @@
+//! Whether an answer of Rails can be passed on.
+
+use http::header::{self, HeaderValue};
+use http::{Response, StatusCode, Version};
+
+use super::Error;
+use crate::body::Body;
+use crate::header::strip_hop_by_hop;
+
+/// RFC 9112 §6.3: an answer with both framings, which hyper lets through, may be an attempt to
+/// make two readers disagree.
+pub(super) fn accept(mut answer: Response<Body>) -> Result<Response<Body>, Error> {
+    let headers = answer.headers();
+    if headers.contains_key(header::CONTENT_LENGTH) && headers.contains_key(header::TRANSFER_ENCODING) {
+        return Err(Error::Unusable("both Content-Length and Transfer-Encoding"));
+    }
+    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+    if lengths.next().is_some_and(|length| !length.as_bytes().iter().all(u8::is_ascii_digit))
+        || lengths.next().is_some()
+    {
+        return Err(Error::Unusable("Content-Length is repeated or not a number"));
+    }
+    let mut encodings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    let is_odd = |value: &HeaderValue| !value.as_bytes().eq_ignore_ascii_case(b"chunked");
+    if encodings.next().is_some_and(is_odd) || encodings.next().is_some() {
+        return Err(Error::Unusable("Transfer-Encoding is not `chunked` alone"));
+    }
+    if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
+        return Err(Error::Unusable("an upgrade that nobody asked for"));
+    }
+    strip_hop_by_hop(answer.headers_mut());
+    // The version belongs to this connection; the client's has its own.
+    *answer.version_mut() = Version::HTTP_11;
+    Ok(answer)
+}
