@@ -102,7 +102,8 @@ impl Body {
 
     /// The same body once more, if all of it is in memory.
     pub fn again(&self) -> Option<Self> {
-        self.rest.is_none().then(|| Self::from(self.ready.clone()))
+        let is_there = self.rest.as_ref().is_none_or(HttpBody::is_end_stream);
+        is_there.then(|| Self::from(self.ready.clone()))
     }
 
     fn release_at_the_end(&mut self) {

@@ -138,17 +138,25 @@ impl Counts {
                 MetricType::Histogram,
             )?
             .encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
-        let mut family = encoder.encode_descriptor(
-            "upstream_duration_seconds",
-            "From sending a request to Rails to the head of its answer, or to the failure to get one",
-            None,
-            MetricType::Histogram,
-        )?;
-        for (route, durations) in self.upstream_duration.iter().collect::<BTreeMap<_, _>>() {
-            let (sum, count, buckets) = durations.parts(&UPSTREAM_BOUNDS);
-            family
-                .encode_family(&[("route", *route)])?
-                .encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
+        for (name, help, durations) in [
+            (
+                "upstream_duration_seconds",
+                "From sending a request to Rails to the head of its answer, or to the failure to get one",
+                &self.upstream_duration,
+            ),
+            (
+                "upstream_queue_seconds",
+                "How long requests waited that were not sent at once, for Rails to be back or for their turn",
+                &self.queue_duration,
+            ),
+        ] {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
+            for (route, durations) in durations.iter().collect::<BTreeMap<_, _>>() {
+                let (sum, count, buckets) = durations.parts(&UPSTREAM_BOUNDS);
+                family
+                    .encode_family(&[("route", *route)])?
+                    .encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
+            }
         }
         Ok(())
     }

@@ -28,6 +28,7 @@ mod gateway {
     // The tests.
     mod admin;
     mod answers;
+    mod away;
     mod bodies;
     mod broken_rails;
     mod caching;
@@ -41,6 +42,7 @@ mod gateway {
     mod hooks;
     mod inspect;
     mod kas;
+    mod pressure;
     mod purge;
     mod secrecy;
     mod shadow;

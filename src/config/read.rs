@@ -3,6 +3,7 @@
 use super::document::{Document, Section};
 use super::scalars::{HOUR, MILLISECOND, ZERO, as_usize, duration, size};
 use super::{Log, LogFormat, Settings, auth, cache, listen, upstream};
+use crate::route::Class;
 use crate::server::Limits;
 
 /// Reads the whole file. `None` if something without a default is missing or wrong.
@@ -15,6 +16,14 @@ pub(super) fn settings(document: &Document<'_>) -> Option<Settings> {
     let upstream = upstream::upstream(document, &mut root);
     let auth = auth::auth(document, &mut root);
     let cache = cache::cache(document, &mut root);
+    if let Some((upstream, _)) = &upstream {
+        let lookup = upstream.class(Class::Lookup);
+        if cache.wait < lookup.response_timeout {
+            let message = "is shorter than the response_timeout of the class `lookup`: while Rails is slow, all who wait \
+                           would ask by themselves";
+            document.warn(0, "cache.wait", message);
+        }
+    }
     let limits = limits(document, &mut root);
     let log = log(&mut root);
     root.finish();

@@ -154,7 +154,8 @@ fn ranges_include_their_borders_and_nothing_beyond() {
             }
         };
         for value in within {
-            files.load(&text(value));
+            let problems = files.problems(&text(value));
+            assert!(problems.is_empty(), "{key} = {value}: {problems:?}");
         }
         for value in beyond {
             let told = files.problems(&text(value));
@@ -176,6 +177,16 @@ fn what_is_allowed_but_hardly_meant_gives_a_warning() {
             format!("{LEAST}[cache.discover]\nstale_if_error = '29s'"),
             "cache.discover.stale_if_error: is shorter",
         ),
+        (
+            format!("{LEAST}[upstream.classes.kas]\nhold = '61s'"),
+            "upstream.classes.kas.hold: is longer than clients",
+        ),
+        (
+            format!("{LEAST}[upstream.classes.access]\nresponse_timeout = '61s'")
+                .replace("[auth", "total_timeout = '60s'\n[auth"),
+            "upstream.classes.access.response_timeout: is longer than upstream.total_timeout",
+        ),
+        (format!("{LEAST}[cache]\nwait = '9s'"), "cache.wait: is shorter than the response_timeout"),
         (format!("{LEAST}[limits]\nhead = '16383B'"), "limits.head: SSH keys travel in the query"),
     ] {
         let warnings = files.warnings(&text);

@@ -15,25 +15,17 @@ pub(super) fn upstream(
     document: &Document<'_>,
     root: &mut Section<'_, '_>,
 ) -> Option<(upstream::Settings, Vec<String>)> {
-    let missing = |at| {
-        document.problem(
-            at,
-            "upstream.url",
-            "is required: where Rails listens, such as \"http://127.0.0.1:8080\"",
-        );
-    };
     let Some(mut section) = root.section("upstream") else {
-        missing(0);
+        missing(document, 0);
         return None;
     };
-    let has_url = section.has("url");
+    if !section.has("url") {
+        missing(document, section.at());
+    }
     let target = section.take("url", |value| {
         let text = value.as_str().ok_or("expected a URL in quotes, such as \"http://127.0.0.1:8080\"")?;
         Target::parse(text).map_err(|error| error.to_string())
     });
-    if !has_url {
-        missing(section.at());
-    }
     let host = section.text("host", "a host name, perhaps with a port", |text| {
         authority::parse(text).map(|_| text.to_owned())
     });
@@ -46,13 +38,17 @@ pub(super) fn upstream(
         duration(&mut section, "body_timeout", upstream::DEFAULT_BODY_TIMEOUT, MILLISECOND..=HOUR);
     let total_timeout = duration(&mut section, "total_timeout", ZERO, ZERO..=DAY);
     let hold = optional_duration(&mut section, "hold", ZERO..=HOUR);
-    let max_held = section.count("max_held", 1..1_000_001);
-    let resend_percent = section.count("resend_percent", 0..101);
+    let max_held = section
+        .count("max_held", 1..1_000_001)
+        .map_or(upstream::DEFAULT_MAX_HELD, |count| as_usize(count.value));
+    let resend_percent =
+        section.count("resend_percent", 0..101).and_then(|count| u8::try_from(count.value).ok());
     let classes = classes(&mut section, response_timeout, hold);
     let idle_timeout =
         duration(&mut section, "idle_timeout", upstream::DEFAULT_IDLE_TIMEOUT, MILLISECOND..=HOUR);
     let max_idle = section.count("max_idle", 0..100_001);
-    let forward_prefixes = forward_prefixes(document, &mut section);
+    let prefixes = forward_prefixes(document, &mut section);
+    quarrels(document, section.at(), &classes, total_timeout);
     section.finish();
     let settings = upstream::Settings {
         target: target?.value,
@@ -61,14 +57,44 @@ pub(super) fn upstream(
         connect_timeout,
         body_timeout,
         total_timeout,
-        max_held: max_held.map_or(upstream::DEFAULT_MAX_HELD, |count| as_usize(count.value)),
-        resend_percent: resend_percent
-            .map_or(upstream::DEFAULT_RESEND_PERCENT, |count| u8::try_from(count.value).unwrap_or(u8::MAX)),
+        max_held,
+        resend_percent: resend_percent.unwrap_or(upstream::DEFAULT_RESEND_PERCENT),
         classes,
         idle_timeout,
         max_idle: max_idle.map_or(upstream::DEFAULT_MAX_IDLE, |count| as_usize(count.value)),
     };
-    Some((settings, forward_prefixes))
+    Some((settings, prefixes))
+}
+
+fn missing(document: &Document<'_>, at: usize) {
+    document.problem(
+        at,
+        "upstream.url",
+        "is required: where Rails listens, such as \"http://127.0.0.1:8080\"",
+    );
+}
+
+/// As long as anybody who calls waits: sshd ends a login after two minutes, kas far earlier.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Settings that cannot both have their way.
+fn quarrels(
+    document: &Document<'_>,
+    at: usize,
+    classes: &[lanes::Settings; Class::ALL.len()],
+    total_timeout: Duration,
+) {
+    for (class, settings) in Class::ALL.iter().zip(classes) {
+        let key = |key: &str| format!("upstream.classes.{}.{key}", class.as_str());
+        if settings.hold > PATIENCE {
+            let message = "is longer than clients wait; they will have left when Rails is back";
+            document.warn(at, &key("hold"), message);
+        }
+        if !total_timeout.is_zero() && total_timeout < settings.response_timeout {
+            let message = "is longer than upstream.total_timeout, which ends a request earlier";
+            document.warn(at, &key("response_timeout"), message);
+        }
+    }
 }
 
 /// What a class does not say itself, `[upstream]` says for all.
@@ -128,15 +154,12 @@ fn tls(
         section.finish();
     }
     let url = url?;
-    let host = match &url.value {
-        Target { is_tls: true, address: Address::Tcp(host, _), .. } => host,
-        _ => {
-            if let Some(at) = at {
-                let message = "is for an upstream.url that begins with https://; drop the section";
-                document.problem(at, "upstream.tls", message);
-            }
-            return None;
+    let Target { is_tls: true, address: Address::Tcp(host, _), .. } = &url.value else {
+        if let Some(at) = at {
+            let message = "is for an upstream.url that begins with https://; drop the section";
+            document.problem(at, "upstream.tls", message);
         }
+        return None;
     };
     let name = name.as_ref().map_or(host, |name| &name.value);
     let tls =

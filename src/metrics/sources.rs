@@ -15,9 +15,10 @@ use crate::cache::shadow::{AGES, Verdict};
 use crate::cache::{Cache, Refreshed, Sign};
 use crate::clock::Clock;
 use crate::hooks;
-use crate::route::Caching;
+use crate::route::{Caching, Class};
 use crate::server::Connections;
 use crate::upstream::State;
+use crate::upstream::lanes::{Lane, Shed};
 
 /// Where the series come from.
 #[derive(Debug)]
@@ -37,7 +38,8 @@ impl Collector for Sources {
         self.encode_cache(&mut encoder)?;
         self.encode_shadow(&mut encoder)?;
         self.encode_hooks(&mut encoder)?;
-        self.encode_connections(&mut encoder)
+        self.encode_connections(&mut encoder)?;
+        self.encode_waiting(&mut encoder)
     }
 }
 
@@ -151,6 +153,45 @@ impl Sources {
         single(encoder, "client_connections", "Connections of clients", &open)?;
         let accepted = ConstCounter::new(down.accepted.load(Relaxed));
         single(encoder, "client_connections_accepted", "Connections accepted from clients", &accepted)
+    }
+}
+
+impl Sources {
+    /// Who waits for Rails, and what became of those who could not.
+    fn encode_waiting(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let up = &self.upstream;
+        let waiting = ConstGauge::new(up.hold.waiting());
+        single(encoder, "upstream_held", "Requests that wait now for a Rails that is away", &waiting)?;
+        // Names of their own: a gauge and a counter cannot share one.
+        let held = ConstCounter::new(up.hold.held());
+        single(encoder, "upstream_holds", "Requests that have waited for a Rails that was away", &held)?;
+        let resent = ConstCounter::new(up.resent.load(Relaxed));
+        single(encoder, "upstream_resent", "Reads that were sent again", &resent)?;
+        let spent = ConstCounter::new(up.not_resent.load(Relaxed));
+        single(encoder, "upstream_not_resent", "Reads that were not, since too many have been", &spent)?;
+        let of_class = |encoder: &mut DescriptorEncoder<'_>, name, help, of: fn(&Lane) -> usize| {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            for class in Class::ALL {
+                let labels = [("class", class.as_str())];
+                ConstGauge::new(of(up.lanes.of(class))).encode(family.encode_family(&labels)?)?;
+            }
+            Ok(())
+        };
+        of_class(encoder, "upstream_in_flight", "Requests that Rails has now, by class", Lane::in_flight)?;
+        of_class(encoder, "upstream_queue", "Requests that wait for others of their class", Lane::waiting)?;
+        let mut family = encoder.encode_descriptor(
+            "upstream_shed",
+            "Requests that were not sent, since Rails has enough to do",
+            None,
+            MetricType::Counter,
+        )?;
+        for class in Class::ALL {
+            for (reason, count) in Shed::ALL.iter().zip(&up.lanes.of(class).shed) {
+                let labels = [("class", class.as_str()), ("reason", reason.as_str())];
+                ConstCounter::new(count.load(Relaxed)).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -57,6 +57,7 @@ pub(super) struct Counts {
     pub(super) in_flight: i64,
     pub(super) hit_duration: Histogram<9>,
     pub(super) upstream_duration: By<&'static str, Histogram<12>>,
+    pub(super) queue_duration: By<&'static str, Histogram<12>>,
     pub(super) auth_refusals: By<&'static str, u64>,
     pub(super) failures: By<&'static str, u64>,
     pub(super) clients_gone: u64,
@@ -143,6 +144,9 @@ impl Counts {
         if let Some(upstream) = notes.upstream {
             self.upstream_duration.entry(route).or_default().observe(upstream, &UPSTREAM_BOUNDS);
         }
+        if let Some(waited) = notes.waited {
+            self.queue_duration.entry(route).or_default().observe(waited, &UPSTREAM_BOUNDS);
+        }
         if let Some(rejection) = notes.rejection {
             *self.auth_refusals.entry(rejection.as_str()).or_default() += 1;
         }
@@ -157,6 +161,9 @@ impl Counts {
         self.hit_duration.add(&other.hit_duration);
         for (route, durations) in &other.upstream_duration {
             self.upstream_duration.entry(*route).or_default().add(durations);
+        }
+        for (route, durations) in &other.queue_duration {
+            self.queue_duration.entry(*route).or_default().add(durations);
         }
         add_each(&mut self.auth_refusals, &other.auth_refusals);
         add_each(&mut self.failures, &other.failures);

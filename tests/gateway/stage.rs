@@ -165,6 +165,30 @@ impl Running {
         }
     }
 
+    /// All series.
+    pub async fn metrics(&self) -> String {
+        let answer = self.admin.send(&Ask::new("GET", "/metrics")).await;
+        assert_eq!(answer.status, 200, "{answer}");
+        String::from_utf8(answer.body).unwrap()
+    }
+
+    /// The value of a series, named with its labels.
+    pub async fn metric(&self, series: &str) -> Option<usize> {
+        let metrics = self.metrics().await;
+        let line = metrics.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '))?;
+        Some(line.parse().unwrap())
+    }
+
+    /// Waits until a series has this value. Counters move when an answer has been sent, which may
+    /// be a moment after the client has it.
+    #[track_caller]
+    pub fn reaches<'s>(&'s self, series: &'s str, value: usize) -> impl Future<Output = ()> + 's {
+        eventually(
+            series,
+            move || async move { self.metric(series).await.filter(|is| *is == value).map(drop) },
+        )
+    }
+
     /// Tells the gateway to stop.
     pub fn drain(&self) {
         self.shutdown.cancel();
@@ -222,28 +246,20 @@ impl Stage {
         assert_eq!(answer.status, 200, "{answer}");
     }
 
-    /// All series.
+    /// What operators see.
     pub async fn metrics(&self) -> String {
-        let answer = self.gateway.admin.send(&Ask::new("GET", "/metrics")).await;
-        assert_eq!(answer.status, 200, "{answer}");
-        String::from_utf8(answer.body).unwrap()
+        self.gateway.metrics().await
     }
 
     /// The value of a series, named with its labels.
     pub async fn metric(&self, series: &str) -> Option<usize> {
-        let metrics = self.metrics().await;
-        let line = metrics.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '))?;
-        Some(line.parse().unwrap())
+        self.gateway.metric(series).await
     }
 
-    /// Waits until a series has this value. Counters move when an answer has been sent, which may
-    /// be a moment after the client has it.
+    /// See [`Running::reaches`].
     #[track_caller]
     pub fn reaches<'s>(&'s self, series: &'s str, value: usize) -> impl Future<Output = ()> + 's {
-        eventually(
-            series,
-            move || async move { self.metric(series).await.filter(|is| *is == value).map(drop) },
-        )
+        self.gateway.reaches(series, value)
     }
 }
 

@@ -1,0 +1,184 @@
+//! How much Rails is asked at one time, what is sent again, and how long anything may take.
+
+use super::client::{Ask, Wire};
+use super::fake::{Reply, Valve};
+use super::stage::{Setup, Stage};
+
+fn allowed() -> Ask {
+    Ask::post("allowed").with_secret().json("{}")
+}
+
+fn user(id: usize) -> Ask {
+    Ask::get(&format!("discover?user_id={id}")).with_secret()
+}
+
+async fn begin(stage: &Stage, ask: &Ask) -> Wire {
+    let mut wire = stage.gateway.tcp.connect().await;
+    wire.write(&ask.to_bytes("close")).await;
+    wire
+}
+
+const IN_FLIGHT: &str = r#"railgate_upstream_in_flight{class="access"}"#;
+const QUEUE: &str = r#"railgate_upstream_queue{class="access"}"#;
+
+/// A limit that `/allowed` and what Gitaly calls meanwhile shared would never let go.
+#[tokio::test]
+async fn gitaly_gets_through_while_allowed_waits_for_it() {
+    let setup = Setup::new().set("upstream.classes.access.concurrency", 1);
+    let stage = setup.set("upstream.classes.callback.concurrency", 1).start().await;
+    let called_back = Valve::shut();
+    let until = called_back.clone();
+    stage.rails.answer(move |request| {
+        let reply = Reply::json(200, "{}");
+        if request.is_for("allowed") { reply.after(&until) } else { reply }
+    });
+    let mut deciding = begin(&stage, &allowed()).await;
+    stage.rails.has_got(1).await;
+    let mut next = begin(&stage, &allowed()).await;
+    stage.reaches(QUEUE, 1).await;
+    for endpoint in ["pre_receive", "post_receive"] {
+        let ask = Ask::post(endpoint).with_secret().json("{}");
+        assert_eq!(stage.send(&ask).await.status, 200, "{endpoint}");
+    }
+    called_back.open();
+    assert_eq!((deciding.answer().await.status, next.answer().await.status), (200, 200));
+}
+
+#[tokio::test]
+async fn what_rails_has_too_much_of_is_shed() {
+    let setup = Setup::new().set("upstream.classes.access.concurrency", 2);
+    let stage = setup.set("upstream.classes.access.queue", 1).start().await;
+    let valve = Valve::shut();
+    stage.rails.always(Reply::json(200, "{}").after(&valve));
+    let mut wires = vec![begin(&stage, &allowed()).await, begin(&stage, &allowed()).await];
+    stage.reaches(IN_FLIGHT, 2).await;
+    wires.push(begin(&stage, &allowed()).await);
+    stage.reaches(QUEUE, 1).await;
+    let shed = stage.send(&allowed()).await;
+    shed.assert_failure(503);
+    assert_eq!(shed.header("retry-after"), Some("1"), "{shed}");
+    stage.reaches(r#"railgate_upstream_shed_total{class="access",reason="queue_full"}"#, 1).await;
+    assert_eq!(stage.rails.count(), 2);
+    // Others are not concerned.
+    let left_alone = begin(&stage, &user(1)).await;
+    stage.rails.has_got(3).await;
+    drop(left_alone);
+    valve.open();
+    for mut wire in wires {
+        assert_eq!(wire.answer().await.status, 200);
+    }
+    stage.reaches(IN_FLIGHT, 0).await;
+}
+
+#[tokio::test]
+async fn who_has_waited_for_too_long_is_told() {
+    let setup = Setup::new().set("upstream.classes.access.concurrency", 1);
+    let stage = setup.text("upstream.classes.access.queue_timeout", "50ms").start().await;
+    let valve = Valve::shut();
+    stage.rails.always(Reply::json(200, "{}").after(&valve));
+    let _first = begin(&stage, &allowed()).await;
+    stage.reaches(IN_FLIGHT, 1).await;
+    stage.send(&allowed()).await.assert_failure(503);
+    stage.reaches(r#"railgate_upstream_shed_total{class="access",reason="queue_timeout"}"#, 1).await;
+    stage.reaches(QUEUE, 0).await;
+}
+
+/// What is being read is still Rails' work.
+#[tokio::test]
+async fn a_permit_is_given_back_when_the_answer_has_ended() {
+    let stage = Setup::new().set("upstream.classes.access.concurrency", 1).start().await;
+    let valve = Valve::shut();
+    let head = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nab";
+    stage.rails.always(Reply::bytes(head).then_wait(&valve).then("cd"));
+    let mut first = begin(&stage, &allowed()).await;
+    stage.rails.has_got(1).await;
+    let mut second = begin(&stage, &allowed()).await;
+    stage.reaches(QUEUE, 1).await;
+    assert_eq!(stage.rails.count(), 1);
+    valve.open();
+    assert_eq!((first.answer().await.text(), second.answer().await.text()), ("abcd", "abcd"));
+    stage.reaches(IN_FLIGHT, 0).await;
+
+    // And when the client has left.
+    let valve = Valve::shut();
+    stage.rails.always(Reply::bytes(head).then_wait(&valve).then("cd"));
+    let gone = begin(&stage, &allowed()).await;
+    stage.rails.has_got(3).await;
+    drop(gone);
+    stage.reaches(IN_FLIGHT, 0).await;
+}
+
+#[tokio::test]
+async fn a_read_is_sent_again_and_nothing_else() {
+    let stage = Setup::new().set("upstream.resend_percent", 100).start().await;
+    let hang_up_once = |request: &super::fake::Request| {
+        if request.nth.is_multiple_of(2) { Reply::hang_up() } else { Reply::json(200, "null") }
+    };
+    stage.rails.answer(hang_up_once);
+    let (answer, asked) = stage.send_counting(&user(1)).await;
+    assert_eq!((answer.status, answer.text(), asked), (200, "null", 2), "{answer}");
+    stage.reaches("railgate_upstream_resent_total", 1).await;
+    for ask in [
+        allowed(),
+        Ask::post("pre_receive").with_secret().json("{}"),
+        Ask::post("personal_access_token").with_secret().json("{}"),
+    ] {
+        stage.rails.always(Reply::hang_up());
+        let (answer, asked) = stage.send_counting(&ask).await;
+        answer.assert_failure(502);
+        assert_eq!(asked, 1, "{ask}");
+    }
+    // Once.
+    let (answer, asked) = stage.send_counting(&user(2)).await;
+    answer.assert_failure(502);
+    assert_eq!(asked, 2);
+    // What came and is no answer is not asked for again.
+    stage.rails.always(Reply::bytes("nonsense\r\n\r\n").then_close());
+    let (answer, asked) = stage.send_counting(&user(3)).await;
+    answer.assert_failure(502);
+    assert_eq!(asked, 1);
+}
+
+/// A Rails that is sick is not beaten.
+#[tokio::test]
+async fn what_is_sent_again_has_a_budget() {
+    let stage = Setup::new().set("upstream.resend_percent", 10).start().await;
+    stage.rails.always(Reply::hang_up());
+    for id in 1..=100 {
+        stage.send(&user(id)).await.assert_failure(502);
+    }
+    let resent = stage.rails.count() - 100;
+    // A tenth of a hundred, and one for each second of the ten that the budget remembers.
+    assert!((1..=21).contains(&resent), "{resent}");
+    let (counted, spent) = (
+        stage.metric("railgate_upstream_resent_total").await,
+        stage.metric("railgate_upstream_not_resent_total").await,
+    );
+    assert_eq!((counted, spent), (Some(resent), Some(100 - resent)));
+}
+
+#[tokio::test]
+async fn a_body_that_pauses_for_too_long_is_given_up() {
+    let stage = Setup::new().text("upstream.body_timeout", "50ms").start().await;
+    stage.rails.always(Reply::bytes("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nab").then_hang());
+    let mut wire = begin(&stage, &allowed()).await;
+    assert!(wire.try_answer().await.is_err());
+    stage.reaches(r#"railgate_failures_total{reason="upstream_body_timeout"}"#, 1).await;
+    stage.reaches(IN_FLIGHT, 0).await;
+    stage.reaches("railgate_upstream_connections", 0).await;
+}
+
+#[tokio::test]
+async fn all_of_it_has_to_be_there_in_time() {
+    let stage = Setup::new().text("upstream.total_timeout", "50ms").start().await;
+    let head = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nab";
+    for reply in [Reply::silence(), Reply::bytes(head).then_hang()] {
+        stage.rails.always(reply.clone());
+        let mut wire = begin(&stage, &allowed()).await;
+        match wire.try_answer().await {
+            Ok(answer) => answer.assert_failure(504),
+            Err(cut) => assert!(format!("{reply:?}").contains("Content-Length"), "{cut}"),
+        }
+    }
+    stage.reaches(r#"railgate_failures_total{reason="upstream_total_timeout"}"#, 2).await;
+}
