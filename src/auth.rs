@@ -6,6 +6,7 @@
 
 mod jwt;
 mod kas_jwt;
+pub mod mint;
 mod shared_secret;
 mod shell_jwt;
 

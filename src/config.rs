@@ -33,6 +33,8 @@ pub struct Settings {
     pub hooks: Option<crate::hooks::Settings>,
     /// Rails.
     pub upstream: crate::upstream::Settings,
+    /// What Rails is shown in place of what GitLab Shell has shown.
+    pub mint: Option<crate::auth::mint::Mint>,
     /// Path prefixes outside the internal API that are forwarded.
     pub forward_prefixes: Vec<String>,
     /// Who is let in.

@@ -111,6 +111,7 @@ impl Gateway {
                 cache: Arc::clone(&cache),
                 cache_settings: settings.cache.clone(),
                 upstream: Arc::new(Upstream::new(settings.upstream.clone(), Arc::clone(&upstream))),
+                mint: settings.mint.clone(),
                 forward_prefixes: settings.forward_prefixes.clone(),
                 tally: metrics.tally(),
                 log_requests: settings.log.requests,

@@ -116,6 +116,14 @@ impl<'a> Params<'a> {
     }
 }
 
+/// The same parameters without the credential, byte for byte; `None` if there is none among them.
+pub fn without_secret_token(raw: &[u8]) -> Option<Vec<u8>> {
+    let is_other = |piece: &&[u8]| piece.split(|byte| *byte == b'=').next() != Some(SECRET_TOKEN);
+    let kept: Vec<&[u8]> = raw.split(|byte| *byte == b'&').filter(is_other).collect();
+    let kept = kept.join(&b'&');
+    (kept.len() < raw.len()).then_some(kept)
+}
+
 /// More parameters than any cacheable endpoint has.
 const MOST: usize = 8;
 
@@ -203,6 +211,21 @@ mod tests {
             let params = Params::parse(raw.as_bytes());
             assert_eq!(params.secret_token(), SecretToken::Ambiguous, "{raw}");
             assert!(params.plain().is_none(), "{raw}");
+        }
+    }
+
+    #[test]
+    fn the_credential_can_be_left_out() {
+        for (raw, without) in [
+            ("secret_token=x", Some("")),
+            ("secret_token", Some("")),
+            ("a=1&secret_token=x&b=%20", Some("a=1&b=%20")),
+            ("secret_token=x&secret_token=y&a", Some("a")),
+            ("a=secret_token&secret_tokens=1", None),
+            ("", None),
+        ] {
+            let found = without_secret_token(raw.as_bytes());
+            assert_eq!(found.as_deref(), without.map(str::as_bytes), "{raw}");
         }
     }
 

@@ -9,6 +9,7 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceBuilder;
 
 use crate::auth::Auth;
+use crate::auth::mint::Mint;
 use crate::cache::{self, Cache};
 use crate::clock::Clock;
 use crate::layer::authenticate::{Authenticate, AuthenticateLayer};
@@ -37,6 +38,8 @@ pub struct Parts {
     pub cache_settings: cache::Settings,
     /// Rails.
     pub upstream: Arc<Upstream>,
+    /// What Rails is shown in place of what GitLab Shell has shown, if it wants something else.
+    pub mint: Option<Mint>,
     /// Path prefixes outside the internal API that are forwarded.
     pub forward_prefixes: Vec<String>,
     /// Where requests are counted.
@@ -57,6 +60,7 @@ pub fn build(parts: Parts) -> Stack {
         cache,
         cache_settings,
         upstream,
+        mint,
         forward_prefixes,
         tally,
         log_requests,
@@ -76,5 +80,5 @@ pub fn build(parts: Parts) -> Stack {
         .layer(AuthenticateLayer::new(auth, clock.clone(), bodies))
         // Last before Rails: what is answered here costs Rails nothing.
         .layer(ServeCachedLayer::new(cache, cache_settings, clock.clone(), fills))
-        .service(Forward::new(upstream, clock))
+        .service(Forward::new(upstream, clock, mint))
 }

@@ -27,7 +27,7 @@ use self::connect::Connector;
 use self::hold::Hold;
 use self::lanes::{Lanes, Shed};
 use self::pool::Pool;
-pub use self::send::{Course, Plan};
+pub use self::send::{Course, Plan, Signer};
 pub use self::target::{Address, Target, TargetError};
 use self::tls::Tls;
 use crate::body;
@@ -222,7 +222,7 @@ pub enum Error {
     BodyStalled(Duration),
     /// The body that the client sends broke off or is malformed.
     #[error("the request body broke off")]
-    RequestBody(#[source] hyper::Error),
+    RequestBody(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
 impl Upstream {

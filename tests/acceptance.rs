@@ -29,6 +29,7 @@ mod acceptance {
     mod cases;
     mod eras;
     mod life;
+    mod restart;
     mod same_answers;
     mod stale;
 }

@@ -49,5 +49,6 @@ mod gateway {
     mod stale;
     mod targets;
     mod tls;
+    mod translation;
     mod warm;
 }

@@ -94,6 +94,7 @@ fn settings(options: &Options, secrets: &Secrets, rails_at: &str) -> io::Result<
         upstream: upstream::Settings::new(
             Target::parse(&format!("http://{rails_at}")).map_err(io::Error::other)?,
         ),
+        mint: None,
         forward_prefixes: Vec::new(),
         auth: auth::Settings {
             shell_secret: ShellSecret::from_text(secrets.shell.as_bytes()).map_err(unusable)?,

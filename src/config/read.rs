@@ -3,6 +3,7 @@
 use super::document::{Document, Section};
 use super::scalars::{HOUR, MILLISECOND, ZERO, as_usize, duration, size};
 use super::{Log, LogFormat, Settings, auth, cache, listen, upstream};
+use crate::auth::mint::Mint;
 use crate::route::Class;
 use crate::server::Limits;
 
@@ -16,8 +17,8 @@ pub(super) fn settings(document: &Document<'_>) -> Option<Settings> {
     let upstream = upstream::upstream(document, &mut root);
     let auth = auth::auth(document, &mut root);
     let cache = cache::cache(document, &mut root);
-    if let Some((upstream, _)) = &upstream {
-        let lookup = upstream.class(Class::Lookup);
+    if let Some(upstream) = &upstream {
+        let lookup = upstream.settings.class(Class::Lookup);
         if cache.wait < lookup.response_timeout {
             let message = "is shorter than the response_timeout of the class `lookup`: while Rails is slow, all who wait \
                            would ask by themselves";
@@ -27,7 +28,9 @@ pub(super) fn settings(document: &Document<'_>) -> Option<Settings> {
     let limits = limits(document, &mut root);
     let log = log(&mut root);
     root.finish();
-    let (upstream, forward_prefixes) = upstream?;
+    let (upstream::Upstream { settings: upstream, wanted, secret, forward_prefixes }, auth) =
+        (upstream?, auth?);
+    let mint = wanted.map(|wanted| Mint::new(wanted, secret.as_ref().unwrap_or(&auth.shell_secret)));
     let listen = listen.into_iter().map(|endpoint| endpoint.value).collect();
     Some(Settings {
         workers,
@@ -36,8 +39,9 @@ pub(super) fn settings(document: &Document<'_>) -> Option<Settings> {
         admin_token,
         hooks,
         upstream,
+        mint,
         forward_prefixes,
-        auth: auth?,
+        auth,
         cache,
         limits,
         log,

@@ -42,6 +42,7 @@ impl Files {
         let files = Self { dir };
         files.write("gitlab_shell_secret", "s3cret\n");
         files.write("admin_token", "t0ken\n");
+        files.write("upstream_secret", "an0ther\n");
         files.write("hook_token", "h00k\n");
         files.write("hook_signing_token", "whsec_c2VjcmV0\n");
         files.write("gitlab_kas_secret", &STANDARD.encode([7; 32]));

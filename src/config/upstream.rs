@@ -5,16 +5,25 @@ use std::time::Duration;
 
 use super::document::{Document, Placed, Section};
 use super::scalars::{DAY, HOUR, MILLISECOND, ZERO, as_usize, duration, optional_duration};
+use crate::auth::mint::Wanted;
 use crate::authority;
 use crate::route::Class;
+use crate::secret::ShellSecret;
 use crate::upstream::lanes;
 use crate::upstream::tls::{self, Identity, Tls};
 use crate::upstream::{self, Address, Target};
 
-pub(super) fn upstream(
-    document: &Document<'_>,
-    root: &mut Section<'_, '_>,
-) -> Option<(upstream::Settings, Vec<String>)> {
+/// What `[upstream]` says, for more than one room.
+pub(super) struct Upstream {
+    pub(super) settings: upstream::Settings,
+    /// What Rails wants to see of GitLab Shell, if not what the caller has shown.
+    pub(super) wanted: Option<Wanted>,
+    /// The secret that Rails has, if it is not that of the callers.
+    pub(super) secret: Option<ShellSecret>,
+    pub(super) forward_prefixes: Vec<String>,
+}
+
+pub(super) fn upstream(document: &Document<'_>, root: &mut Section<'_, '_>) -> Option<Upstream> {
     let Some(mut section) = root.section("upstream") else {
         missing(document, 0);
         return None;
@@ -47,7 +56,8 @@ pub(super) fn upstream(
     let idle_timeout =
         duration(&mut section, "idle_timeout", upstream::DEFAULT_IDLE_TIMEOUT, MILLISECOND..=HOUR);
     let max_idle = section.count("max_idle", 0..100_001);
-    let prefixes = forward_prefixes(document, &mut section);
+    let forward_prefixes = forward_prefixes(document, &mut section);
+    let (wanted, secret) = credential(document, &mut section);
     quarrels(document, section.at(), &classes, total_timeout);
     section.finish();
     let settings = upstream::Settings {
@@ -63,7 +73,35 @@ pub(super) fn upstream(
         idle_timeout,
         max_idle: max_idle.map_or(upstream::DEFAULT_MAX_IDLE, |count| as_usize(count.value)),
     };
-    Some((settings, prefixes))
+    Some(Upstream { settings, wanted, secret, forward_prefixes })
+}
+
+fn credential(
+    document: &Document<'_>,
+    section: &mut Section<'_, '_>,
+) -> (Option<Wanted>, Option<ShellSecret>) {
+    let expected = "\"as_presented\", \"jwt\" or \"shared_secret\"";
+    let wanted = section.text("credential", expected, |text| match text {
+        "as_presented" => Some(None),
+        "jwt" => Some(Some(Wanted::Jwt)),
+        "shared_secret" => Some(Some(Wanted::SharedSecret)),
+        _ => None,
+    });
+    let is_named = wanted.is_some();
+    let wanted = wanted.and_then(|wanted| wanted.value);
+    let file = ("secret_file", "copy the file that this GitLab uses");
+    let secret = super::auth::secret(document, section, file, ShellSecret::load);
+    if let Some(secret) = &secret
+        && wanted.is_none()
+    {
+        let message = if is_named {
+            "is of no use while upstream.credential is \"as_presented\": Rails is shown what the caller has shown"
+        } else {
+            "needs an upstream.credential, \"jwt\" or \"shared_secret\": without it, Rails is shown what the caller has shown"
+        };
+        document.problem(secret.at, &secret.key, message);
+    }
+    (wanted, secret.map(|secret| secret.value))
 }
 
 fn missing(document: &Document<'_>, at: usize) {

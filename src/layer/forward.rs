@@ -4,16 +4,21 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::{Method, Response};
+use bytes::Bytes;
+use http::header::HeaderMap;
+use http::{Method, Request, Response};
 use tower::Service;
 
 use super::Later;
+use crate::auth::mint::Mint;
 use crate::body::Body;
 use crate::clock::Clock;
-use crate::exchange::Authenticated;
+use crate::exchange::{Authenticated, SeenBody};
 use crate::failure::Failure;
 use crate::header::{self, REQUEST_ID};
-use crate::upstream::{Course, Plan, Upstream};
+use crate::params;
+use crate::route::Access;
+use crate::upstream::{Course, Plan, Signer, Upstream};
 
 /// Less than that is no waiting.
 const NOT_AT_ONCE: Duration = Duration::from_millis(1);
@@ -23,12 +28,17 @@ const NOT_AT_ONCE: Duration = Duration::from_millis(1);
 pub struct Forward {
     upstream: Arc<Upstream>,
     clock: Clock,
+    signer: Option<Signer>,
 }
 
 impl Forward {
-    /// Forwards to `upstream`.
-    pub fn new(upstream: Arc<Upstream>, clock: Clock) -> Self {
-        Self { upstream, clock }
+    /// Forwards to `upstream`, with what `mint` makes in place of what GitLab Shell has shown.
+    pub fn new(upstream: Arc<Upstream>, clock: Clock, mint: Option<Mint>) -> Self {
+        let at = clock.clone();
+        let signer = mint.map(|mint| {
+            Signer(Arc::new(move |headers: &mut HeaderMap| mint.replace(headers, at.unix_seconds())))
+        });
+        Self { upstream, clock, signer }
     }
 }
 
@@ -42,8 +52,12 @@ impl Service<Authenticated> for Forward {
     }
 
     fn call(&mut self, call: Authenticated) -> Later {
-        let Self { upstream, clock } = self.clone();
+        let Self { upstream, clock, signer } = self.clone();
+        let signer = signer.filter(|_| call.found.route.access == Access::Shell);
         let mut request = call.exchange.request;
+        if signer.is_some() {
+            request = without_secret_token(request, &call.seen);
+        }
         header::cross(request.headers_mut(), call.exchange.peer);
         request.headers_mut().insert(REQUEST_ID.clone(), call.exchange.request_id.to_value());
         let record = call.exchange.record;
@@ -54,11 +68,13 @@ impl Service<Authenticated> for Forward {
                 && route.is_read()
                 && matches!(*request.method(), Method::GET | Method::HEAD),
             may_wait: call.may_wait,
-            expires_in: call.caller.expires().map(|at| {
+            // What is signed here is signed when it is sent.
+            expires_in: call.caller.expires().filter(|_| signer.is_none()).map(|at| {
                 Duration::from_secs(
                     u64::try_from(at.saturating_sub(clock.unix_seconds())).unwrap_or_default(),
                 )
             }),
+            signer,
         };
         Box::pin(async move {
             let (begun, mut course) = (clock.now(), Course::default());
@@ -72,4 +88,23 @@ impl Service<Authenticated> for Forward {
             Ok(outcome?)
         })
     }
+}
+
+/// Rails looks at this parameter first: one of another secret than Rails' own would be refused, whatever
+/// the headers say (contract §2.2).
+fn without_secret_token(request: Request<Body>, seen: &SeenBody) -> Request<Body> {
+    let (mut head, mut body) = request.into_parts();
+    let query = head.uri.query().and_then(|query| params::without_secret_token(query.as_bytes()));
+    if let Some(query) = query.and_then(|query| String::from_utf8(query).ok()) {
+        let path = head.uri.path();
+        let target = if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") };
+        // What was a URI with more in it is one with less.
+        head.uri = target.parse().unwrap_or(head.uri);
+    }
+    if let SeenBody::Form(form) = seen
+        && let Some(form) = params::without_secret_token(form)
+    {
+        body = Body::from(Bytes::from(form));
+    }
+    Request::from_parts(head, body)
 }

@@ -1,11 +1,13 @@
 //! The way of one request to Rails and back.
 
+use std::fmt;
 use std::io;
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use http::header::{self, HeaderValue};
+use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, Request, Response, Version};
 use http_body::Body as _;
 use tokio::sync::OwnedSemaphorePermit;
@@ -15,12 +17,12 @@ use super::answer::accept;
 use super::hold::Full;
 use super::pool::Trouble;
 use super::{Error, Upstream};
-use crate::body::Body;
+use crate::body::{Body, Collected};
 use crate::clock::Clock;
 use crate::route::Class;
 
 /// What is known of a request that it does not say itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Plan {
     /// With which others it shares what Rails is asked at one time.
     pub class: Class,
@@ -31,11 +33,23 @@ pub struct Plan {
     pub may_wait: bool,
     /// How long the credential in it is good, if not for ever.
     pub expires_in: Option<Duration>,
+    /// Signs it, each time it is sent: what waits would be signed too early.
+    pub signer: Option<Signer>,
+}
+
+/// Puts a credential into the headers of a request.
+#[derive(Clone)]
+pub struct Signer(pub Arc<dyn Fn(&mut HeaderMap) + Send + Sync>);
+
+impl fmt::Debug for Signer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Signer")
+    }
 }
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { class: Class::Other, is_read: false, may_wait: false, expires_in: None }
+        Self { class: Class::Other, is_read: false, may_wait: false, expires_in: None, signer: None }
     }
 }
 
@@ -50,6 +64,14 @@ pub struct Course {
 
 /// How long after one attempt to connect the next one comes, while requests wait.
 const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(25);
+
+/// How often a request is sent again that was not read: a Rails that is stopped in the middle of it may still
+/// have connections that it never accepts.
+const MOST_RESETS: usize = 3;
+
+/// Bytes of the largest body that is kept until there is an answer, so that it can be sent again. GitLab
+/// Shell's have a few hundred.
+const MOST_COPIED: usize = 64 * 1024;
 
 /// A token is sent no later than so long before its end: Rails has a clock of its own.
 const BEFORE_EXPIRY: Duration = Duration::from_secs(1);
@@ -89,15 +111,23 @@ impl Upstream {
         let begun = now();
         let end = (!self.total_timeout.is_zero()).then(|| begun + self.total_timeout);
         let held_until = begun + self.patience(plan);
-        let mut copy = if plan.is_read { copy(&request) } else { None };
-        if copy.is_some() {
+        if plan.is_read {
             self.state.budget.deposit();
+        } else if self.target.address.is_local() && plan.class != Class::Other {
+            let limit = lane.settings().response_timeout;
+            let read = tokio::time::timeout(limit, in_memory(request)).await;
+            request = read.unwrap_or(Err(Error::BodyStalled(limit)))?;
         }
+        let copy = again(&request);
+        let mut resets = 0;
         if plan.may_wait && self.state.hold.is_on() {
             self.wait_in_line(held_until).await?;
         }
         loop {
             let permit = lane.admit(plan.may_wait).await.map_err(Error::Shed)?;
+            if let Some(Signer(sign)) = &plan.signer {
+                sign(request.headers_mut());
+            }
             let sent = now();
             course.waited = sent.saturating_duration_since(begun);
             match self.attempt(request, lane.settings().response_timeout, end).await {
@@ -114,8 +144,17 @@ impl Upstream {
                     self.wait_in_line(held_until).await?;
                 }
                 Err(Attempt::Failed(error)) => {
-                    let again = copy.take().filter(|_| self.may_be_sent_again(&error));
-                    request = again.ok_or(error)?;
+                    drop(permit);
+                    let copy = copy.as_ref().and_then(again);
+                    if resets < MOST_RESETS && self.was_not_read(&error) {
+                        resets += 1;
+                        request = copy.ok_or(error)?;
+                        tokio::time::sleep(BETWEEN_ATTEMPTS).await;
+                    } else if plan.is_read && !course.is_resent && self.may_be_sent_again(&error) {
+                        request = copy.ok_or(error)?;
+                    } else {
+                        return Err(error);
+                    }
                     course.is_resent = true;
                 }
             }
@@ -169,7 +208,7 @@ impl Upstream {
             Ok(Ok(answer)) => accept(answer).map_err(Attempt::Failed),
             Ok(Err(Trouble::Connect(error, unsent))) => Err(Attempt::NotSent(error, unsent)),
             Ok(Err(Trouble::Sent(error))) if error.is_user() => {
-                Err(Attempt::Failed(Error::RequestBody(error)))
+                Err(Attempt::Failed(Error::RequestBody(error.into())))
             }
             Ok(Err(Trouble::Sent(error))) => Err(Attempt::Failed(Error::Broken(error))),
             // Rails cannot answer what it has not been given.
@@ -179,6 +218,14 @@ impl Upstream {
             }
             Err(_) => Err(Attempt::Failed(Error::Timeout(response_timeout))),
         }
+    }
+
+    /// Whether a Rails on this machine has closed the connection without having read all of the request, so
+    /// that it cannot have acted on it: that is what the kernel resets a connection for (RFC 1122
+    /// §4.2.2.13; for unix sockets Linux does the same). One that had read everything is closed without.
+    /// From elsewhere, a reset may be anything on the way.
+    fn was_not_read(&self, error: &Error) -> bool {
+        matches!(error, Error::Broken(error) if self.target.address.is_local() && is_reset(error))
     }
 
     /// The connection ended without an answer, and not too often.
@@ -235,14 +282,36 @@ enum Attempt {
     Failed(Error),
 }
 
+/// Reads a body that says it is small, so that it may be sent again.
+async fn in_memory(request: Request<Body>) -> Result<Request<Body>, Error> {
+    let is_small = request.body().size_hint().exact().is_some_and(|length| length <= MOST_COPIED as u64);
+    if !is_small {
+        return Ok(request);
+    }
+    let (head, body) = request.into_parts();
+    match body.collect_up_to(MOST_COPIED).await {
+        Ok(Collected::Whole(body)) => Ok(Request::from_parts(head, body.into())),
+        Ok(Collected::TooLong(body)) => Ok(Request::from_parts(head, body)),
+        Err(error) => Err(Error::RequestBody(error.into())),
+    }
+}
+
 /// The same request once more, if all of it is in memory.
-fn copy(request: &Request<Body>) -> Option<Request<Body>> {
-    let mut copy = Request::new(request.body().again()?);
-    *copy.method_mut() = request.method().clone();
-    *copy.uri_mut() = request.uri().clone();
-    *copy.version_mut() = request.version();
-    *copy.headers_mut() = request.headers().clone();
-    Some(copy)
+fn again(request: &Request<Body>) -> Option<Request<Body>> {
+    let mut again = Request::new(request.body().again()?);
+    again.method_mut().clone_from(request.method());
+    again.uri_mut().clone_from(request.uri());
+    *again.version_mut() = request.version();
+    again.headers_mut().clone_from(request.headers());
+    Some(again)
+}
+
+fn is_reset(error: &hyper::Error) -> bool {
+    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<io::Error>());
+    cause.is_some_and(|cause| {
+        // A broken pipe is what writing to a unix socket meets that is closed already.
+        matches!(cause.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
+    })
 }
 
 /// Whether a failure to connect may be over in a while. A certificate that is not believed or a socket

@@ -86,6 +86,18 @@ impl Target {
     }
 }
 
+impl Address {
+    /// Whether whoever listens there is on this machine.
+    pub(super) fn is_local(&self) -> bool {
+        match self {
+            Self::Tcp(host, _) => {
+                host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+            }
+            Self::Unix(_) => true,
+        }
+    }
+}
+
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -177,6 +189,22 @@ mod tests {
             ("http://rails/a//b", TargetError::Path),
         ] {
             assert_eq!(Target::parse(url), Err(error), "{url}");
+        }
+    }
+
+    #[test]
+    fn what_is_on_this_machine_is_known() {
+        for (url, is_local) in [
+            ("http://127.0.0.1:8080", true),
+            ("http://127.1.2.3", true),
+            ("http://[::1]", true),
+            ("https://localhost", true),
+            ("http+unix://%2Frun%2Fs", true),
+            ("http://10.0.0.1", false),
+            ("http://localhost.example.com", false),
+            ("http://127.0.0.1.example.com", false),
+        ] {
+            assert_eq!(Target::parse(url).unwrap().address.is_local(), is_local, "{url}");
         }
     }
 

@@ -46,6 +46,31 @@ fn a_gateway_for_the_secret_refuses_tokens() {
     assert_eq!(gateway.tcp.send(&Ask::get("check").with_secret()).status, 200);
 }
 
+/// An old caller (the plain secret) and a new one (a token), through the same gateway, to a Rails that takes only
+/// the one or the other: all four pairs.
+#[test]
+fn old_and_new_callers_reach_old_and_new_rails() {
+    for (era, wanted) in [("secret", "shared_secret"), ("jwt", "jwt")] {
+        let stage = Stage::of_era(era);
+        let gateway = stage.gateway_that_translates(Way::Tcp, wanted);
+        let asks = || {
+            [
+                Ask::get("check"),
+                Ask::get(&format!("authorized_keys?key={}", keys::of_root())),
+                Ask::post("allowed").form("key_id=1&project=gnuwget/wget2"),
+                Ask::post("pre_receive").form("gl_repository=project-1"),
+            ]
+        };
+        let callers =
+            asks().into_iter().map(Ask::with_secret).chain(asks().into_iter().map(Ask::with_shell_token));
+        for ask in callers {
+            let answer = gateway.tcp.send(&ask);
+            assert_eq!(answer.status, 200, "{era}: {ask}: {answer}");
+        }
+        assert_eq!(gateway.tcp.send(&Ask::get("check")).status, 401);
+    }
+}
+
 /// Up to 15.4, a fingerprint among the parameters beats the key, even when it is empty.
 #[test]
 fn a_fingerprint_beside_the_key_is_left_to_rails() {

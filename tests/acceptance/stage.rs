@@ -108,6 +108,24 @@ impl Stage {
         Self::ready(self.try_gateway_with(way, BOTH, &cache))
     }
 
+    /// A gateway that shows Rails `wanted`, whatever its callers have shown.
+    pub fn gateway_that_translates(&self, way: Way, wanted: &str) -> Gateway {
+        let credential = format!("credential = \"{wanted}\"");
+        Self::ready(self.try_gateway_of(way, BOTH, (&credential, LONG_MEMORY)))
+    }
+
+    /// A gateway that keeps hardly anything, and waits for Rails for as long as it takes.
+    pub fn gateway_that_waits(&self, way: Way) -> Gateway {
+        let patient = ["lookup", "access", "callback", "kas", "other"]
+            .map(|class| format!("[upstream.classes.{class}]\nhold = \"3m\"\nqueue_timeout = \"3m\"\n"));
+        let short = "ttl = \"1ms\"\nstale_while_revalidate = \"0s\"\nstale_if_error = \"0s\"\n";
+        let cache = format!(
+            "{}[cache]\n[cache.shadow]\none_in = 0\n[cache.authorized_keys]\n{short}[cache.discover]\n{short}",
+            patient.concat()
+        );
+        Self::ready(self.try_gateway_with(way, BOTH, &cache))
+    }
+
     /// A gateway with entries that live for an hour, each use of which is compared with Rails.
     pub fn gateway_that_compares(&self, way: Way) -> Gateway {
         let cache = LONG_MEMORY.replace("one_in = 0", "one_in = 1\nmax_per_second = 10_000\nslow = \"1h\"");
@@ -135,12 +153,17 @@ impl Stage {
         self.try_gateway_with(way, accept, LONG_MEMORY)
     }
 
-    fn try_gateway_with(&self, way: Way, accept: &str, cache: &str) -> Gateway {
+    fn try_gateway_with(&self, way: Way, accept: &str, sections: &str) -> Gateway {
+        self.try_gateway_of(way, accept, ("", sections))
+    }
+
+    /// With more in `[upstream]`, and more sections.
+    fn try_gateway_of(&self, way: Way, accept: &str, more: (&str, &str)) -> Gateway {
         let (tcp, admin) = (free_address(), free_address());
         let name = format!("gateway-{}", tcp.port());
         let socket = self.dir.file(&format!("{name}.sock"));
         let config = self.dir.file(&format!("{name}.toml"));
-        fs::write(&config, self.config(way, accept, cache, (tcp, &socket, admin))).unwrap();
+        fs::write(&config, self.config(way, accept, more, (tcp, &socket, admin))).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_railgate"));
         command.arg("run").arg("--config").arg(&config);
         let process = Process::start(command, self.dir.file(&format!("{name}.log")));
@@ -152,7 +175,7 @@ impl Stage {
         &self,
         way: Way,
         accept: &str,
-        cache: &str,
+        (upstream_keys, sections): (&str, &str),
         (tcp, unix, admin): (SocketAddr, &Path, SocketAddr),
     ) -> String {
         let rails = match way {
@@ -174,12 +197,13 @@ impl Stage {
             url = "{upstream}"
             connect_timeout = "10m"
             response_timeout = "10m"
+            {upstream_keys}
             [auth.shell]
             secret_file = "{dir}/shell_secret"
             accept = {accept}
             [auth.kas]
             secret_file = "{dir}/kas_secret"
-            {cache}
+            {sections}
             [limits]
             head_timeout = "10m"
             drain_timeout = "10m"
@@ -214,6 +238,19 @@ impl Stage {
     /// Ends Rails at once.
     pub fn stop_rails(&mut self) {
         self.process.kill();
+    }
+
+    /// Ends Rails as a deploy does: it finishes what it has begun.
+    pub fn end_rails(&mut self) {
+        let kill = format!("kill -TERM {}", self.process.child.id());
+        assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+        self.process.wait_for_end();
+    }
+
+    /// The requests that reached Rails since it was started for the first time, by their ids.
+    pub fn arrived(&self) -> Vec<String> {
+        let log = fs::read_to_string(self.dir.file("arrived.log")).unwrap_or_default();
+        log.lines().map(str::to_owned).collect()
     }
 
     /// Ends Rails, and starts it again where it was.

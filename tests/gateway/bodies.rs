@@ -174,12 +174,26 @@ async fn bodies_are_not_held_back() {
 
     // Upwards: Rails answers once it has the head, while the client still has all of its body.
     stage.rails.behave(Manners::Hasty, |_| Reply::json(200, "{}"));
-    let body = b"hello";
-    let ask = Ask::post("allowed").with_secret().body(body).to_bytes("keep-alive");
-    wire.write(&ask[..ask.len() - body.len()]).await;
-    stage.rails.has_got(2).await;
-    wire.write(body).await;
-    assert_eq!(wire.answer().await.status, 200);
+    // One that says that it is small is read first, so that it can be sent again.
+    for (ask, rest, is_held) in [
+        (
+            Ask::post("allowed").with_secret().body(b"hello").chunked(5),
+            &b"5\r\nhello\r\n0\r\n\r\n"[..],
+            false,
+        ),
+        (Ask::post("pages").body(b"hello"), b"hello", false),
+        (Ask::post("allowed").with_secret().body(b"hello"), b"hello", true),
+    ] {
+        let (ask, before) = (ask.to_bytes("keep-alive"), stage.rails.count());
+        assert!(ask.ends_with(rest));
+        wire.write(&ask[..ask.len() - rest.len()]).await;
+        if !is_held {
+            stage.rails.has_got(before + 1).await;
+        }
+        wire.write(rest).await;
+        assert_eq!(wire.answer().await.status, 200);
+        assert_eq!(stage.rails.count(), before + 1);
+    }
 }
 
 #[tokio::test]

@@ -609,7 +609,11 @@ async fn the_rest_of_an_answered_request_is_no_request() {
     let stage = Stage::new().await;
     stage.rails.behave(Manners::Hasty, |_| Reply::json(403, "{}"));
     let mut wire = stage.gateway.tcp.connect().await;
-    wire.write(&post(&[&format!("Content-Length: {}", 3 + SMUGGLED.len())], "abc")).await;
+    // An endpoint whose small bodies are not read before they are sent on.
+    let length = 3 + SMUGGLED.len();
+    let begun =
+        format!("POST /api/v4/internal/pages HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\nabc");
+    wire.write(begun.as_bytes()).await;
     assert_eq!(wire.answer().await.status, 403);
     wire.write(SMUGGLED.as_bytes()).await;
     wire.write(&Ask::get("pages").to_bytes("close")).await;

@@ -67,7 +67,7 @@ max_idle = "many"
 forward_prefixes = ["/api/v4/geo", "/api/v4/geo/"]
 #^ upstream.forward_prefixes: "/api/v4/geo" must name a path between two slashes, such as "/api/v4/geo/"
 retries = 3
-#^ upstream.retries: unknown key; known here: url, host, tls, connect_timeout, response_timeout, body_timeout, total_timeout, hold, max_held, resend_percent, classes, idle_timeout, max_idle, forward_prefixes
+#^ upstream.retries: unknown key; known here: url, host, tls, connect_timeout, response_timeout, body_timeout, total_timeout, hold, max_held, resend_percent, classes, idle_timeout, max_idle, forward_prefixes, credential, secret_file
 
 [auth.shell]
 secret_file = "/nowhere/secret"
@@ -213,6 +213,33 @@ fn tls_needs_certificates_that_can_be_used() {
     }
     let problems = files.problems(&format!("{LEAST}{section}"));
     assert!(problems[0].contains("is for an upstream.url that begins with https://"), "{problems:?}");
+}
+
+#[test]
+fn a_secret_of_rails_alone_needs_a_use() {
+    let files = Files::new();
+    for (text, told) in [
+        (
+            "credential = 'plain'",
+            "upstream.credential: expected \"as_presented\", \"jwt\" or \"shared_secret\"",
+        ),
+        ("secret_file = 'DIR/gitlab_shell_secret'", "upstream.secret_file: needs an upstream.credential"),
+        (
+            "credential = 'as_presented'\nsecret_file = 'DIR/gitlab_shell_secret'",
+            "upstream.secret_file: is of no use while upstream.credential is \"as_presented\"",
+        ),
+        (
+            "credential = 'jwt'\nsecret_file = 'DIR/missing'",
+            "upstream.secret_file: DIR/missing cannot be read",
+        ),
+    ] {
+        let problems = files.problems(&LEAST.replace("[auth.shell]", &format!("{text}\n[auth.shell]")));
+        assert!(problems.len() == 1 && problems[0].contains(told), "{text}\n{problems:?}");
+    }
+    for credential in ["jwt", "shared_secret"] {
+        let text = format!("credential = '{credential}'\n[auth.shell]");
+        assert!(files.load(&LEAST.replace("[auth.shell]", &text)).mint.is_some());
+    }
 }
 
 #[test]

@@ -24,13 +24,14 @@ fn the_annotated_file_says_what_holds_without_it() {
         admin_token,
         hooks,
         upstream,
+        mint,
         forward_prefixes,
         auth,
         cache,
         limits,
         log,
     } = said;
-    assert!(admin_token.is_none() && hooks.is_none());
+    assert!(admin_token.is_none() && hooks.is_none() && mint.is_none());
     assert_eq!((listen, admin), (vec![tcp(8181)], tcp(9181)));
     let url = "http+unix://%2Fvar%2Fopt%2Fgitlab%2Fgitlab-workhorse%2Fsockets%2Fsocket";
     let expected = upstream::Settings::new(Target::parse(url).unwrap());
@@ -63,7 +64,7 @@ fn every_key_of_the_annotated_file_can_be_used() {
     assert_eq!(hooks.endpoint, unix("/run/railgate/hooks.sock", 0o660));
     assert!(hooks.token.unwrap().is_shown_as(b"h00k") && hooks.signing_token.is_some());
     assert_eq!(hooks.settle.as_secs(), 5);
-    assert!(settings.upstream.tls.is_some());
+    assert!(settings.upstream.tls.is_some() && settings.mint.is_some());
     assert_eq!(settings.upstream.host.as_deref(), Some("gitlab.example.com"));
     assert_eq!(settings.auth.kas.unwrap().audience.as_deref(), Some("gitlab"));
 }

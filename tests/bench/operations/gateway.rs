@@ -177,6 +177,7 @@ impl Gateway {
             cache: Arc::clone(&cache),
             cache_settings,
             upstream: Arc::new(Upstream::alone(settings(&rails)?)),
+            mint: None,
             forward_prefixes: Vec::new(),
             tally: Arc::new(Tally::default()),
             log_requests: false,

@@ -46,12 +46,17 @@ class Controls
 
   # The middleware that counts.
   class Count
+    # Outlives this process, as its counters do not.
+    ARRIVED = File.open(File.join(ENV.fetch('RAILS_DIR'), 'arrived.log'), 'a').tap { |file| file.sync = true }
+    private_constant :ARRIVED
+
     def initialize(app)
       @app = app
     end
 
     def call(env)
       Controls.count("#{env['REQUEST_METHOD']} #{env['SCRIPT_NAME']}#{env['PATH_INFO']}")
+      ARRIVED.write("#{env['HTTP_X_REQUEST_ID']}\n")
       @app.call(env)
     end
   end
