@@ -42,6 +42,7 @@ mod gateway {
     mod hooks;
     mod inspect;
     mod kas;
+    mod large;
     mod pressure;
     mod purge;
     mod secrecy;

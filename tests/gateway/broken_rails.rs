@@ -52,6 +52,18 @@ async fn assert_outcomes(setup: Setup, cases: Vec<(Reply, Outcome)>) {
             assert!(answer.text() == "null" || answer.text().contains("nth"), "after {shown}: {answer}");
         }
     }
+    assert_nothing_is_left(&stage).await;
+}
+
+/// No permit, no place in a line, no flight and no request outlives what has failed.
+async fn assert_nothing_is_left(stage: &Stage) {
+    for class in ["lookup", "access", "callback", "kas", "other"] {
+        stage.reaches(&format!("railgate_upstream_in_flight{{class=\"{class}\"}}"), 0).await;
+        stage.reaches(&format!("railgate_upstream_queue{{class=\"{class}\"}}"), 0).await;
+    }
+    for series in ["railgate_upstream_held", "railgate_cache_flights", "railgate_requests_in_flight"] {
+        stage.reaches(series, 0).await;
+    }
 }
 
 fn assert_outcome(answer: Result<Answer, Cut>, outcome: Outcome, ask: &Ask, shown: &str) {

@@ -1,0 +1,117 @@
+//! Bodies of any size pass, and take no more memory than small ones.
+
+use std::fs;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::{TcpListener, UnixStream};
+
+use super::client::{Peer, eventually};
+use super::stage::Setup;
+
+const GIBIBYTE: u64 = 1 << 30;
+const PIECE: usize = 256 * 1024;
+/// How much the process may grow by.
+const MOST: u64 = 8 << 20;
+
+/// The gateway as a process of its own, so that its memory is nobody else's.
+struct Gateway {
+    process: Child,
+}
+
+impl Gateway {
+    async fn start(setup: &Setup, rails: &Peer) -> Self {
+        let config = setup.dir.file("railgate.toml");
+        fs::write(&config, setup.config(rails)).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_railgate"));
+        command.arg("run").arg("--config").arg(&config).stdout(Stdio::null());
+        let gateway = Self { process: command.spawn().unwrap() };
+        let peer = Peer::Unix(setup.socket());
+        eventually("the gateway to listen", async || peer.try_connect().await.ok()).await;
+        gateway
+    }
+
+    /// What it has in memory, in bytes.
+    fn resident(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        line.split_ascii_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Reads the head of a message, and says how many bytes came behind it.
+async fn head(stream: &mut (impl AsyncRead + Unpin)) -> u64 {
+    let (mut seen, mut piece) = (Vec::new(), vec![0; PIECE]);
+    loop {
+        let count = stream.read(&mut piece).await.unwrap();
+        assert!(count > 0, "no head");
+        seen.extend_from_slice(&piece[..count]);
+        if let Some(end) = seen.windows(4).position(|window| window == b"\r\n\r\n") {
+            return (seen.len() - end - 4) as u64;
+        }
+    }
+}
+
+/// Reads the rest of a body of a GiB.
+async fn drain(stream: &mut (impl AsyncRead + Unpin), mut read: u64) {
+    let mut piece = vec![0; PIECE];
+    while read < GIBIBYTE {
+        let count = stream.read(&mut piece).await.unwrap();
+        assert!(count > 0, "cut off after {read} bytes");
+        read += count as u64;
+    }
+    assert_eq!(read, GIBIBYTE);
+}
+
+/// Writes a body of a GiB.
+async fn fill(stream: &mut (impl AsyncWrite + Unpin)) {
+    let piece = vec![b'x'; PIECE];
+    for _ in 0..GIBIBYTE / PIECE as u64 {
+        stream.write_all(&piece).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gibibyte_up_and_down_takes_no_memory() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let setup = Setup::new().set("workers", 1);
+    let gateway = Gateway::start(&setup, &Peer::Tcp(listener.local_addr().unwrap())).await;
+    let rails = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let read = head(&mut stream).await;
+        drain(&mut stream, read).await;
+        let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {GIBIBYTE}\r\n\r\n");
+        stream.write_all(answer.as_bytes()).await.unwrap();
+        fill(&mut stream).await;
+        stream
+    });
+    let before = gateway.resident();
+    let client = UnixStream::connect(setup.socket()).await.unwrap();
+    let (mut from, mut to) = client.into_split();
+    let ask =
+        format!("POST /api/v4/internal/pages HTTP/1.1\r\nHost: a\r\nContent-Length: {GIBIBYTE}\r\n\r\n");
+    to.write_all(ask.as_bytes()).await.unwrap();
+    let passing = tokio::spawn(async move {
+        fill(&mut to).await;
+        let read = head(&mut from).await;
+        drain(&mut from, read).await;
+        (from, to)
+    });
+    let mut most = before;
+    while !passing.is_finished() {
+        most = most.max(gateway.resident());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    passing.await.unwrap();
+    rails.await.unwrap();
+    let grown = most.saturating_sub(before);
+    assert!(grown < MOST, "grown by {grown} bytes");
+}
