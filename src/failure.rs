@@ -53,9 +53,9 @@ pub enum Failure {
 }
 
 impl Failure {
-    /// The status that the client gets (RFC 9110 §15.6): 503 if nothing was sent and it may be tried again,
+    /// The status that the client gets (RFC 9110 §15.6): 503 if it may be tried again, since it was not sent or Rails has not read it,
     /// 504 if there was no answer in time, 502 if there was none that can be passed on.
-    pub const fn status(&self) -> StatusCode {
+    pub fn status(&self) -> StatusCode {
         match self {
             Self::Refused(refusal) => refusal.status(),
             Self::Unauthorized(_) => StatusCode::UNAUTHORIZED,
@@ -63,9 +63,12 @@ impl Failure {
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyBrokeOff => StatusCode::BAD_REQUEST,
             Self::Upstream(error) => match error {
-                upstream::Error::Connect(..) | upstream::Error::HoldFull(_) | upstream::Error::Shed(_) => {
-                    StatusCode::SERVICE_UNAVAILABLE
-                }
+                // It does not pass: a certificate that is not believed, a socket that may not be opened.
+                upstream::Error::Connect(_, error) if !upstream::may_pass(error) => StatusCode::BAD_GATEWAY,
+                upstream::Error::Connect(..)
+                | upstream::Error::HoldFull(_)
+                | upstream::Error::Expires(_)
+                | upstream::Error::Shed(_) => StatusCode::SERVICE_UNAVAILABLE,
                 upstream::Error::Timeout(_)
                 | upstream::Error::TotalTimeout(_)
                 | upstream::Error::BrokeOff(body::Error::Stalled(_) | body::Error::TooSlow) => {
@@ -94,6 +97,7 @@ impl Failure {
                 }
                 upstream::Error::Connect(..) => "upstream_unreachable",
                 upstream::Error::HoldFull(_) => "hold_full",
+                upstream::Error::Expires(_) => "credential_expires",
                 upstream::Error::Shed(shed) => shed.as_str(),
                 upstream::Error::Timeout(_) => "upstream_timeout",
                 upstream::Error::BrokeOff(body::Error::Stalled(_)) => "upstream_body_timeout",
@@ -110,7 +114,7 @@ impl Failure {
     }
 
     /// What the client is told.
-    pub const fn message(&self) -> &'static str {
+    pub fn message(&self) -> &'static str {
         match self {
             Self::Refused(refusal) => refusal.message(),
             Self::Unauthorized(_) => "401 Unauthorized",
@@ -200,6 +204,7 @@ mod tests {
             Failure::Upstream(upstream::Error::Connect("x".into(), std::io::Error::other("y"))),
             Failure::Upstream(upstream::Error::Timeout(std::time::Duration::from_secs(1))),
             Failure::Upstream(upstream::Error::Unusable("x")),
+            Failure::Upstream(upstream::Error::Expires("x".into())),
             Failure::Upstream(upstream::Error::HoldFull("x".into())),
             Failure::Upstream(upstream::Error::Shed(upstream::lanes::Shed::QueueFull)),
             Failure::Upstream(upstream::Error::BrokeOff(crate::body::Error::TooSlow)),

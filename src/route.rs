@@ -38,13 +38,13 @@ impl Route {
 pub enum Class {
     /// Who is this? Somebody waits for it to log in.
     Lookup,
-    /// May they? And whatever else a person waits for.
+    /// May they? And whatever else needs the credential of GitLab Shell.
     Access,
     /// What Gitaly tells and asks, perhaps while `/allowed` waits for Gitaly.
     Callback,
     /// What kas asks.
     Kas,
-    /// The rest.
+    /// What Rails alone judges, so that anybody may ask.
     Other,
 }
 
@@ -143,7 +143,7 @@ pub static TABLE: &[Route] = routes! {
     POST   "/two_factor_push_otp_check"           "two_factor_push_otp_check"  Shell Never          Access;
     POST   "/two_factor_manual_otp_check"         "two_factor_manual_otp_check" Shell Never          Access;
     GET    "/authorized_certs"                    "authorized_certs"           Shell Never          Lookup;
-    GET    "/lfs"                                 "lfs"                        Shell Never          Other;
+    GET    "/lfs"                                 "lfs"                        Shell Never          Access;
     GET    "/gitaly/object_pool_members"          "object_pool_members"        Shell Never          Callback;
     GET    "/kubernetes/agent_info"               "agent_info"                 Kas   Never          Kas;
     GET    "/kubernetes/project_info"             "project_info"               Kas   Never          Kas;
@@ -165,10 +165,10 @@ pub static TABLE: &[Route] = routes! {
     POST   "/mail_room/:mailbox_type"             "mail_room"                  Rails Never          Other;
     POST   "/error_tracking/allowed"              "error_tracking_allowed"     Rails Never          Other;
     POST   "/shellhorse/git_audit_event"          "git_audit_event"            Rails Never          Other;
-    ANY    "/search/zoekt/:uuid/heartbeat"        "zoekt_heartbeat"            Shell Never          Other;
-    ANY    "/search/zoekt/:uuid/tasks"            "zoekt_tasks"                Shell Never          Other;
-    ANY    "/search/zoekt/:uuid/callback"         "zoekt_callback"             Shell Never          Other;
-    ANY    "/org_mover/*"                         "org_mover"                  Shell Never          Other;
+    ANY    "/search/zoekt/:uuid/heartbeat"        "zoekt_heartbeat"            Shell Never          Access;
+    ANY    "/search/zoekt/:uuid/tasks"            "zoekt_tasks"                Shell Never          Access;
+    ANY    "/search/zoekt/:uuid/callback"         "zoekt_callback"             Shell Never          Access;
+    ANY    "/org_mover/*"                         "org_mover"                  Shell Never          Access;
     ANY    "/orbit/*"                             "orbit"                      Rails Never          Other;
 };
 
@@ -279,6 +279,15 @@ mod tests {
     fn only_reads_that_demand_the_shell_credential_are_cached() {
         for route in TABLE.iter().filter(|route| route.caching != Caching::Never) {
             assert_eq!((route.access, &route.method), (Access::Shell, &Some(Method::GET)), "{}", route.id);
+        }
+    }
+
+    /// Whoever needs no credential here must not be able to take the places of those who do.
+    #[test]
+    fn what_rails_alone_judges_is_a_class_of_its_own() {
+        for route in TABLE.iter().chain([&OTHER_INTERNAL, &FORWARDED_PREFIX]) {
+            assert_eq!(route.access == Access::Rails, route.class == Class::Other, "{}", route.id);
+            assert_eq!(route.access == Access::Kas, route.class == Class::Kas, "{}", route.id);
         }
     }
 

@@ -10,6 +10,7 @@ mod answer;
 mod connect;
 pub mod hold;
 pub mod lanes;
+mod plan;
 mod pool;
 mod send;
 mod target;
@@ -26,8 +27,9 @@ use tower::retry::budget::TpsBudget;
 use self::connect::Connector;
 use self::hold::Hold;
 use self::lanes::{Lanes, Shed};
+pub use self::plan::{Course, Plan, Signer};
 use self::pool::Pool;
-pub use self::send::{Course, Plan, Signer};
+pub use self::send::may_pass;
 pub use self::target::{Address, Target, TargetError};
 use self::tls::Tls;
 use crate::body;
@@ -52,6 +54,8 @@ pub struct Settings {
     pub max_held: usize,
     /// Of a hundred reads, how many may be sent again.
     pub resend_percent: u8,
+    /// Whether a request is sent again whose connection a Rails on this machine has reset.
+    pub resend_unread: bool,
     /// What else differs by class of route.
     pub classes: [lanes::Settings; Class::ALL.len()],
     /// How long an unused connection is kept. Puma drops them after 20 s, so less than that.
@@ -72,6 +76,7 @@ impl Settings {
             total_timeout: Duration::ZERO,
             max_held: DEFAULT_MAX_HELD,
             resend_percent: DEFAULT_RESEND_PERCENT,
+            resend_unread: true,
             classes: DEFAULT_CLASSES,
             idle_timeout: DEFAULT_IDLE_TIMEOUT,
             max_idle: DEFAULT_MAX_IDLE,
@@ -100,12 +105,12 @@ pub const DEFAULT_RESPONSE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long Rails may take for what somebody waits for to log in.
 pub const DEFAULT_LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
 /// Default of [`Settings::body_timeout`].
-pub const DEFAULT_BODY_TIMEOUT: Duration = Duration::from_secs(60);
+pub const DEFAULT_BODY_TIMEOUT: Duration = Duration::from_secs(300);
 /// Default of [`Settings::max_held`].
 pub const DEFAULT_MAX_HELD: usize = 10_000;
 /// Default of [`Settings::resend_percent`].
 pub const DEFAULT_RESEND_PERCENT: u8 = 10;
-/// Defaults of a class, but for [`Class::Lookup`].
+/// Defaults of most classes.
 pub const DEFAULT_CLASS: lanes::Settings = lanes::Settings {
     concurrency: 256,
     queue: 1_024,
@@ -119,7 +124,8 @@ pub const DEFAULT_CLASSES: [lanes::Settings; Class::ALL.len()] = [
     DEFAULT_CLASS,
     DEFAULT_CLASS,
     DEFAULT_CLASS,
-    DEFAULT_CLASS,
+    // Whoever connects may ask for these, and Rails judges: nobody is to take the places of the others.
+    lanes::Settings { concurrency: 10_000, ..DEFAULT_CLASS },
 ];
 /// Default of [`Settings::idle_timeout`].
 pub const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_secs(15);
@@ -135,6 +141,8 @@ pub struct Upstream {
     body_timeout: Duration,
     total_timeout: Duration,
     max_held: usize,
+    /// Whether what a Rails on this machine has not read is sent again.
+    may_resend_unread: bool,
     state: Arc<State>,
 }
 
@@ -147,7 +155,9 @@ pub struct State {
     pub lanes: Lanes,
     /// How often requests may be sent again.
     budget: TpsBudget,
-    /// Requests that were sent again.
+    /// Requests that Rails had not read, and that were sent again.
+    pub unread: AtomicU64,
+    /// Reads that were sent again.
     pub resent: AtomicU64,
     /// Those that were not, since too many have been.
     pub not_resent: AtomicU64,
@@ -175,6 +185,7 @@ impl State {
             hold: Hold::default(),
             lanes: Lanes::new(&settings.classes),
             budget: TpsBudget::new(BUDGET_MEMORY, least, share),
+            unread: AtomicU64::new(0),
             resent: AtomicU64::new(0),
             not_resent: AtomicU64::new(0),
             open: AtomicI64::new(0),
@@ -199,6 +210,9 @@ pub enum Error {
     /// More wait for Rails to be back than may.
     #[error("{0} is away, and as many requests as may wait for it already")]
     HoldFull(String),
+    /// The credential would have been dead on arrival.
+    #[error("{0} is away or busy, and the token expires before it can be sent")]
+    Expires(String),
     /// Rails has as much to do as it may have.
     #[error("not sent: {}", .0.as_str())]
     Shed(Shed),
@@ -236,7 +250,8 @@ impl Upstream {
         let Settings { target, tls, connect_timeout, body_timeout, total_timeout, max_held, .. } = settings;
         let connector = Connector::new(&target, tls, connect_timeout, Arc::clone(&state));
         let pool = Pool::new(connector, settings.max_idle, settings.idle_timeout, Arc::clone(&state));
-        Self { pool, target, host, body_timeout, total_timeout, max_held, state }
+        let may_resend_unread = settings.resend_unread && target.address.is_local();
+        Self { pool, target, host, body_timeout, total_timeout, max_held, may_resend_unread, state }
     }
 
     /// One that nobody else shares.

@@ -52,6 +52,7 @@ pub(super) fn upstream(document: &Document<'_>, root: &mut Section<'_, '_>) -> O
         .map_or(upstream::DEFAULT_MAX_HELD, |count| as_usize(count.value));
     let resend_percent =
         section.count("resend_percent", 0..101).and_then(|count| u8::try_from(count.value).ok());
+    let resend_unread = section.flag("resend_unread").is_none_or(|flag| flag.value);
     let classes = classes(&mut section, response_timeout, hold);
     let idle_timeout =
         duration(&mut section, "idle_timeout", upstream::DEFAULT_IDLE_TIMEOUT, MILLISECOND..=HOUR);
@@ -69,6 +70,7 @@ pub(super) fn upstream(document: &Document<'_>, root: &mut Section<'_, '_>) -> O
         total_timeout,
         max_held,
         resend_percent: resend_percent.unwrap_or(upstream::DEFAULT_RESEND_PERCENT),
+        resend_unread,
         classes,
         idle_timeout,
         max_idle: max_idle.map_or(upstream::DEFAULT_MAX_IDLE, |count| as_usize(count.value)),

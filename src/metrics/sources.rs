@@ -165,6 +165,13 @@ impl Sources {
         // Names of their own: a gauge and a counter cannot share one.
         let held = ConstCounter::new(up.hold.held());
         single(encoder, "upstream_holds", "Requests that have waited for a Rails that was away", &held)?;
+        let unread = ConstCounter::new(up.unread.load(Relaxed));
+        single(
+            encoder,
+            "upstream_unread",
+            "Requests that Rails had not read, and that were sent again",
+            &unread,
+        )?;
         let resent = ConstCounter::new(up.resent.load(Relaxed));
         single(encoder, "upstream_resent", "Reads that were sent again", &resent)?;
         let spent = ConstCounter::new(up.not_resent.load(Relaxed));

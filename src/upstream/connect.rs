@@ -86,6 +86,19 @@ impl Stream {
     }
 }
 
+impl Stream {
+    /// Whether what was written last has been reset by the other side. After its end was read, nothing else says so: one that is
+    /// closed before it is written to ends in order.
+    pub(super) fn was_reset(&self) -> bool {
+        let error = match &self.socket {
+            Socket::Tcp(io) => io.inner().take_error(),
+            Socket::Tls(io) => io.inner().get_ref().0.take_error(),
+            Socket::Unix(io) => io.inner().take_error(),
+        };
+        matches!(error, Ok(Some(_)))
+    }
+}
+
 impl Drop for Stream {
     fn drop(&mut self) {
         self.state.open.fetch_sub(1, Ordering::Relaxed);

@@ -1,8 +1,9 @@
 //! Rails is away, and requests wait in line until it is back.
 //!
 //! Nothing of them was sent, so waiting is safe for any of them. The first in line tries to connect,
-//! again and again; the others wait for their turn. Once it has succeeded, two may try, then four, and
-//! so on, so that a Rails that has just come back is not met by all at once, and nobody overtakes.
+//! again and again; the others wait for their turn. Once it has succeeded, it is the turn of the next:
+//! so nobody overtakes, a Rails that is away is tried by one at a time, and one that has just come back
+//! is not met by all at once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -21,7 +22,7 @@ pub struct Hold {
 
 #[derive(Debug)]
 struct Line {
-    /// One, and one more for each that has succeeded.
+    /// A lock whose owner changes in the order in which it was asked for.
     turns: Arc<Semaphore>,
     waiting: usize,
 }
@@ -78,10 +79,10 @@ pub(super) struct Place<'h> {
 }
 
 impl Place<'_> {
-    /// Waits until those before have had their turn.
+    /// Waits until those before have had their turn. It ends when what is returned is dropped.
     pub(super) async fn turn(&self) -> Turn {
         // The semaphore is never closed.
-        Turn { turns: Arc::clone(&self.turns), _permit: Arc::clone(&self.turns).acquire_owned().await.ok() }
+        Turn(Arc::clone(&self.turns).acquire_owned().await.ok())
     }
 }
 
@@ -93,17 +94,9 @@ impl Drop for Place<'_> {
 
 /// The right to try.
 #[derive(Debug)]
-pub(super) struct Turn {
-    turns: Arc<Semaphore>,
-    _permit: Option<OwnedSemaphorePermit>,
-}
-
-impl Turn {
-    /// Rails is back, as far as this one can tell: one more may try at the same time.
-    pub(super) fn succeeded(self) {
-        self.turns.add_permits(1);
-    }
-}
+pub(super) struct Turn(
+    #[expect(dead_code, reason = "given back when it is dropped")] Option<OwnedSemaphorePermit>,
+);
 
 #[cfg(test)]
 mod tests {
@@ -112,26 +105,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn those_behind_wait_for_their_turn_and_ever_more_may_try() {
+    fn those_behind_wait_for_their_turn() {
         let hold = Hold::default();
         assert!(!hold.is_on());
-        let places: Vec<_> = (0..8).map(|_| hold.join(8).unwrap()).collect();
-        assert_eq!(hold.join(8).err(), Some(Full));
-        assert_eq!((hold.is_on(), hold.waiting(), hold.held()), (true, 8, 8));
+        let places: Vec<_> = (0..4).map(|_| hold.join(4).unwrap()).collect();
+        assert_eq!(hold.join(4).err(), Some(Full));
+        assert_eq!((hold.is_on(), hold.waiting(), hold.held()), (true, 4, 4));
         let mut waits: Vec<_> = places.iter().map(|place| Box::pin(place.turn())).collect();
-        let mut ready = move || -> Vec<Turn> {
-            let turns: Vec<Turn> = waits.iter_mut().filter_map(|wait| wait.as_mut().now_or_never()).collect();
-            waits.drain(..turns.len());
-            turns
-        };
-        let first = ready();
-        assert_eq!(first.len(), 1);
-        assert_eq!(ready().len(), 0, "as long as it tries");
-        first.into_iter().for_each(Turn::succeeded);
-        let next = ready();
-        assert_eq!(next.len(), 2);
-        next.into_iter().for_each(Turn::succeeded);
-        assert_eq!(ready().len(), 4);
+        let mut turn = waits.remove(0).now_or_never();
+        while !waits.is_empty() {
+            assert!(turn.is_some());
+            assert!(
+                waits.iter_mut().all(|wait| wait.as_mut().now_or_never().is_none()),
+                "as long as it tries"
+            );
+            drop(turn.take());
+            let last = waits.last_mut().unwrap().as_mut().now_or_never();
+            assert!(last.is_none() || waits.len() == 1, "out of turn");
+            turn = last.or_else(|| waits.first_mut().unwrap().as_mut().now_or_never());
+            drop(waits.remove(0));
+        }
     }
 
     #[test]
@@ -139,19 +132,17 @@ mod tests {
         let hold = Hold::default();
         let (first, second) = (hold.join(9).unwrap(), hold.join(9).unwrap());
         let turn = first.turn().now_or_never().unwrap();
-        turn.succeeded();
+        let mut left = Box::pin(second.turn());
+        assert!(left.as_mut().now_or_never().is_none());
+        drop(left);
+        drop(turn);
         drop(first);
-        let mut third = hold.join(9).unwrap();
+        let third = hold.join(9).unwrap();
         assert_eq!(hold.waiting(), 2);
-        assert!(second.turn().now_or_never().is_some() && third.turn().now_or_never().is_some());
+        assert!(third.turn().now_or_never().is_some(), "nobody is before it any more");
         drop(second);
         assert!(hold.is_on());
         drop(third);
         assert_eq!((hold.is_on(), hold.waiting()), (false, 0));
-        // What had been learned is forgotten with the line.
-        third = hold.join(9).unwrap();
-        let fourth = hold.join(9).unwrap();
-        let _turn = third.turn().now_or_never().unwrap();
-        assert!(fourth.turn().now_or_never().is_none());
     }
 }

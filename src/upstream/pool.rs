@@ -57,6 +57,8 @@ struct Line {
     sender: http1::SendRequest<Body>,
     /// `None` once it is over. What it has not taken of the sender goes back when it is dropped.
     connection: Option<http1::Connection<Stream, Body>>,
+    /// Whether it has ended by being reset.
+    was_reset: bool,
     /// Where it is brought back to, while there is such a place.
     kept: Weak<Kept>,
 }
@@ -66,7 +68,8 @@ struct Line {
 pub(super) enum Trouble {
     /// Nothing of the request was sent.
     Connect(io::Error, Box<Request<Body>>),
-    Sent(hyper::Error),
+    /// Some of it may have been. Whether the connection was reset.
+    Sent(hyper::Error, bool),
 }
 
 impl Pool {
@@ -90,7 +93,7 @@ impl Pool {
                 Ok(answer) => return Ok(line.carrying(answer, sending)),
                 Err(mut failed) => match failed.take_message() {
                     Some(unsent) => request = unsent,
-                    None => return Err(Trouble::Sent(failed.into_error())),
+                    None => return Err(Trouble::Sent(failed.into_error(), line.was_reset)),
                 },
             }
         }
@@ -100,7 +103,7 @@ impl Pool {
         };
         match line.send(request).await {
             Ok(answer) => Ok(line.carrying(answer, sending)),
-            Err(failed) => Err(Trouble::Sent(failed.into_error())),
+            Err(failed) => Err(Trouble::Sent(failed.into_error(), line.was_reset)),
         }
     }
 }
@@ -109,7 +112,8 @@ impl Pool {
     async fn connect(&self) -> io::Result<Box<Line>> {
         let stream = self.connector.connect().await?;
         let (sender, connection) = http1::handshake(stream).await.map_err(io::Error::other)?;
-        Ok(Box::new(Line { sender, connection: Some(connection), kept: Arc::downgrade(&self.kept) }))
+        let kept = Arc::downgrade(&self.kept);
+        Ok(Box::new(Line { sender, connection: Some(connection), was_reset: false, kept }))
     }
 
     /// Makes a connection, and keeps it for the next request.
@@ -123,7 +127,7 @@ type SendError = hyper::client::conn::TrySendError<Request<Body>>;
 
 impl Line {
     async fn send(&mut self, request: Request<Body>) -> Result<Response<Incoming>, SendError> {
-        let Self { sender, connection, .. } = self;
+        let Self { sender, connection, was_reset, .. } = self;
         let mut sent = pin!(sender.try_send_request(request));
         poll_fn(|cx| {
             // First what was asked for, so that the connection has something to do; then whether
@@ -131,7 +135,7 @@ impl Line {
             if let Poll::Ready(answer) = sent.as_mut().poll(cx) {
                 return Poll::Ready(answer);
             }
-            carry(connection, cx);
+            carry(connection, was_reset, cx);
             sent.as_mut().poll(cx)
         })
         .await
@@ -164,16 +168,22 @@ impl Line {
     }
 }
 
-/// Moves what there is to move. How a connection ended, the answer says.
-fn carry(connection: &mut Option<http1::Connection<Stream, Body>>, cx: &mut Context<'_>) {
-    if connection.as_mut().is_some_and(|connection| Pin::new(connection).poll(cx).is_ready()) {
-        *connection = None;
+/// Moves what there is to move. How a connection ended, the answer says, but for one thing.
+fn carry(
+    connection: &mut Option<http1::Connection<Stream, Body>>,
+    was_reset: &mut bool,
+    cx: &mut Context<'_>,
+) {
+    if connection.as_mut().is_some_and(|connection| Pin::new(connection).poll(cx).is_ready())
+        && let Some(over) = connection.take()
+    {
+        *was_reset = over.into_parts().io.was_reset();
     }
 }
 
 impl Carrier for Line {
     fn carry(&mut self, cx: &mut Context<'_>) {
-        carry(&mut self.connection, cx);
+        carry(&mut self.connection, &mut self.was_reset, cx);
     }
 
     fn release(self: Box<Self>) {

@@ -1,13 +1,11 @@
 //! The way of one request to Rails and back.
 
-use std::fmt;
 use std::io;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use http::header::{self, HeaderMap, HeaderValue};
+use http::header::{self, HeaderValue};
 use http::{Method, Request, Response, Version};
 use http_body::Body as _;
 use tokio::sync::OwnedSemaphorePermit;
@@ -15,66 +13,24 @@ use tower::retry::budget::Budget as _;
 
 use super::answer::accept;
 use super::hold::Full;
+use super::lanes::Lane;
+use super::plan::{Course, Limits, Plan, Signer};
 use super::pool::Trouble;
 use super::{Error, Upstream};
 use crate::body::{Body, Collected};
 use crate::clock::Clock;
 use crate::route::Class;
 
-/// What is known of a request that it does not say itself.
-#[derive(Clone, Debug)]
-pub struct Plan {
-    /// With which others it shares what Rails is asked at one time.
-    pub class: Class,
-    /// Asking changes nothing, so that it may be sent again.
-    pub is_read: bool,
-    /// Whether it may wait, for Rails to be back or to have less to do. Somebody who has another answer
-    /// does not.
-    pub may_wait: bool,
-    /// How long the credential in it is good, if not for ever.
-    pub expires_in: Option<Duration>,
-    /// Signs it, each time it is sent: what waits would be signed too early.
-    pub signer: Option<Signer>,
-}
-
-/// Puts a credential into the headers of a request.
-#[derive(Clone)]
-pub struct Signer(pub Arc<dyn Fn(&mut HeaderMap) + Send + Sync>);
-
-impl fmt::Debug for Signer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Signer")
-    }
-}
-
-impl Default for Plan {
-    fn default() -> Self {
-        Self { class: Class::Other, is_read: false, may_wait: false, expires_in: None, signer: None }
-    }
-}
-
-/// What a request went through.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Course {
-    /// How long it waited before it was sent.
-    pub waited: Duration,
-    /// Whether it was sent again.
-    pub is_resent: bool,
-}
-
 /// How long after one attempt to connect the next one comes, while requests wait.
 const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(25);
 
-/// How often a request is sent again that was not read: a Rails that is stopped in the middle of it may still
-/// have connections that it never accepts.
-const MOST_RESETS: usize = 3;
+/// How long it gets between attempts with a request that was accepted and not read, which may be a proxy's way
+/// to say that there is nobody.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Bytes of the largest body that is kept until there is an answer, so that it can be sent again. GitLab
 /// Shell's have a few hundred.
 const MOST_COPIED: usize = 64 * 1024;
-
-/// A token is sent no later than so long before its end: Rails has a clock of its own.
-const BEFORE_EXPIRY: Duration = Duration::from_secs(1);
 
 impl Upstream {
     /// Sends a request whose target is a path below the relative URL root, and waits for the head
@@ -108,89 +64,115 @@ impl Upstream {
         course: &mut Course,
     ) -> Result<Response<Body>, Error> {
         let lane = self.state.lanes.of(plan.class);
-        let begun = now();
-        let end = (!self.total_timeout.is_zero()).then(|| begun + self.total_timeout);
-        let held_until = begun + self.patience(plan);
+        let limits = Limits::new(plan, lane.settings().hold, self.total_timeout);
         if plan.is_read {
             self.state.budget.deposit();
-        } else if self.target.address.is_local() && plan.class != Class::Other {
+        } else if self.may_resend_unread && plan.class != Class::Other {
             let limit = lane.settings().response_timeout;
             let read = tokio::time::timeout(limit, in_memory(request)).await;
             request = read.unwrap_or(Err(Error::BodyStalled(limit)))?;
         }
         let copy = again(&request);
-        let mut resets = 0;
-        if plan.may_wait && self.state.hold.is_on() {
-            self.wait_in_line(held_until).await?;
+        let mut pause = BETWEEN_ATTEMPTS;
+        if limits.may_wait() && self.state.hold.is_on() {
+            self.wait_in_line(&limits, course).await?;
         }
         loop {
-            let permit = lane.admit(plan.may_wait).await.map_err(Error::Shed)?;
+            let permit = self.admit(lane, plan, &limits, course).await?;
             if let Some(Signer(sign)) = &plan.signer {
                 sign(request.headers_mut());
             }
             let sent = now();
-            course.waited = sent.saturating_duration_since(begun);
-            match self.attempt(request, lane.settings().response_timeout, end).await {
-                Ok(answer) => {
-                    lane.took(now().saturating_duration_since(sent));
-                    return Ok(self.paced(answer, permit, end));
-                }
+            let outcome = self.attempt(request, lane.settings().response_timeout, limits.end).await;
+            if !matches!(outcome, Err(Attempt::NotSent(..))) {
+                lane.took(now().saturating_duration_since(sent));
+            }
+            match outcome {
+                Ok(answer) => return Ok(answer.map(|body| body.paced(permit, self.body_timeout, limits.end))),
                 Err(Attempt::NotSent(error, unsent)) => {
                     drop(permit);
-                    if now() >= held_until || !may_pass(&error) {
+                    if !limits.may_wait() || !may_pass(&error) {
                         return Err(self.unreachable(error));
                     }
                     request = *unsent;
-                    self.wait_in_line(held_until).await?;
+                    self.wait_in_line(&limits, course).await?;
                 }
-                Err(Attempt::Failed(error)) => {
+                Err(failed) => {
                     drop(permit);
-                    let copy = copy.as_ref().and_then(again);
-                    if resets < MOST_RESETS && self.was_not_read(&error) {
-                        resets += 1;
-                        request = copy.ok_or(error)?;
-                        tokio::time::sleep(BETWEEN_ATTEMPTS).await;
-                    } else if plan.is_read && !course.is_resent && self.may_be_sent_again(&error) {
-                        request = copy.ok_or(error)?;
-                    } else {
+                    let was_not_read = self.may_resend_unread && matches!(failed, Attempt::Reset(_));
+                    let error = failed.into_error();
+                    let Some(copy) = copy.as_ref().and_then(again) else { return Err(error) };
+                    if was_not_read && limits.may_wait() {
+                        self.state.unread.fetch_add(1, Ordering::Relaxed);
+                        tokio::time::sleep(pause).await;
+                        pause = (pause * 2).min(LONGEST_PAUSE);
+                        self.wait_in_line(&limits, course).await?;
+                    } else if !plan.is_read || course.is_resent || !self.may_be_sent_again(&error) {
                         return Err(error);
                     }
+                    request = copy;
                     course.is_resent = true;
                 }
             }
         }
     }
 
-    /// For how long a request waits for Rails to be back.
-    fn patience(&self, plan: &Plan) -> Duration {
-        if !plan.may_wait {
-            return Duration::ZERO;
+    /// Waits for its turn among those of its class.
+    async fn admit(
+        &self,
+        lane: &Lane,
+        plan: &Plan,
+        limits: &Limits,
+        course: &mut Course,
+    ) -> Result<OwnedSemaphorePermit, Error> {
+        let begun = now();
+        let permit = limits.in_time(lane.admit(plan.may_wait)).await;
+        course.waited += now().saturating_duration_since(begun);
+        match permit {
+            Some(Ok(permit)) if !limits.are_over() => Ok(permit),
+            Some(Err(shed)) => Err(Error::Shed(shed)),
+            _ => Err(self.too_late(limits)),
         }
-        let hold = self.state.lanes.of(plan.class).settings().hold;
-        plan.expires_in.map_or(hold, |left| hold.min(left.saturating_sub(BEFORE_EXPIRY)))
     }
 
     /// Waits until Rails accepts connections again.
-    async fn wait_in_line(&self, until: Instant) -> Result<(), Error> {
-        let address = || self.target.address.to_string();
-        let place = self.state.hold.join(self.max_held).map_err(|Full| Error::HoldFull(address()))?;
-        let Ok(turn) = tokio::time::timeout_at(until.into(), place.turn()).await else {
-            let waited =
-                io::Error::new(io::ErrorKind::TimedOut, "still away after others have tried for long");
-            return Err(self.unreachable(waited));
-        };
+    async fn wait_in_line(&self, limits: &Limits, course: &mut Course) -> Result<(), Error> {
+        let begun = now();
+        let waited = self.wait_until_it_is_back(limits).await;
+        course.waited += now().saturating_duration_since(begun);
+        waited
+    }
+
+    async fn wait_until_it_is_back(&self, limits: &Limits) -> Result<(), Error> {
+        let full = |Full| Error::HoldFull(self.target.address.to_string());
+        let place = self.state.hold.join(self.max_held).map_err(full)?;
+        let Some(_turn) = limits.held(place.turn()).await else { return Err(self.too_late(limits)) };
         loop {
-            match self.pool.open().await {
-                Ok(()) => {
-                    turn.succeeded();
-                    return Ok(());
-                }
-                Err(error) if now() + BETWEEN_ATTEMPTS >= until || !may_pass(&error) => {
-                    return Err(self.unreachable(error));
-                }
-                Err(_) => tokio::time::sleep(BETWEEN_ATTEMPTS).await,
+            let error = match limits.held(self.pool.open()).await {
+                Some(Ok(())) => return Ok(()),
+                Some(Err(error)) if may_pass(&error) => error,
+                Some(Err(error)) => return Err(self.unreachable(error)),
+                None => return Err(self.too_late(limits)),
+            };
+            if limits.held(tokio::time::sleep(BETWEEN_ATTEMPTS)).await.is_none() {
+                return Err(match self.too_late(limits) {
+                    Error::Connect(..) => self.unreachable(error),
+                    other => other,
+                });
             }
         }
+    }
+
+    /// Which time is over.
+    fn too_late(&self, limits: &Limits) -> Error {
+        let now = now();
+        if limits.end.is_some_and(|end| now >= end) {
+            return Error::TotalTimeout(self.total_timeout);
+        }
+        if limits.expires.is_some_and(|expires| now >= expires) {
+            return Error::Expires(self.target.address.to_string());
+        }
+        self.unreachable(io::Error::other("it has been away for as long as upstream.hold allows"))
     }
 
     async fn attempt(
@@ -207,10 +189,13 @@ impl Upstream {
         match tokio::time::timeout_at(by.into(), sent.as_mut()).await {
             Ok(Ok(answer)) => accept(answer).map_err(Attempt::Failed),
             Ok(Err(Trouble::Connect(error, unsent))) => Err(Attempt::NotSent(error, unsent)),
-            Ok(Err(Trouble::Sent(error))) if error.is_user() => {
+            Ok(Err(Trouble::Sent(error, _))) if error.is_user() => {
                 Err(Attempt::Failed(Error::RequestBody(error.into())))
             }
-            Ok(Err(Trouble::Sent(error))) => Err(Attempt::Failed(Error::Broken(error))),
+            Ok(Err(Trouble::Sent(error, was_reset))) => {
+                let was_reset = was_reset || is_reset(&error);
+                Err(if was_reset { Attempt::Reset(error) } else { Attempt::Failed(Error::Broken(error)) })
+            }
             // Rails cannot answer what it has not been given.
             Err(_) if sending.is_under_way() => Err(Attempt::Failed(Error::BodyStalled(response_timeout))),
             Err(_) if end.is_some_and(|end| by >= end) => {
@@ -218,14 +203,6 @@ impl Upstream {
             }
             Err(_) => Err(Attempt::Failed(Error::Timeout(response_timeout))),
         }
-    }
-
-    /// Whether a Rails on this machine has closed the connection without having read all of the request, so
-    /// that it cannot have acted on it: that is what the kernel resets a connection for (RFC 1122
-    /// §4.2.2.13; for unix sockets Linux does the same). One that had read everything is closed without.
-    /// From elsewhere, a reset may be anything on the way.
-    fn was_not_read(&self, error: &Error) -> bool {
-        matches!(error, Error::Broken(error) if self.target.address.is_local() && is_reset(error))
     }
 
     /// The connection ended without an answer, and not too often.
@@ -238,15 +215,6 @@ impl Upstream {
         let count = if is_within { &self.state.resent } else { &self.state.not_resent };
         count.fetch_add(1, Ordering::Relaxed);
         is_within
-    }
-
-    fn paced(
-        &self,
-        answer: Response<Body>,
-        permit: OwnedSemaphorePermit,
-        end: Option<Instant>,
-    ) -> Response<Body> {
-        answer.map(|body| body.paced(permit, self.body_timeout, end))
     }
 
     fn unreachable(&self, error: io::Error) -> Error {
@@ -279,6 +247,11 @@ fn now() -> Instant {
 enum Attempt {
     /// No connection: nothing was sent.
     NotSent(io::Error, Box<Request<Body>>),
+    /// The connection was reset. By a Rails on this machine, that means that its process has closed it without
+    /// having read all of the request, so that it cannot have acted on it: the kernel resets for nothing else
+    /// (RFC 1122 §4.2.2.13; for unix sockets Linux does the same), and one that had read everything is closed
+    /// in order. From elsewhere, it may be anything on the way.
+    Reset(hyper::Error),
     Failed(Error),
 }
 
@@ -293,6 +266,16 @@ async fn in_memory(request: Request<Body>) -> Result<Request<Body>, Error> {
         Ok(Collected::Whole(body)) => Ok(Request::from_parts(head, body.into())),
         Ok(Collected::TooLong(body)) => Ok(Request::from_parts(head, body)),
         Err(error) => Err(Error::RequestBody(error.into())),
+    }
+}
+
+impl Attempt {
+    fn into_error(self) -> Error {
+        match self {
+            Self::NotSent(error, _) => Error::Connect(String::new(), error),
+            Self::Reset(error) => Error::Broken(error),
+            Self::Failed(error) => error,
+        }
     }
 }
 
@@ -316,6 +299,6 @@ fn is_reset(error: &hyper::Error) -> bool {
 
 /// Whether a failure to connect may be over in a while. A certificate that is not believed or a socket
 /// that may not be opened are not.
-fn may_pass(error: &io::Error) -> bool {
+pub fn may_pass(error: &io::Error) -> bool {
     !matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::PermissionDenied)
 }

@@ -71,8 +71,13 @@ fn rails_restarts_under_load_and_nobody_notices() {
                 stage.restart_rails();
             }
         });
-        report(way, &outcomes.into_inner().unwrap(), &stage.arrived());
-        assert!(gateway.log().contains("queue_duration_s"), "somebody has waited");
+        let outcomes = outcomes.into_inner().unwrap();
+        report(way, &outcomes, &stage.arrived());
+        let log = gateway.log();
+        let longest = outcomes.iter().max_by_key(|outcome| outcome.took).unwrap().number;
+        let id = format!("\"restart-{longest}\"");
+        println!("{}", log.lines().find(|line| line.contains(&id)).unwrap_or_default());
+        assert!(log.contains("queue_duration_s"), "somebody has waited");
     }
 }
 

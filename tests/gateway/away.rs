@@ -5,9 +5,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use serde_json::json;
 use socket2::{Domain, Socket, Type};
 
-use super::client::{Answer, Ask, Peer, Wire};
+use super::client::{Answer, Ask, Peer, Wire, eventually};
 use super::credentials::{KAS_HEADER, kas_token, now};
-use super::fake::{ROOT_KEY, Rails, Reply};
+use super::fake::{Manners, ROOT_KEY, Rails, Reply, gitlab};
 use super::stage::{Running, Setup};
 
 const HELD: &str = "railgate_upstream_held";
@@ -124,10 +124,15 @@ async fn nobody_waits_with_a_token_that_expires() {
     let stage = Stage::new(patient());
     let ask = Ask::post("kubernetes/usage_metrics").json(r#"{"gitops_sync_count":1}"#);
     let claims = json!({ "iss": "gitlab-kas", "aud": "gitlab", "exp": now() + 3 });
-    let mut wire = stage.ask(&ask.header(KAS_HEADER, &kas_token(&claims))).await;
+    let mut wire = stage.ask(&ask.clone().header(KAS_HEADER, &kas_token(&claims))).await;
+    // Wherever it stands in the line.
     let _other = stage.ask(&allowed()).await;
+    stage.gateway.reaches(HELD, 2).await;
+    let mut behind = stage.ask(&ask.header(KAS_HEADER, &kas_token(&claims))).await;
     assert_for_later(&wire.answer().await);
+    assert_for_later(&behind.answer().await);
     stage.gateway.reaches(HELD, 1).await;
+    stage.gateway.reaches(r#"railgate_failures_total{reason="credential_expires"}"#, 2).await;
 }
 
 /// Nor does anybody who could have an answer.
@@ -170,4 +175,90 @@ async fn many_threads_share_one_line() {
     }
     assert_eq!(rails.count(), 40);
     gateway.reaches(HELD, 0).await;
+}
+
+/// Rails stops just then: what came over a connection is not read any more. Not even what must not be done
+/// twice is lost.
+#[tokio::test]
+async fn what_rails_has_not_read_is_sent_again() {
+    for is_unix in [false, true] {
+        let setup = patient();
+        let rails =
+            if is_unix { Rails::on_unix(&setup.dir.file("rails.sock")) } else { Rails::on_tcp().await };
+        let stage = setup.in_front_of(rails);
+        stage.rails.behave(Manners::Deaf, gitlab);
+        let mut wires = Vec::new();
+        for ask in
+            [allowed(), Ask::post("pre_receive").with_secret().form("a=b"), Ask::get("lfs").with_secret()]
+        {
+            let mut wire = stage.gateway.tcp.connect().await;
+            wire.write(&ask.to_bytes("close")).await;
+            wires.push(wire);
+        }
+        eventually("it to be sent again", async || {
+            stage.metric("railgate_upstream_unread_total").await.filter(|count| *count > 5)
+        })
+        .await;
+        assert_eq!(stage.rails.count(), 0);
+        stage.rails.recover();
+        for wire in &mut wires {
+            let answer = wire.answer().await;
+            assert_eq!(answer.status, 200, "{answer}");
+        }
+        assert_eq!(stage.rails.count(), 3, "each once");
+    }
+}
+
+/// What it has read, it may have done.
+#[tokio::test]
+async fn what_rails_has_read_is_not_sent_again() {
+    let stage = patient().start().await;
+    stage.rails.always(Reply::hang_up());
+    let (answer, asked) = stage.send_counting(&allowed()).await;
+    answer.assert_failure(502);
+    assert_eq!((asked, stage.metric("railgate_upstream_unread_total").await), (1, Some(0)));
+    // Nor what is not in memory, or what the operator does not want to be sent again.
+    stage.rails.behave(Manners::Deaf, gitlab);
+    let large = Ask::post("allowed").with_secret().body(vec![b'x'; 70_000]);
+    stage.send(&large).await.assert_failure(502);
+    let stage = patient().set("upstream.resend_unread", false).start().await;
+    stage.rails.behave(Manners::Deaf, gitlab);
+    stage.send(&allowed()).await.assert_failure(502);
+    assert_eq!(stage.metric("railgate_upstream_unread_total").await, Some(0));
+}
+
+/// Of those who wait, all are told the same, and how long they have waited is not Rails' time.
+#[tokio::test]
+async fn who_has_waited_in_vain_is_told_why() {
+    let stage = Stage::new(Setup::new().text("upstream.hold", "100ms"));
+    let mut wires = Vec::new();
+    for _ in 0..5 {
+        wires.push(stage.ask(&allowed()).await);
+    }
+    for wire in &mut wires {
+        assert_for_later(&wire.answer().await);
+    }
+    stage.gateway.reaches(r#"railgate_failures_total{reason="upstream_unreachable"}"#, 5).await;
+    stage.gateway.reaches(r#"railgate_upstream_queue_seconds_count{route="allowed"}"#, 5).await;
+    let slow = r#"railgate_upstream_duration_seconds_bucket{le="0.05",route="allowed"}"#;
+    let metrics = stage.gateway.metrics().await;
+    let quick = metrics.lines().find_map(|line| line.strip_prefix(slow));
+    let quick = quick.or_else(|| {
+        metrics.lines().find_map(|line| {
+            line.strip_prefix(r#"railgate_upstream_duration_seconds_bucket{route="allowed",le="0.05"}"#)
+        })
+    });
+    assert_eq!(quick.map(str::trim), Some("5"), "{metrics}");
+}
+
+#[tokio::test]
+async fn nobody_waits_beyond_the_end_of_all() {
+    let stage = Stage::new(patient().text("upstream.total_timeout", "100ms"));
+    let mut wires = [stage.ask(&allowed()).await, stage.ask(&allowed()).await];
+    for wire in &mut wires {
+        wire.answer().await.assert_failure(504);
+    }
+    stage.gateway.reaches(r#"railgate_failures_total{reason="upstream_total_timeout"}"#, 2).await;
+    let (_gateway, rails) = stage.comes_back();
+    assert_eq!(rails.count(), 0);
 }

@@ -191,6 +191,8 @@ pub enum Manners {
     Hasty,
     /// Never: connections are closed as soon as they are there.
     Slamming,
+    /// Never: a connection is closed once something has come over it, which is not read.
+    Deaf,
 }
 
 /// The scripted Rails. Ends when it is dropped.
@@ -365,6 +367,17 @@ async fn serve_one(
     shared: &Shared,
 ) -> bool {
     if shared.script.lock().unwrap().0 == Manners::Slamming {
+        return false;
+    }
+    // As little as it takes to know that something has come.
+    let mut first = [0];
+    if unread.is_empty() {
+        match stream.read(&mut first).await {
+            Ok(1) => unread.extend_from_slice(&first),
+            _ => return false,
+        }
+    }
+    if shared.script.lock().unwrap().0 == Manners::Deaf {
         return false;
     }
     let Some((mut request, framing)) = read_head(stream, unread).await else { return false };

@@ -1,6 +1,7 @@
 //! How much Rails is asked at one time, what is sent again, and how long anything may take.
 
 use super::client::{Ask, Wire};
+use super::credentials::{KAS_HEADER, kas_token, now};
 use super::fake::{Reply, Valve};
 use super::stage::{Setup, Stage};
 
@@ -81,6 +82,39 @@ async fn who_has_waited_for_too_long_is_told() {
     stage.send(&allowed()).await.assert_failure(503);
     stage.reaches(r#"railgate_upstream_shed_total{class="access",reason="queue_timeout"}"#, 1).await;
     stage.reaches(QUEUE, 0).await;
+}
+
+/// A token that would be dead by then is not kept waiting either.
+#[tokio::test]
+async fn nobody_queues_with_a_token_that_expires() {
+    let stage = Setup::new().set("upstream.classes.kas.concurrency", 1).start().await;
+    let valve = Valve::shut();
+    stage.rails.always(Reply::json(200, "{}").after(&valve));
+    let _first = begin(&stage, &Ask::get("kubernetes/agent_info").with_kas_token()).await;
+    stage.rails.has_got(1).await;
+    let claims = serde_json::json!({ "iss": "gitlab-kas", "aud": "gitlab", "exp": now() + 3 });
+    let ask = Ask::get("kubernetes/agent_info").header(KAS_HEADER, &kas_token(&claims));
+    stage.send(&ask).await.assert_failure(503);
+    stage.reaches(r#"railgate_failures_total{reason="credential_expires"}"#, 1).await;
+    assert_eq!(stage.rails.count(), 1);
+}
+
+/// That it has enough to do does not mean that it fails: nobody else is given stale answers for that.
+#[tokio::test]
+async fn a_rails_that_is_busy_is_no_rails_that_fails() {
+    let setup = Setup::new().set("upstream.classes.lookup.concurrency", 1).text("cache.discover.ttl", "1ms");
+    let stage = setup.text("cache.discover.stale_while_revalidate", "1h").start().await;
+    let root = Ask::get("discover?username=root").with_secret();
+    assert_eq!(stage.send(&root).await.status, 200);
+    let valve = Valve::shut();
+    stage.rails.always(Reply::json(200, "null").after(&valve));
+    let _first = begin(&stage, &user(1)).await;
+    stage.rails.has_got(2).await;
+    tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    assert!(stage.send(&root).await.cache_status().contains("stale_while_revalidate"));
+    stage.reaches(r#"railgate_upstream_shed_total{class="lookup",reason="busy"}"#, 1).await;
+    stage.reaches(r#"railgate_cache_refreshes_total{result="failed"}"#, 1).await;
+    assert_eq!(stage.metric(r#"railgate_cache_outage{route="discover"}"#).await, Some(0));
 }
 
 /// What is being read is still Rails' work.

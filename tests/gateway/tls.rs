@@ -49,7 +49,7 @@ async fn whoever_is_not_believed_gets_nothing() {
     ] {
         let stage = in_front_of(setup, &authority, None).await;
         let logged = log::length();
-        stage.send(&check()).await.assert_failure(503);
+        stage.send(&check()).await.assert_failure(502);
         eventually(why, async || {
             let is_told = |line: &str| line.contains("upstream_unreachable") && line.contains(why);
             log::since(logged).lines().any(is_told).then_some(())

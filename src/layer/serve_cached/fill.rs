@@ -7,7 +7,7 @@ use http::{HeaderMap, Method, Request, Response, StatusCode};
 
 use super::Shared;
 use super::give::marked;
-use super::rules::{is_failing, is_failing_status};
+use super::rules::{is_failing, is_failing_status, is_news};
 use crate::body::{Body, Collected};
 use crate::cache::freshness::{self, judge_head};
 use crate::cache::{Lease, NoStore, Trouble};
@@ -60,7 +60,7 @@ pub(super) async fn fill(
             outage.failed(begun, shared.clock.now(), answer.status().as_str());
         }
         Ok(_) => outage.answered(shared.clock.now()),
-        Err(failure) if is_failing(answer) => outage.failed(begun, shared.clock.now(), failure.as_str()),
+        Err(failure) if is_news(answer) => outage.failed(begun, shared.clock.now(), failure.as_str()),
         Err(_) => {}
     };
     let answer = answer.await;

@@ -19,6 +19,7 @@ pub(super) fn is_failing(answer: &Answer) -> bool {
             error,
             upstream::Error::Connect(..)
                 | upstream::Error::HoldFull(_)
+                | upstream::Error::Expires(_)
                 | upstream::Error::Shed(_)
                 | upstream::Error::Timeout(_)
                 | upstream::Error::TotalTimeout(_)
@@ -28,6 +29,14 @@ pub(super) fn is_failing(answer: &Answer) -> bool {
         Err(Failure::SharedTrouble(_)) => true,
         Err(_) => false,
     }
+}
+
+/// Whether it says that Rails fails, for others too. Not that it has enough to do, or that somebody's token
+/// expires.
+pub(super) fn is_news(answer: &Answer) -> bool {
+    let is_ours =
+        matches!(answer, Err(Failure::Upstream(upstream::Error::Shed(_) | upstream::Error::Expires(_))));
+    is_failing(answer) && !is_ours
 }
 
 pub(super) const fn is_failing_status(status: StatusCode) -> bool {

@@ -118,3 +118,25 @@ async fn a_pool_that_ends_takes_its_connections_along() {
     assert_eq!(rails.read_to_end(&mut Vec::new()).await.unwrap(), 0);
     assert_eq!((counts.kept.load(Ordering::Relaxed), counts.open.load(Ordering::Relaxed)), (0, 0));
 }
+
+/// Rails has closed a kept connection, and the runtime has not heard of it: what is written then is reset, and nobody
+/// has read it, though the connection seems to have ended in order.
+#[tokio::test]
+async fn what_is_written_to_a_connection_that_is_closed_is_known_to_be_unread() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = Address::Tcp("127.0.0.1".into(), listener.local_addr().unwrap().port());
+    let target = Target { address, is_tls: false, root: String::new() };
+    let state = Arc::new(State::new(&Settings::new(target.clone())));
+    let connector = Connector::new(&target, None, Duration::from_secs(60), Arc::clone(&state));
+    let pool = Pool::new(connector, 10, Duration::from_secs(60), Arc::clone(&state));
+    pool.open().await.unwrap();
+    assert_eq!(state.kept.load(Ordering::Relaxed), 1);
+    // Without a chance for the runtime to look.
+    drop(listener.accept().unwrap());
+    let mut request = request();
+    let sending = request.body_mut().watch();
+    let Err(Trouble::Sent(_, was_reset)) = pool.send(request, &sending).await else {
+        unreachable!("nobody answers");
+    };
+    assert!(was_reset);
+}

@@ -1,0 +1,150 @@
+//! What a request may go through on its way to Rails, and what it went through.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::header::HeaderMap;
+
+use crate::clock::Clock;
+use crate::route::Class;
+
+/// What is known of a request that it does not say itself.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// With which others it shares what Rails is asked at one time.
+    pub class: Class,
+    /// Asking changes nothing, so that it may be sent again.
+    pub is_read: bool,
+    /// Whether it may wait, for Rails to be back or to have less to do. Somebody who has another answer
+    /// does not.
+    pub may_wait: bool,
+    /// How long the credential in it is good, if not for ever.
+    pub expires_in: Option<Duration>,
+    /// Signs it, each time it is sent: what waits would be signed too early.
+    pub signer: Option<Signer>,
+}
+
+/// Puts a credential into the headers of a request.
+#[derive(Clone)]
+pub struct Signer(pub Arc<dyn Fn(&mut HeaderMap) + Send + Sync>);
+
+impl fmt::Debug for Signer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Signer")
+    }
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self { class: Class::Other, is_read: false, may_wait: false, expires_in: None, signer: None }
+    }
+}
+
+/// What a request went through.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Course {
+    /// How long it waited before it was sent.
+    pub waited: Duration,
+    /// Whether it was sent again.
+    pub is_resent: bool,
+}
+
+/// A token waits until so long before its end: it is counted in whole seconds, and Rails has a clock of its own.
+const BEFORE_EXPIRY: Duration = Duration::from_secs(2);
+
+/// Until when what may happen.
+pub(super) struct Limits {
+    /// Until when it may wait for Rails to be back; `None` if it does not.
+    held: Option<Instant>,
+    /// When its credential is worth nothing any more.
+    pub(super) expires: Option<Instant>,
+    /// When all of the answer has to be there.
+    pub(super) end: Option<Instant>,
+}
+
+impl Limits {
+    pub(super) fn new(plan: &Plan, patience: Duration, total: Duration) -> Self {
+        let begun = Clock::System.now();
+        let end = (!total.is_zero()).then(|| begun + total);
+        let expires = plan.expires_in.map(|left| begun + left.saturating_sub(BEFORE_EXPIRY));
+        let held = (plan.may_wait && !patience.is_zero()).then(|| begun + patience);
+        Self { held, expires, end }
+    }
+
+    /// Until when a request that is not sent yet is worth anything.
+    fn latest(&self) -> Option<Instant> {
+        [self.expires, self.end].into_iter().flatten().min()
+    }
+
+    /// Whether it may wait for Rails to be back.
+    pub(super) fn may_wait(&self) -> bool {
+        let now = Clock::System.now();
+        self.held.is_some_and(|held| now < held) && self.latest().is_none_or(|latest| now < latest)
+    }
+
+    /// Whether nobody waits for it any more. A token near its end may still be sent, at once.
+    pub(super) fn are_over(&self) -> bool {
+        self.end.is_some_and(|end| Clock::System.now() >= end)
+    }
+
+    /// Waits for something, for as long as Rails may be away.
+    pub(super) async fn held<T>(&self, wait: impl Future<Output = T>) -> Option<T> {
+        let until = [self.held, self.latest()].into_iter().flatten().min()?;
+        tokio::time::timeout_at(until.into(), wait).await.ok()
+    }
+
+    /// Waits for something, for as long as the request is worth anything.
+    pub(super) async fn in_time<T>(&self, wait: impl Future<Output = T>) -> Option<T> {
+        match self.latest() {
+            Some(latest) => tokio::time::timeout_at(latest.into(), wait).await.ok(),
+            None => Some(wait.await),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits(may_wait: bool, expires_in: Option<u64>, hold: u64, total: u64) -> Limits {
+        let expires_in = expires_in.map(Duration::from_secs);
+        let plan = Plan { may_wait, expires_in, ..Plan::default() };
+        Limits::new(&plan, Duration::from_secs(hold), Duration::from_secs(total))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_for_longer_than_it_is_worth() {
+        for (may_wait, expires_in, hold, total, held) in [
+            (true, None, 5, 0, Some(5)),
+            (true, Some(30), 5, 0, Some(5)),
+            (true, Some(5), 5, 0, Some(3)),
+            (true, None, 5, 2, Some(2)),
+            (true, Some(2), 5, 0, None),
+            (true, Some(0), 5, 0, None),
+            (true, None, 0, 0, None),
+            (false, None, 5, 0, None),
+        ] {
+            let limits = limits(may_wait, expires_in, hold, total);
+            let shown = format!("{may_wait} {expires_in:?} {hold} {total}");
+            assert_eq!(limits.may_wait(), held.is_some(), "{shown}");
+            if let Some(held) = held {
+                let begun = tokio::time::Instant::now();
+                assert_eq!(limits.held(std::future::pending::<()>()).await, None);
+                assert_eq!(begun.elapsed().as_secs(), held, "{shown}");
+                assert!(!limits.may_wait(), "{shown}");
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_can_be_sent_at_once_is_sent_however_late_it_is() {
+        let late = limits(true, Some(1), 5, 0);
+        assert_eq!(late.in_time(async { 7 }).await, Some(7));
+        assert_eq!(late.in_time(std::future::pending::<()>()).await, None);
+        assert!(!late.are_over());
+        let over = limits(true, None, 5, 1);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(over.are_over());
+    }
+}
