@@ -166,6 +166,10 @@ impl Body {
         let mut charged = 0;
         while let Some(frame) = self.frame().await {
             let Ok(data) = frame?.into_data() else { continue };
+            if read.is_empty() && data.len() <= limit && self.is_end_stream() {
+                // Nearly always: it has come in one piece, which needs no copy.
+                return Ok(Collected::Whole(data));
+            }
             read.extend_from_slice(&data);
             if read.len() > limit {
                 self.ready = read.freeze();

@@ -17,7 +17,7 @@ use crate::exchange::{Authenticated, SeenBody};
 use crate::failure::Failure;
 use crate::header::{self, REQUEST_ID};
 use crate::params;
-use crate::route::Access;
+use crate::route::{Access, Caching};
 use crate::upstream::{Course, Plan, Signer, Upstream};
 
 /// Less than that is no waiting.
@@ -67,7 +67,8 @@ impl Service<Authenticated> for Forward {
             is_read: call.found.exact
                 && route.is_read()
                 && matches!(*request.method(), Method::GET | Method::HEAD),
-            may_wait: call.may_wait,
+            // Whether Rails is there is just what `check` asks.
+            may_wait: call.may_wait && route.caching != Caching::Check,
             // What is signed here is signed when it is sent.
             expires_in: call.caller.expires().filter(|_| signer.is_none()).map(|at| {
                 Duration::from_secs(

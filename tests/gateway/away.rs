@@ -100,8 +100,16 @@ async fn a_class_may_be_less_patient_than_others() {
     let stage = Stage::new(patient().text("upstream.classes.lookup.hold", "0s"));
     let _waiting = stage.ask(&allowed()).await;
     stage.gateway.reaches(HELD, 1).await;
-    assert_for_later(&stage.gateway.tcp.send(&Ask::get("check").with_secret()).await);
+    assert_for_later(&stage.gateway.tcp.send(&Ask::get("discover?key_id=1").with_secret()).await);
     stage.gateway.reaches(HELD, 1).await;
+}
+
+/// Whether Rails is there is just what is asked.
+#[tokio::test]
+async fn whoever_asks_whether_rails_is_well_is_told_at_once() {
+    let stage = Stage::new(patient());
+    assert_for_later(&stage.gateway.tcp.send(&Ask::get("check").with_secret()).await);
+    stage.gateway.reaches(HELD, 0).await;
 }
 
 #[tokio::test]
