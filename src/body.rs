@@ -26,7 +26,7 @@ pub struct Body {
     /// Given back once all of it has come.
     permit: Option<OwnedSemaphorePermit>,
     /// How long it may take.
-    pace: Option<Box<Pace>>,
+    pace: Option<Pace>,
 }
 
 /// Why a body did not come to its end.
@@ -95,7 +95,7 @@ impl Body {
     pub fn paced(mut self, permit: OwnedSemaphorePermit, pause: Duration, end: Option<Instant>) -> Self {
         self.permit = Some(permit);
         let end = end.map(|end| Box::pin(tokio::time::sleep_until(end.into())));
-        self.pace = self.rest.is_some().then(|| Box::new(Pace { pause, pausing: None, end }));
+        self.pace = self.rest.is_some().then_some(Pace { pause, pausing: None, end });
         self.release_at_the_end();
         self
     }

@@ -118,10 +118,14 @@ impl Lane {
         self.waiting.load(Ordering::Relaxed)
     }
 
-    /// A permit to ask Rails, to be kept until the answer has come to its end. Without `may_wait`, at
-    /// once or not at all.
+    /// A permit to ask Rails, to be kept until the answer has come to its end, if there is one at once.
+    pub(super) fn try_admit(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.permits).try_acquire_owned().ok()
+    }
+
+    /// The same; with `may_wait`, after a while.
     pub(super) async fn admit(&self, may_wait: bool) -> Result<OwnedSemaphorePermit, Shed> {
-        if let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() {
+        if let Some(permit) = self.try_admit() {
             return Ok(permit);
         }
         self.wait(may_wait).await.inspect_err(|shed| {

@@ -74,7 +74,7 @@ impl Upstream {
         }
         let copy = again(&request);
         let mut pause = BETWEEN_ATTEMPTS;
-        if limits.may_wait() && self.state.hold.is_on() {
+        if self.state.hold.is_on() && limits.may_wait() {
             self.wait_in_line(&limits, course).await?;
         }
         loop {
@@ -83,7 +83,7 @@ impl Upstream {
                 sign(request.headers_mut());
             }
             let sent = now();
-            let outcome = self.attempt(request, lane.settings().response_timeout, limits.end).await;
+            let outcome = self.attempt(request, (sent, lane.settings().response_timeout), limits.end).await;
             if !matches!(outcome, Err(Attempt::NotSent(..))) {
                 lane.took(now().saturating_duration_since(sent));
             }
@@ -125,6 +125,11 @@ impl Upstream {
         limits: &Limits,
         course: &mut Course,
     ) -> Result<OwnedSemaphorePermit, Error> {
+        if !limits.are_over()
+            && let Some(permit) = lane.try_admit()
+        {
+            return Ok(permit);
+        }
         let begun = now();
         let permit = limits.in_time(lane.admit(plan.may_wait)).await;
         course.waited += now().saturating_duration_since(begun);
@@ -178,10 +183,10 @@ impl Upstream {
     async fn attempt(
         &self,
         mut request: Request<Body>,
-        response_timeout: Duration,
+        (begun, response_timeout): (Instant, Duration),
         end: Option<Instant>,
     ) -> Result<Response<Body>, Attempt> {
-        let by = now() + response_timeout;
+        let by = begun + response_timeout;
         let by = end.map_or(by, |end| end.min(by));
         let sending = request.body_mut().watch();
         // Pinned here, so that the body is still there to be asked about when the time is up.
