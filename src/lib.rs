@@ -11,7 +11,8 @@
 //! 6. [`layer::authenticate`] demands the credential that the row names, judged by [`auth`].
 //! 7. [`layer::serve_cached`] answers from the [`cache`], if need be with what is stale, or fetches once
 //!    for all who ask.
-//! 8. [`layer::forward`] sends what is left to Rails, through [`upstream`].
+//! 8. [`layer::forward`] sends what is left to Rails, through [`upstream`], where it waits while Rails is
+//!    away, and for its turn.
 //!
 //! Beside that, [`admin`] answers operators, and [`hooks`] hears from GitLab what has changed; both only
 //! ever drop what is kept.

@@ -52,6 +52,18 @@ impl Class {
     /// All of them.
     pub const ALL: [Self; 5] = [Self::Lookup, Self::Access, Self::Callback, Self::Kas, Self::Other];
 
+    /// What belongs to it, of what there is for each in the order of [`Self::ALL`].
+    pub const fn of<T>(self, each: &[T; Self::ALL.len()]) -> &T {
+        let [lookup, access, callback, kas, other] = each;
+        match self {
+            Self::Lookup => lookup,
+            Self::Access => access,
+            Self::Callback => callback,
+            Self::Kas => kas,
+            Self::Other => other,
+        }
+    }
+
     /// The name in the configuration and in metrics.
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -84,20 +84,6 @@ impl Settings {
     }
 }
 
-impl Settings {
-    /// What differs by class, of one.
-    pub const fn class(&self, class: Class) -> &lanes::Settings {
-        let [lookup, access, callback, kas, other] = &self.classes;
-        match class {
-            Class::Lookup => lookup,
-            Class::Access => access,
-            Class::Callback => callback,
-            Class::Kas => kas,
-            Class::Other => other,
-        }
-    }
-}
-
 /// Default of [`Settings::connect_timeout`].
 pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Default of [`lanes::Settings::response_timeout`]: `/allowed` may take 50 s (contract §1.2).

@@ -18,7 +18,7 @@ pub(super) fn settings(document: &Document<'_>) -> Option<Settings> {
     let auth = auth::auth(document, &mut root);
     let cache = cache::cache(document, &mut root);
     if let Some(upstream) = &upstream {
-        let lookup = upstream.settings.class(Class::Lookup);
+        let lookup = Class::Lookup.of(&upstream.settings.classes);
         if cache.wait < lookup.response_timeout {
             let message = "is shorter than the response_timeout of the class `lookup`: while Rails is slow, all who wait \
                            would ask by themselves";

@@ -81,14 +81,7 @@ impl Lanes {
 
     /// That of one class.
     pub fn of(&self, class: Class) -> &Lane {
-        let [lookup, access, callback, kas, other] = &self.lanes;
-        match class {
-            Class::Lookup => lookup,
-            Class::Access => access,
-            Class::Callback => callback,
-            Class::Kas => kas,
-            Class::Other => other,
-        }
+        class.of(&self.lanes)
     }
 }
 
