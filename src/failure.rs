@@ -78,6 +78,7 @@ impl Failure {
             },
             Self::SharedTrouble(Trouble::Unreachable) => StatusCode::SERVICE_UNAVAILABLE,
             Self::SharedTrouble(Trouble::Timeout) => StatusCode::GATEWAY_TIMEOUT,
+            Self::SharedTrouble(Trouble::Broken) => StatusCode::BAD_GATEWAY,
             Self::Panicked => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -109,6 +110,7 @@ impl Failure {
             },
             Self::SharedTrouble(Trouble::Unreachable) => "upstream_unreachable",
             Self::SharedTrouble(Trouble::Timeout) => "upstream_timeout",
+            Self::SharedTrouble(Trouble::Broken) => "upstream_broke_off",
             Self::Panicked => "panicked",
         }
     }
@@ -210,6 +212,7 @@ mod tests {
             Failure::Upstream(upstream::Error::BrokeOff(crate::body::Error::TooSlow)),
             Failure::SharedTrouble(Trouble::Unreachable),
             Failure::SharedTrouble(Trouble::Timeout),
+            Failure::SharedTrouble(Trouble::Broken),
             Failure::Panicked,
         ];
         failures.extend(Refusal::ALL.iter().map(|refusal| Failure::Refused(*refusal)));

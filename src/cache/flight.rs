@@ -37,6 +37,8 @@ pub enum Trouble {
     Unreachable,
     /// Rails did not answer in time.
     Timeout,
+    /// Rails closed the connection instead of answering, and did so again.
+    Broken,
 }
 
 /// What a caller who missed is to do.

@@ -249,6 +249,22 @@ async fn an_answer_that_cannot_be_shared_is_for_the_first_alone() {
     }
 }
 
+/// A Rails that hangs up on the one who asks for all, and then again, is not asked by all of them.
+#[tokio::test]
+async fn a_rails_that_hangs_up_twice_is_not_asked_by_the_crowd() {
+    let stage = Setup::new().set("upstream.resend_percent", 100).start().await;
+    let valve = Valve::shut();
+    stage.rails.always(Reply::hang_up().after(&valve));
+    let wires = all_ask(&stage.gateway.tcp, vec![key(); 20]).await;
+    stage.reaches(IN_FLIGHT, 20).await;
+    valve.open();
+    for answer in all_answers(wires).await {
+        answer.assert_failure(502);
+    }
+    assert_eq!(stage.rails.count(), 2);
+    stage.reaches(r#"railgate_failures_total{reason="upstream_broke_off"}"#, 20).await;
+}
+
 /// Waiting together is no credential, and being refused takes no waiting.
 #[tokio::test]
 async fn each_who_waits_was_let_in_by_itself() {

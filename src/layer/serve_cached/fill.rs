@@ -90,6 +90,8 @@ async fn take(answer: Answer, lease: Lease, caching: Caching, shared: &Shared, r
                     upstream::Error::Timeout(_) | upstream::Error::TotalTimeout(_) => {
                         lease.fail(Trouble::Timeout);
                     }
+                    // Twice is not one caller's bad luck.
+                    upstream::Error::Broken(_) if record.notes().is_resent => lease.fail(Trouble::Broken),
                     _ => drop(lease),
                 },
                 _ => drop(lease),
