@@ -58,7 +58,7 @@ impl Warm {
                 Err(why) => tracing::warn!(%path, %why, "the saved cache is ignored; it begins empty"),
             }
             if let Err(error) = self.snapshot.try_to_write() {
-                tracing::warn!(%path, %error, "the cache will not be saved: its directory cannot be written");
+                tracing::warn!(%path, %error, "the cache will not be saved");
             }
         })
         .await;

@@ -114,12 +114,14 @@ impl Shadow {
         Self { settings, limit, budget: Mutex::default(), counts: Counts::default() }
     }
 
-    /// Whether an answer from memory that has just been given is to be compared.
-    pub fn draws(&self, now: Instant) -> bool {
-        self.limit.is_some_and(|limit| fastrand::u64(..) <= limit) && self.may_spend(now)
+    /// Whether an answer from memory that has just been given is among those that are compared. Asked for
+    /// each of them, so it takes no lock.
+    pub fn draws(&self) -> bool {
+        self.limit.is_some_and(|limit| fastrand::u64(..) <= limit)
     }
 
-    fn may_spend(&self, now: Instant) -> bool {
+    /// Whether one more may be compared now.
+    pub fn may_spend(&self, now: Instant) -> bool {
         let mut budget = self.budget.lock();
         if budget.paused_until.is_some_and(|until| now < until) {
             return false;
@@ -303,7 +305,7 @@ mod tests {
         let all = Settings { one_in: 1, max_per_second: 3, slow: Duration::from_millis(500) };
         let (shadow, begin) = (Shadow::new(all), Instant::now());
         let ms = Duration::from_millis;
-        let drawn = |at| (0..100).filter(|_| shadow.draws(begin + at)).count();
+        let drawn = |at| (0..100).filter(|_| shadow.draws() && shadow.may_spend(begin + at)).count();
         assert_eq!([drawn(ms(0)), drawn(ms(999)), drawn(ms(1_000)), drawn(ms(1_500))], [3, 0, 3, 0]);
         shadow.took(ms(499), begin + ms(2_000));
         assert_eq!(drawn(ms(2_000)), 3);
@@ -314,8 +316,7 @@ mod tests {
     #[test]
     fn one_in_so_many_is_drawn() {
         let of = |one_in| Shadow::new(Settings { one_in, max_per_second: u32::MAX, ..Settings::default() });
-        let now = Instant::now();
-        let drawn = |shadow: &Shadow| (0..100_000).filter(|_| shadow.draws(now)).count();
+        let drawn = |shadow: &Shadow| (0..100_000).filter(|_| shadow.draws()).count();
         assert_eq!((drawn(&of(0)), drawn(&of(1))), (0, 100_000));
         // Eight standard deviations around 10,000.
         let tenth = drawn(&of(10));

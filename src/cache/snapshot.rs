@@ -185,7 +185,7 @@ impl Cache {
             let head = heads.get(record.head).ok_or(Damage::Frame)?;
             let ages = lifetimes.of(record.key.caching(), Sign::Positive);
             // Longer ago than this clock goes back: too old for anything.
-            let asked = now.instant.checked_sub(record.age + saved);
+            let asked = now.instant.checked_sub(record.age.saturating_add(saved));
             let entry = asked.and_then(|asked| {
                 let entry = Entry::restored(&record, head, (asked, ages), self.generation())?;
                 if is_stale {

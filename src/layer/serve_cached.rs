@@ -116,7 +116,7 @@ where
             None => self.ask(call, &key, false, now_is),
             Some(hit) if hit.phase == Phase::Fresh => {
                 let answer = replay(&hit.entry, CacheOutcome::Hit, now_is, &call.exchange.record);
-                if self.shared.may_be_compared(&key, now_is) && self.shared.cache.shadow().draws(now_is) {
+                if self.shared.cache.shadow().draws() && self.shared.may_be_compared(&key, now_is) {
                     self.verify(call, key, hit.entry);
                 }
                 now(Ok(answer))
@@ -287,9 +287,12 @@ async fn or_stale(
 }
 
 impl Shared {
-    /// Not the instance, whose state is out of date within a second; nor while Rails fails.
+    /// Not the instance, whose state is out of date within a second; nor while Rails fails; nor more than the
+    /// budget allows.
     fn may_be_compared(&self, key: &Key, now_is: Instant) -> bool {
-        key.caching() != Caching::Check && !self.cache.outage(key.caching()).is_on(now_is)
+        let is_of_interest =
+            key.caching() != Caching::Check && !self.cache.outage(key.caching()).is_on(now_is);
+        is_of_interest && self.cache.shadow().may_spend(now_is)
     }
 
     fn in_an_outage(&self, key: &Key) -> Option<Arc<Entry>> {

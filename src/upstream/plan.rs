@@ -67,7 +67,8 @@ impl Limits {
     pub(super) fn new(plan: &Plan, patience: Duration, total: Duration) -> Self {
         let begun = Clock::System.now();
         let end = (!total.is_zero()).then(|| begun + total);
-        let expires = plan.expires_in.map(|left| begun + left.saturating_sub(BEFORE_EXPIRY));
+        // A token may say that it expires in a billion years.
+        let expires = plan.expires_in.and_then(|left| begun.checked_add(left.saturating_sub(BEFORE_EXPIRY)));
         let held = (plan.may_wait && !patience.is_zero()).then(|| begun + patience);
         Self { held, expires, end }
     }
@@ -118,6 +119,7 @@ mod tests {
         for (may_wait, expires_in, hold, total, held) in [
             (true, None, 5, 0, Some(5)),
             (true, Some(30), 5, 0, Some(5)),
+            (true, Some(u64::MAX), 5, 0, Some(5)),
             (true, Some(5), 5, 0, Some(3)),
             (true, None, 5, 2, Some(2)),
             (true, Some(2), 5, 0, None),

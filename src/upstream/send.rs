@@ -49,7 +49,7 @@ impl Upstream {
                 self.state.failures_in_a_row.store(0, Ordering::Relaxed);
             }
             // Not Rails' failures.
-            Err(Error::RequestBody(_) | Error::BodyStalled(_) | Error::Shed(_)) => {}
+            Err(Error::RequestBody(_) | Error::BodyStalled(_) | Error::Shed(_) | Error::Expires(_)) => {}
             Err(_) => {
                 self.state.failures_in_a_row.fetch_add(1, Ordering::Relaxed);
             }
@@ -97,14 +97,14 @@ impl Upstream {
                     request = *unsent;
                     self.wait_in_line(&limits, course).await?;
                 }
-                Err(failed) => {
+                Err(Attempt::Failed { error, was_reset }) => {
                     drop(permit);
-                    let was_not_read = self.may_resend_unread && matches!(failed, Attempt::Reset(_));
-                    let error = failed.into_error();
                     let Some(copy) = copy.as_ref().and_then(again) else { return Err(error) };
-                    if was_not_read && limits.may_wait() {
+                    if was_reset && self.may_resend_unread && limits.may_wait() {
                         self.state.unread.fetch_add(1, Ordering::Relaxed);
-                        tokio::time::sleep(pause).await;
+                        // If that is too long, the line says so.
+                        let _ = limits.held(tokio::time::sleep(pause)).await;
+                        course.waited += pause;
                         pause = (pause * 2).min(LONGEST_PAUSE);
                         self.wait_in_line(&limits, course).await?;
                     } else if !plan.is_read || course.is_resent || !self.may_be_sent_again(&error) {
@@ -191,23 +191,20 @@ impl Upstream {
         let sending = request.body_mut().watch();
         // Pinned here, so that the body is still there to be asked about when the time is up.
         let mut sent = pin!(self.pool.send(request, &sending));
-        match tokio::time::timeout_at(by.into(), sent.as_mut()).await {
-            Ok(Ok(answer)) => accept(answer).map_err(Attempt::Failed),
-            Ok(Err(Trouble::Connect(error, unsent))) => Err(Attempt::NotSent(error, unsent)),
-            Ok(Err(Trouble::Sent(error, _))) if error.is_user() => {
-                Err(Attempt::Failed(Error::RequestBody(error.into())))
-            }
+        let error = match tokio::time::timeout_at(by.into(), sent.as_mut()).await {
+            Ok(Ok(answer)) => return accept(answer).map_err(Attempt::failed),
+            Ok(Err(Trouble::Connect(error, unsent))) => return Err(Attempt::NotSent(error, unsent)),
+            Ok(Err(Trouble::Sent(error, _))) if error.is_user() => Error::RequestBody(error.into()),
             Ok(Err(Trouble::Sent(error, was_reset))) => {
                 let was_reset = was_reset || is_reset(&error);
-                Err(if was_reset { Attempt::Reset(error) } else { Attempt::Failed(Error::Broken(error)) })
+                return Err(Attempt::Failed { error: Error::Broken(error), was_reset });
             }
             // Rails cannot answer what it has not been given.
-            Err(_) if sending.is_under_way() => Err(Attempt::Failed(Error::BodyStalled(response_timeout))),
-            Err(_) if end.is_some_and(|end| by >= end) => {
-                Err(Attempt::Failed(Error::TotalTimeout(self.total_timeout)))
-            }
-            Err(_) => Err(Attempt::Failed(Error::Timeout(response_timeout))),
-        }
+            Err(_) if sending.is_under_way() => Error::BodyStalled(response_timeout),
+            Err(_) if end.is_some_and(|end| by >= end) => Error::TotalTimeout(self.total_timeout),
+            Err(_) => Error::Timeout(response_timeout),
+        };
+        Err(Attempt::failed(error))
     }
 
     /// The connection ended without an answer, and not too often.
@@ -252,12 +249,20 @@ fn now() -> Instant {
 enum Attempt {
     /// No connection: nothing was sent.
     NotSent(io::Error, Box<Request<Body>>),
-    /// The connection was reset. By a Rails on this machine, that means that its process has closed it without
-    /// having read all of the request, so that it cannot have acted on it: the kernel resets for nothing else
-    /// (RFC 1122 §4.2.2.13; for unix sockets Linux does the same), and one that had read everything is closed
-    /// in order. From elsewhere, it may be anything on the way.
-    Reset(hyper::Error),
-    Failed(Error),
+    Failed {
+        error: Error,
+        /// Whether the connection was reset. By a Rails on this machine, that means that its process has closed it
+        /// without having read all of the request, so that it cannot have acted on it: the kernel resets for
+        /// nothing else (RFC 1122 §4.2.2.13; for unix sockets Linux does the same), and one that had read
+        /// everything is closed in order. From elsewhere, it may be anything on the way.
+        was_reset: bool,
+    },
+}
+
+impl Attempt {
+    fn failed(error: Error) -> Self {
+        Self::Failed { error, was_reset: false }
+    }
 }
 
 /// Reads a body that says it is small, so that it may be sent again.
@@ -271,16 +276,6 @@ async fn in_memory(request: Request<Body>) -> Result<Request<Body>, Error> {
         Ok(Collected::Whole(body)) => Ok(Request::from_parts(head, body.into())),
         Ok(Collected::TooLong(body)) => Ok(Request::from_parts(head, body)),
         Err(error) => Err(Error::RequestBody(error.into())),
-    }
-}
-
-impl Attempt {
-    fn into_error(self) -> Error {
-        match self {
-            Self::NotSent(error, _) => Error::Connect(String::new(), error),
-            Self::Reset(error) => Error::Broken(error),
-            Self::Failed(error) => error,
-        }
     }
 }
 

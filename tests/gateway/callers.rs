@@ -447,3 +447,14 @@ async fn a_refusal_by_rails_stays_its_own() {
         assert_eq!(answer.cache_status(), "railgate; fwd=miss; detail=status");
     }
 }
+
+/// As long as it says, however long that is.
+#[tokio::test]
+async fn a_token_that_hardly_ever_expires_is_a_token() {
+    let stage = Stage::new().await;
+    let token = shell_token(&json!({ "exp": i64::MAX }));
+    for target in ["check", "discover?key_id=1", "lfs"] {
+        let answer = stage.send(&Ask::get(target).header(SHELL_HEADER, &token)).await;
+        assert_eq!(answer.status, 200, "{answer}");
+    }
+}

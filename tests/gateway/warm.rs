@@ -6,7 +6,7 @@ use railgate::config;
 use serde_json::json;
 
 use super::client::{Answer, Ask};
-use super::fake::{ROOT_KEY, Rails};
+use super::fake::{ROOT_KEY, Rails, Reply, gitlab};
 use super::log;
 use super::stage::{Running, Setup, Stage};
 
@@ -92,6 +92,17 @@ async fn whoever_may_have_missed_an_event_asks_anew() {
 #[tokio::test]
 async fn an_event_at_the_start_is_not_undone() {
     let (mut stage, settings) = start(with_hooks(setup())).await;
+    // Enough for the load to take longer than a hook.
+    stage.rails.answer(|request| match request.param("user_id") {
+        Some(id) => {
+            let name = "x".repeat(60_000);
+            Reply::json(200, &format!(r#"{{"id":{id},"username":"u{id}","name":"{name}"}}"#))
+        }
+        None => gitlab(request),
+    });
+    for id in 1..=400 {
+        stage.send(&Ask::get(&format!("discover?user_id={}", id + 1_000)).with_secret()).await;
+    }
     stage.send(&user()).await;
     stage.send(&key()).await;
     stop(&mut stage).await;

@@ -38,7 +38,7 @@ impl Setting {
 
     async fn is_kept(&mut self, path: &str) -> bool {
         // Beyond the budget, so that nothing is compared.
-        while self.cache.shadow().draws(self.cache_time()) {}
+        while self.cache.shadow().may_spend(self.cache_time()) {}
         let asked = self.ask(path);
         settle().await;
         if asked.is_finished() {
