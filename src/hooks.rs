@@ -21,6 +21,7 @@ use http::request::Parts;
 use http::{HeaderMap, Method, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
+use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 use tower::Service;
 
@@ -56,6 +57,10 @@ const MOST: usize = 1024 * 1024;
 
 /// How long an event may take to come.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long GitLab waits for what has to be looked for among all entries: it gives up after ten seconds, and has
+/// others to tell. What an event names is dropped before it has its answer in any case.
+const ANSWER_WITHIN: Duration = Duration::from_secs(1);
 
 /// How many events may wait at one time for what they make wrong to be dropped once more.
 const MOST_SETTLING: usize = 10_000;
@@ -172,29 +177,33 @@ impl Hooks {
         if event.wrong.is_empty() {
             return;
         }
-        let (cache, settle) = (Arc::clone(&self.cache), self.settings.settle);
-        let again = drop_all(&cache, event.kind, event.wrong).await;
-        if settle.is_zero() {
-            return;
-        }
-        if self.tasks.len() >= MOST_SETTLING {
+        let (cache, mut settle) = (Arc::clone(&self.cache), self.settings.settle);
+        let named = cache.purge_by_key(&event.wrong);
+        if self.tasks.len() >= MOST_SETTLING && !settle.is_zero() {
             tracing::warn!("too many hooks at one time; what they make wrong is not dropped once more");
-            return;
+            settle = Duration::ZERO;
         }
+        let (done, dropped) = oneshot::channel();
         self.tasks.spawn(async move {
-            tokio::time::sleep(settle).await;
-            drop_all(&cache, event.kind, again).await;
+            let again = drop_all(&cache, event.kind, event.wrong, named).await;
+            // Nobody may be waiting any more.
+            let _ = done.send(());
+            if !settle.is_zero() {
+                tokio::time::sleep(settle).await;
+                drop_all(&cache, event.kind, again, 0).await;
+            }
         });
+        let _ = tokio::time::timeout(ANSWER_WITHIN, dropped).await;
     }
 }
 
 /// On a thread of its own, since it may have to look through a million entries. What is to be dropped
 /// once more: the same, and the keys that were known to be a user's, which nothing says any more once it
 /// is gone.
-async fn drop_all(cache: &Arc<Cache>, kind: Kind, wrong: Vec<Selector>) -> Vec<Selector> {
+async fn drop_all(cache: &Arc<Cache>, kind: Kind, wrong: Vec<Selector>, named: usize) -> Vec<Selector> {
     let dropping = cache.on_a_thread(move |cache| {
         let purged = cache.purge(&wrong, How::Hard);
-        tracing::info!(purged = purged.entries, event = kind.as_str(), "hook");
+        tracing::info!(purged = named + purged.entries, event = kind.as_str(), "hook");
         wrong.into_iter().chain(purged.key_rows.into_iter().map(Selector::KeyId)).collect()
     });
     dropping.await.unwrap_or_default()
@@ -223,5 +232,38 @@ impl Service<Inbound> for Hooks {
             answer.headers_mut().insert(header::CONTENT_TYPE, json);
             Ok(answer)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache;
+
+    /// However long it takes to look through all entries: here, for as long as the test likes.
+    #[test]
+    fn gitlab_is_not_kept_waiting() {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        let runtime = builder.enable_all().max_blocking_threads(1).build().unwrap();
+        let (go, wait) = std::sync::mpsc::channel::<()>();
+        runtime.block_on(async {
+            let busy = tokio::task::spawn_blocking(move || wait.recv());
+            let settings = Settings {
+                endpoint: Endpoint::Tcp(([127, 0, 0, 1], 0).into()),
+                token: None,
+                signing_token: None,
+                settle: Duration::ZERO,
+            };
+            let cache = Cache::new(&cache::Settings::default());
+            let hooks = Hooks::new(settings, cache, Arc::default(), Clock::System);
+            let event = Event { kind: Kind::UserDestroy, wrong: vec![Selector::All] };
+            let answered =
+                tokio::time::timeout(Duration::from_secs(60), hooks.drop_what_is_wrong(event)).await;
+            assert!(answered.is_ok() && hooks.tasks.len() == 1, "it goes on behind the answer");
+            go.send(()).unwrap();
+            busy.await.unwrap().unwrap();
+            hooks.tasks.close();
+            hooks.tasks.wait().await;
+        });
     }
 }

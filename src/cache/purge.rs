@@ -109,6 +109,22 @@ impl Selector {
 }
 
 impl Cache {
+    /// Drops what is kept under the very key that a selector names, and whatever may be under way of what any
+    /// of these means: as much of a [`Self::purge`] as takes no time. How many entries there were.
+    pub fn purge_by_key(&self, selectors: &[Selector]) -> usize {
+        self.flights.strike_all(|key| selectors.iter().any(|selector| selector.may_mean(key)));
+        let keys = selectors.iter().filter_map(|selector| match selector {
+            Selector::SshKey(digest) => Some(Key::SshKey(*digest)),
+            Selector::KeyId(id) => Some(Key::UserOfKey(*id)),
+            Selector::UserId(id) => Some(Key::UserById(*id)),
+            _ => None,
+        });
+        let is_kept = |key: &Key| self.positive.contains_key(key) || self.negative.contains_key(key);
+        let count = keys.filter(is_kept).map(|key| self.remove(&key)).count();
+        self.counts.purged.fetch_add(count as u64, Ordering::Relaxed);
+        count
+    }
+
     /// Drops what any of these means, and whatever may be under way of it. Looks through all entries,
     /// unless it is about SSH keys alone: with very many, not something to be done where others wait.
     pub fn purge(&self, selectors: &[Selector], how: How) -> Purged {

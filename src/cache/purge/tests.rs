@@ -106,6 +106,25 @@ fn what_several_mean_is_found_once() {
     }
 }
 
+#[test]
+fn what_a_selector_names_goes_without_a_search() {
+    for (selector, gone) in [
+        (Selector::ssh_key(SSH).unwrap(), &[0][..]),
+        (Selector::KeyId(70), &[2]),
+        (Selector::UserId(7), &[3]),
+        (Selector::UserId(404), &[]),
+        (Selector::Username("rubi".into()), &[]),
+        (Selector::All, &[]),
+    ] {
+        let (cache, keys) = filled();
+        assert_eq!(cache.purge_by_key(&[selector.clone(), selector.clone()]), gone.len(), "{selector:?}");
+        for (index, key) in keys.iter().enumerate() {
+            let is_kept = cache.lookup(key, Instant::now()).is_some();
+            assert_eq!(is_kept, !gone.contains(&index), "{selector:?}: {key:?}");
+        }
+    }
+}
+
 /// Whose key it is, nobody knows before the answer is there.
 #[test]
 fn what_is_on_its_way_and_may_be_meant_is_not_stored() {
