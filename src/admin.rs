@@ -1,8 +1,9 @@
-//! The second listener, for operators and their tools: metrics, health, and seeing and dropping what is
-//! kept. It shows no secret and no cached answer, and is meant for loopback or a private network.
+//! The second listener, for operators and their tools: metrics, health, seeing and dropping what is
+//! kept, and draining servers of Rails. It shows no secret and no cached answer, and is meant for loopback or a private network.
 
 mod inspect;
 mod purge;
+mod servers;
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -21,6 +22,7 @@ use hyper::body::Incoming;
 use tower::Service;
 
 use crate::cache::Cache;
+use crate::clock::Clock;
 use crate::metrics::Metrics;
 use crate::refusal::Refusal;
 use crate::secret::Token;
@@ -73,13 +75,11 @@ impl Admin {
             let refusal = Refusal::from_label(path.trim_start_matches('/')).unwrap_or(Refusal::RequestLine);
             return json(refusal.status(), format!(r#"{{"message":"{}"}}"#, refusal.message()));
         }
-        if !matches!(path, "/metrics" | "/live" | "/ready" | "/inspect" | "/purge") {
-            return json(
-                StatusCode::NOT_FOUND,
-                r#"{"message":"404 Not Found: try /metrics, /live, /ready, /inspect or /purge"}"#.into(),
-            );
+        let is_for_operators = matches!(path, "/inspect" | "/purge" | "/servers");
+        if !is_for_operators && !matches!(path, "/metrics" | "/live" | "/ready") {
+            let message = "404 Not Found: try /metrics, /live, /ready, /servers, /inspect or /purge";
+            return json(StatusCode::NOT_FOUND, format!(r#"{{"message":"{message}"}}"#));
         }
-        let is_for_operators = matches!(path, "/inspect" | "/purge");
         if is_for_operators || !matches!(*method, Method::GET | Method::HEAD) {
             let right = if is_for_operators { "POST" } else { "GET" };
             let message = format!(r#"{{"message":"405 Method Not Allowed: use {right}"}}"#);
@@ -140,6 +140,10 @@ impl Admin {
             return json(StatusCode::BAD_REQUEST, format!(r#"{{"message":"{message}"}}"#));
         };
         let body = body.to_bytes();
+        if path == "/servers" {
+            let (status, answer) = servers::servers(&self.upstream, &body, Clock::System.now());
+            return json(status, answer.to_string());
+        }
         let is_inspection = path == "/inspect";
         let answer = self.cache.on_a_thread(move |cache| match (is_inspection, body.is_empty()) {
             (true, true) => (StatusCode::OK, inspect::totals(cache)),
@@ -190,7 +194,7 @@ impl Service<Inbound> for Admin {
         let admin = self.clone();
         Box::pin(async move {
             Ok(match (&head.method, head.uri.path()) {
-                (&Method::POST, path @ ("/inspect" | "/purge")) => {
+                (&Method::POST, path @ ("/inspect" | "/purge" | "/servers")) => {
                     admin.operate(path, peer, &head.headers, body).await
                 }
                 (method, path) => admin.answer(method, path),

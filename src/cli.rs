@@ -34,6 +34,8 @@ enum Command {
     Purge(operate::Purge),
     /// Show what a running gateway has in memory: of a key, an id or a user, or how much in all
     Inspect(operate::Inspect),
+    /// Show the servers of Rails as a running gateway sees them, or drain one
+    Servers(operate::Servers),
     /// What GitLab has to know to tell a gateway of changes
     #[command(subcommand)]
     Hook(hook::Command),
@@ -54,6 +56,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Check(file) => check(&file.config),
         Command::Purge(options) => operate::purge(options),
         Command::Inspect(options) => operate::inspect(options),
+        Command::Servers(options) => operate::servers(options),
         Command::Hook(command) => hook::main(&command),
     }
 }

@@ -9,6 +9,7 @@ mod document;
 mod listen;
 mod read;
 mod scalars;
+mod servers;
 mod units;
 mod upstream;
 

@@ -160,6 +160,8 @@ pub struct Notes {
     pub upstream: Option<Duration>,
     /// How long the request waited before it was sent to Rails.
     pub waited: Option<Duration>,
+    /// The server of Rails that it was sent to at last.
+    pub server: Option<Arc<str>>,
     /// It was sent again.
     pub is_resent: bool,
     /// The label of the failure that ended the request here.

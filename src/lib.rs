@@ -59,6 +59,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use futures_util::future::join_all;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -82,6 +83,7 @@ pub struct Gateway {
     admin: (Socket, Admin),
     hooks: Option<(Socket, Hooks)>,
     warm: Option<Warm>,
+    checks: upstream::Watch,
 }
 
 impl Gateway {
@@ -96,6 +98,7 @@ impl Gateway {
         let hook_counts = Arc::new(hooks::Counts::default());
         let server = Server::new(settings.limits);
         let upstream = Arc::new(State::new(&settings.upstream));
+        let checks = upstream::Watch::new(&settings.upstream, &upstream);
         let cache = Cache::new(&settings.cache);
         let metrics = Arc::new(Metrics::new(Sources {
             cache: Arc::clone(&cache),
@@ -111,7 +114,7 @@ impl Gateway {
                 bodies: Arc::clone(&bodies),
                 cache: Arc::clone(&cache),
                 cache_settings: settings.cache.clone(),
-                upstream: Arc::new(Upstream::new(settings.upstream.clone(), Arc::clone(&upstream))),
+                upstream: Arc::new(Upstream::new(&settings.upstream, Arc::clone(&upstream))),
                 mint: settings.mint.clone(),
                 forward_prefixes: settings.forward_prefixes.clone(),
                 tally: metrics.tally(),
@@ -137,7 +140,7 @@ impl Gateway {
             is_private: settings.admin.is_private(),
             token: settings.admin_token,
         };
-        Ok(Self { workers, endpoints, admin: (admin_socket, admin), hooks: hooks.transpose()?, warm })
+        Ok(Self { workers, endpoints, admin: (admin_socket, admin), hooks: hooks.transpose()?, warm, checks })
     }
 
     /// Where clients connect, with the ports that the system chose.
@@ -161,7 +164,7 @@ impl Gateway {
     /// Requests are answered on the threads of the workers. What is left for the runtime that this
     /// is called on, which may be slow at times without a client noticing: operators and upkeep.
     pub async fn run(self, shutdown: CancellationToken) -> io::Result<bool> {
-        let Self { workers, endpoints, admin: (socket, admin), hooks, warm } = self;
+        let Self { workers, endpoints, admin: (socket, admin), hooks, warm, checks } = self;
         let (readiness, cache) = (Arc::clone(&admin.readiness), Arc::clone(&admin.cache));
         // Before anybody can drop anything.
         if let Some(warm) = warm.clone() {
@@ -183,7 +186,9 @@ impl Gateway {
         if let Some((socket, hooks)) = hooks {
             hook_server.serve(Listener::new(socket)?, hooks);
         }
-        let upkeep = tokio::spawn(upkeep(Arc::clone(&cache)));
+        let mut upkeep = JoinSet::new();
+        upkeep.spawn(keep_up(Arc::clone(&cache)));
+        upkeep.spawn(checks.run());
         let mut running = Vec::new();
         for worker in workers {
             running.push(worker.start(shutdown.clone())?);
@@ -194,9 +199,7 @@ impl Gateway {
         let in_time = join_all(running).await.into_iter().all(|in_time| in_time.unwrap_or(false));
         hook_server.drain().await;
         admin_server.drain().await;
-        upkeep.abort();
-        // It ends by being aborted.
-        let _ = upkeep.await;
+        upkeep.shutdown().await;
         // Whoever purges may have left, but what is being purged is not to be saved.
         cache.is_quiet().await;
         if let Some(warm) = warm {
@@ -211,7 +214,7 @@ impl Gateway {
 const ADMIN_DRAIN: std::time::Duration = std::time::Duration::from_millis(200);
 
 /// moka has no thread of its own: without this, an idle gateway would keep dead entries.
-async fn upkeep(cache: Arc<Cache>) {
+async fn keep_up(cache: Arc<Cache>) {
     let mut tick = tokio::time::interval(std::time::Duration::from_secs(1));
     loop {
         tick.tick().await;

@@ -1,47 +1,61 @@
 //! The way to Rails: one request in, one answer out, over a pool of kept connections.
 //!
-//! A request that finds Rails away waits in line ([`hold`]); one that is let through has a permit of its
-//! class ([`lanes`]) until its answer has come to its end. It is sent once: a second time only if
-//! nothing of it can have been done, or if asking changes nothing, and only as long as that is rare.
+//! Rails may be several servers. A request goes to one that takes part ([`health`]) and has little to do
+//! (`balance`), to another if there is no connection, and if none accepts any, it waits in line ([`hold`]).
+//! One that is let through has a permit of its class ([`lanes`]) until its answer has come to its end. It
+//! is sent once: a second time only if nothing of it can have been done, or if asking changes nothing,
+//! and only as long as that is rare.
 //!
 //! Errors say which side failed; what the client is told about it is not decided here.
 
 mod answer;
+mod attempt;
+mod balance;
+mod check;
 mod connect;
+pub mod health;
 pub mod hold;
 pub mod lanes;
+mod line;
+mod load;
 mod plan;
 mod pool;
 mod send;
+mod server;
 mod target;
 pub mod tls;
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize};
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use http::header::HeaderValue;
 use tower::retry::budget::TpsBudget;
 
-use self::connect::Connector;
+pub use self::attempt::may_pass;
+pub use self::balance::MOST_SERVERS;
+pub use self::check::{Settings as Checks, Watch};
+pub use self::health::Settings as Ejection;
 use self::hold::Hold;
 use self::lanes::{Lanes, Shed};
 pub use self::plan::{Course, Plan, Signer};
-use self::pool::Pool;
-pub use self::send::may_pass;
+use self::server::Server;
+pub use self::server::{Again, ServerSettings, ServerState};
 pub use self::target::{Address, Target, TargetError};
-use self::tls::Tls;
 use crate::body;
 use crate::route::Class;
 
 /// What `[upstream]` of the configuration says.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Where Rails listens.
-    pub target: Target,
-    /// How connections are secured, if they are.
-    pub tls: Option<Tls>,
+    /// Where Rails listens: one server, or several that are alike, with the same relative URL root.
+    pub servers: Vec<ServerSettings>,
+    /// How those that take part are told from those that do not, if there are several.
+    pub ejection: Ejection,
+    /// How they are asked whether they are well.
+    pub checks: Checks,
+    /// How long a slow answer of one of them counts, more or less. No key of the configuration.
+    pub load_memory: Duration,
     /// The `Host` that Rails sees; by default the authority of the URL.
     pub host: Option<String>,
     /// How long a connection may take to come about.
@@ -67,9 +81,16 @@ pub struct Settings {
 impl Settings {
     /// Rails at `target`, without TLS, and the defaults for the rest.
     pub fn new(target: Target) -> Self {
+        Self::of(ServerSettings { target, tls: None, is_backup: false })
+    }
+
+    /// The same at one server.
+    pub fn of(server: ServerSettings) -> Self {
         Self {
-            target,
-            tls: None,
+            servers: vec![server],
+            ejection: Ejection::default(),
+            checks: Checks::default(),
+            load_memory: DEFAULT_LOAD_MEMORY,
             host: None,
             connect_timeout: DEFAULT_CONNECT_TIMEOUT,
             body_timeout: DEFAULT_BODY_TIMEOUT,
@@ -81,6 +102,16 @@ impl Settings {
             idle_timeout: DEFAULT_IDLE_TIMEOUT,
             max_idle: DEFAULT_MAX_IDLE,
         }
+    }
+
+    /// Whether servers are asked if they are well. One that is alone is not: there is no choice.
+    pub fn has_checks(&self) -> bool {
+        self.servers.len() > 1 && !self.checks.interval.is_zero()
+    }
+
+    /// The relative URL root of this Rails: empty, or `/gitlab` and the like.
+    pub fn relative_root(&self) -> &str {
+        self.servers.first().map_or("", |server| &server.target.root)
     }
 }
 
@@ -113,6 +144,8 @@ pub const DEFAULT_CLASSES: [lanes::Settings; Class::ALL.len()] = [
     // Whoever connects may ask for these, and Rails judges: nobody is to take the places of the others.
     lanes::Settings { concurrency: 10_000, ..DEFAULT_CLASS },
 ];
+/// Default of [`Settings::load_memory`].
+pub const DEFAULT_LOAD_MEMORY: Duration = Duration::from_secs(10);
 /// Default of [`Settings::idle_timeout`].
 pub const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 /// Default of [`Settings::max_idle`].
@@ -121,13 +154,13 @@ pub const DEFAULT_MAX_IDLE: usize = 64;
 /// Rails, as the gateway sees it.
 #[derive(Debug)]
 pub struct Upstream {
-    pool: Pool,
-    target: Target,
-    host: HeaderValue,
+    servers: Vec<Server>,
+    /// Where all of them live.
+    root: String,
     body_timeout: Duration,
     total_timeout: Duration,
     max_held: usize,
-    /// Whether what a Rails on this machine has not read is sent again.
+    /// Whether there is a server on this machine: what it has not read is sent again.
     may_resend_unread: bool,
     state: Arc<State>,
 }
@@ -141,20 +174,10 @@ pub struct State {
     pub lanes: Lanes,
     /// How often requests may be sent again.
     budget: TpsBudget,
-    /// Requests that Rails had not read, and that were sent again.
-    pub unread: AtomicU64,
-    /// Reads that were sent again.
-    pub resent: AtomicU64,
-    /// Those that were not, since too many have been.
+    /// The servers, in the order of the configuration.
+    pub servers: Vec<Arc<ServerState>>,
+    /// Reads that were not sent again, since too many have been.
     pub not_resent: AtomicU64,
-    /// Connections that are open now, used or kept.
-    pub open: AtomicI64,
-    /// Connections that are kept now, without a request.
-    pub kept: AtomicUsize,
-    /// Connections made so far.
-    pub opened: AtomicU64,
-    /// Attempts to connect that failed.
-    pub refused: AtomicU64,
     /// Failures in a row, whatever the kind; 0 after an answer.
     pub failures_in_a_row: AtomicU64,
     /// Answers received.
@@ -171,13 +194,12 @@ impl State {
             hold: Hold::default(),
             lanes: Lanes::new(&settings.classes),
             budget: TpsBudget::new(BUDGET_MEMORY, least, share),
-            unread: AtomicU64::new(0),
-            resent: AtomicU64::new(0),
+            servers: settings
+                .servers
+                .iter()
+                .map(|server| Arc::new(ServerState::new(server, settings)))
+                .collect(),
             not_resent: AtomicU64::new(0),
-            open: AtomicI64::new(0),
-            kept: AtomicUsize::new(0),
-            opened: AtomicU64::new(0),
-            refused: AtomicU64::new(0),
             failures_in_a_row: AtomicU64::new(0),
             answers: AtomicU64::new(0),
         }
@@ -226,28 +248,36 @@ pub enum Error {
 }
 
 impl Upstream {
-    /// Prepares the pool; connects when the first request comes. What happens is counted in `state`.
-    pub fn new(settings: Settings, state: Arc<State>) -> Self {
-        let host = settings
-            .host
-            .as_deref()
-            .and_then(|host| HeaderValue::from_str(host).ok())
-            .unwrap_or_else(|| settings.target.host_header());
-        let Settings { target, tls, connect_timeout, body_timeout, total_timeout, max_held, .. } = settings;
-        let connector = Connector::new(&target, tls, connect_timeout, Arc::clone(&state));
-        let pool = Pool::new(connector, settings.max_idle, settings.idle_timeout, Arc::clone(&state));
-        let may_resend_unread = settings.resend_unread && target.address.is_local();
-        Self { pool, target, host, body_timeout, total_timeout, max_held, may_resend_unread, state }
+    /// Prepares the pools; connects when the first request comes. What happens is counted in `state`, which
+    /// has to be made of the same settings.
+    pub fn new(settings: &Settings, state: Arc<State>) -> Self {
+        let servers: Vec<Server> = settings
+            .servers
+            .iter()
+            .zip(&state.servers)
+            .enumerate()
+            .take(MOST_SERVERS)
+            .map(|(place, (server, state))| Server::new(place, server, settings, Arc::clone(state)))
+            .collect();
+        Self {
+            may_resend_unread: servers.iter().any(|server| server.may_resend_unread),
+            servers,
+            root: settings.relative_root().to_owned(),
+            body_timeout: settings.body_timeout,
+            total_timeout: settings.total_timeout,
+            max_held: settings.max_held,
+            state,
+        }
     }
 
     /// One that nobody else shares.
     pub fn alone(settings: Settings) -> Self {
         let state = Arc::new(State::new(&settings));
-        Self::new(settings, state)
+        Self::new(&settings, state)
     }
 
     /// The relative URL root of this Rails: empty, or `/gitlab` and the like.
     pub fn relative_root(&self) -> &str {
-        &self.target.root
+        &self.root
     }
 }

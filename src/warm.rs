@@ -11,6 +11,7 @@ use crate::cache::snapshot::{NotLoaded, Now, Snapshot};
 use crate::cache::{Cache, Lifetimes};
 use crate::clock::Clock;
 use crate::config::Settings;
+use crate::upstream::ServerSettings;
 
 /// What is to be saved and loaded where.
 #[derive(Clone, Debug)]
@@ -27,14 +28,13 @@ impl Warm {
         let path: PathBuf = settings.cache.snapshot.clone()?;
         let upstream = &settings.upstream;
         // Whatever can make it another Rails.
-        let tls = upstream.tls.as_ref().map(|tls| format!("{tls}"));
         let host = upstream.host.as_deref().unwrap_or_default();
-        let identity = format!(
-            "{}\0{}\0{host}\0{}",
-            upstream.target.address,
-            upstream.target.root,
-            tls.unwrap_or_default()
-        );
+        let server = |server: &ServerSettings| {
+            let tls = server.tls.as_ref().map(|tls| format!("{tls}"));
+            format!("{}\0{}\0{host}\0{}", server.name(), server.target.root, tls.unwrap_or_default())
+        };
+        let identity: Vec<String> = upstream.servers.iter().map(server).collect();
+        let identity = identity.join("\0\0");
         Some(Self {
             snapshot: Snapshot::new(path, &settings.auth.shell_secret, &identity),
             lifetimes: settings.cache.lifetimes.clone(),

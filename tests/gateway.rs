@@ -46,6 +46,7 @@ mod gateway {
     mod pressure;
     mod purge;
     mod secrecy;
+    mod servers;
     mod shadow;
     mod stale;
     mod targets;

@@ -1,5 +1,5 @@
-//! `railgate purge` and `railgate inspect`: drop and show what a gateway that runs has in memory, over
-//! its admin listener.
+//! `railgate purge`, `inspect` and `servers`: drop and show what a gateway that runs has in memory, and what it
+//! knows of the servers of Rails, over its admin listener.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::ExitCode;
@@ -31,6 +31,18 @@ pub(super) struct Inspect {
     file: ConfigFile,
     #[command(flatten)]
     what: What,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Servers {
+    #[command(flatten)]
+    file: ConfigFile,
+    /// Give a server no more requests; it ends those that it has
+    #[arg(long, value_name = "SERVER", conflicts_with = "undrain")]
+    drain: Option<String>,
+    /// Give it requests again
+    #[arg(long, value_name = "SERVER")]
+    undrain: Option<String>,
 }
 
 const MEANT: [&str; 6] = ["ssh_key", "key_id", "user_id", "username", "route", "all"];
@@ -93,6 +105,18 @@ pub(super) fn inspect(options: Inspect) -> ExitCode {
         };
         let shown = format!("{} of {} entries", entries.len(), answer.get("of")?.as_u64()?);
         Some(entries.iter().map(Value::to_string).chain([shown]).collect::<Vec<_>>().join("\n"))
+    })
+}
+
+/// Prints JSON, a server a line.
+pub(super) fn servers(options: Servers) -> ExitCode {
+    let drain = options.drain.map(|server| (server, true));
+    let said = drain.or(options.undrain.map(|server| (server, false)));
+    let body =
+        said.map(|(server, drain)| serde_json::json!({ "server": server, "drain": drain }).to_string());
+    told(&options.file, "/servers", &body.unwrap_or_default(), |answer| {
+        let servers = answer.get("servers")?.as_array()?;
+        Some(servers.iter().map(Value::to_string).collect::<Vec<_>>().join("\n"))
     })
 }
 

@@ -26,6 +26,13 @@ pub(super) fn settings(document: &Document<'_>) -> Option<Settings> {
         }
     }
     let limits = limits(document, &mut root);
+    let longest =
+        upstream.iter().flat_map(|upstream| &upstream.settings.classes).map(|class| class.hold).max();
+    if longest.is_some_and(|hold| hold > limits.drain_timeout) {
+        let message =
+            "is shorter than upstream.hold: if the gateway stops while Rails is away, who waits is dropped";
+        document.warn(0, "limits.drain_timeout", message);
+    }
     let log = log(&mut root);
     root.finish();
     let (upstream::Upstream { settings: upstream, wanted, secret, forward_prefixes }, auth) =

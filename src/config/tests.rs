@@ -118,6 +118,15 @@ fn ranges_include_their_borders_and_nothing_beyond() {
         ("upstream.classes.access", "queue_timeout", ["'1ms'", "'1h'"], ["'0s'", "'2h'"]),
         ("upstream.classes.access", "response_timeout", ["'1ms'", "'1h'"], ["'0s'", "'2h'"]),
         ("upstream.classes.access", "hold", ["'0s'", "'1h'"], ["'2h'", "5"]),
+        ("upstream", "slow_start", ["'0s'", "'1h'"], ["'2h'", "1"]),
+        ("upstream.health", "interval", ["'0s'", "'1h'"], ["'61m'", "'-1s'"]),
+        ("upstream.health", "timeout", ["'1ms'", "'1h'"], ["'0s'", "'2h'"]),
+        ("upstream.health", "healthy_after", ["1", "100"], ["0", "101"]),
+        ("upstream.health", "unhealthy_after", ["1", "100"], ["0", "101"]),
+        ("upstream.health", "path", ["'/'", "'/-/readiness?all=1'"], ["'ready'", "'/a b'"]),
+        ("upstream.ejection", "failures", ["0", "1000"], ["1001", "-1"]),
+        ("upstream.ejection", "pause", ["'1ms'", "'60s'"], ["'0s'", "'2h'"]),
+        ("upstream.ejection", "longest_pause", ["'1s'", "'1h'"], ["'0s'", "'2h'"]),
         ("upstream", "idle_timeout", ["'1ms'", "'1h'"], ["'0s'", "'61m'"]),
         ("upstream", "max_idle", ["0", "100_000"], ["-1", "100_001"]),
         ("auth.shell", "max_body", ["'0B'", "'1GiB'"], ["'-1B'", "'1048577KiB'"]),
@@ -179,13 +188,25 @@ fn what_is_allowed_but_hardly_meant_gives_a_warning() {
             "cache.discover.stale_if_error: is shorter",
         ),
         (
-            format!("{LEAST}[upstream.classes.kas]\nhold = '61s'"),
+            format!("{LEAST}[limits]\ndrain_timeout = '61s'\n[upstream.classes.kas]\nhold = '61s'"),
             "upstream.classes.kas.hold: is longer than clients",
         ),
         (
             format!("{LEAST}[upstream.classes.access]\nresponse_timeout = '61s'")
                 .replace("[auth", "total_timeout = '60s'\n[auth"),
             "upstream.classes.access.response_timeout: is longer than upstream.total_timeout",
+        ),
+        (
+            format!("{LEAST}[limits]\ndrain_timeout = '4s'"),
+            "limits.drain_timeout: is shorter than upstream.hold",
+        ),
+        (
+            format!("{LEAST}[upstream.health]\ntimeout = '1s'"),
+            "upstream.health: does nothing while there is one",
+        ),
+        (
+            format!("{LEAST}[upstream.ejection]\nfailures = 1"),
+            "upstream.ejection: does nothing while there is one",
         ),
         (format!("{LEAST}[cache]\nwait = '9s'"), "cache.wait: is shorter than the response_timeout"),
         (format!("{LEAST}[limits]\nhead = '16383B'"), "limits.head: SSH keys travel in the query"),

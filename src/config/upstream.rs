@@ -1,17 +1,15 @@
 //! `[upstream]`: where Rails is, and how to talk to it.
 
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::document::{Document, Placed, Section};
+use super::document::{Document, Section};
 use super::scalars::{DAY, HOUR, MILLISECOND, ZERO, as_usize, duration, optional_duration};
+use super::servers;
 use crate::auth::mint::Wanted;
 use crate::authority;
 use crate::route::Class;
 use crate::secret::ShellSecret;
-use crate::upstream::lanes;
-use crate::upstream::tls::{self, Identity, Tls};
-use crate::upstream::{self, Address, Target};
+use crate::upstream::{self, lanes};
 
 /// What `[upstream]` says, for more than one room.
 pub(super) struct Upstream {
@@ -25,21 +23,14 @@ pub(super) struct Upstream {
 
 pub(super) fn upstream(document: &Document<'_>, root: &mut Section<'_, '_>) -> Option<Upstream> {
     let Some(mut section) = root.section("upstream") else {
-        missing(document, 0);
+        servers::missing(document, 0);
         return None;
     };
-    if !section.has("url") {
-        missing(document, section.at());
-    }
-    let target = section.take("url", |value| {
-        let text = value.as_str().ok_or("expected a URL in quotes, such as \"http://127.0.0.1:8080\"")?;
-        Target::parse(text).map_err(|error| error.to_string())
-    });
+    let servers = servers::servers(document, &mut section);
+    let (checks, ejection) = servers::health(document, &mut section, servers.as_deref());
     let host = section.text("host", "a host name, perhaps with a port", |text| {
         authority::parse(text).map(|_| text.to_owned())
     });
-    let tls_section = section.section("tls");
-    let tls = tls(document, tls_section, target.as_ref());
     let connect_timeout =
         duration(&mut section, "connect_timeout", upstream::DEFAULT_CONNECT_TIMEOUT, MILLISECOND..=HOUR);
     let response_timeout = optional_duration(&mut section, "response_timeout", MILLISECOND..=HOUR);
@@ -62,8 +53,10 @@ pub(super) fn upstream(document: &Document<'_>, root: &mut Section<'_, '_>) -> O
     quarrels(document, section.at(), &classes, total_timeout);
     section.finish();
     let settings = upstream::Settings {
-        target: target?.value,
-        tls,
+        servers: servers?,
+        checks,
+        ejection,
+        load_memory: upstream::DEFAULT_LOAD_MEMORY,
         host: host.map(|host| host.value),
         connect_timeout,
         body_timeout,
@@ -104,14 +97,6 @@ fn credential(
         document.problem(secret.at, &secret.key, message);
     }
     (wanted, secret.map(|secret| secret.value))
-}
-
-fn missing(document: &Document<'_>, at: usize) {
-    document.problem(
-        at,
-        "upstream.url",
-        "is required: where Rails listens, such as \"http://127.0.0.1:8080\"",
-    );
 }
 
 /// As long as anybody who calls waits: sshd ends a login after two minutes, kas far earlier.
@@ -176,67 +161,6 @@ fn lane(mut section: Section<'_, '_>, known: lanes::Settings) -> lanes::Settings
     };
     section.finish();
     settings
-}
-
-/// Certificates are read here, so that what is wrong with them is told before anything runs.
-fn tls(
-    document: &Document<'_>,
-    section: Option<Section<'_, '_>>,
-    url: Option<&Placed<Target>>,
-) -> Option<Tls> {
-    let at = section.as_ref().map(Section::at);
-    let (mut name, mut roots, mut identity) = (None, None, None);
-    if let Some(mut section) = section {
-        let mut files = Files { document, section: &mut section };
-        roots = files.file("ca_file", tls::authorities);
-        identity = files.identity();
-        name = section.text("server_name", "a host name or an IP address", |text| Some(text.to_owned()));
-        section.finish();
-    }
-    let url = url?;
-    let Target { is_tls: true, address: Address::Tcp(host, _), .. } = &url.value else {
-        if let Some(at) = at {
-            let message = "is for an upstream.url that begins with https://; drop the section";
-            document.problem(at, "upstream.tls", message);
-        }
-        return None;
-    };
-    let name = name.as_ref().map_or(host, |name| &name.value);
-    let tls =
-        roots.map_or_else(tls::system_authorities, Ok).and_then(|roots| Tls::new(roots, identity, name));
-    let (at, key) = at.map_or((url.at, url.key.as_str()), |at| (at, "upstream.tls"));
-    tls.map_err(|error| document.problem(at, key, error.to_string())).ok()
-}
-
-/// The files that `[upstream.tls]` names.
-struct Files<'a, 'd, 't> {
-    document: &'a Document<'t>,
-    section: &'a mut Section<'d, 't>,
-}
-
-impl Files<'_, '_, '_> {
-    /// `None` if there is no such key, or if the file cannot be used, which is told.
-    fn file<T>(&mut self, key: &'static str, load: impl FnOnce(&Path) -> Result<T, tls::Error>) -> Option<T> {
-        let file = self
-            .section
-            .text(key, "the path of a file", |text| (!text.is_empty()).then(|| PathBuf::from(text)))?;
-        load(&file.value)
-            .map_err(|error| {
-                self.document.problem(file.at, &file.key, format!("{} {error}", file.value.display()));
-            })
-            .ok()
-    }
-
-    fn identity(&mut self) -> Option<Identity> {
-        let has = ["certificate_file", "key_file"].map(|key| self.section.has(key));
-        if has == [true, false] || has == [false, true] {
-            let message = "certificate_file and key_file go together; name both or none";
-            self.document.problem(self.section.at(), "upstream.tls", message);
-        }
-        let chain = self.file("certificate_file", tls::certificates);
-        let key = self.file("key_file", tls::key);
-        Some(Identity { chain: chain?, key: key? })
-    }
 }
 
 fn forward_prefixes(document: &Document<'_>, section: &mut Section<'_, '_>) -> Vec<String> {

@@ -85,6 +85,7 @@ impl Service<Authenticated> for Forward {
                 notes.upstream = Some(took.saturating_sub(course.waited));
                 notes.waited = Some(course.waited).filter(|waited| *waited >= NOT_AT_ONCE);
                 notes.is_resent = course.is_resent;
+                notes.server = course.server;
             });
             Ok(outcome?)
         })

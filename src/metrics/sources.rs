@@ -20,6 +20,8 @@ use crate::server::Connections;
 use crate::upstream::State;
 use crate::upstream::lanes::{Lane, Shed};
 
+mod servers;
+
 /// Where the series come from.
 #[derive(Debug)]
 pub struct Sources {
@@ -39,7 +41,8 @@ impl Collector for Sources {
         self.encode_shadow(&mut encoder)?;
         self.encode_hooks(&mut encoder)?;
         self.encode_connections(&mut encoder)?;
-        self.encode_waiting(&mut encoder)
+        self.encode_waiting(&mut encoder)?;
+        servers::encode(&self.upstream.servers, &mut encoder)
     }
 }
 
@@ -135,20 +138,7 @@ impl Sources {
     }
 
     fn encode_connections(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let (up, down) = (&self.upstream, &self.connections);
-        let open = ConstGauge::new(up.open.load(Relaxed));
-        single(encoder, "upstream_connections", "Connections to Rails, used or kept", &open)?;
-        let opened = ConstCounter::new(up.opened.load(Relaxed));
-        single(encoder, "upstream_connections_opened", "Connections made to Rails", &opened)?;
-        let refused = ConstCounter::new(up.refused.load(Relaxed));
-        single(encoder, "upstream_connect_failures", "Attempts to connect to Rails that failed", &refused)?;
-        let failures = ConstGauge::new(up.failures_in_a_row.load(Relaxed));
-        single(
-            encoder,
-            "upstream_failures_in_a_row",
-            "Failed requests since the last answer of Rails",
-            &failures,
-        )?;
+        let down = &self.connections;
         let open = ConstGauge::new(down.open.load(Relaxed));
         single(encoder, "client_connections", "Connections of clients", &open)?;
         let accepted = ConstCounter::new(down.accepted.load(Relaxed));
@@ -165,15 +155,6 @@ impl Sources {
         // Names of their own: a gauge and a counter cannot share one.
         let held = ConstCounter::new(up.hold.held());
         single(encoder, "upstream_holds", "Requests that have waited for a Rails that was away", &held)?;
-        let unread = ConstCounter::new(up.unread.load(Relaxed));
-        single(
-            encoder,
-            "upstream_unread",
-            "Requests that Rails had not read, and that were sent again",
-            &unread,
-        )?;
-        let resent = ConstCounter::new(up.resent.load(Relaxed));
-        single(encoder, "upstream_resent", "Reads that were sent again", &resent)?;
         let spent = ConstCounter::new(up.not_resent.load(Relaxed));
         single(encoder, "upstream_not_resent", "Reads that were not, since too many have been", &spent)?;
         let of_class = |encoder: &mut DescriptorEncoder<'_>, name, help, of: fn(&Lane) -> usize| {

@@ -12,7 +12,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::client::TlsStream;
 
-use super::State;
+use super::server::ServerState;
 use super::target::{Address, Target};
 use super::tls::Tls;
 
@@ -23,11 +23,11 @@ pub(super) struct Connector {
     is_tls: bool,
     tls: Option<Tls>,
     timeout: Duration,
-    state: Arc<State>,
+    state: Arc<ServerState>,
 }
 
 impl Connector {
-    pub(super) fn new(target: &Target, tls: Option<Tls>, timeout: Duration, state: Arc<State>) -> Self {
+    pub(super) fn new(target: &Target, tls: Option<Tls>, timeout: Duration, state: Arc<ServerState>) -> Self {
         Self { address: target.address.clone(), is_tls: target.is_tls, tls, timeout, state }
     }
 
@@ -75,11 +75,11 @@ enum Socket {
 #[derive(Debug)]
 pub(super) struct Stream {
     socket: Socket,
-    state: Arc<State>,
+    state: Arc<ServerState>,
 }
 
 impl Stream {
-    fn new(socket: Socket, state: Arc<State>) -> Self {
+    fn new(socket: Socket, state: Arc<ServerState>) -> Self {
         state.opened.fetch_add(1, Ordering::Relaxed);
         state.open.fetch_add(1, Ordering::Relaxed);
         Self { socket, state }

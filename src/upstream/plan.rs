@@ -42,8 +42,10 @@ impl Default for Plan {
 }
 
 /// What a request went through.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Course {
+    /// The server that it was sent to at last.
+    pub server: Option<Arc<str>>,
     /// How long it waited before it was sent.
     pub waited: Duration,
     /// Whether it was sent again.

@@ -22,8 +22,8 @@ use hyper::client::conn::http1;
 use parking_lot::Mutex;
 use tokio::task::AbortHandle;
 
-use super::State;
 use super::connect::{Connector, Stream};
+use super::server::ServerState;
 use crate::body::{Body, Carrier, Sending};
 use crate::clock::Clock;
 use crate::turn;
@@ -42,7 +42,7 @@ struct Kept {
     /// How many may be kept, by all threads together; they are counted in `state`.
     most: usize,
     idle_timeout: Duration,
-    state: Arc<State>,
+    state: Arc<ServerState>,
 }
 
 #[derive(Debug, Default)]
@@ -73,7 +73,12 @@ pub(super) enum Trouble {
 }
 
 impl Pool {
-    pub(super) fn new(connector: Connector, most: usize, idle_timeout: Duration, state: Arc<State>) -> Self {
+    pub(super) fn new(
+        connector: Connector,
+        most: usize,
+        idle_timeout: Duration,
+        state: Arc<ServerState>,
+    ) -> Self {
         let kept = Kept { lines: Mutex::default(), most, idle_timeout, state };
         Self { connector, kept: Arc::new(kept) }
     }
@@ -212,7 +217,7 @@ impl Kept {
             Some((waker, _)) => waker.clone(),
             None => Waker::noop().clone(),
         };
-        if !line.is_free(&mut Context::from_waker(&attendant)) {
+        if !line.is_free(&mut Context::from_waker(&attendant)) || self.state.health.is_drained() {
             return;
         }
         let one_more = |kept: usize| (kept < self.most).then_some(kept + 1);
@@ -221,7 +226,8 @@ impl Kept {
         }
         lines.idle.push((line, Clock::System.now()));
         if lines.attendant.is_none() {
-            let attendant = tokio::spawn(attend(Arc::downgrade(self))).abort_handle();
+            let state = Arc::clone(&self.state);
+            let attendant = tokio::spawn(attend(Arc::downgrade(self), state)).abort_handle();
             lines.attendant = Some((Waker::noop().clone(), attendant));
         }
     }
@@ -234,6 +240,9 @@ impl Kept {
             waker.clone_from(cx.waker());
         }
         let before = lines.idle.len();
+        if self.state.health.is_drained() {
+            lines.idle.clear();
+        }
         lines.idle.retain_mut(|(line, since)| now < *since + self.idle_timeout && line.is_free(cx));
         self.state.kept.fetch_sub(before - lines.idle.len(), Ordering::Relaxed);
         // The first is the oldest. One that is kept from now on cannot be due before that.
@@ -242,10 +251,14 @@ impl Kept {
 }
 
 /// Runs while there is a pool.
-async fn attend(kept: Weak<Kept>) {
+async fn attend(kept: Weak<Kept>, state: Arc<ServerState>) {
     let mut timer = pin!(tokio::time::sleep(Duration::ZERO));
+    let mut drained = pin!(state.health.drained());
     poll_fn(|cx| {
         loop {
+            while drained.as_mut().poll(cx).is_ready() {
+                drained.set(state.health.drained());
+            }
             let Some(kept) = kept.upgrade() else { return Poll::Ready(()) };
             timer.as_mut().reset(kept.look(cx).into());
             ready!(timer.as_mut().poll(cx));

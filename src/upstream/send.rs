@@ -1,28 +1,24 @@
 //! The way of one request to Rails and back.
 
-use std::io;
-use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use http::header::{self, HeaderValue};
 use http::{Method, Request, Response, Version};
 use http_body::Body as _;
-use tokio::sync::OwnedSemaphorePermit;
 use tower::retry::budget::Budget as _;
 
-use super::answer::accept;
-use super::hold::Full;
-use super::lanes::Lane;
+use super::attempt::{Attempt, Due};
+use super::balance::{Few, choose, has_another};
+use super::line::{BETWEEN_ATTEMPTS, Unreachable};
 use super::plan::{Course, Limits, Plan, Signer};
-use super::pool::Trouble;
+use super::server::{Again, Server};
+use super::target::below_root;
 use super::{Error, Upstream};
 use crate::body::{Body, Collected};
 use crate::clock::Clock;
 use crate::route::Class;
-
-/// How long after one attempt to connect the next one comes, while requests wait.
-const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(25);
 
 /// How long it gets between attempts with a request that was accepted and not read, which may be a proxy's way
 /// to say that there is nobody.
@@ -31,6 +27,24 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// Bytes of the largest body that is kept until there is an answer, so that it can be sent again. GitLab
 /// Shell's have a few hundred.
 const MOST_COPIED: usize = 64 * 1024;
+
+/// Where a request has been, and where it goes next.
+struct Way {
+    /// Servers that did not take it.
+    tried: Few,
+    /// The one that has just been connected to.
+    opened: Option<usize>,
+    /// How long it waits the next time that it was not read.
+    pause: Duration,
+}
+
+/// How it failed.
+enum Failed<'s> {
+    /// No server could be connected to.
+    Unreachable(Unreachable, Box<Request<Body>>),
+    /// This one gave no answer. See [`Attempt::Failed`].
+    At { server: &'s Server, error: Error, was_reset: bool },
+}
 
 impl Upstream {
     /// Sends a request whose target is a path below the relative URL root, and waits for the head
@@ -73,158 +87,126 @@ impl Upstream {
             request = read.unwrap_or(Err(Error::BodyStalled(limit)))?;
         }
         let copy = again(&request);
-        let mut pause = BETWEEN_ATTEMPTS;
+        let mut way = Way { tried: Few::default(), opened: None, pause: BETWEEN_ATTEMPTS };
         if self.state.hold.is_on() && limits.may_wait() {
-            self.wait_in_line(&limits, course).await?;
+            way.opened = Some(self.wait_in_line(plan.class, &limits, course).await?);
         }
         loop {
             let permit = self.admit(lane, plan, &limits, course).await?;
             if let Some(Signer(sign)) = &plan.signer {
                 sign(request.headers_mut());
             }
-            let sent = now();
-            let outcome = self.attempt(request, (sent, lane.settings().response_timeout), limits.end).await;
-            if !matches!(outcome, Err(Attempt::NotSent(..))) {
-                lane.took(now().saturating_duration_since(sent));
+            let response_timeout = lane.settings().response_timeout;
+            let due =
+                Due { sent: now(), response_timeout, end: limits.end, total_timeout: self.total_timeout };
+            let reached = self.reach(request, plan.class, due, &mut way).await;
+            if let Ok((_, server)) | Err(Failed::At { server, .. }) = &reached {
+                course.server = Some(Arc::clone(&server.name));
+                lane.took(now().saturating_duration_since(due.sent));
             }
-            match outcome {
-                Ok(answer) => return Ok(answer.map(|body| body.paced(permit, self.body_timeout, limits.end))),
-                Err(Attempt::NotSent(error, unsent)) => {
-                    drop(permit);
-                    if !limits.may_wait() || !may_pass(&error) {
-                        return Err(self.unreachable(error));
-                    }
-                    request = *unsent;
-                    self.wait_in_line(&limits, course).await?;
+            request = match reached {
+                Ok((answer, _)) => {
+                    return Ok(answer.map(|body| body.paced(permit, self.body_timeout, limits.end)));
                 }
-                Err(Attempt::Failed { error, was_reset }) => {
+                Err(Failed::Unreachable(unreachable, unsent)) => {
+                    drop(permit);
+                    if !limits.may_wait() || !unreachable.may_pass() {
+                        return Err(unreachable.into());
+                    }
+                    way.opened = Some(self.wait_in_line(plan.class, &limits, course).await?);
+                    way.tried = Few::default();
+                    *unsent
+                }
+                Err(Failed::At { server, error, was_reset }) => {
                     drop(permit);
                     let Some(copy) = copy.as_ref().and_then(again) else { return Err(error) };
-                    if was_reset && self.may_resend_unread && limits.may_wait() {
-                        self.state.unread.fetch_add(1, Ordering::Relaxed);
-                        // If that is too long, the line says so.
-                        let _ = limits.held(tokio::time::sleep(pause)).await;
-                        course.waited += pause;
-                        pause = (pause * 2).min(LONGEST_PAUSE);
-                        self.wait_in_line(&limits, course).await?;
-                    } else if !plan.is_read || course.is_resent || !self.may_be_sent_again(&error) {
-                        return Err(error);
-                    }
-                    request = copy;
+                    self.may_go_again(server, (error, was_reset), plan, &limits, (&mut way, course)).await?;
                     course.is_resent = true;
+                    copy
+                }
+            };
+        }
+    }
+
+    /// Sends a request to the first server that can be connected to.
+    async fn reach(
+        &self,
+        mut request: Request<Body>,
+        class: Class,
+        mut due: Due,
+        way: &mut Way,
+    ) -> Result<(Response<Body>, &Server), Failed<'_>> {
+        let is_one_of_several = self.servers.len() > 1;
+        let mut unreachable = None;
+        loop {
+            let known = way.opened.take().and_then(|place| self.servers.get(place));
+            let Some(server) = known.or_else(|| choose(&self.servers, class, way.tried, due.sent)) else {
+                let unreachable = unreachable.unwrap_or_else(Unreachable::all_drained);
+                return Err(Failed::Unreachable(unreachable, Box::new(request)));
+            };
+            way.tried.insert(server.place);
+            match server.attempt(request, class, due, is_one_of_several).await {
+                Ok(answer) => return Ok((answer, server)),
+                Err(Attempt::Failed { error, was_reset }) => {
+                    return Err(Failed::At { server, error, was_reset });
+                }
+                Err(Attempt::NotSent(error, unsent)) => {
+                    unreachable = Some(Unreachable::new(&server.name, error).or(unreachable));
+                    request = *unsent;
+                    due.sent = now();
+                    if has_another(&self.servers, way.tried) {
+                        server.state.is_sent_again(Again::Unreachable);
+                    }
                 }
             }
         }
     }
 
-    /// Waits for its turn among those of its class.
-    async fn admit(
+    /// Whether a request may be sent once more that got no answer: perhaps after a while. If not, that is how it
+    /// ends.
+    async fn may_go_again(
         &self,
-        lane: &Lane,
+        server: &Server,
+        (error, was_reset): (Error, bool),
         plan: &Plan,
         limits: &Limits,
-        course: &mut Course,
-    ) -> Result<OwnedSemaphorePermit, Error> {
-        if !limits.are_over()
-            && let Some(permit) = lane.try_admit()
-        {
-            return Ok(permit);
-        }
-        let begun = now();
-        let permit = limits.in_time(lane.admit(plan.may_wait)).await;
-        course.waited += now().saturating_duration_since(begun);
-        match permit {
-            Some(Ok(permit)) if !limits.are_over() => Ok(permit),
-            Some(Err(shed)) => Err(Error::Shed(shed)),
-            _ => Err(self.too_late(limits)),
-        }
-    }
-
-    /// Waits until Rails accepts connections again.
-    async fn wait_in_line(&self, limits: &Limits, course: &mut Course) -> Result<(), Error> {
-        let begun = now();
-        let waited = self.wait_until_it_is_back(limits).await;
-        course.waited += now().saturating_duration_since(begun);
-        waited
-    }
-
-    async fn wait_until_it_is_back(&self, limits: &Limits) -> Result<(), Error> {
-        let full = |Full| Error::HoldFull(self.target.address.to_string());
-        let place = self.state.hold.join(self.max_held).map_err(full)?;
-        let Some(_turn) = limits.held(place.turn()).await else { return Err(self.too_late(limits)) };
-        loop {
-            let error = match limits.held(self.pool.open()).await {
-                Some(Ok(())) => return Ok(()),
-                Some(Err(error)) if may_pass(&error) => error,
-                Some(Err(error)) => return Err(self.unreachable(error)),
-                None => return Err(self.too_late(limits)),
-            };
-            if limits.held(tokio::time::sleep(BETWEEN_ATTEMPTS)).await.is_none() {
-                return Err(match self.too_late(limits) {
-                    Error::Connect(..) => self.unreachable(error),
-                    other => other,
-                });
+        (way, course): (&mut Way, &mut Course),
+    ) -> Result<(), Error> {
+        let has_another = has_another(&self.servers, way.tried);
+        if was_reset && server.may_resend_unread && (has_another || limits.may_wait()) {
+            server.state.is_sent_again(Again::Unread);
+            if !has_another {
+                // If that is too long, the line says so.
+                let _ = limits.held(tokio::time::sleep(way.pause)).await;
+                course.waited += way.pause;
+                way.pause = (way.pause * 2).min(LONGEST_PAUSE);
+                way.opened = Some(self.wait_in_line(plan.class, limits, course).await?);
             }
+        } else if !plan.is_read || course.is_resent || !self.is_within_budget(server, &error) {
+            return Err(error);
         }
-    }
-
-    /// Which time is over.
-    fn too_late(&self, limits: &Limits) -> Error {
-        let now = now();
-        if limits.end.is_some_and(|end| now >= end) {
-            return Error::TotalTimeout(self.total_timeout);
+        if !has_another {
+            way.tried = Few::default();
         }
-        if limits.expires.is_some_and(|expires| now >= expires) {
-            return Error::Expires(self.target.address.to_string());
-        }
-        self.unreachable(io::Error::other("it has been away for as long as upstream.hold allows"))
-    }
-
-    async fn attempt(
-        &self,
-        mut request: Request<Body>,
-        (begun, response_timeout): (Instant, Duration),
-        end: Option<Instant>,
-    ) -> Result<Response<Body>, Attempt> {
-        let by = begun + response_timeout;
-        let by = end.map_or(by, |end| end.min(by));
-        let sending = request.body_mut().watch();
-        // Pinned here, so that the body is still there to be asked about when the time is up.
-        let mut sent = pin!(self.pool.send(request, &sending));
-        let error = match tokio::time::timeout_at(by.into(), sent.as_mut()).await {
-            Ok(Ok(answer)) => return accept(answer).map_err(Attempt::failed),
-            Ok(Err(Trouble::Connect(error, unsent))) => return Err(Attempt::NotSent(error, unsent)),
-            Ok(Err(Trouble::Sent(error, _))) if error.is_user() => Error::RequestBody(error.into()),
-            Ok(Err(Trouble::Sent(error, was_reset))) => {
-                let was_reset = was_reset || is_reset(&error);
-                return Err(Attempt::Failed { error: Error::Broken(error), was_reset });
-            }
-            // Rails cannot answer what it has not been given.
-            Err(_) if sending.is_under_way() => Error::BodyStalled(response_timeout),
-            Err(_) if end.is_some_and(|end| by >= end) => Error::TotalTimeout(self.total_timeout),
-            Err(_) => Error::Timeout(response_timeout),
-        };
-        Err(Attempt::failed(error))
+        Ok(())
     }
 
     /// The connection ended without an answer, and not too often.
-    fn may_be_sent_again(&self, error: &Error) -> bool {
+    fn is_within_budget(&self, server: &Server, error: &Error) -> bool {
         let has_ended = matches!(error, Error::Broken(error) if !error.is_parse());
         if !has_ended {
             return false;
         }
         let is_within = self.state.budget.withdraw();
-        let count = if is_within { &self.state.resent } else { &self.state.not_resent };
-        count.fetch_add(1, Ordering::Relaxed);
+        if is_within {
+            server.state.is_sent_again(Again::Read);
+        } else {
+            self.state.not_resent.fetch_add(1, Ordering::Relaxed);
+        }
         is_within
     }
 
-    fn unreachable(&self, error: io::Error) -> Error {
-        Error::Connect(self.target.address.to_string(), error)
-    }
-
     fn prepare(&self, request: &mut Request<Body>) -> Result<(), Error> {
-        request.headers_mut().insert(header::HOST, self.host.clone());
         if request.body().size_hint().exact().is_none() {
             // hyper takes a GET of unknown length for one without a body, unless told.
             request.headers_mut().insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
@@ -235,7 +217,7 @@ impl Upstream {
             request.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
         }
         *request.version_mut() = Version::HTTP_11;
-        let uri = self.target.below_root(std::mem::take(request.uri_mut()));
+        let uri = below_root(&self.root, std::mem::take(request.uri_mut()));
         *request.uri_mut() = uri.ok_or(Error::Unusable("no URI for the path"))?;
         Ok(())
     }
@@ -243,26 +225,6 @@ impl Upstream {
 
 fn now() -> Instant {
     Clock::System.now()
-}
-
-/// What came of sending a request once.
-enum Attempt {
-    /// No connection: nothing was sent.
-    NotSent(io::Error, Box<Request<Body>>),
-    Failed {
-        error: Error,
-        /// Whether the connection was reset. By a Rails on this machine, that means that its process has closed it
-        /// without having read all of the request, so that it cannot have acted on it: the kernel resets for
-        /// nothing else (RFC 1122 §4.2.2.13; for unix sockets Linux does the same), and one that had read
-        /// everything is closed in order. From elsewhere, it may be anything on the way.
-        was_reset: bool,
-    },
-}
-
-impl Attempt {
-    fn failed(error: Error) -> Self {
-        Self::Failed { error, was_reset: false }
-    }
 }
 
 /// Reads a body that says it is small, so that it may be sent again.
@@ -287,18 +249,4 @@ fn again(request: &Request<Body>) -> Option<Request<Body>> {
     *again.version_mut() = request.version();
     again.headers_mut().clone_from(request.headers());
     Some(again)
-}
-
-fn is_reset(error: &hyper::Error) -> bool {
-    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<io::Error>());
-    cause.is_some_and(|cause| {
-        // A broken pipe is what writing to a unix socket meets that is closed already.
-        matches!(cause.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
-    })
-}
-
-/// Whether a failure to connect may be over in a while. A certificate that is not believed or a socket
-/// that may not be opened are not.
-pub fn may_pass(error: &io::Error) -> bool {
-    !matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::PermissionDenied)
 }

@@ -103,7 +103,7 @@ impl fmt::Display for Tls {
 
 impl Tls {
     /// Believes what `roots` say about who is `name`, and shows `identity` to whoever asks.
-    pub fn new(roots: RootCertStore, identity: Option<Identity>, name: &str) -> Result<Self, Error> {
+    pub fn new(roots: RootCertStore, identity: Option<&Identity>, name: &str) -> Result<Self, Error> {
         let name = ServerName::try_from(name.to_owned()).map_err(|_| Error::Name(name.to_owned()))?;
         // By name: there may be another provider in the process, and then none is the default.
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -114,7 +114,7 @@ impl Tls {
         let mut config = match identity {
             None => builder.with_no_client_auth(),
             Some(Identity { chain, key }) => {
-                builder.with_client_auth_cert(chain, key).map_err(Error::Identity)?
+                builder.with_client_auth_cert(chain.clone(), key.clone_key()).map_err(Error::Identity)?
             }
         };
         config.alpn_protocols = vec![b"http/1.1".to_vec()];

@@ -11,6 +11,7 @@ use super::fake::{Manners, ROOT_KEY, Rails, Reply, gitlab};
 use super::stage::{Running, Setup};
 
 const HELD: &str = "railgate_upstream_held";
+const UNREAD: &str = r#"railgate_upstream_resent_total{reason="unread"}"#;
 
 /// A gateway in front of a port that refuses connections until somebody moves in.
 struct Stage {
@@ -203,10 +204,8 @@ async fn what_rails_has_not_read_is_sent_again() {
             wire.write(&ask.to_bytes("close")).await;
             wires.push(wire);
         }
-        eventually("it to be sent again", async || {
-            stage.metric("railgate_upstream_unread_total").await.filter(|count| *count > 5)
-        })
-        .await;
+        eventually("it to be sent again", async || stage.metric(UNREAD).await.filter(|count| *count > 5))
+            .await;
         assert_eq!(stage.rails.count(), 0);
         stage.rails.recover();
         for wire in &mut wires {
@@ -224,7 +223,7 @@ async fn what_rails_has_read_is_not_sent_again() {
     stage.rails.always(Reply::hang_up());
     let (answer, asked) = stage.send_counting(&allowed()).await;
     answer.assert_failure(502);
-    assert_eq!((asked, stage.metric("railgate_upstream_unread_total").await), (1, Some(0)));
+    assert_eq!((asked, stage.metric(UNREAD).await), (1, Some(0)));
     // Nor what is not in memory, or what the operator does not want to be sent again.
     stage.rails.behave(Manners::Deaf, gitlab);
     let large = Ask::post("allowed").with_secret().body(vec![b'x'; 70_000]);
@@ -232,7 +231,7 @@ async fn what_rails_has_read_is_not_sent_again() {
     let stage = patient().set("upstream.resend_unread", false).start().await;
     stage.rails.behave(Manners::Deaf, gitlab);
     stage.send(&allowed()).await.assert_failure(502);
-    assert_eq!(stage.metric("railgate_upstream_unread_total").await, Some(0));
+    assert_eq!(stage.metric(UNREAD).await, Some(0));
 }
 
 /// Of those who wait, all are told the same, and how long they have waited is not Rails' time.

@@ -151,7 +151,7 @@ async fn a_read_is_sent_again_and_nothing_else() {
     stage.rails.answer(hang_up_once);
     let (answer, asked) = stage.send_counting(&user(1)).await;
     assert_eq!((answer.status, answer.text(), asked), (200, "null", 2), "{answer}");
-    stage.reaches("railgate_upstream_resent_total", 1).await;
+    stage.reaches(r#"railgate_upstream_resent_total{reason="read"}"#, 1).await;
     for ask in [
         allowed(),
         Ask::post("pre_receive").with_secret().json("{}"),
@@ -185,7 +185,7 @@ async fn what_is_sent_again_has_a_budget() {
     // A tenth of a hundred, and one for each second of the ten that the budget remembers.
     assert!((1..=21).contains(&resent), "{resent}");
     let (counted, spent) = (
-        stage.metric("railgate_upstream_resent_total").await,
+        stage.metric(r#"railgate_upstream_resent_total{reason="read"}"#).await,
         stage.metric("railgate_upstream_not_resent_total").await,
     );
     assert_eq!((counted, spent), (Some(resent), Some(100 - resent)));

@@ -109,7 +109,11 @@ impl Setup {
         } else {
             rails.url()
         };
-        let mut lines = vec![format!("upstream.url = \"{url}{}\"", self.root)];
+        self.lines(Some(format!("upstream.url = \"{url}{}\"", self.root)))
+    }
+
+    fn lines(&self, url: Option<String>) -> String {
+        let mut lines = Vec::from_iter(url);
         lines.extend(self.keys.iter().map(|(key, value)| format!("{key} = {value}")));
         lines.push("[[listen]]\naddress = \"127.0.0.1:0\"".to_owned());
         lines.push(format!("[[listen]]\naddress = \"unix:{}\"", self.socket().display()));
@@ -119,8 +123,16 @@ impl Setup {
 
     /// What a gateway is made of.
     pub fn settings(&self, rails: &Peer) -> config::Settings {
-        let text = self.config(rails);
-        config::parse("test.toml", &text).unwrap_or_else(|error| panic!("{error}\n{text}")).settings
+        Self::parsed(&self.config(rails))
+    }
+
+    /// The same in front of servers, each a section of the file.
+    pub fn settings_of(&self, servers: &str) -> config::Settings {
+        Self::parsed(&format!("{}\n{servers}", self.lines(None)))
+    }
+
+    fn parsed(text: &str) -> config::Settings {
+        config::parse("test.toml", text).unwrap_or_else(|error| panic!("{error}\n{text}")).settings
     }
 
     /// A gateway in front of a Rails that answers like a small GitLab, over TCP.
@@ -172,11 +184,14 @@ impl Running {
         String::from_utf8(answer.body).unwrap()
     }
 
-    /// The value of a series, named with its labels.
+    /// The value of a series, named with its labels; of all servers together, if it names none.
     pub async fn metric(&self, series: &str) -> Option<usize> {
         let metrics = self.metrics().await;
-        let line = metrics.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '))?;
-        Some(line.parse().unwrap())
+        let lines =
+            metrics.lines().map(|line| if series.contains(SERVER) { line.into() } else { of_any(line) });
+        let values =
+            lines.filter_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse::<usize>().ok());
+        values.fold(None, |sum, value| Some(sum.unwrap_or(0) + value))
     }
 
     /// Waits until a series has this value. Counters move when an answer has been sent, which may
@@ -199,6 +214,18 @@ impl Running {
         let ended = self.ended.take().expect("the end is waited for once");
         soon("the gateway to stop", ended).await.unwrap().unwrap()
     }
+}
+
+const SERVER: &str = "server=\"";
+
+/// A line of the metrics without the server in it.
+fn of_any(line: &str) -> String {
+    let Some((before, (_, after))) =
+        line.split_once(SERVER).and_then(|(before, rest)| Some((before, rest.split_once('"')?)))
+    else {
+        return line.to_owned();
+    };
+    format!("{before}{}", after.strip_prefix(',').unwrap_or(after)).replace("{}", "")
 }
 
 /// A gateway and the Rails behind it.

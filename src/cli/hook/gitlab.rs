@@ -6,7 +6,7 @@ use std::time::Duration;
 use http::{Method, StatusCode};
 use railgate::secret::Token;
 use railgate::upstream::tls::{self, Tls};
-use railgate::upstream::{self, Address, Target, Upstream};
+use railgate::upstream::{self, Address, ServerSettings, Target, Upstream};
 use serde_json::{Value, json};
 
 use super::client;
@@ -32,12 +32,10 @@ impl Gitlab {
         let target = Target::parse(url).map_err(|error| format!("--gitlab {url}: {error}"))?;
         let token = Token::load(api_token)
             .map_err(|error| format!("--api-token-file {}: {error}", api_token.display()))?;
-        let mut settings = upstream::Settings::new(target);
-        settings.connect_timeout = CONNECT_TIMEOUT;
-        if ca.is_some() && !settings.target.is_tls {
+        if ca.is_some() && !target.is_tls {
             return Err(format!("--ca-file: is for a --gitlab that begins with https://, not {url}"));
         }
-        settings.tls = match &settings.target {
+        let tls = match &target {
             Target { is_tls: true, address: Address::Tcp(host, _), .. } => {
                 let roots = match ca {
                     Some(ca) => tls::authorities(ca)
@@ -51,6 +49,8 @@ impl Gitlab {
             }
             _ => None,
         };
+        let mut settings = upstream::Settings::of(ServerSettings { target, tls, is_backup: false });
+        settings.connect_timeout = CONNECT_TIMEOUT;
         let api = Upstream::alone(settings);
         Ok(Self { url: url.to_owned(), api, token })
     }

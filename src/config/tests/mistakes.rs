@@ -67,7 +67,7 @@ max_idle = "many"
 forward_prefixes = ["/api/v4/geo", "/api/v4/geo/"]
 #^ upstream.forward_prefixes: "/api/v4/geo" must name a path between two slashes, such as "/api/v4/geo/"
 retries = 3
-#^ upstream.retries: unknown key; known here: url, host, tls, connect_timeout, response_timeout, body_timeout, total_timeout, hold, max_held, resend_percent, resend_unread, classes, idle_timeout, max_idle, forward_prefixes, credential, secret_file
+#^ upstream.retries: unknown key; known here: url, server, tls, slow_start, ejection, health, host, connect_timeout, response_timeout, body_timeout, total_timeout, hold, max_held, resend_percent, resend_unread, classes, idle_timeout, max_idle, forward_prefixes, credential, secret_file
 
 [auth.shell]
 secret_file = "/nowhere/secret"
@@ -213,6 +213,56 @@ fn tls_needs_certificates_that_can_be_used() {
     }
     let problems = files.problems(&format!("{LEAST}{section}"));
     assert!(problems[0].contains("is for an upstream.url that begins with https://"), "{problems:?}");
+}
+
+#[test]
+fn servers_have_to_be_those_of_one_gitlab() {
+    let server = |keys: &str| format!("[[upstream.server]]\n{keys}\n");
+    let one = server("url = 'http://10.0.0.1'");
+    for (text, key, told) in [
+        (
+            format!("[upstream]\nurl = 'http://10.0.0.2'\n{one}"),
+            "upstream.url",
+            "is for one server; with [[upstream",
+        ),
+        ("[upstream]\nserver = []\n".to_owned(), "upstream.url", "is required"),
+        (format!("{one}{}", server("backup = true")), "upstream.server.url", "is required in each"),
+        (format!("{one}{}", server("url = 'rails'")), "upstream.server.url", "must begin with http"),
+        (format!("{one}{one}"), "upstream.server.url", "10.0.0.1:80 is there twice"),
+        (format!("{one}{}", server("url = 'http://10.0.0.1:80/'")), "upstream.server.url", "is there twice"),
+        (
+            format!("{one}{}", server("url = 'http://rails/gitlab'")),
+            "upstream.server.url",
+            "all servers are of one",
+        ),
+        (
+            server("url = 'http://rails'\nbackup = true"),
+            "upstream.server.url",
+            "one server at least must not",
+        ),
+        (server("url = 'http://rails'\nbackup = 'no'"), "upstream.server.backup", "expected true or false"),
+        (
+            server("url = 'http://rails'\nweight = 2"),
+            "upstream.server.weight",
+            "unknown key; known here: url, backup",
+        ),
+        (format!("{one}[upstream.tls]\n"), "upstream.tls", "is for an upstream.url that begins with https"),
+        (
+            format!("{one}[upstream.ejection]\npause = '2s'\nlongest_pause = '1s'"),
+            "upstream.ejection.longest_pause",
+            "is shorter than the first pause",
+        ),
+    ] {
+        let text = format!("{text}\n[auth.shell]\nsecret_file = 'DIR/gitlab_shell_secret'\n");
+        let problems = Files::new().problems(&text);
+        let is_told =
+            problems.len() == 1 && problems[0].contains(&format!(" {key}: ")) && problems[0].contains(told);
+        assert!(is_told, "{text}\n{problems:?}");
+    }
+    let many: String = (0..65).map(|nth| server(&format!("url = 'http://10.0.0.{nth}'"))).collect();
+    let text = format!("{many}[auth.shell]\nsecret_file = 'DIR/gitlab_shell_secret'\n");
+    let problems = Files::new().problems(&text);
+    assert!(problems.len() == 1 && problems[0].contains("there are 65 servers, 64 may be"), "{problems:?}");
 }
 
 #[test]

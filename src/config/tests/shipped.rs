@@ -51,10 +51,8 @@ fn every_key_of_the_annotated_file_can_be_used() {
     let text = uncommented()
         .replace("127.0.0.1:9181", "unix:/run/railgate/admin.sock")
         .replace("127.0.0.1:8282", "unix:/run/railgate/hooks.sock")
-        .replace(
-            "http+unix://%2Fvar%2Fopt%2Fgitlab%2Fgitlab-workhorse%2Fsockets%2Fsocket",
-            "https://10.0.0.1",
-        );
+        // Either one server or several.
+        .replace("url = \"http+unix://%2Fvar%2Fopt%2Fgitlab%2Fgitlab-workhorse%2Fsockets%2Fsocket\"\n", "");
     let settings = Files::new().load(&text);
     assert_eq!(settings.workers, 2);
     assert_eq!(settings.listen, [tcp(8181), unix("/run/railgate/railgate.sock", 0o660)]);
@@ -64,7 +62,14 @@ fn every_key_of_the_annotated_file_can_be_used() {
     assert_eq!(hooks.endpoint, unix("/run/railgate/hooks.sock", 0o660));
     assert!(hooks.token.unwrap().is_shown_as(b"h00k") && hooks.signing_token.is_some());
     assert_eq!(hooks.settle.as_secs(), 5);
-    assert!(settings.upstream.tls.is_some() && settings.mint.is_some());
+    let servers = &settings.upstream.servers;
+    assert!(servers[0].tls.is_some() && !servers[0].is_backup && settings.mint.is_some());
+    assert!(servers.len() == 2 && servers[1].tls.is_none() && servers[1].is_backup);
+    let shown = |ejection, checks| format!("{ejection:?} {checks:?}");
+    assert_eq!(
+        shown(settings.upstream.ejection, settings.upstream.checks),
+        shown(upstream::Ejection::default(), upstream::Checks::default())
+    );
     assert_eq!(settings.upstream.host.as_deref(), Some("gitlab.example.com"));
     assert_eq!(settings.auth.kas.unwrap().audience.as_deref(), Some("gitlab"));
 }

@@ -41,6 +41,7 @@ pub(super) fn write(watch: &Watch, notes: &Notes, took: Duration, whole: bool) {
                 route = notes.route,
                 caller = notes.caller.as_str(),
                 cache = notes.cache.as_str(),
+                upstream_addr = notes.server.as_deref(),
                 upstream_duration_s = notes.upstream.map(|upstream| upstream.as_secs_f64()),
                 queue_duration_s = notes.waited.map(|waited| waited.as_secs_f64()),
                 resent = notes.is_resent.then_some(true),

@@ -10,7 +10,7 @@ use super::*;
 struct Stage {
     pool: Pool,
     rails: UnixListener,
-    state: Arc<State>,
+    state: Arc<ServerState>,
     path: std::path::PathBuf,
 }
 
@@ -20,7 +20,8 @@ impl Stage {
         let _ = std::fs::remove_file(&path);
         let rails = UnixListener::bind(&path).unwrap();
         let target = Target { address: Address::Unix(path.clone()), is_tls: false, root: String::new() };
-        let state = Arc::new(State::new(&Settings::new(target.clone())));
+        let settings = Settings::new(target.clone());
+        let state = Arc::new(ServerState::new(&settings.servers[0], &settings));
         let connector = Connector::new(&target, None, Duration::from_secs(60), Arc::clone(&state));
         let pool = Pool::new(connector, 10, Duration::from_secs(60), Arc::clone(&state));
         Self { pool, rails, state, path }
@@ -126,7 +127,8 @@ async fn what_is_written_to_a_connection_that_is_closed_is_known_to_be_unread() 
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = Address::Tcp("127.0.0.1".into(), listener.local_addr().unwrap().port());
     let target = Target { address, is_tls: false, root: String::new() };
-    let state = Arc::new(State::new(&Settings::new(target.clone())));
+    let settings = Settings::new(target.clone());
+    let state = Arc::new(ServerState::new(&settings.servers[0], &settings));
     let connector = Connector::new(&target, None, Duration::from_secs(60), Arc::clone(&state));
     let pool = Pool::new(connector, 10, Duration::from_secs(60), Arc::clone(&state));
     pool.open().await.unwrap();

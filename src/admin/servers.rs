@@ -1,0 +1,49 @@
+//! `POST /servers`: what is known of the servers of Rails, and draining them.
+
+use std::time::Instant;
+
+use http::StatusCode;
+use serde_json::{Value, json};
+
+use crate::upstream::{ServerState, State};
+
+/// Shows all servers, after doing what `body` says, if it says anything.
+pub(super) fn servers(upstream: &State, body: &[u8], now: Instant) -> (StatusCode, Value) {
+    match change(upstream, body) {
+        Ok(()) => {
+            let shown: Vec<Value> = upstream.servers.iter().map(|server| show(server, now)).collect();
+            (StatusCode::OK, json!({ "servers": shown }))
+        }
+        Err(wrong) => (StatusCode::BAD_REQUEST, json!({ "message": format!("400 Bad Request: {wrong}") })),
+    }
+}
+
+fn change(upstream: &State, body: &[u8]) -> Result<(), String> {
+    if body.is_empty() {
+        return Ok(());
+    }
+    let said = serde_json::from_slice::<Value>(body).ok();
+    let said = said.as_ref().and_then(Value::as_object).filter(|said| said.len() == 2);
+    let name = said.and_then(|said| said.get("server")?.as_str());
+    let drain = said.and_then(|said| said.get("drain")?.as_bool());
+    let (Some(name), Some(drain)) = (name, drain) else {
+        return Err("say nothing, or which server, and whether to drain it: {server: …, drain: true}".into());
+    };
+    let Some(server) = upstream.servers.iter().find(|server| server.name == name) else {
+        let known: Vec<&str> = upstream.servers.iter().map(|server| server.name.as_str()).collect();
+        return Err(format!("there is no such server; there is {}", known.join(", ")));
+    };
+    server.health.drain(drain);
+    Ok(())
+}
+
+fn show(server: &ServerState, now: Instant) -> Value {
+    json!({
+        "server": server.name,
+        "state": server.condition(now).as_str(),
+        "backup": server.is_backup,
+        "requests": server.in_flight(),
+        "connections": server.connections(),
+        "failures_in_a_row": server.failures_in_a_row(),
+    })
+}

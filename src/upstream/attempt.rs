@@ -1,0 +1,147 @@
+//! Sending a request to one server, once, and what that tells of the server.
+
+use std::io;
+use std::pin::pin;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use http::header::{self, HeaderValue};
+use http::{Request, Response, StatusCode};
+
+use super::Error;
+use super::answer::accept;
+use super::health::Reason;
+use super::pool::Trouble;
+use super::server::Server;
+use crate::body::Body;
+use crate::clock::Clock;
+use crate::route::Class;
+
+/// Until when there has to be an answer.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Due {
+    /// When the request is sent.
+    pub(super) sent: Instant,
+    /// How long it may take then.
+    pub(super) response_timeout: Duration,
+    /// When all of the answer has to be there, and how long that is from its beginning.
+    pub(super) end: Option<Instant>,
+    pub(super) total_timeout: Duration,
+}
+
+/// Why there is no answer.
+pub(super) enum Attempt {
+    /// No connection: nothing was sent.
+    NotSent(io::Error, Box<Request<Body>>),
+    Failed {
+        error: Error,
+        /// Whether the connection was reset. By a Rails on this machine, that means that its process has closed it
+        /// without having read all of the request, so that it cannot have acted on it: the kernel resets for
+        /// nothing else (RFC 1122 §4.2.2.13; for unix sockets Linux does the same), and one that had read
+        /// everything is closed in order. From elsewhere, it may be anything on the way.
+        was_reset: bool,
+    },
+}
+
+impl Attempt {
+    fn failed(error: Error) -> Self {
+        Self::Failed { error, was_reset: false }
+    }
+
+    /// What it says of the server. What the client did, or what else took time, says nothing.
+    fn reason(&self) -> Option<Reason> {
+        match self {
+            Self::NotSent(..) => Some(Reason::Unreachable),
+            Self::Failed { error: Error::Timeout(_), .. } => Some(Reason::Timeout),
+            Self::Failed { error: Error::Broken(_) | Error::Unusable(_), .. } => Some(Reason::Broken),
+            Self::Failed { .. } => None,
+        }
+    }
+}
+
+impl Server {
+    /// Sends a request. The host is this server's, whatever it was.
+    pub(super) async fn attempt(
+        &self,
+        mut request: Request<Body>,
+        class: Class,
+        due: Due,
+        is_one_of_several: bool,
+    ) -> Result<Response<Body>, Attempt> {
+        request.headers_mut().insert(header::HOST, self.host.clone());
+        let load = if is_one_of_several { self.state.load.begin(class) } else { None };
+        let outcome = self.send(request, due).await;
+        drop(load);
+        let now = Clock::System.now();
+        let reason = match &outcome {
+            Ok(answer) => has_nobody_behind_it(answer).then_some(Reason::Status),
+            Err(attempt) => attempt.reason(),
+        };
+        if !matches!(outcome, Err(Attempt::NotSent(..))) {
+            self.state.took.observe(now.saturating_duration_since(due.sent));
+        }
+        match (&outcome, reason) {
+            (Ok(_), _) => self.state.failures_in_a_row.store(0, Ordering::Relaxed),
+            (Err(_), Some(_)) => {
+                self.state.failures_in_a_row.fetch_add(1, Ordering::Relaxed);
+            }
+            (Err(_), None) => {}
+        }
+        if is_one_of_several {
+            match (&outcome, reason) {
+                (_, Some(reason)) => self.state.health.failed(due.sent, reason, now),
+                (Ok(_), None) => self.state.health.answered(due.sent, now),
+                (Err(_), None) => {}
+            }
+        }
+        outcome
+    }
+
+    async fn send(&self, mut request: Request<Body>, due: Due) -> Result<Response<Body>, Attempt> {
+        let Due { sent, response_timeout, end, total_timeout } = due;
+        let by = sent + response_timeout;
+        let by = end.map_or(by, |end| end.min(by));
+        let sending = request.body_mut().watch();
+        // Pinned here, so that the body is still there to be asked about when the time is up.
+        let mut sent = pin!(self.pool.send(request, &sending));
+        let error = match tokio::time::timeout_at(by.into(), sent.as_mut()).await {
+            Ok(Ok(answer)) => return accept(answer).map_err(Attempt::failed),
+            Ok(Err(Trouble::Connect(error, unsent))) => return Err(Attempt::NotSent(error, unsent)),
+            Ok(Err(Trouble::Sent(error, _))) if error.is_user() => Error::RequestBody(error.into()),
+            Ok(Err(Trouble::Sent(error, was_reset))) => {
+                let was_reset = was_reset || is_reset(&error);
+                return Err(Attempt::Failed { error: Error::Broken(error), was_reset });
+            }
+            // Rails cannot answer what it has not been given.
+            Err(_) if sending.is_under_way() => Error::BodyStalled(response_timeout),
+            Err(_) if end.is_some_and(|end| by >= end) => Error::TotalTimeout(total_timeout),
+            Err(_) => Error::Timeout(response_timeout),
+        };
+        Err(Attempt::failed(error))
+    }
+}
+
+/// Whether an answer is one of a proxy whose Rails is away. Rails itself says 503 too, in JSON, if it is
+/// Gitaly that is away or slow (contract §1.2).
+fn has_nobody_behind_it<B>(answer: &Response<B>) -> bool {
+    let kind = answer.headers().get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+    match answer.status() {
+        StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT => true,
+        StatusCode::SERVICE_UNAVAILABLE => !kind.starts_with(b"application/json"),
+        _ => false,
+    }
+}
+
+fn is_reset(error: &hyper::Error) -> bool {
+    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<io::Error>());
+    cause.is_some_and(|cause| {
+        // A broken pipe is what writing to a unix socket meets that is closed already.
+        matches!(cause.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
+    })
+}
+
+/// Whether a failure to connect may be over in a while. A certificate that is not believed or a socket
+/// that may not be opened are not.
+pub fn may_pass(error: &io::Error) -> bool {
+    !matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::PermissionDenied)
+}

@@ -1,0 +1,122 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::super::health::Reason;
+use super::super::{Ejection, ServerSettings, ServerState, Settings, Target};
+use super::*;
+use crate::clock::Clock;
+
+/// So many servers, of which the last are backups; ejected after one failure, without health checks.
+fn servers(count: usize, backups: usize) -> Vec<Server> {
+    let server = |nth: usize| ServerSettings {
+        target: Target::parse(&format!("http://10.0.0.{nth}:80")).unwrap(),
+        tls: None,
+        is_backup: nth >= count - backups,
+    };
+    let mut settings = Settings::new(Target::parse("http://rails").unwrap());
+    settings.servers = (0..count).map(server).collect();
+    settings.checks.interval = Duration::ZERO;
+    settings.ejection = Ejection { failures: 1, ..Ejection::default() };
+    let new = |(place, server)| {
+        Server::new(place, server, &settings, Arc::new(ServerState::new(server, &settings)))
+    };
+    settings.servers.iter().enumerate().map(new).collect()
+}
+
+/// How often each is chosen.
+fn chosen(servers: &[Server], tried: Few, now: Instant) -> Vec<usize> {
+    let mut counts = vec![0; servers.len()];
+    for _ in 0..10_000 {
+        if let Some(server) = choose(servers, Class::Lookup, tried, now) {
+            counts[server.place] += 1;
+        }
+    }
+    counts
+}
+
+fn few(places: &[usize]) -> Few {
+    let mut few = Few::default();
+    for place in places {
+        few.insert(*place);
+    }
+    few
+}
+
+fn fails(server: &Server, now: Instant) {
+    server.state.health.failed(now, Reason::Unreachable, now);
+}
+
+#[test]
+fn some_places_are_some_places() {
+    for places in [&[][..], &[0], &[63], &[0, 1, 2], &[3, 17, 40, 63]] {
+        let few = few(places);
+        assert_eq!(few.len() as usize, places.len());
+        let found: Vec<usize> = (0..few.len()).map(|nth| few.nth(nth)).collect();
+        assert_eq!(found, places);
+        assert!((0..64).all(|place| few.has(place) == places.contains(&place)));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn equals_get_the_same_and_one_that_is_slow_or_busy_gets_less() {
+    let (servers, now) = (servers(3, 0), Clock::System.now());
+    let equal = chosen(&servers, Few::default(), now);
+    assert!(equal.iter().all(|count| (2_900..3_800).contains(count)), "{equal:?}");
+    let slow = servers[1].state.load.begin(Class::Lookup);
+    tokio::time::advance(Duration::from_secs(1)).await;
+    drop(slow);
+    let _busy = [servers[2].state.load.begin(Class::Lookup), servers[2].state.load.begin(Class::Lookup)];
+    let counts = chosen(&servers, Few::default(), now);
+    // The slowest never wins, and of the other two each is met by it as often.
+    assert!(counts[1] == 0 && counts[2] < counts[0], "{counts:?}");
+    let other = choose(&servers, Class::Access, few(&[0, 2]), now).unwrap();
+    assert_eq!(other.place, 1, "for what it has not been tried");
+}
+
+#[tokio::test(start_paused = true)]
+async fn backups_are_for_when_nobody_else_takes_part_and_who_is_out_for_when_nobody_does() {
+    let (servers, now) = (servers(4, 2), Clock::System.now());
+    let is_chosen = |tried: &[usize]| -> Vec<usize> {
+        let counts = chosen(&servers, few(tried), now);
+        (0..4).filter(|place| counts[*place] > 0).collect()
+    };
+    assert_eq!(is_chosen(&[]), [0, 1]);
+    assert_eq!(is_chosen(&[0]), [1]);
+    assert_eq!(is_chosen(&[0, 1]), [2, 3]);
+    assert!(is_chosen(&[0, 1, 2, 3]).is_empty());
+    fails(&servers[0], now);
+    assert_eq!(is_chosen(&[]), [1]);
+    fails(&servers[1], now);
+    assert_eq!(is_chosen(&[]), [2, 3]);
+    assert_eq!(is_chosen(&[2, 3]), [0, 1], "those that are out, before nobody");
+    fails(&servers[2], now);
+    fails(&servers[3], now);
+    assert_eq!(is_chosen(&[]), [0, 1, 2, 3]);
+    servers[0].state.health.drain(true);
+    assert_eq!(is_chosen(&[]), [1, 2, 3], "but whom an operator has drained");
+    assert!(has_another(&servers, few(&[1, 2])) && !has_another(&servers, few(&[1, 2, 3])));
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_its_pause_one_request_tries_a_server() {
+    let (servers, now) = (servers(2, 0), Clock::System.now());
+    fails(&servers[0], now);
+    assert_eq!(chosen(&servers, Few::default(), now), [0, 10_000]);
+    let later = now + Duration::from_secs(1);
+    assert_eq!(chosen(&servers, Few::default(), later), [1, 9_999]);
+    servers[0].state.health.answered(later, later);
+    // A tenth of those that would be its.
+    let counts = chosen(&servers, Few::default(), later);
+    assert!((100..1_200).contains(&counts[0]), "{counts:?}");
+    let well = later + Ejection::default().slow_start;
+    assert!(chosen(&servers, Few::default(), well)[0] > 3_000);
+}
+
+#[test]
+fn one_that_is_alone_is_chosen_once_unless_it_is_drained() {
+    let (servers, now) = (servers(1, 0), Clock::System.now());
+    assert!(choose(&servers, Class::Lookup, Few::default(), now).is_some());
+    assert!(choose(&servers, Class::Lookup, few(&[0]), now).is_none());
+    servers[0].state.health.drain(true);
+    assert!(choose(&servers, Class::Lookup, Few::default(), now).is_none());
+}

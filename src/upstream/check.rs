@@ -1,0 +1,107 @@
+//! Health checks: each of several servers is asked again and again whether it is well.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use http::header::{self, HeaderValue};
+use http::{Request, Uri};
+
+use super::pool::Trouble;
+use super::server::Server;
+use super::target::below_root;
+use super::{Settings as All, State};
+use crate::body::Body;
+use crate::clock::Clock;
+
+/// What `[upstream.health]` of the configuration says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// What is asked for, below the relative URL root. Any 2xx is good.
+    pub path: String,
+    /// How often; never, if it is zero.
+    pub interval: Duration,
+    /// How long an answer may take, connecting included.
+    pub timeout: Duration,
+    /// How many good ones in a row it takes until an unhealthy server takes part again.
+    pub healthy_after: u32,
+    /// How many bad ones in a row make a server unhealthy.
+    pub unhealthy_after: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            // GitLab's own, of the process that answers, not of all that it needs.
+            path: "/-/readiness".to_owned(),
+            interval: Duration::from_secs(5),
+            timeout: Duration::from_secs(2),
+            healthy_after: 2,
+            unhealthy_after: 3,
+        }
+    }
+}
+
+/// Asks, if there is more than one server.
+#[derive(Debug)]
+pub struct Watch {
+    servers: Vec<Server>,
+    uri: Option<Uri>,
+    settings: Settings,
+}
+
+impl Watch {
+    /// What is found out is written down in `state`, which has to be made of the same settings.
+    pub fn new(all: &All, state: &State) -> Self {
+        // A connection for each check: whether there is one to be had is the half of it.
+        let all = All { max_idle: 0, ..all.clone() };
+        let uri = all.has_checks().then(|| Uri::try_from(all.checks.path.as_str()).ok()).flatten();
+        let uri = uri.and_then(|uri| below_root(all.relative_root(), uri));
+        let server =
+            |(place, (server, state)): (_, (_, &Arc<_>))| Server::new(place, server, &all, Arc::clone(state));
+        let servers = all.servers.iter().zip(&state.servers).enumerate().map(server).collect();
+        Self { servers, uri, settings: all.checks }
+    }
+
+    /// Asks until it is dropped.
+    pub async fn run(self) {
+        if let Some(uri) = &self.uri {
+            join_all(self.servers.iter().map(|server| watch_one(server, uri, &self.settings))).await;
+        }
+    }
+}
+
+async fn watch_one(server: &Server, uri: &Uri, settings: &Settings) {
+    let health = &server.state.health;
+    loop {
+        let outcome = tokio::time::timeout(settings.timeout, ask(server, uri)).await;
+        let outcome = outcome.unwrap_or_else(|_| Err(format!("no answer within {:?}", settings.timeout)));
+        let now = Clock::System.now();
+        health.checked(outcome, (settings.healthy_after, settings.unhealthy_after), now);
+        // Of several gateways, not all at the same time.
+        let interval = settings.interval.mul_f32(0.9 + fastrand::f32() / 5.0);
+        let mut next = health.next_check(interval, now);
+        while tokio::select! {
+            () = tokio::time::sleep_until(next.into()) => false,
+            () = health.hurried() => true,
+        } {
+            next = next.min(health.next_check(interval, Clock::System.now()));
+        }
+    }
+}
+
+async fn ask(server: &Server, uri: &Uri) -> Result<(), String> {
+    let mut request = Request::new(Body::empty());
+    request.uri_mut().clone_from(uri);
+    let headers = request.headers_mut();
+    headers.insert(header::HOST, server.host.clone());
+    headers.insert(header::USER_AGENT, HeaderValue::from_static("railgate (health check)"));
+    headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    let sending = request.body_mut().watch();
+    match server.pool.send(request, &sending).await {
+        Ok(answer) if answer.status().is_success() => Ok(()),
+        Ok(answer) => Err(format!("{uri} said {}", answer.status())),
+        Err(Trouble::Connect(error, _)) => Err(format!("no connection: {error}")),
+        Err(Trouble::Sent(error, _)) => Err(format!("no answer: {error}")),
+    }
+}

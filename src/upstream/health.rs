@@ -1,0 +1,301 @@
+//! Whether one of several servers takes part.
+//!
+//! Two things tell: the requests that it is sent ([`Health::failed`], [`Health::answered`]) and the
+//! health checks ([`Health::checked`]). One that fails several requests in a row is ejected for a pause,
+//! which grows each time. After the pause it has one try: the next health check, or a request where
+//! there are none. What comes back is given its share little by little (slow start).
+//!
+//! An operator may also drain a server: it gets nothing more, and ends what it has.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, MutexGuard};
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
+
+mod labels;
+
+pub use self::labels::{Condition, Reason};
+
+/// What `[upstream.ejection]` of the configuration says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// After how many failures in a row a server is ejected; 0 never does.
+    pub failures: u32,
+    /// For how long, the first time. Each further time takes twice as long.
+    pub pause: Duration,
+    /// But not longer than this. A server that takes part for as long again begins anew.
+    pub longest_pause: Duration,
+    /// How long a server that comes back gets less than its share.
+    pub slow_start: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            failures: 5,
+            pause: Duration::from_secs(1),
+            longest_pause: Duration::from_secs(60),
+            slow_start: Duration::from_secs(10),
+        }
+    }
+}
+
+/// The least that a server gets of its share, or it would never show that it can do more.
+const LEAST_SHARE: f32 = 0.1;
+
+/// What a server is to those who choose one.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Standing {
+    /// It takes part, with this share of what the others get.
+    In(f32),
+    /// It is out, but has to be tried, by one.
+    Due,
+    /// It is out. Better than nobody.
+    Out,
+    /// It is not to get anything.
+    Drained,
+}
+
+/// What is known of one server.
+#[derive(Debug)]
+pub struct Health {
+    server: String,
+    settings: Settings,
+    /// Health checks find out whether one that was ejected is well again; else a request does.
+    has_checks: bool,
+    /// By operators. Apart, since it counts for one that is alone too.
+    is_drained: AtomicBool,
+    state: Mutex<State>,
+    /// How often it was ejected, by [`Reason`].
+    pub ejections: [AtomicU64; Reason::ALL.len()],
+    /// Health checks that went well, and that did not.
+    pub checks: [AtomicU64; 2],
+    /// Somebody waits for the time of the next check, which is another now.
+    hurried: Notify,
+    /// Somebody keeps connections, which nobody needs any more.
+    drained: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    failures: u32,
+    ejected: Option<Ejection>,
+    /// How often it was ejected without a longer time in between.
+    times: u32,
+    /// Since when it takes part again; not if it always has.
+    back_since: Option<Instant>,
+    is_unhealthy: bool,
+    /// Checks with the same outcome, one after another.
+    good_checks: u32,
+    bad_checks: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Ejection {
+    since: Instant,
+    /// The end of the pause.
+    until: Instant,
+    /// When it was tried.
+    tried: Option<Instant>,
+}
+
+impl Health {
+    /// A server that takes part.
+    pub(super) fn new(server: String, settings: Settings, has_checks: bool) -> Self {
+        Self {
+            server,
+            settings,
+            has_checks,
+            is_drained: AtomicBool::new(false),
+            state: Mutex::default(),
+            ejections: Default::default(),
+            checks: Default::default(),
+            hurried: Notify::new(),
+            drained: Notify::new(),
+        }
+    }
+
+    /// What an operator says: whether it is to get no requests any more.
+    pub fn drain(&self, is_drained: bool) {
+        if self.is_drained.swap(is_drained, Ordering::Relaxed) != is_drained {
+            let server = &self.server;
+            if is_drained {
+                self.drained.notify_waiters();
+                tracing::warn!(server, "drained by an operator: it gets no more requests");
+            } else {
+                tracing::info!(server, "no longer drained");
+            }
+        }
+    }
+
+    /// Whether an operator has said so.
+    pub fn is_drained(&self) -> bool {
+        self.is_drained.load(Ordering::Relaxed)
+    }
+
+    /// Returns once an operator has said so again.
+    pub(super) fn drained(&self) -> Notified<'_> {
+        self.drained.notified()
+    }
+
+    /// What operators are told.
+    pub fn condition(&self, now: Instant) -> Condition {
+        let state = self.state.lock();
+        match state.standing(&self.settings, false, now) {
+            _ if self.is_drained() => Condition::Drained,
+            _ if state.is_unhealthy => Condition::Unhealthy,
+            _ if state.ejected.is_some() => Condition::Ejected,
+            Standing::In(share) if share < 1.0 => Condition::SlowStart,
+            _ => Condition::Up,
+        }
+    }
+
+    /// How it stands now.
+    pub(super) fn standing(&self, now: Instant) -> Standing {
+        if self.is_drained() {
+            return Standing::Drained;
+        }
+        self.state.lock().standing(&self.settings, !self.has_checks, now)
+    }
+
+    /// Takes the one try that there is, if nobody was quicker.
+    pub(super) fn claim_try(&self, now: Instant) -> bool {
+        let mut state = self.state.lock();
+        if state.standing(&self.settings, !self.has_checks, now) != Standing::Due {
+            return false;
+        }
+        let pause = self.settings.pause_of(state.times);
+        if let Some(ejection) = &mut state.ejected {
+            // Whoever tries may leave; then it is somebody else's turn after another pause.
+            ejection.until = now + pause;
+            ejection.tried = Some(now);
+        }
+        true
+    }
+
+    /// A request sent at `sent` was answered.
+    pub(super) fn answered(&self, sent: Instant, now: Instant) {
+        let mut state = self.state.lock();
+        state.failures = 0;
+        // What was sent before tells nothing new.
+        if state.ejected.is_some_and(|ejection| sent >= ejection.since) {
+            self.is_back(state, now);
+        }
+    }
+
+    /// A request sent at `sent` failed.
+    pub(super) fn failed(&self, sent: Instant, why: Reason, now: Instant) {
+        let mut state = self.state.lock();
+        match state.ejected {
+            Some(Ejection { tried: Some(tried), .. }) if sent >= tried => self.eject(state, why, now),
+            Some(_) => {}
+            None => {
+                state.failures += 1;
+                if self.settings.failures > 0 && state.failures >= self.settings.failures {
+                    if state.back_since.is_none_or(|since| now >= since + self.settings.longest_pause) {
+                        state.times = 0;
+                    }
+                    self.eject(state, why, now);
+                }
+            }
+        }
+    }
+
+    /// A health check came to its end: `good` and `bad` are how many in a row it takes.
+    pub(super) fn checked(&self, outcome: Result<(), String>, (good, bad): (u32, u32), now: Instant) {
+        let [went_well, failed] = &self.checks;
+        if outcome.is_ok() { went_well } else { failed }.fetch_add(1, Ordering::Relaxed);
+        let mut state = self.state.lock();
+        let is_due = state.standing(&self.settings, true, now) == Standing::Due;
+        let Err(why) = outcome else {
+            (state.good_checks, state.bad_checks) = (state.good_checks.saturating_add(1), 0);
+            if state.is_unhealthy && state.good_checks >= good {
+                state.is_unhealthy = false;
+                self.is_back(state, now);
+            } else if is_due {
+                self.is_back(state, now);
+            }
+            return;
+        };
+        (state.good_checks, state.bad_checks) = (0, state.bad_checks.saturating_add(1));
+        if !state.is_unhealthy && state.bad_checks >= bad {
+            state.is_unhealthy = true;
+            drop(state);
+            tracing::warn!(
+                server = self.server,
+                why,
+                "unhealthy: its health checks fail, so it takes part no more"
+            );
+        } else if is_due {
+            let until = now + self.settings.pause_of(state.times);
+            state.times = state.times.saturating_add(1);
+            state.ejected = state.ejected.map(|ejection| Ejection { until, ..ejection });
+        }
+    }
+
+    /// When the next health check is due, if one has just ended, and they are `interval` apart.
+    pub(super) fn next_check(&self, interval: Duration, now: Instant) -> Instant {
+        let regular = now + interval;
+        self.state.lock().ejected.map_or(regular, |ejection| regular.min(ejection.until))
+    }
+
+    /// Returns when [`Self::next_check`] may be earlier than it was.
+    pub(super) async fn hurried(&self) {
+        self.hurried.notified().await;
+    }
+
+    fn is_back(&self, mut state: MutexGuard<'_, State>, now: Instant) {
+        state.ejected = None;
+        state.failures = 0;
+        state.back_since = Some(now);
+        drop(state);
+        tracing::info!(server = self.server, "takes part again");
+    }
+
+    fn eject(&self, mut state: MutexGuard<'_, State>, why: Reason, now: Instant) {
+        let pause = self.settings.pause_of(state.times);
+        state.times = state.times.saturating_add(1);
+        state.failures = 0;
+        state.ejected = Some(Ejection { since: now, until: now + pause, tried: None });
+        drop(state);
+        if let Some(count) = self.ejections.get(why as usize) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        self.hurried.notify_one();
+        let pause_s = pause.as_secs_f64();
+        tracing::warn!(
+            server = self.server,
+            why = why.as_str(),
+            pause_s,
+            "ejected: it fails one request after another"
+        );
+    }
+}
+
+impl Settings {
+    fn pause_of(&self, times: u32) -> Duration {
+        self.pause.saturating_mul(1 << times.min(16)).min(self.longest_pause)
+    }
+}
+
+impl State {
+    fn standing(&self, settings: &Settings, may_try: bool, now: Instant) -> Standing {
+        match self.ejected {
+            _ if self.is_unhealthy => Standing::Out,
+            Some(ejection) if may_try && now >= ejection.until => Standing::Due,
+            Some(_) => Standing::Out,
+            None => Standing::In(self.back_since.map_or(1.0, |since| share(settings.slow_start, since, now))),
+        }
+    }
+}
+
+/// What a server gets of its share that is back since then.
+fn share(slow_start: Duration, since: Instant, now: Instant) -> f32 {
+    let past = now.saturating_duration_since(since);
+    if past >= slow_start { 1.0 } else { past.div_duration_f32(slow_start).max(LEAST_SHARE) }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,151 @@
+//! Waiting: for a Rails that is away, and for a permit.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::balance::{Few, choose};
+use super::health::Reason;
+use super::hold::Full;
+use super::lanes::Lane;
+use super::plan::{Course, Limits, Plan};
+use super::{Error, Upstream, may_pass};
+use crate::clock::Clock;
+use crate::route::Class;
+
+/// How long after one attempt to connect the next one comes, while requests wait.
+pub(super) const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(25);
+
+/// A server that could not be connected to.
+pub(super) struct Unreachable {
+    name: String,
+    error: io::Error,
+}
+
+impl Unreachable {
+    pub(super) fn new(name: &str, error: io::Error) -> Self {
+        Self { name: name.to_owned(), error }
+    }
+
+    /// There is none that may be tried.
+    pub(super) fn all_drained() -> Self {
+        Self::new("any server", io::Error::other("all are drained"))
+    }
+
+    /// Which of two to remember: one that may pass is worth waiting for.
+    pub(super) fn or(self, earlier: Option<Self>) -> Self {
+        match earlier {
+            Some(earlier) if may_pass(&earlier.error) && !may_pass(&self.error) => earlier,
+            _ => self,
+        }
+    }
+
+    /// Whether it may be over in a while.
+    pub(super) fn may_pass(&self) -> bool {
+        may_pass(&self.error)
+    }
+}
+
+impl From<Unreachable> for Error {
+    fn from(Unreachable { name, error }: Unreachable) -> Self {
+        Self::Connect(name, error)
+    }
+}
+
+impl Upstream {
+    /// Waits for its turn among those of its class.
+    pub(super) async fn admit(
+        &self,
+        lane: &Lane,
+        plan: &Plan,
+        limits: &Limits,
+        course: &mut Course,
+    ) -> Result<OwnedSemaphorePermit, Error> {
+        if !limits.are_over()
+            && let Some(permit) = lane.try_admit()
+        {
+            return Ok(permit);
+        }
+        let begun = now();
+        let permit = limits.in_time(lane.admit(plan.may_wait)).await;
+        course.waited += now().saturating_duration_since(begun);
+        match permit {
+            Some(Ok(permit)) if !limits.are_over() => Ok(permit),
+            Some(Err(shed)) => Err(Error::Shed(shed)),
+            _ => Err(self.too_late(limits)),
+        }
+    }
+
+    /// Waits until a server accepts connections again. The place of that server.
+    pub(super) async fn wait_in_line(
+        &self,
+        class: Class,
+        limits: &Limits,
+        course: &mut Course,
+    ) -> Result<usize, Error> {
+        let begun = now();
+        let waited = self.wait_until_it_is_back(class, limits).await;
+        course.waited += now().saturating_duration_since(begun);
+        waited
+    }
+
+    async fn wait_until_it_is_back(&self, class: Class, limits: &Limits) -> Result<usize, Error> {
+        let full = |Full| Error::HoldFull(self.names());
+        let place = self.state.hold.join(self.max_held).map_err(full)?;
+        let Some(_turn) = limits.held(place.turn()).await else { return Err(self.too_late(limits)) };
+        loop {
+            let unreachable = match limits.held(self.open_one(class)).await {
+                Some(Ok(place)) => return Ok(place),
+                Some(Err(unreachable)) if unreachable.may_pass() => unreachable,
+                Some(Err(unreachable)) => return Err(unreachable.into()),
+                None => return Err(self.too_late(limits)),
+            };
+            if limits.held(tokio::time::sleep(BETWEEN_ATTEMPTS)).await.is_none() {
+                return Err(match self.too_late(limits) {
+                    Error::Connect(..) => unreachable.into(),
+                    other => other,
+                });
+            }
+        }
+    }
+
+    /// Makes a connection to the first of all servers that accepts one.
+    async fn open_one(&self, class: Class) -> Result<usize, Unreachable> {
+        let (mut tried, mut unreachable) = (Few::default(), None);
+        while let Some(server) = choose(&self.servers, class, tried, now()) {
+            tried.insert(server.place);
+            let begun = now();
+            match server.pool.open().await {
+                Ok(()) => return Ok(server.place),
+                Err(error) => {
+                    server.state.health.failed(begun, Reason::Unreachable, now());
+                    unreachable = Some(Unreachable::new(&server.name, error).or(unreachable));
+                }
+            }
+        }
+        Err(unreachable.unwrap_or_else(Unreachable::all_drained))
+    }
+
+    /// Which time is over.
+    fn too_late(&self, limits: &Limits) -> Error {
+        let now = now();
+        if limits.end.is_some_and(|end| now >= end) {
+            return Error::TotalTimeout(self.total_timeout);
+        }
+        if limits.expires.is_some_and(|expires| now >= expires) {
+            return Error::Expires(self.names());
+        }
+        let error = io::Error::other("it has been away for as long as upstream.hold allows");
+        Error::Connect(self.names(), error)
+    }
+
+    /// All servers, for an error that concerns them all.
+    fn names(&self) -> String {
+        self.servers.iter().map(|server| &*server.name).collect::<Vec<_>>().join(", ")
+    }
+}
+
+fn now() -> Instant {
+    Clock::System.now()
+}

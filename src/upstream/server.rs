@@ -1,0 +1,198 @@
+//! One Rails of perhaps several.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use http::header::HeaderValue;
+
+use super::Settings;
+use super::connect::Connector;
+use super::health::{Condition, Health};
+use super::load::Load;
+use super::pool::Pool;
+use super::target::Target;
+use super::tls::Tls;
+
+/// What `upstream.url`, or a `[[upstream.server]]`, of the configuration says.
+#[derive(Clone, Debug)]
+pub struct ServerSettings {
+    /// Where it listens.
+    pub target: Target,
+    /// How connections are secured, if they are.
+    pub tls: Option<Tls>,
+    /// Whether it is asked only if none of the others takes part.
+    pub is_backup: bool,
+}
+
+/// A server, as one worker sees it.
+#[derive(Debug)]
+pub(super) struct Server {
+    /// Its place in the list of all.
+    pub(super) place: usize,
+    /// As logs call it.
+    pub(super) name: Arc<str>,
+    pub(super) host: HeaderValue,
+    pub(super) pool: Pool,
+    /// Whether what it has not read is sent again, since it is on this machine.
+    pub(super) may_resend_unread: bool,
+    pub(super) state: Arc<ServerState>,
+}
+
+impl Server {
+    pub(super) fn new(
+        place: usize,
+        server: &ServerSettings,
+        all: &Settings,
+        state: Arc<ServerState>,
+    ) -> Self {
+        let host = all.host.as_deref().and_then(|host| HeaderValue::from_str(host).ok());
+        let tls = server.tls.clone();
+        let connector = Connector::new(&server.target, tls, all.connect_timeout, Arc::clone(&state));
+        Self {
+            place,
+            name: server.name().into(),
+            host: host.unwrap_or_else(|| server.target.host_header()),
+            pool: Pool::new(connector, all.max_idle, all.idle_timeout, Arc::clone(&state)),
+            may_resend_unread: all.resend_unread && server.target.address.is_local(),
+            state,
+        }
+    }
+}
+
+impl ServerSettings {
+    /// As metrics, logs and operators call it: its address.
+    pub fn name(&self) -> String {
+        self.target.address.to_string()
+    }
+}
+
+/// Why a request was sent again, to the same server or another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Again {
+    /// This one could not be reached, and another was there.
+    Unreachable = 0,
+    /// It has not read the request.
+    Unread = 1,
+    /// It gave no answer to a read.
+    Read = 2,
+}
+
+impl Again {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 3] = [Self::Unreachable, Self::Unread, Self::Read];
+
+    /// The label in metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unreachable => "unreachable",
+            Self::Unread => "unread",
+            Self::Read => "read",
+        }
+    }
+}
+
+/// What all workers share of one server.
+#[derive(Debug)]
+pub struct ServerState {
+    /// As metrics, logs and operators call it.
+    pub name: String,
+    /// Whether it is asked only if none of the others takes part.
+    pub is_backup: bool,
+    /// Whether it takes part.
+    pub health: Health,
+    pub(super) load: Load,
+    /// Connections that are open now, used or kept.
+    pub(super) open: AtomicI64,
+    /// Connections that are kept now, without a request.
+    pub(super) kept: AtomicUsize,
+    /// Connections made so far.
+    pub opened: AtomicU64,
+    /// Attempts to connect that failed.
+    pub refused: AtomicU64,
+    pub(super) failures_in_a_row: AtomicU64,
+    /// Requests that were sent again after it had failed, by [`Again`].
+    pub resent: [AtomicU64; Again::ALL.len()],
+    /// How long it took for the heads of its answers.
+    pub took: Durations,
+}
+
+impl ServerState {
+    pub(super) fn new(server: &ServerSettings, all: &Settings) -> Self {
+        let name = server.name();
+        Self {
+            health: Health::new(name.clone(), all.ejection, all.has_checks()),
+            name,
+            is_backup: server.is_backup,
+            load: Load::new(all.load_memory),
+            open: AtomicI64::new(0),
+            kept: AtomicUsize::new(0),
+            opened: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+            failures_in_a_row: AtomicU64::new(0),
+            resent: Default::default(),
+            took: Durations::default(),
+        }
+    }
+
+    /// What operators are told.
+    pub fn condition(&self, now: Instant) -> Condition {
+        match self.health.condition(now) {
+            Condition::Up if self.failures_in_a_row() > 0 => Condition::Failing,
+            condition => condition,
+        }
+    }
+
+    /// Requests that it has now.
+    pub fn in_flight(&self) -> usize {
+        self.connections().saturating_sub(self.kept.load(Ordering::Relaxed))
+    }
+
+    /// Connections to it, used or kept.
+    pub fn connections(&self) -> usize {
+        usize::try_from(self.open.load(Ordering::Relaxed)).unwrap_or_default()
+    }
+
+    /// Failures in a row, whatever the kind; 0 after an answer.
+    pub fn failures_in_a_row(&self) -> u64 {
+        self.failures_in_a_row.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn is_sent_again(&self, why: Again) {
+        if let Some(count) = self.resent.get(why as usize) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// How often something took how long.
+#[derive(Debug, Default)]
+pub struct Durations {
+    /// Up to each of [`BOUNDS`], and beyond.
+    counts: [AtomicU64; BOUNDS.len() + 1],
+    sum_us: AtomicU64,
+}
+
+/// Upper bounds in milliseconds.
+const BOUNDS: [u64; 9] = [2, 5, 10, 25, 50, 100, 500, 5_000, 60_000];
+
+impl Durations {
+    pub(super) fn observe(&self, took: Duration) {
+        let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let bucket = BOUNDS.iter().position(|ms| us <= ms * 1_000).unwrap_or(BOUNDS.len());
+        if let Some(count) = self.counts.get(bucket) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        self.sum_us.fetch_add(us, Ordering::Relaxed);
+    }
+
+    /// The sum in seconds, the number, and how many fell under each bound only.
+    pub fn parts(&self) -> (f64, u64, Vec<(f64, u64)>) {
+        let bounds = BOUNDS.iter().map(|ms| Duration::from_millis(*ms).as_secs_f64()).chain([f64::INFINITY]);
+        let buckets: Vec<_> =
+            bounds.zip(self.counts.iter().map(|count| count.load(Ordering::Relaxed))).collect();
+        let sum = Duration::from_micros(self.sum_us.load(Ordering::Relaxed)).as_secs_f64();
+        (sum, buckets.iter().map(|(_, count)| count).sum(), buckets)
+    }
+}
