@@ -63,6 +63,8 @@ pub struct Authenticated {
     pub key: Option<Key>,
     /// What was read of the body on the way.
     pub seen: SeenBody,
+    /// Up to so many bytes of the answer may be read before it is handed on, if they may.
+    pub collect: Option<usize>,
     /// Whether it may wait for Rails to be back, or to have less to do. Not if there is another answer.
     pub may_wait: bool,
 }

@@ -31,5 +31,6 @@ mod acceptance {
     mod life;
     mod restart;
     mod same_answers;
+    mod servers;
     mod stale;
 }

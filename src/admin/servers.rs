@@ -40,10 +40,10 @@ fn change(upstream: &State, body: &[u8]) -> Result<(), String> {
 fn show(server: &ServerState, now: Instant) -> Value {
     json!({
         "server": server.name,
-        "state": server.condition(now).as_str(),
+        "state": server.health.condition(now).as_str(),
         "backup": server.is_backup,
         "requests": server.in_flight(),
         "connections": server.connections(),
-        "failures_in_a_row": server.failures_in_a_row(),
+        "failures_in_a_row": server.health.failures_in_a_row(),
     })
 }

@@ -159,7 +159,7 @@ fn judge(auth: &Auth, routed: &Routed, query: &Params<'_>, body: BodyOf<'_>, clo
 fn admit(routed: Routed, caller: Caller, key: Option<Key>, seen: SeenBody) -> Authenticated {
     let Routed { exchange, found } = routed;
     exchange.record.note(|notes| notes.caller = caller.kind());
-    Authenticated { exchange, found, caller, key, seen, may_wait: true }
+    Authenticated { exchange, found, caller, key, seen, collect: None, may_wait: true }
 }
 
 /// Reads the body, judges again, and sends the body on as it was.

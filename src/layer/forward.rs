@@ -67,6 +67,7 @@ impl Service<Authenticated> for Forward {
             is_read: call.found.exact
                 && route.is_read()
                 && matches!(*request.method(), Method::GET | Method::HEAD),
+            collect: call.collect,
             // Whether Rails is there is just what `check` asks.
             may_wait: call.may_wait && route.caching != Caching::Check,
             // What is signed here is signed when it is sent.

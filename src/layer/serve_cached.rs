@@ -182,7 +182,7 @@ where
     fn verify(&mut self, mut call: Authenticated, key: Key, kept: Arc<Entry>) {
         call.exchange.record = Record::default();
         call.may_wait = false;
-        let answer = self.inner.call(fill::canonical(call));
+        let answer = self.inner.call(fill::canonical(call, self.shared.settings.max_body));
         self.shared.fills.spawn(verify::verify(answer, key, kept, Arc::clone(&self.shared)));
     }
 
@@ -224,7 +224,7 @@ where
     fn fill(&mut self, call: Authenticated, lease: Lease) -> impl Future<Output = Answer> + use<S> {
         let caching = call.found.route.caching;
         let record = call.exchange.record.clone();
-        let answer = self.inner.call(fill::canonical(call));
+        let answer = self.inner.call(fill::canonical(call, self.shared.settings.max_body));
         let shared = Arc::clone(&self.shared);
         async move { fill::fill(answer, lease, caching, &shared, &record).await }
     }

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::pin::pin;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use http::header::{self, HeaderValue};
@@ -13,11 +12,14 @@ use super::answer::accept;
 use super::health::Reason;
 use super::pool::Trouble;
 use super::server::Server;
-use crate::body::Body;
+use crate::body::{Body, Collected};
 use crate::clock::Clock;
 use crate::route::Class;
 
-/// Until when there has to be an answer.
+/// How long the body of an answer may take that is read before it is handed on.
+const COLLECT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Until when there has to be an answer, and how much of one.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Due {
     /// When the request is sent.
@@ -27,6 +29,8 @@ pub(super) struct Due {
     /// When all of the answer has to be there, and how long that is from its beginning.
     pub(super) end: Option<Instant>,
     pub(super) total_timeout: Duration,
+    /// See [`super::Plan::collect`].
+    pub(super) collect: Option<usize>,
 }
 
 /// Why there is no answer.
@@ -53,7 +57,9 @@ impl Attempt {
         match self {
             Self::NotSent(..) => Some(Reason::Unreachable),
             Self::Failed { error: Error::Timeout(_), .. } => Some(Reason::Timeout),
-            Self::Failed { error: Error::Broken(_) | Error::Unusable(_), .. } => Some(Reason::Broken),
+            Self::Failed { error: Error::Broken(_) | Error::BrokeOff(_) | Error::Unusable(_), .. } => {
+                Some(Reason::Broken)
+            }
             Self::Failed { .. } => None,
         }
     }
@@ -81,31 +87,28 @@ impl Server {
             self.state.took.observe(now.saturating_duration_since(due.sent));
         }
         match (&outcome, reason) {
-            (Ok(_), _) => self.state.failures_in_a_row.store(0, Ordering::Relaxed),
-            (Err(_), Some(_)) => {
-                self.state.failures_in_a_row.fetch_add(1, Ordering::Relaxed);
-            }
+            (_, Some(reason)) => self.state.health.failed(due.sent, reason, now),
+            (Ok(_), None) => self.state.health.answered(due.sent, now),
             (Err(_), None) => {}
-        }
-        if is_one_of_several {
-            match (&outcome, reason) {
-                (_, Some(reason)) => self.state.health.failed(due.sent, reason, now),
-                (Ok(_), None) => self.state.health.answered(due.sent, now),
-                (Err(_), None) => {}
-            }
         }
         outcome
     }
 
     async fn send(&self, mut request: Request<Body>, due: Due) -> Result<Response<Body>, Attempt> {
-        let Due { sent, response_timeout, end, total_timeout } = due;
+        let Due { sent, response_timeout, end, total_timeout, collect } = due;
         let by = sent + response_timeout;
         let by = end.map_or(by, |end| end.min(by));
         let sending = request.body_mut().watch();
         // Pinned here, so that the body is still there to be asked about when the time is up.
         let mut sent = pin!(self.pool.send(request, &sending));
         let error = match tokio::time::timeout_at(by.into(), sent.as_mut()).await {
-            Ok(Ok(answer)) => return accept(answer).map_err(Attempt::failed),
+            Ok(Ok(answer)) => {
+                let answer = accept(answer).map_err(Attempt::failed)?;
+                return match collect {
+                    Some(most) => collected(answer, most, end).await.map_err(Attempt::failed),
+                    None => Ok(answer),
+                };
+            }
             Ok(Err(Trouble::Connect(error, unsent))) => return Err(Attempt::NotSent(error, unsent)),
             Ok(Err(Trouble::Sent(error, _))) if error.is_user() => Error::RequestBody(error.into()),
             Ok(Err(Trouble::Sent(error, was_reset))) => {
@@ -119,6 +122,24 @@ impl Server {
         };
         Err(Attempt::failed(error))
     }
+}
+
+/// Reads the body of an answer, up to so many bytes.
+async fn collected(
+    answer: Response<Body>,
+    most: usize,
+    end: Option<Instant>,
+) -> Result<Response<Body>, Error> {
+    let (head, body) = answer.into_parts();
+    let by = Clock::System.now() + COLLECT_TIMEOUT;
+    let by = end.map_or(by, |end| end.min(by));
+    let body = match tokio::time::timeout_at(by.into(), body.collect_up_to(most)).await {
+        Ok(Ok(Collected::Whole(body))) => Body::from(body),
+        Ok(Ok(Collected::TooLong(body))) => body,
+        Ok(Err(error)) => return Err(Error::BrokeOff(error)),
+        Err(_) => return Err(Error::Timeout(COLLECT_TIMEOUT)),
+    };
+    Ok(Response::from_parts(head, body))
 }
 
 /// Whether an answer is one of a proxy whose Rails is away. Rails itself says 503 too, in JSON, if it is

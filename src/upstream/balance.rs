@@ -7,7 +7,7 @@ use super::health::Standing;
 use super::server::Server;
 use crate::route::Class;
 
-/// As many servers as a [`Few`] can hold.
+/// As many servers as there may be.
 pub const MOST_SERVERS: usize = 64;
 
 /// Some of the servers, by their places in the list.

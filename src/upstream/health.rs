@@ -1,7 +1,6 @@
 //! Whether one of several servers takes part.
 //!
-//! Two things tell: the requests that it is sent ([`Health::failed`], [`Health::answered`]) and the
-//! health checks ([`Health::checked`]). One that fails several requests in a row is ejected for a pause,
+//! Two things tell: the requests that it is sent, and the health checks. One that fails several requests in a row is ejected for a pause,
 //! which grows each time. After the pause it has one try: the next health check, or a request where
 //! there are none. What comes back is given its share little by little (slow start).
 //!
@@ -13,6 +12,8 @@ use std::time::{Duration, Instant};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
+
+use super::Settings as All;
 
 mod labels;
 
@@ -63,10 +64,14 @@ pub(super) enum Standing {
 pub struct Health {
     server: String,
     settings: Settings,
+    /// There is no other to turn to, so it always takes part.
+    is_alone: bool,
     /// Health checks find out whether one that was ejected is well again; else a request does.
     has_checks: bool,
     /// By operators. Apart, since it counts for one that is alone too.
     is_drained: AtomicBool,
+    /// Failures in a row, whatever the kind.
+    failures: AtomicU64,
     state: Mutex<State>,
     /// How often it was ejected, by [`Reason`].
     pub ejections: [AtomicU64; Reason::ALL.len()],
@@ -80,7 +85,6 @@ pub struct Health {
 
 #[derive(Debug, Default)]
 struct State {
-    failures: u32,
     ejected: Option<Ejection>,
     /// How often it was ejected without a longer time in between.
     times: u32,
@@ -103,11 +107,13 @@ struct Ejection {
 
 impl Health {
     /// A server that takes part.
-    pub(super) fn new(server: String, settings: Settings, has_checks: bool) -> Self {
+    pub(super) fn new(server: String, all: &All) -> Self {
         Self {
             server,
-            settings,
-            has_checks,
+            settings: all.ejection,
+            is_alone: all.servers.len() == 1,
+            has_checks: all.has_checks(),
+            failures: AtomicU64::new(0),
             is_drained: AtomicBool::new(false),
             state: Mutex::default(),
             ejections: Default::default(),
@@ -148,8 +154,14 @@ impl Health {
             _ if state.is_unhealthy => Condition::Unhealthy,
             _ if state.ejected.is_some() => Condition::Ejected,
             Standing::In(share) if share < 1.0 => Condition::SlowStart,
+            _ if self.failures_in_a_row() > 0 => Condition::Failing,
             _ => Condition::Up,
         }
+    }
+
+    /// Failures in a row, whatever the kind; 0 after an answer, and once it is back.
+    pub fn failures_in_a_row(&self) -> u64 {
+        self.failures.load(Ordering::Relaxed)
     }
 
     /// How it stands now.
@@ -177,8 +189,13 @@ impl Health {
 
     /// A request sent at `sent` was answered.
     pub(super) fn answered(&self, sent: Instant, now: Instant) {
-        let mut state = self.state.lock();
-        state.failures = 0;
+        if self.failures_in_a_row() > 0 {
+            self.failures.store(0, Ordering::Relaxed);
+        }
+        if self.is_alone {
+            return;
+        }
+        let state = self.state.lock();
         // What was sent before tells nothing new.
         if state.ejected.is_some_and(|ejection| sent >= ejection.since) {
             self.is_back(state, now);
@@ -187,19 +204,21 @@ impl Health {
 
     /// A request sent at `sent` failed.
     pub(super) fn failed(&self, sent: Instant, why: Reason, now: Instant) {
+        let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
+        let most = u64::from(self.settings.failures);
+        if self.is_alone || most == 0 {
+            return;
+        }
         let mut state = self.state.lock();
         match state.ejected {
             Some(Ejection { tried: Some(tried), .. }) if sent >= tried => self.eject(state, why, now),
-            Some(_) => {}
-            None => {
-                state.failures += 1;
-                if self.settings.failures > 0 && state.failures >= self.settings.failures {
-                    if state.back_since.is_none_or(|since| now >= since + self.settings.longest_pause) {
-                        state.times = 0;
-                    }
-                    self.eject(state, why, now);
+            None if failures >= most => {
+                if state.back_since.is_none_or(|since| now >= since + self.settings.longest_pause) {
+                    state.times = 0;
                 }
+                self.eject(state, why, now);
             }
+            _ => {}
         }
     }
 
@@ -248,16 +267,15 @@ impl Health {
 
     fn is_back(&self, mut state: MutexGuard<'_, State>, now: Instant) {
         state.ejected = None;
-        state.failures = 0;
         state.back_since = Some(now);
         drop(state);
+        self.failures.store(0, Ordering::Relaxed);
         tracing::info!(server = self.server, "takes part again");
     }
 
     fn eject(&self, mut state: MutexGuard<'_, State>, why: Reason, now: Instant) {
         let pause = self.settings.pause_of(state.times);
         state.times = state.times.saturating_add(1);
-        state.failures = 0;
         state.ejected = Some(Ejection { since: now, until: now + pause, tried: None });
         drop(state);
         if let Some(count) = self.ejections.get(why as usize) {

@@ -16,6 +16,9 @@ pub struct Plan {
     pub class: Class,
     /// Asking changes nothing, so that it may be sent again.
     pub is_read: bool,
+    /// Up to so many bytes of the answer are read before it is handed on: as long as nobody has a part of it, it
+    /// may still be sent again.
+    pub collect: Option<usize>,
     /// Whether it may wait, for Rails to be back or to have less to do. Somebody who has another answer
     /// does not.
     pub may_wait: bool,
@@ -37,7 +40,14 @@ impl fmt::Debug for Signer {
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { class: Class::Other, is_read: false, may_wait: false, expires_in: None, signer: None }
+        Self {
+            class: Class::Other,
+            is_read: false,
+            collect: None,
+            may_wait: false,
+            expires_in: None,
+            signer: None,
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use super::plan::{Course, Limits, Plan, Signer};
 use super::server::{Again, Server};
 use super::target::below_root;
 use super::{Error, Upstream};
-use crate::body::{Body, Collected};
+use crate::body::{self, Body, Collected};
 use crate::clock::Clock;
 use crate::route::Class;
 
@@ -96,9 +96,13 @@ impl Upstream {
             if let Some(Signer(sign)) = &plan.signer {
                 sign(request.headers_mut());
             }
-            let response_timeout = lane.settings().response_timeout;
-            let due =
-                Due { sent: now(), response_timeout, end: limits.end, total_timeout: self.total_timeout };
+            let due = Due {
+                sent: now(),
+                response_timeout: lane.settings().response_timeout,
+                end: limits.end,
+                total_timeout: self.total_timeout,
+                collect: plan.collect,
+            };
             let reached = self.reach(request, plan.class, due, &mut way).await;
             if let Ok((_, server)) | Err(Failed::At { server, .. }) = &reached {
                 course.server = Some(Arc::clone(&server.name));
@@ -193,7 +197,11 @@ impl Upstream {
 
     /// The connection ended without an answer, and not too often.
     fn is_within_budget(&self, server: &Server, error: &Error) -> bool {
-        let has_ended = matches!(error, Error::Broken(error) if !error.is_parse());
+        let has_ended = match error {
+            Error::Broken(error) => !error.is_parse(),
+            Error::BrokeOff(error) => matches!(error, body::Error::Broken(_)),
+            _ => false,
+        };
         if !has_ended {
             return false;
         }

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http::header::HeaderValue;
 
 use super::Settings;
 use super::connect::Connector;
-use super::health::{Condition, Health};
+use super::health::Health;
 use super::load::Load;
 use super::pool::Pool;
 use super::target::Target;
@@ -111,7 +111,6 @@ pub struct ServerState {
     pub opened: AtomicU64,
     /// Attempts to connect that failed.
     pub refused: AtomicU64,
-    pub(super) failures_in_a_row: AtomicU64,
     /// Requests that were sent again after it had failed, by [`Again`].
     pub resent: [AtomicU64; Again::ALL.len()],
     /// How long it took for the heads of its answers.
@@ -122,7 +121,7 @@ impl ServerState {
     pub(super) fn new(server: &ServerSettings, all: &Settings) -> Self {
         let name = server.name();
         Self {
-            health: Health::new(name.clone(), all.ejection, all.has_checks()),
+            health: Health::new(name.clone(), all),
             name,
             is_backup: server.is_backup,
             load: Load::new(all.load_memory),
@@ -130,17 +129,8 @@ impl ServerState {
             kept: AtomicUsize::new(0),
             opened: AtomicU64::new(0),
             refused: AtomicU64::new(0),
-            failures_in_a_row: AtomicU64::new(0),
             resent: Default::default(),
             took: Durations::default(),
-        }
-    }
-
-    /// What operators are told.
-    pub fn condition(&self, now: Instant) -> Condition {
-        match self.health.condition(now) {
-            Condition::Up if self.failures_in_a_row() > 0 => Condition::Failing,
-            condition => condition,
         }
     }
 
@@ -152,11 +142,6 @@ impl ServerState {
     /// Connections to it, used or kept.
     pub fn connections(&self) -> usize {
         usize::try_from(self.open.load(Ordering::Relaxed)).unwrap_or_default()
-    }
-
-    /// Failures in a row, whatever the kind; 0 after an answer.
-    pub fn failures_in_a_row(&self) -> u64 {
-        self.failures_in_a_row.load(Ordering::Relaxed)
     }
 
     pub(super) fn is_sent_again(&self, why: Again) {

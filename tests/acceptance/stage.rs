@@ -1,6 +1,7 @@
 //! Starts the real things, each test its own: a Rails, and gateways in front of it.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -35,6 +36,21 @@ const LONG_MEMORY: &str = r#"
     negative_ttl = "1h"
     [cache.check]
     ttl = "1h"
+"#;
+
+/// Entries live for a millisecond.
+const SHORT_MEMORY: &str = r#"
+    [cache]
+    [cache.shadow]
+    one_in = 0
+    [cache.authorized_keys]
+    ttl = "1ms"
+    stale_while_revalidate = "0s"
+    stale_if_error = "0s"
+    [cache.discover]
+    ttl = "1ms"
+    stale_while_revalidate = "0s"
+    stale_if_error = "0s"
 "#;
 
 /// How a gateway reaches Rails.
@@ -111,19 +127,26 @@ impl Stage {
     /// A gateway that shows Rails `wanted`, whatever its callers have shown.
     pub fn gateway_that_translates(&self, way: Way, wanted: &str) -> Gateway {
         let credential = format!("credential = \"{wanted}\"");
-        Self::ready(self.try_gateway_of(way, BOTH, (&credential, LONG_MEMORY)))
+        Self::ready(self.try_gateway_of(Some(way), BOTH, (&credential, LONG_MEMORY)))
     }
 
     /// A gateway that keeps hardly anything, and waits for Rails for as long as it takes.
     pub fn gateway_that_waits(&self, way: Way) -> Gateway {
         let patient = ["lookup", "access", "callback", "kas", "other"]
             .map(|class| format!("[upstream.classes.{class}]\nhold = \"3m\"\nqueue_timeout = \"3m\"\n"));
-        let short = "ttl = \"1ms\"\nstale_while_revalidate = \"0s\"\nstale_if_error = \"0s\"\n";
-        let cache = format!(
-            "{}[cache]\n[cache.shadow]\none_in = 0\n[cache.authorized_keys]\n{short}[cache.discover]\n{short}",
-            patient.concat()
-        );
+        let cache = format!("{}{SHORT_MEMORY}", patient.concat());
         Self::ready(self.try_gateway_with(way, BOTH, &cache))
+    }
+
+    /// A gateway that keeps hardly anything, in front of this Rails and others.
+    pub fn gateway_of_several(&self, others: &[&Self]) -> Gateway {
+        let mut sections = String::new();
+        for url in [self.tcp.url()].into_iter().chain(others.iter().map(|other| other.unix.url())) {
+            writeln!(sections, "[[upstream.server]]\nurl = \"{url}\"").unwrap();
+        }
+        sections.push_str("[upstream.health]\ninterval = \"200ms\"\ntimeout = \"1m\"\n");
+        sections.push_str(SHORT_MEMORY);
+        Self::ready(self.try_gateway_of(None, BOTH, ("", &sections)))
     }
 
     /// A gateway with entries that live for an hour, each use of which is compared with Rails.
@@ -154,11 +177,11 @@ impl Stage {
     }
 
     fn try_gateway_with(&self, way: Way, accept: &str, sections: &str) -> Gateway {
-        self.try_gateway_of(way, accept, ("", sections))
+        self.try_gateway_of(Some(way), accept, ("", sections))
     }
 
-    /// With more in `[upstream]`, and more sections.
-    fn try_gateway_of(&self, way: Way, accept: &str, more: (&str, &str)) -> Gateway {
+    /// With more in `[upstream]`, and more sections; those say where Rails is, if there is no way.
+    fn try_gateway_of(&self, way: Option<Way>, accept: &str, more: (&str, &str)) -> Gateway {
         let (tcp, admin) = (free_address(), free_address());
         let name = format!("gateway-{}", tcp.port());
         let socket = self.dir.file(&format!("{name}.sock"));
@@ -173,16 +196,17 @@ impl Stage {
     /// Everybody waits for as long as it takes: no test may depend on how fast the machine is.
     fn config(
         &self,
-        way: Way,
+        way: Option<Way>,
         accept: &str,
         (upstream_keys, sections): (&str, &str),
         (tcp, unix, admin): (SocketAddr, &Path, SocketAddr),
     ) -> String {
-        let rails = match way {
-            Way::Tcp => &self.tcp,
-            Way::Unix => &self.unix,
-        };
-        let upstream = format!("{}{}", rails.url(), self.root);
+        let url = |peer: &Peer| format!("url = \"{}{}\"", peer.url(), self.root);
+        let url = way.map(|way| match way {
+            Way::Tcp => url(&self.tcp),
+            Way::Unix => url(&self.unix),
+        });
+        let url = url.unwrap_or_default();
         let (unix, dir) = (unix.display(), self.dir.path.display());
         format!(
             r#"
@@ -194,7 +218,7 @@ impl Stage {
             [admin]
             address = "{admin}"
             [upstream]
-            url = "{upstream}"
+            {url}
             connect_timeout = "10m"
             response_timeout = "10m"
             {upstream_keys}

@@ -152,6 +152,14 @@ async fn a_read_is_sent_again_and_nothing_else() {
     let (answer, asked) = stage.send_counting(&user(1)).await;
     assert_eq!((answer.status, answer.text(), asked), (200, "null", 2), "{answer}");
     stage.reaches(r#"railgate_upstream_resent_total{reason="read"}"#, 1).await;
+    // As long as nobody has a part of the answer, it is not too late.
+    let break_off_once = |request: &super::fake::Request| {
+        let half = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 4\r\n\r\nnu";
+        if request.nth.is_multiple_of(2) { Reply::bytes(half).then_close() } else { Reply::json(200, "null") }
+    };
+    stage.rails.answer(break_off_once);
+    let (answer, asked) = stage.send_counting(&user(7)).await;
+    assert_eq!((answer.status, answer.text(), asked), (200, "null", 2), "{answer}");
     for ask in [
         allowed(),
         Ask::post("pre_receive").with_secret().json("{}"),

@@ -32,7 +32,8 @@ const FILL_HEADERS: [HeaderName; 7] = [
     HeaderName::from_static("x-gitlab-client-name"),
 ];
 
-pub(super) fn canonical(call: Authenticated) -> Authenticated {
+/// The request that fills an entry, of up to so many bytes.
+pub(super) fn canonical(call: Authenticated, most: usize) -> Authenticated {
     let Authenticated { exchange, .. } = call;
     let (parts, body) = exchange.request.into_parts();
     let mut request = Request::new(body);
@@ -43,7 +44,7 @@ pub(super) fn canonical(call: Authenticated) -> Authenticated {
         .iter()
         .flat_map(|name| parts.headers.get_all(name).iter().map(move |value| (name.clone(), value.clone())))
         .collect();
-    Authenticated { exchange: Exchange { request, ..exchange }, ..call }
+    Authenticated { exchange: Exchange { request, ..exchange }, collect: Some(most), ..call }
 }
 
 /// Asks Rails, stores what may be stored, and brings whoever asked the answer.
@@ -91,7 +92,9 @@ async fn take(answer: Answer, lease: Lease, caching: Caching, shared: &Shared, r
                         lease.fail(Trouble::Timeout);
                     }
                     // Twice is not one caller's bad luck.
-                    upstream::Error::Broken(_) if record.notes().is_resent => lease.fail(Trouble::Broken),
+                    upstream::Error::Broken(_) | upstream::Error::BrokeOff(_) if record.notes().is_resent => {
+                        lease.fail(Trouble::Broken);
+                    }
                     _ => drop(lease),
                 },
                 _ => drop(lease),

@@ -30,7 +30,7 @@ pub(super) fn encode(servers: &[Arc<ServerState>], encoder: &mut DescriptorEncod
     let refused = ("upstream_connect_failures", "Attempts to connect to Rails that failed");
     each(servers, encoder, refused, count(|server| server.refused.load(Relaxed)))?;
     let failures = ("upstream_failures_in_a_row", "Failed requests since the last answer of Rails");
-    each(servers, encoder, failures, |server| gauge(server.failures_in_a_row()))?;
+    each(servers, encoder, failures, |server| gauge(server.health.failures_in_a_row()))?;
     encode_states(servers, encoder)?;
     let ejections = ("upstream_ejections", "How often a server was ejected, by its last failure");
     by(servers, encoder, ejections, "reason", Reason::ALL.map(Reason::as_str), |server| {
@@ -48,7 +48,7 @@ fn encode_states(servers: &[Arc<ServerState>], encoder: &mut DescriptorEncoder<'
     let mut family = encoder.encode_descriptor("upstream_server_state", help, None, MetricType::Gauge)?;
     let now = Clock::System.now();
     for server in servers {
-        let is = server.condition(now);
+        let is = server.health.condition(now);
         for condition in Condition::ALL {
             let labels = [("server", server.name.as_str()), ("state", condition.as_str())];
             ConstGauge::new(i64::from(condition == is)).encode(family.encode_family(&labels)?)?;

@@ -1,3 +1,4 @@
+use super::super::Target;
 use super::*;
 use crate::clock::Clock;
 
@@ -10,8 +11,17 @@ fn settings() -> Settings {
     Settings { failures: 3, pause: s(1), longest_pause: s(8), slow_start: s(10) }
 }
 
+/// One of so many servers.
+fn one_of(count: usize, ejection: Settings, has_checks: bool) -> Health {
+    let mut all = All::new(Target::parse("http://rails").unwrap());
+    all.servers = vec![all.servers[0].clone(); count];
+    all.ejection = ejection;
+    all.checks.interval = s(u64::from(has_checks));
+    Health::new("rails".into(), &all)
+}
+
 fn health(has_checks: bool) -> (Health, Instant) {
-    (Health::new("rails".into(), settings(), has_checks), Clock::System.now())
+    (one_of(2, settings(), has_checks), Clock::System.now())
 }
 
 fn fails(health: &Health, times: usize, at: Instant) {
@@ -38,9 +48,13 @@ fn failures_in_a_row_eject_and_others_do_not() {
     assert_eq!((health.standing(now), health.condition(now)), (Standing::Out, Condition::Ejected));
     let ejections = health.ejections.each_ref().map(|count| count.load(Ordering::Relaxed));
     assert_eq!(ejections, [0, 1, 0, 0]);
-    let never = Health::new("rails".into(), Settings { failures: 0, ..settings() }, false);
-    fails(&never, 1_000, now);
-    assert_eq!(never.standing(now), Standing::In(1.0));
+    for never in [one_of(2, Settings { failures: 0, ..settings() }, false), one_of(1, settings(), true)] {
+        fails(&never, 1_000, now);
+        assert_eq!((never.standing(now), never.condition(now)), (Standing::In(1.0), Condition::Failing));
+        assert_eq!(never.failures_in_a_row(), 1_000);
+        never.answered(now, now);
+        assert_eq!((never.condition(now), never.failures_in_a_row()), (Condition::Up, 0));
+    }
 }
 
 /// Each pause is twice as long as the one before, and after each there is one try.
@@ -147,6 +161,7 @@ fn a_health_check_is_the_try_of_one_that_was_ejected() {
     assert_eq!(health.next_check(minute, now + s(1)), now + s(3));
     check(GOOD, now + s(3));
     assert_eq!(health.condition(now + s(3)), Condition::SlowStart);
+    assert_eq!(health.condition(now + s(13)), Condition::Up, "though it had no request since");
 }
 
 #[test]

@@ -1,10 +1,14 @@
 # frozen_string_literal: true
 
-# What a test may ask of this Rails, and set in it. None of it exists in GitLab.
+# What a test may ask of this Rails, and set in it. None of it exists in GitLab, but for this, which tells that this process
+# answers:
+#
+#   GET    /-/readiness
 #
 #   GET    /-/counters         {"GET /api/v4/internal/check": 3, …}: the requests that reached Rails
 #   POST   /-/counters/reset
 #   POST   /-/redis?up=false   what `check` reports from now on
+#   POST   /-/slow?ms=100      how long each request takes longer from now on
 #   POST   /-/release          let the `allowed` requests go that are held open
 #   DELETE /-/keys/:id         remove an SSH key, as its owner would
 class Controls
@@ -37,10 +41,11 @@ class Controls
       true
     end
 
-    attr_accessor :redis_up
+    attr_accessor :redis_up, :slow_s
   end
 
   reset
+  self.slow_s = 0
   self.redis_up = true
   @released = false
 
@@ -57,6 +62,7 @@ class Controls
     def call(env)
       Controls.count("#{env['REQUEST_METHOD']} #{env['SCRIPT_NAME']}#{env['PATH_INFO']}")
       ARRIVED.write("#{env['HTTP_X_REQUEST_ID']}\n")
+      sleep(Controls.slow_s)
       @app.call(env)
     end
   end
@@ -66,6 +72,8 @@ class Controls
     case [request.request_method, request.path_info]
     in ['GET', '/counters'] then json(Controls.counts)
     in ['POST', '/counters/reset'] then json(Controls.reset)
+    in ['GET', '/readiness'] then json({ status: 'ok' })
+    in ['POST', '/slow'] then json(Controls.slow_s = request.params['ms'].to_f / 1000)
     in ['POST', '/release'] then json(Controls.release)
     in ['POST', '/redis'] then json(Controls.redis_up = request.params['up'] != 'false')
     in ['DELETE', %r{\A/keys/\d+\z} => path] then json(delete_key(path))
