@@ -22,6 +22,7 @@ mod plan;
 mod pool;
 mod send;
 mod server;
+mod streams;
 mod target;
 pub mod tls;
 
@@ -40,7 +41,7 @@ use self::hold::Hold;
 use self::lanes::{Lanes, Shed};
 pub use self::plan::{Course, Plan, Signer};
 use self::server::Server;
-pub use self::server::{Again, ServerSettings, ServerState};
+pub use self::server::{Again, Protocol, ServerSettings, ServerState};
 pub use self::target::{Address, Target, TargetError};
 use crate::body;
 use crate::route::Class;
@@ -50,6 +51,8 @@ use crate::route::Class;
 pub struct Settings {
     /// Where Rails listens: one server, or several that are alike, with the same relative URL root.
     pub servers: Vec<ServerSettings>,
+    /// What is spoken with them.
+    pub protocol: Protocol,
     /// How those that take part are told from those that do not, if there are several.
     pub ejection: Ejection,
     /// How they are asked whether they are well.
@@ -88,6 +91,7 @@ impl Settings {
     pub fn of(server: ServerSettings) -> Self {
         Self {
             servers: vec![server],
+            protocol: Protocol::default(),
             ejection: Ejection::default(),
             checks: Checks::default(),
             load_memory: DEFAULT_LOAD_MEMORY,
@@ -160,7 +164,7 @@ pub struct Upstream {
     body_timeout: Duration,
     total_timeout: Duration,
     max_held: usize,
-    /// Whether there is a server on this machine: what it has not read is sent again.
+    /// Whether a server may prove that it has not read a request, which is sent again then.
     may_resend_unread: bool,
     state: Arc<State>,
 }
@@ -260,7 +264,8 @@ impl Upstream {
             .map(|(place, (server, state))| Server::new(place, server, settings, Arc::clone(state)))
             .collect();
         Self {
-            may_resend_unread: servers.iter().any(|server| server.may_resend_unread),
+            may_resend_unread: settings.protocol == Protocol::Http2
+                || servers.iter().any(|server| server.may_resend_unread),
             servers,
             root: settings.relative_root().to_owned(),
             body_timeout: settings.body_timeout,

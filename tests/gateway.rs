@@ -40,6 +40,7 @@ mod gateway {
     mod headers;
     mod hook_install;
     mod hooks;
+    mod http2;
     mod inspect;
     mod kas;
     mod large;

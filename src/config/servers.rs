@@ -9,7 +9,7 @@ use rustls::RootCertStore;
 use super::document::{Document, Placed, Section};
 use super::scalars::{HOUR, MILLISECOND, ZERO, as_u32, duration};
 use crate::upstream::tls::{self, Identity, Tls};
-use crate::upstream::{Address, Checks, Ejection, MOST_SERVERS, ServerSettings, Target};
+use crate::upstream::{Address, Checks, Ejection, MOST_SERVERS, Protocol, ServerSettings, Target};
 
 const URL: &str = "expected a URL in quotes, such as \"http://127.0.0.1:8080\"";
 
@@ -17,6 +17,7 @@ const URL: &str = "expected a URL in quotes, such as \"http://127.0.0.1:8080\"";
 pub(super) fn servers(
     document: &Document<'_>,
     upstream: &mut Section<'_, '_>,
+    protocol: Protocol,
 ) -> Option<Vec<ServerSettings>> {
     let (has_url, has_servers) = (upstream.has("url"), upstream.has("server"));
     let only = upstream.take("url", url);
@@ -37,7 +38,7 @@ pub(super) fn servers(
     let is_complete = !found.is_empty() && found.iter().all(Option::is_some);
     let found: Vec<_> = found.into_iter().flatten().collect();
     let is_plausible = are_plausible(document, &found);
-    let tls = secured(document, tls_section, &found);
+    let tls = secured(document, tls_section, &found, protocol);
     let servers = found.into_iter().zip(tls?).map(|((url, is_backup), tls)| ServerSettings {
         target: url.value,
         tls,
@@ -98,6 +99,7 @@ fn secured(
     document: &Document<'_>,
     section: Option<Section<'_, '_>>,
     servers: &[(Placed<Target>, bool)],
+    protocol: Protocol,
 ) -> Option<Vec<Option<Tls>>> {
     let at = section.as_ref().map(Section::at);
     let (mut name, mut roots, mut identity) = (None, None, None);
@@ -124,7 +126,7 @@ fn secured(
             continue;
         };
         let tls = believed_by(&mut believed, roots.as_ref())
-            .and_then(|roots| Tls::new(roots, identity.as_ref(), name.unwrap_or(host)));
+            .and_then(|roots| Tls::new(roots, identity.as_ref(), name.unwrap_or(host), protocol));
         let (at, key) = at.map_or((url.at, url.key.as_str()), |at| (at, "upstream.tls"));
         secured.push(Some(tls.map_err(|error| document.problem(at, key, error.to_string())).ok()?));
     }

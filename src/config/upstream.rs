@@ -9,7 +9,7 @@ use crate::auth::mint::Wanted;
 use crate::authority;
 use crate::route::Class;
 use crate::secret::ShellSecret;
-use crate::upstream::{self, lanes};
+use crate::upstream::{self, Protocol, lanes};
 
 /// What `[upstream]` says, for more than one room.
 pub(super) struct Upstream {
@@ -26,7 +26,13 @@ pub(super) fn upstream(document: &Document<'_>, root: &mut Section<'_, '_>) -> O
         servers::missing(document, 0);
         return None;
     };
-    let servers = servers::servers(document, &mut section);
+    let protocol = section.text("protocol", "\"http1\" or \"http2\"", |text| match text {
+        "http1" => Some(Protocol::Http1),
+        "http2" => Some(Protocol::Http2),
+        _ => None,
+    });
+    let protocol = protocol.map_or_else(Protocol::default, |protocol| protocol.value);
+    let servers = servers::servers(document, &mut section, protocol);
     let (checks, ejection) = servers::health(document, &mut section, servers.as_deref());
     let host = section.text("host", "a host name, perhaps with a port", |text| {
         authority::parse(text).map(|_| text.to_owned())
@@ -54,6 +60,7 @@ pub(super) fn upstream(document: &Document<'_>, root: &mut Section<'_, '_>) -> O
     section.finish();
     let settings = upstream::Settings {
         servers: servers?,
+        protocol,
         checks,
         ejection,
         load_memory: upstream::DEFAULT_LOAD_MEMORY,

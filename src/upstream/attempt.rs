@@ -39,17 +39,18 @@ pub(super) enum Attempt {
     NotSent(io::Error, Box<Request<Body>>),
     Failed {
         error: Error,
-        /// Whether the connection was reset. By a Rails on this machine, that means that its process has closed it
-        /// without having read all of the request, so that it cannot have acted on it: the kernel resets for
-        /// nothing else (RFC 1122 §4.2.2.13; for unix sockets Linux does the same), and one that had read
-        /// everything is closed in order. From elsewhere, it may be anything on the way.
-        was_reset: bool,
+        /// Whether the server has certainly not read all of the request, so that it cannot have acted on it.
+        ///
+        /// If a Rails on this machine resets the connection, its process has closed it with something unread:
+        /// the kernel resets for nothing else (RFC 1122 §4.2.2.13; for unix sockets Linux does the same), and one
+        /// that had read everything is closed in order. From elsewhere, a reset may be anything on the way.
+        is_unread: bool,
     },
 }
 
 impl Attempt {
     fn failed(error: Error) -> Self {
-        Self::Failed { error, was_reset: false }
+        Self::Failed { error, is_unread: false }
     }
 
     /// What it says of the server. What the client did, or what else took time, says nothing.
@@ -100,7 +101,7 @@ impl Server {
         let by = end.map_or(by, |end| end.min(by));
         let sending = request.body_mut().watch();
         // Pinned here, so that the body is still there to be asked about when the time is up.
-        let mut sent = pin!(self.pool.send(request, &sending));
+        let mut sent = pin!(self.connections.send(request, &sending));
         let error = match tokio::time::timeout_at(by.into(), sent.as_mut()).await {
             Ok(Ok(answer)) => {
                 let answer = accept(answer).map_err(Attempt::failed)?;
@@ -112,8 +113,11 @@ impl Server {
             Ok(Err(Trouble::Connect(error, unsent))) => return Err(Attempt::NotSent(error, unsent)),
             Ok(Err(Trouble::Sent(error, _))) if error.is_user() => Error::RequestBody(error.into()),
             Ok(Err(Trouble::Sent(error, was_reset))) => {
-                let was_reset = was_reset || is_reset(&error);
-                return Err(Attempt::Failed { error: Error::Broken(error), was_reset });
+                let is_unread = self.may_resend_unread && (was_reset || is_reset(&error));
+                return Err(Attempt::Failed { error: Error::Broken(error), is_unread });
+            }
+            Ok(Err(Trouble::Refused(error))) => {
+                return Err(Attempt::Failed { error: Error::Broken(error), is_unread: true });
             }
             // Rails cannot answer what it has not been given.
             Err(_) if sending.is_under_way() => Error::BodyStalled(response_timeout),

@@ -98,10 +98,10 @@ async fn ask(server: &Server, uri: &Uri) -> Result<(), String> {
     headers.insert(header::USER_AGENT, HeaderValue::from_static("railgate (health check)"));
     headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     let sending = request.body_mut().watch();
-    match server.pool.send(request, &sending).await {
+    match server.connections.send(request, &sending).await {
         Ok(answer) if answer.status().is_success() => Ok(()),
         Ok(answer) => Err(format!("{uri} said {}", answer.status())),
         Err(Trouble::Connect(error, _)) => Err(format!("no connection: {error}")),
-        Err(Trouble::Sent(error, _)) => Err(format!("no answer: {error}")),
+        Err(Trouble::Sent(error, _) | Trouble::Refused(error)) => Err(format!("no answer: {error}")),
     }
 }

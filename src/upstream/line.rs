@@ -116,7 +116,7 @@ impl Upstream {
         while let Some(server) = choose(&self.servers, class, tried, now()) {
             tried.insert(server.place);
             let begun = now();
-            match server.pool.open().await {
+            match server.connections.open().await {
                 Ok(()) => return Ok(server.place),
                 Err(error) => {
                     server.state.health.failed(begun, Reason::Unreachable, now());

@@ -70,6 +70,8 @@ pub(super) enum Trouble {
     Connect(io::Error, Box<Request<Body>>),
     /// Some of it may have been. Whether the connection was reset.
     Sent(hyper::Error, bool),
+    /// It was, and the server has not looked at it.
+    Refused(hyper::Error),
 }
 
 impl Pool {

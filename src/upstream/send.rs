@@ -43,7 +43,7 @@ enum Failed<'s> {
     /// No server could be connected to.
     Unreachable(Unreachable, Box<Request<Body>>),
     /// This one gave no answer. See [`Attempt::Failed`].
-    At { server: &'s Server, error: Error, was_reset: bool },
+    At { server: &'s Server, error: Error, is_unread: bool },
 }
 
 impl Upstream {
@@ -121,10 +121,10 @@ impl Upstream {
                     way.tried = Few::default();
                     *unsent
                 }
-                Err(Failed::At { server, error, was_reset }) => {
+                Err(Failed::At { server, error, is_unread }) => {
                     drop(permit);
                     let Some(copy) = copy.as_ref().and_then(again) else { return Err(error) };
-                    self.may_go_again(server, (error, was_reset), plan, &limits, (&mut way, course)).await?;
+                    self.may_go_again(server, (error, is_unread), plan, &limits, (&mut way, course)).await?;
                     course.is_resent = true;
                     copy
                 }
@@ -151,8 +151,8 @@ impl Upstream {
             way.tried.insert(server.place);
             match server.attempt(request, class, due, is_one_of_several).await {
                 Ok(answer) => return Ok((answer, server)),
-                Err(Attempt::Failed { error, was_reset }) => {
-                    return Err(Failed::At { server, error, was_reset });
+                Err(Attempt::Failed { error, is_unread }) => {
+                    return Err(Failed::At { server, error, is_unread });
                 }
                 Err(Attempt::NotSent(error, unsent)) => {
                     unreachable = Some(Unreachable::new(&server.name, error).or(unreachable));
@@ -171,13 +171,13 @@ impl Upstream {
     async fn may_go_again(
         &self,
         server: &Server,
-        (error, was_reset): (Error, bool),
+        (error, is_unread): (Error, bool),
         plan: &Plan,
         limits: &Limits,
         (way, course): (&mut Way, &mut Course),
     ) -> Result<(), Error> {
         let has_another = has_another(&self.servers, way.tried);
-        if was_reset && server.may_resend_unread && (has_another || limits.may_wait()) {
+        if is_unread && (has_another || limits.may_wait()) {
             server.state.is_sent_again(Again::Unread);
             if !has_another {
                 // If that is too long, the line says so.

@@ -1,18 +1,22 @@
 //! One Rails of perhaps several.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use http::header::HeaderValue;
+use http::{Request, Response};
 
 use super::Settings;
 use super::connect::Connector;
 use super::health::Health;
 use super::load::Load;
-use super::pool::Pool;
+use super::pool::{Pool, Trouble};
+use super::streams::Streams;
 use super::target::Target;
 use super::tls::Tls;
+use crate::body::{Body, Sending};
 
 /// What `upstream.url`, or a `[[upstream.server]]`, of the configuration says.
 #[derive(Clone, Debug)]
@@ -33,8 +37,9 @@ pub(super) struct Server {
     /// As logs call it.
     pub(super) name: Arc<str>,
     pub(super) host: HeaderValue,
-    pub(super) pool: Pool,
-    /// Whether what it has not read is sent again, since it is on this machine.
+    pub(super) connections: Connections,
+    /// Whether a reset proves that a request was not read: if it is on this machine, and the connection is nobody
+    /// else's.
     pub(super) may_resend_unread: bool,
     pub(super) state: Arc<ServerState>,
 }
@@ -49,15 +54,63 @@ impl Server {
         let host = all.host.as_deref().and_then(|host| HeaderValue::from_str(host).ok());
         let tls = server.tls.clone();
         let connector = Connector::new(&server.target, tls, all.connect_timeout, Arc::clone(&state));
+        let connections = match all.protocol {
+            Protocol::Http1 => {
+                Connections::Pool(Pool::new(connector, all.max_idle, all.idle_timeout, Arc::clone(&state)))
+            }
+            Protocol::Http2 => {
+                Connections::Streams(Streams::new(connector, server.target.is_tls, Arc::clone(&state)))
+            }
+        };
         Self {
             place,
             name: server.name().into(),
             host: host.unwrap_or_else(|| server.target.host_header()),
-            pool: Pool::new(connector, all.max_idle, all.idle_timeout, Arc::clone(&state)),
-            may_resend_unread: all.resend_unread && server.target.address.is_local(),
+            connections,
+            may_resend_unread: all.resend_unread
+                && all.protocol == Protocol::Http1
+                && server.target.address.is_local(),
             state,
         }
     }
+}
+
+/// How requests get there.
+#[derive(Debug)]
+pub(super) enum Connections {
+    Pool(Pool),
+    Streams(Streams),
+}
+
+impl Connections {
+    pub(super) async fn send(
+        &self,
+        request: Request<Body>,
+        sending: &Sending,
+    ) -> Result<Response<Body>, Trouble> {
+        match self {
+            Self::Pool(pool) => pool.send(request, sending).await,
+            Self::Streams(streams) => streams.send(request).await,
+        }
+    }
+
+    /// Makes a connection for the next request.
+    pub(super) async fn open(&self) -> io::Result<()> {
+        match self {
+            Self::Pool(pool) => pool.open().await,
+            Self::Streams(streams) => streams.open().await,
+        }
+    }
+}
+
+/// What is spoken with Rails.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/1.1 over a pool of connections.
+    #[default]
+    Http1,
+    /// HTTP/2: negotiated over TLS (ALPN), and without TLS taken for granted (RFC 9113 §3.3).
+    Http2,
 }
 
 impl ServerSettings {
@@ -107,6 +160,8 @@ pub struct ServerState {
     pub(super) open: AtomicI64,
     /// Connections that are kept now, without a request.
     pub(super) kept: AtomicUsize,
+    /// Requests that share connections (HTTP/2).
+    pub(super) streams: AtomicUsize,
     /// Connections made so far.
     pub opened: AtomicU64,
     /// Attempts to connect that failed.
@@ -127,6 +182,7 @@ impl ServerState {
             load: Load::new(all.load_memory),
             open: AtomicI64::new(0),
             kept: AtomicUsize::new(0),
+            streams: AtomicUsize::new(0),
             opened: AtomicU64::new(0),
             refused: AtomicU64::new(0),
             resent: Default::default(),
@@ -136,7 +192,8 @@ impl ServerState {
 
     /// Requests that it has now.
     pub fn in_flight(&self) -> usize {
-        self.connections().saturating_sub(self.kept.load(Ordering::Relaxed))
+        let used = self.connections().saturating_sub(self.kept.load(Ordering::Relaxed));
+        used + self.streams.load(Ordering::Relaxed)
     }
 
     /// Connections to it, used or kept.

@@ -12,10 +12,16 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::server::Protocol;
+
+/// As it is called where the two sides agree on it (RFC 9113 §3.1).
+const HTTP2: &[u8] = b"h2";
+
 /// How connections to Rails are secured.
 #[derive(Clone, Debug)]
 pub struct Tls {
     config: Arc<ClientConfig>,
+    protocol: Protocol,
     name: ServerName<'static>,
 }
 
@@ -103,7 +109,12 @@ impl fmt::Display for Tls {
 
 impl Tls {
     /// Believes what `roots` say about who is `name`, and shows `identity` to whoever asks.
-    pub fn new(roots: RootCertStore, identity: Option<&Identity>, name: &str) -> Result<Self, Error> {
+    pub fn new(
+        roots: RootCertStore,
+        identity: Option<&Identity>,
+        name: &str,
+        protocol: Protocol,
+    ) -> Result<Self, Error> {
         let name = ServerName::try_from(name.to_owned()).map_err(|_| Error::Name(name.to_owned()))?;
         // By name: there may be another provider in the process, and then none is the default.
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -117,11 +128,19 @@ impl Tls {
                 builder.with_client_auth_cert(chain.clone(), key.clone_key()).map_err(Error::Identity)?
             }
         };
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(Self { config: Arc::new(config), name })
+        config.alpn_protocols = vec![match protocol {
+            Protocol::Http1 => b"http/1.1".to_vec(),
+            Protocol::Http2 => HTTP2.to_vec(),
+        }];
+        Ok(Self { config: Arc::new(config), protocol, name })
     }
 
     pub(super) async fn connect(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
-        TlsConnector::from(Arc::clone(&self.config)).connect(self.name.clone(), stream).await
+        let stream = TlsConnector::from(Arc::clone(&self.config)).connect(self.name.clone(), stream).await?;
+        // HTTP/1.1 is what is spoken without any agreement.
+        if self.protocol == Protocol::Http2 && stream.get_ref().1.alpn_protocol() != Some(HTTP2) {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "it does not speak HTTP/2"));
+        }
+        Ok(stream)
     }
 }

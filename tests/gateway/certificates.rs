@@ -47,6 +47,17 @@ impl Authority {
 
     /// A server that is called `name`; with `clients`, for those only who have a certificate of theirs.
     pub fn server(&self, name: &str, clients: Option<&Self>) -> TlsAcceptor {
+        TlsAcceptor::from(Arc::new(self.server_config(name, clients)))
+    }
+
+    /// The same that speaks these protocols.
+    pub fn server_of(&self, name: &str, protocols: &[&[u8]]) -> TlsAcceptor {
+        let mut config = self.server_config(name, None);
+        config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+        TlsAcceptor::from(Arc::new(config))
+    }
+
+    fn server_config(&self, name: &str, clients: Option<&Self>) -> ServerConfig {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
@@ -62,7 +73,6 @@ impl Authority {
         };
         let (certificate, key) = self.signed(name);
         let key = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
-        let config = builder.with_single_cert(vec![certificate.der().clone()], key).unwrap();
-        TlsAcceptor::from(Arc::new(config))
+        builder.with_single_cert(vec![certificate.der().clone()], key).unwrap()
     }
 }

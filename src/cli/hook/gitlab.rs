@@ -6,7 +6,7 @@ use std::time::Duration;
 use http::{Method, StatusCode};
 use railgate::secret::Token;
 use railgate::upstream::tls::{self, Tls};
-use railgate::upstream::{self, Address, ServerSettings, Target, Upstream};
+use railgate::upstream::{self, Address, Protocol, ServerSettings, Target, Upstream};
 use serde_json::{Value, json};
 
 use super::client;
@@ -42,7 +42,10 @@ impl Gitlab {
                         .map_err(|error| format!("--ca-file {}: {error}", ca.display()))?,
                     None => tls::system_authorities().map_err(|error| format!("--gitlab {url}: {error}"))?,
                 };
-                Some(Tls::new(roots, None, host).map_err(|error| format!("--gitlab {url}: {error}"))?)
+                Some(
+                    Tls::new(roots, None, host, Protocol::Http1)
+                        .map_err(|error| format!("--gitlab {url}: {error}"))?,
+                )
             }
             Target { address: Address::Tcp(host, _), .. } if !is_loopback(host) => {
                 return Err(format!("--gitlab {url}: would send the API token in clear; use https://"));
