@@ -70,7 +70,7 @@ impl Server {
     /// Sends a request. The host is this server's, whatever it was.
     pub(super) async fn attempt(
         &self,
-        mut request: Request<Body>,
+        mut request: Box<Request<Body>>,
         class: Class,
         due: Due,
         is_one_of_several: bool,
@@ -95,7 +95,7 @@ impl Server {
         outcome
     }
 
-    async fn send(&self, mut request: Request<Body>, due: Due) -> Result<Response<Body>, Attempt> {
+    async fn send(&self, mut request: Box<Request<Body>>, due: Due) -> Result<Response<Body>, Attempt> {
         let Due { sent, response_timeout, end, total_timeout, collect } = due;
         let by = sent + response_timeout;
         let by = end.map_or(by, |end| end.min(by));
@@ -106,7 +106,7 @@ impl Server {
             Ok(Ok(answer)) => {
                 let answer = accept(answer).map_err(Attempt::failed)?;
                 return match collect {
-                    Some(most) => collected(answer, most, end).await.map_err(Attempt::failed),
+                    Some(most) => Box::pin(collected(answer, most, end)).await.map_err(Attempt::failed),
                     None => Ok(answer),
                 };
             }

@@ -98,7 +98,7 @@ async fn ask(server: &Server, uri: &Uri) -> Result<(), String> {
     headers.insert(header::USER_AGENT, HeaderValue::from_static("railgate (health check)"));
     headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     let sending = request.body_mut().watch();
-    match server.connections.send(request, &sending).await {
+    match server.connections.send(Box::new(request), &sending).await {
         Ok(answer) if answer.status().is_success() => Ok(()),
         Ok(answer) => Err(format!("{uri} said {}", answer.status())),
         Err(Trouble::Connect(error, _)) => Err(format!("no connection: {error}")),

@@ -68,7 +68,7 @@ impl Upstream {
             return Ok(permit);
         }
         let begun = now();
-        let permit = limits.in_time(lane.admit(plan.may_wait)).await;
+        let permit = Box::pin(limits.in_time(lane.admit(plan.may_wait))).await;
         course.waited += now().saturating_duration_since(begun);
         match permit {
             Some(Ok(permit)) if !limits.are_over() => Ok(permit),

@@ -89,26 +89,26 @@ impl Pool {
     /// connection only if nothing was written on a kept one that turned out to be closed.
     pub(super) async fn send(
         &self,
-        mut request: Request<Body>,
+        mut request: Box<Request<Body>>,
         sending: &Sending,
     ) -> Result<Response<Body>, Trouble> {
         // Here, and not when hyper writes: whatever it has begun with is sent once, and a connection that
         // is closed meanwhile would be an error.
         turn::to_send(request.body().size_hint().lower()).await;
         while let Some(mut line) = self.kept.take() {
-            match line.send(request).await {
+            match line.send(*request).await {
                 Ok(answer) => return Ok(line.carrying(answer, sending)),
                 Err(mut failed) => match failed.take_message() {
-                    Some(unsent) => request = unsent,
+                    Some(unsent) => request = Box::new(unsent),
                     None => return Err(Trouble::Sent(failed.into_error(), line.was_reset)),
                 },
             }
         }
-        let mut line = match self.connect().await {
+        let mut line = match Box::pin(self.connect()).await {
             Ok(line) => line,
-            Err(error) => return Err(Trouble::Connect(error, Box::new(request))),
+            Err(error) => return Err(Trouble::Connect(error, request)),
         };
-        match line.send(request).await {
+        match line.send(*request).await {
             Ok(answer) => Ok(line.carrying(answer, sending)),
             Err(failed) => Err(Trouble::Sent(failed.into_error(), line.was_reset)),
         }

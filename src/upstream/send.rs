@@ -51,10 +51,12 @@ impl Upstream {
     /// of the answer. The message is framed anew: nothing in its headers may concern framing.
     pub async fn send(
         &self,
-        mut request: Request<Body>,
+        request: Request<Body>,
         plan: &Plan,
         course: &mut Course,
     ) -> Result<Response<Body>, Error> {
+        // From here on it is handed from one future to the next, each of which would have room for it.
+        let mut request = Box::new(request);
         self.prepare(&mut request)?;
         let outcome = self.send_prepared(request, plan, course).await;
         match &outcome {
@@ -73,7 +75,7 @@ impl Upstream {
 
     async fn send_prepared(
         &self,
-        mut request: Request<Body>,
+        mut request: Box<Request<Body>>,
         plan: &Plan,
         course: &mut Course,
     ) -> Result<Response<Body>, Error> {
@@ -82,14 +84,12 @@ impl Upstream {
         if plan.is_read {
             self.state.budget.deposit();
         } else if self.may_resend_unread && plan.class != Class::Other {
-            let limit = lane.settings().response_timeout;
-            let read = tokio::time::timeout(limit, in_memory(request)).await;
-            request = read.unwrap_or(Err(Error::BodyStalled(limit)))?;
+            request = in_memory(request, lane.settings().response_timeout).await?;
         }
         let copy = again(&request);
         let mut way = Way { tried: Few::default(), opened: None, pause: BETWEEN_ATTEMPTS };
         if self.state.hold.is_on() && limits.may_wait() {
-            way.opened = Some(self.wait_in_line(plan.class, &limits, course).await?);
+            way.opened = Some(Box::pin(self.wait_in_line(plan.class, &limits, course)).await?);
         }
         loop {
             let permit = self.admit(lane, plan, &limits, course).await?;
@@ -117,14 +117,15 @@ impl Upstream {
                     if !limits.may_wait() || !unreachable.may_pass() {
                         return Err(unreachable.into());
                     }
-                    way.opened = Some(self.wait_in_line(plan.class, &limits, course).await?);
+                    way.opened = Some(Box::pin(self.wait_in_line(plan.class, &limits, course)).await?);
                     way.tried = Few::default();
-                    *unsent
+                    unsent
                 }
                 Err(Failed::At { server, error, is_unread }) => {
                     drop(permit);
-                    let Some(copy) = copy.as_ref().and_then(again) else { return Err(error) };
-                    self.may_go_again(server, (error, is_unread), plan, &limits, (&mut way, course)).await?;
+                    let Some(copy) = copy.as_deref().and_then(again) else { return Err(error) };
+                    let way = (&mut way, &mut *course);
+                    Box::pin(self.may_go_again(server, (error, is_unread), plan, &limits, way)).await?;
                     course.is_resent = true;
                     copy
                 }
@@ -135,7 +136,7 @@ impl Upstream {
     /// Sends a request to the first server that can be connected to.
     async fn reach(
         &self,
-        mut request: Request<Body>,
+        mut request: Box<Request<Body>>,
         class: Class,
         mut due: Due,
         way: &mut Way,
@@ -146,7 +147,7 @@ impl Upstream {
             let known = way.opened.take().and_then(|place| self.servers.get(place));
             let Some(server) = known.or_else(|| choose(&self.servers, class, way.tried, due.sent)) else {
                 let unreachable = unreachable.unwrap_or_else(Unreachable::all_drained);
-                return Err(Failed::Unreachable(unreachable, Box::new(request)));
+                return Err(Failed::Unreachable(unreachable, request));
             };
             way.tried.insert(server.place);
             match server.attempt(request, class, due, is_one_of_several).await {
@@ -156,7 +157,7 @@ impl Upstream {
                 }
                 Err(Attempt::NotSent(error, unsent)) => {
                     unreachable = Some(Unreachable::new(&server.name, error).or(unreachable));
-                    request = *unsent;
+                    request = unsent;
                     due.sent = now();
                     if has_another(&self.servers, way.tried) {
                         server.state.is_sent_again(Again::Unreachable);
@@ -236,22 +237,24 @@ fn now() -> Instant {
 }
 
 /// Reads a body that says it is small, so that it may be sent again.
-async fn in_memory(request: Request<Body>) -> Result<Request<Body>, Error> {
+async fn in_memory(mut request: Box<Request<Body>>, limit: Duration) -> Result<Box<Request<Body>>, Error> {
     let is_small = request.body().size_hint().exact().is_some_and(|length| length <= MOST_COPIED as u64);
     if !is_small {
         return Ok(request);
     }
-    let (head, body) = request.into_parts();
-    match body.collect_up_to(MOST_COPIED).await {
-        Ok(Collected::Whole(body)) => Ok(Request::from_parts(head, body.into())),
-        Ok(Collected::TooLong(body)) => Ok(Request::from_parts(head, body)),
-        Err(error) => Err(Error::RequestBody(error.into())),
-    }
+    let body = std::mem::take(request.body_mut());
+    *request.body_mut() = match tokio::time::timeout(limit, body.collect_up_to(MOST_COPIED)).await {
+        Ok(Ok(Collected::Whole(body))) => body.into(),
+        Ok(Ok(Collected::TooLong(body))) => body,
+        Ok(Err(error)) => return Err(Error::RequestBody(error.into())),
+        Err(_) => return Err(Error::BodyStalled(limit)),
+    };
+    Ok(request)
 }
 
 /// The same request once more, if all of it is in memory.
-fn again(request: &Request<Body>) -> Option<Request<Body>> {
-    let mut again = Request::new(request.body().again()?);
+fn again(request: &Request<Body>) -> Option<Box<Request<Body>>> {
+    let mut again = Box::new(Request::new(request.body().again()?));
     again.method_mut().clone_from(request.method());
     again.uri_mut().clone_from(request.uri());
     *again.version_mut() = request.version();

@@ -85,12 +85,12 @@ pub(super) enum Connections {
 impl Connections {
     pub(super) async fn send(
         &self,
-        request: Request<Body>,
+        request: Box<Request<Body>>,
         sending: &Sending,
     ) -> Result<Response<Body>, Trouble> {
         match self {
             Self::Pool(pool) => pool.send(request, sending).await,
-            Self::Streams(streams) => streams.send(request).await,
+            Self::Streams(streams) => Box::pin(streams.send(*request)).await,
         }
     }
 
@@ -98,7 +98,7 @@ impl Connections {
     pub(super) async fn open(&self) -> io::Result<()> {
         match self {
             Self::Pool(pool) => pool.open().await,
-            Self::Streams(streams) => streams.open().await,
+            Self::Streams(streams) => Box::pin(streams.open()).await,
         }
     }
 }

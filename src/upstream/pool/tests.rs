@@ -46,8 +46,8 @@ impl Drop for Stage {
     }
 }
 
-fn request() -> Request<Body> {
-    let mut request = Request::new(Body::empty());
+fn request() -> Box<Request<Body>> {
+    let mut request = Box::new(Request::new(Body::empty()));
     request.headers_mut().insert(HOST, "rails".parse().unwrap());
     request
 }
@@ -90,7 +90,7 @@ async fn a_connection_that_closes_before_anything_is_written_gives_the_request_b
     drop(rails);
     // So that the runtime sees it, and the next read does.
     tokio::time::sleep(Duration::from_millis(1)).await;
-    let sent = tokio::time::timeout(Duration::from_secs(10), line.send(request())).await;
+    let sent = tokio::time::timeout(Duration::from_secs(10), line.send(*request())).await;
     let mut failed = sent.expect("an outcome").unwrap_err();
     assert!(failed.take_message().is_some());
 }
@@ -104,7 +104,7 @@ async fn an_answer_that_nobody_waits_for_is_given_to_nobody() {
     rails.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nstale").await.unwrap();
     // So that the runtime sees it, and the next read does.
     tokio::time::sleep(Duration::from_millis(1)).await;
-    let sent = tokio::time::timeout(Duration::from_secs(10), line.send(request())).await;
+    let sent = tokio::time::timeout(Duration::from_secs(10), line.send(*request())).await;
     let mut failed = sent.expect("an outcome").unwrap_err();
     assert!(failed.take_message().is_some(), "nothing was written, so it can be sent over another one");
     assert!(!line.seems_free());
