@@ -13,6 +13,8 @@ use hyper::body::Incoming;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Sleep;
 
+use crate::header::trailer;
+
 /// Nothing, bytes in memory, or a stream from a socket that passes by without being collected.
 #[derive(Debug, Default)]
 pub struct Body {
@@ -138,7 +140,7 @@ impl Body {
             self.permit = None;
             return Poll::Ready(Some(Err(error)));
         }
-        frame.map_err(Error::Broken)
+        frame.map_ok(without_what_may_not_trail).map_err(Error::Broken)
     }
 
     /// A way to see whether the body is still being sent. One in memory never is.
@@ -182,6 +184,16 @@ impl Body {
             }
         }
         Ok(Collected::Whole(read.freeze()))
+    }
+}
+
+fn without_what_may_not_trail(frame: Frame<Bytes>) -> Frame<Bytes> {
+    match frame.into_trailers() {
+        Ok(mut trailers) => {
+            trailer::keep_allowed(&mut trailers);
+            Frame::trailers(trailers)
+        }
+        Err(frame) => frame,
     }
 }
 

@@ -1,5 +1,7 @@
 //! Header names that GitLab's parts use, and the rules for headers that cross the gateway.
 
+pub mod trailer;
+
 use std::io::Write as _;
 use std::net::IpAddr;
 
@@ -30,7 +32,6 @@ fn is_hop_by_hop(name: &str) -> bool {
             | "proxy-authenticate"
             | "proxy-authorization"
             | "te"
-            | "trailer"
             | "transfer-encoding"
             | "upgrade"
     )
@@ -67,12 +68,18 @@ pub fn is_spoofable(name: &str) -> bool {
 /// `Connection` header can name the gateway's own words away.
 pub fn cross(headers: &mut HeaderMap, peer: Option<IpAddr>) {
     let host = headers.get(header::HOST).cloned();
+    let are_trailers_wanted = trailer::are_wanted(headers);
     strip(headers, |name| is_hop_by_hop(name) || matches!(name, "expect" | "content-length"));
+    if are_trailers_wanted {
+        // By the gateway too, for this connection of its own (RFC 9110 §10.1.4).
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+        headers.insert(header::CONNECTION, HeaderValue::from_static("TE"));
+    }
     set_forwarded(headers, peer, host);
 }
 
-/// Takes out what must not pass the gateway: the hop-by-hop headers and those that `Connection`
-/// names. Framing and credentials cannot be named away: a `Connection: gitlab-shared-secret`
+/// Takes out what must not pass the gateway: the hop-by-hop headers, those that `Connection`
+/// names, and what may not be a trailer. Framing and credentials cannot be named away: a `Connection: gitlab-shared-secret`
 /// must not make Rails see a request without its credential.
 pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     strip(headers, is_hop_by_hop);
@@ -96,6 +103,7 @@ fn strip(headers: &mut HeaderMap, stays_here: impl Fn(&str) -> bool) {
     for name in &rest {
         headers.remove(name);
     }
+    trailer::declare(headers);
 }
 
 fn is_end_to_end_always(name: &HeaderName) -> bool {

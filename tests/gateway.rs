@@ -52,6 +52,7 @@ mod gateway {
     mod stale;
     mod targets;
     mod tls;
+    mod trailers;
     mod translation;
     mod warm;
 }

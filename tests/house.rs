@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 /// strangers.
 const RANKS: [(&str, u8); 26] = [
     ("authority", 0),
-    ("body", 0),
+    ("body", 1),
     ("clock", 0),
     ("header", 0),
     ("params", 0),

@@ -134,11 +134,15 @@ async fn collected(
     most: usize,
     end: Option<Instant>,
 ) -> Result<Response<Body>, Error> {
-    let (head, body) = answer.into_parts();
+    let (mut head, body) = answer.into_parts();
     let by = Clock::System.now() + COLLECT_TIMEOUT;
     let by = end.map_or(by, |end| end.min(by));
     let body = match tokio::time::timeout_at(by.into(), body.collect_up_to(most)).await {
-        Ok(Ok(Collected::Whole(body))) => Body::from(body),
+        Ok(Ok(Collected::Whole(body))) => {
+            // Only data is kept.
+            head.headers.remove(header::TRAILER);
+            Body::from(body)
+        }
         Ok(Ok(Collected::TooLong(body))) => body,
         Ok(Err(error)) => return Err(Error::BrokeOff(error)),
         Err(_) => return Err(Error::Timeout(COLLECT_TIMEOUT)),

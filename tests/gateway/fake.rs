@@ -31,6 +31,8 @@ pub struct Request {
     pub headers: Vec<(String, String)>,
     /// The body without its framing.
     pub body: Vec<u8>,
+    /// What came behind it.
+    pub trailers: String,
 }
 
 impl Request {
@@ -391,12 +393,13 @@ async fn serve_one(
         return perform(stream, script(&request)).await && read_body(stream, unread, framing).await.is_some();
     }
     let head = request.head.clone();
-    let Some(body) = read_body(stream, unread, framing).await else {
+    let Some((body, trailers)) = read_body(stream, unread, framing).await else {
         // What is left over is a fragment together with its head.
         unread.splice(..0, head.into_bytes());
         return false;
     };
     request.body = body;
+    request.trailers = trailers;
     shared.write_down(&mut request);
     perform(stream, script(&request)).await
 }
@@ -458,8 +461,16 @@ async fn read_head(stream: &mut Box<dyn Stream>, unread: &mut Vec<u8>) -> Option
             (name.to_owned(), value.trim().to_owned())
         })
         .collect();
-    let request =
-        Request { nth: 0, connection: 0, method, target, headers, body: Vec::new(), head: head.clone() };
+    let request = Request {
+        nth: 0,
+        connection: 0,
+        method,
+        target,
+        headers,
+        body: Vec::new(),
+        trailers: String::new(),
+        head: head.clone(),
+    };
     let framing = match (request.header("transfer-encoding"), request.header("content-length")) {
         (Some("chunked"), None) => Framing::Chunks,
         (None, Some(length)) => Framing::Length(length.parse().unwrap()),
@@ -470,13 +481,17 @@ async fn read_head(stream: &mut Box<dyn Stream>, unread: &mut Vec<u8>) -> Option
 }
 
 /// Reads a body. What was read of one that broke off is left in `unread`.
-async fn read_body(stream: &mut Box<dyn Stream>, unread: &mut Vec<u8>, framing: Framing) -> Option<Vec<u8>> {
+async fn read_body(
+    stream: &mut Box<dyn Stream>,
+    unread: &mut Vec<u8>,
+    framing: Framing,
+) -> Option<(Vec<u8>, String)> {
     match framing {
         Framing::Length(length) => {
             while unread.len() < length {
                 read_more(stream, unread).await?;
             }
-            Some(unread.drain(..length).collect())
+            Some((unread.drain(..length).collect(), String::new()))
         }
         Framing::Chunks => {
             let (mut body, mut at) = (Vec::new(), 0);
@@ -484,16 +499,24 @@ async fn read_body(stream: &mut Box<dyn Stream>, unread: &mut Vec<u8>, framing: 
                 let line = line_end(stream, unread, at).await?;
                 let size = std::str::from_utf8(&unread[at..line - 2]).ok();
                 let size = size.and_then(|size| usize::from_str_radix(size, 16).ok()).expect("a chunk size");
+                if size == 0 {
+                    let mut end = line;
+                    loop {
+                        let next = line_end(stream, unread, end).await?;
+                        if next == end + 2 {
+                            let trailers = String::from_utf8_lossy(&unread[line..end]).into_owned();
+                            unread.drain(..next);
+                            return Some((body, trailers));
+                        }
+                        end = next;
+                    }
+                }
                 while unread.len() < line + size + 2 {
                     read_more(stream, unread).await?;
                 }
                 body.extend_from_slice(&unread[line..line + size]);
                 assert_eq!(&unread[line + size..line + size + 2], b"\r\n");
                 at = line + size + 2;
-                if size == 0 {
-                    unread.drain(..at);
-                    return Some(body);
-                }
             }
         }
     }
