@@ -31,6 +31,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
+use http::Uri;
 use tower::retry::budget::TpsBudget;
 
 pub use self::attempt::may_pass;
@@ -161,6 +162,8 @@ pub struct Upstream {
     servers: Vec<Server>,
     /// Where all of them live.
     root: String,
+    /// What the first in line asks for, and for how long, where connections prove nothing.
+    probe: (Option<Uri>, Duration),
     body_timeout: Duration,
     total_timeout: Duration,
     max_held: usize,
@@ -268,6 +271,7 @@ impl Upstream {
                 || servers.iter().any(|server| server.may_resend_unread),
             servers,
             root: settings.relative_root().to_owned(),
+            probe: (settings.checks.uri(settings.relative_root()), settings.checks.timeout),
             body_timeout: settings.body_timeout,
             total_timeout: settings.total_timeout,
             max_held: settings.max_held,

@@ -45,6 +45,7 @@ mod gateway {
     mod kas;
     mod large;
     mod pressure;
+    mod proxied;
     mod purge;
     mod secrecy;
     mod servers;

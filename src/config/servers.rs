@@ -182,11 +182,9 @@ pub(super) fn health(
     servers: Option<&[ServerSettings]>,
 ) -> (Checks, Ejection) {
     let is_alone = servers.is_some_and(|servers| servers.len() == 1);
-    for key in ["health", "ejection"] {
-        if is_alone && upstream.has(key) {
-            let message = "does nothing while there is one server: there is no other to turn to";
-            document.warn(upstream.at(), &upstream.name(key), message);
-        }
+    if is_alone && upstream.has("ejection") {
+        let message = "does nothing while there is one server: there is no other to turn to";
+        document.warn(upstream.at(), &upstream.name("ejection"), message);
     }
     let defaults = Ejection::default();
     let slow_start = duration(upstream, "slow_start", defaults.slow_start, ZERO..=HOUR);

@@ -201,10 +201,6 @@ fn what_is_allowed_but_hardly_meant_gives_a_warning() {
             "limits.drain_timeout: is shorter than upstream.hold",
         ),
         (
-            format!("{LEAST}[upstream.health]\ntimeout = '1s'"),
-            "upstream.health: does nothing while there is one",
-        ),
-        (
             format!("{LEAST}[upstream.ejection]\nfailures = 1"),
             "upstream.ejection: does nothing while there is one",
         ),

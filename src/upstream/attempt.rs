@@ -152,7 +152,7 @@ async fn collected(
 
 /// Whether an answer is one of a proxy whose Rails is away. Rails itself says 503 too, in JSON, if it is
 /// Gitaly that is away or slow (contract §1.2).
-fn has_nobody_behind_it<B>(answer: &Response<B>) -> bool {
+pub(super) fn has_nobody_behind_it<B>(answer: &Response<B>) -> bool {
     let kind = answer.headers().get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
     match answer.status() {
         StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT => true,

@@ -88,6 +88,12 @@ fn better_of_two(servers: &[Server], class: Class, among: Few) -> Option<&Server
     Some(if is_better { second } else { first })
 }
 
+/// Whether one takes part that has not been tried.
+pub(super) fn takes_part(servers: &[Server], tried: Few, now: Instant) -> bool {
+    let mut others = servers.iter().enumerate().filter(|(place, _)| !tried.has(*place));
+    others.any(|(_, server)| matches!(server.state.health.standing(now), Standing::In(_)))
+}
+
 /// Whether there is a server that has not been tried and may be.
 pub(super) fn has_another(servers: &[Server], tried: Few) -> bool {
     let mut others = servers.iter().enumerate().filter(|(place, _)| !tried.has(*place));

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use http::header::{self, HeaderValue};
-use http::{Request, Uri};
+use http::{Request, Response, Uri};
 
 use super::pool::Trouble;
 use super::server::Server;
@@ -42,6 +42,13 @@ impl Default for Settings {
     }
 }
 
+impl Settings {
+    /// What is asked for.
+    pub(super) fn uri(&self, root: &str) -> Option<Uri> {
+        below_root(root, Uri::try_from(self.path.as_str()).ok()?)
+    }
+}
+
 /// Asks, if there is more than one server.
 #[derive(Debug)]
 pub struct Watch {
@@ -55,8 +62,7 @@ impl Watch {
     pub fn new(all: &All, state: &State) -> Self {
         // A connection for each check: whether there is one to be had is the half of it.
         let all = All { max_idle: 0, ..all.clone() };
-        let uri = all.has_checks().then(|| Uri::try_from(all.checks.path.as_str()).ok()).flatten();
-        let uri = uri.and_then(|uri| below_root(all.relative_root(), uri));
+        let uri = all.has_checks().then(|| all.checks.uri(all.relative_root())).flatten();
         let server =
             |(place, (server, state)): (_, (_, &Arc<_>))| Server::new(place, server, &all, Arc::clone(state));
         let servers = all.servers.iter().zip(&state.servers).enumerate().map(server).collect();
@@ -90,18 +96,23 @@ async fn watch_one(server: &Server, uri: &Uri, settings: &Settings) {
     }
 }
 
+/// Whether it answers that it is well.
 async fn ask(server: &Server, uri: &Uri) -> Result<(), String> {
-    let mut request = Request::new(Body::empty());
-    request.uri_mut().clone_from(uri);
-    let headers = request.headers_mut();
-    headers.insert(header::HOST, server.host.clone());
-    headers.insert(header::USER_AGENT, HeaderValue::from_static("railgate (health check)"));
-    headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
-    let sending = request.body_mut().watch();
-    match server.connections.send(Box::new(request), &sending).await {
+    match get(server, uri).await {
         Ok(answer) if answer.status().is_success() => Ok(()),
         Ok(answer) => Err(format!("{uri} said {}", answer.status())),
         Err(Trouble::Connect(error, _)) => Err(format!("no connection: {error}")),
         Err(Trouble::Sent(error, _) | Trouble::Refused(error)) => Err(format!("no answer: {error}")),
     }
+}
+
+/// Asks for a page without a credential.
+pub(super) async fn get(server: &Server, uri: &Uri) -> Result<Response<Body>, Trouble> {
+    let mut request = Request::new(Body::empty());
+    request.uri_mut().clone_from(uri);
+    let headers = request.headers_mut();
+    headers.insert(header::HOST, server.host.clone());
+    headers.insert(header::USER_AGENT, HeaderValue::from_static("railgate (health check)"));
+    let sending = request.body_mut().watch();
+    server.connections.send(Box::new(request), &sending).await
 }

@@ -4,6 +4,9 @@
 //! again and again; the others wait for their turn. Once it has succeeded, it is the turn of the next:
 //! so nobody overtakes, a Rails that is away is tried by one at a time, and one that has just come back
 //! is not met by all at once.
+//!
+//! A proxy in front of Rails accepts connections while Rails is away, and says so in its answers. Then
+//! the servers are hollow: a connection proves nothing, and the first in line has to ask for something.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,6 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 pub struct Hold {
     /// Whether there is one: what every request looks at.
     is_on: AtomicBool,
+    is_hollow: AtomicBool,
     line: Mutex<Option<Line>>,
     held: AtomicU64,
 }
@@ -35,6 +39,22 @@ impl Hold {
     /// Whether requests wait, so that whoever comes now has to wait behind them.
     pub(super) fn is_on(&self) -> bool {
         self.is_on.load(Ordering::Relaxed)
+    }
+
+    /// Whether connections prove nothing.
+    pub(super) fn is_hollow(&self) -> bool {
+        self.is_hollow.load(Ordering::Relaxed)
+    }
+
+    /// What an answer tells of that.
+    pub(super) fn set_hollow(&self, is_hollow: bool) {
+        if self.is_hollow() != is_hollow && self.is_hollow.swap(is_hollow, Ordering::Relaxed) != is_hollow {
+            if is_hollow {
+                tracing::warn!("a proxy answers that Rails is away; requests wait for it to be back");
+            } else {
+                tracing::info!("Rails answers again behind its proxy");
+            }
+        }
     }
 
     /// How many wait now.

@@ -5,17 +5,23 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::attempt::has_nobody_behind_it;
 use super::balance::{Few, choose};
+use super::check;
 use super::health::Reason;
 use super::hold::Full;
 use super::lanes::Lane;
 use super::plan::{Course, Limits, Plan};
+use super::server::Server;
 use super::{Error, Upstream, may_pass};
 use crate::clock::Clock;
 use crate::route::Class;
 
 /// How long after one attempt to connect the next one comes, while requests wait.
 pub(super) const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(25);
+
+/// The same where something has to be asked.
+const BETWEEN_QUESTIONS: Duration = Duration::from_millis(100);
 
 /// A server that could not be connected to.
 pub(super) struct Unreachable {
@@ -77,17 +83,22 @@ impl Upstream {
         }
     }
 
-    /// Waits until a server accepts connections again. The place of that server.
+    /// Waits until a server accepts connections again, and there is somebody behind it. The place of that server;
+    /// none, if time is over and a proxy may be asked all the same.
     pub(super) async fn wait_in_line(
         &self,
         class: Class,
         limits: &Limits,
         course: &mut Course,
-    ) -> Result<usize, Error> {
+    ) -> Result<Option<usize>, Error> {
         let begun = now();
         let waited = self.wait_until_it_is_back(class, limits).await;
         course.waited += now().saturating_duration_since(begun);
-        waited
+        match waited {
+            // Whatever it says is as good as what would be said here, and perhaps it is well but for our question.
+            Err(Error::Connect(..)) if self.state.hold.is_hollow() => Ok(None),
+            waited => waited.map(Some),
+        }
     }
 
     async fn wait_until_it_is_back(&self, class: Class, limits: &Limits) -> Result<usize, Error> {
@@ -95,13 +106,14 @@ impl Upstream {
         let place = self.state.hold.join(self.max_held).map_err(full)?;
         let Some(_turn) = limits.held(place.turn()).await else { return Err(self.too_late(limits)) };
         loop {
-            let unreachable = match limits.held(self.open_one(class)).await {
+            let unreachable = match limits.held(self.find_one(class)).await {
                 Some(Ok(place)) => return Ok(place),
                 Some(Err(unreachable)) if unreachable.may_pass() => unreachable,
                 Some(Err(unreachable)) => return Err(unreachable.into()),
                 None => return Err(self.too_late(limits)),
             };
-            if limits.held(tokio::time::sleep(BETWEEN_ATTEMPTS)).await.is_none() {
+            let pause = if self.state.hold.is_hollow() { BETWEEN_QUESTIONS } else { BETWEEN_ATTEMPTS };
+            if limits.held(tokio::time::sleep(pause)).await.is_none() {
                 return Err(match self.too_late(limits) {
                     Error::Connect(..) => unreachable.into(),
                     other => other,
@@ -110,21 +122,37 @@ impl Upstream {
         }
     }
 
-    /// Makes a connection to the first of all servers that accepts one.
-    async fn open_one(&self, class: Class) -> Result<usize, Unreachable> {
+    /// Makes a connection to the first of all servers that accepts one, and has somebody behind it.
+    async fn find_one(&self, class: Class) -> Result<usize, Unreachable> {
         let (mut tried, mut unreachable) = (Few::default(), None);
         while let Some(server) = choose(&self.servers, class, tried, now()) {
             tried.insert(server.place);
             let begun = now();
-            match server.connections.open().await {
-                Ok(()) => return Ok(server.place),
+            let error = match server.connections.open().await {
+                Ok(()) if self.is_there(server).await => return Ok(server.place),
+                Ok(()) => io::Error::other("a proxy answers there that Rails is away"),
                 Err(error) => {
                     server.state.health.failed(begun, Reason::Unreachable, now());
-                    unreachable = Some(Unreachable::new(&server.name, error).or(unreachable));
+                    error
                 }
-            }
+            };
+            unreachable = Some(Unreachable::new(&server.name, error).or(unreachable));
         }
         Err(unreachable.unwrap_or_else(Unreachable::all_drained))
+    }
+
+    /// Whether Rails is behind a connection. Any answer of its own is proof enough.
+    async fn is_there(&self, server: &Server) -> bool {
+        let (Some(uri), timeout) = &self.probe else { return true };
+        if !self.state.hold.is_hollow() {
+            return true;
+        }
+        let answer = tokio::time::timeout(*timeout, check::get(server, uri)).await;
+        let is_there = matches!(answer, Ok(Ok(answer)) if !has_nobody_behind_it(&answer));
+        if is_there {
+            self.state.hold.set_hollow(false);
+        }
+        is_there
     }
 
     /// Which time is over.

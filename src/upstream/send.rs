@@ -9,8 +9,8 @@ use http::{Method, Request, Response, Version};
 use http_body::Body as _;
 use tower::retry::budget::Budget as _;
 
-use super::attempt::{Attempt, Due};
-use super::balance::{Few, choose, has_another};
+use super::attempt::{Attempt, Due, has_nobody_behind_it};
+use super::balance::{Few, choose, has_another, takes_part};
 use super::line::{BETWEEN_ATTEMPTS, Unreachable};
 use super::plan::{Course, Limits, Plan, Signer};
 use super::server::{Again, Server};
@@ -88,8 +88,8 @@ impl Upstream {
         }
         let copy = again(&request);
         let mut way = Way { tried: Few::default(), opened: None, pause: BETWEEN_ATTEMPTS };
-        if self.state.hold.is_on() && limits.may_wait() {
-            way.opened = Some(Box::pin(self.wait_in_line(plan.class, &limits, course)).await?);
+        if (self.state.hold.is_on() || self.state.hold.is_hollow()) && limits.may_wait() {
+            way.opened = Box::pin(self.wait_in_line(plan.class, &limits, course)).await?;
         }
         loop {
             let permit = self.admit(lane, plan, &limits, course).await?;
@@ -109,16 +109,25 @@ impl Upstream {
                 lane.took(now().saturating_duration_since(due.sent));
             }
             request = match reached {
-                Ok((answer, _)) => {
-                    return Ok(answer.map(|body| body.paced(permit, self.body_timeout, limits.end)));
+                Ok((answer, server)) => {
+                    let is_away = self.is_away(&answer, plan.class, way.tried);
+                    let copy = if is_away { copy.as_deref().and_then(again) } else { None };
+                    let may =
+                        |_: &_| plan.is_read && !course.is_resent && limits.may_wait() && self.spend(server);
+                    let Some(copy) = copy.filter(may) else {
+                        return Ok(answer.map(|body| body.paced(permit, self.body_timeout, limits.end)));
+                    };
+                    drop(permit);
+                    Box::pin(self.go_on(plan.class, &limits, (&mut way, &mut *course))).await?;
+                    course.is_resent = true;
+                    copy
                 }
                 Err(Failed::Unreachable(unreachable, unsent)) => {
                     drop(permit);
                     if !limits.may_wait() || !unreachable.may_pass() {
                         return Err(unreachable.into());
                     }
-                    way.opened = Some(Box::pin(self.wait_in_line(plan.class, &limits, course)).await?);
-                    way.tried = Few::default();
+                    Box::pin(self.go_on(plan.class, &limits, (&mut way, &mut *course))).await?;
                     unsent
                 }
                 Err(Failed::At { server, error, is_unread }) => {
@@ -177,35 +186,60 @@ impl Upstream {
         limits: &Limits,
         (way, course): (&mut Way, &mut Course),
     ) -> Result<(), Error> {
-        let has_another = has_another(&self.servers, way.tried);
-        if is_unread && (has_another || limits.may_wait()) {
+        if is_unread && (has_another(&self.servers, way.tried) || limits.may_wait()) {
             server.state.is_sent_again(Again::Unread);
-            if !has_another {
+            if !has_another(&self.servers, way.tried) {
                 // If that is too long, the line says so.
                 let _ = limits.held(tokio::time::sleep(way.pause)).await;
                 course.waited += way.pause;
                 way.pause = (way.pause * 2).min(LONGEST_PAUSE);
-                way.opened = Some(self.wait_in_line(plan.class, limits, course).await?);
             }
-        } else if !plan.is_read || course.is_resent || !self.is_within_budget(server, &error) {
+            return self.go_on(plan.class, limits, (way, course)).await;
+        }
+        let has_ended = match &error {
+            Error::Broken(error) => !error.is_parse(),
+            Error::BrokeOff(error) => matches!(error, body::Error::Broken(_)),
+            _ => false,
+        };
+        if !plan.is_read || course.is_resent || !has_ended || !self.spend(server) {
             return Err(error);
         }
-        if !has_another {
+        if !has_another(&self.servers, way.tried) {
             way.tried = Few::default();
         }
         Ok(())
     }
 
-    /// The connection ended without an answer, and not too often.
-    fn is_within_budget(&self, server: &Server, error: &Error) -> bool {
-        let has_ended = match error {
-            Error::Broken(error) => !error.is_parse(),
-            Error::BrokeOff(error) => matches!(error, body::Error::Broken(_)),
-            _ => false,
-        };
-        if !has_ended {
+    /// Another server is next if there is one; else all are, in line.
+    async fn go_on(
+        &self,
+        class: Class,
+        limits: &Limits,
+        (way, course): (&mut Way, &mut Course),
+    ) -> Result<(), Error> {
+        if !has_another(&self.servers, way.tried) {
+            way.opened = self.wait_in_line(class, limits, course).await?;
+            way.tried = Few::default();
+        }
+        Ok(())
+    }
+
+    /// Whether an answer says that Rails is away. If no other server takes part, whoever comes now may have to wait.
+    /// What anybody may ask for is no measure.
+    fn is_away(&self, answer: &Response<Body>, class: Class, tried: Few) -> bool {
+        if class == Class::Other {
             return false;
         }
+        let is_away = has_nobody_behind_it(answer);
+        let holds = !self.state.lanes.of(class).settings().hold.is_zero();
+        if !is_away || holds && !takes_part(&self.servers, tried, now()) {
+            self.state.hold.set_hollow(is_away);
+        }
+        is_away
+    }
+
+    /// Whether one more read may be sent again. Not if too many have been.
+    fn spend(&self, server: &Server) -> bool {
         let is_within = self.state.budget.withdraw();
         if is_within {
             server.state.is_sent_again(Again::Read);
