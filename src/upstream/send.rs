@@ -79,7 +79,7 @@ impl Upstream {
         plan: &Plan,
         course: &mut Course,
     ) -> Result<Response<Body>, Error> {
-        let lane = self.state.lanes.of(plan.class);
+        let (lane, hold) = (self.state.lanes.of(plan.class), &self.state.hold);
         let limits = Limits::new(plan, lane.settings().hold, self.total_timeout);
         if plan.is_read {
             self.state.budget.deposit();
@@ -88,7 +88,7 @@ impl Upstream {
         }
         let copy = again(&request);
         let mut way = Way { tried: Few::default(), opened: None, pause: BETWEEN_ATTEMPTS };
-        if (self.state.hold.is_on() || self.state.hold.is_hollow()) && limits.may_wait() {
+        if (hold.is_on() || hold.is_hollow()) && limits.may_wait() {
             way.opened = Box::pin(self.wait_in_line(plan.class, &limits, course)).await?;
         }
         loop {
@@ -96,25 +96,17 @@ impl Upstream {
             if let Some(Signer(sign)) = &plan.signer {
                 sign(request.headers_mut());
             }
-            let due = Due {
-                sent: now(),
-                response_timeout: lane.settings().response_timeout,
-                end: limits.end,
-                total_timeout: self.total_timeout,
-                collect: plan.collect,
-            };
+            let due = self.due(plan, &limits);
             let reached = self.reach(request, plan.class, due, &mut way).await;
             if let Ok((_, server)) | Err(Failed::At { server, .. }) = &reached {
                 course.server = Some(Arc::clone(&server.name));
-                lane.took(now().saturating_duration_since(due.sent));
             }
             request = match reached {
                 Ok((answer, server)) => {
-                    let is_away = self.is_away(&answer, plan.class, way.tried);
-                    let copy = if is_away { copy.as_deref().and_then(again) } else { None };
-                    let may =
-                        |_: &_| plan.is_read && !course.is_resent && limits.may_wait() && self.spend(server);
-                    let Some(copy) = copy.filter(may) else {
+                    let is_to_go_on = self.is_away(&answer, plan.class, way.tried)
+                        && limits.may_wait()
+                        && self.is_read_again(server, plan, course);
+                    let Some(copy) = copy.as_deref().filter(|_| is_to_go_on).and_then(again) else {
                         return Ok(answer.map(|body| body.paced(permit, self.body_timeout, limits.end)));
                     };
                     drop(permit);
@@ -133,12 +125,23 @@ impl Upstream {
                 Err(Failed::At { server, error, is_unread }) => {
                     drop(permit);
                     let Some(copy) = copy.as_deref().and_then(again) else { return Err(error) };
-                    let way = (&mut way, &mut *course);
-                    Box::pin(self.may_go_again(server, (error, is_unread), plan, &limits, way)).await?;
+                    let failed = (server, error, is_unread);
+                    Box::pin(self.may_go_again(failed, plan, &limits, (&mut way, &mut *course))).await?;
                     course.is_resent = true;
                     copy
                 }
             };
+        }
+    }
+
+    /// When a request that is sent now has to be answered.
+    fn due(&self, plan: &Plan, limits: &Limits) -> Due {
+        Due {
+            sent: now(),
+            response_timeout: self.state.lanes.of(plan.class).settings().response_timeout,
+            end: limits.end,
+            total_timeout: self.total_timeout,
+            collect: plan.collect,
         }
     }
 
@@ -159,7 +162,11 @@ impl Upstream {
                 return Err(Failed::Unreachable(unreachable, request));
             };
             way.tried.insert(server.place);
-            match server.attempt(request, class, due, is_one_of_several).await {
+            let attempt = server.attempt(request, class, due, is_one_of_several).await;
+            if !matches!(attempt, Err(Attempt::NotSent(..))) {
+                self.state.lanes.of(class).took(now().saturating_duration_since(due.sent));
+            }
+            match attempt {
                 Ok(answer) => return Ok((answer, server)),
                 Err(Attempt::Failed { error, is_unread }) => {
                     return Err(Failed::At { server, error, is_unread });
@@ -180,8 +187,7 @@ impl Upstream {
     /// ends.
     async fn may_go_again(
         &self,
-        server: &Server,
-        (error, is_unread): (Error, bool),
+        (server, error, is_unread): (&Server, Error, bool),
         plan: &Plan,
         limits: &Limits,
         (way, course): (&mut Way, &mut Course),
@@ -201,7 +207,7 @@ impl Upstream {
             Error::BrokeOff(error) => matches!(error, body::Error::Broken(_)),
             _ => false,
         };
-        if !plan.is_read || course.is_resent || !has_ended || !self.spend(server) {
+        if !has_ended || !self.is_read_again(server, plan, course) {
             return Err(error);
         }
         if !has_another(&self.servers, way.tried) {
@@ -238,8 +244,11 @@ impl Upstream {
         is_away
     }
 
-    /// Whether one more read may be sent again. Not if too many have been.
-    fn spend(&self, server: &Server) -> bool {
+    /// Whether it is a read that may be sent again: once, and not if too many have been.
+    fn is_read_again(&self, server: &Server, plan: &Plan, course: &Course) -> bool {
+        if !plan.is_read || course.is_resent {
+            return false;
+        }
         let is_within = self.state.budget.withdraw();
         if is_within {
             server.state.is_sent_again(Again::Read);
