@@ -13,6 +13,7 @@ mod attempt;
 mod balance;
 mod check;
 mod connect;
+mod copy;
 pub mod health;
 pub mod hold;
 pub mod lanes;
@@ -37,6 +38,7 @@ use tower::retry::budget::TpsBudget;
 pub use self::attempt::may_pass;
 pub use self::balance::MOST_SERVERS;
 pub use self::check::{Settings as Checks, Watch};
+use self::copy::Memory;
 pub use self::health::Settings as Ejection;
 use self::hold::Hold;
 use self::lanes::{Lanes, Shed};
@@ -181,6 +183,8 @@ pub struct State {
     pub lanes: Lanes,
     /// How often requests may be sent again.
     budget: TpsBudget,
+    /// Bodies that are kept for that.
+    copies: Memory,
     /// The servers, in the order of the configuration.
     pub servers: Vec<Arc<ServerState>>,
     /// Reads that were not sent again, since too many have been.
@@ -200,6 +204,7 @@ impl State {
         Self {
             hold: Hold::default(),
             lanes: Lanes::new(&settings.classes),
+            copies: Memory::default(),
             budget: TpsBudget::new(BUDGET_MEMORY, least, share),
             servers: settings
                 .servers

@@ -114,10 +114,7 @@ impl Upstream {
             };
             let pause = if self.state.hold.is_hollow() { BETWEEN_QUESTIONS } else { BETWEEN_ATTEMPTS };
             if limits.held(tokio::time::sleep(pause)).await.is_none() {
-                return Err(match self.too_late(limits) {
-                    Error::Connect(..) => unreachable.into(),
-                    other => other,
-                });
+                return Err(self.given_up(unreachable, limits));
             }
         }
     }
@@ -153,6 +150,15 @@ impl Upstream {
             self.state.hold.set_hollow(false);
         }
         is_there
+    }
+
+    /// Why nobody waits any more for servers that cannot be reached.
+    pub(super) fn given_up(&self, unreachable: Unreachable, limits: &Limits) -> Error {
+        match self.too_late(limits) {
+            Error::Connect(..) => unreachable.into(),
+            _ if !limits.are_patient() || !unreachable.may_pass() => unreachable.into(),
+            other => other,
+        }
     }
 
     /// Which time is over.

@@ -96,6 +96,11 @@ impl Limits {
         self.held.is_some_and(|held| now < held) && self.latest().is_none_or(|latest| now < latest)
     }
 
+    /// Whether it might wait for Rails to be back at all.
+    pub(super) fn are_patient(&self) -> bool {
+        self.held.is_some()
+    }
+
     /// Whether nobody waits for it any more. A token near its end may still be sent, at once.
     pub(super) fn are_over(&self) -> bool {
         self.end.is_some_and(|end| Clock::System.now() >= end)

@@ -11,22 +11,19 @@ use tower::retry::budget::Budget as _;
 
 use super::attempt::{Attempt, Due, has_nobody_behind_it};
 use super::balance::{Few, choose, has_another, takes_part};
+use super::copy::Copy;
 use super::line::{BETWEEN_ATTEMPTS, Unreachable};
 use super::plan::{Course, Limits, Plan, Signer};
 use super::server::{Again, Server};
 use super::target::below_root;
 use super::{Error, Upstream};
-use crate::body::{self, Body, Collected};
+use crate::body::{self, Body};
 use crate::clock::Clock;
 use crate::route::Class;
 
 /// How long it gets between attempts with a request that was accepted and not read, which may be a proxy's way
 /// to say that there is nobody.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-
-/// Bytes of the largest body that is kept until there is an answer, so that it can be sent again. GitLab
-/// Shell's have a few hundred.
-const MOST_COPIED: usize = 64 * 1024;
 
 /// Where a request has been, and where it goes next.
 struct Way {
@@ -75,18 +72,13 @@ impl Upstream {
 
     async fn send_prepared(
         &self,
-        mut request: Box<Request<Body>>,
+        request: Box<Request<Body>>,
         plan: &Plan,
         course: &mut Course,
     ) -> Result<Response<Body>, Error> {
         let (lane, hold) = (self.state.lanes.of(plan.class), &self.state.hold);
         let limits = Limits::new(plan, lane.settings().hold, self.total_timeout);
-        if plan.is_read {
-            self.state.budget.deposit();
-        } else if self.may_resend_unread && plan.class != Class::Other {
-            request = in_memory(request, lane.settings().response_timeout).await?;
-        }
-        let copy = again(&request);
+        let (mut request, copy) = self.kept(request, plan).await?;
         let mut way = Way { tried: Few::default(), opened: None, pause: BETWEEN_ATTEMPTS };
         if (hold.is_on() || hold.is_hollow()) && limits.may_wait() {
             way.opened = Box::pin(self.wait_in_line(plan.class, &limits, course)).await?;
@@ -106,7 +98,7 @@ impl Upstream {
                     let is_to_go_on = self.is_away(&answer, plan.class, way.tried)
                         && limits.may_wait()
                         && self.is_read_again(server, plan, course);
-                    let Some(copy) = copy.as_deref().filter(|_| is_to_go_on).and_then(again) else {
+                    let Some(copy) = is_to_go_on.then(|| copy.again()).flatten() else {
                         return Ok(answer.map(|body| body.paced(permit, self.body_timeout, limits.end)));
                     };
                     drop(permit);
@@ -117,14 +109,14 @@ impl Upstream {
                 Err(Failed::Unreachable(unreachable, unsent)) => {
                     drop(permit);
                     if !limits.may_wait() || !unreachable.may_pass() {
-                        return Err(unreachable.into());
+                        return Err(self.given_up(unreachable, &limits));
                     }
                     Box::pin(self.go_on(plan.class, &limits, (&mut way, &mut *course))).await?;
                     unsent
                 }
                 Err(Failed::At { server, error, is_unread }) => {
                     drop(permit);
-                    let Some(copy) = copy.as_deref().and_then(again) else { return Err(error) };
+                    let Some(copy) = copy.again() else { return Err(error) };
                     let failed = (server, error, is_unread);
                     Box::pin(self.may_go_again(failed, plan, &limits, (&mut way, &mut *course))).await?;
                     course.is_resent = true;
@@ -132,6 +124,22 @@ impl Upstream {
                 }
             };
         }
+    }
+
+    /// A request, and a copy of it if it may be sent again.
+    async fn kept(
+        &self,
+        request: Box<Request<Body>>,
+        plan: &Plan,
+    ) -> Result<(Box<Request<Body>>, Copy<'_>), Error> {
+        if plan.is_read {
+            self.state.budget.deposit();
+        } else if self.may_resend_unread && plan.class != Class::Other {
+            let limit = self.state.lanes.of(plan.class).settings().response_timeout;
+            return self.state.copies.read(request, limit).await;
+        }
+        let copy = Copy::of(&request);
+        Ok((request, copy))
     }
 
     /// When a request that is sent now has to be answered.
@@ -277,30 +285,4 @@ impl Upstream {
 
 fn now() -> Instant {
     Clock::System.now()
-}
-
-/// Reads a body that says it is small, so that it may be sent again.
-async fn in_memory(mut request: Box<Request<Body>>, limit: Duration) -> Result<Box<Request<Body>>, Error> {
-    let is_small = request.body().size_hint().exact().is_some_and(|length| length <= MOST_COPIED as u64);
-    if !is_small {
-        return Ok(request);
-    }
-    let body = std::mem::take(request.body_mut());
-    *request.body_mut() = match tokio::time::timeout(limit, body.collect_up_to(MOST_COPIED)).await {
-        Ok(Ok(Collected::Whole(body))) => body.into(),
-        Ok(Ok(Collected::TooLong(body))) => body,
-        Ok(Err(error)) => return Err(Error::RequestBody(error.into())),
-        Err(_) => return Err(Error::BodyStalled(limit)),
-    };
-    Ok(request)
-}
-
-/// The same request once more, if all of it is in memory.
-fn again(request: &Request<Body>) -> Option<Box<Request<Body>>> {
-    let mut again = Box::new(Request::new(request.body().again()?));
-    again.method_mut().clone_from(request.method());
-    again.uri_mut().clone_from(request.uri());
-    *again.version_mut() = request.version();
-    again.headers_mut().clone_from(request.headers());
-    Some(again)
 }

@@ -132,7 +132,7 @@ async fn whoever_leaves_leaves_the_line() {
 async fn nobody_waits_with_a_token_that_expires() {
     let stage = Stage::new(patient());
     let ask = Ask::post("kubernetes/usage_metrics").json(r#"{"gitops_sync_count":1}"#);
-    let claims = json!({ "iss": "gitlab-kas", "aud": "gitlab", "exp": now() + 3 });
+    let claims = json!({ "iss": "gitlab-kas", "aud": "gitlab", "exp": now() + 7 });
     let mut wire = stage.ask(&ask.clone().header(KAS_HEADER, &kas_token(&claims))).await;
     // Wherever it stands in the line.
     let _other = stage.ask(&allowed()).await;
