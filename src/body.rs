@@ -2,7 +2,8 @@
 
 use std::fmt;
 use std::pin::Pin;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -19,7 +20,7 @@ use crate::header::trailer;
 #[derive(Debug, Default)]
 pub struct Body {
     /// Ends the watch on this body when dropped, or when there is no more.
-    watched: Option<Arc<()>>,
+    watched: Option<Watched>,
     /// Sent before `rest`: an answer of ours, or what was already read of a stream.
     ready: Bytes,
     rest: Option<Incoming>,
@@ -130,7 +131,13 @@ impl Body {
                 self.rest = None;
                 self.release_at_the_end();
             }
-            Poll::Ready(Some(_)) => self.release_at_the_end(),
+            Poll::Ready(Some(Ok(_))) => self.release_at_the_end(),
+            Poll::Ready(Some(Err(_))) => {
+                if let Some(Watched(watch)) = &self.watched {
+                    watch.has_broken_off.store(true, Ordering::Relaxed);
+                }
+                self.release_at_the_end();
+            }
             Poll::Pending => {}
         }
         if let Some(pace) = &mut self.pace
@@ -145,10 +152,13 @@ impl Body {
 
     /// A way to see whether the body is still being sent. One in memory never is.
     pub fn watch(&mut self) -> Sending {
-        let watch = Arc::new(());
-        let sending = Sending(Arc::downgrade(&watch));
-        self.watched = self.rest.as_ref().filter(|rest| !rest.is_end_stream()).map(|_| watch);
-        sending
+        let is_under_way = self.rest.as_ref().is_some_and(|rest| !rest.is_end_stream());
+        let watch = Arc::new(Watch {
+            is_under_way: AtomicBool::new(is_under_way),
+            has_broken_off: AtomicBool::new(false),
+        });
+        self.watched = is_under_way.then(|| Watched(Arc::clone(&watch)));
+        Sending(watch)
     }
 
     /// Reads up to `limit` bytes into memory. What does not fit stays in the stream, and the body
@@ -197,14 +207,36 @@ fn without_what_may_not_trail(frame: Frame<Bytes>) -> Frame<Bytes> {
     }
 }
 
+/// What is seen of a body that is on its way.
+#[derive(Debug)]
+struct Watch {
+    is_under_way: AtomicBool,
+    has_broken_off: AtomicBool,
+}
+
+/// The body's side of it.
+#[derive(Debug)]
+struct Watched(Arc<Watch>);
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.0.is_under_way.store(false, Ordering::Relaxed);
+    }
+}
+
 /// Whether a body is on its way; see [`Body::watch`].
 #[derive(Debug)]
-pub struct Sending(Weak<()>);
+pub struct Sending(Arc<Watch>);
 
 impl Sending {
     /// Whether more of the body has to come.
     pub fn is_under_way(&self) -> bool {
-        self.0.strong_count() > 0
+        self.0.is_under_way.load(Ordering::Relaxed)
+    }
+
+    /// Whether it has ended before its end.
+    pub fn has_broken_off(&self) -> bool {
+        self.0.has_broken_off.load(Ordering::Relaxed)
     }
 }
 

@@ -68,8 +68,8 @@ pub fn is_spoofable(name: &str) -> bool {
 /// `Connection` header can name the gateway's own words away.
 pub fn cross(headers: &mut HeaderMap, peer: Option<IpAddr>) {
     let host = headers.get(header::HOST).cloned();
-    let are_trailers_wanted = trailer::are_wanted(headers);
-    strip(headers, |name| is_hop_by_hop(name) || matches!(name, "expect" | "content-length"));
+    let are_trailers_wanted =
+        strip(headers, |name| is_hop_by_hop(name) || matches!(name, "expect" | "content-length"));
     if are_trailers_wanted {
         // By the gateway too, for this connection of its own (RFC 9110 §10.1.4).
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
@@ -86,8 +86,8 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
 }
 
 /// Takes out what `Connection` names and what `stays_here`. One look at the names that are there is
-/// cheaper than to ask for each that might be.
-fn strip(headers: &mut HeaderMap, stays_here: impl Fn(&str) -> bool) {
+/// cheaper than to ask for each that might be. Whether the sender wants trailers.
+fn strip(headers: &mut HeaderMap, stays_here: impl Fn(&str) -> bool) -> bool {
     let named: Vec<HeaderName> = headers
         .get_all(header::CONNECTION)
         .iter()
@@ -99,11 +99,21 @@ fn strip(headers: &mut HeaderMap, stays_here: impl Fn(&str) -> bool) {
     for name in &named {
         headers.remove(name);
     }
-    let rest: Vec<HeaderName> = headers.keys().filter(|name| stays_here(name.as_str())).cloned().collect();
+    let rest: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| *name == header::TRAILER || stays_here(name.as_str()))
+        .cloned()
+        .collect();
+    let mut are_trailers_wanted = false;
     for name in &rest {
+        if *name == header::TRAILER {
+            trailer::declare(headers);
+            continue;
+        }
+        are_trailers_wanted |= *name == header::TE && trailer::are_wanted(headers);
         headers.remove(name);
     }
-    trailer::declare(headers);
+    are_trailers_wanted
 }
 
 fn is_end_to_end_always(name: &HeaderName) -> bool {

@@ -9,7 +9,10 @@ use super::{is_end_to_end_always, is_hop_by_hop, is_spoofable};
 /// decide anew.
 pub fn may_trail(name: &HeaderName) -> bool {
     let text = name.as_str();
-    !(is_hop_by_hop(text)
+    // An underscore is a dash to Rack, and to others that make variables of headers.
+    !(text.contains('_')
+        || text.ends_with("-token")
+        || is_hop_by_hop(text)
         || is_spoofable(text)
         || is_end_to_end_always(name)
         || ["gitlab-", "x-gitlab-", "x-forwarded-", "content-", "if-", "proxy-"]
@@ -27,6 +30,7 @@ pub fn may_trail(name: &HeaderName) -> bool {
                 | "location"
                 | "max-forwards"
                 | "range"
+                | "remote-user"
                 | "retry-after"
                 | "set-cookie"
                 | "trailer"
@@ -37,9 +41,6 @@ pub fn may_trail(name: &HeaderName) -> bool {
 
 /// Leaves those names in `Trailer` that may trail, and no others.
 pub fn declare(headers: &mut HeaderMap) {
-    if !headers.contains_key(header::TRAILER) {
-        return;
-    }
     let names: Vec<HeaderName> = headers
         .get_all(header::TRAILER)
         .iter()
@@ -81,6 +82,11 @@ mod tests {
             ("gitlab-shared-secret", false),
             ("gitlab-kas-api-request", false),
             ("x-gitlab-token", false),
+            ("gitlab_shared_secret", false),
+            ("content_length", false),
+            ("private-token", false),
+            ("x-csrf-token", false),
+            ("remote-user", false),
             ("authorization", false),
             ("x-forwarded-for", false),
             ("x-real-ip", false),

@@ -21,7 +21,7 @@ const COLLECT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Until when there has to be an answer, and how much of one.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Due {
+pub(super) struct Deadlines {
     /// When the request is sent.
     pub(super) sent: Instant,
     /// How long it may take then.
@@ -34,7 +34,7 @@ pub(super) struct Due {
 }
 
 /// Why there is no answer.
-pub(super) enum Attempt {
+pub(super) enum AttemptError {
     /// No connection: nothing was sent.
     NotSent(io::Error, Box<Request<Body>>),
     Failed {
@@ -48,7 +48,7 @@ pub(super) enum Attempt {
     },
 }
 
-impl Attempt {
+impl AttemptError {
     fn failed(error: Error) -> Self {
         Self::Failed { error, is_unread: false }
     }
@@ -72,59 +72,73 @@ impl Server {
         &self,
         mut request: Box<Request<Body>>,
         class: Class,
-        due: Due,
-        is_one_of_several: bool,
-    ) -> Result<Response<Body>, Attempt> {
+        deadlines: Deadlines,
+    ) -> Result<Response<Body>, AttemptError> {
         request.headers_mut().insert(header::HOST, self.host.clone());
-        let load = if is_one_of_several { self.state.load.begin(class) } else { None };
-        let outcome = self.send(request, due).await;
+        let load = if self.state.health.is_alone() { None } else { self.state.load.begin(class) };
+        let outcome = self.send(request, class, deadlines).await;
         drop(load);
         let now = Clock::System.now();
         let reason = match &outcome {
-            Ok(answer) => has_nobody_behind_it(answer).then_some(Reason::Status),
+            Ok(answer) => says_that_rails_is_away(answer).then_some(Reason::Status),
             Err(attempt) => attempt.reason(),
         };
-        if !matches!(outcome, Err(Attempt::NotSent(..))) {
-            self.state.took.observe(now.saturating_duration_since(due.sent));
+        if matches!((&outcome, reason), (Ok(_), _) | (Err(AttemptError::Failed { .. }), Some(_))) {
+            self.state.took.observe(now.saturating_duration_since(deadlines.sent));
         }
+        // What anybody may ask for may be refused, slow or broken for reasons of its own. It says nothing of the
+        // server, unless there is no connection.
+        let tells =
+            class != Class::Other || self.state.health.is_alone() || reason == Some(Reason::Unreachable);
         match (&outcome, reason) {
-            (_, Some(reason)) => self.state.health.failed(due.sent, reason, now),
-            (Ok(_), None) => self.state.health.answered(due.sent, now),
+            _ if !tells => {}
+            (_, Some(reason)) => self.state.health.failed(deadlines.sent, reason, now),
+            (Ok(_), None) => self.state.health.answered(deadlines.sent, now),
             (Err(_), None) => {}
         }
         outcome
     }
 
-    async fn send(&self, mut request: Box<Request<Body>>, due: Due) -> Result<Response<Body>, Attempt> {
-        let Due { sent, response_timeout, end, total_timeout, collect } = due;
+    async fn send(
+        &self,
+        mut request: Box<Request<Body>>,
+        class: Class,
+        deadlines: Deadlines,
+    ) -> Result<Response<Body>, AttemptError> {
+        let Deadlines { sent, response_timeout, end, total_timeout, collect } = deadlines;
         let by = sent + response_timeout;
         let by = end.map_or(by, |end| end.min(by));
         let sending = request.body_mut().watch();
         // Pinned here, so that the body is still there to be asked about when the time is up.
-        let mut sent = pin!(self.connections.send(request, &sending));
+        let mut sent = pin!(self.connections.send(request, class, &sending));
         let error = match tokio::time::timeout_at(by.into(), sent.as_mut()).await {
             Ok(Ok(answer)) => {
-                let answer = accept(answer).map_err(Attempt::failed)?;
+                let answer = accept(answer).map_err(AttemptError::failed)?;
                 return match collect {
-                    Some(most) => Box::pin(collected(answer, most, end)).await.map_err(Attempt::failed),
+                    Some(most) => {
+                        Box::pin(collected(answer, most, deadlines)).await.map_err(AttemptError::failed)
+                    }
                     None => Ok(answer),
                 };
             }
-            Ok(Err(Trouble::Connect(error, unsent))) => return Err(Attempt::NotSent(error, unsent)),
-            Ok(Err(Trouble::Sent(error, _))) if error.is_user() => Error::RequestBody(error.into()),
+            Ok(Err(Trouble::Connect(error, unsent))) => return Err(AttemptError::NotSent(error, unsent)),
+            // Over HTTP/2, the latter alone tells.
+            Ok(Err(Trouble::Sent(error, _))) if error.is_user() || sending.has_broken_off() => {
+                Error::RequestBody(error.into())
+            }
             Ok(Err(Trouble::Sent(error, was_reset))) => {
                 let is_unread = self.may_resend_unread && (was_reset || is_reset(&error));
-                return Err(Attempt::Failed { error: Error::Broken(error), is_unread });
+                return Err(AttemptError::Failed { error: Error::Broken(error), is_unread });
             }
             Ok(Err(Trouble::Refused(error))) => {
-                return Err(Attempt::Failed { error: Error::Broken(error), is_unread: true });
+                return Err(AttemptError::Failed { error: Error::Broken(error), is_unread: true });
             }
             // Rails cannot answer what it has not been given.
             Err(_) if sending.is_under_way() => Error::BodyStalled(response_timeout),
             Err(_) if end.is_some_and(|end| by >= end) => Error::TotalTimeout(total_timeout),
             Err(_) => Error::Timeout(response_timeout),
         };
-        Err(Attempt::failed(error))
+        Err(AttemptError::failed(error))
     }
 }
 
@@ -132,7 +146,7 @@ impl Server {
 async fn collected(
     answer: Response<Body>,
     most: usize,
-    end: Option<Instant>,
+    Deadlines { end, total_timeout, .. }: Deadlines,
 ) -> Result<Response<Body>, Error> {
     let (mut head, body) = answer.into_parts();
     let by = Clock::System.now() + COLLECT_TIMEOUT;
@@ -145,6 +159,7 @@ async fn collected(
         }
         Ok(Ok(Collected::TooLong(body))) => body,
         Ok(Err(error)) => return Err(Error::BrokeOff(error)),
+        Err(_) if end.is_some_and(|end| by >= end) => return Err(Error::TotalTimeout(total_timeout)),
         Err(_) => return Err(Error::Timeout(COLLECT_TIMEOUT)),
     };
     Ok(Response::from_parts(head, body))
@@ -152,7 +167,7 @@ async fn collected(
 
 /// Whether an answer is one of a proxy whose Rails is away. Rails itself says 503 too, in JSON, if it is
 /// Gitaly that is away or slow (contract §1.2).
-pub(super) fn has_nobody_behind_it<B>(answer: &Response<B>) -> bool {
+pub(super) fn says_that_rails_is_away<B>(answer: &Response<B>) -> bool {
     let kind = answer.headers().get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
     match answer.status() {
         StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT => true,

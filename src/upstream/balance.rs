@@ -12,9 +12,9 @@ pub const MOST_SERVERS: usize = 64;
 
 /// Some of the servers, by their places in the list.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Few(u64);
+pub(super) struct ServerSet(u64);
 
-impl Few {
+impl ServerSet {
     pub(super) fn insert(&mut self, place: usize) {
         self.0 |= 1 << place;
     }
@@ -34,44 +34,56 @@ impl Few {
 }
 
 /// Chooses a server for a request that those in `tried` have not taken: one that takes part, a backup
-/// if there is none, and if nobody takes part, anybody whom no operator has drained. Those may fail,
-/// but without a server the request certainly would.
-pub(super) fn choose(servers: &[Server], class: Class, tried: Few, now: Instant) -> Option<&Server> {
+/// if there is none, and if nobody takes part, anybody whom no operator has drained: those of which only the
+/// health checks fail before those that fail requests, backups last. They may fail, but without a server
+/// the request certainly would.
+pub(super) fn choose(servers: &[Server], class: Class, tried: ServerSet, now: Instant) -> Option<&Server> {
     if let [only] = servers {
-        return (tried == Few::default() && !only.state.health.is_drained()).then_some(only);
+        return (tried == ServerSet::default() && !only.state.health.is_drained()).then_some(only);
     }
-    let (mut well, mut slow, mut due, mut out) =
-        ([Few::default(); 2], [Few::default(); 2], [Few::default(); 2], Few::default());
+    let mut tiers = [Tier::default(), Tier::default()];
     for (place, server) in servers.iter().enumerate().filter(|(place, _)| !tried.has(*place)) {
-        let tier = usize::from(server.state.is_backup);
-        let group = match server.state.health.standing(now) {
+        let [first, backups] = &mut tiers;
+        let tier = if server.state.is_backup { backups } else { first };
+        match server.state.health.standing(now) {
+            Standing::Due => tier.due.insert(place),
             // Below its share as often as that says, so that it gets no more, however idle it is.
-            Standing::In(share) if share < 1.0 && fastrand::f32() >= share => slow.get_mut(tier),
-            Standing::In(_) => well.get_mut(tier),
-            Standing::Due => due.get_mut(tier),
-            Standing::Out => Some(&mut out),
-            Standing::Drained => None,
-        };
-        if let Some(group) = group {
-            group.insert(place);
+            Standing::In(share) if share < 1.0 && fastrand::f32() >= share => tier.slow.insert(place),
+            Standing::In(_) => tier.well.insert(place),
+            Standing::Unhealthy => tier.unhealthy.insert(place),
+            Standing::Ejected => tier.ejected.insert(place),
+            Standing::Drained => {}
         }
     }
-    for ((well, slow), due) in well.into_iter().zip(slow).zip(due) {
-        if due.len() > 0
-            && let Some(server) = servers.get(due.nth(0))
-            && server.state.health.claim_try(now)
-        {
-            return Some(server);
-        }
-        let chosen = better_of_two(servers, class, well).or_else(|| better_of_two(servers, class, slow));
+    for tier in tiers {
+        // A try with what anybody may ask for would prove nothing.
+        let due = if class == Class::Other { ServerSet::default() } else { tier.due };
+        let due = (0..due.len()).filter_map(|nth| servers.get(due.nth(nth)));
+        let tried = { due }.find(|server| server.state.health.claim_try(now));
+        let chosen = tried
+            .or_else(|| better_of_two(servers, class, tier.well))
+            .or_else(|| better_of_two(servers, class, tier.slow));
         if chosen.is_some() {
             return chosen;
         }
     }
-    better_of_two(servers, class, out)
+    let [first, backups] = tiers;
+    [first.unhealthy, backups.unhealthy, first.ejected, first.due, backups.ejected, backups.due]
+        .into_iter()
+        .find_map(|among| better_of_two(servers, class, among))
 }
 
-fn better_of_two(servers: &[Server], class: Class, among: Few) -> Option<&Server> {
+/// Servers that are no backups, or those that are, by their standing.
+#[derive(Clone, Copy, Debug, Default)]
+struct Tier {
+    well: ServerSet,
+    slow: ServerSet,
+    due: ServerSet,
+    unhealthy: ServerSet,
+    ejected: ServerSet,
+}
+
+fn better_of_two(servers: &[Server], class: Class, among: ServerSet) -> Option<&Server> {
     let count = among.len();
     if count == 0 {
         return None;
@@ -88,16 +100,15 @@ fn better_of_two(servers: &[Server], class: Class, among: Few) -> Option<&Server
     Some(if is_better { second } else { first })
 }
 
-/// Whether one takes part that has not been tried.
-pub(super) fn takes_part(servers: &[Server], tried: Few, now: Instant) -> bool {
+/// Whether there is a server that has not been tried, and is as good as this.
+pub(super) fn has_another(
+    servers: &[Server],
+    tried: ServerSet,
+    is_good: impl Fn(Standing) -> bool,
+    now: Instant,
+) -> bool {
     let mut others = servers.iter().enumerate().filter(|(place, _)| !tried.has(*place));
-    others.any(|(_, server)| matches!(server.state.health.standing(now), Standing::In(_)))
-}
-
-/// Whether there is a server that has not been tried and may be.
-pub(super) fn has_another(servers: &[Server], tried: Few) -> bool {
-    let mut others = servers.iter().enumerate().filter(|(place, _)| !tried.has(*place));
-    others.any(|(_, server)| !server.state.health.is_drained())
+    others.any(|(_, server)| is_good(server.state.health.standing(now)))
 }
 
 #[cfg(test)]

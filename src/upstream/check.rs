@@ -89,7 +89,7 @@ async fn watch_one(server: &Server, uri: &Uri, settings: &Settings) {
         let mut next = health.next_check(interval, now);
         while tokio::select! {
             () = tokio::time::sleep_until(next.into()) => false,
-            () = health.hurried() => true,
+            () = health.rescheduled() => true,
         } {
             next = next.min(health.next_check(interval, Clock::System.now()));
         }
@@ -113,6 +113,5 @@ pub(super) async fn get(server: &Server, uri: &Uri) -> Result<Response<Body>, Tr
     let headers = request.headers_mut();
     headers.insert(header::HOST, server.host.clone());
     headers.insert(header::USER_AGENT, HeaderValue::from_static("railgate (health check)"));
-    let sending = request.body_mut().watch();
-    server.connections.send(Box::new(request), &sending).await
+    server.connections.ask(request).await
 }

@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
 use super::Settings as All;
+use crate::clock::Clock;
 
 mod labels;
 
@@ -51,10 +52,12 @@ const LEAST_SHARE: f32 = 0.1;
 pub(super) enum Standing {
     /// It takes part, with this share of what the others get.
     In(f32),
-    /// It is out, but has to be tried, by one.
+    /// It is ejected, but has to be tried, by one.
     Due,
-    /// It is out. Better than nobody.
-    Out,
+    /// Its health checks fail, but no request has. Better than an ejected one.
+    Unhealthy,
+    /// It fails requests. Better than nobody.
+    Ejected,
     /// It is not to get anything.
     Drained,
 }
@@ -78,7 +81,7 @@ pub struct Health {
     /// Health checks that went well, and that did not.
     pub checks: [AtomicU64; 2],
     /// Somebody waits for the time of the next check, which is another now.
-    hurried: Notify,
+    rescheduled: Notify,
     /// Somebody keeps connections, which nobody needs any more.
     drained: Notify,
 }
@@ -118,7 +121,7 @@ impl Health {
             state: Mutex::default(),
             ejections: Default::default(),
             checks: Default::default(),
-            hurried: Notify::new(),
+            rescheduled: Notify::new(),
             drained: Notify::new(),
         }
     }
@@ -131,9 +134,15 @@ impl Health {
                 self.drained.notify_waiters();
                 tracing::warn!(server, "drained by an operator: it gets no more requests");
             } else {
+                self.state.lock().back_since = Some(Clock::System.now());
                 tracing::info!(server, "no longer drained");
             }
         }
+    }
+
+    /// Whether there is no other to turn to.
+    pub(super) fn is_alone(&self) -> bool {
+        self.is_alone
     }
 
     /// Whether an operator has said so.
@@ -148,14 +157,18 @@ impl Health {
 
     /// What operators are told.
     pub fn condition(&self, now: Instant) -> Condition {
+        if self.is_drained() {
+            return Condition::Drained;
+        }
         let state = self.state.lock();
+        if state.is_unhealthy {
+            return Condition::Unhealthy;
+        }
         match state.standing(&self.settings, false, now) {
-            _ if self.is_drained() => Condition::Drained,
-            _ if state.is_unhealthy => Condition::Unhealthy,
-            _ if state.ejected.is_some() => Condition::Ejected,
             Standing::In(share) if share < 1.0 => Condition::SlowStart,
-            _ if self.failures_in_a_row() > 0 => Condition::Failing,
-            _ => Condition::Up,
+            Standing::In(_) if self.failures_in_a_row() > 0 => Condition::Failing,
+            Standing::In(_) => Condition::Up,
+            _ => Condition::Ejected,
         }
     }
 
@@ -198,18 +211,22 @@ impl Health {
         let state = self.state.lock();
         // What was sent before tells nothing new.
         if state.ejected.is_some_and(|ejection| sent >= ejection.since) {
-            self.is_back(state, now);
+            self.readmit(state, now);
         }
     }
 
     /// A request sent at `sent` failed.
     pub(super) fn failed(&self, sent: Instant, why: Reason, now: Instant) {
+        let mut state = self.state.lock();
+        // What was sent before tells nothing new.
+        if state.back_since.is_some_and(|since| sent < since) {
+            return;
+        }
         let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
         let most = u64::from(self.settings.failures);
         if self.is_alone || most == 0 {
             return;
         }
-        let mut state = self.state.lock();
         match state.ejected {
             Some(Ejection { tried: Some(tried), .. }) if sent >= tried => self.eject(state, why, now),
             None if failures >= most => {
@@ -232,9 +249,9 @@ impl Health {
             (state.good_checks, state.bad_checks) = (state.good_checks.saturating_add(1), 0);
             if state.is_unhealthy && state.good_checks >= good {
                 state.is_unhealthy = false;
-                self.is_back(state, now);
+                self.readmit(state, now);
             } else if is_due {
-                self.is_back(state, now);
+                self.readmit(state, now);
             }
             return;
         };
@@ -257,20 +274,26 @@ impl Health {
     /// When the next health check is due, if one has just ended, and they are `interval` apart.
     pub(super) fn next_check(&self, interval: Duration, now: Instant) -> Instant {
         let regular = now + interval;
-        self.state.lock().ejected.map_or(regular, |ejection| regular.min(ejection.until))
+        let state = self.state.lock();
+        // One that is unhealthy is let in by good checks alone, so the end of a pause means nothing.
+        let pause = state.ejected.filter(|_| !state.is_unhealthy);
+        pause.map_or(regular, |ejection| regular.min(ejection.until))
     }
 
     /// Returns when [`Self::next_check`] may be earlier than it was.
-    pub(super) async fn hurried(&self) {
-        self.hurried.notified().await;
+    pub(super) async fn rescheduled(&self) {
+        self.rescheduled.notified().await;
     }
 
-    fn is_back(&self, mut state: MutexGuard<'_, State>, now: Instant) {
+    fn readmit(&self, mut state: MutexGuard<'_, State>, now: Instant) {
         state.ejected = None;
         state.back_since = Some(now);
+        let is_unhealthy = state.is_unhealthy;
         drop(state);
         self.failures.store(0, Ordering::Relaxed);
-        tracing::info!(server = self.server, "takes part again");
+        if !is_unhealthy {
+            tracing::info!(server = self.server, "takes part again");
+        }
     }
 
     fn eject(&self, mut state: MutexGuard<'_, State>, why: Reason, now: Instant) {
@@ -281,7 +304,7 @@ impl Health {
         if let Some(count) = self.ejections.get(why as usize) {
             count.fetch_add(1, Ordering::Relaxed);
         }
-        self.hurried.notify_one();
+        self.rescheduled.notify_one();
         let pause_s = pause.as_secs_f64();
         tracing::warn!(
             server = self.server,
@@ -301,9 +324,9 @@ impl Settings {
 impl State {
     fn standing(&self, settings: &Settings, may_try: bool, now: Instant) -> Standing {
         match self.ejected {
-            _ if self.is_unhealthy => Standing::Out,
-            Some(ejection) if may_try && now >= ejection.until => Standing::Due,
-            Some(_) => Standing::Out,
+            Some(ejection) if may_try && !self.is_unhealthy && now >= ejection.until => Standing::Due,
+            Some(_) => Standing::Ejected,
+            None if self.is_unhealthy => Standing::Unhealthy,
             None => Standing::In(self.back_since.map_or(1.0, |since| share(settings.slow_start, since, now))),
         }
     }

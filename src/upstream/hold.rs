@@ -1,12 +1,12 @@
 //! Rails is away, and requests wait in line until it is back.
 //!
-//! Nothing of them was sent, so waiting is safe for any of them. The first in line tries to connect,
+//! Nothing of them was sent, or asking again changes nothing, so waiting is safe for any of them. The first in line tries to connect,
 //! again and again; the others wait for their turn. Once it has succeeded, it is the turn of the next:
 //! so nobody overtakes, a Rails that is away is tried by one at a time, and one that has just come back
 //! is not met by all at once.
 //!
 //! A proxy in front of Rails accepts connections while Rails is away, and says so in its answers. Then
-//! the servers are hollow: a connection proves nothing, and the first in line has to ask for something.
+//! a connection proves nothing, and the first in line has to ask for something.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -19,7 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 pub struct Hold {
     /// Whether there is one: what every request looks at.
     is_on: AtomicBool,
-    is_hollow: AtomicBool,
+    proxy_says_away: AtomicBool,
     line: Mutex<Option<Line>>,
     held: AtomicU64,
 }
@@ -42,14 +42,16 @@ impl Hold {
     }
 
     /// Whether connections prove nothing.
-    pub(super) fn is_hollow(&self) -> bool {
-        self.is_hollow.load(Ordering::Relaxed)
+    pub(super) fn proxy_says_away(&self) -> bool {
+        self.proxy_says_away.load(Ordering::Relaxed)
     }
 
     /// What an answer tells of that.
-    pub(super) fn set_hollow(&self, is_hollow: bool) {
-        if self.is_hollow() != is_hollow && self.is_hollow.swap(is_hollow, Ordering::Relaxed) != is_hollow {
-            if is_hollow {
+    pub(super) fn set_proxy_says_away(&self, is_away: bool) {
+        if self.proxy_says_away() != is_away
+            && self.proxy_says_away.swap(is_away, Ordering::Relaxed) != is_away
+        {
+            if is_away {
                 tracing::warn!("a proxy answers that Rails is away; requests wait for it to be back");
             } else {
                 tracing::info!("Rails answers again behind its proxy");

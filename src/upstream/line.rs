@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::attempt::has_nobody_behind_it;
-use super::balance::{Few, choose};
+use super::attempt::says_that_rails_is_away;
+use super::balance::{ServerSet, choose};
 use super::check;
 use super::health::Reason;
 use super::hold::Full;
@@ -96,7 +96,7 @@ impl Upstream {
         course.waited += now().saturating_duration_since(begun);
         match waited {
             // Whatever it says is as good as what would be said here, and perhaps it is well but for our question.
-            Err(Error::Connect(..)) if self.state.hold.is_hollow() => Ok(None),
+            Err(Error::Connect(..)) if self.state.hold.proxy_says_away() => Ok(None),
             waited => waited.map(Some),
         }
     }
@@ -112,7 +112,7 @@ impl Upstream {
                 Some(Err(unreachable)) => return Err(unreachable.into()),
                 None => return Err(self.too_late(limits)),
             };
-            let pause = if self.state.hold.is_hollow() { BETWEEN_QUESTIONS } else { BETWEEN_ATTEMPTS };
+            let pause = if self.state.hold.proxy_says_away() { BETWEEN_QUESTIONS } else { BETWEEN_ATTEMPTS };
             if limits.held(tokio::time::sleep(pause)).await.is_none() {
                 return Err(self.given_up(unreachable, limits));
             }
@@ -121,11 +121,11 @@ impl Upstream {
 
     /// Makes a connection to the first of all servers that accepts one, and has somebody behind it.
     async fn find_one(&self, class: Class) -> Result<usize, Unreachable> {
-        let (mut tried, mut unreachable) = (Few::default(), None);
+        let (mut tried, mut unreachable) = (ServerSet::default(), None);
         while let Some(server) = choose(&self.servers, class, tried, now()) {
             tried.insert(server.place);
             let begun = now();
-            let error = match server.connections.open().await {
+            let error = match server.connections.open(class).await {
                 Ok(()) if self.is_there(server).await => return Ok(server.place),
                 Ok(()) => io::Error::other("a proxy answers there that Rails is away"),
                 Err(error) => {
@@ -141,13 +141,13 @@ impl Upstream {
     /// Whether Rails is behind a connection. Any answer of its own is proof enough.
     async fn is_there(&self, server: &Server) -> bool {
         let (Some(uri), timeout) = &self.probe else { return true };
-        if !self.state.hold.is_hollow() {
+        if !self.state.hold.proxy_says_away() {
             return true;
         }
         let answer = tokio::time::timeout(*timeout, check::get(server, uri)).await;
-        let is_there = matches!(answer, Ok(Ok(answer)) if !has_nobody_behind_it(&answer));
+        let is_there = matches!(answer, Ok(Ok(answer)) if !says_that_rails_is_away(&answer));
         if is_there {
-            self.state.hold.set_hollow(false);
+            self.state.hold.set_proxy_says_away(false);
         }
         is_there
     }

@@ -96,6 +96,11 @@ impl Limits {
         self.held.is_some_and(|held| now < held) && self.latest().is_none_or(|latest| now < latest)
     }
 
+    /// Whether a request that is sent now is worth anything.
+    pub(super) fn are_worth_it(&self) -> bool {
+        self.latest().is_none_or(|latest| Clock::System.now() < latest)
+    }
+
     /// Whether it might wait for Rails to be back at all.
     pub(super) fn are_patient(&self) -> bool {
         self.held.is_some()

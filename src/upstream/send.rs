@@ -9,9 +9,10 @@ use http::{Method, Request, Response, Version};
 use http_body::Body as _;
 use tower::retry::budget::Budget as _;
 
-use super::attempt::{Attempt, Due, has_nobody_behind_it};
-use super::balance::{Few, choose, has_another, takes_part};
+use super::attempt::{AttemptError, Deadlines, says_that_rails_is_away};
+use super::balance::{ServerSet, choose, has_another};
 use super::copy::Copy;
+use super::health::Standing;
 use super::line::{BETWEEN_ATTEMPTS, Unreachable};
 use super::plan::{Course, Limits, Plan, Signer};
 use super::server::{Again, Server};
@@ -25,22 +26,26 @@ use crate::route::Class;
 /// to say that there is nobody.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// Where a request has been, and where it goes next.
-struct Way {
+/// A request on its way: what is known of it, where it has been, and where it goes next.
+struct Journey<'r> {
+    upstream: &'r Upstream,
+    plan: &'r Plan,
+    limits: Limits,
+    course: &'r mut Course,
     /// Servers that did not take it.
-    tried: Few,
+    tried: ServerSet,
     /// The one that has just been connected to.
     opened: Option<usize>,
     /// How long it waits the next time that it was not read.
     pause: Duration,
 }
 
-/// How it failed.
-enum Failed<'s> {
+/// How sending it failed.
+enum Failed<'u> {
     /// No server could be connected to.
     Unreachable(Unreachable, Box<Request<Body>>),
-    /// This one gave no answer. See [`Attempt::Failed`].
-    At { server: &'s Server, error: Error, is_unread: bool },
+    /// This one gave no answer. See [`AttemptError::Failed`].
+    At { server: &'u Server, error: Error, is_unread: bool },
 }
 
 impl Upstream {
@@ -55,7 +60,7 @@ impl Upstream {
         // From here on it is handed from one future to the next, each of which would have room for it.
         let mut request = Box::new(request);
         self.prepare(&mut request)?;
-        let outcome = self.send_prepared(request, plan, course).await;
+        let outcome = Journey::new(self, plan, course).run(request).await;
         match &outcome {
             Ok(_) => {
                 self.state.answers.fetch_add(1, Ordering::Relaxed);
@@ -68,202 +73,6 @@ impl Upstream {
             }
         }
         outcome
-    }
-
-    async fn send_prepared(
-        &self,
-        request: Box<Request<Body>>,
-        plan: &Plan,
-        course: &mut Course,
-    ) -> Result<Response<Body>, Error> {
-        let (lane, hold) = (self.state.lanes.of(plan.class), &self.state.hold);
-        let limits = Limits::new(plan, lane.settings().hold, self.total_timeout);
-        let (mut request, copy) = self.kept(request, plan).await?;
-        let mut way = Way { tried: Few::default(), opened: None, pause: BETWEEN_ATTEMPTS };
-        if (hold.is_on() || hold.is_hollow()) && limits.may_wait() {
-            way.opened = Box::pin(self.wait_in_line(plan.class, &limits, course)).await?;
-        }
-        loop {
-            let permit = self.admit(lane, plan, &limits, course).await?;
-            if let Some(Signer(sign)) = &plan.signer {
-                sign(request.headers_mut());
-            }
-            let due = self.due(plan, &limits);
-            let reached = self.reach(request, plan.class, due, &mut way).await;
-            if let Ok((_, server)) | Err(Failed::At { server, .. }) = &reached {
-                course.server = Some(Arc::clone(&server.name));
-            }
-            request = match reached {
-                Ok((answer, server)) => {
-                    let is_to_go_on = self.is_away(&answer, plan.class, way.tried)
-                        && limits.may_wait()
-                        && self.is_read_again(server, plan, course);
-                    let Some(copy) = is_to_go_on.then(|| copy.again()).flatten() else {
-                        return Ok(answer.map(|body| body.paced(permit, self.body_timeout, limits.end)));
-                    };
-                    drop(permit);
-                    Box::pin(self.go_on(plan.class, &limits, (&mut way, &mut *course))).await?;
-                    course.is_resent = true;
-                    copy
-                }
-                Err(Failed::Unreachable(unreachable, unsent)) => {
-                    drop(permit);
-                    if !limits.may_wait() || !unreachable.may_pass() {
-                        return Err(self.given_up(unreachable, &limits));
-                    }
-                    Box::pin(self.go_on(plan.class, &limits, (&mut way, &mut *course))).await?;
-                    unsent
-                }
-                Err(Failed::At { server, error, is_unread }) => {
-                    drop(permit);
-                    let Some(copy) = copy.again() else { return Err(error) };
-                    let failed = (server, error, is_unread);
-                    Box::pin(self.may_go_again(failed, plan, &limits, (&mut way, &mut *course))).await?;
-                    course.is_resent = true;
-                    copy
-                }
-            };
-        }
-    }
-
-    /// A request, and a copy of it if it may be sent again.
-    async fn kept(
-        &self,
-        request: Box<Request<Body>>,
-        plan: &Plan,
-    ) -> Result<(Box<Request<Body>>, Copy<'_>), Error> {
-        if plan.is_read {
-            self.state.budget.deposit();
-        } else if self.may_resend_unread && plan.class != Class::Other {
-            let limit = self.state.lanes.of(plan.class).settings().response_timeout;
-            return self.state.copies.read(request, limit).await;
-        }
-        let copy = Copy::of(&request);
-        Ok((request, copy))
-    }
-
-    /// When a request that is sent now has to be answered.
-    fn due(&self, plan: &Plan, limits: &Limits) -> Due {
-        Due {
-            sent: now(),
-            response_timeout: self.state.lanes.of(plan.class).settings().response_timeout,
-            end: limits.end,
-            total_timeout: self.total_timeout,
-            collect: plan.collect,
-        }
-    }
-
-    /// Sends a request to the first server that can be connected to.
-    async fn reach(
-        &self,
-        mut request: Box<Request<Body>>,
-        class: Class,
-        mut due: Due,
-        way: &mut Way,
-    ) -> Result<(Response<Body>, &Server), Failed<'_>> {
-        let is_one_of_several = self.servers.len() > 1;
-        let mut unreachable = None;
-        loop {
-            let known = way.opened.take().and_then(|place| self.servers.get(place));
-            let Some(server) = known.or_else(|| choose(&self.servers, class, way.tried, due.sent)) else {
-                let unreachable = unreachable.unwrap_or_else(Unreachable::all_drained);
-                return Err(Failed::Unreachable(unreachable, request));
-            };
-            way.tried.insert(server.place);
-            let attempt = server.attempt(request, class, due, is_one_of_several).await;
-            if !matches!(attempt, Err(Attempt::NotSent(..))) {
-                self.state.lanes.of(class).took(now().saturating_duration_since(due.sent));
-            }
-            match attempt {
-                Ok(answer) => return Ok((answer, server)),
-                Err(Attempt::Failed { error, is_unread }) => {
-                    return Err(Failed::At { server, error, is_unread });
-                }
-                Err(Attempt::NotSent(error, unsent)) => {
-                    unreachable = Some(Unreachable::new(&server.name, error).or(unreachable));
-                    request = unsent;
-                    due.sent = now();
-                    if has_another(&self.servers, way.tried) {
-                        server.state.is_sent_again(Again::Unreachable);
-                    }
-                }
-            }
-        }
-    }
-
-    /// Whether a request may be sent once more that got no answer: perhaps after a while. If not, that is how it
-    /// ends.
-    async fn may_go_again(
-        &self,
-        (server, error, is_unread): (&Server, Error, bool),
-        plan: &Plan,
-        limits: &Limits,
-        (way, course): (&mut Way, &mut Course),
-    ) -> Result<(), Error> {
-        if is_unread && (has_another(&self.servers, way.tried) || limits.may_wait()) {
-            server.state.is_sent_again(Again::Unread);
-            if !has_another(&self.servers, way.tried) {
-                // If that is too long, the line says so.
-                let _ = limits.held(tokio::time::sleep(way.pause)).await;
-                course.waited += way.pause;
-                way.pause = (way.pause * 2).min(LONGEST_PAUSE);
-            }
-            return self.go_on(plan.class, limits, (way, course)).await;
-        }
-        let has_ended = match &error {
-            Error::Broken(error) => !error.is_parse(),
-            Error::BrokeOff(error) => matches!(error, body::Error::Broken(_)),
-            _ => false,
-        };
-        if !has_ended || !self.is_read_again(server, plan, course) {
-            return Err(error);
-        }
-        if !has_another(&self.servers, way.tried) {
-            way.tried = Few::default();
-        }
-        Ok(())
-    }
-
-    /// Another server is next if there is one; else all are, in line.
-    async fn go_on(
-        &self,
-        class: Class,
-        limits: &Limits,
-        (way, course): (&mut Way, &mut Course),
-    ) -> Result<(), Error> {
-        if !has_another(&self.servers, way.tried) {
-            way.opened = self.wait_in_line(class, limits, course).await?;
-            way.tried = Few::default();
-        }
-        Ok(())
-    }
-
-    /// Whether an answer says that Rails is away. If no other server takes part, whoever comes now may have to wait.
-    /// What anybody may ask for is no measure.
-    fn is_away(&self, answer: &Response<Body>, class: Class, tried: Few) -> bool {
-        if class == Class::Other {
-            return false;
-        }
-        let is_away = has_nobody_behind_it(answer);
-        let holds = !self.state.lanes.of(class).settings().hold.is_zero();
-        if !is_away || holds && !takes_part(&self.servers, tried, now()) {
-            self.state.hold.set_hollow(is_away);
-        }
-        is_away
-    }
-
-    /// Whether it is a read that may be sent again: once, and not if too many have been.
-    fn is_read_again(&self, server: &Server, plan: &Plan, course: &Course) -> bool {
-        if !plan.is_read || course.is_resent {
-            return false;
-        }
-        let is_within = self.state.budget.withdraw();
-        if is_within {
-            server.state.is_sent_again(Again::Read);
-        } else {
-            self.state.not_resent.fetch_add(1, Ordering::Relaxed);
-        }
-        is_within
     }
 
     fn prepare(&self, request: &mut Request<Body>) -> Result<(), Error> {
@@ -281,6 +90,213 @@ impl Upstream {
         *request.uri_mut() = uri.ok_or(Error::Unusable("no URI for the path"))?;
         Ok(())
     }
+}
+
+impl<'r> Journey<'r> {
+    fn new(upstream: &'r Upstream, plan: &'r Plan, course: &'r mut Course) -> Self {
+        let patience = upstream.state.lanes.of(plan.class).settings().hold;
+        let limits = Limits::new(plan, patience, upstream.total_timeout);
+        Self {
+            upstream,
+            plan,
+            limits,
+            course,
+            tried: ServerSet::default(),
+            opened: None,
+            pause: BETWEEN_ATTEMPTS,
+        }
+    }
+
+    async fn run(mut self, request: Box<Request<Body>>) -> Result<Response<Body>, Error> {
+        let (upstream, hold) = (self.upstream, &self.upstream.state.hold);
+        let (mut request, copy) = self.kept(request).await?;
+        if (hold.is_on() || hold.proxy_says_away()) && self.limits.may_wait() {
+            Box::pin(self.wait_in_line()).await?;
+        }
+        loop {
+            let lane = upstream.state.lanes.of(self.plan.class);
+            let permit = upstream.admit(lane, self.plan, &self.limits, self.course).await?;
+            request = match self.reach(request).await {
+                Ok((answer, server)) => {
+                    let copy = if self.is_worth_another(&answer) { copy.again() } else { None };
+                    let Some(copy) = copy else {
+                        let (pause, end) = (upstream.body_timeout, self.limits.end);
+                        return Ok(answer.map(|body| body.paced(permit, pause, end)));
+                    };
+                    // What is not read any more has no connection, and no permit.
+                    drop((answer, permit));
+                    Box::pin(self.another_or_line()).await?;
+                    self.goes_again(server, Again::Read);
+                    copy
+                }
+                Err(Failed::Unreachable(unreachable, unsent)) => {
+                    drop(permit);
+                    if !self.limits.may_wait() || !unreachable.may_pass() {
+                        return Err(upstream.given_up(unreachable, &self.limits));
+                    }
+                    Box::pin(self.wait_in_line()).await?;
+                    unsent
+                }
+                Err(Failed::At { server, error, is_unread }) => {
+                    drop(permit);
+                    let Some(copy) = copy.again() else { return Err(error) };
+                    let why = Box::pin(self.prepare_another(error, is_unread)).await?;
+                    self.goes_again(server, why);
+                    copy
+                }
+            };
+        }
+    }
+
+    /// A request, and a copy of it if it may be sent again.
+    async fn kept(&self, request: Box<Request<Body>>) -> Result<(Box<Request<Body>>, Copy<'r>), Error> {
+        let state = &self.upstream.state;
+        if self.plan.is_read {
+            state.budget.deposit();
+        } else if self.upstream.may_resend_unread && self.plan.class != Class::Other {
+            let limit = state.lanes.of(self.plan.class).settings().response_timeout;
+            return state.copies.read(request, limit).await;
+        }
+        let copy = Copy::of(&request);
+        Ok((request, copy))
+    }
+
+    /// Sends a request to the first server that can be connected to.
+    async fn reach(
+        &mut self,
+        mut request: Box<Request<Body>>,
+    ) -> Result<(Response<Body>, &'r Server), Failed<'r>> {
+        let (upstream, class) = (self.upstream, self.plan.class);
+        let response_timeout = upstream.state.lanes.of(class).settings().response_timeout;
+        let mut unreachable: Option<(Unreachable, &Server)> = None;
+        loop {
+            let sent = now();
+            let known = self.opened.take().and_then(|place| upstream.servers.get(place));
+            let is_too_late = unreachable.is_some() && !self.limits.are_worth_it();
+            let next = known.or_else(|| choose(&upstream.servers, class, self.tried, sent));
+            let Some(server) = next.filter(|_| !is_too_late) else {
+                let unreachable = unreachable.map_or_else(Unreachable::all_drained, |(error, _)| error);
+                return Err(Failed::Unreachable(unreachable, request));
+            };
+            if let Some((_, before)) = &unreachable {
+                before.state.count_resend(Again::Unreachable);
+            }
+            self.tried.insert(server.place);
+            // Only now: what has waited would be signed too early.
+            if let Some(Signer(sign)) = &self.plan.signer {
+                sign(request.headers_mut());
+            }
+            let deadlines = Deadlines {
+                sent,
+                response_timeout,
+                end: self.limits.end,
+                total_timeout: upstream.total_timeout,
+                collect: self.plan.collect,
+            };
+            let attempt = server.attempt(request, class, deadlines).await;
+            match attempt {
+                Err(AttemptError::NotSent(error, unsent)) => {
+                    let earlier = unreachable.map(|(error, _)| error);
+                    unreachable = Some((Unreachable::new(&server.name, error).or(earlier), server));
+                    request = unsent;
+                }
+                Ok(answer) => {
+                    self.was_sent_to(server, sent);
+                    return Ok((answer, server));
+                }
+                Err(AttemptError::Failed { error, is_unread }) => {
+                    self.was_sent_to(server, sent);
+                    return Err(Failed::At { server, error, is_unread });
+                }
+            }
+        }
+    }
+
+    fn was_sent_to(&mut self, server: &Server, sent: Instant) {
+        let lane = self.upstream.state.lanes.of(self.plan.class);
+        lane.took(now().saturating_duration_since(sent));
+        self.course.server = Some(Arc::clone(&server.name));
+    }
+
+    /// Whether an answer says that Rails is away, and another one may be better.
+    fn is_worth_another(&self, answer: &Response<Body>) -> bool {
+        // What anybody may ask for is no measure.
+        if self.plan.class == Class::Other {
+            return false;
+        }
+        let is_away = says_that_rails_is_away(answer);
+        let state = &self.upstream.state;
+        let holds = !state.lanes.of(self.plan.class).settings().hold.is_zero();
+        let may_be_well = |standing| matches!(standing, Standing::In(_) | Standing::Unhealthy);
+        if !is_away || holds && !self.has_another(may_be_well) {
+            // Whoever comes now may have to wait.
+            state.hold.set_proxy_says_away(is_away);
+        }
+        is_away && self.limits.may_wait() && self.may_read_again()
+    }
+
+    /// Prepares to send a request once more that got no answer, perhaps after a while; why, or how it ends.
+    async fn prepare_another(&mut self, error: Error, is_unread: bool) -> Result<Again, Error> {
+        let has_another = self.has_another(takes_part);
+        if is_unread && self.limits.are_worth_it() && (has_another || self.limits.may_wait()) {
+            if !has_another {
+                // If that is too long, the line says so.
+                let _ = self.limits.held(tokio::time::sleep(self.pause)).await;
+                self.course.waited += self.pause;
+                self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+            }
+            self.another_or_line().await?;
+            return Ok(Again::Unread);
+        }
+        let has_ended = match &error {
+            Error::Broken(error) => !error.is_parse(),
+            Error::BrokeOff(error) => matches!(error, body::Error::Broken(_)),
+            _ => false,
+        };
+        if !has_ended || !self.may_read_again() {
+            return Err(error);
+        }
+        if !has_another {
+            self.tried = ServerSet::default();
+        }
+        Ok(Again::Read)
+    }
+
+    /// Whether it is a read that may be sent again: once, in time, and if not too many have been.
+    fn may_read_again(&self) -> bool {
+        if !self.plan.is_read || self.course.is_resent || !self.limits.are_worth_it() {
+            return false;
+        }
+        let is_within = self.upstream.state.budget.withdraw();
+        if !is_within {
+            self.upstream.state.not_resent.fetch_add(1, Ordering::Relaxed);
+        }
+        is_within
+    }
+
+    fn goes_again(&mut self, server: &Server, why: Again) {
+        server.state.count_resend(why);
+        self.course.is_resent = true;
+    }
+
+    /// Another server is next if one takes part; else the first that is back, in line.
+    async fn another_or_line(&mut self) -> Result<(), Error> {
+        if self.has_another(takes_part) { Ok(()) } else { self.wait_in_line().await }
+    }
+
+    async fn wait_in_line(&mut self) -> Result<(), Error> {
+        self.opened = self.upstream.wait_in_line(self.plan.class, &self.limits, self.course).await?;
+        self.tried = ServerSet::default();
+        Ok(())
+    }
+
+    fn has_another(&self, is_good: fn(Standing) -> bool) -> bool {
+        has_another(&self.upstream.servers, self.tried, is_good, now())
+    }
+}
+
+fn takes_part(standing: Standing) -> bool {
+    matches!(standing, Standing::In(_))
 }
 
 fn now() -> Instant {

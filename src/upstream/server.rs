@@ -17,6 +17,7 @@ use super::streams::Streams;
 use super::target::Target;
 use super::tls::Tls;
 use crate::body::{Body, Sending};
+use crate::route::Class;
 
 /// What `upstream.url`, or a `[[upstream.server]]`, of the configuration says.
 #[derive(Clone, Debug)]
@@ -86,19 +87,31 @@ impl Connections {
     pub(super) async fn send(
         &self,
         request: Box<Request<Body>>,
+        class: Class,
         sending: &Sending,
     ) -> Result<Response<Body>, Trouble> {
         match self {
             Self::Pool(pool) => pool.send(request, sending).await,
-            Self::Streams(streams) => Box::pin(streams.send(*request)).await,
+            Self::Streams(streams) => Box::pin(streams.send(*request, class)).await,
+        }
+    }
+
+    /// Sends a request of the gateway itself, which is nobody's and has no body.
+    pub(super) async fn ask(&self, mut request: Request<Body>) -> Result<Response<Body>, Trouble> {
+        match self {
+            Self::Pool(pool) => {
+                let sending = request.body_mut().watch();
+                pool.send(Box::new(request), &sending).await
+            }
+            Self::Streams(streams) => Box::pin(streams.send_alone(request)).await,
         }
     }
 
     /// Makes a connection for the next request.
-    pub(super) async fn open(&self) -> io::Result<()> {
+    pub(super) async fn open(&self, class: Class) -> io::Result<()> {
         match self {
             Self::Pool(pool) => pool.open().await,
-            Self::Streams(streams) => Box::pin(streams.open()).await,
+            Self::Streams(streams) => Box::pin(streams.open(class)).await,
         }
     }
 }
@@ -155,6 +168,7 @@ pub struct ServerState {
     pub is_backup: bool,
     /// Whether it takes part.
     pub health: Health,
+    protocol: Protocol,
     pub(super) load: Load,
     /// Connections that are open now, used or kept.
     pub(super) open: AtomicI64,
@@ -179,6 +193,7 @@ impl ServerState {
             health: Health::new(name.clone(), all),
             name,
             is_backup: server.is_backup,
+            protocol: all.protocol,
             load: Load::new(all.load_memory),
             open: AtomicI64::new(0),
             kept: AtomicUsize::new(0),
@@ -192,8 +207,10 @@ impl ServerState {
 
     /// Requests that it has now.
     pub fn in_flight(&self) -> usize {
-        let used = self.connections().saturating_sub(self.kept.load(Ordering::Relaxed));
-        used + self.streams.load(Ordering::Relaxed)
+        match self.protocol {
+            Protocol::Http1 => self.connections().saturating_sub(self.kept.load(Ordering::Relaxed)),
+            Protocol::Http2 => self.streams.load(Ordering::Relaxed),
+        }
     }
 
     /// Connections to it, used or kept.
@@ -201,7 +218,7 @@ impl ServerState {
         usize::try_from(self.open.load(Ordering::Relaxed)).unwrap_or_default()
     }
 
-    pub(super) fn is_sent_again(&self, why: Again) {
+    pub(super) fn count_resend(&self, why: Again) {
         if let Some(count) = self.resent.get(why as usize) {
             count.fetch_add(1, Ordering::Relaxed);
         }

@@ -1,12 +1,12 @@
-//! HTTP/2: one connection to a server, on which each request of a thread is a stream.
+//! HTTP/2: a connection to a server for each class of routes, on which each request of a thread is a stream.
 //!
 //! A task of its own drives it, for as long as it lives. When it has ended, the next request makes
 //! another one.
 
 use std::io;
 use std::pin::pin;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::task::Context;
 use std::time::Duration;
 
@@ -16,10 +16,11 @@ use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::sync::Mutex;
 
-use super::connect::Connector;
+use super::connect::{Connector, Stream};
 use super::pool::Trouble;
 use super::server::ServerState;
 use crate::body::{Body, Carrier};
+use crate::route::Class;
 
 /// How often the other side is asked whether it is still there, and for how long.
 const PING: Duration = Duration::from_secs(10);
@@ -29,82 +30,129 @@ const PONG: Duration = Duration::from_secs(5);
 const MOST_CONNECTIONS: usize = 3;
 
 type Sender = http2::SendRequest<Body>;
+type Connection = http2::Connection<Stream, Body, TokioExecutor>;
+
+/// Bytes of an answer that may be on their way while its client does not read. The second is more than all streams
+/// of a connection have: nobody waits because somebody else does not read.
+const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = 1 << 30;
 
 /// The way to one server, for one thread.
+///
+/// Each class of routes has a connection of its own: a server bounds how many streams one may have, and
+/// while `/allowed` waits for Gitaly with all of them, Gitaly calls back.
 #[derive(Debug)]
 pub(super) struct Streams {
     connector: Connector,
     scheme: Scheme,
-    /// Of the connection, while there is one. Whoever makes one has the lock meanwhile.
-    sender: Arc<Mutex<Option<Sender>>>,
+    slots: [Arc<Slot>; Class::ALL.len()],
     state: Arc<ServerState>,
+}
+
+/// A connection, while there is one.
+#[derive(Debug, Default)]
+struct Slot {
+    /// Whoever makes one has the lock meanwhile.
+    sender: Mutex<Option<Sender>>,
+    /// How often that has failed, and how the last time: who has waited for it need not try again.
+    failures: AtomicU64,
+    failure: parking_lot::Mutex<Option<(io::ErrorKind, String)>>,
 }
 
 impl Streams {
     pub(super) fn new(connector: Connector, is_tls: bool, state: Arc<ServerState>) -> Self {
         let scheme = if is_tls { Scheme::HTTPS } else { Scheme::HTTP };
-        Self { connector, scheme, sender: Arc::default(), state }
+        Self { connector, scheme, slots: Default::default(), state }
     }
 
     /// Sends a request. It is sent once: over another connection only if nothing of it was written.
-    pub(super) async fn send(&self, request: Request<Body>) -> Result<Response<Body>, Trouble> {
+    pub(super) async fn send(&self, request: Request<Body>, class: Class) -> Result<Response<Body>, Trouble> {
         let mut request = self.translated(request);
         for _ in 0..MOST_CONNECTIONS {
-            let mut sender = match self.sender().await {
+            let mut sender = match self.sender(class).await {
                 Ok(sender) => sender,
                 Err(error) => return Err(Trouble::Connect(error, Box::new(request))),
             };
-            let ticket = Ticket::new(&self.state);
-            match sender.try_send_request(request).await {
-                Ok(answer) => return Ok(answer.map(|stream| Body::carried(stream, Box::new(ticket)))),
-                Err(mut failed) => match failed.take_message() {
-                    Some(unsent) => request = unsent,
-                    None => return Err(failed_at(failed.into_error())),
-                },
+            match self.send_over(&mut sender, request).await {
+                Err(Unsent::Not(unsent)) => request = *unsent,
+                Err(Unsent::Trouble(trouble)) => return Err(trouble),
+                Ok(answer) => return Ok(answer),
             }
         }
         let error = io::Error::new(io::ErrorKind::ConnectionAborted, "it ends each connection at once");
         Err(Trouble::Connect(error, Box::new(request)))
     }
 
-    /// Makes a connection, if there is none.
-    pub(super) async fn open(&self) -> io::Result<()> {
-        self.sender().await.map(drop)
+    /// Sends a request over a connection of its own, which ends with it.
+    pub(super) async fn send_alone(&self, request: Request<Body>) -> Result<Response<Body>, Trouble> {
+        let request = self.translated(request);
+        let mut sender = match self.connect().await {
+            Ok((sender, connection)) => {
+                // How it ended, the stream says.
+                tokio::spawn(async move { drop(connection.await) });
+                sender
+            }
+            Err(error) => return Err(Trouble::Connect(error, Box::new(request))),
+        };
+        self.send_over(&mut sender, request).await.map_err(|unsent| match unsent {
+            Unsent::Not(request) => {
+                let error =
+                    io::Error::new(io::ErrorKind::ConnectionAborted, "it ends the connection at once");
+                Trouble::Connect(error, request)
+            }
+            Unsent::Trouble(trouble) => trouble,
+        })
     }
 
-    async fn sender(&self) -> io::Result<Sender> {
-        let mut sender = self.sender.lock().await;
+    async fn send_over(&self, sender: &mut Sender, request: Request<Body>) -> Result<Response<Body>, Unsent> {
+        let ticket = Ticket::new(&self.state);
+        match sender.try_send_request(request).await {
+            Ok(answer) => Ok(answer.map(|stream| Body::carried(stream, Box::new(ticket)))),
+            Err(mut failed) => Err(match failed.take_message() {
+                Some(unsent) => Unsent::Not(Box::new(unsent)),
+                None => Unsent::Trouble(failed_at(failed.into_error())),
+            }),
+        }
+    }
+
+    /// Makes a connection, if there is none.
+    pub(super) async fn open(&self, class: Class) -> io::Result<()> {
+        self.sender(class).await.map(drop)
+    }
+
+    async fn sender(&self, class: Class) -> io::Result<Sender> {
+        let slot = class.of(&self.slots);
+        let failures = slot.failures.load(Ordering::Relaxed);
+        let mut sender = slot.sender.lock().await;
         if let Some(sender) = sender.as_ref().filter(|sender| !sender.is_closed()) {
             return Ok(sender.clone());
         }
+        if slot.failures.load(Ordering::Relaxed) != failures
+            && let Some((kind, text)) = &*slot.failure.lock()
+        {
+            return Err(io::Error::new(*kind, text.clone()));
+        }
+        let (new, connection) = self.connect().await.inspect_err(|error| {
+            *slot.failure.lock() = Some((error.kind(), error.to_string()));
+            slot.failures.fetch_add(1, Ordering::Relaxed);
+        })?;
+        tokio::spawn(drive(connection, Arc::downgrade(slot), Arc::clone(&self.state)));
+        *sender = Some(new.clone());
+        Ok(new)
+    }
+
+    async fn connect(&self) -> io::Result<(Sender, Connection)> {
         let stream = self.connector.connect().await?;
-        let handshake = http2::Builder::new(TokioExecutor::new())
+        http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .keep_alive_interval(PING)
             .keep_alive_timeout(PONG)
             .keep_alive_while_idle(true)
-            .handshake(stream);
-        let (new, connection) = handshake.await.map_err(io::Error::other)?;
-        let (state, its_sender) = (Arc::clone(&self.state), Arc::downgrade(&self.sender));
-        tokio::spawn(async move {
-            state.kept.fetch_add(1, Ordering::Relaxed);
-            let mut connection = pin!(connection);
-            let is_over = tokio::select! {
-                // How it ended, the streams say.
-                _ = connection.as_mut() => true,
-                () = state.health.drained() => false,
-            };
-            if !is_over {
-                // It ends once nobody can send and nothing is under way.
-                if let Some(sender) = its_sender.upgrade() {
-                    sender.lock().await.take();
-                }
-                let _ = connection.await;
-            }
-            state.kept.fetch_sub(1, Ordering::Relaxed);
-        });
-        *sender = Some(new.clone());
-        Ok(new)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .handshake(stream)
+            .await
+            .map_err(io::Error::other)
     }
 
     /// RFC 9113 §8.3.1: scheme and authority are fields of their own, and there is no framing in headers (§8.2.2).
@@ -125,6 +173,32 @@ impl Streams {
         *request.version_mut() = Version::HTTP_2;
         request
     }
+}
+
+/// Why there is no answer.
+enum Unsent {
+    /// Nothing was written.
+    Not(Box<Request<Body>>),
+    Trouble(Trouble),
+}
+
+/// Drives a connection to its end. Once its server is drained, nobody begins anything on it.
+async fn drive(connection: Connection, slot: Weak<Slot>, state: Arc<ServerState>) {
+    let mut connection = pin!(connection);
+    let mut drained = pin!(state.health.drained());
+    drained.as_mut().enable();
+    if !state.health.is_drained() {
+        tokio::select! {
+            // How it ended, the streams say.
+            _ = connection.as_mut() => return,
+            () = drained => {}
+        }
+    }
+    if let Some(slot) = slot.upgrade() {
+        slot.sender.lock().await.take();
+    }
+    // It ends once nobody can send and nothing is under way.
+    let _ = connection.await;
 }
 
 /// A stream that the server has refused, or that was begun after it had said that it would take no more, it has not

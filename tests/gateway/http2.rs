@@ -29,11 +29,18 @@ enum Manner {
     RefuseOnce,
     /// Answers the first request, and says that it takes no more.
     GoAway,
+    /// Says that it takes no more, and ends the connection with the stream begun.
+    GoAwayAtOnce,
     /// Resets the stream.
     Reset,
     /// Ends the connection.
     HangUp,
+    /// Sends more than a client that does not read will ever have.
+    Flood,
 }
+
+/// How many streams a connection may have.
+const STREAMS: usize = 60;
 
 /// A server that ends when it is dropped.
 struct Rails {
@@ -104,12 +111,14 @@ impl Rails {
 
 async fn serve(stream: Box<dyn Stream>, shared: Arc<Shared>) {
     shared.connections.fetch_add(1, Ordering::SeqCst);
-    let mut connection = h2::server::handshake(stream).await.unwrap();
+    let mut builder = h2::server::Builder::new();
+    builder.max_concurrent_streams(u32::try_from(STREAMS).unwrap());
+    let mut connection = builder.handshake(stream).await.unwrap();
     while let Some(Ok((request, mut respond))) = connection.accept().await {
         shared.requests.fetch_add(1, Ordering::SeqCst);
         let manner = *shared.manner.lock().unwrap();
         match manner {
-            Manner::Echo | Manner::Wait => {}
+            Manner::Echo | Manner::Wait | Manner::Flood => {}
             Manner::RefuseOnce => {
                 *shared.manner.lock().unwrap() = Manner::Echo;
                 respond.send_reset(Reason::REFUSED_STREAM);
@@ -118,6 +127,12 @@ async fn serve(stream: Box<dyn Stream>, shared: Arc<Shared>) {
             Manner::GoAway => {
                 *shared.manner.lock().unwrap() = Manner::Echo;
                 connection.graceful_shutdown();
+            }
+            Manner::GoAwayAtOnce => {
+                *shared.manner.lock().unwrap() = Manner::Echo;
+                connection.abrupt_shutdown(Reason::NO_ERROR);
+                let _ = connection.accept().await;
+                return;
             }
             Manner::Reset => {
                 respond.send_reset(Reason::INTERNAL_ERROR);
@@ -160,6 +175,11 @@ async fn answer(
     });
     let answer = Response::builder().status(200).header("content-type", "application/json").body(()).unwrap();
     if let Ok(mut stream) = respond.send_response(answer, false) {
+        if manner == Manner::Flood {
+            let _ = stream.send_data(Bytes::from(vec![b'x'; 64 << 20]), true);
+            let _ = std::future::poll_fn(|cx| stream.poll_reset(cx)).await;
+            return;
+        }
         let _ = stream.send_data(Bytes::from(said.to_string()), true);
     }
 }
@@ -199,6 +219,7 @@ async fn requests_share_a_connection() {
         wires.push(wire);
     }
     eventually("all to be there", async || (rails.open() == 50).then_some(())).await;
+    // Each class has a connection of its own.
     assert_eq!(rails.counts(), (1, 53));
     let shown = gateway.admin.send(&Ask::new("POST", "/servers").json("")).await.json();
     assert_eq!(
@@ -259,7 +280,7 @@ async fn what_was_not_looked_at_is_sent_again() {
     gateway.reaches(r#"railgate_upstream_resent_total{reason="unread"}"#, 2).await;
     assert_eq!(rails.counts(), (3, 22));
     // What it has looked at is not.
-    for manner in [Manner::Reset, Manner::HangUp] {
+    for manner in [Manner::Reset, Manner::HangUp, Manner::GoAwayAtOnce] {
         rails.is(manner);
         let (_, before) = rails.counts();
         gateway.tcp.send(&small).await.assert_failure(502);
@@ -291,17 +312,117 @@ async fn requests_wait_for_a_server_that_is_away() {
     assert_eq!(rails.counts(), (1, 10));
 }
 
-/// The client's fault is not the server's.
+/// The client's fault is not the server's, and the others' connection lives on.
 #[tokio::test]
 async fn a_request_that_breaks_off_is_the_clients_fault() {
     let rails = Rails::new(None).await;
     let setup = setup();
     let gateway = Running::start(setup.settings(&rails.peer));
-    let ask = Ask::post("allowed").with_secret().header("Transfer-Encoding", "chunked");
+    let whole =
+        Ask::post("allowed").with_secret().body(vec![b'x'; 100_000]).chunked(10_000).to_bytes("close");
+    let malformed =
+        Ask::post("allowed").with_secret().header("Transfer-Encoding", "chunked").to_bytes("close");
+    for bytes in
+        [whole[..whole.len() - 50_000].to_vec(), [&malformed, &b"5\r\nhello\r\nno chunk\r\n"[..]].concat()]
+    {
+        let mut wire = gateway.tcp.connect().await;
+        wire.write(&bytes).await;
+        wire.finish().await;
+        wire.answer().await.assert_failure(400);
+        gateway.reaches("railgate_upstream_failures_in_a_row", 0).await;
+    }
+    // One that leaves.
     let mut wire = gateway.tcp.connect().await;
-    wire.write(&[ask.to_bytes("close"), b"5\r\nhello\r\nno chunk\r\n".to_vec()].concat()).await;
-    wire.answer().await.assert_failure(400);
-    gateway.reaches("railgate_upstream_failures_in_a_row", 0).await;
+    wire.write(&whole[..whole.len() - 50_000]).await;
+    drop(wire);
+    gateway.reaches("railgate_requests_in_flight", 0).await;
+    assert_eq!(gateway.metric("railgate_upstream_failures_in_a_row").await, Some(0));
     assert_eq!(gateway.tcp.send(&allowed()).await.status, 200);
-    assert_eq!(rails.counts().0, 1, "and the others' connection lives on");
+    assert_eq!(rails.counts().0, 1);
+}
+
+/// A server bounds how many streams a connection has; Gitaly calls back while all of `/allowed` wait for it.
+#[tokio::test]
+async fn classes_do_not_take_each_others_streams() {
+    let rails = Rails::new(None).await;
+    let setup = setup();
+    let gateway = Running::start(setup.settings(&rails.peer));
+    rails.is(Manner::Wait);
+    let mut waiting = Vec::new();
+    for _ in 0..STREAMS + 10 {
+        let mut wire = gateway.tcp.connect().await;
+        wire.write(&Ask::post("allowed").with_secret().json("{}").to_bytes("close")).await;
+        waiting.push(wire);
+    }
+    eventually("as many to be there as may", async || (rails.open() == STREAMS).then_some(())).await;
+    rails.is(Manner::Echo);
+    assert_eq!(gateway.tcp.send(&Ask::post("pre_receive").with_secret().json("{}")).await.status, 200);
+    rails.shared.go_on.add_permits(STREAMS + 10);
+    for wire in &mut waiting {
+        assert_eq!(wire.answer().await.status, 200);
+    }
+}
+
+/// Who does not read its answer keeps nobody else from theirs.
+#[tokio::test]
+async fn who_does_not_read_holds_up_nobody() {
+    let rails = Rails::new(None).await;
+    let setup = setup();
+    let gateway = Running::start(setup.settings(&rails.peer));
+    rails.is(Manner::Flood);
+    let mut lazy = Vec::new();
+    for _ in 0..10 {
+        let mut wire = gateway.tcp.connect().await;
+        wire.write(&Ask::post("allowed").with_secret().json("{}").to_bytes("close")).await;
+        lazy.push(wire);
+    }
+    eventually("all to be there", async || (rails.open() == 10).then_some(())).await;
+    rails.is(Manner::Echo);
+    for _ in 0..5 {
+        assert_eq!(gateway.tcp.send(&allowed()).await.status, 200);
+    }
+}
+
+/// Health checks go over connections of their own, and a drained server has none.
+#[tokio::test]
+async fn several_servers_are_checked_and_drained() {
+    let (one, other) = (Rails::new(None).await, Rails::new(None).await);
+    let setup = setup().text("upstream.health.interval", "5ms");
+    let servers =
+        [&one, &other].map(|rails| format!("[[upstream.server]]\nurl = \"{}\"\n", rails.peer.url()));
+    let gateway = Running::start(setup.settings_of(&servers.concat()));
+    for _ in 0..20 {
+        assert_eq!(gateway.tcp.send(&allowed()).await.status, 200);
+    }
+    eventually("several checks", async || (one.counts().0 > 5 && other.counts().0 > 5).then_some(())).await;
+    let Peer::Tcp(address) = one.peer else { panic!() };
+    let drain = json!({ "server": address.to_string(), "drain": true }).to_string();
+    gateway.admin.send(&Ask::new("POST", "/servers").json(&drain)).await;
+    let opened = format!(r#"railgate_upstream_connections{{server="{address}"}}"#);
+    // Now and then a check has one.
+    eventually("none to be left", async || gateway.metric(&opened).await.filter(|count| *count == 0)).await;
+    assert_eq!(gateway.tcp.send(&allowed()).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_server_that_cannot_be_connected_to_is_tried_once_for_all() {
+    // Accepts nothing, and refuses nothing.
+    let full = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    full.bind(&std::net::SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
+    full.listen(0).unwrap();
+    let address = full.local_addr().unwrap().as_socket().unwrap();
+    let _taken = [std::net::TcpStream::connect(address).unwrap()];
+    let setup = setup().text("upstream.connect_timeout", "2s");
+    let gateway = Running::start(setup.settings(&Peer::Tcp(address)));
+    let mut wires = Vec::new();
+    for _ in 0..20 {
+        let mut wire = gateway.tcp.connect().await;
+        wire.write(&Ask::post("allowed").with_secret().json("{}").to_bytes("close")).await;
+        wires.push(wire);
+    }
+    for wire in &mut wires {
+        wire.answer().await.assert_failure(503);
+    }
+    let failures = gateway.metric("railgate_upstream_connect_failures_total").await.unwrap();
+    assert!(failures < 15, "{failures}");
 }

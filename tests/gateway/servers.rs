@@ -236,6 +236,91 @@ async fn a_backup_is_asked_while_nobody_else_can_be() {
     assert_eq!(stage.counts(), before);
 }
 
+/// Whoever connects may ask for these, and make them fail.
+#[tokio::test]
+async fn nobody_without_a_credential_can_eject_a_server() {
+    let setup = setup().text("upstream.response_timeout", "50ms");
+    let stage = Stage::new(2, setup, false).await;
+    for reply in [Reply::new(502, "", "no"), Reply::hang_up(), Reply::silence()] {
+        for rails in &stage.rails {
+            rails.always(reply.clone());
+        }
+        for _ in 0..15 {
+            assert!(stage.send(&Ask::get("pages/status")).await.status >= 500);
+        }
+    }
+    stage.is(0, "up").await;
+    stage.is(1, "up").await;
+    assert_eq!(stage.gateway.metric("railgate_upstream_holds_total").await, Some(0));
+}
+
+/// As if GitLab did not let the gateway ask: 404 for all. Nothing else is wrong with them.
+#[tokio::test]
+async fn if_all_fail_their_health_checks_requests_alone_decide() {
+    let setup = Setup::new()
+        .text("upstream.health.interval", "5ms")
+        .text("upstream.ejection.pause", "1h")
+        .text("upstream.ejection.longest_pause", "1h")
+        .text("upstream.hold", "10m");
+    let stage = Stage::new(3, setup, true).await;
+    let unknown = |request: &Request| {
+        if request.target == READINESS { Reply::json(404, "{}") } else { gitlab(request) }
+    };
+    for rails in &stage.rails {
+        rails.answer(unknown);
+    }
+    for nth in 0..3 {
+        stage.is(nth, "unhealthy").await;
+    }
+    let before = stage.counts();
+    stage.all_well(60, &allowed()).await;
+    let counts = stage.counts();
+    assert_eq!(counts[2], before[2], "the backup is not needed");
+    assert!(counts[0] > before[0] + 5 && counts[1] > before[1] + 5, "{counts:?}");
+    stage.rails[0].answer(|request| {
+        if request.target == READINESS { Reply::json(404, "{}") } else { Reply::new(502, "", "no") }
+    });
+    for _ in 0..60 {
+        stage.send(&allowed()).await;
+    }
+    assert_eq!(stage.counts()[0], counts[0] + 5, "then it is ejected");
+    assert_eq!(stage.gateway.metric("railgate_upstream_holds_total").await, Some(0), "others are there");
+}
+
+/// Only who takes part is better than the same again.
+#[tokio::test]
+async fn a_read_does_not_go_to_a_server_that_is_out_in_place_of_one_that_is_well() {
+    let setup = Setup::new().text("upstream.health.interval", "5ms").set("upstream.resend_percent", 100);
+    let stage = Stage::new(2, setup, false).await;
+    stage.rails[1].always(Reply::json(500, "{}"));
+    let hangs_up = std::sync::atomic::AtomicBool::new(true);
+    stage.rails[0].answer(move |request| match request.target.as_str() {
+        READINESS => Reply::json(200, "{}"),
+        _ if hangs_up.swap(false, std::sync::atomic::Ordering::SeqCst) => Reply::hang_up(),
+        _ => gitlab(request),
+    });
+    stage.is(1, "unhealthy").await;
+    stage.is(0, "up").await;
+    let before = stage.counts();
+    let answer = stage.send(&user(1)).await;
+    assert_eq!(answer.status, 200, "{answer}");
+    assert_eq!(stage.counts(), [before[0] + 2, before[1]]);
+}
+
+#[tokio::test]
+async fn while_all_are_drained_requests_wait() {
+    let stage = Stage::new(2, setup().text("upstream.hold", "10m"), false).await;
+    for nth in 0..2 {
+        stage.operate(&json!({ "server": stage.name(nth), "drain": true })).await;
+    }
+    let mut wire = stage.gateway.tcp.connect().await;
+    wire.write(&allowed().to_bytes("close")).await;
+    stage.gateway.reaches("railgate_upstream_held", 1).await;
+    stage.operate(&json!({ "server": stage.name(1), "drain": false })).await;
+    assert_eq!(wire.answer().await.status, 200);
+    assert_eq!(stage.counts(), [0, 1]);
+}
+
 /// Nobody takes part: then everybody is asked, which cannot be worse than asking nobody.
 #[tokio::test]
 async fn if_all_are_out_all_are_asked() {

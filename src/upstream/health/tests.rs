@@ -45,7 +45,7 @@ fn failures_in_a_row_eject_and_others_do_not() {
         health.answered(now, now);
     }
     fails(&health, 3, now);
-    assert_eq!((health.standing(now), health.condition(now)), (Standing::Out, Condition::Ejected));
+    assert_eq!((health.standing(now), health.condition(now)), (Standing::Ejected, Condition::Ejected));
     let ejections = health.ejections.each_ref().map(|count| count.load(Ordering::Relaxed));
     assert_eq!(ejections, [0, 1, 0, 0]);
     for never in [one_of(2, Settings { failures: 0, ..settings() }, false), one_of(1, settings(), true)] {
@@ -64,16 +64,16 @@ fn pauses_grow_and_one_try_follows_each() {
     fails(&health, 3, now);
     for pause in [1, 2, 4, 8, 8, 8] {
         let before = now + s(pause).saturating_sub(Duration::from_millis(1));
-        assert_eq!(health.standing(before), Standing::Out, "{pause}");
+        assert_eq!(health.standing(before), Standing::Ejected, "{pause}");
         assert!(!health.claim_try(before));
         now += s(pause);
         assert_eq!(health.standing(now), Standing::Due, "{pause}");
         assert!(health.claim_try(now) && !health.claim_try(now), "one try for all");
-        assert_eq!(health.standing(now), Standing::Out);
+        assert_eq!(health.standing(now), Standing::Ejected);
         // What was sent before it was ejected tells nothing new.
         health.failed(now.checked_sub(s(pause)).unwrap(), Reason::Broken, now);
         health.answered(now.checked_sub(s(pause) * 2).unwrap(), now);
-        assert_eq!(health.standing(now), Standing::Out);
+        assert_eq!(health.standing(now), Standing::Ejected);
         health.failed(now, Reason::Unreachable, now);
     }
     now += s(8);
@@ -87,7 +87,7 @@ fn whoever_tries_may_leave_and_then_it_is_somebody_elses_turn() {
     let (health, now) = health(false);
     fails(&health, 3, now);
     assert!(health.claim_try(now + s(1)));
-    assert_eq!(health.standing(now + s(2)), Standing::Out);
+    assert_eq!(health.standing(now + s(2)), Standing::Ejected);
     assert_eq!(health.standing(now + s(3)), Standing::Due);
 }
 
@@ -100,7 +100,7 @@ fn a_server_that_flaps_is_out_for_longer_and_longer() {
         fails(&health, 3, now);
         assert_eq!(health.standing(now + s(pause)), Standing::Due, "{well_for} {pause}");
         let before = s(pause).saturating_sub(Duration::from_millis(1));
-        assert_eq!(health.standing(now + before), Standing::Out, "{well_for} {pause}");
+        assert_eq!(health.standing(now + before), Standing::Ejected, "{well_for} {pause}");
         now += s(pause);
         assert!(health.claim_try(now));
         health.answered(now, now);
@@ -132,13 +132,13 @@ fn health_checks_decide_where_there_are_some() {
         check(GOOD, now);
     }
     (0..3).for_each(|_| check(bad(), now));
-    assert_eq!((health.standing(now), health.condition(now)), (Standing::Out, Condition::Unhealthy));
+    assert_eq!((health.standing(now), health.condition(now)), (Standing::Unhealthy, Condition::Unhealthy));
     // However well requests go.
     health.answered(now, now);
     check(GOOD, now);
     check(bad(), now);
     check(GOOD, now);
-    assert_eq!(health.standing(now), Standing::Out);
+    assert_eq!(health.standing(now), Standing::Unhealthy);
     check(GOOD, now);
     assert_eq!(health.standing(now), Standing::In(0.1));
     assert_eq!(health.checks.each_ref().map(|count| count.load(Ordering::Relaxed)), [13, 24]);
@@ -153,7 +153,7 @@ fn a_health_check_is_the_try_of_one_that_was_ejected() {
     assert_eq!(health.next_check(minute, now), now + minute);
     fails(&health, 3, now);
     assert_eq!(health.next_check(minute, now), now + s(1));
-    assert_eq!(health.standing(now + s(1)), Standing::Out);
+    assert_eq!(health.standing(now + s(1)), Standing::Ejected);
     assert!(!health.claim_try(now + s(1)));
     check(GOOD, now);
     assert_eq!(health.condition(now), Condition::Ejected, "not before the pause is over");
@@ -170,15 +170,54 @@ fn an_operator_may_drain_a_server_whatever_else_is_known() {
     health.drain(true);
     fails(&health, 3, now);
     assert_eq!((health.standing(now), health.condition(now)), (Standing::Drained, Condition::Drained));
-    assert!(!health.claim_try(now + s(1)) || health.standing(now + s(1)) == Standing::Drained);
+    assert_eq!(health.standing(now + s(1)), Standing::Drained);
     health.drain(false);
     assert_eq!(health.condition(now), Condition::Ejected);
+    // One that was restarted meanwhile begins slowly.
+    let fresh = one_of(2, settings(), false);
+    fresh.drain(true);
+    fresh.drain(false);
+    assert_eq!(fresh.condition(Clock::System.now()), Condition::SlowStart);
 }
 
 #[tokio::test(start_paused = true)]
 async fn who_waits_for_the_next_check_hears_of_an_ejection() {
     let (health, now) = health(true);
     fails(&health, 3, now);
-    health.hurried().await;
-    assert!(tokio::time::timeout(s(1), health.hurried()).await.is_err());
+    health.rescheduled().await;
+    assert!(tokio::time::timeout(s(1), health.rescheduled()).await.is_err());
+}
+
+/// Neither the one nor the other makes it asked all the time.
+#[test]
+fn one_that_is_ejected_and_unhealthy_is_checked_as_often_as_any() {
+    let (health, mut now) = health(true);
+    fails(&health, 3, now);
+    for _ in 0..3 {
+        now = health.next_check(s(60), now);
+        health.checked(bad(), (2, 3), now);
+    }
+    assert_eq!((health.condition(now), health.next_check(s(60), now)), (Condition::Unhealthy, now + s(60)));
+    // What fails meanwhile changes nothing.
+    fails(&health, 3, now);
+    assert_eq!(health.next_check(s(60), now), now + s(60));
+    health.answered(now, now);
+    assert_eq!(health.condition(now), Condition::Unhealthy);
+    health.checked(GOOD, (2, 3), now);
+    health.checked(GOOD, (2, 3), now);
+    assert_eq!(health.condition(now), Condition::SlowStart);
+}
+
+#[test]
+fn what_was_sent_before_it_came_back_ejects_nobody() {
+    let (health, now) = health(true);
+    fails(&health, 3, now);
+    let back = now + s(1);
+    health.checked(GOOD, (2, 3), back);
+    for _ in 0..10 {
+        health.failed(now, Reason::Timeout, back + s(20));
+    }
+    assert_eq!((health.condition(back + s(20)), health.failures_in_a_row()), (Condition::Up, 0));
+    fails(&health, 3, back);
+    assert_eq!(health.condition(back), Condition::Ejected);
 }
