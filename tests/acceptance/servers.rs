@@ -1,14 +1,15 @@
 //! Three Rails behind one gateway: one is slow, one is killed, one is restarted, and nobody notices.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use super::keys;
 use super::stage::{Gateway, Stage, eventually};
 use super::wire::Ask;
 
-const REQUESTS: usize = 600;
+/// Answers, before something happens and after it.
+const SOME: usize = 200;
 const CLIENTS: usize = 8;
 
 /// Reads alone.
@@ -28,17 +29,16 @@ fn any(number: usize) -> Ask {
     }
 }
 
-/// The statuses other than 200 while `act` runs, which is told how many answers there are so far.
+/// What became of requests, other than a 200, that clients send for as long as `act` takes, and some more. It is told how
+/// many answers there are so far.
 fn failures(gateway: &Gateway, ask: fn(usize) -> Ask, act: impl FnOnce(&dyn Fn() -> usize)) -> Vec<String> {
     let (next, answered, failed) = (AtomicUsize::new(0), AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let is_over = AtomicBool::new(false);
     thread::scope(|scope| {
         for _ in 0..CLIENTS {
             scope.spawn(|| {
-                loop {
+                while !is_over.load(Ordering::Relaxed) {
                     let number = next.fetch_add(1, Ordering::Relaxed);
-                    if number >= REQUESTS {
-                        return;
-                    }
                     match gateway.peers()[number % 2].try_send(&ask(number).with_secret()) {
                         Ok(answer) if answer.status == 200 => {}
                         Ok(answer) => failed.lock().unwrap().push(format!("{number}: {answer}")),
@@ -48,9 +48,21 @@ fn failures(gateway: &Gateway, ask: fn(usize) -> Ask, act: impl FnOnce(&dyn Fn()
                 }
             });
         }
-        act(&|| answered.load(Ordering::Relaxed));
+        let answers = || answered.load(Ordering::Relaxed);
+        act(&answers);
+        let so_far = answers();
+        eventually("more answers", || answers() > so_far + SOME);
+        is_over.store(true, Ordering::Relaxed);
     });
     failed.into_inner().unwrap()
+}
+
+/// How many requests were sent again, whatever the reason.
+fn resent(gateway: &Gateway) -> usize {
+    let metrics = gateway.admin.send(&Ask::new("GET", "/metrics"));
+    let metrics = String::from_utf8(metrics.body).unwrap();
+    let lines = metrics.lines().filter(|line| line.starts_with("railgate_upstream_resent_total{"));
+    lines.map(|line| line.rsplit(' ').next().unwrap().parse::<usize>().unwrap()).sum()
 }
 
 fn served(rails: &Stage) -> u64 {
@@ -64,12 +76,13 @@ fn one_of_three_is_slow_one_is_killed_and_nobody_notices() {
     let gateway = first.gateway_of_several(&[&slow, &killed]);
 
     // What a killed Rails has read is lost, unless asking changes nothing.
-    let failed = failures(&gateway, read, |answered| {
-        eventually("some answers", || answered() > REQUESTS / 3);
-        assert!(served(&killed) > 0);
+    let failed = failures(&gateway, read, |answers| {
+        eventually("some answers", || answers() > SOME && served(&killed) > 0);
         killed.stop_rails();
     });
     assert!(failed.is_empty(), "{failed:?}\n{}", gateway.log());
+    let resent_first = resent(&gateway);
+    assert!(resent_first > 0, "nobody has met the one that was killed");
     let (of_first, of_slow) = (served(&first), served(&slow));
     println!("asked: first {of_first}, slow {of_slow}");
     assert!(of_slow * 3 < of_first, "the slow one got {of_slow}, the first one {of_first}");
@@ -77,12 +90,14 @@ fn one_of_three_is_slow_one_is_killed_and_nobody_notices() {
     // It comes back, and another one goes as in a deploy: it ends what it has begun.
     slow.control("POST", "/-/slow?ms=0");
     let mut first = first;
-    let failed = failures(&gateway, any, |answered| {
+    let failed = failures(&gateway, any, |answers| {
         killed.restart_rails();
-        eventually("some answers", || answered() > REQUESTS / 3);
+        let so_far = answers();
+        eventually("some answers", || answers() > so_far + SOME);
         first.end_rails();
     });
     assert!(failed.is_empty(), "{failed:?}\n{}", gateway.log());
+    assert!(resent(&gateway) > resent_first, "nobody has met the one that went");
     first.restart_rails();
     eventually("all take part again", || {
         let (is_well, servers) = gateway.operate("servers", &[]);
