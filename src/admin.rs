@@ -141,7 +141,7 @@ impl Admin {
         };
         let body = body.to_bytes();
         if path == "/servers" {
-            let (status, answer) = servers::servers(&self.upstream, &body, Clock::System.now());
+            let (status, answer) = servers::servers(&self.upstream, &body, peer, Clock::System.now());
             return json(status, answer.to_string());
         }
         let is_inspection = path == "/inspect";

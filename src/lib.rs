@@ -15,7 +15,7 @@
 //!    away, and for its turn.
 //!
 //! Beside that, [`admin`] answers operators, and [`hooks`] hears from GitLab what has changed; both only
-//! ever drop what is kept.
+//! ever drop what is kept. Operators also drain servers of Rails.
 //!
 //! # Invariants
 //!

@@ -1,5 +1,6 @@
 //! `POST /servers`: what is known of the servers of Rails, and draining them.
 
+use std::net::IpAddr;
 use std::time::Instant;
 
 use http::StatusCode;
@@ -8,8 +9,13 @@ use serde_json::{Value, json};
 use crate::upstream::{ServerState, State};
 
 /// Shows all servers, after doing what `body` says, if it says anything.
-pub(super) fn servers(upstream: &State, body: &[u8], now: Instant) -> (StatusCode, Value) {
-    match change(upstream, body) {
+pub(super) fn servers(
+    upstream: &State,
+    body: &[u8],
+    peer: Option<IpAddr>,
+    now: Instant,
+) -> (StatusCode, Value) {
+    match change(upstream, body, peer) {
         Ok(()) => {
             let shown: Vec<Value> = upstream.servers.iter().map(|server| show(server, now)).collect();
             (StatusCode::OK, json!({ "servers": shown }))
@@ -18,7 +24,7 @@ pub(super) fn servers(upstream: &State, body: &[u8], now: Instant) -> (StatusCod
     }
 }
 
-fn change(upstream: &State, body: &[u8]) -> Result<(), String> {
+fn change(upstream: &State, body: &[u8], peer: Option<IpAddr>) -> Result<(), String> {
     if body.is_empty() {
         return Ok(());
     }
@@ -27,13 +33,21 @@ fn change(upstream: &State, body: &[u8]) -> Result<(), String> {
     let name = said.and_then(|said| said.get("server")?.as_str());
     let drain = said.and_then(|said| said.get("drain")?.as_bool());
     let (Some(name), Some(drain)) = (name, drain) else {
-        return Err("say nothing, or which server, and whether to drain it: {server: …, drain: true}".into());
+        let example = r#"{"server": "10.0.0.1:8080", "drain": true}"#;
+        return Err(format!("say nothing, or which server, and whether to drain it: {example}"));
     };
     let Some(server) = upstream.servers.iter().find(|server| server.name == name) else {
         let known: Vec<&str> = upstream.servers.iter().map(|server| server.name.as_str()).collect();
         return Err(format!("there is no such server; there is {}", known.join(", ")));
     };
-    server.health.drain(drain);
+    if server.health.drain(drain) {
+        let remote_ip = peer.map(tracing::field::display);
+        if drain {
+            tracing::warn!(remote_ip, server = name, "drained by an operator: it gets no more requests");
+        } else {
+            tracing::info!(remote_ip, server = name, "no longer drained");
+        }
+    }
     Ok(())
 }
 
@@ -41,6 +55,7 @@ fn show(server: &ServerState, now: Instant) -> Value {
     json!({
         "server": server.name,
         "state": server.health.condition(now).as_str(),
+        "why": server.health.why(),
         "backup": server.is_backup,
         "requests": server.in_flight(),
         "connections": server.connections(),

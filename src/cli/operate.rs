@@ -37,7 +37,7 @@ pub(super) struct Inspect {
 pub(super) struct Servers {
     #[command(flatten)]
     file: ConfigFile,
-    /// Give a server no more requests; it ends those that it has
+    /// Give a server no more requests; it ends those that it has. As it is shown: `HOST:PORT`, or `unix:/PATH`
     #[arg(long, value_name = "SERVER", conflicts_with = "undrain")]
     drain: Option<String>,
     /// Give it requests again

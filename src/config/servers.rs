@@ -8,6 +8,7 @@ use rustls::RootCertStore;
 
 use super::document::{Document, Placed, Section};
 use super::scalars::{HOUR, MILLISECOND, ZERO, as_u32, duration};
+use super::units;
 use crate::upstream::tls::{self, Identity, Tls};
 use crate::upstream::{Address, Checks, Ejection, MOST_SERVERS, Protocol, ServerSettings, Target};
 
@@ -29,9 +30,12 @@ pub(super) fn servers(
         (false, Some(listed)) if !listed.value.is_empty() => {
             found.extend(listed.value.into_iter().map(|section| server(document, section)));
         }
-        (true, _) => {
+        (true, listed) => {
             let message = "is for one server; with [[upstream.server]], say it there";
             document.problem(upstream.at(), "upstream.url", message);
+            for section in listed.into_iter().flat_map(|listed| listed.value) {
+                server(document, section);
+            }
         }
         (false, _) => missing(document, upstream.at()),
     }
@@ -48,7 +52,7 @@ pub(super) fn servers(
 }
 
 pub(super) fn missing(document: &Document<'_>, at: usize) {
-    let message = "is required: where Rails listens, such as \"http://127.0.0.1:8080\"";
+    let message = "is required: where Rails listens, such as \"http://127.0.0.1:8080\"; or a [[upstream.server]] for each of several";
     document.problem(at, "upstream.url", message);
 }
 
@@ -114,7 +118,7 @@ fn secured(
         && !servers.is_empty()
         && servers.iter().all(|(url, _)| !url.value.is_tls)
     {
-        let message = "is for an upstream.url that begins with https://; drop the section";
+        let message = "is for a url that begins with https://, and there is none; drop the section";
         document.problem(at, "upstream.tls", message);
     }
     let name = name.as_ref().map(|name| name.value.as_str());
@@ -194,7 +198,11 @@ pub(super) fn health(
         let pause = duration(&mut section, "pause", defaults.pause, MILLISECOND..=HOUR);
         let longest = duration(&mut section, "longest_pause", defaults.longest_pause, MILLISECOND..=HOUR);
         if longest < pause {
-            let message = "is shorter than the first pause, upstream.ejection.pause";
+            let message = format!(
+                "{} is shorter than the first pause, {}; the default is 60s",
+                units::show(longest),
+                units::show(pause)
+            );
             document.problem(section.at(), "upstream.ejection.longest_pause", message);
         }
         section.finish();

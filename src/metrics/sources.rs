@@ -156,7 +156,12 @@ impl Sources {
         let held = ConstCounter::new(up.hold.held());
         single(encoder, "upstream_holds", "Requests that have waited for a Rails that was away", &held)?;
         let spent = ConstCounter::new(up.not_resent.load(Relaxed));
-        single(encoder, "upstream_not_resent", "Reads that were not, since too many have been", &spent)?;
+        single(
+            encoder,
+            "upstream_not_resent",
+            "Reads that were not sent again, since too many have been",
+            &spent,
+        )?;
         let of_class = |encoder: &mut DescriptorEncoder<'_>, name, help, of: fn(&Lane) -> usize| {
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
             for class in Class::ALL {

@@ -17,50 +17,12 @@ use super::Settings as All;
 use crate::clock::Clock;
 
 mod labels;
+mod state;
 
 pub use self::labels::{Condition, Reason};
-
-/// What `[upstream.ejection]` of the configuration says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Settings {
-    /// After how many failures in a row a server is ejected; 0 never does.
-    pub failures: u32,
-    /// For how long, the first time. Each further time takes twice as long.
-    pub pause: Duration,
-    /// But not longer than this. A server that takes part for as long again begins anew.
-    pub longest_pause: Duration,
-    /// How long a server that comes back gets less than its share.
-    pub slow_start: Duration,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            failures: 5,
-            pause: Duration::from_secs(1),
-            longest_pause: Duration::from_secs(60),
-            slow_start: Duration::from_secs(10),
-        }
-    }
-}
-
-/// The least that a server gets of its share, or it would never show that it can do more.
-const LEAST_SHARE: f32 = 0.1;
-
-/// What a server is to those who choose one.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Standing {
-    /// It takes part, with this share of what the others get.
-    In(f32),
-    /// It is ejected, but has to be tried, by one.
-    Due,
-    /// Its health checks fail, but no request has. Better than an ejected one.
-    Unhealthy,
-    /// It fails requests. Better than nobody.
-    Ejected,
-    /// It is not to get anything.
-    Drained,
-}
+pub use self::state::Settings;
+pub(super) use self::state::Standing;
+use self::state::{Ejection, State};
 
 /// What is known of one server.
 #[derive(Debug)]
@@ -86,28 +48,6 @@ pub struct Health {
     drained: Notify,
 }
 
-#[derive(Debug, Default)]
-struct State {
-    ejected: Option<Ejection>,
-    /// How often it was ejected without a longer time in between.
-    times: u32,
-    /// Since when it takes part again; not if it always has.
-    back_since: Option<Instant>,
-    is_unhealthy: bool,
-    /// Checks with the same outcome, one after another.
-    good_checks: u32,
-    bad_checks: u32,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Ejection {
-    since: Instant,
-    /// The end of the pause.
-    until: Instant,
-    /// When it was tried.
-    tried: Option<Instant>,
-}
-
 impl Health {
     /// A server that takes part.
     pub(super) fn new(server: String, all: &All) -> Self {
@@ -126,18 +66,18 @@ impl Health {
         }
     }
 
-    /// What an operator says: whether it is to get no requests any more.
-    pub fn drain(&self, is_drained: bool) {
-        if self.is_drained.swap(is_drained, Ordering::Relaxed) != is_drained {
-            let server = &self.server;
-            if is_drained {
-                self.drained.notify_waiters();
-                tracing::warn!(server, "drained by an operator: it gets no more requests");
-            } else {
-                self.state.lock().back_since = Some(Clock::System.now());
-                tracing::info!(server, "no longer drained");
-            }
+    /// What an operator says: whether it is to get no requests any more. One that gets them again does so little
+    /// by little, since it may have been restarted. False if that was so already.
+    pub fn drain(&self, is_drained: bool) -> bool {
+        if self.is_drained.swap(is_drained, Ordering::Relaxed) == is_drained {
+            return false;
         }
+        if is_drained {
+            self.drained.notify_waiters();
+        } else {
+            self.state.lock().back_since = Some(Clock::System.now());
+        }
+        true
     }
 
     /// Whether there is no other to turn to.
@@ -170,6 +110,11 @@ impl Health {
             Standing::In(_) => Condition::Up,
             _ => Condition::Ejected,
         }
+    }
+
+    /// What went wrong last, if it has not gone well since.
+    pub fn why(&self) -> Option<String> {
+        self.state.lock().why.clone()
     }
 
     /// Failures in a row, whatever the kind; 0 after an answer, and once it is back.
@@ -246,6 +191,9 @@ impl Health {
         let mut state = self.state.lock();
         let is_due = state.standing(&self.settings, true, now) == Standing::Due;
         let Err(why) = outcome else {
+            if state.ejected.is_none() {
+                state.why = None;
+            }
             (state.good_checks, state.bad_checks) = (state.good_checks.saturating_add(1), 0);
             if state.is_unhealthy && state.good_checks >= good {
                 state.is_unhealthy = false;
@@ -256,6 +204,7 @@ impl Health {
             return;
         };
         (state.good_checks, state.bad_checks) = (0, state.bad_checks.saturating_add(1));
+        state.why = Some(why.clone());
         if !state.is_unhealthy && state.bad_checks >= bad {
             state.is_unhealthy = true;
             drop(state);
@@ -287,6 +236,9 @@ impl Health {
 
     fn readmit(&self, mut state: MutexGuard<'_, State>, now: Instant) {
         state.ejected = None;
+        if !state.is_unhealthy {
+            state.why = None;
+        }
         state.back_since = Some(now);
         let is_unhealthy = state.is_unhealthy;
         drop(state);
@@ -299,6 +251,7 @@ impl Health {
     fn eject(&self, mut state: MutexGuard<'_, State>, why: Reason, now: Instant) {
         let pause = self.settings.pause_of(state.times);
         state.times = state.times.saturating_add(1);
+        state.why = Some(format!("ejected for {} s: {}", pause.as_secs_f64(), why.as_str()));
         state.ejected = Some(Ejection { since: now, until: now + pause, tried: None });
         drop(state);
         if let Some(count) = self.ejections.get(why as usize) {
@@ -313,29 +266,6 @@ impl Health {
             "ejected: it fails one request after another"
         );
     }
-}
-
-impl Settings {
-    fn pause_of(&self, times: u32) -> Duration {
-        self.pause.saturating_mul(1 << times.min(16)).min(self.longest_pause)
-    }
-}
-
-impl State {
-    fn standing(&self, settings: &Settings, may_try: bool, now: Instant) -> Standing {
-        match self.ejected {
-            Some(ejection) if may_try && !self.is_unhealthy && now >= ejection.until => Standing::Due,
-            Some(_) => Standing::Ejected,
-            None if self.is_unhealthy => Standing::Unhealthy,
-            None => Standing::In(self.back_since.map_or(1.0, |since| share(settings.slow_start, since, now))),
-        }
-    }
-}
-
-/// What a server gets of its share that is back since then.
-fn share(slow_start: Duration, since: Instant, now: Instant) -> f32 {
-    let past = now.saturating_duration_since(since);
-    if past >= slow_start { 1.0 } else { past.div_duration_f32(slow_start).max(LEAST_SHARE) }
 }
 
 #[cfg(test)]

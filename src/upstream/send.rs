@@ -62,6 +62,9 @@ impl Upstream {
         self.prepare(&mut request)?;
         let outcome = Journey::new(self, plan, course).run(request).await;
         match &outcome {
+            Ok(answer) if says_that_rails_is_away(answer) => {
+                self.state.failures_in_a_row.fetch_add(1, Ordering::Relaxed);
+            }
             Ok(_) => {
                 self.state.answers.fetch_add(1, Ordering::Relaxed);
                 self.state.failures_in_a_row.store(0, Ordering::Relaxed);

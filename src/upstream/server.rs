@@ -233,13 +233,16 @@ pub struct Durations {
     sum_us: AtomicU64,
 }
 
-/// Upper bounds in milliseconds.
-const BOUNDS: [u64; 9] = [2, 5, 10, 25, 50, 100, 500, 5_000, 60_000];
+/// Upper bounds in microseconds: those of the durations by route, so that the two can be compared.
+const BOUNDS: [u64; 12] = [
+    1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 1_000_000, 5_000_000, 15_000_000,
+    60_000_000,
+];
 
 impl Durations {
     pub(super) fn observe(&self, took: Duration) {
         let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        let bucket = BOUNDS.iter().position(|ms| us <= ms * 1_000).unwrap_or(BOUNDS.len());
+        let bucket = BOUNDS.iter().position(|bound| us <= *bound).unwrap_or(BOUNDS.len());
         if let Some(count) = self.counts.get(bucket) {
             count.fetch_add(1, Ordering::Relaxed);
         }
@@ -248,10 +251,29 @@ impl Durations {
 
     /// The sum in seconds, the number, and how many fell under each bound only.
     pub fn parts(&self) -> (f64, u64, Vec<(f64, u64)>) {
-        let bounds = BOUNDS.iter().map(|ms| Duration::from_millis(*ms).as_secs_f64()).chain([f64::INFINITY]);
+        let bounds = BOUNDS.iter().map(|us| Duration::from_micros(*us).as_secs_f64()).chain([f64::INFINITY]);
         let buckets: Vec<_> =
             bounds.zip(self.counts.iter().map(|count| count.load(Ordering::Relaxed))).collect();
         let sum = Duration::from_micros(self.sum_us.load(Ordering::Relaxed)).as_secs_f64();
         (sum, buckets.iter().map(|(_, count)| count).sum(), buckets)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bound_is_part_of_its_bucket() {
+        let durations = Durations::default();
+        for us in [1, 1_000, 1_001, 60_000_000, 60_000_001, 3_600_000_000] {
+            durations.observe(Duration::from_micros(us));
+        }
+        let (sum, count, buckets) = durations.parts();
+        assert!((sum - 3_720.002_003).abs() < 1e-6, "{sum}");
+        assert_eq!(count, 6);
+        let of: Vec<u64> = buckets.iter().map(|(_, count)| *count).collect();
+        assert_eq!(of, [2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 2]);
+        assert_eq!(buckets.last().map(|(bound, _)| *bound), Some(f64::INFINITY));
     }
 }

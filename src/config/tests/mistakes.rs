@@ -212,7 +212,7 @@ fn tls_needs_certificates_that_can_be_used() {
         assert!(problems.len() == 1 && problems[0].contains(told), "{text}\n{problems:?}");
     }
     let problems = files.problems(&format!("{LEAST}{section}"));
-    assert!(problems[0].contains("is for an upstream.url that begins with https://"), "{problems:?}");
+    assert!(problems[0].contains("is for a url that begins with https://"), "{problems:?}");
 }
 
 #[test]
@@ -246,11 +246,11 @@ fn servers_have_to_be_those_of_one_gitlab() {
             "upstream.server.weight",
             "unknown key; known here: url, backup",
         ),
-        (format!("{one}[upstream.tls]\n"), "upstream.tls", "is for an upstream.url that begins with https"),
+        (format!("{one}[upstream.tls]\n"), "upstream.tls", "is for a url that begins with https"),
         (
             format!("{one}[upstream.ejection]\npause = '2s'\nlongest_pause = '1s'"),
             "upstream.ejection.longest_pause",
-            "is shorter than the first pause",
+            "1s is shorter than the first pause, 2s",
         ),
     ] {
         let text = format!("{text}\n[auth.shell]\nsecret_file = 'DIR/gitlab_shell_secret'\n");

@@ -29,14 +29,15 @@ pub(super) fn encode(servers: &[Arc<ServerState>], encoder: &mut DescriptorEncod
     each(servers, encoder, opened, count(|server| server.opened.load(Relaxed)))?;
     let refused = ("upstream_connect_failures", "Attempts to connect to Rails that failed");
     each(servers, encoder, refused, count(|server| server.refused.load(Relaxed)))?;
-    let failures = ("upstream_failures_in_a_row", "Failed requests since the last answer of Rails");
+    let failures =
+        ("upstream_failures_in_a_row", "Failed requests since this server last answered or came back");
     each(servers, encoder, failures, |server| gauge(server.health.failures_in_a_row()))?;
     encode_states(servers, encoder)?;
     let ejections = ("upstream_ejections", "How often a server was ejected, by its last failure");
     by(servers, encoder, ejections, "reason", Reason::ALL.map(Reason::as_str), |server| {
         &server.health.ejections
     })?;
-    let checks = ("upstream_health_checks", "Health checks of a server that is not the only one");
+    let checks = ("upstream_health_checks", "Health checks, if there are several servers");
     by(servers, encoder, checks, "result", ["good", "bad"], |server| &server.health.checks)?;
     let resent = ("upstream_resent", "Requests that were sent again since this server did not answer them");
     by(servers, encoder, resent, "reason", Again::ALL.map(Again::as_str), |server| &server.resent)?;
