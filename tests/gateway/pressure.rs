@@ -99,6 +99,24 @@ async fn nobody_queues_with_a_token_that_expires() {
     assert_eq!(stage.rails.count(), 1);
 }
 
+/// Nor is it sent again with what is left of a read's chances: kas takes a 401 for an answer.
+#[tokio::test]
+async fn nothing_is_sent_again_with_a_token_that_expires() {
+    let stage = Setup::new().set("upstream.resend_percent", 100).start().await;
+    let valve = Valve::shut();
+    stage.rails.always(Reply::hang_up().after(&valve));
+    let expires = now() + 4;
+    let claims = serde_json::json!({ "iss": "gitlab-kas", "aud": "gitlab", "exp": expires });
+    let ask = Ask::get("kubernetes/agent_info").header(KAS_HEADER, &kas_token(&claims));
+    let mut wire = begin(&stage, &ask).await;
+    stage.rails.has_got(1).await;
+    // Two seconds before its end, it is not worth anything any more.
+    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+    valve.open();
+    wire.answer().await.assert_failure(502);
+    assert_eq!(stage.rails.count(), 1);
+}
+
 /// That it has enough to do does not mean that it fails: nobody else is given stale answers for that.
 #[tokio::test]
 async fn a_rails_that_is_busy_is_no_rails_that_fails() {
