@@ -97,8 +97,10 @@ impl Body {
     #[must_use]
     pub fn paced(mut self, permit: OwnedSemaphorePermit, pause: Duration, end: Option<Instant>) -> Self {
         self.permit = Some(permit);
-        let end = end.map(|end| Box::pin(tokio::time::sleep_until(end.into())));
-        self.pace = self.rest.is_some().then_some(Pace { pause, pausing: None, end });
+        self.pace = self.rest.is_some().then(|| {
+            let end = end.map(|end| Box::pin(tokio::time::sleep_until(end.into())));
+            Pace { pause, pausing: None, end }
+        });
         self.release_at_the_end();
         self
     }

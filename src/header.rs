@@ -88,14 +88,8 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
 /// Takes out what `Connection` names and what `stays_here`. One look at the names that are there is
 /// cheaper than to ask for each that might be. Whether the sender wants trailers.
 fn strip(headers: &mut HeaderMap, stays_here: impl Fn(&str) -> bool) -> bool {
-    let named: Vec<HeaderName> = headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
-        .filter(|name| !is_end_to_end_always(name))
-        .collect();
+    let named = names_in(headers, &header::CONNECTION).filter(|name| !is_end_to_end_always(name));
+    let named: Vec<HeaderName> = named.collect();
     for name in &named {
         headers.remove(name);
     }
@@ -114,6 +108,13 @@ fn strip(headers: &mut HeaderMap, stays_here: impl Fn(&str) -> bool) -> bool {
         headers.remove(name);
     }
     are_trailers_wanted
+}
+
+/// The header names that the values of a header list.
+fn names_in<'h>(headers: &'h HeaderMap, list: &HeaderName) -> impl Iterator<Item = HeaderName> + use<'h> {
+    let values = headers.get_all(list).iter().filter_map(|value| value.to_str().ok());
+    let names = values.flat_map(|value| value.split(','));
+    names.filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
 }
 
 fn is_end_to_end_always(name: &HeaderName) -> bool {

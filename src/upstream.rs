@@ -101,7 +101,7 @@ impl Settings {
             host: None,
             connect_timeout: DEFAULT_CONNECT_TIMEOUT,
             body_timeout: DEFAULT_BODY_TIMEOUT,
-            total_timeout: Duration::ZERO,
+            total_timeout: DEFAULT_TOTAL_TIMEOUT,
             max_held: DEFAULT_MAX_HELD,
             resend_percent: DEFAULT_RESEND_PERCENT,
             resend_unread: true,
@@ -130,6 +130,9 @@ pub const DEFAULT_RESPONSE_TIMEOUT: Duration = Duration::from_secs(60);
 pub const DEFAULT_LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
 /// Default of [`Settings::body_timeout`].
 pub const DEFAULT_BODY_TIMEOUT: Duration = Duration::from_secs(300);
+/// Default of [`Settings::total_timeout`]: longer than anything takes, but not for ever, however slowly a client
+/// reads.
+pub const DEFAULT_TOTAL_TIMEOUT: Duration = Duration::from_secs(4 * 3_600);
 /// Default of [`Settings::max_held`].
 pub const DEFAULT_MAX_HELD: usize = 10_000;
 /// Default of [`Settings::resend_percent`].

@@ -204,6 +204,10 @@ fn what_is_allowed_but_hardly_meant_gives_a_warning() {
             format!("{LEAST}[upstream.ejection]\nfailures = 1"),
             "upstream.ejection: does nothing while there is one",
         ),
+        (
+            LEAST.replace("[auth", "idle_timeout = '20s'\n[auth"),
+            "upstream.idle_timeout: is not shorter than Puma keeps connections",
+        ),
         (format!("{LEAST}[cache]\nwait = '9s'"), "cache.wait: is shorter than the response_timeout"),
         (format!("{LEAST}[limits]\nhead = '16383B'"), "limits.head: SSH keys travel in the query"),
     ] {

@@ -42,7 +42,7 @@ pub(super) fn upstream(document: &Document<'_>, root: &mut Section<'_, '_>) -> O
     let response_timeout = optional_duration(&mut section, "response_timeout", MILLISECOND..=HOUR);
     let body_timeout =
         duration(&mut section, "body_timeout", upstream::DEFAULT_BODY_TIMEOUT, MILLISECOND..=HOUR);
-    let total_timeout = duration(&mut section, "total_timeout", ZERO, ZERO..=DAY);
+    let total_timeout = duration(&mut section, "total_timeout", upstream::DEFAULT_TOTAL_TIMEOUT, ZERO..=DAY);
     let hold = optional_duration(&mut section, "hold", ZERO..=HOUR);
     let max_held = section
         .count("max_held", 1..1_000_001)
@@ -56,7 +56,7 @@ pub(super) fn upstream(document: &Document<'_>, root: &mut Section<'_, '_>) -> O
     let max_idle = section.count("max_idle", 0..100_001);
     let forward_prefixes = forward_prefixes(document, &mut section);
     let (wanted, secret) = credential(document, &mut section);
-    quarrels(document, section.at(), &classes, total_timeout);
+    quarrels(document, section.at(), &classes, (total_timeout, idle_timeout));
     section.finish();
     let settings = upstream::Settings {
         servers: servers?,
@@ -109,13 +109,21 @@ fn credential(
 /// As long as anybody who calls waits: sshd ends a login after two minutes, kas far earlier.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// For so long Puma keeps an unused connection (`persistent_timeout`).
+const PUMA_KEEPS: Duration = Duration::from_secs(20);
+
 /// Settings that cannot both have their way.
 fn quarrels(
     document: &Document<'_>,
     at: usize,
     classes: &[lanes::Settings; Class::ALL.len()],
-    total_timeout: Duration,
+    (total_timeout, idle_timeout): (Duration, Duration),
 ) {
+    if idle_timeout >= PUMA_KEEPS {
+        let message =
+            "is not shorter than Puma keeps connections (20 s): requests would meet some that just closed";
+        document.warn(at, "upstream.idle_timeout", message);
+    }
     for (class, settings) in Class::ALL.iter().zip(classes) {
         let key = |key: &str| format!("upstream.classes.{}.{key}", class.as_str());
         if settings.hold > PATIENCE {

@@ -2,7 +2,7 @@
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
-use super::{is_end_to_end_always, is_hop_by_hop, is_spoofable};
+use super::{is_end_to_end_always, is_hop_by_hop, is_spoofable, names_in};
 
 /// Whether a field may come behind the body. Not those that say how a message is read, where it goes, or who sends it
 /// (RFC 9110 §6.5.1): by then, all of that has been decided, and a reader that adds them to the headers would
@@ -41,14 +41,7 @@ pub fn may_trail(name: &HeaderName) -> bool {
 
 /// Leaves those names in `Trailer` that may trail, and no others.
 pub fn declare(headers: &mut HeaderMap) {
-    let names: Vec<HeaderName> = headers
-        .get_all(header::TRAILER)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
-        .filter(may_trail)
-        .collect();
+    let names: Vec<HeaderName> = names_in(headers, &header::TRAILER).filter(may_trail).collect();
     headers.remove(header::TRAILER);
     for name in names {
         headers.append(header::TRAILER, HeaderValue::from(name));

@@ -1,9 +1,9 @@
 //! How much Rails is asked at one time, what is sent again, and how long anything may take.
 
-use super::client::{Ask, Wire};
+use super::client::Ask;
 use super::credentials::{KAS_HEADER, kas_token, now};
 use super::fake::{Reply, Valve};
-use super::stage::{Setup, Stage};
+use super::stage::Setup;
 
 fn allowed() -> Ask {
     Ask::post("allowed").with_secret().json("{}")
@@ -11,12 +11,6 @@ fn allowed() -> Ask {
 
 fn user(id: usize) -> Ask {
     Ask::get(&format!("discover?user_id={id}")).with_secret()
-}
-
-async fn begin(stage: &Stage, ask: &Ask) -> Wire {
-    let mut wire = stage.gateway.tcp.connect().await;
-    wire.write(&ask.to_bytes("close")).await;
-    wire
 }
 
 const IN_FLIGHT: &str = r#"railgate_upstream_in_flight{class="access"}"#;
@@ -33,9 +27,9 @@ async fn gitaly_gets_through_while_allowed_waits_for_it() {
         let reply = Reply::json(200, "{}");
         if request.is_for("allowed") { reply.after(&until) } else { reply }
     });
-    let mut deciding = begin(&stage, &allowed()).await;
+    let mut deciding = stage.begin(&allowed()).await;
     stage.rails.has_got(1).await;
-    let mut next = begin(&stage, &allowed()).await;
+    let mut next = stage.begin(&allowed()).await;
     stage.reaches(QUEUE, 1).await;
     for endpoint in ["pre_receive", "post_receive"] {
         let ask = Ask::post(endpoint).with_secret().json("{}");
@@ -51,9 +45,9 @@ async fn what_rails_has_too_much_of_is_shed() {
     let stage = setup.set("upstream.classes.access.queue", 1).start().await;
     let valve = Valve::shut();
     stage.rails.always(Reply::json(200, "{}").after(&valve));
-    let mut wires = vec![begin(&stage, &allowed()).await, begin(&stage, &allowed()).await];
+    let mut wires = vec![stage.begin(&allowed()).await, stage.begin(&allowed()).await];
     stage.reaches(IN_FLIGHT, 2).await;
-    wires.push(begin(&stage, &allowed()).await);
+    wires.push(stage.begin(&allowed()).await);
     stage.reaches(QUEUE, 1).await;
     let shed = stage.send(&allowed()).await;
     shed.assert_failure(503);
@@ -61,7 +55,7 @@ async fn what_rails_has_too_much_of_is_shed() {
     stage.reaches(r#"railgate_upstream_shed_total{class="access",reason="queue_full"}"#, 1).await;
     assert_eq!(stage.rails.count(), 2);
     // Others are not concerned.
-    let left_alone = begin(&stage, &user(1)).await;
+    let left_alone = stage.begin(&user(1)).await;
     stage.rails.has_got(3).await;
     drop(left_alone);
     valve.open();
@@ -77,7 +71,7 @@ async fn who_has_waited_for_too_long_is_told() {
     let stage = setup.text("upstream.classes.access.queue_timeout", "50ms").start().await;
     let valve = Valve::shut();
     stage.rails.always(Reply::json(200, "{}").after(&valve));
-    let _first = begin(&stage, &allowed()).await;
+    let _first = stage.begin(&allowed()).await;
     stage.reaches(IN_FLIGHT, 1).await;
     stage.send(&allowed()).await.assert_failure(503);
     stage.reaches(r#"railgate_upstream_shed_total{class="access",reason="queue_timeout"}"#, 1).await;
@@ -90,7 +84,7 @@ async fn nobody_queues_with_a_token_that_expires() {
     let stage = Setup::new().set("upstream.classes.kas.concurrency", 1).start().await;
     let valve = Valve::shut();
     stage.rails.always(Reply::json(200, "{}").after(&valve));
-    let _first = begin(&stage, &Ask::get("kubernetes/agent_info").with_kas_token()).await;
+    let _first = stage.begin(&Ask::get("kubernetes/agent_info").with_kas_token()).await;
     stage.rails.has_got(1).await;
     let claims = serde_json::json!({ "iss": "gitlab-kas", "aud": "gitlab", "exp": now() + 3 });
     let ask = Ask::get("kubernetes/agent_info").header(KAS_HEADER, &kas_token(&claims));
@@ -108,7 +102,7 @@ async fn nothing_is_sent_again_with_a_token_that_expires() {
     let expires = now() + 4;
     let claims = serde_json::json!({ "iss": "gitlab-kas", "aud": "gitlab", "exp": expires });
     let ask = Ask::get("kubernetes/agent_info").header(KAS_HEADER, &kas_token(&claims));
-    let mut wire = begin(&stage, &ask).await;
+    let mut wire = stage.begin(&ask).await;
     stage.rails.has_got(1).await;
     // Two seconds before its end, it is not worth anything any more.
     tokio::time::sleep(std::time::Duration::from_secs(3)).await;
@@ -126,7 +120,7 @@ async fn a_rails_that_is_busy_is_no_rails_that_fails() {
     assert_eq!(stage.send(&root).await.status, 200);
     let valve = Valve::shut();
     stage.rails.always(Reply::json(200, "null").after(&valve));
-    let _first = begin(&stage, &user(1)).await;
+    let _first = stage.begin(&user(1)).await;
     stage.rails.has_got(2).await;
     tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     assert!(stage.send(&root).await.cache_status().contains("stale_while_revalidate"));
@@ -142,9 +136,9 @@ async fn a_permit_is_given_back_when_the_answer_has_ended() {
     let valve = Valve::shut();
     let head = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nab";
     stage.rails.always(Reply::bytes(head).then_wait(&valve).then("cd"));
-    let mut first = begin(&stage, &allowed()).await;
+    let mut first = stage.begin(&allowed()).await;
     stage.rails.has_got(1).await;
-    let mut second = begin(&stage, &allowed()).await;
+    let mut second = stage.begin(&allowed()).await;
     stage.reaches(QUEUE, 1).await;
     assert_eq!(stage.rails.count(), 1);
     valve.open();
@@ -154,7 +148,7 @@ async fn a_permit_is_given_back_when_the_answer_has_ended() {
     // And when the client has left.
     let valve = Valve::shut();
     stage.rails.always(Reply::bytes(head).then_wait(&valve).then("cd"));
-    let gone = begin(&stage, &allowed()).await;
+    let gone = stage.begin(&allowed()).await;
     stage.rails.has_got(3).await;
     drop(gone);
     stage.reaches(IN_FLIGHT, 0).await;
@@ -221,7 +215,7 @@ async fn what_is_sent_again_has_a_budget() {
 async fn a_body_that_pauses_for_too_long_is_given_up() {
     let stage = Setup::new().text("upstream.body_timeout", "50ms").start().await;
     stage.rails.always(Reply::bytes("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nab").then_hang());
-    let mut wire = begin(&stage, &allowed()).await;
+    let mut wire = stage.begin(&allowed()).await;
     assert!(wire.try_answer().await.is_err());
     stage.reaches(r#"railgate_failures_total{reason="upstream_body_timeout"}"#, 1).await;
     stage.reaches(IN_FLIGHT, 0).await;
@@ -234,7 +228,7 @@ async fn all_of_it_has_to_be_there_in_time() {
     let head = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nab";
     for reply in [Reply::silence(), Reply::bytes(head).then_hang()] {
         stage.rails.always(reply.clone());
-        let mut wire = begin(&stage, &allowed()).await;
+        let mut wire = stage.begin(&allowed()).await;
         match wire.try_answer().await {
             Ok(answer) => answer.assert_failure(504),
             Err(cut) => assert!(format!("{reply:?}").contains("Content-Length"), "{cut}"),

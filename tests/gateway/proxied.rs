@@ -1,6 +1,6 @@
 //! A proxy in front of Rails, as Workhorse or nginx, that accepts connections and says that Rails is away.
 
-use super::client::{Ask, Wire, eventually};
+use super::client::{Ask, eventually};
 use super::fake::{Reply, Request, gitlab};
 use super::log;
 use super::stage::{Setup, Stage};
@@ -24,12 +24,6 @@ fn user(id: usize) -> Ask {
     Ask::get(&format!("discover?user_id={id}")).with_secret()
 }
 
-async fn begin(stage: &Stage, ask: &Ask) -> Wire {
-    let mut wire = stage.gateway.tcp.connect().await;
-    wire.write(&ask.to_bytes("close")).await;
-    wire
-}
-
 /// How often Rails was asked for something else than whether it is there.
 fn asked(stage: &Stage) -> usize {
     stage.rails.requests().iter().filter(|request| request.target != READINESS).count()
@@ -45,8 +39,8 @@ async fn who_comes_while_rails_is_away_waits_for_it_behind_its_proxy_too() {
         assert!(stage.send(&allowed()).await.status > 500);
         let mut wires = Vec::new();
         for id in 0..10 {
-            wires.push(begin(&stage, &allowed()).await);
-            wires.push(begin(&stage, &user(id)).await);
+            wires.push(stage.begin(&allowed()).await);
+            wires.push(stage.begin(&user(id)).await);
         }
         stage.reaches(HELD, 20).await;
         assert_eq!(asked(&stage), 1, "nobody else was sent there");
@@ -71,7 +65,7 @@ async fn who_comes_while_rails_is_away_waits_for_it_behind_its_proxy_too() {
 async fn a_read_that_finds_rails_away_is_asked_again_when_it_is_back() {
     let stage = setup().start().await;
     stage.rails.always(away());
-    let mut wire = begin(&stage, &user(1)).await;
+    let mut wire = stage.begin(&user(1)).await;
     stage.reaches(HELD, 1).await;
     stage.rails.recover();
     assert_eq!(wire.answer().await.status, 200);

@@ -11,7 +11,7 @@ use railgate::{Gateway, config};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::client::{Answer, Ask, Peer, eventually, soon};
+use super::client::{Answer, Ask, Peer, Wire, eventually, soon};
 use super::credentials::{KAS_SECRET, SHELL_SECRET};
 use super::fake::{Rails, Reply, Request};
 use super::log;
@@ -251,6 +251,13 @@ impl Stage {
     /// Sends one request over a TCP connection of its own.
     pub async fn send(&self, ask: &Ask) -> Answer {
         self.gateway.tcp.send(ask).await
+    }
+
+    /// Begins to, and leaves the answer to whoever reads it.
+    pub async fn begin(&self, ask: &Ask) -> Wire {
+        let mut wire = self.gateway.tcp.connect().await;
+        wire.write(&ask.to_bytes("close")).await;
+        wire
     }
 
     /// The same, and how many requests reached Rails meanwhile.
