@@ -14,6 +14,9 @@ use super::{Settings as All, State};
 use crate::body::Body;
 use crate::clock::Clock;
 
+/// Bytes of the largest answer that is read.
+const MOST: usize = 64 * 1024;
+
 /// What `[upstream.health]` of the configuration says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -98,20 +101,23 @@ async fn watch_one(server: &Server, uri: &Uri, settings: &Settings) {
 
 /// Whether it answers that it is well.
 async fn ask(server: &Server, uri: &Uri) -> Result<(), String> {
-    match get(server, uri).await {
-        Ok(answer) if answer.status().is_success() => Ok(()),
-        Ok(answer) => Err(format!("{uri} said {}", answer.status())),
-        Err(Trouble::Connect(error, _)) => Err(format!("no connection: {error}")),
-        Err(Trouble::Sent(error, _) | Trouble::Refused(error)) => Err(format!("no answer: {error}")),
-    }
+    let status = get(server, uri).await?.status();
+    if status.is_success() { Ok(()) } else { Err(format!("{uri} said {status}")) }
 }
 
 /// Asks for a page without a credential.
-pub(super) async fn get(server: &Server, uri: &Uri) -> Result<Response<Body>, Trouble> {
+pub(super) async fn get(server: &Server, uri: &Uri) -> Result<Response<()>, String> {
     let mut request = Request::new(Body::empty());
     request.uri_mut().clone_from(uri);
     let headers = request.headers_mut();
     headers.insert(header::HOST, server.host.clone());
     headers.insert(header::USER_AGENT, HeaderValue::from_static("railgate (health check)"));
-    server.connections.ask(request).await
+    let answer = server.connections.ask(request).await.map_err(|trouble| match trouble {
+        Trouble::Connect(error, _) => format!("no connection: {error}"),
+        Trouble::Sent(error, _) | Trouble::Refused(error) => format!("no answer: {error}"),
+    })?;
+    let (head, body) = answer.into_parts();
+    // To its end, or Rails would take it for a client that left.
+    body.collect_up_to(MOST).await.map_err(|error| format!("the answer broke off: {error}"))?;
+    Ok(Response::from_parts(head, ()))
 }
