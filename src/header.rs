@@ -90,7 +90,10 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
 fn strip(headers: &mut HeaderMap, stays_here: impl Fn(&str) -> bool) -> bool {
     let named = names_in(headers, &header::CONNECTION).filter(|name| !is_end_to_end_always(name));
     let named: Vec<HeaderName> = named.collect();
+    let mut are_trailers_wanted = false;
+    // `TE` is to be named there too (RFC 9110 §10.1.4).
     for name in &named {
+        are_trailers_wanted |= *name == header::TE && trailer::are_wanted(headers);
         headers.remove(name);
     }
     let rest: Vec<HeaderName> = headers
@@ -98,7 +101,6 @@ fn strip(headers: &mut HeaderMap, stays_here: impl Fn(&str) -> bool) -> bool {
         .filter(|name| *name == header::TRAILER || stays_here(name.as_str()))
         .cloned()
         .collect();
-    let mut are_trailers_wanted = false;
     for name in &rest {
         if *name == header::TRAILER {
             trailer::declare(headers);
@@ -243,6 +245,23 @@ mod tests {
         cross(&mut headers, Some("127.0.0.1".parse().unwrap()));
         assert_eq!(headers.get("x-forwarded-for").unwrap(), "203.0.113.7, 127.0.0.1");
         assert_eq!(headers.get("x-forwarded-proto").unwrap(), "http");
+    }
+
+    #[test]
+    fn who_wants_trailers_is_asked_for_by_the_gateway_too() {
+        for (connection, te, are_wanted) in [
+            ("TE", "trailers", true),
+            ("close, te", "trailers", true),
+            ("close", "gzip, trailers", true),
+            ("TE", "gzip", false),
+        ] {
+            let mut headers = map(&[("connection", connection), ("te", te)]);
+            cross(&mut headers, None);
+            let said = [header::TE, header::CONNECTION].map(|name| headers.get(name).cloned());
+            let wanted = ["trailers", "TE"].map(|value| Some(HeaderValue::from_static(value)));
+            assert_eq!(said == wanted, are_wanted, "{connection} {te}: {headers:?}");
+            assert_eq!(said == [None, None], !are_wanted, "{connection} {te}: {headers:?}");
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@ use super::answer::accept;
 use super::health::Reason;
 use super::pool::Trouble;
 use super::server::Server;
+use super::streams;
 use crate::body::{Body, Collected};
 use crate::clock::Clock;
 use crate::route::Class;
@@ -56,6 +57,8 @@ impl AttemptError {
     /// What it says of the server. What the client did, or what else took time, says nothing.
     fn reason(&self) -> Option<Reason> {
         match self {
+            // It is one attempt to connect, however many have waited for it.
+            Self::NotSent(error, _) if streams::is_told_already(error) => None,
             Self::NotSent(..) => Some(Reason::Unreachable),
             Self::Failed { error: Error::Timeout(_), .. } => Some(Reason::Timeout),
             Self::Failed { error: Error::Broken(_) | Error::BrokeOff(_) | Error::Unusable(_), .. } => {
@@ -88,12 +91,14 @@ impl Server {
         }
         // What anybody may ask for may be refused, slow or broken for reasons of its own. It says nothing of the
         // server, unless there is no connection.
-        let tells =
-            class != Class::Other || self.state.health.is_alone() || reason == Some(Reason::Unreachable);
+        let health = &self.state.health;
+        let tells = class != Class::Other
+            || health.is_alone()
+            || (health.has_checks() && reason == Some(Reason::Unreachable));
         match (&outcome, reason) {
             _ if !tells => {}
-            (_, Some(reason)) => self.state.health.failed(deadlines.sent, reason, now),
-            (Ok(_), None) => self.state.health.answered(deadlines.sent, now),
+            (_, Some(reason)) => health.failed(deadlines.sent, reason, now),
+            (Ok(_), None) => health.answered(deadlines.sent, now),
             (Err(_), None) => {}
         }
         outcome
@@ -122,10 +127,7 @@ impl Server {
                 };
             }
             Ok(Err(Trouble::Connect(error, unsent))) => return Err(AttemptError::NotSent(error, unsent)),
-            // Over HTTP/2, the latter alone tells.
-            Ok(Err(Trouble::Sent(error, _))) if error.is_user() || sending.has_broken_off() => {
-                Error::RequestBody(error.into())
-            }
+            Ok(Err(Trouble::Sent(error, _))) if sending.has_broken_off() => Error::RequestBody(error.into()),
             Ok(Err(Trouble::Sent(error, was_reset))) => {
                 let is_unread = self.may_resend_unread && (was_reset || is_reset(&error));
                 return Err(AttemptError::Failed { error: Error::Broken(error), is_unread });

@@ -7,6 +7,8 @@ use futures_util::future::join_all;
 use http::header::{self, HeaderValue};
 use http::{Request, Response, Uri};
 
+use super::attempt::says_that_rails_is_away;
+use super::health::Bad;
 use super::pool::Trouble;
 use super::server::Server;
 use super::target::below_root;
@@ -84,7 +86,9 @@ async fn watch_one(server: &Server, uri: &Uri, settings: &Settings) {
     let health = &server.state.health;
     loop {
         let outcome = tokio::time::timeout(settings.timeout, ask(server, uri)).await;
-        let outcome = outcome.unwrap_or_else(|_| Err(format!("no answer within {:?}", settings.timeout)));
+        let outcome = outcome.unwrap_or_else(|_| {
+            Err(Bad { why: format!("no answer within {:?}", settings.timeout), is_answered: false })
+        });
         let now = Clock::System.now();
         health.checked(outcome, (settings.healthy_after, settings.unhealthy_after), now);
         // Of several gateways, not all at the same time.
@@ -100,9 +104,15 @@ async fn watch_one(server: &Server, uri: &Uri, settings: &Settings) {
 }
 
 /// Whether it answers that it is well.
-async fn ask(server: &Server, uri: &Uri) -> Result<(), String> {
-    let status = get(server, uri).await?.status();
-    if status.is_success() { Ok(()) } else { Err(format!("{uri} said {status}")) }
+async fn ask(server: &Server, uri: &Uri) -> Result<(), Bad> {
+    match get(server, uri).await {
+        Ok(answer) if answer.status().is_success() => Ok(()),
+        Ok(answer) => {
+            let why = format!("{uri} said {}", answer.status());
+            Err(Bad { why, is_answered: !says_that_rails_is_away(&answer) })
+        }
+        Err(why) => Err(Bad { why, is_answered: false }),
+    }
 }
 
 /// Asks for a page without a credential.

@@ -21,7 +21,7 @@ mod state;
 
 pub use self::labels::{Condition, Reason};
 pub use self::state::Settings;
-pub(super) use self::state::Standing;
+pub(super) use self::state::{Bad, Standing};
 use self::state::{Ejection, State};
 
 /// What is known of one server.
@@ -75,9 +75,16 @@ impl Health {
         if is_drained {
             self.drained.notify_waiters();
         } else {
-            self.state.lock().back_since = Some(Clock::System.now());
+            self.failures.store(0, Ordering::Relaxed);
+            let mut state = self.state.lock();
+            (state.back_since, state.times) = (Some(Clock::System.now()), 0);
         }
         true
+    }
+
+    /// Whether health checks find out how it is.
+    pub(super) fn has_checks(&self) -> bool {
+        self.has_checks
     }
 
     /// Whether there is no other to turn to.
@@ -185,12 +192,12 @@ impl Health {
     }
 
     /// A health check came to its end: `good` and `bad` are how many in a row it takes.
-    pub(super) fn checked(&self, outcome: Result<(), String>, (good, bad): (u32, u32), now: Instant) {
+    pub(super) fn checked(&self, outcome: Result<(), Bad>, (good, bad): (u32, u32), now: Instant) {
         let [went_well, failed] = &self.checks;
         if outcome.is_ok() { went_well } else { failed }.fetch_add(1, Ordering::Relaxed);
         let mut state = self.state.lock();
         let is_due = state.standing(&self.settings, true, now) == Standing::Due;
-        let Err(why) = outcome else {
+        let Err(Bad { why, is_answered }) = outcome else {
             if state.ejected.is_none() {
                 state.why = None;
             }
@@ -205,6 +212,7 @@ impl Health {
         };
         (state.good_checks, state.bad_checks) = (0, state.bad_checks.saturating_add(1));
         state.why = Some(why.clone());
+        state.answers_checks = is_answered;
         if !state.is_unhealthy && state.bad_checks >= bad {
             state.is_unhealthy = true;
             drop(state);

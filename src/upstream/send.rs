@@ -128,7 +128,7 @@ impl<'r> Journey<'r> {
                     };
                     // What is not read any more has no connection, and no permit.
                     drop((answer, permit));
-                    Box::pin(self.another_or_line()).await?;
+                    Box::pin(self.another_or_line(may_be_well)).await?;
                     self.goes_again(server, Again::Read);
                     copy
                 }
@@ -230,7 +230,6 @@ impl<'r> Journey<'r> {
         let is_away = says_that_rails_is_away(answer);
         let state = &self.upstream.state;
         let holds = !state.lanes.of(self.plan.class).settings().hold.is_zero();
-        let may_be_well = |standing| matches!(standing, Standing::In(_) | Standing::Unhealthy);
         if !is_away || holds && !self.has_another(may_be_well) {
             // Whoever comes now may have to wait.
             state.hold.set_proxy_says_away(is_away);
@@ -248,7 +247,7 @@ impl<'r> Journey<'r> {
                 self.course.waited += self.pause;
                 self.pause = (self.pause * 2).min(LONGEST_PAUSE);
             }
-            self.another_or_line().await?;
+            self.another_or_line(takes_part).await?;
             return Ok(Again::Unread);
         }
         let has_ended = match &error {
@@ -282,9 +281,9 @@ impl<'r> Journey<'r> {
         self.course.is_resent = true;
     }
 
-    /// Another server is next if one takes part; else the first that is back, in line.
-    async fn another_or_line(&mut self) -> Result<(), Error> {
-        if self.has_another(takes_part) { Ok(()) } else { self.wait_in_line().await }
+    /// Another server is next if one is as good as that; else the first that is back, in line.
+    async fn another_or_line(&mut self, is_good: fn(Standing) -> bool) -> Result<(), Error> {
+        if self.has_another(is_good) { Ok(()) } else { self.wait_in_line().await }
     }
 
     async fn wait_in_line(&mut self) -> Result<(), Error> {
@@ -296,6 +295,11 @@ impl<'r> Journey<'r> {
     fn has_another(&self, is_good: fn(Standing) -> bool) -> bool {
         has_another(&self.upstream.servers, self.tried, is_good, now())
     }
+}
+
+/// Whether a server may answer, as far as is known.
+fn may_be_well(standing: Standing) -> bool {
+    matches!(standing, Standing::In(_) | Standing::Unhealthy)
 }
 
 fn takes_part(standing: Standing) -> bool {

@@ -130,7 +130,7 @@ impl Streams {
         if slot.failures.load(Ordering::Relaxed) != failures
             && let Some((kind, text)) = &*slot.failure.lock()
         {
-            return Err(io::Error::new(*kind, text.clone()));
+            return Err(io::Error::new(*kind, ToldAlready(text.clone())));
         }
         let (new, connection) = self.connect().await.inspect_err(|error| {
             *slot.failure.lock() = Some((error.kind(), error.to_string()));
@@ -175,6 +175,16 @@ impl Streams {
     }
 }
 
+/// An attempt to connect that others have waited for, and told of.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct ToldAlready(String);
+
+/// Whether an error is that of somebody else's attempt to connect.
+pub(super) fn is_told_already(error: &io::Error) -> bool {
+    error.get_ref().and_then(|error| error.downcast_ref::<ToldAlready>()).is_some()
+}
+
 /// Why there is no answer.
 enum Unsent {
     /// Nothing was written.
@@ -194,11 +204,13 @@ async fn drive(connection: Connection, slot: Weak<Slot>, state: Arc<ServerState>
             () = drained => {}
         }
     }
-    if let Some(slot) = slot.upgrade() {
-        slot.sender.lock().await.take();
-    }
+    let shut = async {
+        if let Some(slot) = slot.upgrade() {
+            slot.sender.lock().await.take();
+        }
+    };
     // It ends once nobody can send and nothing is under way.
-    let _ = connection.await;
+    let _ = tokio::join!(shut, connection);
 }
 
 /// A stream that the server has refused, or that was begun after it had said that it would take no more, it has not

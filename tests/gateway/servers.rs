@@ -307,6 +307,49 @@ async fn a_read_does_not_go_to_a_server_that_is_out_in_place_of_one_that_is_well
     assert_eq!(stage.counts(), [before[0] + 2, before[1]]);
 }
 
+/// One of which nothing is known but that it refuses health checks is better than one that says it is away.
+#[tokio::test]
+async fn a_read_goes_on_to_a_server_that_only_refuses_health_checks() {
+    let setup = Setup::new()
+        .text("upstream.health.interval", "5ms")
+        .set("upstream.resend_percent", 100)
+        .text("upstream.hold", "10m");
+    let stage = Stage::new(2, setup, false).await;
+    stage.rails[0].answer(|request| {
+        if request.target == READINESS { Reply::json(200, "{}") } else { Reply::new(502, "", "no") }
+    });
+    stage.rails[1].answer(
+        |request| {
+            if request.target == READINESS { Reply::json(404, "{}") } else { gitlab(request) }
+        },
+    );
+    stage.is(0, "up").await;
+    stage.is(1, "unhealthy").await;
+    let before = stage.counts();
+    let answer = stage.send(&user(1)).await;
+    assert_eq!(answer.status, 200, "{answer}");
+    assert_eq!(stage.counts(), [before[0] + 1, before[1] + 1]);
+    assert_eq!(stage.gateway.metric("railgate_upstream_holds_total").await, Some(0));
+}
+
+/// A deploy behind several proxies, with hardly any traffic: no server has been ejected yet.
+#[tokio::test]
+async fn requests_wait_for_a_rails_that_is_away_behind_all_of_its_proxies() {
+    let setup = Setup::new().text("upstream.health.interval", "5ms").text("upstream.hold", "10m");
+    let stage = Stage::new(2, setup, false).await;
+    for rails in &stage.rails {
+        rails.always(Reply::new(502, "", "no"));
+    }
+    stage.is(0, "unhealthy").await;
+    stage.is(1, "unhealthy").await;
+    assert_eq!(stage.send(&allowed()).await.status, 502, "it may have been done");
+    let mut wire = stage.gateway.tcp.connect().await;
+    wire.write(&allowed().to_bytes("close")).await;
+    stage.gateway.reaches("railgate_upstream_held", 1).await;
+    stage.rails.iter().for_each(Rails::recover);
+    assert_eq!(wire.answer().await.status, 200);
+}
+
 #[tokio::test]
 async fn while_all_are_drained_requests_wait() {
     let stage = Stage::new(2, setup().text("upstream.hold", "10m"), false).await;

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::super::health::Reason;
+use super::super::health::{Bad, Reason};
 use super::super::{Ejection, ServerSettings, ServerState, Settings, Target};
 use super::*;
 use crate::clock::Clock;
@@ -105,7 +105,10 @@ async fn backups_are_for_when_nobody_else_takes_part_and_who_is_out_for_when_nob
 async fn who_fails_health_checks_alone_comes_before_who_fails_requests() {
     let (servers, now) = (servers(3, 1), Clock::System.now());
     for server in &servers {
-        (0..3).for_each(|_| server.state.health.checked(Err("404".into()), (2, 3), now));
+        for _ in 0..3 {
+            let refused = Bad { why: "404".into(), is_answered: true };
+            server.state.health.checked(Err(refused), (2, 3), now);
+        }
     }
     let is_chosen = |servers: &[Server]| -> Vec<usize> {
         let counts = chosen(servers, ServerSet::default(), now);

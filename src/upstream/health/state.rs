@@ -36,12 +36,20 @@ pub(in crate::upstream) enum Standing {
     In(f32),
     /// It is ejected, but has to be tried, by one.
     Due,
-    /// Its health checks fail, but no request has. Better than an ejected one.
+    /// Its health checks are answered, but not well, as they are if Rails does not let the gateway ask.
     Unhealthy,
-    /// It fails requests. Better than nobody.
+    /// It fails requests, or does not answer its health checks. Better than nobody.
     Ejected,
     /// It is not to get anything.
     Drained,
+}
+
+/// A health check that did not go well.
+#[derive(Debug)]
+pub(in crate::upstream) struct Bad {
+    pub(in crate::upstream) why: String,
+    /// Whether Rails itself has answered.
+    pub(in crate::upstream) is_answered: bool,
 }
 
 /// What is known.
@@ -53,6 +61,8 @@ pub(super) struct State {
     /// Since when it takes part again; not if it always has.
     pub(super) back_since: Option<Instant>,
     pub(super) is_unhealthy: bool,
+    /// Whether the last check that did not go well was answered at all.
+    pub(super) answers_checks: bool,
     pub(super) why: Option<String>,
     /// Checks with the same outcome, one after another.
     pub(super) good_checks: u32,
@@ -80,7 +90,8 @@ impl State {
         match self.ejected {
             Some(ejection) if may_try && !self.is_unhealthy && now >= ejection.until => Standing::Due,
             Some(_) => Standing::Ejected,
-            None if self.is_unhealthy => Standing::Unhealthy,
+            None if self.is_unhealthy && self.answers_checks => Standing::Unhealthy,
+            None if self.is_unhealthy => Standing::Ejected,
             None => Standing::In(self.back_since.map_or(1.0, |since| share(settings.slow_start, since, now))),
         }
     }

@@ -30,10 +30,14 @@ fn fails(health: &Health, times: usize, at: Instant) {
     }
 }
 
-const GOOD: Result<(), String> = Ok(());
+const GOOD: Result<(), Bad> = Ok(());
 
-fn bad() -> Result<(), String> {
-    Err("no".into())
+fn bad() -> Result<(), Bad> {
+    Err(Bad { why: "no".into(), is_answered: true })
+}
+
+fn unanswered() -> Result<(), Bad> {
+    Err(Bad { why: "no".into(), is_answered: false })
 }
 
 #[test]
@@ -220,4 +224,16 @@ fn what_was_sent_before_it_came_back_ejects_nobody() {
     assert_eq!((health.condition(back + s(20)), health.failures_in_a_row()), (Condition::Up, 0));
     fails(&health, 3, back);
     assert_eq!(health.condition(back), Condition::Ejected);
+}
+
+/// A check that Rails refuses says less than one that nobody answers.
+#[test]
+fn one_whose_checks_nobody_answers_is_as_bad_as_one_that_fails_requests() {
+    for (outcome, standing) in [(bad as fn() -> _, Standing::Unhealthy), (unanswered, Standing::Ejected)] {
+        let (health, now) = health(true);
+        for _ in 0..3 {
+            health.checked(outcome(), (2, 3), now);
+        }
+        assert_eq!((health.standing(now), health.condition(now)), (standing, Condition::Unhealthy));
+    }
 }
