@@ -217,6 +217,12 @@ impl Wire {
         !self.unread.is_empty() || tokio::time::timeout(time, self.read_more()).await.is_ok()
     }
 
+    /// Reads so many bytes at most, and says how many came; none at the end.
+    pub async fn drip(&mut self, most: usize) -> usize {
+        let mut piece = vec![0; most];
+        soon("the peer to write or to close", self.stream.read(&mut piece)).await.unwrap_or(0)
+    }
+
     /// The next bytes, as they come.
     pub async fn some(&mut self) -> Vec<u8> {
         assert!(!self.unread.is_empty() || self.read_more().await, "the peer closed the connection");

@@ -236,3 +236,24 @@ async fn all_of_it_has_to_be_there_in_time() {
     }
     stage.reaches(r#"railgate_failures_total{reason="upstream_total_timeout"}"#, 2).await;
 }
+
+/// However slowly a client reads, it does not keep Rails for ever.
+#[tokio::test]
+async fn a_client_that_drips_is_given_up() {
+    const LENGTH: usize = 64 << 20;
+    let stage = Setup::new().text("upstream.total_timeout", "200ms").start().await;
+    stage.rails.always(Reply::new(200, "", vec![b'x'; LENGTH]));
+    let mut wire = stage.begin(&allowed()).await;
+    let mut read = 0;
+    loop {
+        let piece = wire.drip(100_000).await;
+        if piece == 0 {
+            break;
+        }
+        read += piece;
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    }
+    assert!(read < LENGTH, "it got all of it");
+    stage.reaches(IN_FLIGHT, 0).await;
+    stage.reaches(r#"railgate_failures_total{reason="upstream_total_timeout"}"#, 1).await;
+}
