@@ -108,15 +108,22 @@ pub(super) fn inspect(options: Inspect) -> ExitCode {
     })
 }
 
+/// What is printed of a server, in this order.
+const SHOWN: [&str; 7] = ["server", "state", "why", "backup", "requests", "connections", "failures_in_a_row"];
+
 /// Prints JSON, a server a line.
 pub(super) fn servers(options: Servers) -> ExitCode {
     let drain = options.drain.map(|server| (server, true));
     let said = drain.or(options.undrain.map(|server| (server, false)));
     let body =
         said.map(|(server, drain)| serde_json::json!({ "server": server, "drain": drain }).to_string());
+    let line = |server: &Value| {
+        let shown = SHOWN.iter().filter_map(|name| Some(format!("\"{name}\":{}", server.get(name)?)));
+        format!("{{{}}}", shown.collect::<Vec<_>>().join(","))
+    };
     told(&options.file, "/servers", &body.unwrap_or_default(), |answer| {
         let servers = answer.get("servers")?.as_array()?;
-        Some(servers.iter().map(Value::to_string).collect::<Vec<_>>().join("\n"))
+        Some(servers.iter().map(line).collect::<Vec<_>>().join("\n"))
     })
 }
 
