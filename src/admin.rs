@@ -1,5 +1,6 @@
 //! The second listener, for operators and their tools: metrics, health, seeing and dropping what is
-//! kept, and draining servers of Rails. It shows no secret and no cached answer, and is meant for loopback or a private network.
+//! kept, and draining servers of Rails. It shows no secret and no cached answer, and is meant for
+//! loopback or a private network.
 
 mod inspect;
 mod purge;

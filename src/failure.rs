@@ -53,8 +53,9 @@ pub enum Failure {
 }
 
 impl Failure {
-    /// The status that the client gets (RFC 9110 §15.6): 503 if it may be tried again, since it was not sent or Rails has not read it,
-    /// 504 if there was no answer in time, 502 if there was none that can be passed on.
+    /// The status that the client gets (RFC 9110 §15.6): 503 if it may be tried again, since it was not
+    /// sent or Rails has not read it, 504 if there was no answer in time, 502 if there was none that can be
+    /// passed on.
     pub fn status(&self) -> StatusCode {
         match self {
             Self::Refused(refusal) => refusal.status(),

@@ -78,9 +78,9 @@ pub fn cross(headers: &mut HeaderMap, peer: Option<IpAddr>) {
     set_forwarded(headers, peer, host);
 }
 
-/// Takes out what must not pass the gateway: the hop-by-hop headers, those that `Connection`
-/// names, and what may not be a trailer. Framing and credentials cannot be named away: a `Connection: gitlab-shared-secret`
-/// must not make Rails see a request without its credential.
+/// Takes out what must not pass the gateway: the hop-by-hop headers, those that `Connection` names, and
+/// what may not be a trailer. Framing and credentials cannot be named away: a `Connection:
+/// gitlab-shared-secret` must not make Rails see a request without its credential.
 pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     strip(headers, is_hop_by_hop);
 }

@@ -58,8 +58,9 @@ const MOST: usize = 1024 * 1024;
 /// How long an event may take to come.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long GitLab waits for what has to be looked for among all entries: it gives up after ten seconds, and has
-/// others to tell. What an event names is dropped before it has its answer in any case.
+/// How long GitLab waits for what has to be looked for among all entries: it gives up after ten
+/// seconds, and has others to tell. What an event names is dropped before it has its answer in any
+/// case.
 const ANSWER_WITHIN: Duration = Duration::from_secs(1);
 
 /// How many events may wait at one time for what they make wrong to be dropped once more.

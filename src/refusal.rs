@@ -68,6 +68,8 @@ refusals! {
     PathParameter, "path_parameter", BAD_REQUEST, "the path has a `;`";
     /// CONNECT, TRACE and the HTTP/2 preface, and whatever is not 1 to 20 capital letters.
     Method, "method", BAD_REQUEST, "the method is not served here";
+    /// RFC 9110 §7.8: what comes behind the head would be no HTTP/1.1. Not h2c, which may be ignored.
+    Upgrade, "upgrade", NOT_IMPLEMENTED, "upgrades to another protocol are not served here; use HTTP/1.1";
     /// A path over 7 KiB, a query over 10 KiB or both over 11 KiB: more than Puma reads.
     TargetTooLong, "target_too_long", URI_TOO_LONG, "the request target is too long";
     /// More bytes than `limits.head`.

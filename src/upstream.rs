@@ -30,7 +30,7 @@ pub mod tls;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::Uri;
 use tower::retry::budget::TpsBudget;
@@ -47,6 +47,7 @@ use self::server::Server;
 pub use self::server::{Again, Protocol, ServerSettings, ServerState};
 pub use self::target::{Address, Target, TargetError};
 use crate::body;
+use crate::clock::Clock;
 use crate::route::Class;
 
 /// What `[upstream]` of the configuration says.
@@ -130,8 +131,8 @@ pub const DEFAULT_RESPONSE_TIMEOUT: Duration = Duration::from_secs(60);
 pub const DEFAULT_LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
 /// Default of [`Settings::body_timeout`].
 pub const DEFAULT_BODY_TIMEOUT: Duration = Duration::from_secs(300);
-/// Default of [`Settings::total_timeout`]: longer than anything takes, but not for ever, however slowly a client
-/// reads.
+/// Default of [`Settings::total_timeout`]: longer than anything takes, but not for ever, however slowly
+/// a client reads.
 pub const DEFAULT_TOTAL_TIMEOUT: Duration = Duration::from_secs(4 * 3_600);
 /// Default of [`Settings::max_held`].
 pub const DEFAULT_MAX_HELD: usize = 10_000;
@@ -266,14 +267,7 @@ impl Upstream {
     /// Prepares the pools; connects when the first request comes. What happens is counted in `state`, which
     /// has to be made of the same settings.
     pub fn new(settings: &Settings, state: Arc<State>) -> Self {
-        let servers: Vec<Server> = settings
-            .servers
-            .iter()
-            .zip(&state.servers)
-            .enumerate()
-            .take(MOST_SERVERS)
-            .map(|(place, (server, state))| Server::new(place, server, settings, Arc::clone(state)))
-            .collect();
+        let servers = Server::all(settings, &state);
         Self {
             may_resend_unread: settings.protocol == Protocol::Http2
                 || servers.iter().any(|server| server.may_resend_unread),
@@ -297,4 +291,8 @@ impl Upstream {
     pub fn relative_root(&self) -> &str {
         &self.root
     }
+}
+
+fn now() -> Instant {
+    Clock::System.now()
 }

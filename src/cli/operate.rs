@@ -1,5 +1,5 @@
-//! `railgate purge`, `inspect` and `servers`: drop and show what a gateway that runs has in memory, and what it
-//! knows of the servers of Rails, over its admin listener.
+//! `railgate purge`, `inspect` and `servers`: drop and show what a gateway that runs has in memory, and
+//! what it knows of the servers of Rails, over its admin listener.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::ExitCode;
@@ -37,7 +37,8 @@ pub(super) struct Inspect {
 pub(super) struct Servers {
     #[command(flatten)]
     file: ConfigFile,
-    /// Give a server no more requests; it ends those that it has. As it is shown: `HOST:PORT`, or `unix:/PATH`
+    /// Give a server no more requests; it ends those that it has. As it is shown: `HOST:PORT`, or
+    /// `unix:/PATH`
     #[arg(long, value_name = "SERVER", conflicts_with = "undrain")]
     drain: Option<String>,
     /// Give it requests again

@@ -4,9 +4,9 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 use super::{is_end_to_end_always, is_hop_by_hop, is_spoofable, names_in};
 
-/// Whether a field may come behind the body. Not those that say how a message is read, where it goes, or who sends it
-/// (RFC 9110 §6.5.1): by then, all of that has been decided, and a reader that adds them to the headers would
-/// decide anew.
+/// Whether a field may come behind the body. Not those that say how a message is read, where it goes,
+/// or who sends it (RFC 9110 §6.5.1): by then, all of that has been decided, and a reader that adds
+/// them to the headers would decide anew.
 pub fn may_trail(name: &HeaderName) -> bool {
     let text = name.as_str();
     // An underscore is a dash to Rack, and to others that make variables of headers.

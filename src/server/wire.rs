@@ -113,7 +113,7 @@ const LONGEST_QUERY: usize = 10 * 1024;
 const LONGEST_TARGET: usize = 11 * 1024;
 const LONGEST_HEADER_NAME: usize = 256;
 
-/// The header fields that frame a message.
+/// The header fields that frame a message, or would end its protocol.
 #[derive(Debug, Default)]
 struct Fields {
     length: Option<u64>,
@@ -141,6 +141,9 @@ impl Fields {
             if is_repeated || !value.trim_ascii().eq_ignore_ascii_case(b"chunked") {
                 return Err(Refusal::TransferEncoding);
             }
+        } else if name.eq_ignore_ascii_case(b"upgrade") && !value.trim_ascii().eq_ignore_ascii_case(b"h2c") {
+            // Who offers h2c speaks HTTP/1.1 as well, and is answered in it.
+            return Err(Refusal::Upgrade);
         }
         Ok(())
     }

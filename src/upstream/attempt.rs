@@ -7,20 +7,20 @@ use std::time::{Duration, Instant};
 use http::header::{self, HeaderValue};
 use http::{Request, Response, StatusCode};
 
-use super::Error;
 use super::answer::accept;
 use super::health::Reason;
+use super::plan::Plan;
 use super::pool::Trouble;
 use super::server::Server;
 use super::streams;
+use super::{Error, now};
 use crate::body::{Body, Collected};
-use crate::clock::Clock;
 use crate::route::Class;
 
 /// How long the body of an answer may take that is read before it is handed on.
 const COLLECT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Until when there has to be an answer, and how much of one.
+/// Until when there has to be an answer.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Deadlines {
     /// When the request is sent.
@@ -30,8 +30,6 @@ pub(super) struct Deadlines {
     /// When all of the answer has to be there, and how long that is from its beginning.
     pub(super) end: Option<Instant>,
     pub(super) total_timeout: Duration,
-    /// See [`super::Plan::collect`].
-    pub(super) collect: Option<usize>,
 }
 
 /// Why there is no answer.
@@ -43,8 +41,8 @@ pub(super) enum AttemptError {
         /// Whether the server has certainly not read all of the request, so that it cannot have acted on it.
         ///
         /// If a Rails on this machine resets the connection, its process has closed it with something unread:
-        /// the kernel resets for nothing else (RFC 1122 §4.2.2.13; for unix sockets Linux does the same), and one
-        /// that had read everything is closed in order. From elsewhere, a reset may be anything on the way.
+        /// the kernel resets for nothing else (RFC 1122 §4.2.2.13; for unix sockets Linux does the same), and
+        /// one that had read everything is closed in order. From elsewhere, a reset may be anything on the way.
         is_unread: bool,
     },
 }
@@ -74,14 +72,14 @@ impl Server {
     pub(super) async fn attempt(
         &self,
         mut request: Box<Request<Body>>,
-        class: Class,
+        plan: &Plan,
         deadlines: Deadlines,
     ) -> Result<Response<Body>, AttemptError> {
         request.headers_mut().insert(header::HOST, self.host.clone());
-        let load = if self.state.health.is_alone() { None } else { self.state.load.begin(class) };
-        let outcome = self.send(request, class, deadlines).await;
+        let load = if self.state.health.is_alone() { None } else { self.state.load.begin(plan.class) };
+        let outcome = self.send(request, plan, deadlines).await;
         drop(load);
-        let now = Clock::System.now();
+        let now = now();
         let reason = match &outcome {
             Ok(answer) => says_that_rails_is_away(answer).then_some(Reason::Status),
             Err(attempt) => attempt.reason(),
@@ -89,10 +87,10 @@ impl Server {
         if matches!((&outcome, reason), (Ok(_), _) | (Err(AttemptError::Failed { .. }), Some(_))) {
             self.state.took.observe(now.saturating_duration_since(deadlines.sent));
         }
-        // What anybody may ask for may be refused, slow or broken for reasons of its own. It says nothing of the
-        // server, unless there is no connection.
+        // What anybody may ask for may be refused, slow or broken for reasons of its own. It says nothing of
+        // the server, unless there is no connection.
         let health = &self.state.health;
-        let tells = class != Class::Other
+        let tells = plan.class != Class::Other
             || health.is_alone()
             || (health.has_checks() && reason == Some(Reason::Unreachable));
         match (&outcome, reason) {
@@ -107,19 +105,19 @@ impl Server {
     async fn send(
         &self,
         mut request: Box<Request<Body>>,
-        class: Class,
+        plan: &Plan,
         deadlines: Deadlines,
     ) -> Result<Response<Body>, AttemptError> {
-        let Deadlines { sent, response_timeout, end, total_timeout, collect } = deadlines;
+        let Deadlines { sent, response_timeout, end, total_timeout } = deadlines;
         let by = sent + response_timeout;
         let by = end.map_or(by, |end| end.min(by));
         let sending = request.body_mut().watch();
         // Pinned here, so that the body is still there to be asked about when the time is up.
-        let mut sent = pin!(self.connections.send(request, class, &sending));
+        let mut sent = pin!(self.connections.send(request, plan.class, &sending));
         let error = match tokio::time::timeout_at(by.into(), sent.as_mut()).await {
             Ok(Ok(answer)) => {
                 let answer = accept(answer).map_err(AttemptError::failed)?;
-                return match collect {
+                return match plan.collect {
                     Some(most) => {
                         Box::pin(collected(answer, most, deadlines)).await.map_err(AttemptError::failed)
                     }
@@ -151,7 +149,7 @@ async fn collected(
     Deadlines { end, total_timeout, .. }: Deadlines,
 ) -> Result<Response<Body>, Error> {
     let (mut head, body) = answer.into_parts();
-    let by = Clock::System.now() + COLLECT_TIMEOUT;
+    let by = now() + COLLECT_TIMEOUT;
     let by = end.map_or(by, |end| end.min(by));
     let body = match tokio::time::timeout_at(by.into(), body.collect_up_to(most)).await {
         Ok(Ok(Collected::Whole(body))) => {

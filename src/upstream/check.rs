@@ -1,6 +1,5 @@
 //! Health checks: each of several servers is asked again and again whether it is well.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -68,10 +67,7 @@ impl Watch {
         // A connection for each check: whether there is one to be had is the half of it.
         let all = All { max_idle: 0, ..all.clone() };
         let uri = all.has_checks().then(|| all.checks.uri(all.relative_root())).flatten();
-        let server =
-            |(place, (server, state)): (_, (_, &Arc<_>))| Server::new(place, server, &all, Arc::clone(state));
-        let servers = all.servers.iter().zip(&state.servers).enumerate().map(server).collect();
-        Self { servers, uri, settings: all.checks }
+        Self { servers: Server::all(&all, state), uri, settings: all.checks }
     }
 
     /// Asks until it is dropped.

@@ -87,8 +87,8 @@ impl Stream {
 }
 
 impl Stream {
-    /// Whether what was written last has been reset by the other side. After its end was read, nothing else says so: one that is
-    /// closed before it is written to ends in order.
+    /// Whether what was written last has been reset by the other side. After its end was read, nothing else
+    /// says so: one that is closed before it is written to ends in order.
     pub(super) fn was_reset(&self) -> bool {
         let error = match &self.socket {
             Socket::Tcp(io) => io.inner().take_error(),

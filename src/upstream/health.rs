@@ -1,8 +1,9 @@
 //! Whether one of several servers takes part.
 //!
-//! Two things tell: the requests that it is sent, and the health checks. One that fails several requests in a row is ejected for a pause,
-//! which grows each time. After the pause it has one try: the next health check, or a request where
-//! there are none. What comes back is given its share little by little (slow start).
+//! Two things tell: the requests that it is sent, and the health checks. One that fails several requests
+//! in a row is ejected for a pause, which grows each time. After the pause it has one try: the next health
+//! check, or a request where there are none. What comes back is given its share little by little (slow
+//! start).
 //!
 //! An operator may also drain a server: it gets nothing more, and ends what it has.
 
@@ -66,8 +67,8 @@ impl Health {
         }
     }
 
-    /// What an operator says: whether it is to get no requests any more. One that gets them again does so little
-    /// by little, since it may have been restarted. False if that was so already.
+    /// What an operator says: whether it is to get no requests any more. One that gets them again does so
+    /// little by little, since it may have been restarted. False if that was so already.
     pub fn drain(&self, is_drained: bool) -> bool {
         if self.is_drained.swap(is_drained, Ordering::Relaxed) == is_drained {
             return false;

@@ -1,9 +1,9 @@
 //! Rails is away, and requests wait in line until it is back.
 //!
-//! Nothing of them was sent, or asking again changes nothing, so waiting is safe for any of them. The first in line tries to connect,
-//! again and again; the others wait for their turn. Once it has succeeded, it is the turn of the next:
-//! so nobody overtakes, a Rails that is away is tried by one at a time, and one that has just come back
-//! is not met by all at once.
+//! Nothing of them was sent, or asking again changes nothing, so waiting is safe for any of them. The
+//! first in line tries to connect, again and again; the others wait for their turn. Once it has
+//! succeeded, it is the turn of the next: so nobody overtakes, a Rails that is away is tried by one at
+//! a time, and one that has just come back is not met by all at once.
 //!
 //! A proxy in front of Rails accepts connections while Rails is away, and says so in its answers. Then
 //! a connection proves nothing, and the first in line has to ask for something.

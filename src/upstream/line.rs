@@ -1,7 +1,7 @@
 //! Waiting: for a Rails that is away, and for a permit.
 
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -13,8 +13,7 @@ use super::hold::Full;
 use super::lanes::Lane;
 use super::plan::{Course, Limits, Plan};
 use super::server::Server;
-use super::{Error, Upstream, may_pass};
-use crate::clock::Clock;
+use super::{Error, Upstream, may_pass, now};
 use crate::route::Class;
 
 /// How long after one attempt to connect the next one comes, while requests wait.
@@ -83,8 +82,8 @@ impl Upstream {
         }
     }
 
-    /// Waits until a server accepts connections again, and there is somebody behind it. The place of that server;
-    /// none, if time is over and a proxy may be asked all the same.
+    /// Waits until a server accepts connections again, and there is somebody behind it. The place of that
+    /// server; none, if time is over and a proxy may be asked all the same.
     pub(super) async fn wait_in_line(
         &self,
         class: Class,
@@ -178,8 +177,4 @@ impl Upstream {
     fn names(&self) -> String {
         self.servers.iter().map(|server| &*server.name).collect::<Vec<_>>().join(", ")
     }
-}
-
-fn now() -> Instant {
-    Clock::System.now()
 }

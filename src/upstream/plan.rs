@@ -16,8 +16,8 @@ pub struct Plan {
     pub class: Class,
     /// Asking changes nothing, so that it may be sent again.
     pub is_read: bool,
-    /// Up to so many bytes of the answer are read before it is handed on: as long as nobody has a part of it, it
-    /// may still be sent again.
+    /// Up to so many bytes of the answer are read before it is handed on: as long as nobody has a part of
+    /// it, it may still be sent again.
     pub collect: Option<usize>,
     /// Whether it may wait, for Rails to be back or to have less to do. Somebody who has another answer
     /// does not.
@@ -62,7 +62,8 @@ pub struct Course {
     pub is_resent: bool,
 }
 
-/// A token waits until so long before its end: it is counted in whole seconds, and Rails has a clock of its own.
+/// A token waits until so long before its end: it is counted in whole seconds, and Rails has a clock of
+/// its own.
 const BEFORE_EXPIRY: Duration = Duration::from_secs(2);
 
 /// Until when what may happen.

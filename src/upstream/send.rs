@@ -17,13 +17,12 @@ use super::line::{BETWEEN_ATTEMPTS, Unreachable};
 use super::plan::{Course, Limits, Plan, Signer};
 use super::server::{Again, Server};
 use super::target::below_root;
-use super::{Error, Upstream};
+use super::{Error, Upstream, now};
 use crate::body::{self, Body};
-use crate::clock::Clock;
 use crate::route::Class;
 
-/// How long it gets between attempts with a request that was accepted and not read, which may be a proxy's way
-/// to say that there is nobody.
+/// How long it gets between attempts with a request that was accepted and not read, which may be a
+/// proxy's way to say that there is nobody.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// A request on its way: what is known of it, where it has been, and where it goes next.
@@ -194,10 +193,8 @@ impl<'r> Journey<'r> {
                 response_timeout,
                 end: self.limits.end,
                 total_timeout: upstream.total_timeout,
-                collect: self.plan.collect,
             };
-            let attempt = server.attempt(request, class, deadlines).await;
-            match attempt {
+            match server.attempt(request, self.plan, deadlines).await {
                 Err(AttemptError::NotSent(error, unsent)) => {
                     let earlier = unreachable.map(|(error, _)| error);
                     unreachable = Some((Unreachable::new(&server.name, error).or(earlier), server));
@@ -234,7 +231,7 @@ impl<'r> Journey<'r> {
             // Whoever comes now may have to wait.
             state.hold.set_proxy_says_away(is_away);
         }
-        is_away && self.limits.may_wait() && self.may_read_again()
+        is_away && (self.has_another(may_be_well) || self.limits.may_wait()) && self.may_read_again()
     }
 
     /// Prepares to send a request once more that got no answer, perhaps after a while; why, or how it ends.
@@ -304,8 +301,4 @@ fn may_be_well(standing: Standing) -> bool {
 
 fn takes_part(standing: Standing) -> bool {
     matches!(standing, Standing::In(_))
-}
-
-fn now() -> Instant {
-    Clock::System.now()
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use http::header::HeaderValue;
 use http::{Request, Response};
 
-use super::Settings;
+use super::balance::MOST_SERVERS;
 use super::connect::Connector;
 use super::health::Health;
 use super::load::Load;
@@ -16,6 +16,7 @@ use super::pool::{Pool, Trouble};
 use super::streams::Streams;
 use super::target::Target;
 use super::tls::Tls;
+use super::{Settings, State};
 use crate::body::{Body, Sending};
 use crate::route::Class;
 
@@ -39,13 +40,21 @@ pub(super) struct Server {
     pub(super) name: Arc<str>,
     pub(super) host: HeaderValue,
     pub(super) connections: Connections,
-    /// Whether a reset proves that a request was not read: if it is on this machine, and the connection is nobody
-    /// else's.
+    /// Whether a reset proves that a request was not read: if it is on this machine, and the connection is
+    /// nobody else's.
     pub(super) may_resend_unread: bool,
     pub(super) state: Arc<ServerState>,
 }
 
 impl Server {
+    /// All of them, each with what is known of it.
+    pub(super) fn all(settings: &Settings, state: &State) -> Vec<Self> {
+        let servers = settings.servers.iter().zip(&state.servers).enumerate().take(MOST_SERVERS);
+        servers
+            .map(|(place, (server, state))| Self::new(place, server, settings, Arc::clone(state)))
+            .collect()
+    }
+
     pub(super) fn new(
         place: usize,
         server: &ServerSettings,

@@ -32,9 +32,9 @@ const MOST_CONNECTIONS: usize = 3;
 type Sender = http2::SendRequest<Body>;
 type Connection = http2::Connection<Stream, Body, TokioExecutor>;
 
-/// Bytes of an answer that may be on their way while its client does not read. The second is more than all streams
-/// of a connection have: nobody waits because somebody else does not read.
-const STREAM_WINDOW: u32 = 256 * 1024;
+/// Bytes of an answer that may be on their way while its client does not read. The second is more than
+/// all streams of a connection have: nobody waits because somebody else does not read.
+const STREAM_WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = 1 << 30;
 
 /// The way to one server, for one thread.
@@ -155,7 +155,8 @@ impl Streams {
             .map_err(io::Error::other)
     }
 
-    /// RFC 9113 §8.3.1: scheme and authority are fields of their own, and there is no framing in headers (§8.2.2).
+    /// RFC 9113 §8.3.1: scheme and authority are fields of their own, and there is no framing in headers
+    /// (§8.2.2).
     fn translated(&self, mut request: Request<Body>) -> Request<Body> {
         let headers = request.headers_mut();
         headers.remove(header::TRANSFER_ENCODING);
@@ -213,8 +214,8 @@ async fn drive(connection: Connection, slot: Weak<Slot>, state: Arc<ServerState>
     let _ = tokio::join!(shut, connection);
 }
 
-/// A stream that the server has refused, or that was begun after it had said that it would take no more, it has not
-/// looked at (RFC 9113 §8.7).
+/// A stream that the server has refused, or that was begun after it had said that it would take no more,
+/// it has not looked at (RFC 9113 §8.7).
 fn failed_at(error: hyper::Error) -> Trouble {
     let cause = std::error::Error::source(&error).and_then(|cause| cause.downcast_ref::<h2::Error>());
     let is_unread = cause.is_some_and(|cause| {

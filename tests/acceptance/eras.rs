@@ -46,8 +46,8 @@ fn a_gateway_for_the_secret_refuses_tokens() {
     assert_eq!(gateway.tcp.send(&Ask::get("check").with_secret()).status, 200);
 }
 
-/// An old caller (the plain secret) and a new one (a token), through the same gateway, to a Rails that takes only
-/// the one or the other: all four pairs.
+/// An old caller (the plain secret) and a new one (a token), through the same gateway, to a Rails that
+/// takes only the one or the other: all four pairs.
 #[test]
 fn old_and_new_callers_reach_old_and_new_rails() {
     for (era, wanted) in [("secret", "shared_secret"), ("jwt", "jwt")] {

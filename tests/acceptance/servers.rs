@@ -29,8 +29,8 @@ fn any(number: usize) -> Ask {
     }
 }
 
-/// What became of requests, other than a 200, that clients send for as long as `act` takes, and some more. It is told how
-/// many answers there are so far.
+/// What became of requests, other than a 200, that clients send for as long as `act` takes, and some
+/// more. It is told how many answers there are so far.
 fn failures(gateway: &Gateway, ask: fn(usize) -> Ask, act: impl FnOnce(&dyn Fn() -> usize)) -> Vec<String> {
     let (next, answered, failed) = (AtomicUsize::new(0), AtomicUsize::new(0), Mutex::new(Vec::new()));
     let is_over = AtomicBool::new(false);

@@ -274,7 +274,7 @@ async fn an_upgrade_is_no_answer() {
     // Not even if the client did: the gateway does not pass the wish on.
     let stage = Stage::new().await;
     stage.rails.always(Reply::bytes(format!("{upgrade}\r\n")).then_hang());
-    let ask = Ask::get("lfs").with_secret().header("Connection", "Upgrade").header("Upgrade", "websocket");
+    let ask = Ask::get("lfs").with_secret().header("Connection", "Upgrade").header("Upgrade", "h2c");
     let (answer, seen) = {
         let mut wire = stage.gateway.tcp.connect().await;
         wire.write(&ask.to_bytes("close")).await;

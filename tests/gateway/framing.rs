@@ -125,6 +125,22 @@ async fn header_lines_have_one_form() {
     .await;
 }
 
+/// What comes behind the head would be another protocol. Who offers HTTP/2 is content with this one.
+#[tokio::test]
+async fn upgrades_are_refused() {
+    let upgrade =
+        |to: &str| post(&["Connection: Upgrade", &format!("Upgrade: {to}"), "Content-Length: 0"], "");
+    let cases = ["websocket", "WebSocket", "TLS/1.2, HTTP/1.1", "h2c, websocket", ""].map(upgrade);
+    assert_refused(cases.into_iter().map(|bytes| (bytes, 501)).collect()).await;
+    let stage = Stage::new().await;
+    for to in ["h2c", " H2C "] {
+        let mut wire = stage.gateway.tcp.connect().await;
+        wire.write(&upgrade(to)).await;
+        assert_eq!(wire.answer().await.status, 200);
+        assert_eq!(stage.rails.last().header("upgrade"), None);
+    }
+}
+
 #[tokio::test]
 async fn request_lines_have_one_form() {
     let line = |line: &str| head(&[line, "Host: a"]);

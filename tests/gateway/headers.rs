@@ -100,7 +100,7 @@ async fn headers_of_one_connection_stay_with_it() {
             .header("Proxy-Connection", "close")
             .header("Proxy-Authorization", "Basic x")
             .header("TE", "gzip")
-            .header("Upgrade", "websocket")
+            .header("Upgrade", "h2c")
     };
     for ask in both_ways(hop_by_hop) {
         let (answer, seen) = stage.pass(&ask).await;

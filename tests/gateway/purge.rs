@@ -121,7 +121,7 @@ async fn without_a_token_nobody_purges_over_a_network() {
     };
     let admin = Peer::parse(&format!("127.0.0.1:{port}"));
     stage.pass(&key()).await;
-    for page in ["/purge", "/inspect"] {
+    for page in ["/purge", "/inspect", "/servers"] {
         admin.send(&Ask::new("POST", page).json(r#"{"all":true}"#)).await.assert_failure(403);
     }
     assert_eq!(admin.send(&Ask::new("GET", "/live")).await.status, 200);

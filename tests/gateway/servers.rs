@@ -332,6 +332,19 @@ async fn a_read_goes_on_to_a_server_that_only_refuses_health_checks() {
     assert_eq!(stage.gateway.metric("railgate_upstream_holds_total").await, Some(0));
 }
 
+/// To ask another one takes no waiting, so those do it too who may not wait.
+#[tokio::test]
+async fn a_read_goes_on_to_another_server_though_nobody_may_wait() {
+    let stage = Stage::new(2, setup().set("upstream.resend_percent", 100), false).await;
+    stage.rails[0].always(Reply::new(502, "", "no"));
+    for id in 1_000..1_020 {
+        let answer = stage.send(&user(id)).await;
+        assert_eq!(answer.status, 200, "{answer}");
+    }
+    let counts = stage.counts();
+    assert!((1..=5).contains(&counts[0]) && counts[1] == 20, "{counts:?}");
+}
+
 /// A deploy behind several proxies, with hardly any traffic: no server has been ejected yet.
 #[tokio::test]
 async fn requests_wait_for_a_rails_that_is_away_behind_all_of_its_proxies() {

@@ -1,7 +1,5 @@
 //! One request to Rails for an entry: what it says, and what becomes of the answer.
 
-use std::time::Duration;
-
 use http::header::{self, HeaderName};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 
@@ -16,9 +14,6 @@ use crate::failure::Failure;
 use crate::layer::Answer;
 use crate::route::Caching;
 use crate::upstream;
-
-/// How long the body of an answer may take that is read into memory.
-const FILL_BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What a request that fills an entry may say of its caller: who it is, where it comes from, and
 /// nothing that could change an answer which others will get.
@@ -125,13 +120,10 @@ async fn take(answer: Answer, lease: Lease, caching: Caching, shared: &Shared, r
     Ok(marked(Response::from_parts(head, Body::from(body)), outcome, record))
 }
 
-/// Reads the body of an answer into memory.
+/// The body of an answer. It has been read where it could still be asked for again; what has not, is
+/// too long.
 pub(super) async fn collect(body: Body, most: usize) -> Result<Collected, upstream::Error> {
-    match tokio::time::timeout(FILL_BODY_TIMEOUT, body.collect_up_to(most)).await {
-        Ok(Ok(collected)) => Ok(collected),
-        Ok(Err(error)) => Err(upstream::Error::BrokeOff(error)),
-        Err(_) => Err(upstream::Error::Timeout(FILL_BODY_TIMEOUT)),
-    }
+    body.collect_up_to(most).await.map_err(upstream::Error::BrokeOff)
 }
 
 /// Stores a whole answer if it may be. One that may not ends what was kept before.

@@ -120,8 +120,8 @@ async fn a_pool_that_ends_takes_its_connections_along() {
     assert_eq!((counts.kept.load(Ordering::Relaxed), counts.open.load(Ordering::Relaxed)), (0, 0));
 }
 
-/// Rails has closed a kept connection, and the runtime has not heard of it: what is written then is reset, and nobody
-/// has read it, though the connection seems to have ended in order.
+/// Rails has closed a kept connection, and the runtime has not heard of it: what is written then is
+/// reset, and nobody has read it, though the connection seems to have ended in order.
 #[tokio::test]
 async fn what_is_written_to_a_connection_that_is_closed_is_known_to_be_unread() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
