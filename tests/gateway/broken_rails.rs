@@ -55,7 +55,7 @@ async fn assert_outcomes(setup: Setup, cases: Vec<(Reply, Outcome)>) {
     assert_nothing_is_left(&stage).await;
 }
 
-/// No permit, no place in a line, no flight and no request outlives what has failed.
+/// No permit, no place in a line, no flight, no request and no connection that is in use outlives what has failed.
 async fn assert_nothing_is_left(stage: &Stage) {
     for class in ["lookup", "access", "callback", "kas", "other"] {
         stage.reaches(&format!("railgate_upstream_in_flight{{class=\"{class}\"}}"), 0).await;
@@ -64,6 +64,11 @@ async fn assert_nothing_is_left(stage: &Stage) {
     for series in ["railgate_upstream_held", "railgate_cache_flights", "railgate_requests_in_flight"] {
         stage.reaches(series, 0).await;
     }
+    eventually("no connection to be in use", async || {
+        let shown = stage.gateway.admin.send(&Ask::new("POST", "/servers").json("")).await.json();
+        (shown["servers"][0]["requests"] == 0).then_some(())
+    })
+    .await;
 }
 
 fn assert_outcome(answer: Result<Answer, Cut>, outcome: Outcome, ask: &Ask, shown: &str) {
