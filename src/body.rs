@@ -30,6 +30,8 @@ pub struct Body {
     permit: Option<OwnedSemaphorePermit>,
     /// How long it may take.
     pace: Option<Pace>,
+    /// What comes behind it is not passed on.
+    drops_trailers: bool,
 }
 
 /// Why a body did not come to its end.
@@ -105,6 +107,11 @@ impl Body {
         self
     }
 
+    /// The same body, but nothing that comes behind it.
+    pub fn drop_trailers(&mut self) {
+        self.drops_trailers = true;
+    }
+
     /// The same body once more, if all of it is in memory.
     pub fn again(&self) -> Option<Self> {
         let is_there = self.rest.as_ref().is_none_or(HttpBody::is_end_stream);
@@ -132,6 +139,11 @@ impl Body {
             Poll::Ready(None) => {
                 self.rest = None;
                 self.release_at_the_end();
+            }
+            Poll::Ready(Some(Ok(frame))) if self.drops_trailers && frame.is_trailers() => {
+                self.rest = None;
+                self.release_at_the_end();
+                return Poll::Ready(None);
             }
             Poll::Ready(Some(Ok(_))) => self.release_at_the_end(),
             Poll::Ready(Some(Err(_))) => {

@@ -18,7 +18,9 @@ use crate::body::Body;
 use crate::cache::{Key, NoStore};
 use crate::failure::{Failure, Side};
 use crate::header::RequestId;
+use crate::progress::Progress;
 use crate::route::Found;
+use crate::upstream::MayWait;
 
 /// A request that has been read, and nothing more.
 #[derive(Debug)]
@@ -65,8 +67,10 @@ pub struct Authenticated {
     pub seen: SeenBody,
     /// Up to so many bytes of the answer may be read before it is handed on, if they may.
     pub collect: Option<usize>,
-    /// Whether it may wait for Rails to be back, or to have less to do. Not if there is another answer.
-    pub may_wait: bool,
+    /// For what it may wait before it is sent to Rails.
+    pub may_wait: MayWait,
+    /// Where those look who wait for its answer.
+    pub progress: Option<Arc<Progress>>,
 }
 
 /// What is known of a request's body once the caller is known.

@@ -71,14 +71,15 @@ impl Failure {
                 | upstream::Error::Expires(_)
                 | upstream::Error::Shed(_) => StatusCode::SERVICE_UNAVAILABLE,
                 upstream::Error::Timeout(_)
+                | upstream::Error::Slow(_)
                 | upstream::Error::TotalTimeout(_)
                 | upstream::Error::BrokeOff(body::Error::Stalled(_) | body::Error::TooSlow) => {
                     StatusCode::GATEWAY_TIMEOUT
                 }
                 _ => StatusCode::BAD_GATEWAY,
             },
-            Self::SharedTrouble(Trouble::Unreachable) => StatusCode::SERVICE_UNAVAILABLE,
-            Self::SharedTrouble(Trouble::Timeout) => StatusCode::GATEWAY_TIMEOUT,
+            Self::SharedTrouble(Trouble::Unreachable | Trouble::Busy) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::SharedTrouble(Trouble::Timeout | Trouble::Slow) => StatusCode::GATEWAY_TIMEOUT,
             Self::SharedTrouble(Trouble::Broken) => StatusCode::BAD_GATEWAY,
             Self::Panicked => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -101,7 +102,7 @@ impl Failure {
                 upstream::Error::HoldFull(_) => "hold_full",
                 upstream::Error::Expires(_) => "credential_expires",
                 upstream::Error::Shed(shed) => shed.as_str(),
-                upstream::Error::Timeout(_) => "upstream_timeout",
+                upstream::Error::Timeout(_) | upstream::Error::Slow(_) => "upstream_timeout",
                 upstream::Error::BrokeOff(body::Error::Stalled(_)) => "upstream_body_timeout",
                 upstream::Error::TotalTimeout(_) | upstream::Error::BrokeOff(body::Error::TooSlow) => {
                     "upstream_total_timeout"
@@ -110,7 +111,8 @@ impl Failure {
                 upstream::Error::Unusable(_) => "upstream_unusable",
             },
             Self::SharedTrouble(Trouble::Unreachable) => "upstream_unreachable",
-            Self::SharedTrouble(Trouble::Timeout) => "upstream_timeout",
+            Self::SharedTrouble(Trouble::Timeout | Trouble::Slow) => "upstream_timeout",
+            Self::SharedTrouble(Trouble::Busy) => "upstream_busy",
             Self::SharedTrouble(Trouble::Broken) => "upstream_broke_off",
             Self::Panicked => "panicked",
         }
@@ -126,9 +128,8 @@ impl Failure {
                 "413 Request body too large to look for secret_token in it; send the credential in a header"
             }
             Self::BodyBrokeOff => "400 Bad Request: the request body is incomplete or malformed",
-            Self::Upstream(upstream::Error::Shed(_) | upstream::Error::HoldFull(_)) => {
-                "GitLab is busy at the moment. Please try again shortly."
-            }
+            Self::Upstream(upstream::Error::Shed(_) | upstream::Error::HoldFull(_))
+            | Self::SharedTrouble(Trouble::Busy) => "GitLab is busy at the moment. Please try again shortly.",
             Self::Upstream(_) | Self::SharedTrouble(_) => match self.status() {
                 StatusCode::SERVICE_UNAVAILABLE => {
                     "GitLab is not reachable at the moment. Please try again shortly."
@@ -206,6 +207,7 @@ mod tests {
             Failure::BodyBrokeOff,
             Failure::Upstream(upstream::Error::Connect("x".into(), std::io::Error::other("y"))),
             Failure::Upstream(upstream::Error::Timeout(std::time::Duration::from_secs(1))),
+            Failure::Upstream(upstream::Error::Slow(std::time::Duration::from_secs(1))),
             Failure::Upstream(upstream::Error::Unusable("x")),
             Failure::Upstream(upstream::Error::Expires("x".into())),
             Failure::Upstream(upstream::Error::HoldFull("x".into())),
@@ -214,6 +216,8 @@ mod tests {
             Failure::SharedTrouble(Trouble::Unreachable),
             Failure::SharedTrouble(Trouble::Timeout),
             Failure::SharedTrouble(Trouble::Broken),
+            Failure::SharedTrouble(Trouble::Busy),
+            Failure::SharedTrouble(Trouble::Slow),
             Failure::Panicked,
         ];
         failures.extend(Refusal::ALL.iter().map(|refusal| Failure::Refused(*refusal)));

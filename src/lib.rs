@@ -43,6 +43,7 @@ pub mod hooks;
 pub mod layer;
 pub mod metrics;
 pub mod params;
+pub mod progress;
 pub mod refusal;
 pub mod route;
 pub mod secret;

@@ -42,7 +42,7 @@ use self::copy::Memory;
 pub use self::health::Settings as Ejection;
 use self::hold::Hold;
 use self::lanes::{Lanes, Shed};
-pub use self::plan::{Course, Plan, Signer};
+pub use self::plan::{Course, MayWait, Plan, Signer};
 use self::server::Server;
 pub use self::server::{Again, Protocol, ServerSettings, ServerState};
 pub use self::target::{Address, Target, TargetError};
@@ -71,7 +71,8 @@ pub struct Settings {
     pub body_timeout: Duration,
     /// How long an answer may take in all, from the request to its end; zero is for as long as it takes.
     pub total_timeout: Duration,
-    /// How many requests may wait for a Rails that is away.
+    /// How many requests of each class may wait for a Rails that is away; of [`Class::Other`], no more
+    /// than its queue holds.
     pub max_held: usize,
     /// Of a hundred reads, how many may be sent again.
     pub resend_percent: u8,
@@ -152,9 +153,12 @@ pub const DEFAULT_CLASSES: [lanes::Settings; Class::ALL.len()] = [
     DEFAULT_CLASS,
     DEFAULT_CLASS,
     DEFAULT_CLASS,
-    // Whoever connects may ask for these, and Rails judges: nobody is to take the places of the others.
-    lanes::Settings { concurrency: 10_000, ..DEFAULT_CLASS },
+    // Any client that can connect may ask for these, and Rails judges: a small share, or a flood of them
+    // would take the threads of Rails from the others.
+    lanes::Settings { concurrency: OTHER_CONCURRENCY, queue: 256, ..DEFAULT_CLASS },
 ];
+/// How many requests without a credential Rails is given at one time, unless configured otherwise.
+pub const OTHER_CONCURRENCY: usize = 16;
 /// Default of [`Settings::load_memory`].
 pub const DEFAULT_LOAD_MEMORY: Duration = Duration::from_secs(10);
 /// Default of [`Settings::idle_timeout`].
@@ -185,8 +189,8 @@ pub struct State {
     pub hold: Hold,
     /// How much is asked of Rails at one time.
     pub lanes: Lanes,
-    /// How often requests may be sent again.
-    budget: TpsBudget,
+    /// How often reads may be sent again, by class.
+    budgets: [TpsBudget; Class::ALL.len()],
     /// Bodies that are kept for that.
     copies: Memory,
     /// The servers, in the order of the configuration.
@@ -209,7 +213,7 @@ impl State {
             hold: Hold::default(),
             lanes: Lanes::new(&settings.classes),
             copies: Memory::default(),
-            budget: TpsBudget::new(BUDGET_MEMORY, least, share),
+            budgets: Class::ALL.map(|_| TpsBudget::new(BUDGET_MEMORY, least, share)),
             servers: settings
                 .servers
                 .iter()
@@ -243,6 +247,9 @@ pub enum Error {
     /// No head of an answer in time.
     #[error("no answer within {0:?}")]
     Timeout(Duration),
+    /// The same from a server that answers others meanwhile.
+    #[error("no answer within {0:?}, while others were answered")]
+    Slow(Duration),
     /// No head of an answer before all of it should have been there.
     #[error("no answer within {0:?}, waiting included")]
     TotalTimeout(Duration),

@@ -18,6 +18,7 @@ use super::entry::Entry;
 use super::freshness::{NoStore, Storable};
 use super::key::Key;
 use super::{Cache, Hit};
+use crate::progress::Progress;
 
 /// How a flight ended.
 #[derive(Clone, Debug)]
@@ -39,6 +40,10 @@ pub enum Trouble {
     Timeout,
     /// Rails closed the connection instead of answering, and did so again.
     Broken,
+    /// It was not sent, since Rails has as much to do as it may have.
+    Busy,
+    /// Rails did not answer in time, while it answered others.
+    Slow,
 }
 
 /// What a caller who missed is to do.
@@ -55,7 +60,7 @@ pub enum Boarding {
 /// The flights under way.
 #[derive(Debug, Default)]
 pub(super) struct Flights {
-    waiting: Mutex<HashMap<Key, watch::Receiver<Option<Landed>>>>,
+    waiting: Mutex<HashMap<Key, Wait>>,
 }
 
 impl Flights {
@@ -66,14 +71,14 @@ impl Flights {
         lease: impl FnOnce() -> Lease,
     ) -> Boarding {
         let mut waiting = self.waiting.lock();
-        if let Some(news) = waiting.get(key) {
-            return Boarding::Follow(Wait { news: news.clone() });
+        if let Some(wait) = waiting.get(key) {
+            return Boarding::Follow(wait.clone());
         }
         if let Some(hit) = lookup() {
             return Boarding::Hit(hit);
         }
         let lease = lease();
-        waiting.insert(key.clone(), lease.news.subscribe());
+        waiting.insert(key.clone(), lease.to_wait());
         Boarding::Lead(lease)
     }
 
@@ -105,11 +110,17 @@ pub struct Lease {
     begun: Instant,
     generation: u64,
     news: watch::Sender<Option<Landed>>,
+    progress: Arc<Progress>,
 }
 
 impl Lease {
     pub(super) fn new(cache: Arc<Cache>, key: Key, begun: Instant, generation: u64) -> Self {
-        Self { cache, key, begun, generation, news: watch::Sender::new(None) }
+        let (news, progress) = (watch::Sender::new(None), Arc::default());
+        Self { cache, key, begun, generation, news, progress }
+    }
+
+    fn to_wait(&self) -> Wait {
+        Wait { news: self.news.subscribe(), progress: Arc::clone(&self.progress) }
     }
 
     /// Stores an answer and hands it to the callers who wait, unless an invalidation came since
@@ -128,7 +139,7 @@ impl Lease {
             return Err(NoStore::TooLarge);
         }
         let mut waiting = self.cache.flights.waiting.lock();
-        let registered = waiting.get(&self.key).is_some_and(|news| self.is_mine(news));
+        let registered = waiting.get(&self.key).is_some_and(|wait| self.is_mine(wait));
         if !registered || self.cache.generation.load(Ordering::Acquire) != self.generation {
             self.cache.counts.fenced.fetch_add(1, Ordering::Relaxed);
             return Err(NoStore::Fenced);
@@ -144,7 +155,7 @@ impl Lease {
     /// more: it goes, unless an invalidation came since the lease began, and others may have asked.
     pub fn reject(self) {
         let mut waiting = self.cache.flights.waiting.lock();
-        if waiting.get(&self.key).is_some_and(|news| self.is_mine(news)) {
+        if waiting.get(&self.key).is_some_and(|wait| self.is_mine(wait)) {
             self.cache.remove(&self.key);
             waiting.remove(&self.key);
         }
@@ -153,6 +164,11 @@ impl Lease {
     /// When Rails was asked.
     pub fn begun(&self) -> Instant {
         self.begun
+    }
+
+    /// Where the request is that asks.
+    pub fn progress(&self) -> &Arc<Progress> {
+        &self.progress
     }
 
     /// What is being asked.
@@ -166,13 +182,13 @@ impl Lease {
         self.news.send_replace(Some(Landed::Failed(trouble)));
     }
 
-    fn is_mine(&self, news: &watch::Receiver<Option<Landed>>) -> bool {
-        self.news.subscribe().same_channel(news)
+    fn is_mine(&self, wait: &Wait) -> bool {
+        Arc::ptr_eq(&self.progress, &wait.progress)
     }
 
     fn leave(&self) {
         let mut waiting = self.cache.flights.waiting.lock();
-        if waiting.get(&self.key).is_some_and(|news| self.is_mine(news)) {
+        if waiting.get(&self.key).is_some_and(|wait| self.is_mine(wait)) {
             waiting.remove(&self.key);
         }
     }
@@ -190,12 +206,18 @@ impl Drop for Lease {
 }
 
 /// A place among the callers who wait.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Wait {
     news: watch::Receiver<Option<Landed>>,
+    progress: Arc<Progress>,
 }
 
 impl Wait {
+    /// Where the request is that they wait for.
+    pub fn progress(&self) -> &Arc<Progress> {
+        &self.progress
+    }
+
     /// How the flight ended.
     pub async fn landed(mut self) -> Landed {
         match self.news.wait_for(Option::is_some).await {

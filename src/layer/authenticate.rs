@@ -22,6 +22,7 @@ use crate::clock::Clock;
 use crate::exchange::{Authenticated, Routed, SeenBody};
 use crate::failure::Failure;
 use crate::params::Params;
+use crate::upstream::MayWait;
 
 /// How long a body may take that is read in search of a credential. Nobody has been
 /// authenticated yet, so patience is an invitation.
@@ -159,7 +160,16 @@ fn judge(auth: &Auth, routed: &Routed, query: &Params<'_>, body: BodyOf<'_>, clo
 fn admit(routed: Routed, caller: Caller, key: Option<Key>, seen: SeenBody) -> Authenticated {
     let Routed { exchange, found } = routed;
     exchange.record.note(|notes| notes.caller = caller.kind());
-    Authenticated { exchange, found, caller, key, seen, collect: None, may_wait: true }
+    Authenticated {
+        exchange,
+        found,
+        caller,
+        key,
+        seen,
+        collect: None,
+        may_wait: MayWait::ForRails,
+        progress: None,
+    }
 }
 
 /// Reads the body, judges again, and sends the body on as it was.

@@ -18,7 +18,7 @@ use crate::failure::Failure;
 use crate::header::{self, REQUEST_ID};
 use crate::params;
 use crate::route::{Access, Caching};
-use crate::upstream::{Course, Plan, Signer, Upstream};
+use crate::upstream::{Course, MayWait, Plan, Signer, Upstream};
 
 /// Less than that is no waiting.
 const NOT_AT_ONCE: Duration = Duration::from_millis(1);
@@ -69,7 +69,8 @@ impl Service<Authenticated> for Forward {
                 && matches!(*request.method(), Method::GET | Method::HEAD),
             collect: call.collect,
             // Whether Rails is there is just what `check` asks.
-            may_wait: call.may_wait && route.caching != Caching::Check,
+            may_wait: if route.caching == Caching::Check { MayWait::No } else { call.may_wait },
+            progress: call.progress,
             // What is signed here is signed when it is sent.
             expires_in: call.caller.expires().filter(|_| signer.is_none()).map(|at| {
                 Duration::from_secs(

@@ -9,7 +9,7 @@ mod verify;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::future::Either;
 use http::Response;
@@ -19,7 +19,7 @@ use tokio_util::task::TaskTracker;
 use tower::{Layer, Service};
 
 use self::give::{marked, replay, share};
-use self::rules::{is_failing, may_be_kept};
+use self::rules::{gave_no_answer, heeded, is_failing, may_be_kept};
 use super::{Answer, Later, NowOr, now};
 use crate::body::Body;
 use crate::cache::{
@@ -28,7 +28,9 @@ use crate::cache::{
 use crate::clock::Clock;
 use crate::exchange::{Authenticated, CacheOutcome, Record};
 use crate::failure::Failure;
+use crate::progress::Progress;
 use crate::route::Caching;
+use crate::upstream::MayWait;
 
 /// Puts [`ServeCached`] in front of a service.
 #[derive(Clone, Debug)]
@@ -107,10 +109,13 @@ where
         let caching = call.found.route.caching;
         let key = match caching {
             Caching::Never => return self.pass(call, CacheOutcome::Never),
-            _ if self.shared.settings.lifetimes.keeps(caching) && may_be_kept(&call) => call.key.take(),
+            _ if self.shared.settings.lifetimes.keeps(caching) => call.key.take(),
             _ => None,
         };
         let Some(key) = key else { return self.pass(call, CacheOutcome::Bypass) };
+        if !may_be_kept(&call) {
+            return self.pass_and_heed(call, key);
+        }
         let now_is = self.shared.clock.now();
         match self.shared.cache.lookup(&key, now_is) {
             None => self.ask(call, &key, false, now_is),
@@ -134,6 +139,15 @@ where
     fn pass(&mut self, call: Authenticated, outcome: CacheOutcome) -> Serving<S::Future> {
         let record = call.exchange.record.clone();
         Either::Right(Either::Left(Marked { answer: self.inner.call(call), outcome, record }))
+    }
+
+    /// The same for a question whose answer may be known in another form.
+    fn pass_and_heed(&mut self, call: Authenticated, key: Key) -> Serving<S::Future> {
+        let (shared, record) = (Arc::clone(&self.shared), call.exchange.record.clone());
+        let answer = self.inner.call(call);
+        Either::Right(Either::Right(Box::pin(async move {
+            Ok(marked(heeded(answer.await?, &key, &shared.cache).await?, CacheOutcome::Bypass, &record))
+        })))
     }
 
     /// Answers with what is stale, and lets Rails be asked for the next ones; or asks for this one, if
@@ -164,11 +178,11 @@ where
         // What it learns is not about the request that has its answer.
         let record = Record::default();
         call.exchange.record = record.clone();
-        call.may_wait = false;
+        call.may_wait = MayWait::No;
         let filling = self.fill(call, lease);
         let cache = Arc::clone(&self.shared.cache);
         self.shared.fills.spawn(async move {
-            let failed = is_failing(&filling.await);
+            let failed = gave_no_answer(&filling.await);
             cache.refreshed(match record.notes().cache {
                 CacheOutcome::Stored => Refreshed::Stored,
                 _ if failed => Refreshed::Failed,
@@ -181,7 +195,7 @@ where
     /// Compares what was given with what Rails says, behind the caller's back.
     fn verify(&mut self, mut call: Authenticated, key: Key, kept: Arc<Entry>) {
         call.exchange.record = Record::default();
-        call.may_wait = false;
+        call.may_wait = MayWait::No;
         let answer = self.inner.call(fill::canonical(call, self.shared.settings.max_body));
         self.shared.fills.spawn(verify::verify(answer, key, kept, Arc::clone(&self.shared)));
     }
@@ -194,12 +208,13 @@ where
         is_stale: bool,
         now_is: Instant,
     ) -> Serving<S::Future> {
-        call.may_wait = !is_stale;
+        call.may_wait = if is_stale { MayWait::ForItsTurn } else { MayWait::ForRails };
         let (shared, record) = (Arc::clone(&self.shared), call.exchange.record.clone());
-        let stale = is_stale.then(|| key.clone());
+        let stale = |progress: &Arc<Progress>| is_stale.then(|| (key.clone(), Arc::clone(progress)));
         match shared.cache.board(key, now_is) {
             Boarding::Hit(hit) => now(Ok(replay(&hit.entry, CacheOutcome::Hit, now_is, &record))),
             Boarding::Lead(lease) => {
+                let stale = stale(lease.progress());
                 // In a task of its own, so that the callers who wait do not depend on this one staying
                 // connected.
                 let filling = self.fill(call, lease);
@@ -215,13 +230,15 @@ where
                 // The ready service goes along; a clone takes its place (tower#547).
                 let clone = self.inner.clone();
                 let inner = std::mem::replace(&mut self.inner, clone);
-                let answer = follow(wait, inner, call, Arc::clone(&shared), stale.clone());
+                let stale = stale(wait.progress());
+                let answer = follow(wait, inner, call, Arc::clone(&shared), (key.clone(), is_stale));
                 Either::Right(Either::Right(Box::pin(or_stale(answer, stale, shared, record))))
             }
         }
     }
 
-    fn fill(&mut self, call: Authenticated, lease: Lease) -> impl Future<Output = Answer> + use<S> {
+    fn fill(&mut self, mut call: Authenticated, lease: Lease) -> impl Future<Output = Answer> + use<S> {
+        call.progress = Some(Arc::clone(lease.progress()));
         let caching = call.found.route.caching;
         let record = call.exchange.record.clone();
         let answer = self.inner.call(fill::canonical(call, self.shared.settings.max_body));
@@ -236,7 +253,7 @@ async fn follow<S>(
     mut inner: S,
     call: Authenticated,
     shared: Arc<Shared>,
-    stale: Option<Key>,
+    (key, is_stale): (Key, bool),
 ) -> Answer
 where
     S: Service<Authenticated, Response = Response<Body>, Error = Failure>,
@@ -248,28 +265,29 @@ where
         Landed::Failed(trouble) => Err(Failure::SharedTrouble(trouble)),
         Landed::NotShared => {
             // If Rails has just failed to answer, it is not asked by all who could do without.
-            match stale.and_then(|key| shared.in_an_outage(&key)) {
-                Some(entry) => Ok(replay(&entry, CacheOutcome::StaleIfError, shared.clock.now(), &record)),
-                None => Ok(marked(inner.call(call).await?, CacheOutcome::Alone, &record)),
+            if let Some(entry) = is_stale.then(|| shared.in_an_outage(&key)).flatten() {
+                return Ok(replay(&entry, CacheOutcome::StaleIfError, shared.clock.now(), &record));
             }
+            let answer = heeded(inner.call(call).await?, &key, &shared.cache).await?;
+            Ok(marked(answer, CacheOutcome::Alone, &record))
         }
     }
 }
 
-/// What Rails says; or what it said before, if it fails now or takes too long for somebody who could
+/// What Rails says; or what it said before, if it fails now or takes too long for a caller who could
 /// have an answer. That is looked up again: meanwhile it may have been purged, or found to be wrong.
 async fn or_stale(
     answer: impl Future<Output = Answer>,
-    stale: Option<Key>,
+    stale: Option<(Key, Arc<Progress>)>,
     shared: Arc<Shared>,
     record: Record,
 ) -> Answer {
-    let Some(key) = stale else { return answer.await };
+    let Some((key, progress)) = stale else { return answer.await };
     let (asked, mut answer) = (shared.clock.now(), pin!(answer));
-    let said = match tokio::time::timeout(shared.settings.stale_wait, answer.as_mut()).await {
-        Ok(said) if !is_failing(&said) => return said,
-        Ok(said) => Some(said),
-        Err(_) => {
+    let said = match unless_it_hangs(answer.as_mut(), &progress, &shared).await {
+        Some(said) if !is_failing(&said) => return said,
+        Some(said) => Some(said),
+        None => {
             shared.cache.outage(key.caching()).failed(asked, shared.clock.now(), "stale_wait");
             None
         }
@@ -285,6 +303,33 @@ async fn or_stale(
         (None, None) => answer.await,
     }
 }
+
+/// What Rails says; nothing if it has had the question for `stale_wait` and answers nothing at all. Being
+/// busy is no failure: the time before the question is sent does not count, and a server that answers
+/// others is waited for, until its own time-outs end that.
+async fn unless_it_hangs(
+    mut answer: Pin<&mut impl Future<Output = Answer>>,
+    progress: &Progress,
+    shared: &Shared,
+) -> Option<Answer> {
+    let stale_wait = shared.settings.stale_wait;
+    let mut wait = stale_wait;
+    loop {
+        if let Ok(said) = tokio::time::timeout(wait, answer.as_mut()).await {
+            return Some(said);
+        }
+        let now_is = shared.clock.now();
+        let had = progress.sent().map(|sent| now_is.saturating_duration_since(sent));
+        wait = match had {
+            Some(had) if had < stale_wait => stale_wait.saturating_sub(had),
+            Some(_) if !progress.is_busy(now_is) => return None,
+            Some(_) | None => BETWEEN_LOOKS.min(stale_wait),
+        };
+    }
+}
+
+/// How often a caller who waits for a Rails that is busy sees whether it still is.
+const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
 
 impl Shared {
     /// Not the instance, whose state is out of date within a second; nor while Rails fails; nor more than the

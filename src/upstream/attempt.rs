@@ -38,11 +38,14 @@ pub(super) enum AttemptError {
     NotSent(io::Error, Box<Request<Body>>),
     Failed {
         error: Error,
-        /// Whether the server has certainly not read all of the request, so that it cannot have acted on it.
+        /// Whether the server has not read all of the request, so that it cannot have acted on it.
         ///
-        /// If a Rails on this machine resets the connection, its process has closed it with something unread:
-        /// the kernel resets for nothing else (RFC 1122 §4.2.2.13; for unix sockets Linux does the same), and
-        /// one that had read everything is closed in order. From elsewhere, a reset may be anything on the way.
+        /// A unix socket is reset only if its process closes it with something unread, which is proof. A
+        /// Rails on this machine that closes a TCP connection resets it for the same reason (RFC 1122
+        /// §4.2.2.13), unless the process asks for a reset itself (`SO_LINGER` of 0): no server that is known
+        /// does, so it is a strong sign. What the kernel knows beyond that is of no help: the bytes that it
+        /// counts as unsent (`SIOCOUTQ`) are 0 once the other side is closed, and over TCP a byte is
+        /// acknowledged before it is read. From elsewhere, a reset may be anything on the way.
         is_unread: bool,
     },
 }
@@ -58,7 +61,7 @@ impl AttemptError {
             // It is one attempt to connect, however many have waited for it.
             Self::NotSent(error, _) if streams::is_told_already(error) => None,
             Self::NotSent(..) => Some(Reason::Unreachable),
-            Self::Failed { error: Error::Timeout(_), .. } => Some(Reason::Timeout),
+            Self::Failed { error: Error::Timeout(_) | Error::Slow(_), .. } => Some(Reason::Timeout),
             Self::Failed { error: Error::Broken(_) | Error::BrokeOff(_) | Error::Unusable(_), .. } => {
                 Some(Reason::Broken)
             }
@@ -87,14 +90,11 @@ impl Server {
         if matches!((&outcome, reason), (Ok(_), _) | (Err(AttemptError::Failed { .. }), Some(_))) {
             self.state.took.observe(now.saturating_duration_since(deadlines.sent));
         }
-        // What anybody may ask for may be refused, slow or broken for reasons of its own. It says nothing of
-        // the server, unless there is no connection.
+        // What needs no credential may be refused, slow or broken for reasons of its own, and come in such
+        // masses that no connection is to be had. It says nothing of the server.
         let health = &self.state.health;
-        let tells = plan.class != Class::Other
-            || health.is_alone()
-            || (health.has_checks() && reason == Some(Reason::Unreachable));
         match (&outcome, reason) {
-            _ if !tells => {}
+            _ if plan.class == Class::Other => {}
             (_, Some(reason)) => health.failed(deadlines.sent, reason, now),
             (Ok(_), None) => health.answered(deadlines.sent, now),
             (Err(_), None) => {}
@@ -136,6 +136,9 @@ impl Server {
             // Rails cannot answer what it has not been given.
             Err(_) if sending.is_under_way() => Error::BodyStalled(response_timeout),
             Err(_) if end.is_some_and(|end| by >= end) => Error::TotalTimeout(total_timeout),
+            Err(_) if self.state.health.last_answer().is_busy(deadlines.sent, now()) => {
+                Error::Slow(response_timeout)
+            }
             Err(_) => Error::Timeout(response_timeout),
         };
         Err(AttemptError::failed(error))

@@ -7,6 +7,7 @@
 //!
 //! An operator may also drain a server: it gets nothing more, and ends what it has.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,7 @@ use tokio::sync::futures::Notified;
 
 use super::Settings as All;
 use crate::clock::Clock;
+use crate::progress::LastAnswer;
 
 mod labels;
 mod state;
@@ -38,6 +40,8 @@ pub struct Health {
     is_drained: AtomicBool,
     /// Failures in a row, whatever the kind.
     failures: AtomicU64,
+    /// To requests that have shown a credential.
+    last_answer: Arc<LastAnswer>,
     state: Mutex<State>,
     /// How often it was ejected, by [`Reason`].
     pub ejections: [AtomicU64; Reason::ALL.len()],
@@ -58,6 +62,7 @@ impl Health {
             is_alone: all.servers.len() == 1,
             has_checks: all.has_checks(),
             failures: AtomicU64::new(0),
+            last_answer: Arc::new(LastAnswer::new(Clock::System.now())),
             is_drained: AtomicBool::new(false),
             state: Mutex::default(),
             ejections: Default::default(),
@@ -81,11 +86,6 @@ impl Health {
             (state.back_since, state.times) = (Some(Clock::System.now()), 0);
         }
         true
-    }
-
-    /// Whether health checks find out how it is.
-    pub(super) fn has_checks(&self) -> bool {
-        self.has_checks
     }
 
     /// Whether there is no other to turn to.
@@ -153,8 +153,14 @@ impl Health {
         true
     }
 
+    /// When it has answered last.
+    pub(super) fn last_answer(&self) -> &Arc<LastAnswer> {
+        &self.last_answer
+    }
+
     /// A request sent at `sent` was answered.
     pub(super) fn answered(&self, sent: Instant, now: Instant) {
+        self.last_answer.is_now(now);
         if self.failures_in_a_row() > 0 {
             self.failures.store(0, Ordering::Relaxed);
         }

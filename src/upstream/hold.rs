@@ -1,44 +1,65 @@
-//! Rails is away, and requests wait in line until it is back.
+//! Rails is away, and requests are parked until it is back.
 //!
 //! Nothing of them was sent, or asking again changes nothing, so waiting is safe for any of them. The
 //! first in line tries to connect, again and again; the others wait for their turn. Once it has
-//! succeeded, it is the turn of the next: so nobody overtakes, a Rails that is away is tried by one at
-//! a time, and one that has just come back is not met by all at once.
+//! succeeded, it is the turn of the next: so no request overtakes another of its rank, a Rails that is
+//! away is tried by one at a time, and one that has just come back is not met by all at once.
+//!
+//! Requests that have shown no credential ([`Class::Other`]) stand in a line of their own, which waits
+//! until the other one is empty: they delay no request that has shown one. Among the others, Gitaly's
+//! callbacks go first, since what they were called from waits for them. How many may wait is counted by
+//! class, so that a class can be full only by itself.
 //!
 //! A proxy in front of Rails accepts connections while Rails is away, and says so in its answers. Then
 //! a connection proves nothing, and the first in line has to ask for something.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::oneshot;
 
-/// The line.
+use crate::route::Class;
+
+/// The lines.
 #[derive(Debug, Default)]
 pub struct Hold {
-    /// Whether there is one: what every request looks at.
-    is_on: AtomicBool,
     proxy_says_away: AtomicBool,
-    line: Mutex<Option<Line>>,
+    with_credential: Arc<Line>,
+    without_credential: Arc<Line>,
+    /// By class, of both lines.
+    waiting: [AtomicUsize; Class::ALL.len()],
     held: AtomicU64,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Line {
-    /// A lock whose owner changes in the order in which it was asked for.
-    turns: Arc<Semaphore>,
-    waiting: usize,
+    /// How many there are: what every request looks at.
+    length: AtomicUsize,
+    turns: Mutex<Turns>,
 }
 
-/// More are waiting than may.
+#[derive(Debug, Default)]
+struct Turns {
+    is_taken: bool,
+    /// Callbacks, then all others; each in the order in which they came.
+    queues: [VecDeque<oneshot::Sender<Turn>>; 2],
+}
+
+/// As many requests of a class are waiting as may.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Full;
 
 impl Hold {
-    /// Whether requests wait, so that whoever comes now has to wait behind them.
-    pub(super) fn is_on(&self) -> bool {
-        self.is_on.load(Ordering::Relaxed)
+    /// Whether requests wait behind which one of this class has to wait too.
+    pub(super) fn is_on(&self, class: Class) -> bool {
+        self.with_credential.is_in_use() || class == Class::Other && self.without_credential.is_in_use()
+    }
+
+    /// Whether a request of this class has to let others try first, though it is its turn.
+    pub(super) fn has_to_yield(&self, class: Class) -> bool {
+        class == Class::Other && self.with_credential.is_in_use()
     }
 
     /// Whether connections prove nothing.
@@ -61,7 +82,7 @@ impl Hold {
 
     /// How many wait now.
     pub fn waiting(&self) -> usize {
-        self.line.lock().as_ref().map_or(0, |line| line.waiting)
+        self.waiting.iter().map(|waiting| waiting.load(Ordering::Relaxed)).sum()
     }
 
     /// How many have waited so far.
@@ -69,56 +90,97 @@ impl Hold {
         self.held.load(Ordering::Relaxed)
     }
 
-    /// Joins the line at its end, or begins it. Whoever drops the place has left it.
-    pub(super) fn join(&self, most: usize) -> Result<Place<'_>, Full> {
-        let mut line = self.line.lock();
-        let line = line.get_or_insert_with(|| Line { turns: Arc::new(Semaphore::new(1)), waiting: 0 });
-        if line.waiting >= most {
-            return Err(Full);
-        }
-        line.waiting += 1;
-        self.is_on.store(true, Ordering::Relaxed);
+    /// Joins the line at its end, or begins it, if fewer than `most` of its class wait. Dropping the
+    /// place leaves the line.
+    pub(super) fn join(&self, class: Class, most: usize) -> Result<Place<'_>, Full> {
+        let waiting = class.of(&self.waiting);
+        let one_more = |waiting: usize| (waiting < most).then_some(waiting + 1);
+        waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).map_err(|_| Full)?;
+        let line = if class == Class::Other { &self.without_credential } else { &self.with_credential };
+        line.length.fetch_add(1, Ordering::Relaxed);
         self.held.fetch_add(1, Ordering::Relaxed);
-        Ok(Place { hold: self, turns: Arc::clone(&line.turns) })
+        Ok(Place { line, waiting, is_callback: class == Class::Callback })
+    }
+}
+
+impl Line {
+    fn is_in_use(&self) -> bool {
+        self.length.load(Ordering::Relaxed) > 0
     }
 
-    fn leave(&self) {
-        let mut line = self.line.lock();
-        let Some(now) = line.as_mut() else { return };
-        now.waiting -= 1;
-        if now.waiting == 0 {
-            *line = None;
-            self.is_on.store(false, Ordering::Relaxed);
+    /// It is the turn of the next that is still there.
+    fn pass_on(self: &Arc<Self>) {
+        let mut turns = self.turns.lock();
+        while let Some(next) = turns.next() {
+            match next.send(Turn(Some(Arc::clone(self)))) {
+                Ok(()) => return,
+                // It has left. Not dropped under the lock, which its drop takes.
+                Err(mut turn) => turn.0 = None,
+            }
         }
+        turns.is_taken = false;
+    }
+}
+
+impl Turns {
+    fn next(&mut self) -> Option<oneshot::Sender<Turn>> {
+        self.queues.iter_mut().find_map(VecDeque::pop_front)
+    }
+
+    fn wait(&mut self, is_callback: bool, waiting: usize) -> oneshot::Receiver<Turn> {
+        let [callbacks, others] = &mut self.queues;
+        let queue = if is_callback { callbacks } else { others };
+        // Those that have left stay in the queue until it is their turn: not for longer than they are few.
+        if queue.len() > 2 * waiting + 16 {
+            queue.retain(|next| !next.is_closed());
+        }
+        let (next, turn) = oneshot::channel();
+        queue.push_back(next);
+        turn
     }
 }
 
 /// A place in the line.
 #[derive(Debug)]
 pub(super) struct Place<'h> {
-    hold: &'h Hold,
-    turns: Arc<Semaphore>,
+    line: &'h Arc<Line>,
+    waiting: &'h AtomicUsize,
+    is_callback: bool,
 }
 
 impl Place<'_> {
     /// Waits until those before have had their turn. It ends when what is returned is dropped.
     pub(super) async fn turn(&self) -> Turn {
-        // The semaphore is never closed.
-        Turn(Arc::clone(&self.turns).acquire_owned().await.ok())
+        let turn = {
+            let mut turns = self.line.turns.lock();
+            if !std::mem::replace(&mut turns.is_taken, true) {
+                return Turn(Some(Arc::clone(self.line)));
+            }
+            turns.wait(self.is_callback, self.line.length.load(Ordering::Relaxed))
+        };
+        // Nothing that waits is dropped without its turn.
+        turn.await.unwrap_or(Turn(None))
     }
 }
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        self.hold.leave();
+        self.line.length.fetch_sub(1, Ordering::Relaxed);
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 /// The right to try.
 #[derive(Debug)]
-pub(super) struct Turn(
-    #[expect(dead_code, reason = "given back when it is dropped")] Option<OwnedSemaphorePermit>,
-);
+pub(super) struct Turn(Option<Arc<Line>>);
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if let Some(line) = self.0.take() {
+            line.pass_on();
+        }
+    }
+}
 
 #[cfg(test)]
 mod tests {
@@ -129,10 +191,10 @@ mod tests {
     #[test]
     fn those_behind_wait_for_their_turn() {
         let hold = Hold::default();
-        assert!(!hold.is_on());
-        let places: Vec<_> = (0..4).map(|_| hold.join(4).unwrap()).collect();
-        assert_eq!(hold.join(4).err(), Some(Full));
-        assert_eq!((hold.is_on(), hold.waiting(), hold.held()), (true, 4, 4));
+        assert!(!hold.is_on(Class::Access));
+        let places: Vec<_> = (0..4).map(|_| hold.join(Class::Access, 4).unwrap()).collect();
+        assert_eq!(hold.join(Class::Access, 4).err(), Some(Full));
+        assert_eq!((hold.is_on(Class::Access), hold.waiting(), hold.held()), (true, 4, 4));
         let mut waits: Vec<_> = places.iter().map(|place| Box::pin(place.turn())).collect();
         let mut turn = waits.remove(0).now_or_never();
         while !waits.is_empty() {
@@ -152,19 +214,78 @@ mod tests {
     #[test]
     fn one_that_leaves_gives_its_turn_to_the_next_and_the_last_one_ends_the_line() {
         let hold = Hold::default();
-        let (first, second) = (hold.join(9).unwrap(), hold.join(9).unwrap());
+        let join = || hold.join(Class::Lookup, 9).unwrap();
+        let (first, second, third) = (join(), join(), join());
         let turn = first.turn().now_or_never().unwrap();
-        let mut left = Box::pin(second.turn());
-        assert!(left.as_mut().now_or_never().is_none());
+        let (mut left, mut stays) = (Box::pin(second.turn()), Box::pin(third.turn()));
+        assert!(left.as_mut().now_or_never().is_none() && stays.as_mut().now_or_never().is_none());
         drop(left);
         drop(turn);
-        drop(first);
-        let third = hold.join(9).unwrap();
-        assert_eq!(hold.waiting(), 2);
-        assert!(third.turn().now_or_never().is_some(), "nobody is before it any more");
-        drop(second);
-        assert!(hold.is_on());
-        drop(third);
-        assert_eq!((hold.is_on(), hold.waiting()), (false, 0));
+        let turn = stays.as_mut().now_or_never().unwrap();
+        drop(stays);
+        drop((first, third));
+        let (fourth, fifth) = (join(), join());
+        let (mut leaves, mut next) = (Box::pin(fourth.turn()), Box::pin(fifth.turn()));
+        assert!(leaves.as_mut().now_or_never().is_none() && next.as_mut().now_or_never().is_none());
+        drop(turn);
+        // It has its turn and does not know it yet.
+        drop(leaves);
+        assert!(next.as_mut().now_or_never().is_some());
+        drop(next);
+        drop((second, fourth));
+        assert!(hold.is_on(Class::Lookup));
+        drop(fifth);
+        assert_eq!((hold.is_on(Class::Lookup), hold.waiting()), (false, 0));
+    }
+
+    #[test]
+    fn requests_without_a_credential_delay_no_other() {
+        let hold = Hold::default();
+        let stranger = hold.join(Class::Other, 1).unwrap();
+        let _trying = stranger.turn().now_or_never().unwrap();
+        assert!(!hold.is_on(Class::Access) && hold.is_on(Class::Other) && !hold.has_to_yield(Class::Other));
+        assert_eq!(hold.join(Class::Other, 1).err(), Some(Full));
+        let caller = hold.join(Class::Access, 1).unwrap();
+        assert!(caller.turn().now_or_never().is_some(), "its line is empty");
+        assert!(hold.has_to_yield(Class::Other) && !hold.has_to_yield(Class::Access));
+        assert!(hold.join(Class::Kas, 1).is_ok(), "a class is full by itself only");
+        drop(caller);
+        assert!(!hold.has_to_yield(Class::Other) && !hold.is_on(Class::Callback));
+    }
+
+    #[test]
+    fn callbacks_go_before_what_they_are_called_from() {
+        let hold = Hold::default();
+        let places = [Class::Access, Class::Access, Class::Lookup, Class::Callback, Class::Callback];
+        let places = places.map(|class| hold.join(class, 9).unwrap());
+        let mut waits = places.each_ref().map(|place| Box::pin(place.turn()));
+        let mut turns: Vec<_> = waits.iter_mut().map(|wait| wait.as_mut().now_or_never()).collect();
+        let mut order = Vec::new();
+        while let Some(at) = turns.iter().position(Option::is_some) {
+            order.push(at);
+            turns[at] = None;
+            for (wait, turn) in waits
+                .iter_mut()
+                .zip(&mut turns)
+                .enumerate()
+                .filter_map(|(nth, pair)| (!order.contains(&nth)).then_some(pair))
+            {
+                *turn = turn.take().or_else(|| wait.as_mut().now_or_never());
+            }
+        }
+        assert_eq!(order, [0, 3, 4, 1, 2]);
+    }
+
+    #[test]
+    fn those_that_have_left_take_no_memory() {
+        let hold = Hold::default();
+        let first = hold.join(Class::Access, 9).unwrap();
+        let _trying = first.turn().now_or_never().unwrap();
+        for _ in 0..1_000 {
+            let leaves = hold.join(Class::Access, 9).unwrap();
+            assert!(leaves.turn().now_or_never().is_none());
+        }
+        let queued: usize = hold.with_credential.turns.lock().queues.iter().map(VecDeque::len).sum();
+        assert!(queued < 30, "{queued}");
     }
 }

@@ -11,7 +11,7 @@ use super::check;
 use super::health::Reason;
 use super::hold::Full;
 use super::lanes::Lane;
-use super::plan::{Course, Limits, Plan};
+use super::plan::{Course, Limits, MayWait, Plan};
 use super::server::Server;
 use super::{Error, Upstream, may_pass, now};
 use crate::route::Class;
@@ -73,7 +73,7 @@ impl Upstream {
             return Ok(permit);
         }
         let begun = now();
-        let permit = Box::pin(limits.in_time(lane.admit(plan.may_wait))).await;
+        let permit = Box::pin(limits.in_time(lane.admit(plan.may_wait != MayWait::No))).await;
         course.waited += now().saturating_duration_since(begun);
         match permit {
             Some(Ok(permit)) if !limits.are_over() => Ok(permit),
@@ -101,20 +101,35 @@ impl Upstream {
     }
 
     async fn wait_until_it_is_back(&self, class: Class, limits: &Limits) -> Result<usize, Error> {
+        let hold = &self.state.hold;
         let full = |Full| Error::HoldFull(self.names());
-        let place = self.state.hold.join(self.max_held).map_err(full)?;
+        let place = hold.join(class, self.max_held_of(class)).map_err(full)?;
         let Some(_turn) = limits.held(place.turn()).await else { return Err(self.too_late(limits)) };
         loop {
+            while hold.has_to_yield(class) {
+                if limits.held(tokio::time::sleep(BETWEEN_ATTEMPTS)).await.is_none() {
+                    return Err(self.too_late(limits));
+                }
+            }
             let unreachable = match limits.held(self.find_one(class)).await {
                 Some(Ok(place)) => return Ok(place),
                 Some(Err(unreachable)) if unreachable.may_pass() => unreachable,
                 Some(Err(unreachable)) => return Err(unreachable.into()),
                 None => return Err(self.too_late(limits)),
             };
-            let pause = if self.state.hold.proxy_says_away() { BETWEEN_QUESTIONS } else { BETWEEN_ATTEMPTS };
+            let pause = if hold.proxy_says_away() { BETWEEN_QUESTIONS } else { BETWEEN_ATTEMPTS };
             if limits.held(tokio::time::sleep(pause)).await.is_none() {
                 return Err(self.given_up(unreachable, limits));
             }
+        }
+    }
+
+    /// How many requests of a class may wait at one time. Those without a credential get no more than
+    /// they may have waiting for a permit.
+    fn max_held_of(&self, class: Class) -> usize {
+        match class {
+            Class::Other => self.max_held.min(self.state.lanes.of(class).settings().queue),
+            _ => self.max_held,
         }
     }
 
@@ -128,7 +143,10 @@ impl Upstream {
                 Ok(()) if self.is_there(server).await => return Ok(server.place),
                 Ok(()) => io::Error::other("a proxy answers there that Rails is away"),
                 Err(error) => {
-                    server.state.health.failed(begun, Reason::Unreachable, now());
+                    // Requests without a credential have no voice in it.
+                    if class != Class::Other {
+                        server.state.health.failed(begun, Reason::Unreachable, now());
+                    }
                     error
                 }
             };

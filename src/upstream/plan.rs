@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use http::header::HeaderMap;
 
 use crate::clock::Clock;
+use crate::progress::Progress;
 use crate::route::Class;
 
 /// What is known of a request that it does not say itself.
@@ -19,13 +20,26 @@ pub struct Plan {
     /// Up to so many bytes of the answer are read before it is handed on: as long as nobody has a part of
     /// it, it may still be sent again.
     pub collect: Option<usize>,
-    /// Whether it may wait, for Rails to be back or to have less to do. Somebody who has another answer
-    /// does not.
-    pub may_wait: bool,
+    /// For what it may wait before it is sent.
+    pub may_wait: MayWait,
+    /// Where those look who wait for its answer.
+    pub progress: Option<Arc<Progress>>,
     /// How long the credential in it is good, if not for ever.
     pub expires_in: Option<Duration>,
     /// Signs it, each time it is sent: what waits would be signed too early.
     pub signer: Option<Signer>,
+}
+
+/// For what a request may wait.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MayWait {
+    /// For nothing: its caller has an answer already, or wants to know whether Rails is there.
+    #[default]
+    No,
+    /// For its turn, while Rails is busy. Not for a Rails that is away: its caller has an answer for that.
+    ForItsTurn,
+    /// For its turn, and for Rails to be back.
+    ForRails,
 }
 
 /// Puts a credential into the headers of a request.
@@ -44,7 +58,8 @@ impl Default for Plan {
             class: Class::Other,
             is_read: false,
             collect: None,
-            may_wait: false,
+            may_wait: MayWait::No,
+            progress: None,
             expires_in: None,
             signer: None,
         }
@@ -82,7 +97,7 @@ impl Limits {
         let end = (!total.is_zero()).then(|| begun + total);
         // A token may say that it expires in a billion years.
         let expires = plan.expires_in.and_then(|left| begun.checked_add(left.saturating_sub(BEFORE_EXPIRY)));
-        let held = (plan.may_wait && !patience.is_zero()).then(|| begun + patience);
+        let held = (plan.may_wait == MayWait::ForRails && !patience.is_zero()).then(|| begun + patience);
         Self { held, expires, end }
     }
 
@@ -133,6 +148,7 @@ mod tests {
 
     fn limits(may_wait: bool, expires_in: Option<u64>, hold: u64, total: u64) -> Limits {
         let expires_in = expires_in.map(Duration::from_secs);
+        let may_wait = if may_wait { MayWait::ForRails } else { MayWait::ForItsTurn };
         let plan = Plan { may_wait, expires_in, ..Plan::default() };
         Limits::new(&plan, Duration::from_secs(hold), Duration::from_secs(total))
     }

@@ -13,7 +13,7 @@ use super::attempt::{AttemptError, Deadlines, says_that_rails_is_away};
 use super::balance::{ServerSet, choose, has_another};
 use super::copy::Copy;
 use super::health::Standing;
-use super::line::{BETWEEN_ATTEMPTS, Unreachable};
+use super::line::Unreachable;
 use super::plan::{Course, Limits, Plan, Signer};
 use super::server::{Again, Server};
 use super::target::below_root;
@@ -21,9 +21,11 @@ use super::{Error, Upstream, now};
 use crate::body::{self, Body};
 use crate::route::Class;
 
-/// How long it gets between attempts with a request that was accepted and not read, which may be a
-/// proxy's way to say that there is nobody.
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// How long a request rests, where there is no other server, before it is sent again because it was not
+/// read: the first time, the second time, and no more. A server that accepts requests and resets them
+/// will not read the next one either; and over TCP the sign is strong, but no proof
+/// ([`AttemptError::Failed`]), so what was acted on after all is acted on three times at most.
+const UNREAD_PAUSES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(1)];
 
 /// A request on its way: what is known of it, where it has been, and where it goes next.
 struct Journey<'r> {
@@ -35,8 +37,8 @@ struct Journey<'r> {
     tried: ServerSet,
     /// The one that has just been connected to.
     opened: Option<usize>,
-    /// How long it waits the next time that it was not read.
-    pause: Duration,
+    /// How often it was sent again because it was not read.
+    unread: usize,
 }
 
 /// How sending it failed.
@@ -60,6 +62,10 @@ impl Upstream {
         let mut request = Box::new(request);
         self.prepare(&mut request)?;
         let outcome = Journey::new(self, plan, course).run(request).await;
+        // What needs no credential says nothing of Rails: any client can make it fail, or come in masses.
+        if plan.class == Class::Other {
+            return outcome;
+        }
         match &outcome {
             Ok(answer) if says_that_rails_is_away(answer) => {
                 self.state.failures_in_a_row.fetch_add(1, Ordering::Relaxed);
@@ -78,6 +84,9 @@ impl Upstream {
     }
 
     fn prepare(&self, request: &mut Request<Body>) -> Result<(), Error> {
+        // No client of GitLab sends any, and Puma refuses one that comes in a packet of its own.
+        request.headers_mut().remove(header::TRAILER);
+        request.body_mut().drop_trailers();
         if request.body().size_hint().exact().is_none() {
             // hyper takes a GET of unknown length for one without a body, unless told.
             request.headers_mut().insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
@@ -98,21 +107,13 @@ impl<'r> Journey<'r> {
     fn new(upstream: &'r Upstream, plan: &'r Plan, course: &'r mut Course) -> Self {
         let patience = upstream.state.lanes.of(plan.class).settings().hold;
         let limits = Limits::new(plan, patience, upstream.total_timeout);
-        Self {
-            upstream,
-            plan,
-            limits,
-            course,
-            tried: ServerSet::default(),
-            opened: None,
-            pause: BETWEEN_ATTEMPTS,
-        }
+        Self { upstream, plan, limits, course, tried: ServerSet::default(), opened: None, unread: 0 }
     }
 
     async fn run(mut self, request: Box<Request<Body>>) -> Result<Response<Body>, Error> {
         let (upstream, hold) = (self.upstream, &self.upstream.state.hold);
         let (mut request, copy) = self.kept(request).await?;
-        if (hold.is_on() || hold.proxy_says_away()) && self.limits.may_wait() {
+        if (hold.is_on(self.plan.class) || hold.proxy_says_away()) && self.limits.may_wait() {
             Box::pin(self.wait_in_line()).await?;
         }
         loop {
@@ -154,7 +155,7 @@ impl<'r> Journey<'r> {
     async fn kept(&self, request: Box<Request<Body>>) -> Result<(Box<Request<Body>>, Copy<'r>), Error> {
         let state = &self.upstream.state;
         if self.plan.is_read {
-            state.budget.deposit();
+            self.plan.class.of(&state.budgets).deposit();
         } else if self.upstream.may_resend_unread && self.plan.class != Class::Other {
             let limit = state.lanes.of(self.plan.class).settings().response_timeout;
             return state.copies.read(request, limit).await;
@@ -194,6 +195,9 @@ impl<'r> Journey<'r> {
                 end: self.limits.end,
                 total_timeout: upstream.total_timeout,
             };
+            if let Some(progress) = &self.plan.progress {
+                progress.is_sent(sent, server.state.health.last_answer());
+            }
             match server.attempt(request, self.plan, deadlines).await {
                 Err(AttemptError::NotSent(error, unsent)) => {
                     let earlier = unreachable.map(|(error, _)| error);
@@ -237,12 +241,16 @@ impl<'r> Journey<'r> {
     /// Prepares to send a request once more that got no answer, perhaps after a while; why, or how it ends.
     async fn prepare_another(&mut self, error: Error, is_unread: bool) -> Result<Again, Error> {
         let has_another = self.has_another(takes_part);
-        if is_unread && self.limits.are_worth_it() && (has_another || self.limits.may_wait()) {
+        let pause = UNREAD_PAUSES.get(self.unread).filter(|_| is_unread);
+        if let Some(pause) = pause
+            && self.limits.are_worth_it()
+            && (has_another || self.limits.may_wait())
+        {
+            self.unread += 1;
             if !has_another {
                 // If that is too long, the line says so.
-                let _ = self.limits.held(tokio::time::sleep(self.pause)).await;
-                self.course.waited += self.pause;
-                self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+                let _ = self.limits.held(tokio::time::sleep(*pause)).await;
+                self.course.waited += *pause;
             }
             self.another_or_line(takes_part).await?;
             return Ok(Again::Unread);
@@ -266,7 +274,7 @@ impl<'r> Journey<'r> {
         if !self.plan.is_read || self.course.is_resent || !self.limits.are_worth_it() {
             return false;
         }
-        let is_within = self.upstream.state.budget.withdraw();
+        let is_within = self.plan.class.of(&self.upstream.state.budgets).withdraw();
         if !is_within {
             self.upstream.state.not_resent.fetch_add(1, Ordering::Relaxed);
         }

@@ -204,7 +204,7 @@ async fn what_rails_has_not_read_is_sent_again() {
             wire.write(&ask.to_bytes("close")).await;
             wires.push(wire);
         }
-        eventually("it to be sent again", async || stage.metric(UNREAD).await.filter(|count| *count > 5))
+        eventually("it to be sent again", async || stage.metric(UNREAD).await.filter(|count| *count > 0))
             .await;
         assert_eq!(stage.rails.count(), 0);
         stage.rails.recover();
@@ -213,6 +213,22 @@ async fn what_rails_has_not_read_is_sent_again() {
             assert_eq!(answer.status, 200, "{answer}");
         }
         assert_eq!(stage.rails.count(), 3, "each once");
+    }
+}
+
+/// A reset is a strong sign that nothing was read, but no proof: the process may ask for one.
+#[tokio::test]
+async fn what_is_never_read_is_sent_three_times_and_no_more() {
+    for is_unix in [false, true] {
+        let setup = patient();
+        let rails =
+            if is_unix { Rails::on_unix(&setup.dir.file("rails.sock")) } else { Rails::on_tcp().await };
+        let stage = setup.in_front_of(rails);
+        stage.rails.behave(Manners::Deaf, gitlab);
+        stage.send(&allowed()).await.assert_failure(502);
+        stage.send(&Ask::get("lfs").with_secret()).await.assert_failure(502);
+        assert_eq!(stage.metric(UNREAD).await, Some(4));
+        stage.gateway.reaches(HELD, 0).await;
     }
 }
 

@@ -5,7 +5,7 @@ use http::{HeaderMap, Method, Request, Response, StatusCode};
 
 use super::Shared;
 use super::give::marked;
-use super::rules::{is_failing, is_failing_status, is_news};
+use super::rules::{is_failing, is_failing_status};
 use crate::body::{Body, Collected};
 use crate::cache::freshness::{self, judge_head};
 use crate::cache::{Lease, NoStore, Trouble};
@@ -56,7 +56,7 @@ pub(super) async fn fill(
             outage.failed(begun, shared.clock.now(), answer.status().as_str());
         }
         Ok(_) => outage.answered(shared.clock.now()),
-        Err(failure) if is_news(answer) => outage.failed(begun, shared.clock.now(), failure.as_str()),
+        Err(failure) if is_failing(answer) => outage.failed(begun, shared.clock.now(), failure.as_str()),
         Err(_) => {}
     };
     let answer = answer.await;
@@ -78,14 +78,12 @@ async fn take(answer: Answer, lease: Lease, caching: Caching, shared: &Shared, r
         Err(failure) => {
             match &failure {
                 Failure::Upstream(error) => match error {
-                    upstream::Error::Connect(..)
-                    | upstream::Error::HoldFull(_)
-                    | upstream::Error::Shed(_) => {
+                    upstream::Error::Connect(..) | upstream::Error::HoldFull(_) => {
                         lease.fail(Trouble::Unreachable);
                     }
-                    upstream::Error::Timeout(_) | upstream::Error::TotalTimeout(_) => {
-                        lease.fail(Trouble::Timeout);
-                    }
+                    upstream::Error::Shed(_) => lease.fail(Trouble::Busy),
+                    upstream::Error::Timeout(_) => lease.fail(Trouble::Timeout),
+                    upstream::Error::Slow(_) | upstream::Error::TotalTimeout(_) => lease.fail(Trouble::Slow),
                     // Twice is not one caller's bad luck.
                     upstream::Error::Broken(_) | upstream::Error::BrokeOff(_) if record.notes().is_resent => {
                         lease.fail(Trouble::Broken);

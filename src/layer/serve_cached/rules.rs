@@ -1,17 +1,32 @@
 //! Which requests may be answered from memory, and which answers of Rails count as failures.
 
-use http::StatusCode;
 use http::header::HeaderName;
+use http::{Response, StatusCode};
 
+use super::fill::collect;
+use crate::body::{self, Body, Collected};
+use crate::cache::{Cache, Key, Trouble};
 use crate::exchange::{Authenticated, SeenBody};
 use crate::failure::Failure;
 use crate::layer::Answer;
 use crate::params::Params;
+use crate::route::Caching;
 use crate::upstream;
 
-/// The failures for which a stale answer is given (RFC 5861 §4 leaves the list to us): no connection,
-/// no answer in time, none at all, and the statuses by which a server in front of Rails says the same.
-/// A 500 is not among them: Rails is there, and does not say what it said before.
+/// Whether Rails fails, so that a stale answer is given (RFC 5861 §4 leaves the list to us) and known of
+/// for others too. One that is busy does not: a caller would be given what Rails does not say any more,
+/// such as a key that was revoked, for as long as others keep Rails busy. Of all that can come of a
+/// question, that is:
+///
+/// | what came of it | Rails fails | since |
+/// |---|---|---|
+/// | no connection (`Connect`, `HoldFull`) | yes | it is away |
+/// | none of the time (`Timeout`), or the connection breaks (`Broken`, `BrokeOff`) | yes | it is there, and answers nothing |
+/// | a 502, 503 or 504 | yes | a server in front of it says the same |
+/// | not in time, while it answers others (`Slow`) | no | it is busy |
+/// | not sent in time, since others go first (`Shed`, `Expires`, `TotalTimeout`) | no | the queue is our own |
+/// | any other answer, 500 included | no | it is there, and does not say what it said before |
+/// | anything about the request or the answer itself | no | it says nothing of others |
 pub(super) fn is_failing(answer: &Answer) -> bool {
     match answer {
         Ok(answer) => is_failing_status(answer.status()),
@@ -19,29 +34,51 @@ pub(super) fn is_failing(answer: &Answer) -> bool {
             error,
             upstream::Error::Connect(..)
                 | upstream::Error::HoldFull(_)
-                | upstream::Error::Expires(_)
-                | upstream::Error::Shed(_)
                 | upstream::Error::Timeout(_)
-                | upstream::Error::TotalTimeout(_)
                 | upstream::Error::Broken(_)
-                | upstream::Error::BrokeOff(_)
+                | upstream::Error::BrokeOff(body::Error::Broken(_) | body::Error::Stalled(_))
         ),
-        Err(Failure::SharedTrouble(_)) => true,
+        Err(Failure::SharedTrouble(trouble)) => {
+            matches!(trouble, Trouble::Unreachable | Trouble::Timeout | Trouble::Broken)
+        }
         Err(_) => false,
     }
 }
 
-/// Whether it says that Rails fails, for others too. Not that it has enough to do, or that somebody's token
-/// expires.
-pub(super) fn is_news(answer: &Answer) -> bool {
-    let is_ours =
-        matches!(answer, Err(Failure::Upstream(upstream::Error::Shed(_) | upstream::Error::Expires(_))));
-    is_failing(answer) && !is_ours
+/// Whether Rails has not said anything about what it was asked, for whatever reason.
+pub(super) fn gave_no_answer(answer: &Answer) -> bool {
+    match answer {
+        Ok(answer) => is_failing_status(answer.status()),
+        Err(Failure::Upstream(error)) => !matches!(error, upstream::Error::Unusable(_)),
+        Err(_) => true,
+    }
 }
 
 pub(super) const fn is_failing_status(status: StatusCode) -> bool {
     matches!(status, StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT)
 }
+
+/// An answer that is not kept, on its way to its caller. If it says that what was asked for is unknown or
+/// refused, what is kept of that goes, and what is on its way to be kept: once Rails has said so, no
+/// other answer may be given.
+pub(super) async fn heeded(answer: Response<Body>, key: &Key, cache: &Cache) -> Answer {
+    let (head, body) = answer.into_parts();
+    let (body, is_known) = match head.status {
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND => (body, false),
+        // A user that is unknown.
+        StatusCode::OK if key.caching() == Caching::Discover => match collect(body, NULL.len()).await? {
+            Collected::Whole(whole) => (Body::from(whole.clone()), whole != NULL),
+            Collected::TooLong(body) => (body, true),
+        },
+        _ => (body, true),
+    };
+    if !is_known {
+        cache.invalidate(key);
+    }
+    Ok(Response::from_parts(head, body))
+}
+
+const NULL: &[u8] = b"null";
 
 /// Whether nothing beside the query changes the answer: the canonical spelling of the path, no body
 /// but a form with the credential, and nothing that asks for another answer than a 200.

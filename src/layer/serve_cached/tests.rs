@@ -71,7 +71,16 @@ fn call(method: Method, path: &str, headers: &[(&str, &str)]) -> Authenticated {
         unreachable!("the credential is right");
     };
     let exchange = Exchange::new(request, None);
-    Authenticated { exchange, found, caller, key, seen: SeenBody::None, may_wait: true, collect: None }
+    Authenticated {
+        exchange,
+        found,
+        caller,
+        key,
+        seen: SeenBody::None,
+        may_wait: MayWait::ForRails,
+        collect: None,
+        progress: None,
+    }
 }
 
 const USER: &str = r#"{"id":7,"username":"rubi","name":"R"}"#;

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::Shared;
 use super::fill::collect;
-use super::rules::is_failing;
+use super::rules::gave_no_answer;
 use crate::body::Collected;
 use crate::cache::freshness::{self, judge_head};
 use crate::cache::shadow::{self, Verdict};
@@ -33,7 +33,7 @@ pub(super) async fn verify(
     };
     let now_is = shared.clock.now();
     shadow.took(now_is.saturating_duration_since(asked), now_is);
-    if is_failing(&answer) {
+    if gave_no_answer(&answer) {
         shadow.pause(now_is);
     }
     let (verdict, said) =

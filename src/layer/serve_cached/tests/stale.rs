@@ -2,6 +2,8 @@
 
 use super::*;
 use crate::layer::testing::settle;
+use crate::progress::LastAnswer;
+use crate::upstream::lanes::Shed;
 
 const PATH: &str = "/discover?key_id=7";
 const SWR: &str = "; detail=stale_while_revalidate";
@@ -16,6 +18,25 @@ fn refused() -> Answer {
 impl Setting {
     fn after(&self, seconds: u64) {
         self.time.advance(Duration::from_secs(seconds));
+    }
+
+    fn now(&self) -> Instant {
+        Clock::Manual(self.time.clone()).now()
+    }
+
+    /// The manual clock goes as tokio's does, and perhaps a server answers all the time.
+    fn ticks(&self, answers: Option<Arc<LastAnswer>>) -> JoinHandle<()> {
+        const TICK: Duration = Duration::from_millis(100);
+        let time = self.time.clone();
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(TICK).await;
+                time.advance(TICK);
+                if let Some(last) = &answers {
+                    last.is_now(Clock::Manual(time.clone()).now());
+                }
+            }
+        })
     }
 
     async fn reply(&mut self, answer: Answer) {
@@ -77,8 +98,20 @@ async fn beyond_that_rails_is_waited_for() {
 #[tokio::test]
 async fn for_failures_on_the_list_what_is_stale_has_to_do() {
     let timeout = || Err(Failure::Upstream(upstream::Error::Timeout(Duration::from_secs(60))));
-    let failures: [fn() -> Answer; 5] =
-        [refused, timeout, || Ok(json(502, "{}")), || Ok(json(503, "{}")), || Ok(json(504, "{}"))];
+    let hold_full = || Err(Failure::Upstream(upstream::Error::HoldFull("rails".into())));
+    let broke_off = || {
+        let stalled = crate::body::Error::Stalled(Duration::from_secs(1));
+        Err(Failure::Upstream(upstream::Error::BrokeOff(stalled)))
+    };
+    let failures: [fn() -> Answer; 7] = [
+        refused,
+        hold_full,
+        timeout,
+        broke_off,
+        || Ok(json(502, "{}")),
+        || Ok(json(503, "{}")),
+        || Ok(json(504, "{}")),
+    ];
     for failure in failures {
         let mut s = setting();
         s.warm(PATH, USER).await;
@@ -88,6 +121,93 @@ async fn for_failures_on_the_list_what_is_stale_has_to_do() {
         assert_eq!(answer.headers()["age"], "100");
         assert_eq!(text(answer).await, USER);
     }
+}
+
+/// A caller would be given what Rails does not say any more, for as long as others keep Rails busy.
+#[tokio::test]
+async fn a_rails_that_is_busy_is_no_reason_for_a_stale_answer() {
+    let failures: [fn() -> upstream::Error; 7] = [
+        || upstream::Error::Shed(Shed::QueueFull),
+        || upstream::Error::Shed(Shed::QueueTimeout),
+        || upstream::Error::Shed(Shed::QueueTooSlow),
+        || upstream::Error::Expires("rails".into()),
+        || upstream::Error::Slow(Duration::from_secs(10)),
+        || upstream::Error::TotalTimeout(Duration::from_secs(10)),
+        || upstream::Error::Unusable("x"),
+    ];
+    for failure in failures {
+        let mut s = setting();
+        s.warm(PATH, USER).await;
+        s.after(100);
+        let (leads, follows) = (s.ask(PATH), s.ask(PATH));
+        let (_, reply) = s.taken().await;
+        reply.send_response(Err(Failure::Upstream(failure())));
+        let leads = leads.await.unwrap();
+        assert!(leads.is_err(), "{:?}", failure());
+        // The other is told so, or asks by itself.
+        settle().await;
+        if !follows.is_finished() {
+            s.reply(Err(Failure::Upstream(failure()))).await;
+        }
+        assert_eq!(follows.await.unwrap().unwrap_err().status(), leads.unwrap_err().status());
+        // Nor does it say anything to others, or end what is kept.
+        let asked = s.ask(PATH);
+        let (request, reply) = s.taken().await;
+        assert_eq!(request.may_wait, MayWait::ForItsTurn, "{:?}", failure());
+        reply.send_response(refused());
+        assert!(status_of(&asked.await.unwrap().unwrap()).ends_with(SIE));
+    }
+}
+
+/// What has been said in another form, or to a caller who asked alone, was said.
+#[tokio::test]
+async fn what_rails_has_called_unknown_once_is_never_brought_back() {
+    let key = "/authorized_keys?key=AAAAC3Nz";
+    let row = r#"{"id":7,"title":"t","key":"ssh-rsa AAAAC3Nz R (x)"}"#;
+    for (path, kept, status, body, ends) in [
+        (PATH, USER, 404, "{}", true),
+        (PATH, USER, 401, "{}", true),
+        (PATH, USER, 403, "{}", true),
+        (PATH, USER, 200, "null", true),
+        (PATH, USER, 200, USER, false),
+        (PATH, USER, 200, "nul", false),
+        (PATH, USER, 500, "{}", false),
+        (PATH, USER, 503, "{}", false),
+        (key, row, 404, "{}", true),
+        (key, row, 401, "{}", true),
+        (key, row, 200, row, false),
+    ] {
+        let mut s = setting();
+        s.warm(path, kept).await;
+        let conditional = call(Method::GET, path, &[("if-none-match", "\"x\"")]);
+        let asked = tokio::spawn(s.service.clone().oneshot(conditional));
+        s.reply(Ok(json(status, body))).await;
+        let answer = asked.await.unwrap().unwrap();
+        assert_eq!(status_of(&answer), "railgate; fwd=bypass; detail=request");
+        assert_eq!((answer.status().as_u16(), text(answer).await.as_str()), (status, body));
+        s.after(100);
+        let answer = s.ask_with(path, refused()).await;
+        assert_eq!(answer.is_err(), ends, "{path} {status} {body}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_to_one_who_asked_alone_wins_over_an_older_question() {
+    let mut s = setting();
+    s.warm(PATH, USER).await;
+    s.after(100);
+    let (leads, follows) = (s.ask(PATH), s.ask(PATH));
+    let (_, reply) = s.taken().await;
+    // Of another caller, perhaps: the question is asked anew.
+    let conditional = call(Method::GET, PATH, &[("range", "bytes=0-1")]);
+    let other = tokio::spawn(s.service.clone().oneshot(conditional));
+    s.reply(Ok(json(404, "{}"))).await;
+    assert_eq!(other.await.unwrap().unwrap().status(), 404);
+    reply.send_response(Ok(json(200, USER)));
+    assert_eq!(leads.await.unwrap().unwrap().status(), 200, "it asked before");
+    s.reply(Ok(json(404, "{}"))).await;
+    assert_eq!(follows.await.unwrap().unwrap().status(), 404);
+    assert!(s.ask_with(PATH, refused()).await.is_err(), "nothing is kept");
 }
 
 #[tokio::test]
@@ -213,17 +333,42 @@ async fn who_could_have_an_answer_does_not_wait_long_for_a_better_one() {
     let mut s = setting();
     s.warm(PATH, USER).await;
     s.after(100);
-    let begun = tokio::time::Instant::now();
+    let _ticking = s.ticks(None);
     let (leads, follows) = (s.ask(PATH), s.ask(PATH));
-    let (_, reply) = s.taken().await;
+    let (request, reply) = s.taken().await;
+    // The time for which it waits here for its turn does not count.
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert!(!leads.is_finished() && !follows.is_finished());
+    let begun = tokio::time::Instant::now();
+    request.progress.unwrap().is_sent(s.now(), &Arc::new(LastAnswer::new(s.now())));
     for asked in [leads, follows] {
         assert!(status_of(&asked.await.unwrap().unwrap()).ends_with(SIE));
     }
-    assert_eq!(begun.elapsed(), Settings::default().stale_wait);
+    let (took, stale_wait) = (begun.elapsed(), Settings::default().stale_wait);
+    assert!(took >= stale_wait && took < stale_wait + Duration::from_secs(2), "{took:?}");
     assert!(s.ask_memory(PATH).await.ends_with(SIE));
     reply.send_response(Ok(json(200, RENEWED)));
     assert!(is_idle(&mut s.rails).await);
-    assert_eq!(s.ask_memory(PATH).await, "railgate; hit; ttl=60");
+    assert!(s.ask_memory(PATH).await.starts_with("railgate; hit; ttl=3"), "as old as the question");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_answers_others_is_waited_for() {
+    let mut s = setting();
+    s.warm(PATH, USER).await;
+    s.after(100);
+    let last = Arc::new(LastAnswer::new(s.now()));
+    let ticking = s.ticks(Some(Arc::clone(&last)));
+    let (leads, follows) = (s.ask(PATH), s.ask(PATH));
+    let (request, _reply) = s.taken().await;
+    request.progress.unwrap().is_sent(s.now(), &last);
+    tokio::time::sleep(Settings::default().stale_wait * 10).await;
+    assert!(!leads.is_finished() && !follows.is_finished(), "it is busy");
+    ticking.abort();
+    let _ticking = s.ticks(None);
+    for asked in [leads, follows] {
+        assert!(status_of(&asked.await.unwrap().unwrap()).ends_with(SIE), "now it hangs");
+    }
 }
 
 #[tokio::test]
