@@ -64,6 +64,18 @@ impl Class {
         }
     }
 
+    /// The same, to be changed.
+    pub const fn of_mut<T>(self, each: &mut [T; Self::ALL.len()]) -> &mut T {
+        let [lookup, access, callback, kas, other] = each;
+        match self {
+            Self::Lookup => lookup,
+            Self::Access => access,
+            Self::Callback => callback,
+            Self::Kas => kas,
+            Self::Other => other,
+        }
+    }
+
     /// The name in the configuration and in metrics.
     pub const fn as_str(self) -> &'static str {
         match self {

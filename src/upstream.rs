@@ -159,6 +159,13 @@ pub const DEFAULT_CLASSES: [lanes::Settings; Class::ALL.len()] = [
 ];
 /// How many requests without a credential Rails is given at one time, unless configured otherwise.
 pub const OTHER_CONCURRENCY: usize = 16;
+
+/// The same where it is known how many threads each server has: an eighth of them, backups aside, but one
+/// at least.
+pub fn other_concurrency(threads: usize, servers: &[ServerSettings]) -> usize {
+    let servers = servers.iter().filter(|server| !server.is_backup).count();
+    (threads * servers / 8).clamp(1, OTHER_CONCURRENCY)
+}
 /// Default of [`Settings::load_memory`].
 pub const DEFAULT_LOAD_MEMORY: Duration = Duration::from_secs(10);
 /// Default of [`Settings::idle_timeout`].

@@ -51,6 +51,7 @@ mod gateway {
     mod servers;
     mod shadow;
     mod stale;
+    mod strangers;
     mod targets;
     mod tls;
     mod trailers;

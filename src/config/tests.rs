@@ -112,6 +112,7 @@ fn ranges_include_their_borders_and_nothing_beyond() {
         ("upstream", "total_timeout", ["'0s'", "'24h'"], ["'25h'", "'x'"]),
         ("upstream", "hold", ["'0s'", "'1h'"], ["'-1s'", "'61m'"]),
         ("upstream", "max_held", ["1", "1_000_000"], ["0", "1_000_001"]),
+        ("upstream", "threads", ["1", "100_000"], ["0", "100_001"]),
         ("upstream", "resend_percent", ["0", "100"], ["-1", "101"]),
         ("upstream.classes.access", "concurrency", ["1", "1_000_000"], ["0", "1_000_001"]),
         ("upstream.classes.access", "queue", ["0", "1_000_000"], ["-1", "1_000_001"]),

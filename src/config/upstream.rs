@@ -50,13 +50,17 @@ pub(super) fn upstream(document: &Document<'_>, root: &mut Section<'_, '_>) -> O
     let resend_percent =
         section.count("resend_percent", 0..101).and_then(|count| u8::try_from(count.value).ok());
     let resend_unread = section.flag("resend_unread").is_none_or(|flag| flag.value);
-    let classes = classes(&mut section, response_timeout, hold);
+    let threads = section.count("threads", 1..100_001).map(|count| as_usize(count.value));
+    let other = threads.map_or(upstream::OTHER_CONCURRENCY, |threads| {
+        upstream::other_concurrency(threads, servers.as_deref().unwrap_or_default())
+    });
+    let classes = classes(&mut section, (response_timeout, hold, other));
     let idle_timeout =
         duration(&mut section, "idle_timeout", upstream::DEFAULT_IDLE_TIMEOUT, MILLISECOND..=HOUR);
     let max_idle = section.count("max_idle", 0..100_001);
     let forward_prefixes = forward_prefixes(document, &mut section);
     let (wanted, secret) = credential(document, &mut section);
-    quarrels(document, section.at(), &classes, (total_timeout, idle_timeout));
+    check_conflicts(document, section.at(), &classes, (total_timeout, idle_timeout, threads.map(|_| other)));
     section.finish();
     let settings = upstream::Settings {
         servers: servers?,
@@ -113,12 +117,20 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const PUMA_KEEPS: Duration = Duration::from_secs(20);
 
 /// Settings that cannot both have their way.
-fn quarrels(
+fn check_conflicts(
     document: &Document<'_>,
     at: usize,
     classes: &[lanes::Settings; Class::ALL.len()],
-    (total_timeout, idle_timeout): (Duration, Duration),
+    (total_timeout, idle_timeout, other): (Duration, Duration, Option<usize>),
 ) {
+    let has = Class::Other.of(classes).concurrency;
+    if let Some(most) = other.filter(|most| has > *most) {
+        let message = format!(
+            "is {has}, more than an eighth of upstream.threads: requests that need no credential may take \
+             the threads of Rails from all others; {most} or less is safe"
+        );
+        document.warn(at, "upstream.classes.other.concurrency", &message);
+    }
     if idle_timeout >= PUMA_KEEPS {
         let message =
             "is not shorter than Puma keeps connections (20 s): requests would meet some that just closed";
@@ -140,14 +152,14 @@ fn quarrels(
 /// What a class does not say itself, `[upstream]` says for all.
 fn classes(
     upstream: &mut Section<'_, '_>,
-    response_timeout: Option<Duration>,
-    hold: Option<Duration>,
+    (response_timeout, hold, other): (Option<Duration>, Option<Duration>, usize),
 ) -> [lanes::Settings; Class::ALL.len()] {
-    let known = upstream::DEFAULT_CLASSES.map(|known| lanes::Settings {
+    let mut known = upstream::DEFAULT_CLASSES.map(|known| lanes::Settings {
         response_timeout: response_timeout.unwrap_or(known.response_timeout),
         hold: hold.unwrap_or(known.hold),
         ..known
     });
+    Class::Other.of_mut(&mut known).concurrency = other;
     let Some(mut section) = upstream.section("classes") else { return known };
     let mut classes = known;
     for (class, settings) in Class::ALL.iter().zip(&mut classes) {

@@ -3,8 +3,8 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use hyper::rt::{Read, ReadBufCursor, Write};
@@ -76,13 +76,50 @@ enum Socket {
 pub(super) struct Stream {
     socket: Socket,
     state: Arc<ServerState>,
+    reads: Arc<Reads>,
+}
+
+/// How often more may be read from a connection. hyper takes interim answers (1xx) by itself, one after
+/// another, and a server that sends nothing else would keep a thread busy until its time is up.
+#[derive(Debug)]
+pub(super) struct Reads(AtomicU32);
+
+/// From the request to the head of its answer. A head comes in one read, or a few.
+const READS_OF_A_HEAD: u32 = 256;
+
+impl Reads {
+    /// A head is to come.
+    pub(super) fn expect_head(&self) {
+        self.0.store(READS_OF_A_HEAD, Ordering::Relaxed);
+    }
+
+    /// There it is, and what follows has bounds of its own.
+    pub(super) fn expect_any(&self) {
+        self.0.store(u32::MAX, Ordering::Relaxed);
+    }
+
+    fn count(&self) -> io::Result<()> {
+        // One thread reads at a time.
+        match self.0.load(Ordering::Relaxed) {
+            0 => Err(io::Error::new(io::ErrorKind::InvalidData, "it sends interim answers without end")),
+            u32::MAX => Ok(()),
+            left => {
+                self.0.store(left - 1, Ordering::Relaxed);
+                Ok(())
+            }
+        }
+    }
 }
 
 impl Stream {
     fn new(socket: Socket, state: Arc<ServerState>) -> Self {
         state.opened.fetch_add(1, Ordering::Relaxed);
         state.open.fetch_add(1, Ordering::Relaxed);
-        Self { socket, state }
+        Self { socket, state, reads: Arc::new(Reads(AtomicU32::new(u32::MAX))) }
+    }
+
+    pub(super) fn reads(&self) -> &Arc<Reads> {
+        &self.reads
     }
 }
 
@@ -106,8 +143,8 @@ impl Drop for Stream {
 }
 
 macro_rules! either {
-    ($self:ident, $io:ident => $call:expr) => {
-        match &mut $self.get_mut().socket {
+    ($stream:expr, $io:ident => $call:expr) => {
+        match &mut $stream.socket {
             Socket::Tcp(io) => {
                 let $io = Pin::new(io);
                 $call
@@ -126,21 +163,23 @@ macro_rules! either {
 
 impl Read for Stream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
-        either!(self, io => io.poll_read(cx, buf))
+        let stream = self.get_mut();
+        let progress = ready!(either!(stream, io => io.poll_read(cx, buf)));
+        Poll::Ready(progress.and_then(|()| stream.reads.count()))
     }
 }
 
 impl Write for Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        either!(self, io => io.poll_write(cx, buf))
+        either!(self.get_mut(), io => io.poll_write(cx, buf))
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        either!(self, io => io.poll_flush(cx))
+        either!(self.get_mut(), io => io.poll_flush(cx))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        either!(self, io => io.poll_shutdown(cx))
+        either!(self.get_mut(), io => io.poll_shutdown(cx))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -156,6 +195,6 @@ impl Write for Stream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        either!(self, io => io.poll_write_vectored(cx, bufs))
+        either!(self.get_mut(), io => io.poll_write_vectored(cx, bufs))
     }
 }

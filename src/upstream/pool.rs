@@ -22,7 +22,7 @@ use hyper::client::conn::http1;
 use parking_lot::Mutex;
 use tokio::task::AbortHandle;
 
-use super::connect::{Connector, Stream};
+use super::connect::{Connector, Reads, Stream};
 use super::server::ServerState;
 use crate::body::{Body, Carrier, Sending};
 use crate::clock::Clock;
@@ -61,6 +61,7 @@ struct Line {
     was_reset: bool,
     /// Where it is brought back to, while there is such a place.
     kept: Weak<Kept>,
+    reads: Arc<Reads>,
 }
 
 /// Why there is no answer.
@@ -118,9 +119,10 @@ impl Pool {
 impl Pool {
     async fn connect(&self) -> io::Result<Box<Line>> {
         let stream = self.connector.connect().await?;
+        let reads = Arc::clone(stream.reads());
         let (sender, connection) = http1::handshake(stream).await.map_err(io::Error::other)?;
         let kept = Arc::downgrade(&self.kept);
-        Ok(Box::new(Line { sender, connection: Some(connection), was_reset: false, kept }))
+        Ok(Box::new(Line { sender, connection: Some(connection), was_reset: false, kept, reads }))
     }
 
     /// Makes a connection, and keeps it for the next request.
@@ -134,7 +136,8 @@ type SendError = hyper::client::conn::TrySendError<Request<Body>>;
 
 impl Line {
     async fn send(&mut self, request: Request<Body>) -> Result<Response<Incoming>, SendError> {
-        let Self { sender, connection, was_reset, .. } = self;
+        let Self { sender, connection, was_reset, reads, .. } = self;
+        reads.expect_head();
         let mut sent = pin!(sender.try_send_request(request));
         poll_fn(|cx| {
             // First what was asked for, so that the connection has something to do; then whether
@@ -146,6 +149,7 @@ impl Line {
             sent.as_mut().poll(cx)
         })
         .await
+        .inspect(|_| reads.expect_any())
     }
 
     /// Ties the connection to the body that comes over it. If Rails has answered before it had all

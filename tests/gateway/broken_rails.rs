@@ -5,10 +5,52 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use socket2::{Domain, Socket, Type};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::client::{Answer, Ask, Cut, Peer, eventually, noise};
 use super::fake::{Manners, Rails, Reply, Valve};
 use super::stage::{Running, Setup, Stage};
+
+/// hyper takes interim answers by itself: without a bound, for as long as they come.
+#[tokio::test]
+async fn interim_answers_without_end_are_given_up() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let setup = Setup::new();
+    let gateway = Running::start(setup.settings(&Peer::parse(&listener.local_addr().unwrap().to_string())));
+    let mut wire = gateway.tcp.connect().await;
+    wire.write(&Ask::post("allowed").with_secret().json("{}").to_bytes("close")).await;
+    let (mut rails, _) = listener.accept().await.unwrap();
+    let mut request = Vec::new();
+    while !request.ends_with(b"{}") {
+        rails.read_buf(&mut request).await.unwrap();
+    }
+    let flood = b"HTTP/1.1 102 Processing\r\n\r\n".repeat(40);
+    let flooding = tokio::spawn(async move { while rails.write_all(&flood).await.is_ok() {} });
+    wire.answer().await.assert_failure(502);
+    flooding.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_head_that_comes_byte_by_byte_behind_an_interim_answer_is_one() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let setup = Setup::new();
+    let gateway = Running::start(setup.settings(&Peer::parse(&listener.local_addr().unwrap().to_string())));
+    let mut wire = gateway.tcp.connect().await;
+    wire.write(&Ask::post("allowed").with_secret().json("{}").to_bytes("close")).await;
+    let (mut rails, _) = listener.accept().await.unwrap();
+    rails.set_nodelay(true).unwrap();
+    let mut request = Vec::new();
+    while !request.ends_with(b"{}") {
+        rails.read_buf(&mut request).await.unwrap();
+    }
+    for byte in
+        b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+    {
+        rails.write_all(&[*byte]).await.unwrap();
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(wire.answer().await.status, 200);
+}
 
 /// What the client gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

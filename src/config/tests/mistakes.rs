@@ -67,7 +67,7 @@ max_idle = "many"
 forward_prefixes = ["/api/v4/geo", "/api/v4/geo/"]
 #^ upstream.forward_prefixes: "/api/v4/geo" must name a path between two slashes, such as "/api/v4/geo/"
 retries = 3
-#^ upstream.retries: unknown key; known here: protocol, url, server, tls, slow_start, ejection, health, host, connect_timeout, response_timeout, body_timeout, total_timeout, hold, max_held, resend_percent, resend_unread, classes, idle_timeout, max_idle, forward_prefixes, credential, secret_file
+#^ upstream.retries: unknown key; known here: protocol, url, server, tls, slow_start, ejection, health, host, connect_timeout, response_timeout, body_timeout, total_timeout, hold, max_held, resend_percent, resend_unread, threads, classes, idle_timeout, max_idle, forward_prefixes, credential, secret_file
 
 [auth.shell]
 secret_file = "/nowhere/secret"

@@ -1,0 +1,207 @@
+//! A client that shows no credential takes nothing from those who do: no place, no time, no server, no
+//! truth.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use socket2::{Domain, Socket, Type};
+
+use super::client::{Ask, Peer, Wire, eventually};
+use super::fake::{ROOT_KEY, Rails, Reply, Valve, gitlab};
+use super::stage::{Running, Setup};
+
+/// What needs no credential here.
+fn anything() -> Ask {
+    Ask::get("nobody")
+}
+
+fn allowed() -> Ask {
+    Ask::post("allowed").with_secret().json("{}")
+}
+
+fn key() -> Ask {
+    Ask::get(&format!("authorized_keys?key={ROOT_KEY}")).with_secret()
+}
+
+const IN_FLIGHT: &str = r#"railgate_upstream_in_flight{class="other"}"#;
+const QUEUE: &str = r#"railgate_upstream_queue{class="other"}"#;
+const HELD: &str = "railgate_upstream_held";
+
+async fn crowd(gateway: &Running, count: usize) -> Vec<Wire> {
+    let mut wires = Vec::new();
+    for _ in 0..count {
+        let mut wire = gateway.tcp.connect().await;
+        wire.write(&anything().to_bytes("close")).await;
+        wires.push(wire);
+    }
+    wires
+}
+
+#[tokio::test]
+async fn a_crowd_gets_a_small_share_of_rails_and_the_callers_the_rest() {
+    for (threads, share) in [(None, 16), (Some(40), 5), (Some(4), 1), (Some(4_000), 16)] {
+        let setup = threads.map_or_else(Setup::new, |threads| Setup::new().set("upstream.threads", threads));
+        let stage = setup.start().await;
+        stage.rails.answer(|request| {
+            let reply = gitlab(request);
+            if request.is_for("nobody") { reply.after(&Valve::shut()) } else { reply }
+        });
+        let _crowd = crowd(&stage.gateway, 40).await;
+        stage.reaches(IN_FLIGHT, share).await;
+        stage.reaches(QUEUE, 40 - share).await;
+        for ask in [allowed(), key(), Ask::get("kubernetes/agent_info").with_kas_token()] {
+            let answer = stage.send(&ask).await;
+            assert_eq!(answer.status, 200, "{ask} beside {share}: {answer}");
+        }
+        assert_eq!(stage.metric(QUEUE).await, Some(40 - share), "nobody of the crowd was let in");
+    }
+}
+
+/// An operator may say otherwise.
+#[tokio::test]
+async fn the_share_of_a_crowd_can_be_set() {
+    let stage = Setup::new().set("upstream.classes.other.concurrency", 3).start().await;
+    stage.rails.always(Reply::json(200, "{}").after(&Valve::shut()));
+    let _crowd = crowd(&stage.gateway, 5).await;
+    stage.reaches(IN_FLIGHT, 3).await;
+    stage.reaches(QUEUE, 2).await;
+}
+
+/// Neither by failing nor by being answered.
+#[tokio::test]
+async fn a_crowd_says_nothing_of_a_server() {
+    let failures = "railgate_upstream_failures_in_a_row";
+    for reply in [Reply::hang_up(), Reply::json(502, "{}"), Reply::json(503, "{}")] {
+        let setup = Setup::new().text("upstream.health.interval", "0s").set("upstream.ejection.failures", 2);
+        let (one, other) = (Rails::on_tcp().await, Rails::on_tcp().await);
+        let servers =
+            [&one, &other].map(|rails| format!("[[upstream.server]]\nurl = \"{}\"\n", rails.peer.url()));
+        let gateway = Running::start(setup.settings_of(&servers.concat()));
+        for rails in [&one, &other] {
+            rails.always(reply.clone());
+        }
+        for _ in 0..20 {
+            gateway.tcp.send(&anything()).await;
+        }
+        let shown = gateway.metrics().await;
+        let ejections = shown.lines().filter(|line| line.starts_with("railgate_upstream_ejections_total{"));
+        assert!(ejections.into_iter().all(|line| line.ends_with(" 0")), "{shown}");
+        let in_a_row = shown.lines().filter(|line| line.starts_with(failures) && !line.ends_with(" 0"));
+        assert_eq!(in_a_row.count(), 0, "{shown}");
+        let ready = gateway.admin.send(&Ask::new("GET", "/ready")).await.json();
+        assert_eq!(ready["upstream"]["state"], "unknown", "{ready}");
+        // Both take part.
+        for rails in [&one, &other] {
+            rails.recover();
+        }
+        for _ in 0..8 {
+            assert_eq!(gateway.tcp.send(&allowed()).await.status, 200);
+        }
+    }
+}
+
+/// Not even if no connection is to be had, in the line or beside it.
+#[tokio::test]
+async fn a_crowd_that_is_refused_says_nothing_of_a_server() {
+    for hold in ["0s", "100ms"] {
+        let setup = Setup::new().text("upstream.hold", hold).set("upstream.ejection.failures", 2);
+        let stage =
+            setup.text("upstream.health.interval", "0s").set("upstream.classes.other.queue", 2).start().await;
+        let mut wires = {
+            let gone = stage.rails;
+            drop(gone);
+            crowd(&stage.gateway, 8).await
+        };
+        for wire in &mut wires {
+            wire.answer().await.assert_failure(503);
+        }
+        let ready = stage.gateway.admin.send(&Ask::new("GET", "/ready")).await.json();
+        assert_eq!(ready["upstream"]["state"], "unknown", "{ready}");
+        stage.gateway.tcp.send(&allowed()).await.assert_failure(503);
+        let ready = stage.gateway.admin.send(&Ask::new("GET", "/ready")).await.json();
+        assert_eq!(ready["upstream"]["state"], "failing", "{ready}");
+    }
+}
+
+/// A Rails that is busy, whoever keeps it busy, is no reason for an answer that it does not give any more.
+#[tokio::test]
+async fn what_was_revoked_is_not_brought_back_while_rails_is_busy() {
+    let mut setup = Setup::new()
+        .set("upstream.classes.lookup.concurrency", 1)
+        .text("upstream.classes.lookup.queue_timeout", "100ms");
+    for route in ["authorized_keys", "discover"] {
+        setup = setup
+            .text(&format!("cache.{route}.ttl"), "1ms")
+            .text(&format!("cache.{route}.negative_ttl"), "1ms")
+            .text(&format!("cache.{route}.stale_while_revalidate"), "0s")
+            .text(&format!("cache.{route}.stale_if_error"), "1h");
+    }
+    let stage = setup.start().await;
+    let user = Ask::get("discover?key_id=1").with_secret();
+    for ask in [key(), user.clone()] {
+        assert_eq!(stage.send(&ask).await.status, 200);
+    }
+    let valve = Valve::shut();
+    let until = valve.clone();
+    stage.rails.answer(move |request| {
+        let unknown = Reply::json(404, r#"{"message":"404 Key Not Found"}"#);
+        if request.target.contains("user_id") { unknown.after(&until) } else { unknown }
+    });
+    let mut slow = stage.begin(&Ask::get("discover?user_id=9").with_secret()).await;
+    stage.reaches(r#"railgate_upstream_in_flight{class="lookup"}"#, 1).await;
+    for ask in [key(), user.clone()] {
+        for _ in 0..3 {
+            stage.send(&ask).await.assert_failure(503);
+        }
+    }
+    for route in ["authorized_keys", "discover"] {
+        let outage = format!("railgate_cache_outage{{route=\"{route}\"}}");
+        assert_eq!(stage.metric(&outage).await, Some(0));
+    }
+    valve.open();
+    assert_eq!(slow.answer().await.status, 404);
+    for ask in [key(), user.clone()] {
+        assert_eq!(stage.send(&ask).await.status, 404);
+    }
+    // Now Rails fails, and there is nothing left to be brought back.
+    stage.rails.always(Reply::json(502, "{}"));
+    for ask in [key(), user] {
+        eventually("what is unknown to be asked anew", async || {
+            let answer = stage.send(&ask).await;
+            assert_ne!(answer.status, 200, "{answer}");
+            (answer.status == 502).then_some(())
+        })
+        .await;
+    }
+}
+
+/// The places in line of the one class are not those of the other.
+#[tokio::test]
+async fn a_crowd_delays_no_caller_while_rails_is_away() {
+    let port = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    port.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
+    let peer = Peer::Tcp(port.local_addr().unwrap().as_socket().unwrap());
+    let setup = Setup::new()
+        .text("upstream.hold", "10m")
+        .set("upstream.max_held", 5)
+        .set("upstream.classes.other.queue", 3);
+    let gateway = Running::start(setup.settings(&peer));
+    let mut crowd = crowd(&gateway, 3).await;
+    gateway.reaches(HELD, 3).await;
+    gateway.tcp.send(&anything()).await.assert_failure(503);
+    gateway.reaches(r#"railgate_failures_total{reason="hold_full"}"#, 1).await;
+    let mut callers = Vec::new();
+    for ask in [allowed(), key(), Ask::post("pre_receive").with_secret().form("a=b")] {
+        let mut wire = gateway.tcp.connect().await;
+        wire.write(&ask.to_bytes("close")).await;
+        callers.push(wire);
+    }
+    gateway.reaches(HELD, 6).await;
+    port.listen(1_024).unwrap();
+    port.set_nonblocking(true).unwrap();
+    let rails = Rails::on(tokio::net::TcpListener::from_std(port.into()).unwrap());
+    for wire in callers.iter_mut().chain(&mut crowd) {
+        assert!(wire.answer().await.status < 500);
+    }
+    let order: Vec<bool> = rails.requests().iter().map(|request| request.is_for("nobody")).collect();
+    assert_eq!(order, [false, false, false, true, true, true], "those with a credential go first");
+}
