@@ -205,3 +205,47 @@ async fn a_crowd_delays_no_caller_while_rails_is_away() {
     let order: Vec<bool> = rails.requests().iter().map(|request| request.is_for("nobody")).collect();
     assert_eq!(order, [false, false, false, true, true, true], "those with a credential go first");
 }
+
+/// A server that answers nothing hangs; one that answers others is busy.
+#[tokio::test]
+async fn a_server_that_answers_others_is_no_outage() {
+    for is_busy in [true, false] {
+        let stage = Setup::new()
+            .text("cache.authorized_keys.ttl", "1ms")
+            .text("cache.authorized_keys.stale_while_revalidate", "0s")
+            .text("cache.stale_wait", "1s")
+            .text("upstream.response_timeout", "1500ms")
+            .start()
+            .await;
+        assert_eq!(stage.send(&key()).await.status, 200);
+        stage.rails.answer(move |request| {
+            if request.target.contains("authorized_keys") || !is_busy {
+                Reply::silence()
+            } else {
+                gitlab(request)
+            }
+        });
+        let mut wire = stage.begin(&key()).await;
+        stage.rails.has_got(2).await;
+        let others = async {
+            for id in 1_000.. {
+                if is_busy {
+                    let user = Ask::get(&format!("discover?key_id={id}")).with_secret();
+                    assert_eq!(stage.send(&user).await.status, 200);
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+        };
+        let answer = tokio::select! {
+            answer = wire.answer() => answer,
+            () = others => unreachable!("they go on for ever"),
+        };
+        if is_busy {
+            answer.assert_failure(504);
+        } else {
+            assert!(answer.status == 200 && answer.cache_status().ends_with("stale_if_error"), "{answer}");
+        }
+        let outage = stage.metric("railgate_cache_outage{route=\"authorized_keys\"}").await;
+        assert_eq!(outage, Some(usize::from(!is_busy)));
+    }
+}
