@@ -109,6 +109,7 @@ impl Failure {
                 }
                 upstream::Error::Broken(_) | upstream::Error::BrokeOff(_) => "upstream_broke_off",
                 upstream::Error::Unusable(_) => "upstream_unusable",
+                upstream::Error::NeedsWorkhorse(_) => "upstream_needs_workhorse",
             },
             Self::SharedTrouble(Trouble::Unreachable) => "upstream_unreachable",
             Self::SharedTrouble(Trouble::Timeout | Trouble::Slow) => "upstream_timeout",
@@ -209,6 +210,7 @@ mod tests {
             Failure::Upstream(upstream::Error::Timeout(std::time::Duration::from_secs(1))),
             Failure::Upstream(upstream::Error::Slow(std::time::Duration::from_secs(1))),
             Failure::Upstream(upstream::Error::Unusable("x")),
+            Failure::Upstream(upstream::Error::NeedsWorkhorse("x".into())),
             Failure::Upstream(upstream::Error::Expires("x".into())),
             Failure::Upstream(upstream::Error::HoldFull("x".into())),
             Failure::Upstream(upstream::Error::Shed(upstream::lanes::Shed::QueueFull)),

@@ -24,13 +24,19 @@ pub struct Route {
     pub caching: Caching,
     /// With which others it shares what is asked of Rails at one time.
     pub class: Class,
+    /// Whether it may be asked twice.
+    pub repeat: Repeat,
 }
 
-impl Route {
-    /// Whether asking changes nothing, so that it may be asked twice.
-    pub fn is_read(&self) -> bool {
-        self.method == Some(Method::GET)
-    }
+/// Whether a request may be sent a second time that Rails may have seen already. Not a matter of the
+/// method: GitLab keeps a list of GETs that write (`PreventWritesOnGet`), which count failures, note when a
+/// token was used last, or write audit events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Repeat {
+    /// Asking changes nothing.
+    Safe,
+    /// Asking changes something, or may.
+    Once,
 }
 
 /// Endpoints that are alike to Rails: in how long they may take, and in how many it may have at once.
@@ -140,7 +146,7 @@ macro_rules! method {
 }
 
 macro_rules! routes {
-    ($($method:ident $path:literal $id:literal $access:ident $caching:ident $class:ident;)+) => {
+    ($($method:ident $path:literal $id:literal $access:ident $caching:ident $class:ident $repeat:ident;)+) => {
         &[$(Route {
             id: $id,
             method: method!($method),
@@ -148,52 +154,72 @@ macro_rules! routes {
             access: Access::$access,
             caching: Caching::$caching,
             class: Class::$class,
+            repeat: Repeat::$repeat,
         },)+]
     };
 }
 
 /// Every endpoint that is known by name.
 pub static TABLE: &[Route] = routes! {
-    GET    "/authorized_keys"                     "authorized_keys"            Shell AuthorizedKeys Lookup;
-    GET    "/discover"                            "discover"                   Shell Discover       Lookup;
-    GET    "/check"                               "check"                      Shell Check          Lookup;
-    POST   "/allowed"                             "allowed"                    Shell Never          Access;
-    POST   "/pre_receive"                         "pre_receive"                Shell Never          Callback;
-    POST   "/post_receive"                        "post_receive"               Shell Never          Callback;
-    POST   "/lfs_authenticate"                    "lfs_authenticate"           Shell Never          Access;
-    POST   "/two_factor_recovery_codes"           "two_factor_recovery_codes"  Shell Never          Access;
-    POST   "/personal_access_token"               "personal_access_token"      Shell Never          Access;
-    POST   "/two_factor_config"                   "two_factor_config"          Shell Never          Lookup;
-    POST   "/two_factor_push_otp_check"           "two_factor_push_otp_check"  Shell Never          Access;
-    POST   "/two_factor_manual_otp_check"         "two_factor_manual_otp_check" Shell Never          Access;
-    GET    "/authorized_certs"                    "authorized_certs"           Shell Never          Lookup;
-    GET    "/lfs"                                 "lfs"                        Shell Never          Access;
-    GET    "/gitaly/object_pool_members"          "object_pool_members"        Shell Never          Callback;
-    GET    "/kubernetes/agent_info"               "agent_info"                 Kas   Never          Kas;
-    GET    "/kubernetes/project_info"             "project_info"               Kas   Never          Kas;
-    POST   "/kubernetes/usage_metrics"            "usage_metrics"              Kas   Never          Kas;
-    GET    "/agents/agentk/agent_info"            "agentk_agent_info"          Kas   Never          Kas;
-    GET    "/kubernetes/verify_project_access"    "verify_project_access"      Kas   Never          Kas;
-    POST   "/kubernetes/agent_configuration"      "agent_configuration"        Kas   Never          Kas;
-    POST   "/kubernetes/authorize_proxy_user"     "authorize_proxy_user"       Kas   Never          Kas;
-    POST   "/kubernetes/agent_events"             "agent_events"               Kas   Never          Kas;
-    GET    "/kubernetes/receptive_agents"         "receptive_agents"           Kas   Never          Kas;
-    PUT    "/kubernetes/modules/starboard_vulnerability" "starboard_vulnerability" Kas Never          Kas;
-    POST   "/kubernetes/modules/starboard_vulnerability/scan_result" "starboard_scan_result" Kas Never          Kas;
-    GET    "/kubernetes/modules/starboard_vulnerability/policies_configuration" "policies_configuration" Kas Never          Kas;
-    GET    "/autoflow/repository_info"            "autoflow_repository_info"   Kas   Never          Kas;
-    GET    "/ci/agents/runner/info"               "runner_info"                Kas   Never          Kas;
-    GET    "/pages"                               "pages"                      Rails Never          Other;
-    GET    "/pages/status"                        "pages_status"               Rails Never          Other;
-    POST   "/workhorse/authorize_upload"          "authorize_upload"           Rails Never          Other;
-    POST   "/mail_room/:mailbox_type"             "mail_room"                  Rails Never          Other;
-    POST   "/error_tracking/allowed"              "error_tracking_allowed"     Rails Never          Other;
-    POST   "/shellhorse/git_audit_event"          "git_audit_event"            Rails Never          Other;
-    ANY    "/search/zoekt/:uuid/heartbeat"        "zoekt_heartbeat"            Shell Never          Access;
-    ANY    "/search/zoekt/:uuid/tasks"            "zoekt_tasks"                Shell Never          Access;
-    ANY    "/search/zoekt/:uuid/callback"         "zoekt_callback"             Shell Never          Access;
-    ANY    "/org_mover/*"                         "org_mover"                  Shell Never          Access;
-    ANY    "/orbit/*"                             "orbit"                      Rails Never          Other;
+    GET  "/authorized_keys"                                 "authorized_keys"              Shell AuthorizedKeys Lookup   Safe;
+    GET  "/discover"                                        "discover"                     Shell Discover       Lookup   Safe;
+    GET  "/check"                                           "check"                        Shell Check          Lookup   Safe;
+    POST "/allowed"                                         "allowed"                      Shell Never          Access   Once;
+    POST "/pre_receive"                                     "pre_receive"                  Shell Never          Callback Once;
+    POST "/post_receive"                                    "post_receive"                 Shell Never          Callback Once;
+    POST "/lfs_authenticate"                                "lfs_authenticate"             Shell Never          Access   Once;
+    POST "/two_factor_recovery_codes"                       "two_factor_recovery_codes"    Shell Never          Access   Once;
+    POST "/personal_access_token"                           "personal_access_token"        Shell Never          Access   Once;
+    POST "/two_factor_config"                               "two_factor_config"            Shell Never          Lookup   Once;
+    POST "/two_factor_push_otp_check"                       "two_factor_push_otp_check"    Shell Never          Access   Once;
+    POST "/two_factor_manual_otp_check"                     "two_factor_manual_otp_check"  Shell Never          Access   Once;
+    GET  "/authorized_certs"                                "authorized_certs"             Shell Never          Lookup   Once;
+    GET  "/lfs"                                             "lfs"                          Shell Never          Access   Safe;
+    GET  "/gitaly/object_pool_members"                      "object_pool_members"          Shell Never          Callback Safe;
+    GET  "/kubernetes/agent_info"                           "agent_info"                   Kas   Never          Kas      Once;
+    GET  "/kubernetes/project_info"                         "project_info"                 Kas   Never          Kas      Once;
+    POST "/kubernetes/usage_metrics"                        "usage_metrics"                Kas   Never          Kas      Once;
+    GET  "/agents/agentk/agent_info"                        "agentk_agent_info"            Kas   Never          Kas      Once;
+    GET  "/agents/agentw/agent_info"                        "agentw_agent_info"            Kas   Never          Kas      Once;
+    GET  "/agents/agentw/server_config"                     "agentw_server_config"         Kas   Never          Kas      Once;
+    GET  "/agents/agentw/authorize_user_access"             "agentw_authorize_user_access" Kas   Never          Kas      Once;
+    GET  "/kubernetes/verify_project_access"                "verify_project_access"        Kas   Never          Kas      Once;
+    POST "/kubernetes/agent_configuration"                  "agent_configuration"          Kas   Never          Kas      Once;
+    POST "/kubernetes/authorize_proxy_user"                 "authorize_proxy_user"         Kas   Never          Kas      Once;
+    POST "/kubernetes/agent_events"                         "agent_events"                 Kas   Never          Kas      Once;
+    GET  "/kubernetes/receptive_agents"                     "receptive_agents"             Kas   Never          Kas      Safe;
+    PUT  "/kubernetes/modules/starboard_vulnerability"      "starboard_vulnerability"      Kas   Never          Kas      Once;
+    POST "/kubernetes/modules/starboard_vulnerability/scan_result" "starboard_scan_result"        Kas   Never          Kas      Once;
+    GET  "/kubernetes/modules/starboard_vulnerability/policies_configuration" "policies_configuration"       Kas   Never          Kas      Once;
+    POST "/kubernetes/modules/remote_development/reconcile" "remote_development_reconcile" Kas   Never          Kas      Once;
+    GET  "/kubernetes/modules/remote_development/prerequisites" "remote_development_prerequisites" Kas   Never          Kas      Once;
+    ANY  "/kubernetes/modules/*"                            "kubernetes_modules"           Kas   Never          Kas      Once;
+    GET  "/autoflow/repository_info"                        "autoflow_repository_info"     Kas   Never          Kas      Safe;
+    GET  "/ci/agents/runner/info"                           "runner_info"                  Kas   Never          Kas      Once;
+    GET  "/ci/agents/runnerc/info"                          "runnerc_info"                 Kas   Never          Kas      Once;
+    POST "/ci/job_router/jobs/request"                      "job_router_request"           Kas   Never          Kas      Once;
+    PUT  "/ci/job_router/jobs/:id"                          "job_router_job"               Kas   Never          Kas      Once;
+    GET  "/ci/job_router/runner_controllers/job_admission"  "job_router_admission"         Kas   Never          Kas      Once;
+    GET  "/pages"                                           "pages"                        Rails Never          Other    Safe;
+    GET  "/pages/status"                                    "pages_status"                 Rails Never          Other    Safe;
+    POST "/workhorse/authorize_upload"                      "authorize_upload"             Rails Never          Other    Once;
+    POST "/mail_room/:mailbox_type"                         "mail_room"                    Rails Never          Other    Once;
+    POST "/error_tracking/allowed"                          "error_tracking_allowed"       Rails Never          Other    Once;
+    POST "/shellhorse/git_audit_event"                      "git_audit_event"              Rails Never          Other    Once;
+    ANY  "/search/zoekt/:uuid/heartbeat"                    "zoekt_heartbeat"              Shell Never          Access   Once;
+    ANY  "/search/zoekt/:uuid/tasks"                        "zoekt_tasks"                  Shell Never          Access   Once;
+    ANY  "/search/zoekt/:uuid/callback"                     "zoekt_callback"               Shell Never          Access   Once;
+    ANY  "/org_mover/*"                                     "org_mover"                    Shell Never          Access   Once;
+    ANY  "/orbit/*"                                         "orbit"                        Rails Never          Other    Once;
+    POST "/secrets_manager/audit_logs"                      "secrets_manager_audit_logs"   Rails Never          Other    Once;
+    ANY  "/observability/*"                                 "observability"                Rails Never          Other    Once;
+    POST "/suggested_reviewers/tokens"                      "suggested_reviewers_tokens"   Rails Never          Other    Once;
+    POST "/jobs/:id/x_ray/scan"                             "x_ray_scan"                   Rails Never          Other    Once;
+    POST "/jobs/:id/x_ray/dependencies"                     "x_ray_dependencies"           Rails Never          Other    Once;
+    ANY  "/upcoming_reconciliations"                        "upcoming_reconciliations"     Rails Never          Other    Once;
+    ANY  "/gitlab_subscriptions/*"                          "gitlab_subscriptions"         Rails Never          Other    Once;
+    ANY  "/dast/*"                                          "dast"                         Rails Never          Other    Once;
+    ANY  "/coverage"                                        "coverage"                     Rails Never          Other    Once;
 };
 
 /// The last row: a path below the prefix that no other row names. Newer families bring their own
@@ -205,6 +231,7 @@ pub static OTHER_INTERNAL: Route = Route {
     access: Access::Rails,
     caching: Caching::Never,
     class: Class::Other,
+    repeat: Repeat::Once,
 };
 
 /// A path outside the internal API that the configuration lists (`upstream.forward_prefixes`).
@@ -215,6 +242,7 @@ pub static FORWARDED_PREFIX: Route = Route {
     access: Access::Rails,
     caching: Caching::Never,
     class: Class::Other,
+    repeat: Repeat::Once,
 };
 
 /// A row, and whether the path is the row's own, byte for byte.
@@ -284,77 +312,4 @@ fn without_suffix(path: &str) -> &str {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_row_is_found_by_its_own_path_and_named_once() {
-        let mut ids = HashSet::new();
-        for route in TABLE {
-            let path = route.path.replace(':', "any-").replace('*', "any");
-            let found = find(route.method.as_ref().unwrap_or(&Method::PUT), &path, false);
-            assert_eq!(found.route, route);
-            assert!(found.exact);
-            assert!(ids.insert(route.id), "{} is there twice", route.id);
-        }
-    }
-
-    #[test]
-    fn only_reads_that_demand_the_shell_credential_are_cached() {
-        for route in TABLE.iter().filter(|route| route.caching != Caching::Never) {
-            assert_eq!((route.access, &route.method), (Access::Shell, &Some(Method::GET)), "{}", route.id);
-        }
-    }
-
-    /// Whoever needs no credential here must not be able to take the places of those who do.
-    #[test]
-    fn what_rails_alone_judges_is_a_class_of_its_own() {
-        for route in TABLE.iter().chain([&OTHER_INTERNAL, &FORWARDED_PREFIX]) {
-            assert_eq!(route.access == Access::Rails, route.class == Class::Other, "{}", route.id);
-            assert_eq!(route.access == Access::Kas, route.class == Class::Kas, "{}", route.id);
-        }
-    }
-
-    #[test]
-    fn head_finds_the_row_of_get() {
-        assert_eq!(find(&Method::HEAD, "/check", false).route.id, "check");
-        assert_eq!(find(&Method::HEAD, "/allowed", false).route.id, "other_internal");
-    }
-
-    #[test]
-    fn spellings_that_grape_routes_alike_demand_the_same_credential_but_are_not_exact() {
-        for path in ["/check/", "/check.json", "/check.xml/", "/check.a.b"] {
-            let found = find(&Method::GET, path, false);
-            assert_eq!((found.route.id, found.exact), ("check", false), "{path}");
-        }
-    }
-
-    #[test]
-    fn a_post_that_may_be_another_method_demands_the_credential_of_the_path() {
-        for (method, path) in
-            [(Method::POST, "/check"), (Method::POST, "/check.json"), (Method::OPTIONS, "/check")]
-        {
-            let found = find(&method, path, true);
-            assert_eq!((found.route.id, found.exact), ("check", false), "{method} {path}");
-        }
-        assert_eq!(find(&Method::POST, "/check", false).route.id, "other_internal");
-    }
-
-    #[test]
-    fn what_no_row_names_is_left_to_rails() {
-        for (method, path) in [
-            (Method::GET, "/allowed"),
-            (Method::PUT, "/check"),
-            (Method::GET, "/Check"),
-            (Method::GET, "/checks"),
-            (Method::GET, ""),
-            (Method::GET, "/"),
-            (Method::POST, "/mail_room/"),
-            (Method::POST, "/mail_room/a/b"),
-        ] {
-            let found = find(&method, path, false);
-            assert_eq!((found.route.id, found.exact), ("other_internal", false), "{method} {path}");
-            assert_eq!(found.route.access, Access::Rails);
-        }
-    }
-}
+mod tests;

@@ -269,6 +269,12 @@ pub enum Error {
     /// An answer with two framings, or an upgrade that nobody asked for.
     #[error("unusable answer: {0}")]
     Unusable(&'static str),
+    /// An answer that only Workhorse can make something of. Its name is that of a header.
+    #[error(
+        "the answer has {0}, which only Workhorse can turn into what was asked for; \
+         let upstream.url lead to Workhorse instead of Puma"
+    )]
+    NeedsWorkhorse(String),
     /// The body that the client sends did not come to its end in time.
     #[error("the request body was not complete within {0:?}")]
     BodyStalled(Duration),

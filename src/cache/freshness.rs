@@ -1,8 +1,9 @@
 //! May this answer be kept, and until when? Pure: the answer and the time in, a verdict out.
 //!
 //! Rails' own cache headers say `max-age=0` on everything (contract §3.4), so the time to live
-//! is the operator's choice. What is never kept is not: any status but 200, bar the one exact
-//! 404 that means "no such key"; any body that is not of the expected shape.
+//! is the operator's choice. What is never kept is not: any status but 200, bar the exact
+//! answers that mean "no such key" (404) and "its owner is blocked" (401); any body that is not of the
+//! expected shape.
 
 use std::time::Duration;
 
@@ -31,7 +32,7 @@ pub struct Storable {
 /// Why an answer is not kept; a label in metrics and in `Cache-Status`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum NoStore {
-    /// Not a 200, nor the exact 404 of an unknown key.
+    /// Not a 200, nor the exact answer for an unknown key or one whose owner is blocked.
     Status,
     /// Not `application/json`, or encoded.
     Type,
@@ -72,7 +73,8 @@ impl NoStore {
 /// not be kept are recognised here and can stream.
 pub fn judge_head<B>(caching: Caching, answer: &Response<B>, max_body: usize) -> Result<(), NoStore> {
     match (answer.status(), caching) {
-        (StatusCode::OK, _) | (StatusCode::NOT_FOUND, Caching::AuthorizedKeys) => {}
+        (StatusCode::OK, _) | (StatusCode::NOT_FOUND | StatusCode::UNAUTHORIZED, Caching::AuthorizedKeys) => {
+        }
         _ => return Err(NoStore::Status),
     }
     if !is_plain_json(answer.headers()) {
@@ -85,7 +87,8 @@ pub fn judge_head<B>(caching: Caching, answer: &Response<B>, max_body: usize) ->
     }
 }
 
-fn is_plain_json(headers: &HeaderMap) -> bool {
+/// Whether the body is JSON, and not encoded.
+pub fn is_plain_json(headers: &HeaderMap) -> bool {
     let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
     let media_type = kind.and_then(|kind| kind.split(';').next()).unwrap_or_default();
     media_type.trim().eq_ignore_ascii_case("application/json")
@@ -121,6 +124,11 @@ fn sign_of(caching: Caching, status: StatusCode, body: &Value) -> Result<Sign, N
         (Caching::AuthorizedKeys, StatusCode::NOT_FOUND) => {
             let unknown = *body == serde_json::json!({"message": "404 Key Not Found"});
             if unknown { Ok(Sign::Negative) } else { Err(NoStore::Shape) }
+        }
+        // Of a key whose owner is blocked, since 18.7.2. A caller's bad credential is `401 Unauthorized`.
+        (Caching::AuthorizedKeys, StatusCode::UNAUTHORIZED) => {
+            let blocked = *body == serde_json::json!({"message": "401 Unauthorized - Key"});
+            if blocked { Ok(Sign::Negative) } else { Err(NoStore::Status) }
         }
         (Caching::AuthorizedKeys, StatusCode::OK)
             if has("id", Value::is_u64) && has("key", Value::is_string) =>
@@ -241,7 +249,8 @@ mod tests {
         assert_eq!(head(Keys, 200, "application/json; charset=utf-8", "10", None), Some(Ok(())));
         assert_eq!(head(Keys, 404, json, "10", None), Some(Ok(())));
         assert_eq!(head(Discover, 404, json, "10", None), Some(Err(NoStore::Status)));
-        for status in [201, 204, 300, 304, 401, 403, 429, 500, 502, 503] {
+        assert_eq!(head(Keys, 401, json, "10", None), Some(Ok(())));
+        for status in [201, 204, 300, 304, 403, 429, 500, 502, 503] {
             assert_eq!(head(Keys, status, json, "10", None), Some(Err(NoStore::Status)), "{status}");
         }
         assert_eq!(head(Keys, 200, "text/html", "10", None), Some(Err(NoStore::Type)));

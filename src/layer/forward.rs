@@ -17,7 +17,7 @@ use crate::exchange::{Authenticated, SeenBody};
 use crate::failure::Failure;
 use crate::header::{self, REQUEST_ID};
 use crate::params;
-use crate::route::{Access, Caching};
+use crate::route::{Access, Caching, Repeat};
 use crate::upstream::{Course, MayWait, Plan, Signer, Upstream};
 
 /// Less than that is no waiting.
@@ -65,7 +65,7 @@ impl Service<Authenticated> for Forward {
         let plan = Plan {
             class: route.class,
             is_read: call.found.exact
-                && route.is_read()
+                && route.repeat == Repeat::Safe
                 && matches!(*request.method(), Method::GET | Method::HEAD),
             collect: call.collect,
             // Whether Rails is there is just what `check` asks.

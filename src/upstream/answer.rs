@@ -1,16 +1,31 @@
 //! Whether an answer of Rails can be passed on.
 
-use http::header::{self, HeaderValue};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Response, StatusCode, Version};
 
 use super::Error;
 use crate::body::Body;
 use crate::header::strip_hop_by_hop;
 
+/// Headers by which Rails tells Workhorse what to answer in its place, such as a file from object storage.
+/// To any other client the answer is an empty success.
+fn is_an_order(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    name.starts_with("gitlab-workhorse-") || name == "x-sendfile"
+}
+
+/// Whether a request comes from Workhorse, which says so.
+pub(super) fn is_from_workhorse(headers: &HeaderMap) -> bool {
+    headers.contains_key("gitlab-workhorse") || headers.contains_key("gitlab-workhorse-api-request")
+}
+
 /// RFC 9112 §6.3: an answer with both framings, which hyper lets through, may be an attempt to
 /// make two readers disagree.
-pub(super) fn accept(mut answer: Response<Body>) -> Result<Response<Body>, Error> {
+pub(super) fn accept(mut answer: Response<Body>, is_for_workhorse: bool) -> Result<Response<Body>, Error> {
     let headers = answer.headers();
+    if let Some(name) = headers.keys().find(|name| !is_for_workhorse && is_an_order(name)) {
+        return Err(Error::NeedsWorkhorse(name.as_str().to_owned()));
+    }
     if headers.contains_key(header::CONTENT_LENGTH) && headers.contains_key(header::TRANSFER_ENCODING) {
         return Err(Error::Unusable("both Content-Length and Transfer-Encoding"));
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use http::header::{self, HeaderValue};
 use http::{Request, Response, StatusCode};
 
-use super::answer::accept;
+use super::answer::{accept, is_from_workhorse};
 use super::health::Reason;
 use super::plan::Plan;
 use super::pool::Trouble;
@@ -111,12 +111,13 @@ impl Server {
         let Deadlines { sent, response_timeout, end, total_timeout } = deadlines;
         let by = sent + response_timeout;
         let by = end.map_or(by, |end| end.min(by));
+        let is_for_workhorse = is_from_workhorse(request.headers());
         let sending = request.body_mut().watch();
         // Pinned here, so that the body is still there to be asked about when the time is up.
         let mut sent = pin!(self.connections.send(request, plan.class, &sending));
         let error = match tokio::time::timeout_at(by.into(), sent.as_mut()).await {
             Ok(Ok(answer)) => {
-                let answer = accept(answer).map_err(AttemptError::failed)?;
+                let answer = accept(answer, is_for_workhorse).map_err(AttemptError::failed)?;
                 return match plan.collect {
                     Some(most) => {
                         Box::pin(collected(answer, most, deadlines)).await.map_err(AttemptError::failed)

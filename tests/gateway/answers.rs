@@ -108,3 +108,26 @@ async fn a_head_request_gets_the_head() {
     let answer = stage.send(&Ask::new("HEAD", "/api/v4/internal/lfs")).await;
     assert_eq!((answer.status, answer.header("content-type")), (401, Some("application/json")));
 }
+
+/// Rails leaves files to Workhorse. What it answers then is an empty success to all others, which Gitaly would
+/// take for the file.
+#[tokio::test]
+async fn an_order_to_workhorse_is_no_answer_for_others() {
+    let stage = Stage::new().await;
+    let ask = Ask::get("lfs?oid=1&gl_repository=project-1").with_secret();
+    for header in [
+        "Gitlab-Workhorse-Send-Data: send-url:e30=",
+        "gitlab-workhorse-detect-content-type: true",
+        "Gitlab-Workhorse-Send-Dependency: x",
+        "X-Sendfile: /var/opt/gitlab/lfs/1",
+    ] {
+        stage.rails.always(Reply::new(200, &format!("{header}\r\n"), ""));
+        stage.send(&ask).await.assert_failure(502);
+        let workhorse = ask.clone().header("Gitlab-Workhorse", "18.1");
+        assert_eq!(stage.send(&workhorse).await.status, 200, "{header}");
+    }
+    stage.reaches(r#"railgate_failures_total{reason="upstream_needs_workhorse"}"#, 4).await;
+    // Not an order.
+    stage.rails.always(Reply::new(200, "Enable-Workhorse-Circuit-Breaker: true\r\n", "{}"));
+    assert_eq!(stage.send(&ask).await.status, 200);
+}

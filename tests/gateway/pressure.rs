@@ -101,7 +101,7 @@ async fn nothing_is_sent_again_with_a_token_that_expires() {
     stage.rails.always(Reply::hang_up().after(&valve));
     let expires = now() + 4;
     let claims = serde_json::json!({ "iss": "gitlab-kas", "aud": "gitlab", "exp": expires });
-    let ask = Ask::get("kubernetes/agent_info").header(KAS_HEADER, &kas_token(&claims));
+    let ask = Ask::get("kubernetes/receptive_agents").header(KAS_HEADER, &kas_token(&claims));
     let mut wire = stage.begin(&ask).await;
     stage.rails.has_got(1).await;
     // Two seconds before its end, it is not worth anything any more.

@@ -5,7 +5,7 @@ use http::{HeaderMap, Method, Request, Response, StatusCode};
 
 use super::Shared;
 use super::give::marked;
-use super::rules::{is_failing, is_failing_status};
+use super::rules::{ends_what_is_kept, is_failing, is_failing_status};
 use crate::body::{Body, Collected};
 use crate::cache::freshness::{self, judge_head};
 use crate::cache::{Lease, NoStore, Trouble};
@@ -17,7 +17,7 @@ use crate::upstream;
 
 /// What a request that fills an entry may say of its caller: who it is, where it comes from, and
 /// nothing that could change an answer which others will get.
-const FILL_HEADERS: [HeaderName; 7] = [
+const FILL_HEADERS: [HeaderName; 10] = [
     header::AUTHORIZATION,
     header::CONTENT_TYPE,
     header::USER_AGENT,
@@ -25,6 +25,10 @@ const FILL_HEADERS: [HeaderName; 7] = [
     HeaderName::from_static("gitlab-shared-secret"),
     HeaderName::from_static("gitlab-shell-api-request"),
     HeaderName::from_static("x-gitlab-client-name"),
+    // Where it belongs in a trace (W3C Trace Context, W3C Baggage).
+    HeaderName::from_static("traceparent"),
+    HeaderName::from_static("tracestate"),
+    HeaderName::from_static("baggage"),
 ];
 
 /// The request that fills an entry, of up to so many bytes.
@@ -96,10 +100,7 @@ async fn take(answer: Answer, lease: Lease, caching: Caching, shared: &Shared, r
         }
     };
     if let Err(reason) = judge_head(caching, &answer, shared.settings.max_body) {
-        // A server in trouble says nothing about the key.
-        if answer.status().is_server_error() {
-            drop(lease);
-        } else {
+        if ends_what_is_kept(&answer) {
             lease.reject();
         }
         return Ok(marked(answer, CacheOutcome::Unstored(reason), record));
@@ -108,7 +109,7 @@ async fn take(answer: Answer, lease: Lease, caching: Caching, shared: &Shared, r
     let body = match collect(body, shared.settings.max_body).await? {
         Collected::Whole(body) => body,
         Collected::TooLong(body) => {
-            lease.reject();
+            drop(lease);
             let answer = Response::from_parts(head, body);
             return Ok(marked(answer, CacheOutcome::Unstored(NoStore::TooLarge), record));
         }
@@ -141,6 +142,8 @@ fn keep(
         }
         // It says nothing about the key that was asked for.
         Err(NoStore::Mismatch) => Err(upstream::Error::Unusable("an answer to another question").into()),
+        // Not the endpoint's own answer, whatever it is: it says nothing of what was asked for.
+        Err(NoStore::Shape) if status == StatusCode::OK => Ok(CacheOutcome::Unstored(NoStore::Shape)),
         Err(reason) => {
             lease.reject();
             Ok(CacheOutcome::Unstored(reason))

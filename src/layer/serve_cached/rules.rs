@@ -5,6 +5,7 @@ use http::{Response, StatusCode};
 
 use super::fill::collect;
 use crate::body::{self, Body, Collected};
+use crate::cache::freshness::is_plain_json;
 use crate::cache::{Cache, Key, Trouble};
 use crate::exchange::{Authenticated, SeenBody};
 use crate::failure::Failure;
@@ -22,10 +23,10 @@ use crate::upstream;
 /// |---|---|---|
 /// | no connection (`Connect`, `HoldFull`) | yes | it is away |
 /// | none of the time (`Timeout`), or the connection breaks (`Broken`, `BrokeOff`) | yes | it is there, and answers nothing |
-/// | a 502, 503 or 504 | yes | a server in front of it says the same |
+/// | a 500, 502, 503 or 504 | yes | Rails, or a server in front of it, says that it cannot answer (RFC 5861 §4) |
 /// | not in time, while it answers others (`Slow`) | no | it is busy |
 /// | not sent in time, since others go first (`Shed`, `Expires`, `TotalTimeout`) | no | the queue is our own |
-/// | any other answer, 500 included | no | it is there, and does not say what it said before |
+/// | any other answer | no | it is there |
 /// | anything about the request or the answer itself | no | it says nothing of others |
 pub(super) fn is_failing(answer: &Answer) -> bool {
     match answer {
@@ -55,16 +56,32 @@ pub(super) fn gave_no_answer(answer: &Answer) -> bool {
 }
 
 pub(super) const fn is_failing_status(status: StatusCode) -> bool {
-    matches!(status, StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT)
+    matches!(
+        status,
+        StatusCode::INTERNAL_SERVER_ERROR
+            | StatusCode::BAD_GATEWAY
+            | StatusCode::SERVICE_UNAVAILABLE
+            | StatusCode::GATEWAY_TIMEOUT
+    )
+}
+
+/// Whether the head of an answer that is not kept ends what is kept: if it is Rails' own word on what was
+/// asked for. Something in front of Rails may say anything, such as a redirect to a login, a page that
+/// asks for patience, or 429, and knows nothing of keys.
+pub(super) fn ends_what_is_kept<B>(answer: &Response<B>) -> bool {
+    let is_refusal =
+        matches!(answer.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND);
+    is_refusal && is_plain_json(answer.headers())
 }
 
 /// An answer that is not kept, on its way to its caller. If it says that what was asked for is unknown or
 /// refused, what is kept of that goes, and what is on its way to be kept: once Rails has said so, no
 /// other answer may be given.
 pub(super) async fn heeded(answer: Response<Body>, key: &Key, cache: &Cache) -> Answer {
+    let is_refused = ends_what_is_kept(&answer);
     let (head, body) = answer.into_parts();
     let (body, is_known) = match head.status {
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND => (body, false),
+        _ if is_refused => (body, false),
         // A user that is unknown.
         StatusCode::OK if key.caching() == Caching::Discover => match collect(body, NULL.len()).await? {
             Collected::Whole(whole) => (Body::from(whole.clone()), whole != NULL),

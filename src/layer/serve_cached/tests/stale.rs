@@ -103,11 +103,12 @@ async fn for_failures_on_the_list_what_is_stale_has_to_do() {
         let stalled = crate::body::Error::Stalled(Duration::from_secs(1));
         Err(Failure::Upstream(upstream::Error::BrokeOff(stalled)))
     };
-    let failures: [fn() -> Answer; 7] = [
+    let failures: [fn() -> Answer; 8] = [
         refused,
         hold_full,
         timeout,
         broke_off,
+        || Ok(json(500, "{}")),
         || Ok(json(502, "{}")),
         || Ok(json(503, "{}")),
         || Ok(json(504, "{}")),
@@ -171,6 +172,7 @@ async fn what_rails_has_called_unknown_once_is_never_brought_back() {
         (PATH, USER, 200, "null", true),
         (PATH, USER, 200, USER, false),
         (PATH, USER, 200, "nul", false),
+        (PATH, USER, 302, "{}", false),
         (PATH, USER, 500, "{}", false),
         (PATH, USER, 503, "{}", false),
         (key, row, 404, "{}", true),
@@ -211,17 +213,18 @@ async fn an_answer_to_one_who_asked_alone_wins_over_an_older_question() {
 }
 
 #[tokio::test]
-async fn any_other_answer_is_the_answer_and_ends_what_was_kept() {
+async fn any_other_answer_is_the_answer_and_what_rails_says_of_the_key_ends_what_was_kept() {
     for (phase, age) in [("revalidate", 70), ("on error", 100)] {
         for (status, body, ends) in [
             (401, "{}", true),
             (403, "{}", true),
             (404, r#"{"message":"404 Not found"}"#, true),
-            (302, "{}", true),
-            (429, "{}", true),
-            (200, "[]", true),
+            (302, "{}", false),
+            (429, "{}", false),
+            (400, "{}", false),
+            (200, "[]", false),
+            (200, r#"{"id":7}"#, false),
             (200, "null", true),
-            (500, "{}", false),
         ] {
             let mut s = setting();
             s.warm(PATH, USER).await;
@@ -237,6 +240,45 @@ async fn any_other_answer_is_the_answer_and_ends_what_was_kept() {
             let answer = s.ask_with(PATH, Ok(json(503, "{}"))).await.unwrap();
             assert_eq!(answer.status().as_u16(), if ends { 503 } else { 200 }, "{phase}: {status} {body}");
         }
+    }
+}
+
+/// A page of something in front of Rails, whatever its status.
+#[tokio::test]
+async fn what_is_no_json_says_nothing_of_a_key() {
+    let page = |status: u16| {
+        let page = Response::builder().status(status).header("content-type", "text/html");
+        page.body(Body::from(Bytes::from_static(b"<html>"))).unwrap()
+    };
+    for status in [200, 401, 403, 404] {
+        let mut s = setting();
+        s.warm(PATH, USER).await;
+        s.after(100);
+        let answer = s.ask_with(PATH, Ok(page(status))).await.unwrap();
+        assert_eq!((answer.status().as_u16(), text(answer).await.as_str()), (status, "<html>"));
+        let answer = s.ask_with(PATH, refused()).await.unwrap();
+        assert!(status_of(&answer).ends_with(SIE), "{status}");
+    }
+}
+
+/// Each attempt of a blocked user would go to Rails.
+#[tokio::test]
+async fn that_the_owner_of_a_key_is_blocked_is_kept_briefly() {
+    let path = "/authorized_keys?key=AAAAC3Nz";
+    let row = r#"{"id":7,"title":"t","key":"ssh-rsa AAAAC3Nz R (x)"}"#;
+    let blocked = || Ok(json(401, r#"{"message":"401 Unauthorized - Key"}"#));
+    let mut s = setting();
+    s.warm(path, row).await;
+    s.after(100);
+    assert_eq!(s.ask_with(path, blocked()).await.unwrap().status(), 401);
+    let answer = s.ask(path).await.unwrap().unwrap();
+    assert_eq!((answer.status().as_u16(), status_of(&answer)), (401, "railgate; hit; ttl=5"));
+    s.after(5);
+    assert!(s.ask_with(path, refused()).await.is_err(), "the row is not brought back");
+    // The caller's own credential is another matter.
+    let unauthorized = || Ok(json(401, r#"{"message":"401 Unauthorized"}"#));
+    for _ in 0..2 {
+        assert_eq!(s.ask_with(path, unauthorized()).await.unwrap().status(), 401);
     }
 }
 
