@@ -42,6 +42,8 @@ pub enum Failure {
     OutsideInternalApi,
     /// A credential would have to be looked for in a body that is too large for it.
     BodyTooLarge,
+    /// A body that was searched for a credential gave way to others.
+    UnverifiedBodiesFull,
     /// The client's body broke off, or its chunks are malformed.
     BodyBrokeOff,
     /// Rails cannot be reached, or its answer is unusable.
@@ -62,6 +64,7 @@ impl Failure {
             Self::Unauthorized(_) => StatusCode::UNAUTHORIZED,
             Self::OutsideInternalApi => StatusCode::NOT_FOUND,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::UnverifiedBodiesFull => StatusCode::SERVICE_UNAVAILABLE,
             Self::BodyBrokeOff => StatusCode::BAD_REQUEST,
             Self::Upstream(error) => match error {
                 // It does not pass: a certificate that is not believed, a socket that may not be opened.
@@ -91,6 +94,7 @@ impl Failure {
             Self::Unauthorized(_) => "unauthorized",
             Self::OutsideInternalApi => "outside_internal_api",
             Self::BodyTooLarge => "body_too_large",
+            Self::UnverifiedBodiesFull => "unverified_bodies_full",
             Self::BodyBrokeOff => "body_broke_off",
             Self::Upstream(error) => match error {
                 upstream::Error::RequestBody(_) | upstream::Error::BodyStalled(_) => "body_broke_off",
@@ -125,6 +129,9 @@ impl Failure {
             Self::BodyTooLarge => {
                 "413 Request body too large to look for secret_token in it; send the credential in a header"
             }
+            Self::UnverifiedBodiesFull => {
+                "The request body did not arrive before its memory was needed. Please try again shortly."
+            }
             Self::BodyBrokeOff => "400 Bad Request: the request body is incomplete or malformed",
             Self::Upstream(upstream::Error::Shed(_) | upstream::Error::HoldFull(_)) => {
                 "GitLab is busy at the moment. Please try again shortly."
@@ -151,6 +158,7 @@ impl Failure {
             | Self::Unauthorized(_)
             | Self::OutsideInternalApi
             | Self::BodyTooLarge
+            | Self::UnverifiedBodiesFull
             | Self::BodyBrokeOff => Side::Client,
             Self::Upstream(_) | Self::SharedTrouble(_) => Side::Upstream,
             Self::Panicked => Side::Gateway,
@@ -168,7 +176,11 @@ impl Failure {
         if self.status() == StatusCode::SERVICE_UNAVAILABLE {
             headers.insert(header::RETRY_AFTER, RETRY_AFTER);
         }
-        if matches!(self, Self::Refused(_) | Self::BodyTooLarge | Self::BodyBrokeOff) {
+        // What is left of the request is not read.
+        if matches!(
+            self,
+            Self::Refused(_) | Self::BodyTooLarge | Self::UnverifiedBodiesFull | Self::BodyBrokeOff
+        ) {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response
@@ -203,6 +215,7 @@ mod tests {
             Failure::Unauthorized(Rejection::Wrong),
             Failure::OutsideInternalApi,
             Failure::BodyTooLarge,
+            Failure::UnverifiedBodiesFull,
             Failure::BodyBrokeOff,
             Failure::Upstream(upstream::Error::Connect("x".into(), std::io::Error::other("y"))),
             Failure::Upstream(upstream::Error::Timeout(std::time::Duration::from_secs(1))),
