@@ -71,9 +71,9 @@ pub enum NotRead {
 }
 
 impl UnverifiedBodies {
-    /// Bodies that take up to `most` bytes together.
+    /// Bodies that take up to `most` bytes together, in whole windows.
     pub fn new(most: usize) -> Self {
-        Self { most, state: Mutex::default() }
+        Self { most: most.next_multiple_of(WINDOW), state: Mutex::default() }
     }
 
     /// The bytes that are charged now.
@@ -91,6 +91,7 @@ impl UnverifiedBodies {
     where
         B: HttpBody<Data = Bytes, Error = Error> + Unpin,
     {
+        // So that each fits alone, when all others have given way.
         let limit = limit.min(self.most);
         if body.size_hint().lower() > limit as u64 {
             return Err(NotRead::TooLong);
@@ -152,9 +153,9 @@ impl State {
 struct Reading<'a> {
     all: &'a UnverifiedBodies,
     number: u64,
-    bytes: Vec<u8>,
-    /// What it is charged, which is what `bytes` has room for.
-    charged: usize,
+    /// All of one size, so that the memory of one body does for the next.
+    windows: Vec<Vec<u8>>,
+    length: usize,
 }
 
 impl<'a> Reading<'a> {
@@ -162,28 +163,37 @@ impl<'a> Reading<'a> {
     fn begin(all: &'a UnverifiedBodies) -> (Self, oneshot::Receiver<()>) {
         let (keep, gave_way) = oneshot::channel();
         let number = all.state.lock().insert(Share { bytes: 0, keep });
-        (Self { all, number, bytes: Vec::new(), charged: 0 }, gave_way)
+        (Self { all, number, windows: Vec::new(), length: 0 }, gave_way)
     }
 
-    fn push(&mut self, data: &[u8], limit: usize) -> Result<(), NotRead> {
-        let needed = self.bytes.len() + data.len();
-        if needed > limit {
+    fn push(&mut self, mut data: &[u8], limit: usize) -> Result<(), NotRead> {
+        self.length += data.len();
+        if self.length > limit {
             return Err(NotRead::TooLong);
         }
-        if needed > self.charged {
-            // By a part of what is there, or a large body would be copied once a window.
-            let grown = self.charged + (self.charged / 4).max(WINDOW);
-            let room = needed.max(grown).next_multiple_of(WINDOW).min(limit);
-            self.number = self.all.charge(self.number, room).ok_or(NotRead::GaveWay)?;
-            self.charged = room;
-            self.bytes.reserve_exact(room - self.bytes.len());
+        let windows = self.length.div_ceil(WINDOW);
+        if windows > self.windows.len() {
+            self.number = self.all.charge(self.number, windows * WINDOW).ok_or(NotRead::GaveWay)?;
         }
-        self.bytes.extend_from_slice(data);
+        while !data.is_empty() {
+            match self.windows.last_mut() {
+                Some(window) if window.len() < WINDOW => {
+                    let (fits, rest) = data.split_at(data.len().min(WINDOW - window.len()));
+                    window.extend_from_slice(fits);
+                    data = rest;
+                }
+                _ => self.windows.push(Vec::with_capacity(WINDOW)),
+            }
+        }
         Ok(())
     }
 
     fn take(&mut self) -> Bytes {
-        std::mem::take(&mut self.bytes).into()
+        let mut whole = Vec::with_capacity(self.length);
+        for window in self.windows.drain(..) {
+            whole.extend_from_slice(&window);
+        }
+        whole.into()
     }
 }
 
