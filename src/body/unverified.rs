@@ -9,6 +9,7 @@
 //! shown the secret, whose bodies are bounded by its connections and by `limit`.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -45,10 +46,15 @@ struct State {
     shares: BTreeMap<u64, Share>,
 }
 
+/// What has come of a body; nothing once it has given way.
+type Windows = Arc<Mutex<Option<Vec<Vec<u8>>>>>;
+
 /// What one body is charged.
 #[derive(Debug)]
 struct Share {
     bytes: usize,
+    /// Freed by those that need the memory, since its reader may not run for a while.
+    windows: Windows,
     #[expect(dead_code, reason = "its reader sees when it is dropped")]
     keep: oneshot::Sender<()>,
 }
@@ -112,13 +118,12 @@ impl UnverifiedBodies {
         reading.push(&first, limit)?;
         drop(first);
         loop {
-            // What has come counts, even if the body was to give way meanwhile.
             let data = tokio::select! {
                 biased;
-                data = next(&mut body) => data?,
                 _ = &mut gave_way => return Err(NotRead::GaveWay),
+                data = next(&mut body) => data?,
             };
-            let Some(data) = data else { return Ok(reading.take()) };
+            let Some(data) = data else { return reading.finish() };
             reading.push(&data, limit)?;
         }
     }
@@ -126,17 +131,25 @@ impl UnverifiedBodies {
     /// Charges a body for `bytes` in place of what it had, and lets others give way for it. Returns its new
     /// number, or nothing if it had to give way itself.
     fn charge(&self, number: u64, bytes: usize) -> Option<u64> {
-        let state = &mut *self.state.lock();
-        let mut share = state.shares.remove(&number)?;
-        state.bytes = state.bytes - share.bytes + bytes;
-        share.bytes = bytes;
-        while state.bytes > self.most
-            && let Some((_, oldest)) = state.shares.pop_first()
-        {
-            state.bytes -= oldest.bytes;
-            state.evicted += 1;
+        let mut evicted = Vec::new();
+        let number = {
+            let state = &mut *self.state.lock();
+            let mut share = state.shares.remove(&number)?;
+            state.bytes = state.bytes - share.bytes + bytes;
+            share.bytes = bytes;
+            while state.bytes > self.most
+                && let Some((_, oldest)) = state.shares.pop_first()
+            {
+                state.bytes -= oldest.bytes;
+                state.evicted += 1;
+                evicted.push(oldest);
+            }
+            state.insert(share)
+        };
+        for share in evicted {
+            *share.windows.lock() = None;
         }
-        Some(state.insert(share))
+        Some(number)
     }
 }
 
@@ -154,7 +167,8 @@ struct Reading<'a> {
     all: &'a UnverifiedBodies,
     number: u64,
     /// All of one size, so that the memory of one body does for the next.
-    windows: Vec<Vec<u8>>,
+    windows: Windows,
+    charged: usize,
     length: usize,
 }
 
@@ -162,8 +176,10 @@ impl<'a> Reading<'a> {
     /// One that has nothing so far, and what ends when it has to give way.
     fn begin(all: &'a UnverifiedBodies) -> (Self, oneshot::Receiver<()>) {
         let (keep, gave_way) = oneshot::channel();
-        let number = all.state.lock().insert(Share { bytes: 0, keep });
-        (Self { all, number, windows: Vec::new(), length: 0 }, gave_way)
+        let windows = Arc::new(Mutex::new(Some(Vec::new())));
+        let share = Share { bytes: 0, windows: Arc::clone(&windows), keep };
+        let number = all.state.lock().insert(share);
+        (Self { all, number, windows, charged: 0, length: 0 }, gave_way)
     }
 
     fn push(&mut self, mut data: &[u8], limit: usize) -> Result<(), NotRead> {
@@ -171,29 +187,32 @@ impl<'a> Reading<'a> {
         if self.length > limit {
             return Err(NotRead::TooLong);
         }
-        let windows = self.length.div_ceil(WINDOW);
-        if windows > self.windows.len() {
-            self.number = self.all.charge(self.number, windows * WINDOW).ok_or(NotRead::GaveWay)?;
+        if self.length > self.charged {
+            self.charged = self.length.next_multiple_of(WINDOW);
+            self.number = self.all.charge(self.number, self.charged).ok_or(NotRead::GaveWay)?;
         }
+        let mut windows = self.windows.lock();
+        let windows = windows.as_mut().ok_or(NotRead::GaveWay)?;
         while !data.is_empty() {
-            match self.windows.last_mut() {
+            match windows.last_mut() {
                 Some(window) if window.len() < WINDOW => {
                     let (fits, rest) = data.split_at(data.len().min(WINDOW - window.len()));
                     window.extend_from_slice(fits);
                     data = rest;
                 }
-                _ => self.windows.push(Vec::with_capacity(WINDOW)),
+                _ => windows.push(Vec::with_capacity(WINDOW)),
             }
         }
         Ok(())
     }
 
-    fn take(&mut self) -> Bytes {
+    fn finish(&mut self) -> Result<Bytes, NotRead> {
+        let windows = self.windows.lock().take().ok_or(NotRead::GaveWay)?;
         let mut whole = Vec::with_capacity(self.length);
-        for window in self.windows.drain(..) {
+        for window in windows {
             whole.extend_from_slice(&window);
         }
-        whole.into()
+        Ok(whole.into())
     }
 }
 

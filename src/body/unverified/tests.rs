@@ -155,19 +155,27 @@ async fn one_that_keeps_coming_is_read_beside_any_number_that_have_stalled() {
     drop(stalled);
 }
 
-/// Told to give way and read at one time: what is there is judged.
+/// Its worker may be busy, and has not seen yet that it gave way.
 #[tokio::test(start_paused = true)]
-async fn one_that_is_complete_does_not_give_way() {
-    let bodies = bodies(1);
-    let client = Client::begun(&bodies, 10).await;
-    let _ = client.send.send(Bytes::from_static(b"the rest"));
-    drop(client.send);
-    let (mut other, _gave_way) = Reading::begin(&bodies);
-    other.push(b"a", LIMIT).unwrap();
-    assert_eq!(bodies.evicted(), 1);
-    assert_eq!(client.read.await.unwrap().unwrap().len(), 18);
-    assert_eq!(bodies.bytes(), WINDOW);
-    drop(other);
+async fn the_memory_of_one_that_gave_way_is_free_at_once() {
+    let bodies = bodies(2);
+    let (mut first, mut gave_way) = Reading::begin(&bodies);
+    first.push(b"a", LIMIT).unwrap();
+    let (mut second, mut stays) = Reading::begin(&bodies);
+    second.push(&[b'b'; WINDOW + 1], LIMIT).unwrap();
+    assert_eq!((bodies.bytes(), bodies.evicted()), (2 * WINDOW, 1));
+    assert!(gave_way.try_recv().is_err_and(|error| error == oneshot::error::TryRecvError::Closed));
+    assert!(first.windows.lock().is_none());
+    // Whatever it does now, it takes no more, and frees nothing twice.
+    for data in [&[b'a'; 1][..], &[b'a'; 3 * WINDOW]] {
+        assert!(matches!(first.push(data, LIMIT), Err(NotRead::GaveWay)));
+    }
+    assert!(matches!(first.finish(), Err(NotRead::GaveWay)));
+    drop(first);
+    assert_eq!((bodies.bytes(), bodies.evicted()), (2 * WINDOW, 1));
+    assert!(stays.try_recv().is_err_and(|error| error == oneshot::error::TryRecvError::Empty));
+    assert_eq!(second.finish().unwrap().len(), WINDOW + 1);
+    drop(second);
     assert_eq!(bodies.bytes(), 0);
 }
 
