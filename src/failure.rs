@@ -64,7 +64,6 @@ impl Failure {
             Self::Unauthorized(_) => StatusCode::UNAUTHORIZED,
             Self::OutsideInternalApi => StatusCode::NOT_FOUND,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::UnverifiedBodiesFull => StatusCode::SERVICE_UNAVAILABLE,
             Self::BodyBrokeOff => StatusCode::BAD_REQUEST,
             Self::Upstream(error) => match error {
                 // It does not pass: a certificate that is not believed, a socket that may not be opened.
@@ -80,7 +79,9 @@ impl Failure {
                 }
                 _ => StatusCode::BAD_GATEWAY,
             },
-            Self::SharedTrouble(Trouble::Unreachable) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::UnverifiedBodiesFull | Self::SharedTrouble(Trouble::Unreachable) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::SharedTrouble(Trouble::Timeout) => StatusCode::GATEWAY_TIMEOUT,
             Self::SharedTrouble(Trouble::Broken) => StatusCode::BAD_GATEWAY,
             Self::Panicked => StatusCode::INTERNAL_SERVER_ERROR,

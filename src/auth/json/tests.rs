@@ -70,7 +70,7 @@ fn what_is_no_json_is_an_error_wherever_it_stands() {
         br#"{"secret_token":"s3cret",}"#,
         br#"{"secret_token":"s3cret" "a":1}"#,
         br#"{secret_token:"s3cret"}"#,
-        br#"{'secret_token':'s3cret'}"#,
+        b"{'secret_token':'s3cret'}",
         br#"{/* */"secret_token":"s3cret"}"#,
         b"\xef\xbb\xbf{\"secret_token\":\"s3cret\"}",
     ];

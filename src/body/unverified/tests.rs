@@ -162,13 +162,13 @@ async fn the_memory_of_one_that_gave_way_is_free_at_once() {
     let (mut first, mut gave_way) = Reading::begin(&bodies);
     first.push(b"a", LIMIT).unwrap();
     let (mut second, mut stays) = Reading::begin(&bodies);
-    second.push(&[b'b'; WINDOW + 1], LIMIT).unwrap();
+    second.push(&vec![b'b'; WINDOW + 1], LIMIT).unwrap();
     assert_eq!((bodies.bytes(), bodies.evicted()), (2 * WINDOW, 1));
     assert!(gave_way.try_recv().is_err_and(|error| error == oneshot::error::TryRecvError::Closed));
     assert!(first.windows.lock().is_none());
     // Whatever it does now, it takes no more, and frees nothing twice.
-    for data in [&[b'a'; 1][..], &[b'a'; 3 * WINDOW]] {
-        assert!(matches!(first.push(data, LIMIT), Err(NotRead::GaveWay)));
+    for count in [1, 3 * WINDOW] {
+        assert!(matches!(first.push(&vec![b'a'; count], LIMIT), Err(NotRead::GaveWay)));
     }
     assert!(matches!(first.finish(), Err(NotRead::GaveWay)));
     drop(first);
@@ -208,10 +208,11 @@ async fn a_body_has_a_limit_and_never_more_than_all() {
 #[tokio::test(start_paused = true)]
 async fn a_body_that_stalls_or_drips_is_given_up() {
     let bodies = bodies(64);
+    let nearly = LONGEST_PAUSE.saturating_sub(Duration::from_millis(1));
     let client = Client::begun(&bodies, 1).await;
-    tokio::time::sleep(LONGEST_PAUSE - Duration::from_millis(1)).await;
+    tokio::time::sleep(nearly).await;
     client.send(1).await;
-    tokio::time::sleep(LONGEST_PAUSE - Duration::from_millis(1)).await;
+    tokio::time::sleep(nearly).await;
     assert!(!client.gave_way().await);
     tokio::time::sleep(Duration::from_millis(2)).await;
     assert!(matches!(client.read.await.unwrap(), Err(NotRead::TooSlow)));
