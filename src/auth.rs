@@ -4,6 +4,7 @@
 //! the upstream side only take requests that carry one, so a request that was not judged cannot
 //! reach them. Rules and their sources: contract §2.
 
+mod json;
 mod jwt;
 mod kas_jwt;
 pub mod mint;
@@ -41,6 +42,9 @@ pub struct Settings {
     pub accept_shared_secret: bool,
     /// Bytes of a body that may be read in search of a credential.
     pub max_body: usize,
+    /// Bytes that all bodies together may take that are searched for a credential and are not complete yet. No
+    /// less than `max_body`.
+    pub max_unverified: usize,
     /// The secret that kas and Rails share; without it kas calls are refused.
     pub kas: Option<Kas>,
 }
@@ -56,6 +60,9 @@ pub struct Kas {
 
 /// Bytes of a body that are read in search of a credential, unless configured otherwise.
 pub const DEFAULT_MAX_BODY: usize = 1024 * 1024;
+
+/// Bytes of all such bodies together that are not complete yet, unless configured otherwise.
+pub const DEFAULT_MAX_UNVERIFIED: usize = 16 * 1024 * 1024;
 
 /// Somebody who may call the endpoint that was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,5 +1,7 @@
 //! The one body type that travels through the stack, in both directions.
 
+pub mod unverified;
+
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -11,7 +13,7 @@ use bytes::{Bytes, BytesMut};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Sleep;
 
 use crate::header::trailer;
@@ -177,19 +179,11 @@ impl Body {
 
     /// Reads up to `limit` bytes into memory. What does not fit stays in the stream, and the body
     /// that comes back with [`Collected::TooLong`] is still whole.
-    pub async fn collect_up_to(self, limit: usize) -> Result<Collected, Error> {
-        self.collect_within(limit, &Semaphore::new(Semaphore::MAX_PERMITS)).await
-    }
-
-    /// The same, for bodies that share memory with others: each KiB that has arrived, begun ones
-    /// included, takes a permit of `budget` until all is read.
-    pub async fn collect_within(mut self, limit: usize, budget: &Semaphore) -> Result<Collected, Error> {
+    pub async fn collect_up_to(mut self, limit: usize) -> Result<Collected, Error> {
         if self.rest.is_none() {
             return Ok(Collected::Whole(self.ready));
         }
         let mut read = BytesMut::new();
-        let mut permits = Vec::new();
-        let mut charged = 0;
         while let Some(frame) = self.frame().await {
             let Ok(data) = frame?.into_data() else { continue };
             if read.is_empty() && data.len() <= limit && self.is_end_stream() {
@@ -200,11 +194,6 @@ impl Body {
             if read.len() > limit {
                 self.ready = read.freeze();
                 return Ok(Collected::TooLong(self));
-            }
-            let due = u32::try_from(read.len().div_ceil(1024)).unwrap_or(u32::MAX);
-            if due > charged {
-                permits.push(budget.acquire_many(due - charged).await);
-                charged = due;
             }
         }
         Ok(Collected::Whole(read.freeze()))

@@ -42,6 +42,8 @@ pub enum Failure {
     OutsideInternalApi,
     /// A credential would have to be looked for in a body that is too large for it.
     BodyTooLarge,
+    /// A body that was searched for a credential gave way to others.
+    UnverifiedBodiesFull,
     /// The client's body broke off, or its chunks are malformed.
     BodyBrokeOff,
     /// Rails cannot be reached, or its answer is unusable.
@@ -78,7 +80,9 @@ impl Failure {
                 }
                 _ => StatusCode::BAD_GATEWAY,
             },
-            Self::SharedTrouble(Trouble::Unreachable | Trouble::Busy) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::UnverifiedBodiesFull | Self::SharedTrouble(Trouble::Unreachable | Trouble::Busy) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::SharedTrouble(Trouble::Timeout | Trouble::Slow) => StatusCode::GATEWAY_TIMEOUT,
             Self::SharedTrouble(Trouble::Broken) => StatusCode::BAD_GATEWAY,
             Self::Panicked => StatusCode::INTERNAL_SERVER_ERROR,
@@ -92,6 +96,7 @@ impl Failure {
             Self::Unauthorized(_) => "unauthorized",
             Self::OutsideInternalApi => "outside_internal_api",
             Self::BodyTooLarge => "body_too_large",
+            Self::UnverifiedBodiesFull => "unverified_bodies_full",
             Self::BodyBrokeOff => "body_broke_off",
             Self::Upstream(error) => match error {
                 upstream::Error::RequestBody(_) | upstream::Error::BodyStalled(_) => "body_broke_off",
@@ -128,6 +133,9 @@ impl Failure {
             Self::BodyTooLarge => {
                 "413 Request body too large to look for secret_token in it; send the credential in a header"
             }
+            Self::UnverifiedBodiesFull => {
+                "The request body did not arrive before its memory was needed. Please try again shortly."
+            }
             Self::BodyBrokeOff => "400 Bad Request: the request body is incomplete or malformed",
             Self::Upstream(upstream::Error::Shed(_) | upstream::Error::HoldFull(_))
             | Self::SharedTrouble(Trouble::Busy) => "GitLab is busy at the moment. Please try again shortly.",
@@ -153,6 +161,7 @@ impl Failure {
             | Self::Unauthorized(_)
             | Self::OutsideInternalApi
             | Self::BodyTooLarge
+            | Self::UnverifiedBodiesFull
             | Self::BodyBrokeOff => Side::Client,
             Self::Upstream(_) | Self::SharedTrouble(_) => Side::Upstream,
             Self::Panicked => Side::Gateway,
@@ -170,7 +179,11 @@ impl Failure {
         if self.status() == StatusCode::SERVICE_UNAVAILABLE {
             headers.insert(header::RETRY_AFTER, RETRY_AFTER);
         }
-        if matches!(self, Self::Refused(_) | Self::BodyTooLarge | Self::BodyBrokeOff) {
+        // What is left of the request is not read.
+        if matches!(
+            self,
+            Self::Refused(_) | Self::BodyTooLarge | Self::UnverifiedBodiesFull | Self::BodyBrokeOff
+        ) {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response
@@ -205,6 +218,7 @@ mod tests {
             Failure::Unauthorized(Rejection::Wrong),
             Failure::OutsideInternalApi,
             Failure::BodyTooLarge,
+            Failure::UnverifiedBodiesFull,
             Failure::BodyBrokeOff,
             Failure::Upstream(upstream::Error::Connect("x".into(), std::io::Error::other("y"))),
             Failure::Upstream(upstream::Error::Timeout(std::time::Duration::from_secs(1))),

@@ -66,6 +66,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::admin::Admin;
 use crate::auth::Auth;
+use crate::body::unverified::UnverifiedBodies;
 use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::Settings;
@@ -101,14 +102,15 @@ impl Gateway {
         let upstream = Arc::new(State::new(&settings.upstream));
         let checks = upstream::Watch::new(&settings.upstream, &upstream);
         let cache = Cache::new(&settings.cache);
+        let bodies = Arc::new(UnverifiedBodies::new(settings.auth.max_unverified));
         let metrics = Arc::new(Metrics::new(Sources {
+            bodies: Arc::clone(&bodies),
             cache: Arc::clone(&cache),
             upstream: Arc::clone(&upstream),
             connections: Arc::clone(server.connections()),
             hooks: Arc::clone(&hook_counts),
         }));
         let auth = Arc::new(ArcSwap::from_pointee(Auth::new(settings.auth)));
-        let bodies = layer::authenticate::bodies();
         let worker = |number| {
             let parts = stack::Parts {
                 auth: Arc::clone(&auth),

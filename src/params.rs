@@ -1,5 +1,8 @@
 //! Query strings and form bodies, read as Rack 2 reads them, and wherever Rack's leniency could
 //! make Rails see something else: said so, instead of guessed (contract §2.4).
+//!
+//! One pass; what is kept are a few plain pairs and the credential, whatever the length: forms are read here
+//! whose senders have shown nothing yet.
 
 use std::borrow::Cow;
 
@@ -18,14 +21,15 @@ pub struct Params<'a> {
 /// One parameter, as it was sent.
 #[derive(Debug)]
 pub struct Pair<'a> {
-    name: Cow<'a, [u8]>,
+    /// Names with escapes are looked at, but not kept.
+    name: &'a [u8],
     raw_value: Option<&'a [u8]>,
 }
 
 impl<'a> Pair<'a> {
-    /// The decoded name.
-    pub fn name(&self) -> &[u8] {
-        &self.name
+    /// The name.
+    pub fn name(&self) -> &'a [u8] {
+        self.name
     }
 
     /// The decoded value; `None` for a bare name without `=`, which Rack reads as `nil`.
@@ -71,25 +75,25 @@ impl<'a> Params<'a> {
             return;
         }
         self.clear &= is_first || !piece.starts_with(b" ");
-        let (raw_name, raw_value) = match memchr(b'=', piece) {
+        let (name, raw_value) = match memchr(b'=', piece) {
             Some(equals) => (piece.get(..equals).unwrap_or_default(), piece.get(equals + 1..)),
             None => (piece, None),
         };
-        let Some(name) = decode(raw_name).filter(|_| raw_value.is_none_or(has_good_escapes)) else {
-            // A bad escape is an error in Rack; what became of the parameter is unknown.
+        if !has_good_escapes(name) || !raw_value.is_none_or(has_good_escapes) {
+            // It is an error in Rack; what became of the parameter is unknown.
             self.clear = false;
             return;
-        };
+        }
         // `secret_token[]`, `[secret_token]` and `secret%5ftoken` all reach Rails as one name.
-        let is_secret = raw_name == SECRET_TOKEN;
-        self.clear &= is_secret || memmem::find(&name, SECRET_TOKEN).is_none();
+        let is_secret = name == SECRET_TOKEN;
+        self.clear &= is_secret || !has_secret_token(name);
         let pair = Pair { name, raw_value };
         if is_secret {
             self.plain &= self.secret_token.is_none();
             self.secret_token = Some(pair);
             return;
         }
-        let is_word = raw_name.iter().all(|b| b.is_ascii_alphanumeric() || *b == b'_');
+        let is_word = name.iter().all(|b| b.is_ascii_alphanumeric() || *b == b'_');
         self.plain &= is_word && self.pairs.len() < MOST;
         // Once the list is not plain, nobody looks at it again.
         if self.plain {
@@ -119,8 +123,13 @@ impl<'a> Params<'a> {
 /// The same parameters without the credential, byte for byte; `None` if there is none among them.
 pub fn without_secret_token(raw: &[u8]) -> Option<Vec<u8>> {
     let is_other = |piece: &&[u8]| piece.split(|byte| *byte == b'=').next() != Some(SECRET_TOKEN);
-    let kept: Vec<&[u8]> = raw.split(|byte| *byte == b'&').filter(is_other).collect();
-    let kept = kept.join(&b'&');
+    let mut kept = Vec::with_capacity(raw.len());
+    for (index, piece) in raw.split(|byte| *byte == b'&').filter(is_other).enumerate() {
+        if index > 0 {
+            kept.push(b'&');
+        }
+        kept.extend_from_slice(piece);
+    }
     (kept.len() < raw.len()).then_some(kept)
 }
 
@@ -152,6 +161,32 @@ fn decode(raw: &[u8]) -> Option<Cow<'_, [u8]>> {
     }
     decoded.extend_from_slice(rest);
     Some(Cow::Owned(decoded))
+}
+
+/// Whether the word is in the decoded name.
+fn has_secret_token(raw_name: &[u8]) -> bool {
+    if memchr2(b'%', b'+', raw_name).is_none() {
+        return memmem::find(raw_name, SECRET_TOKEN).is_some();
+    }
+    let (mut rest, mut matched) = (raw_name, 0);
+    while let [first, after @ ..] = rest {
+        let (mut byte, mut next) = (*first, after);
+        if let (b'%', [high, low, after @ ..]) = (byte, after)
+            && let (Some(high), Some(low)) = (hex(*high), hex(*low))
+        {
+            (byte, next) = (high << 4 | low, after);
+        }
+        // The first letter of the word comes once in it, so what does not go on can only begin anew.
+        matched = match SECRET_TOKEN.get(matched) {
+            Some(expected) if *expected == byte => matched + 1,
+            _ => usize::from(SECRET_TOKEN.first() == Some(&byte)),
+        };
+        if matched == SECRET_TOKEN.len() {
+            return true;
+        }
+        rest = next;
+    }
+    false
 }
 
 fn has_good_escapes(raw: &[u8]) -> bool {
@@ -237,6 +272,38 @@ mod tests {
         assert!(params.plain().is_none());
         assert_eq!(params.pairs.len(), MOST);
         assert_eq!(params.secret_token(), SecretToken::Given(b"s3cret"[..].into()));
+    }
+
+    /// The word is looked for in names without decoding them.
+    #[test]
+    fn the_credential_is_seen_in_any_disguise() {
+        for (name, is_there) in [
+            ("secret%5ftoken", true),
+            ("%73ecret_token", true),
+            ("secret_toke%6E", true),
+            ("%73%65%63%72%65%74%5F%74%6F%6B%65%6E", true),
+            ("a%5Bsecret_token%5D", true),
+            ("+secret_token+", true),
+            ("secret_%73ecret_token", true),
+            ("%20ssecret_token", true),
+            ("secresecret_token%20", true),
+            ("secret%25ftoken", false),
+            ("secret+token", false),
+            ("secret_toke%20n", false),
+            ("%", false),
+            ("secret_token%", true),
+        ] {
+            assert_eq!(has_secret_token(name.as_bytes()), is_there, "{name}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn it_is_seen_where_a_decoded_name_has_it(name in "([secrt_okn]|secret|_token|%5[fF]|%73|%6[5e]|[+]){0,12}") {
+            let decoded = decode(name.as_bytes()).unwrap();
+            let is_there = memmem::find(&decoded, SECRET_TOKEN).is_some();
+            proptest::prop_assert_eq!(has_secret_token(name.as_bytes()), is_there);
+        }
     }
 
     #[test]

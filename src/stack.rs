@@ -4,12 +4,12 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 use tower::ServiceBuilder;
 
 use crate::auth::Auth;
 use crate::auth::mint::Mint;
+use crate::body::unverified::UnverifiedBodies;
 use crate::cache::{self, Cache};
 use crate::clock::Clock;
 use crate::layer::authenticate::{Authenticate, AuthenticateLayer};
@@ -30,8 +30,8 @@ pub type Stack = Observe<Rescue<Hygiene<FindRoute<Authenticate<ServeCached<Forwa
 pub struct Parts {
     /// How callers are judged; exchanged when secrets change.
     pub auth: Arc<ArcSwap<Auth>>,
-    /// Memory for bodies that are searched for a credential; a permit is a KiB.
-    pub bodies: Arc<Semaphore>,
+    /// Reads bodies that are searched for a credential, within the memory that they share.
+    pub bodies: Arc<UnverifiedBodies>,
     /// The entries.
     pub cache: Arc<Cache>,
     /// What is cached, and for how long.

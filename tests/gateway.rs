@@ -56,5 +56,6 @@ mod gateway {
     mod tls;
     mod trailers;
     mod translation;
+    mod unverified;
     mod warm;
 }

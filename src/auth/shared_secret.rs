@@ -5,6 +5,7 @@ use std::borrow::Cow;
 
 use http::HeaderMap;
 
+use super::json::{self, Member};
 use super::{BodyOf, Rejection};
 use crate::header;
 use crate::params::{Params, SecretToken};
@@ -25,7 +26,7 @@ pub(super) enum Presented<'a> {
 pub(super) fn find<'a>(headers: &'a HeaderMap, query: &Params<'a>, body: BodyOf<'a>) -> Presented<'a> {
     let from_body = match body {
         BodyOf::Form(form) => in_params(&Params::parse(form)),
-        BodyOf::Json(json) => in_json(json),
+        BodyOf::Json(body) => in_json(body),
         BodyOf::Irrelevant | BodyOf::Unread => Given::Absent,
     };
     match (from_body, in_params(query)) {
@@ -54,19 +55,15 @@ fn in_params<'a>(params: &Params<'a>) -> Given<'a> {
 
 /// An empty body and an array are "no parameters" to Grape; anything else that is no object, and
 /// a `secret_token` that is neither text nor `null`, ends in an error there.
-fn in_json(json: &[u8]) -> Given<'static> {
-    if json.is_empty() {
+fn in_json(body: &[u8]) -> Given<'_> {
+    if body.is_empty() {
         return Given::Absent;
     }
-    match serde_json::from_slice::<serde_json::Value>(json) {
-        Ok(serde_json::Value::Array(_)) => Given::Absent,
-        Ok(serde_json::Value::Object(object)) => match object.get("secret_token") {
-            None => Given::Absent,
-            Some(serde_json::Value::Null) => Given::Null,
-            Some(serde_json::Value::String(text)) => Given::Text(text.clone().into_bytes().into()),
-            Some(_) => Given::Ambiguous,
-        },
-        _ => Given::Ambiguous,
+    match json::member(body, "secret_token") {
+        Ok(Member::Absent) => Given::Absent,
+        Ok(Member::Null) => Given::Null,
+        Ok(Member::Text(text)) => Given::Text(text),
+        Ok(Member::Other) | Err(_) => Given::Ambiguous,
     }
 }
 

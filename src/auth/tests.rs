@@ -18,6 +18,7 @@ fn auth(accept_jwt: bool, accept_shared_secret: bool, audience: Option<&str>) ->
         accept_jwt,
         accept_shared_secret,
         max_body: DEFAULT_MAX_BODY,
+        max_unverified: DEFAULT_MAX_UNVERIFIED,
         kas: Some(Kas {
             secret: KasSecret::from_text(STANDARD.encode(KAS_KEY).as_bytes()).unwrap(),
             audience: audience.map(str::to_owned),

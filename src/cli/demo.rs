@@ -101,6 +101,7 @@ fn settings(options: &Options, secrets: &Secrets, rails_at: &str) -> io::Result<
             accept_jwt: true,
             accept_shared_secret: true,
             max_body: auth::DEFAULT_MAX_BODY,
+            max_unverified: auth::DEFAULT_MAX_UNVERIFIED,
             kas: Some(auth::Kas {
                 secret: KasSecret::from_text(STANDARD.encode(secrets.kas).as_bytes()).map_err(unusable)?,
                 audience: None,

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::document::{Document, Placed, Section};
 use super::scalars::{GIBIBYTE, size};
+use super::units;
 use crate::auth;
 use crate::secret::{KasSecret, LoadError, ShellSecret};
 
@@ -42,8 +43,27 @@ pub(super) fn auth(document: &Document<'_>, root: &mut Section<'_, '_>) -> Optio
     let accept = shell.list("accept");
     let (accept_jwt, accept_shared_secret) = accepted(document, accept.as_ref());
     let max_body = size(&mut shell, "max_body", auth::DEFAULT_MAX_BODY, 0..=GIBIBYTE);
+    let max_unverified = max_unverified(&mut shell, max_body);
     shell.finish();
-    Some(auth::Settings { shell_secret: secret?.value, accept_jwt, accept_shared_secret, max_body, kas })
+    Some(auth::Settings {
+        shell_secret: secret?.value,
+        accept_jwt,
+        accept_shared_secret,
+        max_body,
+        max_unverified,
+        kas,
+    })
+}
+
+/// Unless it is said, there is room for one body of any size that is searched.
+fn max_unverified(shell: &mut Section<'_, '_>, max_body: usize) -> usize {
+    let expected = format!(
+        "a size from that of auth.shell.max_body, {max_body}, to {GIBIBYTE} bytes with its unit (B, KiB, MiB, \
+         GiB), such as \"16MiB\""
+    );
+    let within = |size: &usize| (max_body..=GIBIBYTE).contains(size);
+    let said = shell.text("max_unverified", &expected, |text| units::size(text).filter(within));
+    said.map_or(auth::DEFAULT_MAX_UNVERIFIED.max(max_body), |placed| placed.value)
 }
 
 fn accepted(document: &Document<'_>, accept: Option<&Placed<Vec<String>>>) -> (bool, bool) {

@@ -3,20 +3,18 @@
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use bytes::Bytes;
 use futures_util::future::Either;
 use http::header;
 use http::{Method, Request};
 use http_body::Body as _;
-use tokio::sync::Semaphore;
 use tower::{Layer, Service};
 
 use super::{Later, NowOr, now};
 use crate::auth::{Auth, BodyOf, Caller, Rejection, Verdict};
-use crate::body::{Body, Collected};
+use crate::body::Body;
+use crate::body::unverified::{NotRead, UnverifiedBodies};
 use crate::cache::Key;
 use crate::clock::Clock;
 use crate::exchange::{Authenticated, Routed, SeenBody};
@@ -24,22 +22,12 @@ use crate::failure::Failure;
 use crate::params::Params;
 use crate::upstream::MayWait;
 
-/// How long a body may take that is read in search of a credential. Nobody has been
-/// authenticated yet, so patience is an invitation.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// How much of such bodies may be in memory at one time, all connections of all workers together. A
-/// permit is a KiB.
-pub fn bodies() -> Arc<Semaphore> {
-    Arc::new(Semaphore::new(64 * 1024))
-}
-
 /// Puts [`Authenticate`] in front of a service.
 #[derive(Clone, Debug)]
 pub struct AuthenticateLayer {
     auth: Arc<ArcSwap<Auth>>,
     clock: Clock,
-    bodies: Arc<Semaphore>,
+    bodies: Arc<UnverifiedBodies>,
 }
 
 /// Lets authenticated callers through.
@@ -48,13 +36,13 @@ pub struct Authenticate<S> {
     inner: S,
     auth: Arc<ArcSwap<Auth>>,
     clock: Clock,
-    bodies: Arc<Semaphore>,
+    bodies: Arc<UnverifiedBodies>,
 }
 
 impl AuthenticateLayer {
-    /// Judges by whatever `auth` holds when a request comes, so that secrets can be exchanged. Memory
-    /// for bodies is taken from `bodies`.
-    pub fn new(auth: Arc<ArcSwap<Auth>>, clock: Clock, bodies: Arc<Semaphore>) -> Self {
+    /// Judges by whatever `auth` holds when a request comes, so that secrets can be exchanged. Those
+    /// bodies that have to be searched are read by `bodies`.
+    pub fn new(auth: Arc<ArcSwap<Auth>>, clock: Clock, bodies: Arc<UnverifiedBodies>) -> Self {
         Self { auth, clock, bodies }
     }
 }
@@ -111,15 +99,13 @@ where
     }
 }
 
-/// The whole body, which takes its share of the memory that all such bodies have together.
-async fn read(body: Body, most: usize, bodies: &Semaphore) -> Result<Bytes, Failure> {
-    if body.size_hint().lower() > most as u64 {
-        return Err(Failure::BodyTooLarge);
-    }
-    match body.collect_within(most, bodies).await {
-        Ok(Collected::Whole(read)) => Ok(read),
-        Ok(Collected::TooLong(_)) => Err(Failure::BodyTooLarge),
-        Err(_) => Err(Failure::BodyBrokeOff),
+impl From<NotRead> for Failure {
+    fn from(reason: NotRead) -> Self {
+        match reason {
+            NotRead::TooLong => Self::BodyTooLarge,
+            NotRead::GaveWay => Self::UnverifiedBodiesFull,
+            NotRead::TooSlow | NotRead::BrokeOff(_) => Self::BodyBrokeOff,
+        }
     }
 }
 
@@ -177,7 +163,7 @@ async fn read_and_judge<S>(
     mut inner: S,
     auth: Arc<Auth>,
     clock: Clock,
-    bodies: Arc<Semaphore>,
+    bodies: Arc<UnverifiedBodies>,
     mut routed: Routed,
     form: Option<BodyForm>,
 ) -> super::Answer
@@ -185,8 +171,7 @@ where
     S: Service<Authenticated, Response = http::Response<Body>, Error = Failure>,
 {
     let body = std::mem::take(routed.exchange.request.body_mut());
-    let read = tokio::time::timeout(BODY_TIMEOUT, read(body, auth.max_body, &bodies)).await;
-    let read = read.unwrap_or(Err(Failure::BodyBrokeOff))?;
+    let read = bodies.read(body, auth.max_body).await?;
     let (body, seen) = match form {
         Some(BodyForm::Urlencoded) => (BodyOf::Form(&read), SeenBody::Form(read.clone())),
         Some(BodyForm::Json) => (BodyOf::Json(&read), SeenBody::Unknown),

@@ -11,6 +11,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
+use crate::body::unverified::UnverifiedBodies;
 use crate::cache::shadow::{AGES, Verdict};
 use crate::cache::{Cache, Refreshed, Sign};
 use crate::clock::Clock;
@@ -25,6 +26,8 @@ mod servers;
 /// Where the series come from.
 #[derive(Debug)]
 pub struct Sources {
+    /// Bodies that are searched for a credential.
+    pub bodies: Arc<UnverifiedBodies>,
     /// The cache.
     pub cache: Arc<Cache>,
     /// The upstream side.
@@ -41,6 +44,7 @@ impl Collector for Sources {
         self.encode_shadow(&mut encoder)?;
         self.encode_hooks(&mut encoder)?;
         self.encode_connections(&mut encoder)?;
+        self.encode_unverified(&mut encoder)?;
         self.encode_waiting(&mut encoder)?;
         servers::encode(&self.upstream.servers, &mut encoder)
     }
@@ -147,6 +151,18 @@ impl Sources {
 }
 
 impl Sources {
+    fn encode_unverified(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let bytes = ConstGauge::new(u64::try_from(self.bodies.bytes()).unwrap_or(u64::MAX));
+        single(
+            encoder,
+            "unverified_body_bytes",
+            "Memory of bodies that are being read in search of a credential",
+            &bytes,
+        )?;
+        let evicted = ConstCounter::new(self.bodies.evicted());
+        single(encoder, "unverified_bodies_evicted", "Such bodies that gave way to others", &evicted)
+    }
+
     /// Who waits for Rails, and what became of those who could not.
     fn encode_waiting(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let up = &self.upstream;

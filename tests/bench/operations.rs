@@ -4,7 +4,7 @@ mod gateway;
 mod parts;
 mod rails;
 
-use railgate::auth::{Auth, CallerKind, DEFAULT_MAX_BODY, Kas, Rejection, Settings};
+use railgate::auth::{Auth, CallerKind, DEFAULT_MAX_BODY, DEFAULT_MAX_UNVERIFIED, Kas, Rejection, Settings};
 use railgate::route::{Access, Caching};
 use railgate::secret::{KasSecret, ShellSecret};
 
@@ -102,6 +102,7 @@ fn auth() -> Fallible<Auth> {
         accept_jwt: true,
         accept_shared_secret: true,
         max_body: DEFAULT_MAX_BODY,
+        max_unverified: DEFAULT_MAX_UNVERIFIED,
         kas: Some(Kas {
             secret: KasSecret::from_text(credentials::kas_secret_file().as_bytes())?,
             audience: Some("gitlab".to_owned()),

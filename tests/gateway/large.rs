@@ -16,12 +16,12 @@ const PIECE: usize = 256 * 1024;
 const MOST: u64 = 8 << 20;
 
 /// The gateway as a process of its own, so that its memory is nobody else's.
-struct Gateway {
+pub struct Gateway {
     process: Child,
 }
 
 impl Gateway {
-    async fn start(setup: &Setup, rails: &Peer) -> Self {
+    pub async fn start(setup: &Setup, rails: &Peer) -> Self {
         let config = setup.dir.file("railgate.toml");
         fs::write(&config, setup.config(rails)).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_railgate"));
@@ -33,9 +33,18 @@ impl Gateway {
     }
 
     /// What it has in memory, in bytes.
-    fn resident(&self) -> u64 {
+    pub fn resident(&self) -> u64 {
+        self.memory("VmRSS:")
+    }
+
+    /// The most that it has had.
+    pub fn peak(&self) -> u64 {
+        self.memory("VmHWM:")
+    }
+
+    fn memory(&self, what: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        let line = status.lines().find(|line| line.starts_with(what)).unwrap();
         line.split_ascii_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
     }
 }

@@ -37,9 +37,10 @@ fn the_annotated_file_says_what_holds_without_it() {
     let expected = upstream::Settings::new(Target::parse(url).unwrap());
     assert_eq!(format!("{upstream:?}"), format!("{expected:?}"));
     assert_eq!(forward_prefixes, [""; 0]);
-    let auth::Settings { shell_secret, accept_jwt, accept_shared_secret, max_body, kas } = auth;
+    let auth::Settings { shell_secret, accept_jwt, accept_shared_secret, max_body, max_unverified, kas } =
+        auth;
     assert!(shell_secret.matches(b"s3cret") && accept_jwt && accept_shared_secret && kas.is_none());
-    assert_eq!(max_body, auth::DEFAULT_MAX_BODY);
+    assert_eq!((max_body, max_unverified), (auth::DEFAULT_MAX_BODY, auth::DEFAULT_MAX_UNVERIFIED));
     assert_eq!(cache, cache::Settings::default());
     assert_eq!(limits, Limits::default());
     assert_eq!(log, Log::default());

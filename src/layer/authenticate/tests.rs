@@ -17,9 +17,11 @@ fn layer() -> AuthenticateLayer {
         accept_jwt: true,
         accept_shared_secret: true,
         max_body: MAX_BODY,
+        max_unverified: MAX_BODY,
         kas: None,
     });
-    AuthenticateLayer::new(Arc::new(ArcSwap::from_pointee(auth)), Clock::Manual(Manual::at(0)), bodies())
+    let bodies = Arc::new(UnverifiedBodies::new(MAX_BODY));
+    AuthenticateLayer::new(Arc::new(ArcSwap::from_pointee(auth)), Clock::Manual(Manual::at(0)), bodies)
 }
 
 fn routed(method: Method, path: &str, headers: &[(&str, &str)], body: &str) -> Routed {
@@ -121,6 +123,7 @@ async fn secrets_can_be_exchanged_while_requests_come() {
         accept_jwt: true,
         accept_shared_secret: true,
         max_body: MAX_BODY,
+        max_unverified: MAX_BODY,
         kas: None,
     });
     layer.auth.store(Arc::new(auth));

@@ -54,6 +54,7 @@ fn call(method: Method, path: &str, headers: &[(&str, &str)]) -> Authenticated {
         accept_jwt: false,
         accept_shared_secret: true,
         max_body: 0,
+        max_unverified: 0,
         kas: None,
     });
     let mut request = Request::builder().method(&method).uri(format!("{}{path}", route::PREFIX));

@@ -9,9 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use railgate::auth::DEFAULT_MAX_UNVERIFIED;
+use railgate::body::unverified::UnverifiedBodies;
 use railgate::cache::{self, Cache, Key, Lifetime, Lifetimes};
 use railgate::clock::{Clock, Manual};
-use railgate::layer::authenticate::bodies;
 use railgate::metrics::Tally;
 use railgate::params::Params;
 use railgate::route::Caching;
@@ -173,7 +174,7 @@ impl Gateway {
         let server = Server::new(Limits::default());
         let stack = stack::build(Parts {
             auth: Arc::new(ArcSwap::from_pointee(operations::auth()?)),
-            bodies: bodies(),
+            bodies: Arc::new(UnverifiedBodies::new(DEFAULT_MAX_UNVERIFIED)),
             cache: Arc::clone(&cache),
             cache_settings,
             upstream: Arc::new(Upstream::alone(settings(&rails)?)),
