@@ -64,7 +64,7 @@ async fn demo(options: &Options) -> io::Result<()> {
     let sample = Arc::new(SampleGitlab::new(secrets.shell.as_bytes(), secrets.kas));
     let rails = Socket::bind(&loopback(0))?;
     let rails_at = rails.endpoint()?;
-    let gateway = Gateway::bind(settings(options, &secrets, &rails_at)?)?;
+    let gateway = Gateway::bind(settings(options, &secrets, &rails_at)?, Arc::default())?;
     introduce(&gateway, &rails_at, &sample, &secrets)?;
 
     let rails_server = Server::new(Limits::default());
