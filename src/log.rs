@@ -61,7 +61,10 @@ impl Counts {
     /// What was lost so far: why, the level, and how many lines.
     pub fn dropped(&self) -> impl Iterator<Item = (Loss, &'static str, u64)> {
         Loss::ALL.into_iter().zip(&self.dropped).flat_map(|(why, levels)| {
-            LEVELS.into_iter().zip(levels).map(move |(level, count)| (why, level, count.load(Ordering::Relaxed)))
+            LEVELS
+                .into_iter()
+                .zip(levels)
+                .map(move |(level, count)| (why, level, count.load(Ordering::Relaxed)))
         })
     }
 }

@@ -22,7 +22,8 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use self::json::JsonLines;
-use self::lines::{BOUNDS, Lines};
+use self::lines::BOUNDS;
+pub(super) use self::lines::Lines;
 use self::pretty::PrettyLines;
 use self::suppress::{Suppress, SuppressLayer};
 
@@ -38,11 +39,10 @@ struct Running {
 
 /// Writes log lines to standard output from now on, panics included. Those that are left out are counted.
 pub(super) fn init(log: &Log, counts: &Arc<Counts>) -> std::io::Result<()> {
-    let Running { lines, suppress } = start(counts)?;
-    let subscriber = tracing_subscriber::registry()
-        .with(LevelFilter::from_level(log.level))
-        .with(SuppressLayer(Arc::clone(suppress)));
-    let lines = Arc::clone(lines);
+    let Running { lines, suppress } = run(counts)?;
+    let (lines, suppress) = (Arc::clone(lines), Arc::clone(suppress));
+    let subscriber =
+        tracing_subscriber::registry().with(LevelFilter::from_level(log.level)).with(SuppressLayer(suppress));
     match log.format {
         LogFormat::Json => subscriber.with(JsonLines::new(lines)).init(),
         LogFormat::Pretty => {
@@ -61,8 +61,12 @@ pub(super) fn init(log: &Log, counts: &Arc<Counts>) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Starts the thread that writes.
-fn start(counts: &Arc<Counts>) -> std::io::Result<&'static Running> {
+/// Starts the thread that writes, for lines that are made elsewhere.
+pub(super) fn start(counts: &Arc<Counts>) -> std::io::Result<Arc<Lines>> {
+    Ok(Arc::clone(&run(counts)?.lines))
+}
+
+fn run(counts: &Arc<Counts>) -> std::io::Result<&'static Running> {
     let lines = Arc::new(Lines::new(BOUNDS, Arc::clone(counts)));
     let suppress = Arc::new(Suppress::new(Arc::clone(counts)));
     writer::start(Arc::clone(&lines), Arc::clone(&suppress))?;

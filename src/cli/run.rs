@@ -82,7 +82,7 @@ async fn run(loaded: Loaded, counts: Arc<Counts>) -> ExitCode {
 }
 
 /// How long the log has for its last lines if the process is to end at once.
-const LAST_LINES: Duration = Duration::from_millis(200);
+pub(super) const LAST_LINES: Duration = Duration::from_millis(200);
 
 /// SIGTERM and SIGINT begin to drain; a second one ends the process at once.
 pub(super) fn cancel_on_signal(shutdown: &CancellationToken) -> std::io::Result<()> {

@@ -190,10 +190,8 @@ mod tests {
 
     #[test]
     fn every_kind_of_field_is_told_in_json() {
-        let lines = Arc::new(Lines::new(BOUNDS, Arc::default()));
-        let subscriber = tracing_subscriber::registry().with(JsonLines::new(Arc::clone(&lines)));
         let nothing: Option<u64> = None;
-        tracing::subscriber::with_default(subscriber, || {
+        let written = logged(|| {
             tracing::warn!(
                 text = "a \"quoted\" line\n\u{1}\u{e9}",
                 count = 7_u64,
@@ -207,7 +205,6 @@ mod tests {
                 "it happened"
             );
         });
-        let written = lines.waiting();
         let first = written.lines().next().unwrap();
         let mut told: Value = serde_json::from_str(first).unwrap();
         let timestamp = told.as_object_mut().unwrap().remove("timestamp").unwrap();
@@ -220,6 +217,35 @@ mod tests {
         });
         assert_eq!(told, expected);
         assert_eq!(written.lines().count(), 1);
+    }
+
+    /// The lines that are made of events.
+    fn logged(act: impl FnOnce()) -> String {
+        let lines = Arc::new(Lines::new(BOUNDS, Arc::default()));
+        let subscriber = tracing_subscriber::registry().with(JsonLines::new(Arc::clone(&lines)));
+        tracing::subscriber::with_default(subscriber, act);
+        lines.waiting()
+    }
+
+    #[test]
+    fn a_long_line_is_cut_and_stays_json() {
+        for text in ["x", "\"", "\n", "\u{1}", "\u{7f}", "é", "\u{2028}"] {
+            let text = text.repeat(70_000);
+            let line =
+                logged(|| tracing::warn!(text, count = 7, shown = %text, behind = "short", "it happened"));
+            assert!((MOST_TEXT - 6..LONGEST_LINE).contains(&line.len()), "{}", line.len());
+            let told: Value = serde_json::from_str(&line).unwrap();
+            let kept = |field: &str| told[field].as_str().unwrap();
+            assert!(text.starts_with(kept("text")) && !kept("text").is_empty());
+            let all = 2 * text.len() + "short".len();
+            let cut = all - kept("text").len() - kept("shown").len() - kept("behind").len();
+            assert_eq!((&told["cut_bytes"], &told["count"]), (&json!(cut), &json!(7)));
+            assert_eq!(kept("message"), "it happened");
+        }
+        // Long, but not too long.
+        let line = logged(|| tracing::warn!(text = "\u{1}".repeat(2_200)));
+        let told: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!((told["text"].as_str().unwrap().len(), told.get("cut_bytes")), (2_200, None));
     }
 
     #[test]

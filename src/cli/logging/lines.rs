@@ -46,7 +46,7 @@ impl Bounds {
 pub(super) type ByLevel = [u64; LEVELS.len()];
 
 /// Where lines wait.
-pub(super) struct Lines {
+pub(in crate::cli) struct Lines {
     bounds: Bounds,
     counts: Arc<Counts>,
     queue: Mutex<Queue>,
@@ -93,7 +93,7 @@ impl Lines {
     }
 
     /// Takes one line, line break included, or drops it.
-    pub(super) fn push(&self, line: &[u8], level: Level, can_wait: bool) {
+    pub(in crate::cli) fn push(&self, line: &[u8], level: Level, can_wait: bool) {
         let (bounds, place) = (self.bounds.for_level(level), place(level));
         let mut queue = self.queue.lock();
         if queue.lines >= bounds.lines || queue.bytes + line.len() > bounds.bytes {
@@ -225,6 +225,16 @@ impl Queue {
         if let Some(dropped) = self.dropped.get_mut(place) {
             *dropped += lines;
         }
+    }
+}
+
+#[cfg(test)]
+impl Lines {
+    /// What waits.
+    pub(super) fn waiting(&self) -> String {
+        let queue = self.queue.lock();
+        let blocks = queue.blocks.iter().map(|block| String::from_utf8_lossy(&block.bytes));
+        blocks.collect()
     }
 }
 

@@ -24,8 +24,8 @@ fn write(panic: &PanicHookInfo<'_>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::logging::lines::{BOUNDS, Lines};
     use crate::cli::logging::json::JsonLines;
+    use crate::cli::logging::lines::{BOUNDS, Lines};
     use std::sync::Arc;
     use tracing_subscriber::layer::SubscriberExt as _;
 
@@ -41,7 +41,10 @@ mod tests {
         std::panic::set_hook(before);
         assert!(outcome.is_err());
         let written = lines.waiting();
-        assert!(written.contains(r#""level":"ERROR","message":"a panic, which is a bug in railgate""#), "{written}");
+        assert!(
+            written.contains(r#""level":"ERROR","message":"a panic, which is a bug in railgate""#),
+            "{written}"
+        );
         assert!(written.contains("but the index is 0") && written.contains("panics.rs:"), "{written}");
     }
 }

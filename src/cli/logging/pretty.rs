@@ -1,6 +1,7 @@
 //! Lines for people, as `tracing_subscriber` makes them, one for each event and of bounded length.
 
 use std::borrow::Cow;
+use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::sync::Arc;
 
@@ -69,8 +70,34 @@ fn one_line(text: &[u8]) -> Cow<'_, [u8]> {
         }
     }
     if cut > 0 {
-        told.push_str(&format!(" cut_bytes={cut}"));
+        // Writing to memory cannot fail.
+        let _ = write!(told, " cut_bytes={cut}");
     }
     told.push('\n');
     Cow::Owned(told.into_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_event_is_one_line_of_bounded_length() {
+        let long = "x".repeat(LONGEST_LINE);
+        for (text, told) in [
+            ("a line\n", "a line\n".to_owned()),
+            ("\u{1b}[32mINFO\u{1b}[0m a\tline\n", "\u{1b}[32mINFO\u{1b}[0m a\tline\n".to_owned()),
+            ("no end", "no end\n".to_owned()),
+            ("a\nb\r\n", "a\\nb\\r\n".to_owned()),
+            ("bell \u{7}, \u{7f}, é\n", "bell \\u{7}, \\u{7f}, é\n".to_owned()),
+            (&long, format!("{} cut_bytes=32\n", "x".repeat(LONGEST_LINE - MARK))),
+            (&"\u{1}".repeat(LONGEST_LINE), {
+                format!("{} cut_bytes=13114\n", "\\u{1}".repeat((LONGEST_LINE - MARK) / 5))
+            }),
+        ] {
+            let line = one_line(text.as_bytes());
+            assert!(*line == *told.as_bytes(), "{} bytes of {}", line.len(), text.len());
+            assert!(line.len() <= LONGEST_LINE);
+        }
+    }
 }

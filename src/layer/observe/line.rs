@@ -224,7 +224,10 @@ mod tests {
                 format!("/check?key=[FILTERED]{pairs}&[FILTERED]&…[3977 more]")
             }),
             (of("", "/s3cret", 3_000), "/[FILTERED]×3000".to_owned()),
-            (of("/s3cret", "/check/s3cret/other", 1) + "/check", "/[FILTERED]/check/[FILTERED]×2/check".to_owned()),
+            (
+                of("/s3cret", "/check/s3cret/other", 1) + "/check",
+                "/[FILTERED]/check/[FILTERED]×2/check".to_owned(),
+            ),
             (of("", "/check", 3_000), format!("{known}/…[2977 more]")),
             (of(&known, "/s3cret", 3_000), format!("{known}/…[3000 more]")),
             (of("", "/", 3_000), format!("{}/…[2977 more]", "/".repeat(23))),
