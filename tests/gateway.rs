@@ -55,5 +55,6 @@ mod gateway {
     mod tls;
     mod trailers;
     mod translation;
+    mod unread_log;
     mod warm;
 }

@@ -102,7 +102,8 @@ impl Lines {
             self.counts.drop_lines(Loss::QueueFull, place, 1);
             return;
         }
-        let is_news = queue.add(line, place) | (!can_wait && !queue.is_urgent);
+        let mut is_news = queue.add(line, place);
+        is_news |= !can_wait && !queue.is_urgent;
         queue.is_urgent |= !can_wait;
         drop(queue);
         if is_news {

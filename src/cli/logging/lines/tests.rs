@@ -94,15 +94,15 @@ fn that_lines_are_dropped_is_told_now_and_then_if_it_goes_on() {
     for second in 0..25_u64 {
         // More than can be written.
         for _ in 0..100 {
-            info(&lines, "12345678\n");
+            lines.push(b"12345678\n", Level::WARN, false);
         }
         let block = lines.next(Duration::ZERO).unwrap();
         for _ in 0..100 {
-            info(&lines, "12345678\n");
+            lines.push(b"12345678\n", Level::WARN, false);
         }
         lines.queue.lock().lines += 80;
         lines.written(block, true);
-        told.extend(lines.dropped(now).map(|[_, _, dropped, _]| (second, dropped > 500)));
+        told.extend(lines.dropped(now).map(|[_, dropped, _, _]| (second, dropped > 500)));
         lines.queue.lock().lines -= 80;
         now += Duration::from_secs(1);
     }
