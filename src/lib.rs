@@ -41,6 +41,7 @@ pub mod failure;
 pub mod header;
 pub mod hooks;
 pub mod layer;
+pub mod log;
 pub mod metrics;
 pub mod params;
 pub mod progress;
@@ -89,8 +90,9 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Binds every socket, so that a taken address is an error before anything runs.
-    pub fn bind(settings: Settings) -> io::Result<Self> {
+    /// Binds every socket, so that a taken address is an error before anything runs. What is counted in
+    /// `log`, by the one who writes the log, is shown among the metrics.
+    pub fn bind(settings: Settings, log: Arc<log::Counts>) -> io::Result<Self> {
         let mut sockets = Vec::new();
         for endpoint in &settings.listen {
             sockets.push(Socket::bind_shares(endpoint, settings.workers)?.into_iter());
@@ -109,6 +111,7 @@ impl Gateway {
             upstream: Arc::clone(&upstream),
             connections: Arc::clone(server.connections()),
             hooks: Arc::clone(&hook_counts),
+            log,
         }));
         let auth = Arc::new(ArcSwap::from_pointee(Auth::new(settings.auth)));
         let worker = |number| {

@@ -57,5 +57,6 @@ mod gateway {
     mod trailers;
     mod translation;
     mod unverified;
+    mod unread_log;
     mod warm;
 }

@@ -14,6 +14,7 @@ const RANKS: [(&str, u8); 27] = [
     ("body", 1),
     ("clock", 0),
     ("header", 0),
+    ("log", 0),
     ("params", 0),
     ("progress", 0),
     ("refusal", 0),

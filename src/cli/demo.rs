@@ -16,6 +16,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use railgate::Gateway;
 use railgate::config::{Log, Settings};
+use railgate::log::Counts;
 use railgate::secret::{KasSecret, LoadError, ShellSecret};
 use railgate::server::{Endpoint, Inbound, Limits, Listener, Server, Socket};
 use railgate::upstream::{self, Target};
@@ -23,7 +24,8 @@ use railgate::{auth, cache};
 use tokio_util::sync::CancellationToken;
 
 use self::sample::SampleGitlab;
-use super::{run, say, say_error};
+use super::run::{self, LAST_LINES};
+use super::{logging, say, say_error};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
@@ -36,8 +38,11 @@ pub(super) struct Options {
 }
 
 pub(super) fn main(options: &Options) -> ExitCode {
-    narrate::init();
-    let outcome = tokio::runtime::Runtime::new().and_then(|runtime| runtime.block_on(demo(options)));
+    let counts = Arc::new(Counts::default());
+    let outcome = narrate::init(&counts)
+        .and_then(|()| tokio::runtime::Runtime::new())
+        .and_then(|runtime| runtime.block_on(demo(options, counts)));
+    logging::finish(LAST_LINES);
     match outcome {
         Ok(()) => {
             say("The demo has ended.");
@@ -56,7 +61,7 @@ struct Secrets {
     kas: [u8; 32],
 }
 
-async fn demo(options: &Options) -> io::Result<()> {
+async fn demo(options: &Options, counts: Arc<Counts>) -> io::Result<()> {
     let secrets = Secrets {
         shell: format!("{:032x}", fastrand::u128(..)),
         kas: std::array::from_fn(|_| fastrand::u8(..)),
@@ -64,7 +69,7 @@ async fn demo(options: &Options) -> io::Result<()> {
     let sample = Arc::new(SampleGitlab::new(secrets.shell.as_bytes(), secrets.kas));
     let rails = Socket::bind(&loopback(0))?;
     let rails_at = rails.endpoint()?;
-    let gateway = Gateway::bind(settings(options, &secrets, &rails_at)?)?;
+    let gateway = Gateway::bind(settings(options, &secrets, &rails_at)?, counts)?;
     introduce(&gateway, &rails_at, &sample, &secrets)?;
 
     let rails_server = Server::new(Limits::default());

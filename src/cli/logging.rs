@@ -1,61 +1,90 @@
 //! Where log lines go, and how they look.
+//!
+//! Whoever logs only adds a line to a queue ([`lines`]); one thread writes it ([`writer`]).
 
 mod json;
 mod lines;
+mod panics;
+mod pretty;
+mod suppress;
+mod writer;
 
 use std::io::IsTerminal as _;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use railgate::config::{Log, LogFormat};
+use railgate::layer::observe::ACCESS_LOG;
+use railgate::log::Counts;
+use tracing::{Level, Metadata};
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use self::json::JsonLines;
-use self::lines::Lines;
+use self::lines::BOUNDS;
+pub(super) use self::lines::Lines;
+use self::pretty::PrettyLines;
+use self::suppress::{Suppress, SuppressLayer};
 
-static LINES: OnceLock<Arc<Lines>> = OnceLock::new();
+/// The target of events that may come at once in any number, since nothing from outside makes them.
+pub(super) const UNLIMITED: &str = "railgate::log";
 
-/// Writes log lines to standard output from now on.
-pub(super) fn init(log: &Log) -> std::io::Result<()> {
-    let level = LevelFilter::from_level(log.level);
+static RUNNING: OnceLock<Running> = OnceLock::new();
+
+struct Running {
+    lines: Arc<Lines>,
+    suppress: Arc<Suppress>,
+}
+
+/// Writes log lines to standard output from now on, panics included. Those that are left out are counted.
+pub(super) fn init(log: &Log, counts: &Arc<Counts>) -> std::io::Result<()> {
+    let Running { lines, suppress } = run(counts)?;
+    let (lines, suppress) = (Arc::clone(lines), Arc::clone(suppress));
+    let subscriber =
+        tracing_subscriber::registry().with(LevelFilter::from_level(log.level)).with(SuppressLayer(suppress));
     match log.format {
-        LogFormat::Json => {
-            let lines = Lines::start()?;
-            let lines = LINES.get_or_init(|| lines);
-            tracing_subscriber::registry().with(level).with(JsonLines::new(Arc::clone(lines))).init();
-        }
-        // Colours are for people, not for files.
+        LogFormat::Json => subscriber.with(JsonLines::new(lines)).init(),
         LogFormat::Pretty => {
-            let ansi = std::io::stdout().is_terminal();
-            tracing_subscriber::fmt()
-                .with_max_level(level)
-                .with_target(false)
+            let pretty = tracing_subscriber::fmt::layer()
                 .compact()
-                .with_ansi(ansi)
-                .init();
+                .with_target(false)
+                // Colours are for people, not for files.
+                .with_ansi(std::io::stdout().is_terminal())
+                // It would write them to standard error.
+                .log_internal_errors(false)
+                .with_writer(PrettyLines(lines));
+            subscriber.with(pretty).init();
         }
     }
+    panics::log();
     Ok(())
 }
 
-/// Writes out what waits, before the process ends.
-pub(super) fn flush() {
-    if let Some(lines) = LINES.get() {
-        lines.flush();
-    }
+/// Starts the thread that writes, for lines that are made elsewhere.
+pub(super) fn start(counts: &Arc<Counts>) -> std::io::Result<Arc<Lines>> {
+    Ok(Arc::clone(&run(counts)?.lines))
 }
 
-/// The same, but a log that nobody reads cannot keep the process from ending.
-pub(super) fn flush_within(most: Duration) {
-    let (done, is_done) = std::sync::mpsc::channel();
-    let writing = std::thread::Builder::new().spawn(move || {
-        flush();
-        // Nobody waits any more if it took too long.
-        let _ = done.send(());
-    });
-    if writing.is_ok() {
-        let _ = is_done.recv_timeout(most);
+fn run(counts: &Arc<Counts>) -> std::io::Result<&'static Running> {
+    let lines = Arc::new(Lines::new(BOUNDS, Arc::clone(counts)));
+    let suppress = Arc::new(Suppress::new(Arc::clone(counts)));
+    writer::start(Arc::clone(&lines), Arc::clone(&suppress))?;
+    Ok(RUNNING.get_or_init(|| Running { lines, suppress }))
+}
+
+/// Requests in which neither gateway nor Rails is at fault are what nobody is waiting to read.
+fn can_wait(metadata: &Metadata<'_>) -> bool {
+    metadata.target() == ACCESS_LOG && *metadata.level() >= Level::INFO
+}
+
+/// How long the log waits at the end for a reader that has stopped.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// Writes out what waits, before the process ends; for `most` at most, and not for as long if it is not read.
+pub(super) fn finish(most: Duration) {
+    if let Some(Running { lines, suppress }) = RUNNING.get() {
+        suppress.tell_all();
+        lines.finish(PAUSE, most);
     }
 }

@@ -2,10 +2,12 @@
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use railgate::Gateway;
 use railgate::config::{self, Loaded};
+use railgate::log::Counts;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -14,42 +16,55 @@ use super::{logging, say_error};
 pub(super) fn main(file: &Path) -> ExitCode {
     let loaded = match config::load(file) {
         Ok(loaded) => loaded,
-        Err(problems) => {
-            say_error(&problems.to_string());
-            return ExitCode::FAILURE;
-        }
+        Err(problems) => return failure(&problems.to_string()),
     };
-    if let Err(error) = logging::init(&loaded.settings.log) {
-        say_error(&format!("cannot start the thread that writes the log: {error}"));
-        return ExitCode::FAILURE;
+    let counts = Arc::new(Counts::default());
+    if let Err(error) = logging::init(&loaded.settings.log, &counts) {
+        return failure(&format!("cannot start the thread that writes the log: {error}"));
     }
+    // Whatever stops the gateway waits for so long, and hardly longer.
+    let most = loaded.settings.limits.drain_timeout.clamp(SHORTEST_END, LONGEST_END);
     // Requests are answered by the workers; this thread is for signals, operators and upkeep.
     let code = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime.block_on(run(loaded)),
-        Err(error) => {
-            say_error(&format!("cannot start the runtime: {error}"));
-            ExitCode::FAILURE
-        }
+        Ok(runtime) => runtime.block_on(run(loaded, counts)),
+        Err(error) => failure(&format!("cannot start the runtime: {error}")),
     };
-    logging::flush();
+    logging::finish(most);
     code
 }
 
-async fn run(loaded: Loaded) -> ExitCode {
-    for warning in &loaded.warnings {
-        tracing::warn!(%warning, "configuration");
+/// How long the log has for its last lines if they are read, but slowly.
+const SHORTEST_END: Duration = Duration::from_millis(500);
+const LONGEST_END: Duration = Duration::from_secs(5);
+
+/// Says on standard error why the gateway cannot run. Not for ever: if nothing reads that, the exit code
+/// is what is left.
+fn failure(why: &str) -> ExitCode {
+    let (why, (done, is_done)) = (why.to_owned(), std::sync::mpsc::channel());
+    let saying = std::thread::Builder::new().spawn(move || {
+        say_error(&why);
+        // There is no receiver any more if it took too long.
+        let _ = done.send(());
+    });
+    if saying.is_ok() {
+        let _ = is_done.recv_timeout(LONGEST_SAYING);
     }
-    let gateway = match Gateway::bind(loaded.settings) {
+    ExitCode::FAILURE
+}
+
+const LONGEST_SAYING: Duration = Duration::from_secs(1);
+
+async fn run(loaded: Loaded, counts: Arc<Counts>) -> ExitCode {
+    for warning in &loaded.warnings {
+        tracing::warn!(target: logging::UNLIMITED, %warning, "configuration");
+    }
+    let gateway = match Gateway::bind(loaded.settings, counts) {
         Ok(gateway) => gateway,
-        Err(error) => {
-            say_error(&error.to_string());
-            return ExitCode::FAILURE;
-        }
+        Err(error) => return failure(&error.to_string()),
     };
     let shutdown = CancellationToken::new();
     if let Err(error) = cancel_on_signal(&shutdown) {
-        say_error(&format!("cannot listen for signals: {error}"));
-        return ExitCode::FAILURE;
+        return failure(&format!("cannot listen for signals: {error}"));
     }
     match gateway.run(shutdown).await {
         Ok(true) => {
@@ -62,15 +77,12 @@ async fn run(loaded: Loaded) -> ExitCode {
             );
             ExitCode::FAILURE
         }
-        Err(error) => {
-            say_error(&format!("cannot start the workers: {error}"));
-            ExitCode::FAILURE
-        }
+        Err(error) => failure(&format!("cannot start the workers: {error}")),
     }
 }
 
 /// How long the log has for its last lines if the process is to end at once.
-const LAST_LINES: Duration = Duration::from_millis(200);
+pub(super) const LAST_LINES: Duration = Duration::from_millis(200);
 
 /// SIGTERM and SIGINT begin to drain; a second one ends the process at once.
 pub(super) fn cancel_on_signal(shutdown: &CancellationToken) -> std::io::Result<()> {
@@ -85,11 +97,10 @@ pub(super) fn cancel_on_signal(shutdown: &CancellationToken) -> std::io::Result<
             }
         };
         let name = next().await;
-        // First, since a log that nobody reads may hold this up for ever.
         shutdown.cancel();
         tracing::info!(signal = name, "draining");
         next().await;
-        logging::flush_within(LAST_LINES);
+        logging::finish(LAST_LINES);
         std::process::exit(1);
     });
     Ok(())

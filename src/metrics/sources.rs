@@ -16,6 +16,7 @@ use crate::cache::shadow::{AGES, Verdict};
 use crate::cache::{Cache, Refreshed, Sign};
 use crate::clock::Clock;
 use crate::hooks;
+use crate::log;
 use crate::route::{Caching, Class};
 use crate::server::Connections;
 use crate::upstream::State;
@@ -36,6 +37,8 @@ pub struct Sources {
     pub hooks: Arc<hooks::Counts>,
     /// The client side.
     pub connections: Arc<Connections>,
+    /// Lines of the log that are missing.
+    pub log: Arc<log::Counts>,
 }
 
 impl Collector for Sources {
@@ -45,6 +48,7 @@ impl Collector for Sources {
         self.encode_hooks(&mut encoder)?;
         self.encode_connections(&mut encoder)?;
         self.encode_unverified(&mut encoder)?;
+        self.encode_log(&mut encoder)?;
         self.encode_waiting(&mut encoder)?;
         servers::encode(&self.upstream.servers, &mut encoder)
     }
@@ -147,6 +151,18 @@ impl Sources {
         single(encoder, "client_connections", "Connections of clients", &open)?;
         let accepted = ConstCounter::new(down.accepted.load(Relaxed));
         single(encoder, "client_connections_accepted", "Connections accepted from clients", &accepted)
+    }
+
+    fn encode_log(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "Lines of the log that were lost, since it was not read fast enough or cannot be written";
+        let mut family = encoder.encode_descriptor("log_dropped", help, None, MetricType::Counter)?;
+        for (why, level, lines) in self.log.dropped() {
+            let labels = [("level", level), ("reason", why.as_str())];
+            ConstCounter::new(lines).encode(family.encode_family(&labels)?)?;
+        }
+        let suppressed = ConstCounter::new(self.log.suppressed.load(Relaxed));
+        let help = "Diagnostics that were counted instead of written, since the same had just been written";
+        single(encoder, "log_suppressed", help, &suppressed)
     }
 }
 

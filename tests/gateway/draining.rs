@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt as _;
+use std::sync::Arc;
 
 use railgate::Gateway;
 
@@ -187,7 +188,8 @@ async fn a_socket_that_was_left_behind_is_in_nobodys_way() {
 async fn a_place_that_is_taken_is_an_error_before_anything_runs() {
     let rails = Peer::Unix("/nowhere".into());
     let fails = |setup: &Setup, kind: ErrorKind| {
-        let error = Gateway::bind(setup.settings(&rails)).map(drop).expect_err("the place is taken");
+        let error =
+            Gateway::bind(setup.settings(&rails), Arc::default()).map(drop).expect_err("the place is taken");
         assert_eq!(error.kind(), kind, "{error}");
         error.to_string()
     };

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use base64::Engine as _;
@@ -161,7 +162,7 @@ pub struct Running {
 impl Running {
     pub fn start(settings: config::Settings) -> Self {
         log::capture();
-        let gateway = Gateway::bind(settings).unwrap();
+        let gateway = Gateway::bind(settings, Arc::default()).unwrap();
         let endpoints = gateway.endpoints().to_vec();
         let admin = Peer::parse(&gateway.admin_endpoint().unwrap());
         let hooks = gateway.hooks_endpoint().unwrap().map(|endpoint| Peer::parse(&endpoint));

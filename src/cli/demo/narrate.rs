@@ -1,26 +1,33 @@
 //! One short line for each request, for somebody who watches the demo.
 
 use std::fmt::{self, Write as _};
+use std::io;
+use std::sync::Arc;
 
+use railgate::layer::observe::ACCESS_LOG;
+use railgate::log::Counts;
 use tracing::field::{Field, Visit};
-use tracing::{Event, Subscriber};
+use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-use crate::cli::say;
+use crate::cli::logging::{self, Lines};
 
-pub(super) fn init() {
-    tracing_subscriber::registry().with(Narrator).init();
+pub(super) fn init(counts: &Arc<Counts>) -> io::Result<()> {
+    tracing_subscriber::registry().with(Narrator { lines: logging::start(counts)? }).init();
+    Ok(())
 }
 
-struct Narrator;
+struct Narrator {
+    lines: Arc<Lines>,
+}
 
 impl<S: Subscriber> Layer<S> for Narrator {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        let mut seen = Request::default();
-        event.record(&mut seen);
-        if event.metadata().target().starts_with("railgate") && !seen.method.is_empty() {
-            say(&seen.to_string());
+        if event.metadata().target() == ACCESS_LOG {
+            let mut seen = Request::default();
+            event.record(&mut seen);
+            self.lines.push(format!("{seen}\n").as_bytes(), Level::INFO, false);
         }
     }
 }

@@ -2,22 +2,25 @@
 
 use std::cell::Cell;
 use std::fmt::{self, Write as _};
-use std::io::{self, Write as _};
+use std::io::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use railgate::layer::observe::ACCESS_LOG;
 use time::OffsetDateTime;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 
-use super::lines::Lines;
+use super::can_wait;
+use super::lines::{LONGEST_LINE, Lines};
+
+/// How long a line may become by its texts. Names and numbers come on top: an event has 32 fields at most.
+const MOST_TEXT: usize = LONGEST_LINE - 2 * 1024;
 
 /// Writes each event, with its fields, as it comes.
-pub(super) struct JsonLines<W = io::Stdout> {
-    lines: Arc<Lines<W>>,
+pub(super) struct JsonLines {
+    lines: Arc<Lines>,
 }
 
 thread_local! {
@@ -33,22 +36,20 @@ struct Draft {
     begin: Vec<u8>,
 }
 
-impl<W> JsonLines<W> {
-    pub(super) fn new(lines: Arc<Lines<W>>) -> Self {
+impl JsonLines {
+    pub(super) fn new(lines: Arc<Lines>) -> Self {
         Self { lines }
     }
 }
 
-impl<S: Subscriber, W: io::Write + Send + 'static> Layer<S> for JsonLines<W> {
+impl<S: Subscriber> Layer<S> for JsonLines {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         let metadata = event.metadata();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         // Taken and put back: a field that is itself logging while it is written gets another one.
         let mut draft = DRAFT.take();
         draft.write(now, *metadata.level(), |fields| event.record(fields));
-        // Requests in which neither gateway nor Rails is at fault are what nobody is waiting to read.
-        let can_wait = metadata.target() == ACCESS_LOG && *metadata.level() >= Level::INFO;
-        self.lines.push(&draft.line, can_wait);
+        self.lines.push(&draft.line, *metadata.level(), can_wait(metadata));
         DRAFT.set(draft);
     }
 }
@@ -68,7 +69,12 @@ impl Draft {
         self.line.extend_from_slice(b"Z\",\"level\":\"");
         self.line.extend_from_slice(level.as_str().as_bytes());
         self.line.push(b'"');
-        record(&mut Fields { line: &mut self.line });
+        let mut fields = Fields { line: &mut self.line, cut: 0 };
+        record(&mut fields);
+        let cut = fields.cut;
+        if cut > 0 {
+            let _ = write!(self.line, ",\"cut_bytes\":{cut}");
+        }
         self.line.extend_from_slice(b"}\n");
     }
 
@@ -92,6 +98,8 @@ impl Draft {
 
 struct Fields<'a> {
     line: &'a mut Vec<u8>,
+    /// Bytes of texts that were left out.
+    cut: usize,
 }
 
 impl Fields<'_> {
@@ -110,7 +118,11 @@ impl Fields<'_> {
 
 impl Visit for Fields<'_> {
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.value(field, value);
+        let room = MOST_TEXT.saturating_sub(self.line.len());
+        // A byte becomes six at most.
+        let kept = if value.len() <= room / 6 { value } else { fitting(value, room) };
+        self.cut += value.len() - kept.len();
+        self.value(field, kept);
     }
 
     fn record_u64(&mut self, field: &Field, value: u64) {
@@ -130,24 +142,56 @@ impl Visit for Fields<'_> {
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        let mut text = String::new();
+        let mut text = Bounded::default();
         let _ = write!(text, "{value:?}");
-        self.value(field, text);
+        self.cut += text.cut;
+        self.record_str(field, &text.kept);
+    }
+}
+
+/// The beginning of a text that takes no more than `room` bytes in JSON.
+fn fitting(text: &str, room: usize) -> &str {
+    let mut taken = 0;
+    let end = text.char_indices().find(|(_, character)| {
+        taken += match character {
+            '"' | '\\' | '\n' | '\r' | '\t' | '\u{8}' | '\u{c}' => 2,
+            '\0'..='\u{1f}' => 6,
+            other => other.len_utf8(),
+        };
+        taken > room
+    });
+    end.and_then(|(end, _)| text.get(..end)).unwrap_or(text)
+}
+
+/// As much of a text as a line can hold.
+#[derive(Default)]
+struct Bounded {
+    kept: String,
+    /// Bytes that were left out.
+    cut: usize,
+}
+
+impl fmt::Write for Bounded {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let room = if self.cut > 0 { 0 } else { LONGEST_LINE.saturating_sub(self.kept.len()) };
+        let kept = text.get(..text.floor_char_boundary(room)).unwrap_or(text);
+        self.kept.push_str(kept);
+        self.cut += text.len() - kept.len();
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::logging::lines::BOUNDS;
     use serde_json::{Value, json};
     use tracing_subscriber::layer::SubscriberExt as _;
 
     #[test]
     fn every_kind_of_field_is_told_in_json() {
-        let lines = Arc::new(Lines::new(Vec::new()));
-        let subscriber = tracing_subscriber::registry().with(JsonLines::new(Arc::clone(&lines)));
         let nothing: Option<u64> = None;
-        tracing::subscriber::with_default(subscriber, || {
+        let written = logged(|| {
             tracing::warn!(
                 text = "a \"quoted\" line\n\u{1}\u{e9}",
                 count = 7_u64,
@@ -160,9 +204,7 @@ mod tests {
                 nothing,
                 "it happened"
             );
-            tracing::info!(target: ACCESS_LOG, "request");
         });
-        let written = lines.written();
         let first = written.lines().next().unwrap();
         let mut told: Value = serde_json::from_str(first).unwrap();
         let timestamp = told.as_object_mut().unwrap().remove("timestamp").unwrap();
@@ -174,7 +216,36 @@ mod tests {
             "debug": "Some(\"x\")"
         });
         assert_eq!(told, expected);
-        assert_eq!(written.lines().count(), 1, "a request that went well can wait");
+        assert_eq!(written.lines().count(), 1);
+    }
+
+    /// The lines that are made of events.
+    fn logged(act: impl FnOnce()) -> String {
+        let lines = Arc::new(Lines::new(BOUNDS, Arc::default()));
+        let subscriber = tracing_subscriber::registry().with(JsonLines::new(Arc::clone(&lines)));
+        tracing::subscriber::with_default(subscriber, act);
+        lines.waiting()
+    }
+
+    #[test]
+    fn a_long_line_is_cut_and_stays_json() {
+        for text in ["x", "\"", "\n", "\u{1}", "\u{7f}", "é", "\u{2028}"] {
+            let text = text.repeat(70_000);
+            let line =
+                logged(|| tracing::warn!(text, count = 7, shown = %text, behind = "short", "it happened"));
+            assert!((MOST_TEXT - 6..LONGEST_LINE).contains(&line.len()), "{}", line.len());
+            let told: Value = serde_json::from_str(&line).unwrap();
+            let kept = |field: &str| told[field].as_str().unwrap();
+            assert!(text.starts_with(kept("text")) && !kept("text").is_empty());
+            let all = 2 * text.len() + "short".len();
+            let cut = all - kept("text").len() - kept("shown").len() - kept("behind").len();
+            assert_eq!((&told["cut_bytes"], &told["count"]), (&json!(cut), &json!(7)));
+            assert_eq!(kept("message"), "it happened");
+        }
+        // Long, but not too long.
+        let line = logged(|| tracing::warn!(text = "\u{1}".repeat(2_200)));
+        let told: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!((told["text"].as_str().unwrap().len(), told.get("cut_bytes")), (2_200, None));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The log line of a request, with GitLab's field names, and nothing secret in it.
 
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use http::{Method, Uri};
@@ -7,6 +8,7 @@ use http::{Method, Uri};
 use super::{ACCESS_LOG, Watch};
 use crate::exchange::Notes;
 use crate::failure::Side;
+use crate::log::shortened;
 use crate::route;
 use crate::server::wire::REFUSED;
 
@@ -27,8 +29,15 @@ const SHOWN: [(&str, Form); 7] = [
 
 const FILTERED: &str = "[FILTERED]";
 
+/// Bytes of a `User-Agent` that are shown. Those of GitLab's components have fewer than 100.
+const MOST_OF_AGENT: usize = 256;
+
+/// Bytes that are shown of what failed. Some errors quote what the other side said, certificates included.
+const MOST_OF_ERROR: usize = 1024;
+
 /// Writes the line: at error if the gateway is at fault, at warn if Rails is, else at info.
 pub(super) fn write(watch: &Watch, notes: &Notes, took: Duration, whole: bool) {
+    let agent = || watch.user_agent.as_ref().and_then(|agent| agent.to_str().ok());
     macro_rules! line {
         ($level:ident) => {
             tracing::$level!(
@@ -47,10 +56,10 @@ pub(super) fn write(watch: &Watch, notes: &Notes, took: Duration, whole: bool) {
                 resent = notes.is_resent.then_some(true),
                 written_bytes = watch.sent,
                 remote_ip = watch.peer.map(tracing::field::display),
-                ua = watch.user_agent.as_ref().and_then(|agent| agent.to_str().ok()),
+                ua = agent().map(|agent| shortened(agent, MOST_OF_AGENT)).as_deref(),
                 failure = notes.failure,
                 reason = notes.rejection.map(crate::auth::Rejection::as_str),
-                error = notes.error,
+                error = notes.error.as_deref().map(|error| shortened(error, MOST_OF_ERROR)).as_deref(),
                 "request"
             )
         };
@@ -67,32 +76,86 @@ pub(super) fn write(watch: &Watch, notes: &Notes, took: Duration, whole: bool) {
 /// The path and the query, without anything that is not known to be harmless.
 fn filtered(uri: &Uri) -> String {
     let mut shown = String::with_capacity(128);
-    for (index, segment) in uri.path().split('/').enumerate() {
-        if index > 0 {
-            shown.push('/');
-        }
-        let is_known = segment.is_empty() || route::is_known_segment(segment);
-        shown.push_str(if is_known { segment } else { FILTERED });
-    }
-    let mut separator = '?';
-    for param in uri.query().into_iter().flat_map(|query| query.split('&')) {
-        shown.push(separator);
-        push_filtered(&mut shown, param);
-        separator = '&';
+    push_parts(&mut shown, uri.path().split('/'), ["", "/"], push_segment);
+    if let Some(query) = uri.query() {
+        push_parts(&mut shown, query.split('&'), ["?", "&"], push_param);
     }
     shown
 }
 
-fn push_filtered(shown: &mut String, param: &str) {
+/// How many segments of a path, and how many parameters, are shown. No endpoint has as many.
+const MOST_PARTS: usize = 24;
+
+/// Adds parts, each behind its separator: one for the first, one for the others. Those that are filtered
+/// one after another are counted, and so are those that are too many: a line must not become longer than
+/// the request.
+fn push_parts<'a>(
+    shown: &mut String,
+    parts: impl Iterator<Item = &'a str>,
+    [first, other]: [&str; 2],
+    push: fn(&mut String, &str) -> bool,
+) {
+    let (mut count, mut run, mut more) = (0, 0, 0);
+    for part in parts {
+        if more > 0 {
+            more += 1;
+            continue;
+        }
+        let before = shown.len();
+        shown.push_str(if count == 0 { first } else { other });
+        let is_shown = push(shown, part);
+        if !is_shown && run > 0 {
+            shown.truncate(before);
+            run += 1;
+            continue;
+        }
+        let mut end = before;
+        if run > 1 {
+            let times = format!("×{run}");
+            shown.insert_str(end, &times);
+            end += times.len();
+        }
+        if count == MOST_PARTS {
+            shown.truncate(end);
+            more = 1;
+            run = 0;
+            continue;
+        }
+        count += 1;
+        run = usize::from(!is_shown);
+        if !is_shown {
+            shown.push_str(FILTERED);
+        }
+    }
+    // Writing to memory cannot fail.
+    let _ = match (run, more) {
+        (0 | 1, 0) => Ok(()),
+        (run, 0) => write!(shown, "×{run}"),
+        (_, more) => write!(shown, "{other}…[{more} more]"),
+    };
+}
+
+/// Adds a segment, unless it is to be filtered.
+fn push_segment(shown: &mut String, segment: &str) -> bool {
+    let is_known = segment.is_empty() || route::is_known_segment(segment);
+    if is_known {
+        shown.push_str(segment);
+    }
+    is_known
+}
+
+/// Adds what may be shown of a parameter, if it is anything.
+fn push_param(shown: &mut String, param: &str) -> bool {
     let (name, value) = param.split_once('=').map_or((param, None), |(name, value)| (name, Some(value)));
     let form = SHOWN.iter().find(|(known, _)| *known == name).map(|(_, form)| form);
     match (form, value) {
         (Some(is_harmless), Some(value)) if is_harmless(value) => shown.push_str(param),
         (Some(_), Some(_)) => shown.extend([name, "=", FILTERED]),
-        _ if !NAMED.contains(&name) => shown.push_str(FILTERED),
+        _ if !NAMED.contains(&name) => return false,
         (_, Some(_)) => shown.extend([name, "=", FILTERED]),
         (_, None) => shown.push_str(name),
     }
+    true
 }
 
 /// Parameters whose names may be shown, but not what they say.
@@ -140,6 +203,36 @@ mod tests {
             ("/check?s3cret=1&secret_token", "/check?[FILTERED]&secret_token"),
         ] {
             assert_eq!(filtered(&uri.parse().unwrap()), shown, "{uri}");
+        }
+    }
+
+    #[test]
+    fn what_is_shown_of_a_long_target_is_short() {
+        let of = |begin: &str, part: &str, times: usize| format!("{begin}{}", part.repeat(times));
+        let known = "/check".repeat(MOST_PARTS - 1);
+        for (uri, shown) in [
+            (of("/check?", "&", 10_199), "/check?[FILTERED]×10200".to_owned()),
+            (of("/check?", "s3cret=1&", 999) + "key_id=7", "/check?[FILTERED]×999&key_id=7".to_owned()),
+            (of("/check?key_id=7", "&&protocol=ssh", 2), {
+                "/check?key_id=7&[FILTERED]&protocol=ssh&[FILTERED]&protocol=ssh".to_owned()
+            }),
+            (of("/check?key=1", "&key=1", 2_999), {
+                format!("/check?key=[FILTERED]{}&…[2976 more]", "&key=[FILTERED]".repeat(23))
+            }),
+            (of("/check?key=1", "&&key=1", 2_000), {
+                let pairs = "&[FILTERED]&key=[FILTERED]".repeat(11);
+                format!("/check?key=[FILTERED]{pairs}&[FILTERED]&…[3977 more]")
+            }),
+            (of("", "/s3cret", 3_000), "/[FILTERED]×3000".to_owned()),
+            (
+                of("/s3cret", "/check/s3cret/other", 1) + "/check",
+                "/[FILTERED]/check/[FILTERED]×2/check".to_owned(),
+            ),
+            (of("", "/check", 3_000), format!("{known}/…[2977 more]")),
+            (of(&known, "/s3cret", 3_000), format!("{known}/…[3000 more]")),
+            (of("", "/", 3_000), format!("{}/…[2977 more]", "/".repeat(23))),
+        ] {
+            assert_eq!(filtered(&uri.parse().unwrap()), shown, "{} bytes", uri.len());
         }
     }
 }
