@@ -244,9 +244,10 @@ where
     let record = call.exchange.record.clone();
     let landed = tokio::time::timeout(shared.settings.wait, wait.landed()).await;
     match landed.unwrap_or(Landed::NotShared) {
-        Landed::Stored(entry) => Ok(share(&entry, &shared, &record)),
+        // It may have ended since, or by a clock that was set ahead while it came.
+        Landed::Stored(entry) if !shared.cache.has_ended(&entry) => Ok(share(&entry, &shared, &record)),
         Landed::Failed(trouble) => Err(Failure::SharedTrouble(trouble)),
-        Landed::NotShared => {
+        Landed::Stored(_) | Landed::NotShared => {
             // If Rails has just failed to answer, it is not asked by all who could do without.
             match stale.and_then(|key| shared.in_an_outage(&key)) {
                 Some(entry) => Ok(replay(&entry, CacheOutcome::StaleIfError, shared.clock.now(), &record)),

@@ -1,7 +1,7 @@
 //! The file: what is in it, and in which order.
 //!
 //! ```text
-//! railgate cache 1\n
+//! railgate cache 2\n
 //! whose             32 bytes: a MAC that only the same secret and upstream make
 //! saved             8 bytes, little-endian: milliseconds since the Unix epoch
 //! frame …           4 bytes, little-endian: its length; then a `Frame`, as postcard writes it
@@ -29,7 +29,7 @@ use crate::cache::key::Key;
 
 const MAGIC: &[u8] = b"railgate cache ";
 /// To be raised with whatever changes below, and with [`Key`] or [`Ages`]: postcard writes positions, not names.
-const VERSION: &[u8] = b"1\n";
+const VERSION: &[u8] = b"2\n";
 const MAC: usize = 32;
 
 /// How much is read or written at one time.
@@ -58,6 +58,7 @@ pub(in crate::cache) struct Record<'a> {
     pub(in crate::cache) ages: Ages,
     pub(in crate::cache) is_softened: bool,
     pub(in crate::cache) hits: u32,
+    pub(in crate::cache) expires: u32,
     pub(in crate::cache) subject: u64,
 }
 
@@ -151,6 +152,7 @@ impl Writer {
             ages: entry.ages,
             is_softened: entry.is_softened(),
             hits: entry.hits(),
+            expires: entry.expires(),
             subject: entry.subject().unwrap_or_default(),
         }))
     }

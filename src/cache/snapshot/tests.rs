@@ -22,6 +22,7 @@ impl Drop for Setting {
     }
 }
 
+const BEGIN: i64 = 1_700_000_000;
 const KEY: Key = Key::UserById(7);
 const USER: &str = r#"{"id":7,"username":"rubi"}"#;
 
@@ -38,7 +39,9 @@ impl Setting {
         let name = format!("railgate-snapshot-{}-{:x}", std::process::id(), fastrand::u64(..));
         let dir = std::env::temp_dir().join(name);
         fs::create_dir(&dir).unwrap();
-        Self { dir, time: Manual::at(1_700_000_000), cache: Cache::new(&Settings::default()) }
+        let time = Manual::at(BEGIN);
+        let cache = Cache::with_clock(&Settings::default(), Clock::Manual(time.clone()));
+        Self { dir, time, cache }
     }
 
     fn snapshot(&self) -> Snapshot {
@@ -51,6 +54,10 @@ impl Setting {
     }
 
     fn keep(&self, key: &Key, sign: Sign, body: &str) {
+        self.keep_until(key, sign, body, None);
+    }
+
+    fn keep_until(&self, key: &Key, sign: Sign, body: &str, expires: Option<i64>) {
         let Boarding::Lead(lease) = self.cache.board(key, self.now().instant) else {
             unreachable!("{key:?} is there");
         };
@@ -60,7 +67,7 @@ impl Setting {
             headers.insert(header::ETAG, HeaderValue::from_static("W/\"1\""));
         }
         let ages = Lifetimes::default().of(key.caching(), sign);
-        let storable = Storable { sign, ages, subject: Some(7) };
+        let storable = Storable { sign, ages, expires, subject: Some(7) };
         lease.store(StatusCode::OK, &headers, body.as_bytes(), storable).unwrap();
     }
 
@@ -70,7 +77,7 @@ impl Setting {
 
     /// What a gateway that is started now gets of it.
     fn load_with(&self, from: &Snapshot, lifetimes: &Lifetimes) -> (Arc<Cache>, Result<Loaded, NotLoaded>) {
-        let cache = Cache::new(&Settings::default());
+        let cache = Cache::with_clock(&Settings::default(), Clock::Manual(self.time.clone()));
         let loaded = cache.load(from, self.now(), lifetimes, false);
         (cache, loaded)
     }
@@ -172,6 +179,26 @@ fn what_is_good_for_nothing_once_it_is_stale_is_left_out() {
     assert_eq!((loaded.entries, loaded.left_out), (0, 1));
 }
 
+/// By the wall clock, whichever way it was set while the gateway was away or runs.
+#[test]
+fn what_has_ended_is_not_saved_and_not_loaded() {
+    let s = Setting::new();
+    let other = Key::SshKey([9; 32]);
+    s.keep_until(&KEY, Sign::Positive, USER, Some(BEGIN + 20));
+    s.keep_until(&other, Sign::Positive, "a row", Some(BEGIN + 1_000));
+    assert_eq!(s.save(), 2);
+    s.time.step_wall(30);
+    let (cache, loaded) = s.load();
+    assert_eq!(loaded.unwrap(), Loaded { entries: 1, left_out: 1, saved: seconds(30) });
+    assert!(cache.lookup(&other, s.now().instant).is_some());
+    // What was loaded still ends when it ends.
+    s.time.step_wall(970);
+    assert!(cache.lookup(&other, s.now().instant).is_none());
+    assert_eq!(s.save(), 0);
+    s.time.step_wall(-900);
+    assert_eq!(s.save(), 1, "it is good again where the clock was wrong");
+}
+
 /// Nothing else is removed, overwritten or waited for.
 #[test]
 fn what_is_no_saved_cache_is_left_alone() {
@@ -215,7 +242,7 @@ fn the_form_of_a_file_is_the_one_that_its_version_names() {
     assert_eq!(digests, GOLDEN, "{digests:#x?}");
 }
 
-const GOLDEN: [u32; 4] = [0xd223_1ff7, 0x8448_a663, 0x3846_21bc, 0x43f8_a3de];
+const GOLDEN: [u32; 4] = [0x06d8_59b2, 0xdd93_3b18, 0x4a0c_8705, 0x6c15_32da];
 
 /// What is being purged is gone before anything is saved, though whoever asked for it has left.
 #[tokio::test]
@@ -329,7 +356,7 @@ fn a_damaged_file_is_not_believed() {
     let mut longer = whole.clone();
     longer.push(0);
     assert!(matches!(refused(&longer), Some(NotLoaded::Damaged(Damage::Seal))));
-    let newer = String::from_utf8_lossy(&whole[..15]).into_owned() + "2\n";
+    let newer = String::from_utf8_lossy(&whole[..15]).into_owned() + "1\n";
     let newer = [newer.as_bytes(), &whole[17..]].concat();
     assert!(matches!(refused(&newer), Some(NotLoaded::OtherVersion)));
     assert!(matches!(refused(b"something else altogether"), Some(NotLoaded::Damaged(Damage::Begin))));
