@@ -334,6 +334,15 @@ impl Answer {
         assert_eq!(self.header("age"), None, "{self}");
     }
 
+    /// The same of a call that only kas may make.
+    #[track_caller]
+    pub fn assert_unauthorized_as_kas(&self) {
+        self.assert_failure(401);
+        assert_eq!(self.text(), r#"{"message":"KAS JWT authentication invalid"}"#);
+        assert_eq!(self.header("cache-control"), Some("no-cache"));
+        assert_eq!(self.header("age"), None, "{self}");
+    }
+
     /// What the gateway says about the cache.
     pub fn cache_status(&self) -> &str {
         self.header("cache-status").unwrap_or_default()

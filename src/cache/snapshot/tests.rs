@@ -284,15 +284,78 @@ fn nobody_else_can_read_it_and_it_replaces_what_is_there() {
     let s = Setting::new();
     let snapshot = s.snapshot();
     s.keep(&KEY, Sign::Positive, USER);
-    let elsewhere = s.dir.join("elsewhere");
-    fs::write(&elsewhere, "untouched").unwrap();
-    std::os::unix::fs::symlink(&elsewhere, snapshot.part()).unwrap();
-    fs::write(snapshot.path(), "railgate cache of old").unwrap();
+    // What a crash or a power cut has left of an earlier one.
+    for left in ["railgate cache 2\nand more", "railgate cache of old", ""] {
+        fs::write(snapshot.part(), left).unwrap();
+        fs::set_permissions(snapshot.part(), fs::Permissions::from_mode(0o644)).unwrap();
+        fs::write(snapshot.path(), left).unwrap();
+        snapshot.try_to_write().unwrap();
+        fs::write(snapshot.part(), left).unwrap();
+        assert_eq!(s.save(), 1);
+        assert_eq!(fs::metadata(snapshot.path()).unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(!snapshot.part().exists());
+        assert!(s.load().1.is_ok());
+    }
+}
+
+/// Whatever has the name under which a cache is written, and is none that was begun here.
+#[test]
+fn what_is_in_the_way_of_writing_is_left_alone() {
+    let s = Setting::new();
+    s.keep(&KEY, Sign::Positive, USER);
+    let (snapshot, elsewhere) = (s.snapshot(), s.dir.join("elsewhere"));
+    let part = snapshot.part();
+    fs::write(&elsewhere, "railgate cache 2\nuntouched").unwrap();
+    let run = |command: &str, argument: &Path| {
+        assert!(std::process::Command::new(command).arg(argument).status().unwrap().success());
+    };
+    let is_root = rustix::process::geteuid().is_root();
+    let put = |what: &str| match what {
+        "a directory" => fs::create_dir(&part).unwrap(),
+        "a symbolic link" => std::os::unix::fs::symlink(&elsewhere, &part).unwrap(),
+        "a symbolic link " => std::os::unix::fs::symlink(s.dir.join("nowhere"), &part).unwrap(),
+        "a socket" => drop(std::os::unix::net::UnixListener::bind(&part).unwrap()),
+        "a named pipe" => run("mkfifo", &part),
+        "other names too" => fs::hard_link(&elsewhere, &part).unwrap(),
+        "another user" => {
+            fs::copy(&elsewhere, &part).unwrap();
+            std::os::unix::fs::chown(&part, Some(65_534), None).unwrap();
+        }
+        "a file that is no saved cache" => fs::write(&part, "railgate cach").unwrap(),
+        _ => fs::write(&part, "somebody's notes").unwrap(),
+    };
+    for what in [
+        "a directory",
+        "a symbolic link",
+        "a symbolic link ",
+        "a socket",
+        "a named pipe",
+        "other names too",
+        "another user",
+        "a file that is no saved cache",
+        "a file that is no saved cache ",
+    ] {
+        if what == "another user" && !is_root {
+            continue;
+        }
+        put(what);
+        let look = || {
+            let there = fs::symlink_metadata(&part).unwrap();
+            let text = there.is_file().then(|| fs::read(&part).unwrap());
+            (there.file_type(), std::os::unix::fs::MetadataExt::ino(&there), text)
+        };
+        let before = look();
+        for error in [s.cache.save(&snapshot, s.now()).err(), snapshot.try_to_write().err()] {
+            let error = error.unwrap().to_string();
+            let told = [part.to_str().unwrap(), what.trim_end(), "left alone: move it away"];
+            assert!(told.iter().all(|told| error.contains(told)), "{what}: {error}");
+        }
+        assert_eq!(look(), before, "{what}");
+        assert_eq!(fs::read(&elsewhere).unwrap(), b"railgate cache 2\nuntouched", "{what}");
+        assert!(!snapshot.path().exists());
+        let _ = fs::remove_file(&part).or_else(|_| fs::remove_dir(&part));
+    }
     assert_eq!(s.save(), 1);
-    assert_eq!(fs::metadata(snapshot.path()).unwrap().permissions().mode() & 0o777, 0o600);
-    assert_eq!(fs::read(&elsewhere).unwrap(), b"untouched");
-    assert!(!snapshot.part().exists());
-    assert!(s.load().1.is_ok());
 }
 
 #[test]
