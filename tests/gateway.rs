@@ -37,6 +37,7 @@ mod gateway {
     mod crowds;
     mod draining;
     mod framing;
+    mod hanging;
     mod headers;
     mod hook_install;
     mod hooks;
