@@ -193,7 +193,7 @@ impl Record {
             notes.side = Some(failure.side());
             match failure {
                 Failure::Unauthorized(rejection) | Failure::UnauthorizedKas(rejection) => {
-                    notes.rejection = Some(*rejection)
+                    notes.rejection = Some(*rejection);
                 }
                 Failure::Upstream(error) => notes.error = Some(chain(error)),
                 _ => {}

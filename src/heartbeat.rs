@@ -93,7 +93,9 @@ impl Heartbeats {
     pub async fn watch(&self) -> Infallible {
         loop {
             tokio::time::sleep(SECOND).await;
-            self.0.iter().for_each(|heartbeat| heartbeat.tick());
+            for heartbeat in &self.0 {
+                heartbeat.tick();
+            }
         }
     }
 
