@@ -2,6 +2,7 @@
 //! kept, and draining servers of Rails. It shows no secret and no cached answer, and is meant for
 //! loopback or a private network.
 
+mod host;
 mod inspect;
 mod purge;
 mod servers;
@@ -20,10 +21,13 @@ use http::header::{self, HeaderValue};
 use http::{HeaderMap, Method, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
+use serde_json::json;
+use tokio::sync::Semaphore;
 use tower::Service;
 
 use crate::cache::Cache;
 use crate::clock::Clock;
+use crate::heartbeat::Heartbeats;
 use crate::metrics::Metrics;
 use crate::refusal::Refusal;
 use crate::secret::Token;
@@ -49,6 +53,26 @@ pub struct Admin {
     pub is_private: bool,
     /// What has to be shown by whoever looks or purges. Without it, anybody may, if that is private.
     pub token: Option<Token>,
+    /// The names by which it may be asked for over TCP, in lower case, besides addresses and `localhost`.
+    pub hosts: Arc<[String]>,
+    /// Whether each thread turns.
+    pub heartbeats: Arc<Heartbeats>,
+    /// Who works for operators now, on threads of their own.
+    pub turns: Turns,
+}
+
+/// How much is done for operators at one time. It takes threads of its own, so that health, signals and
+/// health checks do not wait for it, and not all of the CPU, however many ask.
+#[derive(Clone, Debug)]
+pub struct Turns {
+    metrics: Arc<Semaphore>,
+    operations: Arc<Semaphore>,
+}
+
+impl Default for Turns {
+    fn default() -> Self {
+        Self { metrics: Arc::new(Semaphore::new(1)), operations: Arc::new(Semaphore::new(4)) }
+    }
 }
 
 /// Whether the gateway takes requests: secrets loaded, listeners bound, not draining. The state
@@ -71,7 +95,7 @@ impl Readiness {
 }
 
 impl Admin {
-    fn answer(&self, method: &Method, path: &str) -> Response<Full<Bytes>> {
+    async fn answer(&self, method: &Method, path: &str) -> Response<Full<Bytes>> {
         if method.as_str() == REFUSED {
             let refusal = Refusal::from_label(path.trim_start_matches('/')).unwrap_or(Refusal::RequestLine);
             return json(refusal.status(), format!(r#"{{"message":"{}"}}"#, refusal.message()));
@@ -89,9 +113,13 @@ impl Admin {
         match path {
             "/metrics" => {
                 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-                typed(StatusCode::OK, OPENMETRICS, self.metrics.encode())
+                let metrics = Arc::clone(&self.metrics);
+                match self.on_a_thread(&self.turns.metrics, move |_| metrics.encode()).await {
+                    Some(series) => typed(StatusCode::OK, OPENMETRICS, series),
+                    None => went_wrong(),
+                }
             }
-            "/live" => json(StatusCode::OK, r#"{"status":"live"}"#.into()),
+            "/live" => self.liveness(),
             _ => self.readiness(),
         }
     }
@@ -140,23 +168,48 @@ impl Admin {
             let message = "400 Bad Request: the body is incomplete, too slow, or has more than 64 KiB";
             return json(StatusCode::BAD_REQUEST, format!(r#"{{"message":"{message}"}}"#));
         };
-        let body = body.to_bytes();
-        if path == "/servers" {
-            let (status, answer) = servers::servers(&self.upstream, &body, peer, Clock::System.now());
-            return json(status, answer.to_string());
-        }
-        let is_inspection = path == "/inspect";
-        let answer = self.cache.on_a_thread(move |cache| match (is_inspection, body.is_empty()) {
-            (true, true) => (StatusCode::OK, inspect::totals(cache)),
-            (true, false) => inspect::inspect(cache, &body),
-            (false, _) => purge::purge(cache, &body),
+        let (body, what) = (body.to_bytes(), path.to_owned());
+        let upstream = Arc::clone(&self.upstream);
+        let answer = self.on_a_thread(&self.turns.operations, move |cache| {
+            let (status, answer) = match (what.as_str(), body.is_empty()) {
+                ("/servers", _) => servers::servers(&upstream, &body, peer, Clock::System.now()),
+                ("/inspect", true) => (StatusCode::OK, inspect::totals(cache)),
+                ("/inspect", false) => inspect::inspect(cache, &body),
+                _ => purge::purge(cache, &body),
+            };
+            (status, answer.to_string())
         });
-        match answer.await {
-            Ok((status, answer)) => json(status, answer.to_string()),
-            Err(_) => {
-                json(StatusCode::INTERNAL_SERVER_ERROR, r#"{"message":"500 Internal Server Error"}"#.into())
-            }
+        answer.await.map_or_else(went_wrong, |(status, answer)| json(status, answer))
+    }
+
+    /// Does what may take its time on a thread of its own, as soon as there is a turn; `None` if it panics.
+    async fn on_a_thread<T: Send + 'static>(
+        &self,
+        turns: &Arc<Semaphore>,
+        work: impl FnOnce(&Cache) -> T + Send + 'static,
+    ) -> Option<T> {
+        // With the work, not with the caller, who may leave while it goes on.
+        let turn = Arc::clone(turns).acquire_owned().await.ok()?;
+        let working = self.cache.on_a_thread(move |cache| {
+            let done = work(cache);
+            drop(turn);
+            done
+        });
+        working.await.ok()
+    }
+
+    /// 503 once a thread hangs: what is on it will not be answered, and only a restart helps.
+    fn liveness(&self) -> Response<Full<Bytes>> {
+        let hanging: Vec<_> = self
+            .heartbeats
+            .hanging()
+            .map(|one| json!({ "thread": one.thread, "silent_s": one.silent_s() }))
+            .collect();
+        if hanging.is_empty() {
+            return json(StatusCode::OK, r#"{"status":"live"}"#.into());
         }
+        let said = json!({ "status": "hanging", "threads": hanging });
+        json(StatusCode::SERVICE_UNAVAILABLE, said.to_string())
     }
 
     fn readiness(&self) -> Response<Full<Bytes>> {
@@ -194,14 +247,34 @@ impl Service<Inbound> for Admin {
         let (peer, (head, body)) = (inbound.peer, inbound.request.into_parts());
         let admin = self.clone();
         Box::pin(async move {
+            let is_for_anyone = matches!(head.uri.path(), "/live" | "/ready") || head.method == REFUSED;
+            // A browser cannot connect to a unix socket.
+            if peer.is_some() && !is_for_anyone && !host::is_known(&head.headers, &admin.hosts) {
+                let remote_ip = peer.map(tracing::field::display);
+                tracing::warn!(
+                    remote_ip,
+                    "the admin listener was asked for by a name that is not in admin.hosts"
+                );
+                return Ok(json(
+                    StatusCode::MISDIRECTED_REQUEST,
+                    format!(r#"{{"message":"{MISDIRECTED}"}}"#),
+                ));
+            }
             Ok(match (&head.method, head.uri.path()) {
                 (&Method::POST, path @ ("/inspect" | "/purge" | "/servers")) => {
                     admin.operate(path, peer, &head.headers, body).await
                 }
-                (method, path) => admin.answer(method, path),
+                (method, path) => admin.answer(method, path).await,
             })
         })
     }
+}
+
+const MISDIRECTED: &str = "421 Misdirected Request: this listener is asked for by an address, localhost or a name of \
+                           admin.hosts; is this one missing there?";
+
+fn went_wrong() -> Response<Full<Bytes>> {
+    json(StatusCode::INTERNAL_SERVER_ERROR, r#"{"message":"500 Internal Server Error"}"#.into())
 }
 
 fn json(status: StatusCode, body: String) -> Response<Full<Bytes>> {

@@ -42,6 +42,7 @@ pub use self::freshness::NoStore;
 pub use self::key::Key;
 use self::outage::Outage;
 use self::shadow::Shadow;
+use crate::clock::Clock;
 use crate::route::Caching;
 
 /// What `[cache]` of the configuration says.
@@ -107,6 +108,8 @@ pub struct Cache {
     heads: Heads,
     generation: AtomicU64,
     counts: Arc<Counts>,
+    /// For what ends at a time of the wall clock; ages are told by those who ask.
+    clock: Clock,
 }
 
 /// What happened to entries, for the metrics.
@@ -177,6 +180,11 @@ pub struct Hit {
 impl Cache {
     /// An empty cache.
     pub fn new(settings: &Settings) -> Arc<Self> {
+        Self::with_clock(settings, Clock::System)
+    }
+
+    /// The same with another wall clock than the machine's.
+    pub fn with_clock(settings: &Settings, clock: Clock) -> Arc<Self> {
         let counts = Arc::new(Counts::default());
         let for_negative = settings.max_bytes as u64 / 10;
         let positive = Bounds::new(settings.max_entries, settings.max_bytes as u64 - for_negative);
@@ -193,6 +201,7 @@ impl Cache {
             heads: Heads::default(),
             generation: AtomicU64::new(0),
             counts,
+            clock,
         })
     }
 
@@ -206,7 +215,13 @@ impl Cache {
     }
 
     fn phase(&self, entry: &Entry, now: Instant) -> Option<Phase> {
-        entry.phase(now, self.generation())
+        entry.phase(now, self.generation()).filter(|_| !self.has_ended(entry))
+    }
+
+    /// Whether what an entry tells of has ended by the wall clock, so that it must not be given, however
+    /// young it is: an answer of [`Self::lookup`] has not.
+    pub fn has_ended(&self, entry: &Entry) -> bool {
+        entry.has_ended(|| self.clock.unix_seconds())
     }
 
     fn generation(&self) -> u64 {

@@ -30,6 +30,8 @@ pub struct Settings {
     pub admin: server::Endpoint,
     /// What operators have to show to change something.
     pub admin_token: Option<crate::secret::Token>,
+    /// The names by which operators may ask for it, besides addresses and `localhost`.
+    pub admin_hosts: Vec<String>,
     /// Where GitLab tells of changes, if it does.
     pub hooks: Option<crate::hooks::Settings>,
     /// Rails.

@@ -196,7 +196,9 @@ impl Record {
             notes.failure = Some(failure.as_str());
             notes.side = Some(failure.side());
             match failure {
-                Failure::Unauthorized(rejection) => notes.rejection = Some(*rejection),
+                Failure::Unauthorized(rejection) | Failure::UnauthorizedKas(rejection) => {
+                    notes.rejection = Some(*rejection);
+                }
                 Failure::Upstream(error) => notes.error = Some(chain(error)),
                 _ => {}
             }

@@ -15,6 +15,7 @@ use crate::auth::Rejection;
 use crate::body::{self, Body};
 use crate::cache::Trouble;
 use crate::refusal::Refusal;
+use crate::route::Access;
 use crate::upstream;
 
 /// In how many seconds to try again (RFC 9110 §10.2.3): whoever comes then waits again, if need be.
@@ -38,6 +39,8 @@ pub enum Failure {
     Refused(Refusal),
     /// The caller is not let in.
     Unauthorized(Rejection),
+    /// Neither is this one, who called what only kas may.
+    UnauthorizedKas(Rejection),
     /// The path is outside the internal API.
     OutsideInternalApi,
     /// A credential would have to be looked for in a body that is too large for it.
@@ -55,13 +58,21 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// A caller is not let in to what `access` guards. Rails has words of its own for each.
+    pub const fn unauthorized(access: Access, rejection: Rejection) -> Self {
+        match access {
+            Access::Kas => Self::UnauthorizedKas(rejection),
+            Access::Shell | Access::Rails => Self::Unauthorized(rejection),
+        }
+    }
+
     /// The status that the client gets (RFC 9110 §15.6): 503 if it may be tried again, since it was not
     /// sent or Rails has not read it, 504 if there was no answer in time, 502 if there was none that can be
     /// passed on.
     pub fn status(&self) -> StatusCode {
         match self {
             Self::Refused(refusal) => refusal.status(),
-            Self::Unauthorized(_) => StatusCode::UNAUTHORIZED,
+            Self::Unauthorized(_) | Self::UnauthorizedKas(_) => StatusCode::UNAUTHORIZED,
             Self::OutsideInternalApi => StatusCode::NOT_FOUND,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyBrokeOff => StatusCode::BAD_REQUEST,
@@ -93,7 +104,7 @@ impl Failure {
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::Refused(refusal) => refusal.as_str(),
-            Self::Unauthorized(_) => "unauthorized",
+            Self::Unauthorized(_) | Self::UnauthorizedKas(_) => "unauthorized",
             Self::OutsideInternalApi => "outside_internal_api",
             Self::BodyTooLarge => "body_too_large",
             Self::UnverifiedBodiesFull => "unverified_bodies_full",
@@ -129,6 +140,8 @@ impl Failure {
         match self {
             Self::Refused(refusal) => refusal.message(),
             Self::Unauthorized(_) => "401 Unauthorized",
+            // What Rails says there today; that of 13 said the same as to others (contract §1.3).
+            Self::UnauthorizedKas(_) => "KAS JWT authentication invalid",
             Self::OutsideInternalApi => "404 Not Found",
             Self::BodyTooLarge => {
                 "413 Request body too large to look for secret_token in it; send the credential in a header"
@@ -159,6 +172,7 @@ impl Failure {
         match self {
             Self::Refused(_)
             | Self::Unauthorized(_)
+            | Self::UnauthorizedKas(_)
             | Self::OutsideInternalApi
             | Self::BodyTooLarge
             | Self::UnverifiedBodiesFull
@@ -216,6 +230,7 @@ mod tests {
     async fn every_answer_is_json_with_a_string_message() {
         let mut failures = vec![
             Failure::Unauthorized(Rejection::Wrong),
+            Failure::UnauthorizedKas(Rejection::Wrong),
             Failure::OutsideInternalApi,
             Failure::BodyTooLarge,
             Failure::UnverifiedBodiesFull,
@@ -253,10 +268,15 @@ mod tests {
     #[tokio::test]
     async fn a_refused_caller_gets_the_answer_of_rails_whatever_the_reason() {
         for rejection in [Rejection::Missing, Rejection::Wrong, Rejection::Expired] {
-            let response = Failure::Unauthorized(rejection).to_response();
-            assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
-            let body = response.into_body().collect().await.unwrap().to_bytes();
-            assert_eq!(body, r#"{"message":"401 Unauthorized"}"#);
+            for (access, told) in [
+                (Access::Shell, r#"{"message":"401 Unauthorized"}"#),
+                (Access::Kas, r#"{"message":"KAS JWT authentication invalid"}"#),
+            ] {
+                let response = Failure::unauthorized(access, rejection).to_response();
+                assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
+                let body = response.into_body().collect().await.unwrap().to_bytes();
+                assert_eq!(body, told);
+            }
         }
     }
 }

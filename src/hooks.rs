@@ -4,6 +4,7 @@
 //! the `ttl` ends what is kept, as without hooks. Each drops once more after a while, since a fill may
 //! have been answered by a read replica that had not heard yet (contract §6).
 
+mod credential;
 mod event;
 
 use std::convert::Infallible;
@@ -19,12 +20,13 @@ use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::request::Parts;
 use http::{HeaderMap, Method, Response, StatusCode};
-use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
-use hyper::body::Incoming;
-use tokio::sync::oneshot;
+use http_body::Body as HttpBody;
+use http_body_util::{BodyExt as _, Full};
+use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
 use tokio_util::task::TaskTracker;
 use tower::Service;
 
+use self::credential::Shown;
 use self::event::Event;
 pub use self::event::Kind;
 use crate::cache::Cache;
@@ -55,6 +57,15 @@ pub const PATH: &str = "/hooks/gitlab";
 /// long SSH key.
 const MOST: usize = 1024 * 1024;
 
+/// Bytes of a body that is read without further ado, though only then its signature can be verified: more
+/// than any event has that matters.
+const SMALL: u64 = 64 * 1024;
+
+/// How many larger ones are read at one time that may turn out to be anybody's, and how long the others
+/// wait. GitLab waits for ten seconds.
+const LARGE_AT_A_TIME: usize = 4;
+const TURN_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// How long an event may take to come.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -66,9 +77,6 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(1);
 /// How many events may wait at one time for what they make wrong to be dropped once more.
 const MOST_SETTLING: usize = 10_000;
 
-/// How old a signed event may be, or how far ahead of this clock.
-const SIGNED_FOR: u64 = 5 * 60;
-
 /// What came, for the metrics.
 #[derive(Debug, Default)]
 pub struct Counts {
@@ -76,6 +84,8 @@ pub struct Counts {
     pub events: [AtomicU64; Kind::ALL.len()],
     /// Requests with no right token or signature.
     pub refused: AtomicU64,
+    /// Requests that were not read, since too many others were being read.
+    pub shed: AtomicU64,
 }
 
 /// Answers the listener for hooks.
@@ -85,6 +95,8 @@ pub struct Hooks {
     cache: Arc<Cache>,
     counts: Arc<Counts>,
     clock: Clock,
+    /// Who reads a large body that may be anybody's.
+    large: Arc<Semaphore>,
     /// Owns what goes on once GitLab has its answer.
     tasks: TaskTracker,
 }
@@ -96,10 +108,14 @@ const DONE: Answer = (StatusCode::OK, "ok");
 impl Hooks {
     /// Drops from `cache`.
     pub fn new(settings: Settings, cache: Arc<Cache>, counts: Arc<Counts>, clock: Clock) -> Self {
-        Self { settings: Arc::new(settings), cache, counts, clock, tasks: TaskTracker::new() }
+        let large = Arc::new(Semaphore::new(LARGE_AT_A_TIME));
+        Self { settings: Arc::new(settings), cache, counts, clock, large, tasks: TaskTracker::new() }
     }
 
-    async fn answer(&self, peer: Option<IpAddr>, head: &Parts, body: Incoming) -> Answer {
+    async fn answer<B>(&self, peer: Option<IpAddr>, head: &Parts, body: B) -> Answer
+    where
+        B: HttpBody<Data = Bytes> + Unpin,
+    {
         let (method, path) = (&head.method, head.uri.path());
         if method.as_str() == REFUSED {
             let refusal = Refusal::from_label(path.trim_start_matches('/')).unwrap_or(Refusal::RequestLine);
@@ -112,35 +128,66 @@ impl Hooks {
         }
     }
 
-    async fn take(&self, peer: Option<IpAddr>, headers: &HeaderMap, body: Incoming) -> Answer {
-        let has_shown_token = self.settings.token.as_ref().is_some_and(|token| {
-            headers.get("x-gitlab-token").is_some_and(|shown| token.is_shown_as(shown.as_bytes()))
-        });
-        let may_be_signed = self.settings.signing_token.is_some() && headers.contains_key(SIGNATURE);
-        if !has_shown_token && !may_be_signed {
-            return self.refuse(peer);
-        }
-        let body = match tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, MOST).collect()).await {
-            Ok(Ok(body)) => body.to_bytes(),
+    async fn take<B>(&self, peer: Option<IpAddr>, headers: &HeaderMap, body: B) -> Answer
+    where
+        B: HttpBody<Data = Bytes> + Unpin,
+    {
+        let signed = match Shown::of(&self.settings, headers, self.clock.unix_seconds()) {
+            Shown::Token => None,
+            Shown::Signature(signed) => Some(signed),
+            Shown::Nothing => return self.refuse(peer),
+        };
+        let is_small = body.size_hint().upper().is_some_and(|most| most <= SMALL);
+        let Ok(turn) = self.turn(signed.is_some() && !is_small).await else {
+            return self.shed(peer);
+        };
+        let body = match tokio::time::timeout(BODY_TIMEOUT, read(body)).await {
+            Ok(Read::Whole(body)) => body,
             // Nothing that large is about a key or a user.
-            Ok(Err(error)) if error.is::<LengthLimitError>() && has_shown_token => return DONE,
-            _ => {
+            Ok(Read::TooLarge) if signed.is_none() => return DONE,
+            Ok(Read::TooLarge | Read::Broken) | Err(_) => {
                 return (
                     StatusCode::BAD_REQUEST,
                     "400 Bad Request: the event is incomplete, too slow or too large",
                 );
             }
         };
-        if !has_shown_token && !self.is_signed(headers, &body) {
+        if let (Some(signed), Some(token)) = (&signed, &self.settings.signing_token)
+            && !signed.is_of(&body, token)
+        {
             return self.refuse(peer);
         }
+        drop(turn);
         match Event::read(&body) {
             Some(event) => {
+                drop(body);
                 self.drop_what_is_wrong(event).await;
                 DONE
             }
             None => (StatusCode::BAD_REQUEST, "400 Bad Request: not an event of a System Hook in JSON"),
         }
+    }
+
+    /// Waits for a place among those who read a large body, if one is needed; an error if that takes too
+    /// long.
+    async fn turn(&self, is_needed: bool) -> Result<Option<SemaphorePermit<'_>>, ()> {
+        if !is_needed {
+            return Ok(None);
+        }
+        match tokio::time::timeout(TURN_TIMEOUT, self.large.acquire()).await {
+            Ok(Ok(permit)) => Ok(Some(permit)),
+            Ok(Err(_)) | Err(_) => Err(()),
+        }
+    }
+
+    fn shed(&self, peer: Option<IpAddr>) -> Answer {
+        self.counts.shed.fetch_add(1, Ordering::Relaxed);
+        let remote_ip = peer.map(tracing::field::display);
+        tracing::warn!(
+            remote_ip,
+            "a large signed hook was not read: too many are being read, none of them verified yet"
+        );
+        (StatusCode::SERVICE_UNAVAILABLE, "503 Service Unavailable: too many large hooks at one time")
     }
 
     fn refuse(&self, peer: Option<IpAddr>) -> Answer {
@@ -154,21 +201,6 @@ impl Hooks {
             StatusCode::UNAUTHORIZED,
             "401 Unauthorized: X-Gitlab-Token or webhook-signature is not the right one",
         )
-    }
-
-    /// Standard Webhooks: the signature is over the id, the time and the body.
-    fn is_signed(&self, headers: &HeaderMap, body: &[u8]) -> bool {
-        let Some(token) = &self.settings.signing_token else { return false };
-        let said = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-        let (Some(id), Some(time), Some(signatures)) =
-            (said("webhook-id"), said("webhook-timestamp"), said(SIGNATURE))
-        else {
-            return false;
-        };
-        let is_now =
-            time.parse::<i64>().is_ok_and(|time| time.abs_diff(self.clock.unix_seconds()) <= SIGNED_FOR);
-        let signed = [id.as_bytes(), b".", time.as_bytes(), b".", body].concat();
-        is_now && signatures.split(' ').any(|signature| token.has_signed(&signed, signature))
     }
 
     async fn drop_what_is_wrong(&self, event: Event) {
@@ -210,7 +242,32 @@ async fn drop_all(cache: &Arc<Cache>, kind: Kind, wrong: Vec<Selector>, named: u
     dropping.await.unwrap_or_default()
 }
 
-const SIGNATURE: &str = "webhook-signature";
+/// What came of a body.
+enum Read {
+    Whole(Vec<u8>),
+    TooLarge,
+    Broken,
+}
+
+/// Reads a body into one piece: chunks of a byte would take many times as much by themselves.
+async fn read<B>(mut body: B) -> Read
+where
+    B: HttpBody<Data = Bytes> + Unpin,
+{
+    if body.size_hint().lower() > MOST as u64 {
+        return Read::TooLarge;
+    }
+    let mut whole = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let Ok(frame) = frame else { return Read::Broken };
+        let Ok(data) = frame.into_data() else { continue };
+        if whole.len() + data.len() > MOST {
+            return Read::TooLarge;
+        }
+        whole.extend_from_slice(&data);
+    }
+    Read::Whole(whole)
+}
 
 impl Service<Inbound> for Hooks {
     type Response = Response<Full<Bytes>>;

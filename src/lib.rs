@@ -39,6 +39,7 @@ pub mod config;
 pub mod exchange;
 pub mod failure;
 pub mod header;
+pub mod heartbeat;
 pub mod hooks;
 pub mod layer;
 pub mod log;
@@ -58,6 +59,7 @@ mod worker;
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use futures_util::future::join_all;
@@ -71,12 +73,13 @@ use crate::body::unverified::UnverifiedBodies;
 use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::Settings;
+use crate::heartbeat::{Heartbeat, Heartbeats};
 use crate::hooks::Hooks;
 use crate::metrics::{Metrics, Sources};
 use crate::server::{Limits, Listener, Server, Socket};
 use crate::upstream::{State, Upstream};
 use crate::warm::Warm;
-use crate::worker::Worker;
+use crate::worker::{HooksThread, Worker};
 
 /// A gateway whose sockets are bound, and that answers nothing yet.
 #[derive(Debug)]
@@ -84,9 +87,12 @@ pub struct Gateway {
     workers: Vec<Worker>,
     endpoints: Vec<String>,
     admin: (Socket, Admin),
-    hooks: Option<(Socket, Hooks)>,
+    hooks: Option<HooksThread>,
     warm: Option<Warm>,
     checks: upstream::Watch,
+    heartbeats: Arc<Heartbeats>,
+    /// How long the threads have to end.
+    end_timeout: Duration,
 }
 
 impl Gateway {
@@ -105,6 +111,12 @@ impl Gateway {
         let checks = upstream::Watch::new(&settings.upstream, &upstream);
         let cache = Cache::new(&settings.cache);
         let bodies = Arc::new(UnverifiedBodies::new(settings.auth.max_unverified));
+        let threads = (0..settings.workers).map(|number| format!("worker-{number}"));
+        let mut heartbeats: Vec<_> = threads.map(Heartbeat::new).collect();
+        let hooks_heartbeat = Heartbeat::new("hooks".to_owned());
+        let workers_heartbeats = heartbeats.clone();
+        heartbeats.extend(settings.hooks.is_some().then(|| Arc::clone(&hooks_heartbeat)));
+        let heartbeats = Arc::new(Heartbeats(heartbeats));
         let metrics = Arc::new(Metrics::new(Sources {
             bodies: Arc::clone(&bodies),
             cache: Arc::clone(&cache),
@@ -112,9 +124,10 @@ impl Gateway {
             connections: Arc::clone(server.connections()),
             hooks: Arc::clone(&hook_counts),
             log,
+            heartbeats: Arc::clone(&heartbeats),
         }));
         let auth = Arc::new(ArcSwap::from_pointee(Auth::new(settings.auth)));
-        let worker = |number| {
+        let worker = |heartbeat| {
             let parts = stack::Parts {
                 auth: Arc::clone(&auth),
                 bodies: Arc::clone(&bodies),
@@ -129,14 +142,15 @@ impl Gateway {
                 fills: TaskTracker::new(),
             };
             let sockets: Vec<Socket> = sockets.iter_mut().filter_map(Iterator::next).collect();
-            Worker { number, sockets, server: server.sibling(), parts }
+            Worker { heartbeat, sockets, server: server.sibling(), parts }
         };
-        let workers: Vec<Worker> = (0..settings.workers).map(worker).collect();
+        let workers: Vec<Worker> = workers_heartbeats.into_iter().map(worker).collect();
         let first = workers.first().map_or(&[][..], |worker| &worker.sockets);
         let endpoints = first.iter().map(Socket::endpoint).collect::<io::Result<_>>()?;
         let hooks = settings.hooks.map(|hooks| {
             let socket = Socket::bind(&hooks.endpoint)?;
-            io::Result::Ok((socket, Hooks::new(hooks, Arc::clone(&cache), hook_counts, Clock::System)))
+            let hooks = Hooks::new(hooks, Arc::clone(&cache), hook_counts, Clock::System);
+            io::Result::Ok(HooksThread { heartbeat: hooks_heartbeat, socket, hooks })
         });
         let admin = Admin {
             metrics,
@@ -145,8 +159,13 @@ impl Gateway {
             cache,
             is_private: settings.admin.is_private(),
             token: settings.admin_token,
+            hosts: settings.admin_hosts.into(),
+            heartbeats: Arc::clone(&heartbeats),
+            turns: admin::Turns::default(),
         };
-        Ok(Self { workers, endpoints, admin: (admin_socket, admin), hooks: hooks.transpose()?, warm, checks })
+        let (hooks, end_timeout) = (hooks.transpose()?, settings.limits.drain_timeout + GRACE);
+        let admin = (admin_socket, admin);
+        Ok(Self { workers, endpoints, admin, hooks, warm, checks, heartbeats, end_timeout })
     }
 
     /// Where clients connect, with the ports that the system chose.
@@ -156,7 +175,7 @@ impl Gateway {
 
     /// Where GitLab sends its System Hooks, if anywhere.
     pub fn hooks_endpoint(&self) -> io::Result<Option<String>> {
-        self.hooks.as_ref().map(|(socket, _)| socket.endpoint()).transpose()
+        self.hooks.as_ref().map(|hooks| hooks.socket.endpoint()).transpose()
     }
 
     /// Where operators connect.
@@ -167,10 +186,12 @@ impl Gateway {
     /// Serves until `shutdown` is cancelled, then drains: not ready any more, no new connections,
     /// and whatever runs may finish within `limits.drain_timeout`. True if nothing had to be dropped.
     ///
-    /// Requests are answered on the threads of the workers. What is left for the runtime that this
-    /// is called on, which may be slow at times without a client noticing: operators and upkeep.
+    /// Requests are answered on the threads of the workers, hooks on one of their own. What is left for the
+    /// runtime that this is called on: operators, health checks, and whatever the caller has there, such as
+    /// signals. So nothing runs there that takes long.
     pub async fn run(self, shutdown: CancellationToken) -> io::Result<bool> {
-        let Self { workers, endpoints, admin: (socket, admin), hooks, warm, checks } = self;
+        let Self { workers, endpoints, admin: (socket, admin), hooks, warm, checks, heartbeats, end_timeout } =
+            self;
         let (readiness, cache) = (Arc::clone(&admin.readiness), Arc::clone(&admin.cache));
         // Before anybody can drop anything.
         if let Some(warm) = warm.clone() {
@@ -180,7 +201,7 @@ impl Gateway {
             version = env!("CARGO_PKG_VERSION"),
             listen = endpoints.join(", "),
             admin = socket.endpoint()?,
-            hooks = hooks.as_ref().map(|(socket, _)| socket.endpoint()).transpose()?,
+            hooks = hooks.as_ref().map(|hooks| hooks.socket.endpoint()).transpose()?,
             "ready"
         );
         // The admin listener outlives the others, to say that they are draining.
@@ -188,22 +209,28 @@ impl Gateway {
         let admin_server = Server::new(limits);
         admin_server.serve(Listener::new(socket)?, admin);
         // With connections of its own: whoever reaches the one must not be able to block the other.
-        let hook_server = Server::new(limits);
-        if let Some((socket, hooks)) = hooks {
-            hook_server.serve(Listener::new(socket)?, hooks);
-        }
+        let hooks_end = CancellationToken::new();
+        let hooks = hooks.map(|hooks| hooks.start(Server::new(limits), hooks_end.clone())).transpose()?;
+        let hooks_end = hooks_end.drop_guard();
         let mut upkeep = JoinSet::new();
         upkeep.spawn(keep_up(Arc::clone(&cache)));
         upkeep.spawn(checks.run());
+        upkeep.spawn(async move { match heartbeats.watch().await {} });
         let mut running = Vec::new();
         for worker in workers {
             running.push(worker.start(shutdown.clone())?);
         }
+        let count = running.len();
         readiness.set(true);
         shutdown.cancelled().await;
         readiness.set(false);
-        let in_time = join_all(running).await.into_iter().all(|in_time| in_time.unwrap_or(false));
-        hook_server.drain().await;
+        // One that hangs would keep the process for ever.
+        let ended = tokio::time::timeout(end_timeout, join_all(running)).await.unwrap_or_default();
+        let in_time = ended.len() == count && ended.into_iter().all(|in_time| in_time.unwrap_or(false));
+        drop(hooks_end);
+        if let Some(ended) = hooks {
+            let _ = tokio::time::timeout(GRACE, ended).await;
+        }
         admin_server.drain().await;
         upkeep.shutdown().await;
         // Whoever purges may have left, but what is being purged is not to be saved.
@@ -217,13 +244,16 @@ impl Gateway {
     }
 }
 
-const ADMIN_DRAIN: std::time::Duration = std::time::Duration::from_millis(200);
+const ADMIN_DRAIN: Duration = Duration::from_millis(200);
 
-/// moka has no thread of its own: without this, an idle gateway would keep dead entries.
+/// How much longer than `limits.drain_timeout` a thread may take to end until it counts as one that hangs.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// moka has no thread of its own: without this, an idle gateway would keep dead entries. With many, it takes
+/// its time, so it has a thread meanwhile.
 async fn keep_up(cache: Arc<Cache>) {
-    let mut tick = tokio::time::interval(std::time::Duration::from_secs(1));
     loop {
-        tick.tick().await;
-        cache.upkeep();
+        let _ = cache.on_a_thread(Cache::upkeep).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }

@@ -7,7 +7,7 @@ use aws_lc_rs::hmac;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::HeaderValue;
-use subtle::ConstantTimeEq as _;
+use subtle::{Choice, ConstantTimeEq as _};
 use zeroize::Zeroizing;
 
 /// The text that GitLab Shell and Rails share (`.gitlab_shell_secret`).
@@ -152,7 +152,8 @@ impl fmt::Debug for Token {
 /// What GitLab signs its webhooks with (Standard Webhooks: `whsec_` and Base64).
 #[derive(Clone)]
 pub struct SigningToken {
-    key: Zeroizing<Vec<u8>>,
+    /// Prepared once; wipes itself when it is dropped.
+    key: hmac::Key,
 }
 
 impl SigningToken {
@@ -165,14 +166,55 @@ impl SigningToken {
     pub fn from_text(text: &[u8]) -> Result<Self, LoadError> {
         let encoded = text.trim_ascii().strip_prefix(b"whsec_").ok_or(LoadError::NotASigningToken)?;
         let key = Zeroizing::new(STANDARD.decode(encoded).map_err(|_| LoadError::NotASigningToken)?);
-        if key.is_empty() { Err(LoadError::Empty) } else { Ok(Self { key }) }
+        if key.is_empty() {
+            return Err(LoadError::Empty);
+        }
+        Ok(Self { key: hmac::Key::new(hmac::HMAC_SHA256, &key) })
     }
 
-    /// Whether a signature of a `webhook-signature` header (`v1,…`) is of `signed`.
-    pub fn has_signed(&self, signed: &[u8], signature: &str) -> bool {
-        let signature = signature.strip_prefix("v1,").and_then(|signature| STANDARD.decode(signature).ok());
-        let key = hmac::Key::new(hmac::HMAC_SHA256, &self.key);
-        signature.is_some_and(|signature| hmac::verify(&key, signed, &signature).is_ok())
+    /// Whether one of the signatures is of these parts, one behind another. They are signed once, however
+    /// many signatures there are, and all of those are compared, whichever is right.
+    pub fn has_signed(&self, parts: &[&[u8]], signatures: &Signatures) -> bool {
+        let mut signed = hmac::Context::with_key(&self.key);
+        for part in parts {
+            signed.update(part);
+        }
+        let right = signed.sign();
+        let compare = |any, shown: &[u8; SIGNATURE]| any | shown.ct_eq(right.as_ref());
+        signatures.0.iter().fold(Choice::from(0), compare).into()
+    }
+}
+
+/// Bytes of a signature.
+const SIGNATURE: usize = 32;
+
+/// The signatures in a `webhook-signature` header that may be right.
+#[derive(Clone, Debug)]
+pub struct Signatures(Vec<[u8; SIGNATURE]>);
+
+impl Signatures {
+    /// How many words the header may have. A sender has one for each of its keys: two, while they change.
+    pub const MOST: usize = 8;
+
+    /// Those of the words that are `v1,` and 32 bytes in Base64. `None` if there is none, if there are more
+    /// words than [`Self::MOST`], or if one is no signature of any version.
+    pub fn read(header: &str) -> Option<Self> {
+        let mut signatures = Vec::new();
+        for (at, word) in header.split_ascii_whitespace().enumerate() {
+            let (version, encoded) = word.strip_prefix('v')?.split_once(',')?;
+            let is_base64 = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'/' | b'=');
+            let is_signature = !version.is_empty()
+                && version.bytes().all(|b| b.is_ascii_alphanumeric())
+                && encoded.bytes().all(is_base64);
+            if at >= Self::MOST || !is_signature {
+                return None;
+            }
+            let is_ours = version == "1" && encoded.len() == SIGNATURE.div_ceil(3) * 4;
+            if is_ours {
+                signatures.push(STANDARD.decode(encoded).ok()?.try_into().ok()?);
+            }
+        }
+        (!signatures.is_empty()).then_some(Self(signatures))
     }
 }
 
@@ -296,14 +338,38 @@ mod tests {
     #[test]
     fn a_signing_token_verifies_what_it_has_signed() {
         let token = SigningToken::from_text(b"whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\n").unwrap();
-        let signed = br#"msg_p5jXN8AQM9LWM0D4loKWxJek.1614265330.{"test": 2432232314}"#;
-        let right = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=";
-        assert!(token.has_signed(signed, right));
-        for wrong in ["", "v1,", "v1,g0hM", &right.replace("v1", "v2"), &right[3..], &right.replace('g', "h")]
+        let (id, time) = (b"msg_p5jXN8AQM9LWM0D4loKWxJek", b"1614265330");
+        let signed = |body| -> [&[u8]; 5] { [id, b".", time, b".", body] };
+        let (body, right) = (br#"{"test": 2432232314}"#, "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=");
+        let wrong = right.replace('g', "h");
+        let many = |count: usize, last: &str| vec![wrong.as_str(); count].join(" ") + " " + last;
+        for good in
+            [right, &format!("{wrong} {right} v1a,AAAA"), &format!("v1,AAAA  {right}"), &many(7, right)]
         {
-            assert!(!token.has_signed(signed, wrong), "{wrong}");
+            let signatures = Signatures::read(good).unwrap();
+            assert!(token.has_signed(&signed(body), &signatures), "{good}");
+            assert!(!token.has_signed(&signed(&body[1..]), &signatures), "{good}");
         }
-        assert!(!token.has_signed(&signed[1..], right));
+        assert!(!token.has_signed(&signed(body), &Signatures::read(&wrong).unwrap()));
+        for none in [
+            "",
+            " ",
+            "v1,",
+            "v1,g0hM",
+            "v1",
+            &right.replace("v1", "v2"),
+            &right[3..],
+            &right.replace('=', ""),
+            &right.replace("v1", "w1"),
+            &right.replace("OE=", "O=="),
+            &format!("{right},"),
+            &format!("{right} x"),
+            &format!("{right} v1,\u{e9}"),
+            &many(8, right),
+            &"v1,AAAA ".repeat(10_000),
+        ] {
+            assert!(Signatures::read(none).is_none(), "{none}");
+        }
         for none in ["MfKQ", "whsec_?", "", "whsec"] {
             let refused = SigningToken::from_text(none.as_bytes());
             assert!(matches!(refused, Err(LoadError::NotASigningToken)), "{none}");

@@ -25,12 +25,15 @@
 //! next.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::{self, Runtime};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
+use crate::heartbeat::Heartbeat;
+use crate::hooks::Hooks;
 use crate::server::{Listener, Server, Socket};
 use crate::stack;
 use crate::turn;
@@ -38,7 +41,7 @@ use crate::turn;
 /// What a worker needs to run.
 #[derive(Debug)]
 pub(crate) struct Worker {
-    pub(crate) number: usize,
+    pub(crate) heartbeat: Arc<Heartbeat>,
     pub(crate) sockets: Vec<Socket>,
     pub(crate) server: Server,
     pub(crate) parts: stack::Parts,
@@ -48,22 +51,65 @@ impl Worker {
     /// Starts the thread, which serves until `shutdown`, then drains. What it says at its end: true
     /// if nothing had to be dropped.
     pub(crate) fn start(self, shutdown: CancellationToken) -> io::Result<oneshot::Receiver<bool>> {
-        let runtime = runtime()?;
-        let listeners = {
-            let _entered = runtime.enter();
-            self.sockets.into_iter().map(Listener::new).collect::<io::Result<Vec<_>>>()?
-        };
-        let (end, ended) = oneshot::channel();
         let (server, parts) = (self.server, self.parts);
-        std::thread::Builder::new().name(format!("worker-{}", self.number)).spawn(move || {
-            let in_time = runtime.block_on(serve(listeners, server, parts, shutdown));
-            // With it go the sockets and whatever still runs.
-            drop(runtime);
-            // Nobody is left to tell if the gateway was dropped.
-            let _ = end.send(in_time);
-        })?;
-        Ok(ended)
+        start(self.heartbeat, self.sockets, |listeners| serve(listeners, server, parts, shutdown))
     }
+}
+
+/// The thread for GitLab's hooks: their bodies cost CPU that neither requests nor operators, nor signals,
+/// are to wait for.
+#[derive(Debug)]
+pub(crate) struct HooksThread {
+    pub(crate) heartbeat: Arc<Heartbeat>,
+    pub(crate) socket: Socket,
+    pub(crate) hooks: Hooks,
+}
+
+impl HooksThread {
+    /// As [`Worker::start`].
+    pub(crate) fn start(
+        self,
+        server: Server,
+        shutdown: CancellationToken,
+    ) -> io::Result<oneshot::Receiver<bool>> {
+        let hooks = self.hooks;
+        start(self.heartbeat, vec![self.socket], |listeners| async move {
+            for listener in listeners {
+                server.serve(listener, hooks.clone());
+            }
+            shutdown.cancelled().await;
+            server.drain().await
+        })
+    }
+}
+
+/// Starts a thread with a runtime, on which `serve` runs to its end.
+fn start<F: Future<Output = bool>>(
+    heartbeat: Arc<Heartbeat>,
+    sockets: Vec<Socket>,
+    serve: impl FnOnce(Vec<Listener>) -> F + Send + 'static,
+) -> io::Result<oneshot::Receiver<bool>> {
+    let runtime = runtime()?;
+    let listeners = {
+        let _entered = runtime.enter();
+        sockets.into_iter().map(Listener::new).collect::<io::Result<Vec<_>>>()?
+    };
+    let (end, ended) = oneshot::channel();
+    heartbeat.begin();
+    std::thread::Builder::new().name(heartbeat.thread.clone()).spawn(move || {
+        let in_time = runtime.block_on(async {
+            tokio::select! {
+                in_time = serve(listeners) => in_time,
+                never = heartbeat.run() => match never {},
+            }
+        });
+        heartbeat.end();
+        // With it go the sockets and whatever still runs.
+        drop(runtime);
+        // Nobody is left to tell if the gateway was dropped.
+        let _ = end.send(in_time);
+    })?;
+    Ok(ended)
 }
 
 fn runtime() -> io::Result<Runtime> {

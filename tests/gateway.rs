@@ -37,6 +37,7 @@ mod gateway {
     mod crowds;
     mod draining;
     mod framing;
+    mod hanging;
     mod headers;
     mod hook_install;
     mod hooks;
@@ -56,7 +57,7 @@ mod gateway {
     mod tls;
     mod trailers;
     mod translation;
-    mod unverified;
     mod unread_log;
+    mod unverified;
     mod warm;
 }

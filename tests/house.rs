@@ -9,12 +9,13 @@ use std::path::{Path, PathBuf};
 
 /// Every top-level module and its rank. A module imports only lower ranks; equal ranks are
 /// strangers.
-const RANKS: [(&str, u8); 27] = [
+const RANKS: [(&str, u8); 29] = [
     ("authority", 0),
     ("body", 1),
     ("clock", 0),
     ("header", 0),
     ("log", 0),
+    ("heartbeat", 0),
     ("params", 0),
     ("progress", 0),
     ("refusal", 0),

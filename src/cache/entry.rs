@@ -70,11 +70,16 @@ pub struct Entry {
     is_softened: AtomicBool,
     /// How often it was given.
     hits: AtomicU32,
+    /// When what it tells of ends, in Unix seconds; [`NEVER`] if it does not.
+    expires: u32,
     /// The id of the key row or user that it tells of; 0 if of none.
     subject: u64,
     /// The flush count when Rails was asked: a flush since then makes the entry unusable.
     generation: u64,
 }
+
+/// No end, or one after the year 2105. A number, so that an entry takes no more memory for it.
+pub(super) const NEVER: u32 = u32::MAX;
 
 /// The header maps that entries share.
 #[derive(Debug, Default)]
@@ -163,6 +168,7 @@ impl Entry {
             ages: storable.ages,
             is_softened: AtomicBool::new(false),
             hits: AtomicU32::new(0),
+            expires: storable.expires.map_or(NEVER, |end| u32::try_from(end.max(0)).unwrap_or(NEVER)),
             subject: storable.subject.unwrap_or_default(),
             generation,
         }
@@ -188,6 +194,7 @@ impl Entry {
             ages: saved.ages.within(most),
             is_softened: AtomicBool::new(saved.is_softened),
             hits: AtomicU32::new(saved.hits),
+            expires: saved.expires,
             subject: saved.subject,
             generation,
         })
@@ -201,6 +208,17 @@ impl Entry {
     /// What it is good for at `now`, or `None` if it must not be used any more.
     pub fn phase(&self, now: Instant, generation: u64) -> Option<Phase> {
         self.ages().phase(self.age(now)).filter(|_| self.generation == generation)
+    }
+
+    /// Whether what it tells of has ended by the wall clock. Its age alone does not say so: that clock may
+    /// have been set ahead, or the machine been suspended, since it came. `now` is only asked if need be.
+    pub(super) fn has_ended(&self, now: impl FnOnce() -> i64) -> bool {
+        self.expires != NEVER && now() >= i64::from(self.expires)
+    }
+
+    /// See [`Self::has_ended`].
+    pub(super) fn expires(&self) -> u32 {
+        self.expires
     }
 
     fn ages(&self) -> Ages {

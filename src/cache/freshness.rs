@@ -25,6 +25,8 @@ pub struct Storable {
     pub sign: Sign,
     /// What it is good for at which age.
     pub ages: Ages,
+    /// When what it tells of ends (`expires_at`), in Unix seconds by the wall clock, whatever its age.
+    pub expires: Option<i64>,
     /// The id of the key row or user that it tells of.
     pub subject: Option<u64>,
 }
@@ -113,8 +115,11 @@ pub fn judge(
     if ages.is_none() {
         return Err(NoStore::Disabled);
     }
-    let ages = life_left(&body, now)?.map_or(ages, |left| ages.until(left));
-    Ok(Storable { sign, ages, subject: body.get("id").and_then(Value::as_u64) })
+    let (expires, ages) = match expiry(&body)? {
+        Some(expires) => (Some(expires), ages.until(life_left(expires, now)?)),
+        None => (None, ages),
+    };
+    Ok(Storable { sign, ages, expires, subject: body.get("id").and_then(Value::as_u64) })
 }
 
 /// What kind of answer the body is, if it is one that this endpoint gives.
@@ -154,19 +159,23 @@ fn sign_of(caching: Caching, status: StatusCode, body: &Value) -> Result<Sign, N
     }
 }
 
-/// The time until the body's own `expires_at`, if it has one. A date that cannot be read could
-/// be any, so nothing is kept then.
-fn life_left(body: &Value, now: i64) -> Result<Option<Duration>, NoStore> {
+/// The body's own `expires_at`, if it has one. A date that cannot be read could be any, so nothing is
+/// kept then.
+fn expiry(body: &Value) -> Result<Option<i64>, NoStore> {
     let text = match body.get("expires_at") {
         None | Some(Value::Null) => return Ok(None),
         Some(value) => value.as_str().ok_or(NoStore::Expired)?,
     };
     let expires = OffsetDateTime::parse(text, &Rfc3339).map_err(|_| NoStore::Expired)?;
+    Ok(Some(expires.unix_timestamp()))
+}
+
+/// The time that is left at `now`, on a clock that cannot be set.
+fn life_left(expires: i64, now: i64) -> Result<Duration, NoStore> {
     // Both are cut down to whole seconds, so one is not to be trusted.
-    let left = expires.unix_timestamp().saturating_sub(now).saturating_sub(1);
-    match u64::try_from(left) {
+    match u64::try_from(expires.saturating_sub(now).saturating_sub(1)) {
         Ok(0) | Err(_) => Err(NoStore::Expired),
-        Ok(left) => Ok(Some(Duration::from_secs(left))),
+        Ok(left) => Ok(Duration::from_secs(left)),
     }
 }
 

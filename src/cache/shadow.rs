@@ -251,7 +251,7 @@ mod tests {
 
     fn kept(sign: Sign, body: &str) -> Entry {
         let ages = Lifetimes::default().of(Caching::Discover, sign);
-        let storable = Storable { sign, ages, subject: None };
+        let storable = Storable { sign, ages, expires: None, subject: None };
         let with = (&Heads::default(), 0);
         Entry::new(StatusCode::OK, &HeaderMap::new(), body.as_bytes(), storable, Instant::now(), with)
     }

@@ -122,7 +122,9 @@ impl Cache {
     pub fn save(&self, to: &Snapshot, now: Now) -> io::Result<usize> {
         file::must_be_free(&to.path)?;
         let part = to.part();
-        let saved = Writer::begin(file::create(&part)?, &to.seal, now.unix)
+        // What is there already, and is none of ours, is not ours to remove.
+        let created = file::create(&part)?;
+        let saved = Writer::begin(created, &to.seal, now.unix)
             .and_then(|file| self.write(file, now.instant))
             .and_then(|count| std::fs::rename(&part, &to.path).map(|()| count));
         if saved.is_err() {

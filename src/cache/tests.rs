@@ -22,7 +22,7 @@ fn lead(cache: &Arc<Cache>, key: &Key, clock: &Clock) -> Lease {
 }
 
 fn land(lease: Lease, sign: Sign, body: &str, _: &Clock) -> Result<(), NoStore> {
-    let storable = Storable { sign, ages: ages(), subject: None };
+    let storable = Storable { sign, ages: ages(), expires: None, subject: None };
     lease.store(StatusCode::OK, &HeaderMap::new(), body.as_bytes(), storable)
 }
 
@@ -202,7 +202,7 @@ fn heads_that_nobody_shares_count_too() {
     let settings = Settings { max_bytes: 16 << 20, ..Settings::default() };
     let cache = Cache::new(&settings);
     let clock = Clock::Manual(Manual::at(0));
-    let storable = Storable { sign: Sign::Positive, ages: ages(), subject: None };
+    let storable = Storable { sign: Sign::Positive, ages: ages(), expires: None, subject: None };
     for id in 0..5_000 {
         let mut headers = HeaderMap::new();
         headers.insert("vary", format!("{id}{}", "x".repeat(8_000)).parse().unwrap());
@@ -266,8 +266,12 @@ fn one_at_a_time_renews_what_is_stale() {
     let settings = Settings { max_refreshes: 1, ..Settings::default() };
     let (cache, time) = (Cache::new(&settings), Manual::at(1_700_000_000));
     let clock = Clock::Manual(time.clone());
-    let storable =
-        Storable { sign: Sign::Positive, ages: Ages::new(MINUTE, MINUTE * 2, MINUTE * 2), subject: None };
+    let storable = Storable {
+        sign: Sign::Positive,
+        ages: Ages::new(MINUTE, MINUTE * 2, MINUTE * 2),
+        expires: None,
+        subject: None,
+    };
     let other = Key::UserById(8);
     for key in [&KEY, &other] {
         let lease = lead(&cache, key, &clock);
@@ -295,7 +299,7 @@ fn a_million_unknown_keys_push_out_no_known_one() {
         Key::SshKey(digest)
     };
     let entry = |sign| {
-        let storable = Storable { sign, ages: ages(), subject: None };
+        let storable = Storable { sign, ages: ages(), expires: None, subject: None };
         let by = (&cache.heads, 0);
         Arc::new(Entry::new(StatusCode::OK, &HeaderMap::new(), b"{}", storable, clock.now(), by))
     };
@@ -310,4 +314,47 @@ fn a_million_unknown_keys_push_out_no_known_one() {
     assert_eq!(kept, 10_000);
     let [_, bytes] = cache.counts().bytes.each_ref().map(|bytes| bytes.load(Ordering::Relaxed));
     assert!(bytes <= settings.max_bytes as u64 / 10, "{bytes}");
+}
+
+/// A clock that is set ahead, or a machine that slept, does not give what has ended; one that is set back
+/// keeps nothing for longer than its age allows.
+#[test]
+fn what_ends_by_the_wall_clock_is_not_given_however_young_it_is() {
+    const BEGIN: i64 = 1_700_000_000;
+    for (expires, stepped, phase_after_30_s) in [
+        (None, 3_600, Some(Phase::Fresh)),
+        (Some(BEGIN + 45), 0, Some(Phase::Fresh)),
+        (Some(BEGIN + 45), 14, Some(Phase::Fresh)),
+        (Some(BEGIN + 45), 15, None),
+        (Some(BEGIN + 45), 3_600, None),
+        (Some(BEGIN + 3_630), 3_600, None),
+        (Some(BEGIN + 45), -3_600, Some(Phase::Fresh)),
+        (Some(i64::from(u32::MAX) + 1), i64::from(u32::MAX), Some(Phase::Fresh)),
+        (Some(-1), 0, None),
+    ] {
+        let time = Manual::at(BEGIN);
+        let clock = Clock::Manual(time.clone());
+        let cache = Cache::with_clock(&Settings::default(), clock.clone());
+        let stale = Ages::new(MINUTE, MINUTE * 2, MINUTE * 3);
+        let storable = Storable { sign: Sign::Positive, ages: stale, expires, subject: None };
+        let lease = lead(&cache, &KEY, &clock);
+        lease.store(StatusCode::OK, &HeaderMap::new(), b"a", storable).unwrap();
+        time.advance(Duration::from_secs(30));
+        time.step_wall(stepped);
+        let phase = |cache: &Cache| cache.lookup(&KEY, clock.now()).map(|hit| hit.phase);
+        assert_eq!(phase(&cache), phase_after_30_s, "{expires:?} {stepped}");
+        let seen = cache.inspect(&purge::Selector::All, clock.now(), 1).0;
+        assert_eq!(seen[0].phase, phase_after_30_s, "operators are told the same");
+        if expires == Some(BEGIN + 45) {
+            // Nor in any other phase: the wall clock alone decides, and the age all the same.
+            for stale in [60, 60] {
+                time.advance(Duration::from_secs(stale));
+                assert_eq!(phase(&cache).is_some(), stepped < 0, "{stepped}");
+            }
+            time.advance(Duration::from_secs(60));
+            assert_eq!(phase(&cache), None);
+            // Whoever asks then, asks Rails.
+            assert!(matches!(cache.board(&KEY, clock.now()), Boarding::Lead(_)));
+        }
+    }
 }

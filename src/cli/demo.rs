@@ -95,6 +95,7 @@ fn settings(options: &Options, secrets: &Secrets, rails_at: &str) -> io::Result<
         listen: vec![loopback(options.port)],
         admin: loopback(options.admin_port),
         admin_token: None,
+        admin_hosts: Vec::new(),
         hooks: None,
         upstream: upstream::Settings::new(
             Target::parse(&format!("http://{rails_at}")).map_err(io::Error::other)?,

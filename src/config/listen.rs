@@ -43,11 +43,18 @@ pub(super) fn listen(document: &Document<'_>, root: &mut Section<'_, '_>) -> Vec
     endpoints
 }
 
+/// What `[admin]` says.
+pub(super) struct Admin {
+    pub(super) endpoint: Endpoint,
+    pub(super) token: Option<Token>,
+    pub(super) hosts: Vec<String>,
+}
+
 pub(super) fn admin(
     document: &Document<'_>,
     root: &mut Section<'_, '_>,
     listen: &[Placed<Endpoint>],
-) -> (Endpoint, Option<Token>) {
+) -> Admin {
     let default = || Placed { value: DEFAULT_ADMIN, key: "admin.address".to_owned(), at: 0 };
     let mut section = root.section("admin");
     let given = section.as_mut().and_then(|section| endpoint(document, section, Some(DEFAULT_ADMIN)));
@@ -55,6 +62,7 @@ pub(super) fn admin(
         let advice = "write one word into it, such as what `openssl rand -hex 32` prints";
         secret(document, section, ("token_file", advice), Token::load)
     });
+    let hosts = section.as_mut().map(|section| hosts(document, section)).unwrap_or_default();
     if let Some(section) = section {
         section.finish();
     }
@@ -68,7 +76,28 @@ pub(super) fn admin(
         );
         document.problem(at, &endpoint.key, message);
     }
-    (endpoint.value, token.map(|token| token.value))
+    Admin { endpoint: endpoint.value, token: token.map(|token| token.value), hosts }
+}
+
+/// `admin.hosts`, in lower case.
+fn hosts(document: &Document<'_>, section: &mut Section<'_, '_>) -> Vec<String> {
+    let Some(given) = section.list("hosts") else { return Vec::new() };
+    let name = |text: &String| {
+        let name = text.strip_suffix('.').unwrap_or(text);
+        let is_name = name.split('.').all(|label| {
+            let is_word = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
+            !label.is_empty() && label.bytes().all(is_word)
+        });
+        if !is_name {
+            let message = format!(
+                "{text:?} is no host name; say names without a port, such as [\"railgate.example\"] (addresses and \
+                 localhost are always answered)"
+            );
+            document.problem(given.at, &given.key, message);
+        }
+        is_name.then(|| name.to_ascii_lowercase())
+    };
+    given.value.iter().filter_map(name).collect()
 }
 
 /// The endpoint of a section, or `default` if it names no address.

@@ -12,7 +12,8 @@ pub(super) fn settings(document: &Document<'_>) -> Option<Settings> {
     let mut root = document.root();
     let workers = workers(&mut root);
     let listen = listen::listen(document, &mut root);
-    let (admin, admin_token) = listen::admin(document, &mut root, &listen);
+    let listen::Admin { endpoint: admin, token: admin_token, hosts: admin_hosts } =
+        listen::admin(document, &mut root, &listen);
     let hooks = listen::hooks(document, &mut root, (&listen, &admin));
     let upstream = upstream::upstream(document, &mut root);
     let auth = auth::auth(document, &mut root);
@@ -44,6 +45,7 @@ pub(super) fn settings(document: &Document<'_>) -> Option<Settings> {
         listen,
         admin,
         admin_token,
+        admin_hosts,
         hooks,
         upstream,
         mint,

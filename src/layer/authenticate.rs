@@ -84,7 +84,9 @@ where
                 let key = Key::new(routed.found.route.caching, &query);
                 Either::Right(Either::Left(self.inner.call(admit(routed, caller, key, seen))))
             }
-            Verdict::Refused(rejection) => now(Err(Failure::Unauthorized(rejection))),
+            Verdict::Refused(rejection) => {
+                now(Err(Failure::unauthorized(routed.found.route.access, rejection)))
+            }
             Verdict::ReadBody => {
                 // The ready service goes along; a clone takes its place (tower#547).
                 let clone = self.inner.clone();

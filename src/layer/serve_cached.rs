@@ -261,9 +261,10 @@ where
     let record = call.exchange.record.clone();
     let landed = tokio::time::timeout(shared.settings.wait, wait.landed()).await;
     match landed.unwrap_or(Landed::NotShared) {
-        Landed::Stored(entry) => Ok(share(&entry, &shared, &record)),
+        // It may have ended since, or by a clock that was set ahead while it came.
+        Landed::Stored(entry) if !shared.cache.has_ended(&entry) => Ok(share(&entry, &shared, &record)),
         Landed::Failed(trouble) => Err(Failure::SharedTrouble(trouble)),
-        Landed::NotShared => {
+        Landed::Stored(_) | Landed::NotShared => {
             // If Rails has just failed to answer, it is not asked by all who could do without.
             if let Some(entry) = is_stale.then(|| shared.in_an_outage(&key)).flatten() {
                 return Ok(replay(&entry, CacheOutcome::StaleIfError, shared.clock.now(), &record));

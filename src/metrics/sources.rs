@@ -15,6 +15,7 @@ use crate::body::unverified::UnverifiedBodies;
 use crate::cache::shadow::{AGES, Verdict};
 use crate::cache::{Cache, Refreshed, Sign};
 use crate::clock::Clock;
+use crate::heartbeat::Heartbeats;
 use crate::hooks;
 use crate::log;
 use crate::route::{Caching, Class};
@@ -39,6 +40,8 @@ pub struct Sources {
     pub connections: Arc<Connections>,
     /// Lines of the log that are missing.
     pub log: Arc<log::Counts>,
+    /// Whether each thread turns.
+    pub heartbeats: Arc<Heartbeats>,
 }
 
 impl Collector for Sources {
@@ -50,6 +53,7 @@ impl Collector for Sources {
         self.encode_unverified(&mut encoder)?;
         self.encode_log(&mut encoder)?;
         self.encode_waiting(&mut encoder)?;
+        self.encode_threads(&mut encoder)?;
         servers::encode(&self.upstream.servers, &mut encoder)
     }
 }
@@ -142,7 +146,34 @@ impl Sources {
             count.encode(family.encode_family(&[("event", kind.as_str())])?)?;
         }
         let refused = ConstCounter::new(self.hooks.refused.load(Relaxed));
-        single(encoder, "hooks_refused", "Hooks with no right token or signature", &refused)
+        single(encoder, "hooks_refused", "Hooks with no right token or signature", &refused)?;
+        let shed = ConstCounter::new(self.hooks.shed.load(Relaxed));
+        single(encoder, "hooks_shed", "Large signed hooks that were not read, since too many came", &shed)
+    }
+
+    fn encode_threads(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let threads = &self.heartbeats.0;
+        let mut family = encoder.encode_descriptor(
+            "thread_silent_seconds",
+            "How long ago the thread last turned, about",
+            None,
+            MetricType::Gauge,
+        )?;
+        for thread in threads {
+            let silent = ConstGauge::new(thread.silent_s());
+            silent.encode(family.encode_family(&[("thread", thread.thread.as_str())])?)?;
+        }
+        let mut family = encoder.encode_descriptor(
+            "thread_stalls",
+            "How often the thread has not turned for 10 seconds",
+            None,
+            MetricType::Counter,
+        )?;
+        for thread in threads {
+            let stalls = ConstCounter::new(thread.stalls());
+            stalls.encode(family.encode_family(&[("thread", thread.thread.as_str())])?)?;
+        }
+        Ok(())
     }
 
     fn encode_connections(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {

@@ -46,6 +46,20 @@ fn a_gateway_for_the_secret_refuses_tokens() {
     assert_eq!(gateway.tcp.send(&Ask::get("check").with_secret()).status, 200);
 }
 
+/// kas is refused in the words of today's Rails, whatever Rails is behind the gateway.
+#[test]
+fn a_refused_kas_is_told_what_newer_rails_say() {
+    const NEWER: &[u8] = br#"{"message":"KAS JWT authentication invalid"}"#;
+    for (era, said) in [("jwt", NEWER), ("secret", br#"{"message":"401 Unauthorized"}"#)] {
+        let stage = Stage::of_era(era);
+        let gateway = stage.gateway(Way::Tcp);
+        let ask = Ask::get("kubernetes/agent_info").with_agent_token();
+        assert_eq!(stage.tcp.send(&ask).body, said, "{era}");
+        let (arrived, answer) = stage.arrivals(|| gateway.tcp.send(&ask));
+        assert_eq!((answer.status, arrived, answer.body.as_slice()), (401, 0, NEWER), "{era}");
+    }
+}
+
 /// An old caller (the plain secret) and a new one (a token), through the same gateway, to a Rails that
 /// takes only the one or the other: all four pairs.
 #[test]

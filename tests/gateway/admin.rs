@@ -249,3 +249,51 @@ async fn labels_come_from_closed_lists() {
         stage.metrics().await.lines().filter(|line| line.starts_with("railgate_requests_total")).count();
     assert_eq!(series, 3);
 }
+
+/// A page in a browser can have a name of its own lead to this machine, but cannot hide it.
+#[tokio::test]
+async fn only_known_hosts_are_answered() {
+    let stage = Setup::new().set("admin.hosts", r#"["Railgate.example.", "gateway.example"]"#).start().await;
+    let admin = &stage.gateway.admin;
+    let purge = || Ask::new("POST", "/purge").json(r#"{"all":true}"#);
+    stage.send(&Ask::get("check").with_secret()).await;
+    for (host, is_known) in [
+        ("127.0.0.1:9181", true),
+        ("[::1]", true),
+        ("localhost", true),
+        ("grafana.localhost:1", true),
+        ("railgate.EXAMPLE:9181", true),
+        ("evil.example", false),
+        ("evil.example:9181", false),
+        ("localhost.evil.example", false),
+        ("127.0.0.1.nip.example", false),
+    ] {
+        for ask in [get("/metrics"), purge(), get("/elsewhere"), Ask::new("POST", "/live")] {
+            let is_for_all = ask.target == "/live";
+            let answer = admin.send(&ask.clone().header("Host", host)).await;
+            assert_eq!(answer.status == 421, !is_known && !is_for_all, "{host} {ask}: {answer}");
+            if answer.status == 421 {
+                answer.assert_failure(421);
+                assert!(answer.text().contains("admin.hosts"), "{answer}");
+            }
+        }
+        for path in ["/live", "/ready"] {
+            let answer = admin.send(&get(path).header("Host", host)).await;
+            assert_eq!(answer.status, 200, "{host} {path}");
+        }
+    }
+    // Without one, it is no browser.
+    let mut wire = admin.connect().await;
+    wire.write(b"GET /metrics HTTP/1.0\r\n\r\n").await;
+    assert_eq!(wire.answer().await.status, 200);
+}
+
+/// Which no browser can connect to.
+#[tokio::test]
+async fn a_unix_socket_answers_to_any_host() {
+    let setup = Setup::new();
+    let address = format!("unix:{}", setup.dir.file("admin.sock").display());
+    let stage = setup.text("admin.address", &address).start().await;
+    let answer = stage.gateway.admin.send(&get("/metrics").header("Host", "evil.example")).await;
+    assert_eq!(answer.status, 200);
+}

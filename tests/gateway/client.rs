@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::{TcpSocket, TcpStream, UnixStream};
 
 /// Only there so that a broken gateway fails a test instead of hanging it.
 const PATIENCE: Duration = Duration::from_mins(2);
@@ -68,6 +68,15 @@ impl Peer {
             Self::Unix(path) => Box::new(UnixStream::connect(path).await?),
         };
         Ok(Wire { stream, unread: BytesMut::new() })
+    }
+
+    /// Connects over TCP from this address of loopback.
+    pub async fn connect_from(&self, ip: &str) -> Wire {
+        let Self::Tcp(address) = self else { panic!("{self:?}") };
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(format!("{ip}:0").parse().unwrap()).unwrap();
+        let stream = Box::new(soon("a connection", socket.connect(*address)).await.unwrap());
+        Wire { stream, unread: BytesMut::new() }
     }
 
     pub async fn connect(&self) -> Wire {
@@ -330,6 +339,15 @@ impl Answer {
     pub fn assert_unauthorized(&self) {
         self.assert_failure(401);
         assert_eq!(self.text(), r#"{"message":"401 Unauthorized"}"#);
+        assert_eq!(self.header("cache-control"), Some("no-cache"));
+        assert_eq!(self.header("age"), None, "{self}");
+    }
+
+    /// The same of a call that only kas may make.
+    #[track_caller]
+    pub fn assert_unauthorized_as_kas(&self) {
+        self.assert_failure(401);
+        assert_eq!(self.text(), r#"{"message":"KAS JWT authentication invalid"}"#);
         assert_eq!(self.header("cache-control"), Some("no-cache"));
         assert_eq!(self.header("age"), None, "{self}");
     }

@@ -1,13 +1,15 @@
 //! GitLab says what has changed: just that is forgotten, and only GitLab can say it.
 
+use std::process::{Command, Stdio};
+
 use aws_lc_rs::hmac;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
-use super::client::{Answer, Ask, Peer};
+use super::client::{Answer, Ask, Peer, eventually, soon};
 use super::credentials::now;
-use super::fake::{ROOT_KEY, Valve, gitlab};
+use super::fake::{ROOT_KEY, Rails, Valve, gitlab};
 use super::stage::{Setup, Stage};
 
 fn key() -> Ask {
@@ -173,6 +175,161 @@ async fn a_signature_is_as_good_as_the_token() {
     assert_eq!(kept(&stage).await, (true, true));
     assert_eq!(hooks.send(&at(now())).await.status, 200);
     assert_eq!(kept(&stage).await, (false, false));
+}
+
+/// Signed by whoever has the token, `time` seconds from now.
+fn signed_by(token: &[u8], time: i64, body: &[u8]) -> Ask {
+    let time = (now() + time).to_string();
+    let text = [b"msg_1.", time.as_bytes(), b".", body].concat();
+    let signature = STANDARD.encode(hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, token), &text));
+    Ask::new("POST", "/hooks/gitlab")
+        .header("Content-Type", "application/json")
+        .header("webhook-id", "msg_1")
+        .header("webhook-timestamp", &time)
+        .header("webhook-signature", &format!("v1,{signature}"))
+        .body(body)
+}
+
+/// The head alone of a request that says it has a body of so many bytes.
+fn head_of(ask: &Ask, length: usize) -> Vec<u8> {
+    let bytes = ask.clone().body("").to_bytes("close");
+    String::from_utf8(bytes)
+        .unwrap()
+        .replace("Content-Length: 0", &format!("Content-Length: {length}"))
+        .into()
+}
+
+fn with_header(mut ask: Ask, name: &str, value: Option<&str>) -> Ask {
+    ask.headers.retain(|(is, _)| is != name);
+    match value {
+        Some(value) => ask.header(name, value),
+        None => ask,
+    }
+}
+
+/// What no body could make right is refused by its head, so its body costs nothing.
+#[tokio::test]
+async fn what_cannot_be_right_is_refused_before_its_body() {
+    let (stage, hooks) = stage().await;
+    let good = || signed_by(b"signing", 0, b"{}");
+    let one = format!("v1,{}", STANDARD.encode([7; 32]));
+    let signature = |value: &str| with_header(good(), "webhook-signature", Some(value));
+    let refused = [
+        event(&json!({})),
+        event(&json!({})).header("X-Gitlab-Token", "wrong"),
+        with_header(good(), "webhook-id", None),
+        with_header(good(), "webhook-timestamp", None),
+        with_header(good(), "webhook-timestamp", Some("soon")),
+        signed_by(b"signing", -301, b"{}"),
+        signed_by(b"signing", 400, b"{}"),
+        with_header(good(), "webhook-signature", None),
+        signature("v1,"),
+        signature("v1,AAAA"),
+        signature(&one.replace("v1", "v2")),
+        signature(&format!("{one} x")),
+        signature(&[one.as_str(); 9].join(" ")),
+        signature(&vec!["v1,AAAA"; 3_000].join(" ")),
+    ];
+    let count = refused.len();
+    for ask in refused {
+        let mut wire = hooks.connect().await;
+        wire.write(&head_of(&ask, 1 << 20)).await;
+        wire.answer().await.assert_failure(401);
+    }
+    assert_eq!(stage.metric("railgate_hooks_refused_total").await, Some(count));
+    // What may be right is read, and then it is not.
+    for ask in [good(), signature(&[one.as_str(); 8].join(" "))] {
+        let mut wire = hooks.connect().await;
+        wire.write(&head_of(&ask, 4)).await;
+        assert!(!wire.has_something_within(std::time::Duration::from_millis(20)).await);
+        wire.write(b"null").await;
+        wire.answer().await.assert_failure(401);
+    }
+    assert_eq!(stage.metric("railgate_hooks_refused_total").await, Some(count + 2));
+}
+
+/// Large bodies that may be a stranger's share a few places. GitLab's events do not wait for one.
+#[tokio::test]
+async fn a_flood_of_large_bodies_keeps_no_event_that_matters() {
+    let (stage, hooks) = stage().await;
+    let mut stalled = Vec::new();
+    for length in [1 << 20, 1 << 20, 1 << 20, 64 * 1024 + 1, 1 << 20, 100_000] {
+        let mut wire = hooks.connect().await;
+        wire.write(&head_of(&signed_by(b"stranger", 0, b"{}"), length)).await;
+        wire.write(b"{").await;
+        stalled.push(wire);
+    }
+    let body = key_event("key_destroy").to_string();
+    for large in [false, true] {
+        kept(&stage).await;
+        assert_eq!(hooks.send(&signed_by(b"signing", 0, body.as_bytes())).await.status, 200);
+        assert_eq!(kept(&stage).await, (false, false));
+        let padded = format!("{}{body}", " ".repeat(if large { 500_000 } else { 0 }));
+        let shown = Ask::new("POST", "/hooks/gitlab").header("X-Gitlab-Token", "h00k").json(&padded);
+        assert_eq!(hooks.send(&shown).await.status, 200);
+        assert_eq!(kept(&stage).await, (false, false));
+    }
+    // Those that do not get a place are told so before GitLab would give up.
+    stage.reaches("railgate_hooks_shed_total", 2).await;
+    let mut answers = Vec::new();
+    for wire in &mut stalled {
+        answers.push(wire.answer().await.status);
+    }
+    answers.sort_unstable();
+    assert_eq!(answers, [400, 400, 400, 400, 503, 503]);
+    // There is room again.
+    let padded = format!("{}{body}", " ".repeat(500_000));
+    assert_eq!(hooks.send(&signed_by(b"signing", 0, padded.as_bytes())).await.status, 200);
+    assert_eq!(hooks.send(&signed_by(b"signing", 0, padded.as_bytes()).chunked(7)).await.status, 200);
+    hooks.send(&signed_by(b"stranger", 0, padded.as_bytes())).await.assert_failure(401);
+}
+
+/// The binary, while seven of them come at once, each with a megabyte and a header full of signatures.
+#[tokio::test]
+async fn hooks_that_cost_all_they_can_keep_neither_operators_nor_the_end() {
+    let setup = Setup::new();
+    let (signing, config) = (setup.dir.file("signing_token"), setup.dir.file("railgate.toml"));
+    std::fs::write(&signing, format!("whsec_{}", STANDARD.encode("signing"))).unwrap();
+    let (admin, at) = (setup.dir.file("admin.sock"), setup.dir.file("hooks.sock"));
+    let setup = setup
+        .text("admin.address", &format!("unix:{}", admin.display()))
+        .text("hooks.address", &format!("unix:{}", at.display()))
+        .text("hooks.signing_token_file", &signing.display().to_string());
+    let rails = Rails::on_tcp().await;
+    std::fs::write(&config, setup.config(&rails.peer)).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_railgate"));
+    command.arg("run").arg("--config").arg(&config).stdin(Stdio::null()).stdout(Stdio::null());
+    let mut process = command.stderr(Stdio::null()).spawn().unwrap();
+    let (admin, hooks) = (Peer::Unix(admin), Peer::Unix(at));
+    let live = async || {
+        let mut wire = admin.try_connect().await.ok()?;
+        wire.write(&Ask::new("GET", "/live").to_bytes("close")).await;
+        Some(wire.answer().await).filter(|answer| answer.status == 200)
+    };
+    eventually("the gateway to run", live).await;
+    let body = vec![b' '; 1 << 20];
+    let one = format!("v1,{}", STANDARD.encode([7; 32]));
+    let eight = [one.as_str(); 8].join(" ");
+    let thousands = vec!["v1,AAAA"; 3_500].join(" ");
+    let mut flood = Vec::new();
+    for signatures in [&eight, &thousands, &eight, &thousands, &eight, &thousands, &eight] {
+        let ask = with_header(signed_by(b"stranger", 0, &body), "webhook-signature", Some(signatures));
+        let hooks = hooks.clone();
+        flood.push(tokio::spawn(async move { hooks.send(&ask).await.status }));
+    }
+    for _ in 0..20 {
+        assert!(live().await.is_some());
+    }
+    for refused in flood {
+        assert_eq!(refused.await.unwrap(), 401);
+    }
+    let ask = with_header(signed_by(b"stranger", 0, &body), "webhook-signature", Some(&eight));
+    let mut last = hooks.connect().await;
+    last.write(&ask.to_bytes("close")).await;
+    let pid = process.id().to_string();
+    assert!(Command::new("kill").arg("-TERM").arg(pid).status().unwrap().success());
+    let ended = tokio::task::spawn_blocking(move || process.wait());
+    assert!(soon("the process to end", ended).await.unwrap().unwrap().success());
 }
 
 /// Whose keys they are, nothing says any more once the user is dropped.

@@ -42,7 +42,7 @@ async fn every_endpoint_of_kas_demands_its_token() {
             ask(method, endpoint).with_secret().with_shell_token(),
         ] {
             let (answer, arrived) = stage.send_counting(&stranger).await;
-            answer.assert_unauthorized();
+            answer.assert_unauthorized_as_kas();
             assert_eq!(arrived, 0, "{stranger}");
         }
         for _ in 0..2 {
@@ -91,7 +91,7 @@ async fn tokens_are_judged_to_the_second() {
     ] {
         let ask = ask("GET", "kubernetes/agent_info").header(KAS_HEADER, &bad);
         let (answer, arrived) = stage.send_counting(&ask).await;
-        answer.assert_unauthorized();
+        answer.assert_unauthorized_as_kas();
         assert_eq!(arrived, 0, "{ask}");
     }
 }
@@ -116,7 +116,7 @@ async fn an_audience_is_demanded_where_configured() {
 async fn without_a_secret_no_kas_is_let_in() {
     let stage = Setup::new().without("auth.kas.secret_file").start().await;
     let (answer, arrived) = stage.send_counting(&ask("GET", "kubernetes/agent_info").with_kas_token()).await;
-    answer.assert_unauthorized();
+    answer.assert_unauthorized_as_kas();
     assert_eq!(arrived, 0);
     stage.assert_alive().await;
 }
@@ -155,5 +155,5 @@ async fn families_do_not_open_each_others_doors() {
     let both = Ask::get("check").header(KAS_HEADER, "x").with_secret();
     assert_eq!(stage.send(&both).await.status, 200);
     stage.send(&Ask::get("check").with_kas_token()).await.assert_unauthorized();
-    stage.send(&Ask::get("kubernetes/agent_info").with_shell_token()).await.assert_unauthorized();
+    stage.send(&Ask::get("kubernetes/agent_info").with_shell_token()).await.assert_unauthorized_as_kas();
 }

@@ -1,7 +1,7 @@
 //! Everything that is logged in this process, at every level.
 
 use std::io::{self, Write};
-use std::sync::{Mutex, MutexGuard, Once, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, Once, PoisonError};
 
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
@@ -35,11 +35,42 @@ pub fn capture() {
     });
 }
 
+/// Keeps the thread that logs a line with this text in the middle of doing so: it hangs, until this is
+/// dropped.
+pub struct Hang {
+    text: String,
+}
+
+static HANGS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+static RELEASED: Condvar = Condvar::new();
+
+impl Hang {
+    pub fn on(text: impl Into<String>) -> Self {
+        let hang = Self { text: text.into() };
+        hangs().push(hang.text.clone());
+        hang
+    }
+}
+
+impl Drop for Hang {
+    fn drop(&mut self) {
+        hangs().retain(|text| *text != self.text);
+        RELEASED.notify_all();
+    }
+}
+
+fn hangs() -> MutexGuard<'static, Vec<String>> {
+    HANGS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 struct Sink;
 
 impl Write for Sink {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        log().push_str(&String::from_utf8_lossy(bytes));
+        let line = String::from_utf8_lossy(bytes);
+        log().push_str(&line);
+        let is_meant = |hangs: &mut Vec<String>| hangs.iter().any(|text| line.contains(text));
+        drop(RELEASED.wait_while(hangs(), is_meant));
         Ok(bytes.len())
     }
 

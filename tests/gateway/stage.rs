@@ -37,6 +37,8 @@ impl Setup {
         let (shell, kas) = (setup.dir.file("shell_secret"), setup.dir.file("kas_secret"));
         setup
             .text("admin.address", "127.0.0.1:0")
+            // As the test's client calls it.
+            .set("admin.hosts", r#"["gateway.example"]"#)
             .text("auth.shell.secret_file", &shell.display().to_string())
             .text("auth.kas.secret_file", &kas.display().to_string())
             .text("upstream.connect_timeout", "10m")

@@ -16,7 +16,7 @@ fn ssh(base64: &str) -> Key {
 fn put(cache: &Arc<Cache>, key: &Key, sign: Sign, subject: u64, body: &str) -> Result<(), NoStore> {
     let Boarding::Lead(lease) = cache.board(key, Instant::now()) else { unreachable!("{key:?} is there") };
     let ages = Lifetimes::default().of(key.caching(), sign);
-    let storable = Storable { sign, ages, subject: (subject > 0).then_some(subject) };
+    let storable = Storable { sign, ages, expires: None, subject: (subject > 0).then_some(subject) };
     lease.store(StatusCode::OK, &HeaderMap::new(), body.as_bytes(), storable)
 }
 
@@ -146,7 +146,7 @@ fn what_is_on_its_way_and_may_be_meant_is_not_stored() {
         let Boarding::Lead(lease) = cache.board(&key, Instant::now()) else { unreachable!() };
         assert_eq!(cache.purge(std::slice::from_ref(&selector), How::Soft), Purged::default());
         let ages = Lifetimes::default().of(Caching::Discover, Sign::Positive);
-        let storable = Storable { sign: Sign::Positive, ages, subject: None };
+        let storable = Storable { sign: Sign::Positive, ages, expires: None, subject: None };
         let stored = lease.store(StatusCode::OK, &HeaderMap::new(), b"{}", storable);
         assert_eq!(stored, if is_struck { Err(NoStore::Fenced) } else { Ok(()) }, "{selector:?} {key:?}");
         assert_eq!(cache.lookup(&key, Instant::now()).is_none(), is_struck);

@@ -1,7 +1,7 @@
 //! The file: what is in it, and in which order.
 //!
 //! ```text
-//! railgate cache 1\n
+//! railgate cache 2\n
 //! whose             32 bytes: a MAC that only the same secret and upstream make
 //! saved             8 bytes, little-endian: milliseconds since the Unix epoch
 //! frame …           4 bytes, little-endian: its length; then a `Frame`, as postcard writes it
@@ -12,13 +12,14 @@
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, BufWriter, Read as _, Seek as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::hmac;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
+use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq as _;
 
@@ -29,7 +30,7 @@ use crate::cache::key::Key;
 
 const MAGIC: &[u8] = b"railgate cache ";
 /// To be raised with whatever changes below, and with [`Key`] or [`Ages`]: postcard writes positions, not names.
-const VERSION: &[u8] = b"1\n";
+const VERSION: &[u8] = b"2\n";
 const MAC: usize = 32;
 
 /// How much is read or written at one time.
@@ -58,31 +59,88 @@ pub(in crate::cache) struct Record<'a> {
     pub(in crate::cache) ages: Ages,
     pub(in crate::cache) is_softened: bool,
     pub(in crate::cache) hits: u32,
+    pub(in crate::cache) expires: u32,
     pub(in crate::cache) subject: u64,
 }
 
 /// An error if there is something else than a saved cache, which must not be lost.
 pub(super) fn must_be_free(path: &Path) -> io::Result<()> {
-    match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
-        Ok(there) => {
-            let mut begin = [0; MAGIC.len()];
-            let is_one =
-                there.is_file() && File::open(path)?.read_exact(&mut begin).is_ok() && begin == MAGIC;
-            let what = "there is something else, which is left alone; name another file";
-            if is_one { Ok(()) } else { Err(io::Error::new(io::ErrorKind::AlreadyExists, what)) }
-        }
+    match what_is_at(path)? {
+        There::Nothing | There::Saved(_) => Ok(()),
+        There::Else(what) => Err(left_alone(path, what)),
     }
 }
 
-/// Makes a file that nobody else may read, in the place of whatever is there.
+/// Makes a file that no other user may read. What a crash has left of an earlier one goes; anything
+/// else that has this name stays, and is an error.
 pub(super) fn create(path: &Path) -> io::Result<File> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
+    match what_is_at(path)? {
+        There::Nothing => {}
+        There::Saved(there) if there.uid() != rustix::process::geteuid().as_raw() => {
+            return Err(left_alone(path, "a file of another user"));
+        }
+        // One that was begun has one name until it is complete.
+        There::Saved(there) if there.nlink() > 1 => {
+            return Err(left_alone(path, "a file that has other names too (hard links)"));
+        }
+        There::Saved(_) => fs::remove_file(path)?,
+        There::Else(what) => return Err(left_alone(path, what)),
     }
-    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
+    // Not through a link, nor into something that has come there since.
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    // At once, so that it is known as one of these wherever a crash ends it.
+    let begun = file.write_all(MAGIC).and_then(|()| file.rewind());
+    if begun.is_err() {
+        // What failed first is the news.
+        let _ = fs::remove_file(path);
+    }
+    begun.map(|()| file)
+}
+
+/// What has the name of a file that is to be written.
+enum There {
+    Nothing,
+    /// A regular file that begins like a saved cache, or an empty one, which a power cut makes of that.
+    Saved(fs::Metadata),
+    /// Something that is none of the gateway's business.
+    Else(&'static str),
+}
+
+/// Looks without following links, and without waiting for the other end of a pipe.
+fn what_is_at(path: &Path) -> io::Result<There> {
+    let there = match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(There::Nothing),
+        there => there?,
+    };
+    let kind = there.file_type();
+    let what = match () {
+        () if kind.is_dir() => "a directory",
+        () if kind.is_symlink() => "a symbolic link",
+        () if kind.is_socket() => "a socket",
+        () if kind.is_fifo() => "a named pipe",
+        () if !kind.is_file() => "a device",
+        () => "a file that is no saved cache",
+    };
+    if !kind.is_file() {
+        return Ok(There::Else(what));
+    }
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let Ok(flags) = i32::try_from(flags.bits()) else { return Ok(There::Else(what)) };
+    let mut file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            return Ok(There::Else("a file that may not be read"));
+        }
+        file => file?,
+    };
+    let (there, mut begin) = (file.metadata()?, [0; MAGIC.len()]);
+    let is_saved = there.len() == 0 || file.read_exact(&mut begin).is_ok() && begin == MAGIC;
+    Ok(if there.is_file() && is_saved { There::Saved(there) } else { There::Else(what) })
+}
+
+fn left_alone(path: &Path, what: &str) -> io::Error {
+    let path = path.display();
+    let told = format!("{path} is {what}, which is left alone: move it away, or name another cache.snapshot");
+    io::Error::new(io::ErrorKind::AlreadyExists, told)
 }
 
 fn whose(seal: &hmac::Key) -> hmac::Tag {
@@ -151,6 +209,7 @@ impl Writer {
             ages: entry.ages,
             is_softened: entry.is_softened(),
             hits: entry.hits(),
+            expires: entry.expires(),
             subject: entry.subject().unwrap_or_default(),
         }))
     }

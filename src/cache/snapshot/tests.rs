@@ -22,6 +22,7 @@ impl Drop for Setting {
     }
 }
 
+const BEGIN: i64 = 1_700_000_000;
 const KEY: Key = Key::UserById(7);
 const USER: &str = r#"{"id":7,"username":"rubi"}"#;
 
@@ -38,7 +39,9 @@ impl Setting {
         let name = format!("railgate-snapshot-{}-{:x}", std::process::id(), fastrand::u64(..));
         let dir = std::env::temp_dir().join(name);
         fs::create_dir(&dir).unwrap();
-        Self { dir, time: Manual::at(1_700_000_000), cache: Cache::new(&Settings::default()) }
+        let time = Manual::at(BEGIN);
+        let cache = Cache::with_clock(&Settings::default(), Clock::Manual(time.clone()));
+        Self { dir, time, cache }
     }
 
     fn snapshot(&self) -> Snapshot {
@@ -51,6 +54,10 @@ impl Setting {
     }
 
     fn keep(&self, key: &Key, sign: Sign, body: &str) {
+        self.keep_until(key, sign, body, None);
+    }
+
+    fn keep_until(&self, key: &Key, sign: Sign, body: &str, expires: Option<i64>) {
         let Boarding::Lead(lease) = self.cache.board(key, self.now().instant) else {
             unreachable!("{key:?} is there");
         };
@@ -60,7 +67,7 @@ impl Setting {
             headers.insert(header::ETAG, HeaderValue::from_static("W/\"1\""));
         }
         let ages = Lifetimes::default().of(key.caching(), sign);
-        let storable = Storable { sign, ages, subject: Some(7) };
+        let storable = Storable { sign, ages, expires, subject: Some(7) };
         lease.store(StatusCode::OK, &headers, body.as_bytes(), storable).unwrap();
     }
 
@@ -70,7 +77,7 @@ impl Setting {
 
     /// What a gateway that is started now gets of it.
     fn load_with(&self, from: &Snapshot, lifetimes: &Lifetimes) -> (Arc<Cache>, Result<Loaded, NotLoaded>) {
-        let cache = Cache::new(&Settings::default());
+        let cache = Cache::with_clock(&Settings::default(), Clock::Manual(self.time.clone()));
         let loaded = cache.load(from, self.now(), lifetimes, false);
         (cache, loaded)
     }
@@ -172,6 +179,26 @@ fn what_is_good_for_nothing_once_it_is_stale_is_left_out() {
     assert_eq!((loaded.entries, loaded.left_out), (0, 1));
 }
 
+/// By the wall clock, whichever way it was set while the gateway was away or runs.
+#[test]
+fn what_has_ended_is_not_saved_and_not_loaded() {
+    let s = Setting::new();
+    let other = Key::SshKey([9; 32]);
+    s.keep_until(&KEY, Sign::Positive, USER, Some(BEGIN + 20));
+    s.keep_until(&other, Sign::Positive, "a row", Some(BEGIN + 1_000));
+    assert_eq!(s.save(), 2);
+    s.time.step_wall(30);
+    let (cache, loaded) = s.load();
+    assert_eq!(loaded.unwrap(), Loaded { entries: 1, left_out: 1, saved: seconds(30) });
+    assert!(cache.lookup(&other, s.now().instant).is_some());
+    // What was loaded still ends when it ends.
+    s.time.step_wall(970);
+    assert!(cache.lookup(&other, s.now().instant).is_none());
+    assert_eq!(s.save(), 0);
+    s.time.step_wall(-900);
+    assert_eq!(s.save(), 1, "it is good again where the clock was wrong");
+}
+
 /// Nothing else is removed, overwritten or waited for.
 #[test]
 fn what_is_no_saved_cache_is_left_alone() {
@@ -215,7 +242,7 @@ fn the_form_of_a_file_is_the_one_that_its_version_names() {
     assert_eq!(digests, GOLDEN, "{digests:#x?}");
 }
 
-const GOLDEN: [u32; 4] = [0xd223_1ff7, 0x8448_a663, 0x3846_21bc, 0x43f8_a3de];
+const GOLDEN: [u32; 4] = [0x06d8_59b2, 0xdd93_3b18, 0x4a0c_8705, 0x6c15_32da];
 
 /// What is being purged is gone before anything is saved, though whoever asked for it has left.
 #[tokio::test]
@@ -257,15 +284,78 @@ fn nobody_else_can_read_it_and_it_replaces_what_is_there() {
     let s = Setting::new();
     let snapshot = s.snapshot();
     s.keep(&KEY, Sign::Positive, USER);
-    let elsewhere = s.dir.join("elsewhere");
-    fs::write(&elsewhere, "untouched").unwrap();
-    std::os::unix::fs::symlink(&elsewhere, snapshot.part()).unwrap();
-    fs::write(snapshot.path(), "railgate cache of old").unwrap();
+    // What a crash or a power cut has left of an earlier one.
+    for left in ["railgate cache 2\nand more", "railgate cache of old", ""] {
+        fs::write(snapshot.part(), left).unwrap();
+        fs::set_permissions(snapshot.part(), fs::Permissions::from_mode(0o644)).unwrap();
+        fs::write(snapshot.path(), left).unwrap();
+        snapshot.try_to_write().unwrap();
+        fs::write(snapshot.part(), left).unwrap();
+        assert_eq!(s.save(), 1);
+        assert_eq!(fs::metadata(snapshot.path()).unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(!snapshot.part().exists());
+        assert!(s.load().1.is_ok());
+    }
+}
+
+/// Whatever has the name under which a cache is written, and is none that was begun here.
+#[test]
+fn what_is_in_the_way_of_writing_is_left_alone() {
+    let s = Setting::new();
+    s.keep(&KEY, Sign::Positive, USER);
+    let (snapshot, elsewhere) = (s.snapshot(), s.dir.join("elsewhere"));
+    let part = snapshot.part();
+    fs::write(&elsewhere, "railgate cache 2\nuntouched").unwrap();
+    let run = |command: &str, argument: &Path| {
+        assert!(std::process::Command::new(command).arg(argument).status().unwrap().success());
+    };
+    let is_root = rustix::process::geteuid().is_root();
+    let put = |what: &str| match what {
+        "a directory" => fs::create_dir(&part).unwrap(),
+        "a symbolic link" => std::os::unix::fs::symlink(&elsewhere, &part).unwrap(),
+        "a symbolic link " => std::os::unix::fs::symlink(s.dir.join("nowhere"), &part).unwrap(),
+        "a socket" => drop(std::os::unix::net::UnixListener::bind(&part).unwrap()),
+        "a named pipe" => run("mkfifo", &part),
+        "other names too" => fs::hard_link(&elsewhere, &part).unwrap(),
+        "another user" => {
+            fs::copy(&elsewhere, &part).unwrap();
+            std::os::unix::fs::chown(&part, Some(65_534), None).unwrap();
+        }
+        "a file that is no saved cache" => fs::write(&part, "railgate cach").unwrap(),
+        _ => fs::write(&part, "somebody's notes").unwrap(),
+    };
+    for what in [
+        "a directory",
+        "a symbolic link",
+        "a symbolic link ",
+        "a socket",
+        "a named pipe",
+        "other names too",
+        "another user",
+        "a file that is no saved cache",
+        "a file that is no saved cache ",
+    ] {
+        if what == "another user" && !is_root {
+            continue;
+        }
+        put(what);
+        let look = || {
+            let there = fs::symlink_metadata(&part).unwrap();
+            let text = there.is_file().then(|| fs::read(&part).unwrap());
+            (there.file_type(), std::os::unix::fs::MetadataExt::ino(&there), text)
+        };
+        let before = look();
+        for error in [s.cache.save(&snapshot, s.now()).err(), snapshot.try_to_write().err()] {
+            let error = error.unwrap().to_string();
+            let told = [part.to_str().unwrap(), what.trim_end(), "left alone: move it away"];
+            assert!(told.iter().all(|told| error.contains(told)), "{what}: {error}");
+        }
+        assert_eq!(look(), before, "{what}");
+        assert_eq!(fs::read(&elsewhere).unwrap(), b"railgate cache 2\nuntouched", "{what}");
+        assert!(!snapshot.path().exists());
+        let _ = fs::remove_file(&part).or_else(|_| fs::remove_dir(&part));
+    }
     assert_eq!(s.save(), 1);
-    assert_eq!(fs::metadata(snapshot.path()).unwrap().permissions().mode() & 0o777, 0o600);
-    assert_eq!(fs::read(&elsewhere).unwrap(), b"untouched");
-    assert!(!snapshot.part().exists());
-    assert!(s.load().1.is_ok());
 }
 
 #[test]
@@ -329,7 +419,7 @@ fn a_damaged_file_is_not_believed() {
     let mut longer = whole.clone();
     longer.push(0);
     assert!(matches!(refused(&longer), Some(NotLoaded::Damaged(Damage::Seal))));
-    let newer = String::from_utf8_lossy(&whole[..15]).into_owned() + "2\n";
+    let newer = String::from_utf8_lossy(&whole[..15]).into_owned() + "1\n";
     let newer = [newer.as_bytes(), &whole[17..]].concat();
     assert!(matches!(refused(&newer), Some(NotLoaded::OtherVersion)));
     assert!(matches!(refused(b"something else altogether"), Some(NotLoaded::Damaged(Damage::Begin))));

@@ -46,6 +46,8 @@ mode = "0999"
 #^ listen.mode: expected permission bits in octal and in quotes, such as "0660", found "0999"
 
 [admin]
+hosts = ["railgate", "railgate:9181"]
+#^ admin.hosts: "railgate:9181" is no host name; say names without a port, such as ["railgate.example"] (addresses and localhost are always answered)
 address = "127.0.0.1:8181"
 #^ admin.address: 127.0.0.1:8181 is the address of a [[listen]] already; choose another port
 

@@ -22,6 +22,7 @@ fn the_annotated_file_says_what_holds_without_it() {
         listen,
         admin,
         admin_token,
+        admin_hosts,
         hooks,
         upstream,
         mint,
@@ -31,7 +32,7 @@ fn the_annotated_file_says_what_holds_without_it() {
         limits,
         log,
     } = said;
-    assert!(admin_token.is_none() && hooks.is_none() && mint.is_none());
+    assert!(admin_token.is_none() && admin_hosts.is_empty() && hooks.is_none() && mint.is_none());
     assert_eq!((listen, admin), (vec![tcp(8181)], tcp(9181)));
     let url = "http+unix://%2Fvar%2Fopt%2Fgitlab%2Fgitlab-workhorse%2Fsockets%2Fsocket";
     let expected = upstream::Settings::new(Target::parse(url).unwrap());
@@ -58,7 +59,7 @@ fn every_key_of_the_annotated_file_can_be_used() {
     assert_eq!(settings.workers, 2);
     assert_eq!(settings.listen, [tcp(8181), unix("/run/railgate/railgate.sock", 0o660)]);
     assert_eq!(settings.admin, unix("/run/railgate/admin.sock", 0o660));
-    assert!(settings.admin_token.is_some());
+    assert!(settings.admin_token.is_some() && settings.admin_hosts == ["railgate.example"]);
     let hooks = settings.hooks.unwrap();
     assert_eq!(hooks.endpoint, unix("/run/railgate/hooks.sock", 0o660));
     assert!(hooks.token.unwrap().is_shown_as(b"h00k") && hooks.signing_token.is_some());

@@ -40,8 +40,8 @@ fn calm() -> Settings {
 
 fn setting_with(settings: Settings) -> Setting {
     let time = Manual::at(1_700_000_000);
-    let cache = Cache::new(&settings);
     let clock = Clock::Manual(time.clone());
+    let cache = Cache::with_clock(&settings, clock.clone());
     let layer = ServeCachedLayer::new(Arc::clone(&cache), settings, clock, TaskTracker::new());
     let (inner, rails) = inner();
     Setting { service: layer.layer(inner), rails, cache, time }

@@ -1,6 +1,6 @@
 # frozen_string_literal: true
 
-# What the Kubernetes agent server (kas) calls, as in GitLab 13.4.
+# What the Kubernetes agent server (kas) calls, as in GitLab 13.4, but for how its token is refused.
 class KasAPI < Grape::API
   helpers do
     def agent
@@ -12,13 +12,18 @@ class KasAPI < Grape::API
       forbidden! unless agent
     end
 
+    def kas_unauthorized!
+      unauthorized! if ENV['RAILS_ERA'] == 'secret'
+      message!(401, 'KAS JWT authentication invalid')
+    end
+
     def visible?(project)
       project && (project.visible_to_anyone? || project == agent.project)
     end
   end
 
   namespace 'internal/kubernetes' do
-    before { unauthorized! unless Authentication::Kas.ok?(headers) }
+    before { kas_unauthorized! unless Authentication::Kas.ok?(headers) }
 
     get '/agent_info' do
       check_agent_token

@@ -5,7 +5,7 @@ use base64::Engine as _;
 use base64::alphabet::STANDARD;
 use base64::engine::DecodePaddingMode;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
-use http::HeaderMap;
+use http::{HeaderMap, StatusCode};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use serde_json::{Map, Value};
 
@@ -54,7 +54,10 @@ impl Credentials {
                 text(call.headers, KAS_JWT).is_some_and(|token| is_signed(token, &self.kas_jwt, &kas_rules()))
             }
         };
-        is_known.then_some(()).ok_or_else(Answer::unauthorized)
+        is_known.then_some(()).ok_or_else(|| match door {
+            Door::Shell => Answer::unauthorized(),
+            Door::Kas => Answer::message(StatusCode::UNAUTHORIZED, "KAS JWT authentication invalid"),
+        })
     }
 
     /// The parameter is compared as it is and hides the header, which is Base64, unless it is nil.

@@ -1,6 +1,8 @@
 //! What is stale: when it is used, when it is not, and who asks Rails meanwhile.
 
 use super::*;
+use crate::cache::freshness::Storable;
+use crate::cache::{Lifetimes, Sign};
 use crate::layer::testing::settle;
 use crate::progress::LastAnswer;
 use crate::upstream::lanes::Shed;
@@ -503,4 +505,54 @@ async fn the_time_that_rails_takes_is_part_of_the_age() {
     reply.send_response(Ok(json(200, USER)));
     asked.await.unwrap().unwrap();
     assert_eq!(s.ask_memory(PATH).await, "railgate; hit; ttl=10");
+}
+
+/// Whatever an answer would be good for by its age: fresh, stale, or in place of a Rails that fails.
+#[tokio::test]
+async fn what_has_ended_by_the_wall_clock_is_given_in_no_phase() {
+    let ends = r#"{"id":7,"username":"rubi","name":"R","expires_at":"2023-11-14T23:13:20Z"}"#;
+    for after in [0, 70, 100] {
+        for stepped in [0, 3_600] {
+            let mut s = setting();
+            s.warm(PATH, ends).await;
+            s.after(after);
+            s.time.step_wall(stepped);
+            let asked = s.ask(PATH);
+            if stepped == 0 && after < 90 {
+                assert!(asked.await.unwrap().is_ok_and(|answer| status_of(&answer).contains("; hit; ")));
+                continue;
+            }
+            // By then, it is Rails that is asked; and if that fails, only what has not ended does instead.
+            let (_, reply) = s.taken().await;
+            reply.send_response(refused());
+            let answer = asked.await.unwrap();
+            assert_eq!(answer.is_ok(), stepped == 0, "{after} {stepped}");
+        }
+    }
+}
+
+/// It ends between the moment it is stored and the one at which a caller who waited is told.
+#[tokio::test]
+async fn what_has_ended_meanwhile_is_not_shared() {
+    for (stepped, is_shared) in [(0, true), (3_600, false)] {
+        let mut s = setting();
+        let (key, now) = (Key::UserOfKey(7), Clock::Manual(s.time.clone()).now());
+        let Boarding::Lead(lease) = s.cache.board(&key, now) else { unreachable!("nothing is there") };
+        let waiting = s.ask(PATH);
+        settle().await;
+        let storable = Storable {
+            sign: Sign::Positive,
+            ages: Lifetimes::default().of(Caching::Discover, Sign::Positive),
+            expires: Some(1_700_000_045),
+            subject: None,
+        };
+        lease.store(StatusCode::OK, &http::HeaderMap::new(), USER.as_bytes(), storable).unwrap();
+        s.time.step_wall(stepped);
+        if !is_shared {
+            let (_, reply) = s.taken().await;
+            reply.send_response(Ok(json(404, "{}")));
+        }
+        let answer = waiting.await.unwrap().unwrap();
+        assert_eq!(answer.status() == 200, is_shared, "{}", status_of(&answer));
+    }
 }

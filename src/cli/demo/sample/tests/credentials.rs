@@ -1,17 +1,22 @@
 //! Who is let in.
 
+use super::super::auth::Door;
 use super::*;
 
 #[test]
 fn every_endpoint_asks_for_a_credential() {
-    for (method, path, _, _) in &TABLE {
-        assert_eq!(ask(method.as_str(), path, &[], ""), unauthorized(), "{method} {path}");
+    for (method, path, door, _) in &TABLE {
+        let refused = match door {
+            Door::Shell => unauthorized(),
+            Door::Kas => (401, json!({ "message": "KAS JWT authentication invalid" })),
+        };
+        assert_eq!(ask(method.as_str(), path, &[], ""), refused, "{method} {path}");
         let wrong = [
             ("Gitlab-Shared-Secret", "d3Jvbmc="),
             ("Gitlab-Kas-Api-Request", "a.b.c"),
             ("Authorization", "Bearer sample-agent-token"),
         ];
-        assert_eq!(ask(method.as_str(), path, &wrong, ""), unauthorized(), "{method} {path}");
+        assert_eq!(ask(method.as_str(), path, &wrong, ""), refused, "{method} {path}");
     }
 }
 
