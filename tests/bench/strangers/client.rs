@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::time;
 use crate::ask::Place;
@@ -100,9 +100,25 @@ pub(crate) async fn connect(place: &Place) -> io::Result<Box<dyn Stream>> {
 
 /// Asks over a connection of its own.
 pub(crate) async fn ask(place: &Place, request: &Request, limit: Duration) -> Outcome {
+    ask_in_pieces(place, &[&request.last_bytes()], limit).await
+}
+
+/// The same, with a body that comes in two pieces, as one does that is larger than a packet.
+pub(crate) async fn ask_slowly(place: &Place, request: &Request, limit: Duration) -> Outcome {
+    let bytes = request.last_bytes();
+    let (first, second) = bytes.split_at(bytes.len() - request.body.len() / 2);
+    ask_in_pieces(place, &[first, second], limit).await
+}
+
+async fn ask_in_pieces(place: &Place, pieces: &[&[u8]], limit: Duration) -> Outcome {
     let exchange = async {
         let mut stream = connect(place).await?;
-        stream.write_all(&request.last_bytes()).await?;
+        for (number, piece) in pieces.iter().enumerate() {
+            if number > 0 {
+                sleep(Duration::from_millis(20)).await;
+            }
+            stream.write_all(piece).await?;
+        }
         let mut answer = Vec::new();
         // A reset behind the answer does not undo it.
         let read = stream.read_to_end(&mut answer).await;
