@@ -24,6 +24,8 @@ const BACKLOG: u32 = 1024;
 pub(crate) enum Script {
     /// It is answered, so many at one time.
     Answers(usize),
+    /// It is answered, unless the endpoint is unknown; then it never is.
+    AnswersWhatItKnows,
     /// Its head is read, and no more.
     ReadsTheHead,
     /// It is read, and the connection is reset.
@@ -163,8 +165,11 @@ async fn serve(mut connection: Connection, state: &State) -> io::Result<()> {
         let line = head.lines().next().unwrap_or_default().to_owned();
         state.arrived.lock().unwrap_or_else(PoisonError::into_inner).push(line.clone());
         match state.script {
-            Script::Answers(_) => {
+            Script::Answers(_) | Script::AnswersWhatItKnows => {
                 connection.skip_body(&head).await?;
+                if matches!(state.script, Script::AnswersWhatItKnows) && line.contains("nobody") {
+                    sleep(Duration::from_secs(3600)).await;
+                }
                 let _permit = state.at_one_time.acquire().await;
                 sleep(Duration::from_millis(state.takes_ms.load(Relaxed))).await;
                 connection.stream.write_all(answer(&line).as_bytes()).await?;

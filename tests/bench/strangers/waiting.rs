@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use tokio::io::AsyncWriteExt as _;
 use tokio::time::sleep;
 
 use super::client::{Outcome, Request, ask, idle};
@@ -13,18 +14,30 @@ use crate::Fallible;
 
 const LIMIT: Duration = Duration::from_secs(10);
 
-pub(crate) async fn idle_connections(ground: &Ground) -> Fallible<Figures> {
-    let rails = FakeRails::start(Script::Answers(100))?;
+pub(crate) async fn open_connections(ground: &Ground) -> Fallible<Figures> {
+    let rails = FakeRails::start(Script::AnswersWhatItKnows)?;
     let setup = Setup::new(rails.port).sections("[limits]\nconnections = 200");
-    let gateway = Gateway::start(ground, &setup).await?;
-    let _idle = idle(&gateway.tcp, 250).await;
-    sleep(Duration::from_millis(500)).await;
     let access = Request::allowed();
-    let (unix, tcp) = tokio::join!(ask(&gateway.unix, &access, LIMIT), ask(&gateway.tcp, &access, LIMIT));
-    Ok(vec![
-        figure("`/allowed` over the unix socket", unix.told()),
-        figure("`/allowed` over a new TCP connection", tcp.told()),
-    ])
+    let unanswered = Request::get("nobody").bytes();
+    let mut figures = Figures::new();
+    for (what, sent) in [
+        ("idle", &b""[..]),
+        ("with half a head", b"GET /api/v4/internal/check HTTP/1.1\r\nHost:"),
+        ("with a request that Rails does not answer", &unanswered),
+    ] {
+        let gateway = Gateway::start(ground, &setup).await?;
+        let mut open = idle(&gateway.tcp, 250).await;
+        for stream in &mut open {
+            // One that is closed already takes no place.
+            let _ = stream.write_all(sent).await;
+        }
+        sleep(Duration::from_millis(500)).await;
+        let limit = LIMIT / 2;
+        let (unix, tcp) = tokio::join!(ask(&gateway.unix, &access, limit), ask(&gateway.tcp, &access, limit));
+        figures.push(figure(format!("{what}: `/allowed` over the unix socket"), unix.told()));
+        figures.push(figure(format!("{what}: `/allowed` over a new TCP connection"), tcp.told()));
+    }
+    Ok(figures)
 }
 
 /// The crowd waits for Rails; so does a caller that comes later.
