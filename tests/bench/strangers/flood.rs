@@ -41,9 +41,12 @@ pub(crate) async fn beside_callers(ground: &Ground) -> Fallible<Figures> {
     sleep(Duration::from_secs(2)).await;
     add("beside them", &ask_beside(&gateway, 3_000, 30).await);
     figures.push(figure("what they got: answers of Rails, refusals", crowd.told()));
-    drop(crowd);
+    // Enough for the queues of both servers to overflow: the kernel takes no connection there.
+    let more = Crowd::start(2_000, &gateway.tcp, &unknown());
+    sleep(Duration::from_secs(5)).await;
+    drop((crowd, more));
     let ejections = gateway.metric("railgate_upstream_ejections_total{").await?;
-    figures.push(figure("healthy servers ejected (times)", ejections.to_string()));
+    figures.push(figure("healthy servers ejected (times), after 3,000 connections", ejections.to_string()));
     Ok(figures)
 }
 
