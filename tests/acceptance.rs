@@ -33,4 +33,5 @@ mod acceptance {
     mod same_answers;
     mod servers;
     mod stale;
+    mod strangers;
 }

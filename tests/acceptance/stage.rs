@@ -60,12 +60,21 @@ pub enum Way {
     Unix,
 }
 
+/// See `tests/rails/serve`.
+#[derive(Clone, Copy)]
+struct Kind {
+    era: &'static str,
+    root: &'static str,
+    threads: u8,
+}
+
+const USUAL: Kind = Kind { era: "both", root: "", threads: 4 };
+
 /// A Rails with everything it needs. When dropped, it ends and leaves nothing behind.
 pub struct Stage {
     pub tcp: Peer,
     pub unix: Peer,
-    era: &'static str,
-    root: &'static str,
+    kind: Kind,
     process: Process,
     // Last, so that it goes last.
     dir: Scratch,
@@ -74,26 +83,31 @@ pub struct Stage {
 impl Stage {
     /// A Rails that accepts both kinds of shell credential.
     pub fn new() -> Self {
-        Self::start("both", "")
+        Self::start(USUAL)
     }
 
     /// A Rails of another era: see `tests/rails/serve`.
     pub fn of_era(era: &'static str) -> Self {
-        Self::start(era, "")
+        Self::start(Kind { era, ..USUAL })
     }
 
     /// A Rails that lives below a path.
     pub fn below(root: &'static str) -> Self {
-        Self::start("both", root)
+        Self::start(Kind { root, ..USUAL })
     }
 
-    fn start(era: &'static str, root: &'static str) -> Self {
+    /// A Rails that answers so many requests at one time.
+    pub fn of_threads(threads: u8) -> Self {
+        Self::start(Kind { threads, ..USUAL })
+    }
+
+    fn start(kind: Kind) -> Self {
         let dir = Scratch::new();
         fs::write(dir.file("shell_secret"), format!("{SHELL_SECRET}\n")).unwrap();
         fs::write(dir.file("kas_secret"), STANDARD.encode(KAS_SECRET)).unwrap();
         let (tcp, unix) = (free_address(), dir.file("rails.sock"));
-        let process = start_rails(&dir, era, root, tcp);
-        let mut stage = Self { tcp: Peer::Tcp(tcp), unix: Peer::Unix(unix), era, root, process, dir };
+        let process = start_rails(&dir, kind, tcp);
+        let mut stage = Self { tcp: Peer::Tcp(tcp), unix: Peer::Unix(unix), kind, process, dir };
         stage.wait_for_rails();
         stage
     }
@@ -117,11 +131,21 @@ impl Stage {
 
     /// A gateway whose entries are stale after a millisecond, and then as good as `cache` says.
     pub fn gateway_of_short_memory(&self, way: Way, cache: &str) -> Gateway {
+        self.gateway_of_short_memory_with(way, cache, ("", ""))
+    }
+
+    /// The same, with more in `[upstream]`, and more sections.
+    pub fn gateway_of_short_memory_with(
+        &self,
+        way: Way,
+        cache: &str,
+        (upstream_keys, sections): (&str, &str),
+    ) -> Gateway {
         let short = format!("ttl = \"1ms\"\n{cache}");
         let cache = format!(
-            "[cache]\n[cache.shadow]\none_in = 0\n[cache.authorized_keys]\n{short}\n[cache.discover]\n{short}"
+            "[cache]\n[cache.shadow]\none_in = 0\n[cache.authorized_keys]\n{short}\n[cache.discover]\n{short}\n{sections}"
         );
-        Self::ready(self.try_gateway_with(way, BOTH, &cache))
+        Self::ready(self.try_gateway_of(Some(way), BOTH, (upstream_keys, &cache)))
     }
 
     /// A gateway that shows Rails `wanted`, whatever its callers have shown.
@@ -140,12 +164,18 @@ impl Stage {
 
     /// A gateway that keeps hardly anything, in front of this Rails and others.
     pub fn gateway_of_several(&self, others: &[&Self]) -> Gateway {
+        self.gateway_of_several_with(others, "")
+    }
+
+    /// The same, with more sections.
+    pub fn gateway_of_several_with(&self, others: &[&Self], more: &str) -> Gateway {
         let mut sections = String::new();
         for url in [self.tcp.url()].into_iter().chain(others.iter().map(|other| other.unix.url())) {
             writeln!(sections, "[[upstream.server]]\nurl = \"{url}\"").unwrap();
         }
         sections.push_str("[upstream.health]\ninterval = \"200ms\"\ntimeout = \"1m\"\n");
         sections.push_str(SHORT_MEMORY);
+        sections.push_str(more);
         Self::ready(self.try_gateway_of(None, BOTH, ("", &sections)))
     }
 
@@ -201,7 +231,7 @@ impl Stage {
         (upstream_keys, sections): (&str, &str),
         (tcp, unix, admin): (SocketAddr, &Path, SocketAddr),
     ) -> String {
-        let url = |peer: &Peer| format!("url = \"{}{}\"", peer.url(), self.root);
+        let url = |peer: &Peer| format!("url = \"{}{}\"", peer.url(), self.kind.root);
         let url = way.map(|way| match way {
             Way::Tcp => url(&self.tcp),
             Way::Unix => url(&self.unix),
@@ -281,12 +311,12 @@ impl Stage {
     pub fn restart_rails(&mut self) {
         self.stop_rails();
         let Peer::Tcp(tcp) = self.tcp else { panic!("{:?} is no TCP address", self.tcp) };
-        self.process = start_rails(&self.dir, self.era, self.root, tcp);
+        self.process = start_rails(&self.dir, self.kind, tcp);
         self.wait_for_rails();
     }
 }
 
-fn start_rails(dir: &Scratch, era: &str, root: &str, tcp: SocketAddr) -> Process {
+fn start_rails(dir: &Scratch, Kind { era, root, threads }: Kind, tcp: SocketAddr) -> Process {
     // One that was killed leaves its socket behind.
     let _ = fs::remove_file(dir.file("rails.sock"));
     let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/rails/serve"));
@@ -297,7 +327,8 @@ fn start_rails(dir: &Scratch, era: &str, root: &str, tcp: SocketAddr) -> Process
         .env("RAILS_TCP", tcp.to_string())
         .env("RAILS_SOCKET", dir.file("rails.sock"))
         .env("RAILS_RELATIVE_ROOT", if root.is_empty() { "/" } else { root })
-        .env("RAILS_ERA", era);
+        .env("RAILS_ERA", era)
+        .env("RAILS_THREADS", threads.to_string());
     Process::start(command, dir.file("puma.log"))
 }
 

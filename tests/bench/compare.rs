@@ -32,14 +32,16 @@ mod scenarios;
 mod serve;
 mod stage;
 mod start;
+mod strangers;
 
-use std::error::Error;
+use std::error;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
 /// What can go wrong in a benchmark is told to the person who started it, as text.
-pub(crate) type Fallible<T> = Result<T, Box<dyn Error + Send + Sync>>;
+pub(crate) type Fallible<T> = Result<T, Error>;
+pub(crate) type Error = Box<dyn error::Error + Send + Sync>;
 
 /// railgate beside its peers: CPU time per request, ratios, latency.
 #[derive(Parser)]
@@ -62,6 +64,8 @@ enum Command {
     Memory(memory::Options),
     /// From exec to the first answer from memory; idle memory; size of the binary.
     Start(start::Options),
+    /// What clients without a credential can do to the others.
+    Strangers(strangers::Options),
     #[command(hide = true)]
     Load(load::Options),
     #[command(hide = true)]
@@ -83,6 +87,7 @@ fn main() -> ExitCode {
         Some(Command::Growth(options)) => interrupt::watch().and_then(|()| growth::run(options)),
         Some(Command::Memory(options)) => interrupt::watch().and_then(|()| memory::run(options)),
         Some(Command::Start(options)) => interrupt::watch().and_then(|()| start::run(options)),
+        Some(Command::Strangers(options)) => interrupt::watch().and_then(|()| strangers::run(options)),
         Some(Command::Load(options)) => load::run(options),
         Some(Command::Rails(options)) => rails::run(options),
         Some(Command::Floor(options)) => floor::run(options),

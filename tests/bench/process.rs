@@ -107,7 +107,7 @@ impl Drop for Process {
 }
 
 /// The standard library knows no signal but KILL; every shell does.
-fn kill(signal: &str, pids: &[u32]) {
+pub(crate) fn kill(signal: &str, pids: &[u32]) {
     let pids = pids.iter().map(|pid| OsString::from(pid.to_string()));
     let script = r#"kill "$@""#;
     let mut command = Command::new("sh");

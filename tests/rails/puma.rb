@@ -2,7 +2,7 @@
 
 # One process, so that the counters in its memory see every request.
 workers 0
-threads 2, 4
+threads 2, Integer(ENV.fetch('RAILS_THREADS', '4'))
 environment 'production'
 
 bind "tcp://#{ENV['RAILS_TCP']}" if ENV['RAILS_TCP'].to_s != ''

@@ -1,0 +1,60 @@
+//! A real Rails: the one of the acceptance tests.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use tokio::time::sleep;
+
+use super::Ground;
+use super::client::{Request, ask};
+use crate::ask::Place;
+use crate::process::Process;
+use crate::{Fallible, machine, peers};
+
+const START: Duration = Duration::from_secs(60);
+
+pub(crate) struct Puma {
+    pub(crate) port: u16,
+    process: Process,
+}
+
+impl Puma {
+    pub(crate) async fn start(ground: &Ground, name: &str) -> Fallible<Self> {
+        let directory = ground.scratch.folder(name)?;
+        let port = machine::free_port()?;
+        peers::write_secrets(&directory)?;
+        let mut command = Command::new("setpriv");
+        command
+            .args(["--pdeathsig", "KILL", "--"])
+            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/rails/serve"))
+            .env("RAILS_DIR", &directory)
+            .env("RAILS_SHELL_SECRET_FILE", directory.join("shell_secret"))
+            .env("RAILS_KAS_SECRET_FILE", directory.join("kas_secret"))
+            .env("RAILS_TCP", format!("127.0.0.1:{port}"))
+            .env("RAILS_THREADS", ground.threads.to_string());
+        let mut puma = Self { port, process: Process::start(name, command, &directory)? };
+        puma.must_answer().await?;
+        // Its log would grow with every request.
+        let _ = fs::write(directory.join("arrived.log"), "");
+        Ok(puma)
+    }
+
+    async fn must_answer(&mut self) -> Fallible<()> {
+        let begun = Instant::now();
+        while !ask(&self.place(), &Request::new("GET", "/-/readiness"), Duration::from_secs(2)).await.is(200)
+        {
+            self.process.must_run()?;
+            if begun.elapsed() > START {
+                return Err("Rails does not answer; tests/run installs what it needs".into());
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn place(&self) -> Place {
+        Place::Port(self.port)
+    }
+}
