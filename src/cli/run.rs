@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use railgate::Gateway;
 use railgate::config::{self, Loaded};
@@ -22,20 +22,35 @@ pub(super) fn main(file: &Path) -> ExitCode {
     if let Err(error) = logging::init(&loaded.settings.log, &counts) {
         return failure(&format!("cannot start the thread that writes the log: {error}"));
     }
-    // Whatever stops the gateway waits for so long, and hardly longer.
-    let most = loaded.settings.limits.drain_timeout.clamp(SHORTEST_END, LONGEST_END);
     // Requests are answered by the workers; this thread is for signals, operators and upkeep.
-    let code = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime.block_on(run(loaded, counts)),
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(run_to_the_end(loaded, counts)),
         Err(error) => failure(&format!("cannot start the runtime: {error}")),
-    };
-    logging::finish(most);
-    code
+    }
 }
 
 /// How long the log has for its last lines if they are read, but slowly.
 const SHORTEST_END: Duration = Duration::from_millis(500);
 const LONGEST_END: Duration = Duration::from_secs(5);
+
+/// Runs the gateway, and writes the last lines of the log. That takes what is left of the time to drain,
+/// since whatever stops the gateway hardly waits for longer. On another thread: a second signal ends that
+/// too.
+async fn run_to_the_end(loaded: Loaded, counts: Arc<Counts>) -> ExitCode {
+    let (drain_timeout, shutdown) = (loaded.settings.limits.drain_timeout, CancellationToken::new());
+    let stopping = shutdown.clone();
+    let stopped = tokio::spawn(async move {
+        stopping.cancelled().await;
+        Instant::now()
+    });
+    let code = run(loaded, counts, shutdown.clone()).await;
+    shutdown.cancel();
+    let took = stopped.await.map(|at| at.elapsed()).unwrap_or_default();
+    let most = drain_timeout.saturating_sub(took).clamp(SHORTEST_END, LONGEST_END);
+    // It cannot fail but by a panic.
+    let _ = tokio::task::spawn_blocking(move || logging::finish(most)).await;
+    code
+}
 
 /// Says on standard error why the gateway cannot run. Not for ever: if nothing reads that, the exit code
 /// is what is left.
@@ -54,7 +69,7 @@ fn failure(why: &str) -> ExitCode {
 
 const LONGEST_SAYING: Duration = Duration::from_secs(1);
 
-async fn run(loaded: Loaded, counts: Arc<Counts>) -> ExitCode {
+async fn run(loaded: Loaded, counts: Arc<Counts>, shutdown: CancellationToken) -> ExitCode {
     for warning in &loaded.warnings {
         tracing::warn!(target: logging::UNLIMITED, %warning, "configuration");
     }
@@ -62,7 +77,6 @@ async fn run(loaded: Loaded, counts: Arc<Counts>) -> ExitCode {
         Ok(gateway) => gateway,
         Err(error) => return failure(&error.to_string()),
     };
-    let shutdown = CancellationToken::new();
     if let Err(error) = cancel_on_signal(&shutdown) {
         return failure(&format!("cannot listen for signals: {error}"));
     }

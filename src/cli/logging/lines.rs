@@ -69,7 +69,7 @@ struct Queue {
     is_urgent: bool,
     /// The process ends: nothing can wait.
     is_closing: bool,
-    /// Nothing is being written, nor is there anything to say of lines that were dropped.
+    /// The writer waits for lines: nothing is being written, and all is told of lines that are missing.
     is_idle: bool,
     /// Blocks written so far.
     written: u64,
@@ -129,6 +129,8 @@ impl Lines {
                 return queue.take();
             }
             if now >= until {
+                // What was suppressed may be told now, which makes lines.
+                queue.is_idle = false;
                 return None;
             }
             self.work.wait_until(&mut queue, until);

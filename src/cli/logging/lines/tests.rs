@@ -131,13 +131,16 @@ fn the_end_waits_for_what_is_read_and_for_nothing_else() {
     assert!(!lines.finish(Duration::from_secs(60), Duration::ZERO));
     let writer = Arc::clone(&lines);
     let writing = std::thread::spawn(move || {
-        while writer.next(Duration::from_millis(1)).map(|block| writer.written(block, true)).is_none() {}
-        // Only the next question tells that this was all.
-        while writer.next(Duration::from_millis(1)).is_some() {}
+        for _ in 0..2 {
+            // Only the second question tells that the first lines were all.
+            let block = writer.next(Duration::from_secs(60)).unwrap();
+            writer.written(block, true);
+        }
     });
     assert!(lines.finish(Duration::from_secs(60), Duration::from_secs(60)));
-    writing.join().unwrap();
     assert_eq!(lines.waiting(), "");
+    info(&lines, "released\n");
+    writing.join().unwrap();
     info(&lines, "b\n");
     assert!(lines.queue.lock().is_due(), "nothing can wait any more");
 }
