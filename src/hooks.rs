@@ -137,8 +137,9 @@ impl Hooks {
             Shown::Signature(signed) => Some(signed),
             Shown::Nothing => return self.refuse(peer),
         };
-        let is_small = body.size_hint().upper().is_some_and(|most| most <= SMALL);
-        let Ok(turn) = self.turn(signed.is_some() && !is_small).await else {
+        let (least, most) = (body.size_hint().lower(), body.size_hint().upper());
+        let is_large = least <= MOST as u64 && most.is_none_or(|most| most > SMALL);
+        let Ok(turn) = self.turn(signed.is_some() && is_large).await else {
             return self.shed(peer);
         };
         let body = match tokio::time::timeout(BODY_TIMEOUT, read(body)).await {
