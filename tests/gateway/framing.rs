@@ -575,7 +575,7 @@ async fn malformed_chunks_end_a_request() {
     assert_eq!(wire.answer().await.status, 200);
     let seen = stage.rails.last();
     assert_eq!(seen.body, b"hello");
-    assert_eq!((seen.header("trailer"), seen.trailers.as_str()), (Some("x-trailer"), "x-trailer: a\r\n"));
+    assert_eq!((seen.header("trailer"), seen.trailers.as_str()), (None, ""), "none of them passes");
 }
 
 /// A client that leaves in the middle of its body leaves no whole request behind.
