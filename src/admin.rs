@@ -27,8 +27,8 @@ use crate::clock::Clock;
 use crate::metrics::Metrics;
 use crate::refusal::Refusal;
 use crate::secret::Token;
-use crate::server::Inbound;
 use crate::server::wire::REFUSED;
+use crate::server::{ConnectionHandle, Inbound};
 use crate::upstream::State;
 
 /// How long a body may take.
@@ -126,7 +126,7 @@ impl Admin {
     async fn operate(
         self,
         path: &str,
-        peer: Option<IpAddr>,
+        (peer, connection): (Option<IpAddr>, ConnectionHandle),
         headers: &HeaderMap,
         body: Incoming,
     ) -> Response<Full<Bytes>> {
@@ -134,6 +134,9 @@ impl Admin {
             let remote_ip = peer.map(tracing::field::display);
             tracing::warn!(remote_ip, path, status = status.as_u16(), "an operator was refused");
             return json(status, format!(r#"{{"message":"{message}"}}"#));
+        }
+        if self.token.is_some() {
+            connection.trust();
         }
         let read = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, purge::MOST).collect()).await;
         let Ok(Ok(body)) = read else {
@@ -191,12 +194,12 @@ impl Service<Inbound> for Admin {
     }
 
     fn call(&mut self, inbound: Inbound) -> Self::Future {
-        let (peer, (head, body)) = (inbound.peer, inbound.request.into_parts());
+        let (from, (head, body)) = ((inbound.peer, inbound.connection), inbound.request.into_parts());
         let admin = self.clone();
         Box::pin(async move {
             Ok(match (&head.method, head.uri.path()) {
                 (&Method::POST, path @ ("/inspect" | "/purge" | "/servers")) => {
-                    admin.operate(path, peer, &head.headers, body).await
+                    admin.operate(path, from, &head.headers, body).await
                 }
                 (method, path) => admin.answer(method, path),
             })

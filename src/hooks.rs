@@ -33,13 +33,15 @@ use crate::clock::Clock;
 use crate::refusal::Refusal;
 use crate::secret::{SigningToken, Token};
 use crate::server::wire::REFUSED;
-use crate::server::{Endpoint, Inbound};
+use crate::server::{ConnectionHandle, Endpoint, Inbound};
 
 /// What `[hooks]` of the configuration says.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Where GitLab sends its events.
     pub endpoint: Endpoint,
+    /// Connections open there at one time.
+    pub connections: usize,
     /// What GitLab sends as `X-Gitlab-Token`.
     pub token: Option<Token>,
     /// What GitLab signs with.
@@ -99,20 +101,30 @@ impl Hooks {
         Self { settings: Arc::new(settings), cache, counts, clock, tasks: TaskTracker::new() }
     }
 
-    async fn answer(&self, peer: Option<IpAddr>, head: &Parts, body: Incoming) -> Answer {
+    async fn answer(
+        &self,
+        (peer, connection): (Option<IpAddr>, &ConnectionHandle),
+        head: &Parts,
+        body: Incoming,
+    ) -> Answer {
         let (method, path) = (&head.method, head.uri.path());
         if method.as_str() == REFUSED {
             let refusal = Refusal::from_label(path.trim_start_matches('/')).unwrap_or(Refusal::RequestLine);
             return (refusal.status(), refusal.message());
         }
         match (method, path) {
-            (&Method::POST, PATH) => self.take(peer, &head.headers, body).await,
+            (&Method::POST, PATH) => self.take((peer, connection), &head.headers, body).await,
             (_, PATH) => (StatusCode::METHOD_NOT_ALLOWED, "405 Method Not Allowed: use POST"),
             _ => (StatusCode::NOT_FOUND, "404 Not Found: GitLab's System Hooks go to /hooks/gitlab"),
         }
     }
 
-    async fn take(&self, peer: Option<IpAddr>, headers: &HeaderMap, body: Incoming) -> Answer {
+    async fn take(
+        &self,
+        (peer, connection): (Option<IpAddr>, &ConnectionHandle),
+        headers: &HeaderMap,
+        body: Incoming,
+    ) -> Answer {
         let has_shown_token = self.settings.token.as_ref().is_some_and(|token| {
             headers.get("x-gitlab-token").is_some_and(|shown| token.is_shown_as(shown.as_bytes()))
         });
@@ -134,6 +146,7 @@ impl Hooks {
         if !has_shown_token && !self.is_signed(headers, &body) {
             return self.refuse(peer);
         }
+        connection.trust();
         match Event::read(&body) {
             Some(event) => {
                 self.drop_what_is_wrong(event).await;
@@ -222,10 +235,10 @@ impl Service<Inbound> for Hooks {
     }
 
     fn call(&mut self, inbound: Inbound) -> Self::Future {
-        let (peer, (head, body)) = (inbound.peer, inbound.request.into_parts());
+        let (from, (head, body)) = ((inbound.peer, inbound.connection), inbound.request.into_parts());
         let hooks = self.clone();
         Box::pin(async move {
-            let (status, message) = hooks.answer(peer, &head, body).await;
+            let (status, message) = hooks.answer((from.0, &from.1), &head, body).await;
             let body = format!(r#"{{"message":"{message}"}}"#);
             let mut answer = Response::new(Full::new(Bytes::from(body)));
             *answer.status_mut() = status;
@@ -251,6 +264,7 @@ mod tests {
             let busy = tokio::task::spawn_blocking(move || wait.recv());
             let settings = Settings {
                 endpoint: Endpoint::Tcp(([127, 0, 0, 1], 0).into()),
+                connections: 1,
                 token: None,
                 signing_token: None,
                 settle: Duration::ZERO,

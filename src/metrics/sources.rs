@@ -16,10 +16,11 @@ use crate::cache::{Cache, Refreshed, Sign};
 use crate::clock::Clock;
 use crate::hooks;
 use crate::route::{Caching, Class};
-use crate::server::Connections;
+use crate::server::Capacity;
 use crate::upstream::State;
 use crate::upstream::lanes::{Lane, Shed};
 
+mod listeners;
 mod servers;
 
 /// Where the series come from.
@@ -31,8 +32,10 @@ pub struct Sources {
     pub upstream: Arc<State>,
     /// GitLab's System Hooks.
     pub hooks: Arc<hooks::Counts>,
-    /// The client side.
-    pub connections: Arc<Connections>,
+    /// The listeners for clients.
+    pub clients: Vec<Arc<Capacity>>,
+    /// The listeners for operators and hooks.
+    pub others: Vec<Arc<Capacity>>,
 }
 
 impl Collector for Sources {
@@ -40,7 +43,7 @@ impl Collector for Sources {
         self.encode_cache(&mut encoder)?;
         self.encode_shadow(&mut encoder)?;
         self.encode_hooks(&mut encoder)?;
-        self.encode_connections(&mut encoder)?;
+        listeners::encode(&self.clients, &self.others, &mut encoder)?;
         self.encode_waiting(&mut encoder)?;
         servers::encode(&self.upstream.servers, &mut encoder)
     }
@@ -135,14 +138,6 @@ impl Sources {
         }
         let refused = ConstCounter::new(self.hooks.refused.load(Relaxed));
         single(encoder, "hooks_refused", "Hooks with no right token or signature", &refused)
-    }
-
-    fn encode_connections(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let down = &self.connections;
-        let open = ConstGauge::new(down.open.load(Relaxed));
-        single(encoder, "client_connections", "Connections of clients", &open)?;
-        let accepted = ConstCounter::new(down.accepted.load(Relaxed));
-        single(encoder, "client_connections_accepted", "Connections accepted from clients", &accepted)
     }
 }
 
