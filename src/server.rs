@@ -191,7 +191,7 @@ impl Server {
         let caller = Caller { service: Arc::clone(service), peer, connection: Arc::clone(state) };
         let http = http1::Builder::new()
             .max_headers(self.limits.headers)
-            // A head has to fit, and what is beyond it is only read once somebody wants it.
+            // A head has to fit. What is beyond that is memory that whoever connects can take.
             .max_buf_size(self.limits.head + BUFFER)
             // The gate bounds every wait, this one included.
             .header_read_timeout(None)
@@ -215,9 +215,8 @@ impl Server {
     }
 }
 
-/// What hyper may have in memory of a connection, beyond the largest head: as much for what it has
-/// read as for what it is to send.
-const BUFFER: usize = 32 * 1024;
+/// What hyper may have read of a connection, beyond the largest head, before somebody wants it.
+const BUFFER: usize = 8 * 1024;
 
 /// A peer that left again is no reason to wait. Out of file descriptors is: accepting again at
 /// once would only spin.

@@ -37,6 +37,7 @@ mod gateway {
     mod crowds;
     mod draining;
     mod framing;
+    mod hangups;
     mod headers;
     mod hook_install;
     mod hooks;
@@ -44,6 +45,8 @@ mod gateway {
     mod inspect;
     mod kas;
     mod large;
+    mod listeners;
+    mod memory;
     mod pressure;
     mod proxied;
     mod purge;

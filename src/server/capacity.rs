@@ -49,7 +49,7 @@ struct Crowd {
     /// Who leaves next, from the end; each with the time since when it was idle.
     leaving: Vec<(u64, Weak<ConnectionState>)>,
     looked: Option<Instant>,
-    /// When somebody had to leave or to wait for the last time.
+    /// When a connection had to leave or to wait for the last time.
     full: Option<Instant>,
 }
 
@@ -127,13 +127,13 @@ impl Capacity {
     /// Waits for a place. `is_local`: the peer is on this machine.
     pub(super) async fn admit(self: &Arc<Self>, is_local: bool) -> Place {
         let is_trusted = is_local && self.is_open_to_others;
-        if let Some(place) = self.try_admit(is_trusted) {
+        if let Some(place) = self.take(self.open_to_all()) {
             return place;
         }
         let _waiting = Waiting::new(&self.waiting);
         loop {
             let freed = self.freed.notified();
-            if let Some(place) = self.try_admit(is_trusted) {
+            if let Some(place) = self.take_one_of_the_last(is_trusted) {
                 return place;
             }
             // Then all is asked again.
@@ -141,7 +141,8 @@ impl Capacity {
         }
     }
 
-    fn try_admit(self: &Arc<Self>, is_trusted: bool) -> Option<Place> {
+    /// Takes a place, or asks a connection to leave.
+    fn take_one_of_the_last(self: &Arc<Self>, is_trusted: bool) -> Option<Place> {
         if let Some(place) = self.take(self.open_to_all()) {
             return Some(place);
         }
@@ -200,8 +201,9 @@ impl Capacity {
         }
         crowd.until = self.accepted() + self.open_to_all().saturating_sub(strangers) as u64;
         crowd.leaving = match (idle.is_empty(), self.open() >= self.most) {
-            (true, true) => longest_idle(trusted),
-            _ => longest_idle(idle),
+            // One, since the next to come is a stranger, who can leave for the one after it.
+            (true, true) => longest_idle(trusted, 1),
+            _ => longest_idle(idle, REMEMBERED),
         };
     }
 
@@ -254,11 +256,11 @@ impl Crowd {
     }
 }
 
-/// Those that have been idle for the longest, the first of all at the end.
-fn longest_idle<T>(mut idle: Vec<(u64, T)>) -> Vec<(u64, T)> {
-    if idle.len() > REMEMBERED {
-        idle.select_nth_unstable_by_key(REMEMBERED, |(since, _)| *since);
-        idle.truncate(REMEMBERED);
+/// The `most` that have been idle for the longest, the first of all at the end.
+fn longest_idle<T>(mut idle: Vec<(u64, T)>, most: usize) -> Vec<(u64, T)> {
+    if idle.len() > most {
+        idle.select_nth_unstable_by_key(most, |(since, _)| *since);
+        idle.truncate(most);
         idle.shrink_to_fit();
     }
     idle.sort_unstable_by_key(|(since, _)| std::cmp::Reverse(*since));
