@@ -31,8 +31,8 @@ use crate::heartbeat::Heartbeats;
 use crate::metrics::Metrics;
 use crate::refusal::Refusal;
 use crate::secret::Token;
-use crate::server::Inbound;
 use crate::server::wire::REFUSED;
+use crate::server::{ConnectionHandle, Inbound};
 use crate::upstream::State;
 
 /// How long a body may take.
@@ -154,7 +154,7 @@ impl Admin {
     async fn operate(
         self,
         path: &str,
-        peer: Option<IpAddr>,
+        (peer, connection): (Option<IpAddr>, ConnectionHandle),
         headers: &HeaderMap,
         body: Incoming,
     ) -> Response<Full<Bytes>> {
@@ -162,6 +162,9 @@ impl Admin {
             let remote_ip = peer.map(tracing::field::display);
             tracing::warn!(remote_ip, path, status = status.as_u16(), "an operator was refused");
             return json(status, format!(r#"{{"message":"{message}"}}"#));
+        }
+        if self.token.is_some() {
+            connection.trust();
         }
         let read = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, purge::MOST).collect()).await;
         let Ok(Ok(body)) = read else {
@@ -244,13 +247,13 @@ impl Service<Inbound> for Admin {
     }
 
     fn call(&mut self, inbound: Inbound) -> Self::Future {
-        let (peer, (head, body)) = (inbound.peer, inbound.request.into_parts());
+        let (from, (head, body)) = ((inbound.peer, inbound.connection), inbound.request.into_parts());
         let admin = self.clone();
         Box::pin(async move {
             let is_for_anyone = matches!(head.uri.path(), "/live" | "/ready") || head.method == REFUSED;
             // A browser cannot connect to a unix socket.
-            if peer.is_some() && !is_for_anyone && !host::is_known(&head.headers, &admin.hosts) {
-                let remote_ip = peer.map(tracing::field::display);
+            if from.0.is_some() && !is_for_anyone && !host::is_known(&head.headers, &admin.hosts) {
+                let remote_ip = from.0.map(tracing::field::display);
                 tracing::warn!(
                     remote_ip,
                     "the admin listener was asked for by a name that is not in admin.hosts"
@@ -262,7 +265,7 @@ impl Service<Inbound> for Admin {
             }
             Ok(match (&head.method, head.uri.path()) {
                 (&Method::POST, path @ ("/inspect" | "/purge" | "/servers")) => {
-                    admin.operate(path, peer, &head.headers, body).await
+                    admin.operate(path, from, &head.headers, body).await
                 }
                 (method, path) => admin.answer(method, path).await,
             })

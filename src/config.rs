@@ -25,9 +25,11 @@ pub struct Settings {
     /// How many threads answer requests.
     pub workers: usize,
     /// Where clients connect.
-    pub listen: Vec<server::Endpoint>,
+    pub listen: Vec<server::ListenSettings>,
     /// Where operators and their tools connect.
     pub admin: server::Endpoint,
+    /// Connections open there at one time.
+    pub admin_connections: usize,
     /// What operators have to show to change something.
     pub admin_token: Option<crate::secret::Token>,
     /// The names by which operators may ask for it, besides addresses and `localhost`.

@@ -20,6 +20,7 @@ use crate::failure::{Failure, Side};
 use crate::header::RequestId;
 use crate::progress::Progress;
 use crate::route::Found;
+use crate::server::ConnectionHandle;
 use crate::upstream::MayWait;
 
 /// A request that has been read, and nothing more.
@@ -29,6 +30,8 @@ pub struct Exchange {
     pub request: Request<Body>,
     /// Who sent it; none on a unix socket.
     pub peer: Option<IpAddr>,
+    /// The connection that it came over.
+    pub connection: ConnectionHandle,
     /// By which the logs of caller, gateway and Rails meet.
     pub request_id: RequestId,
     /// What is learned about it.
@@ -37,9 +40,9 @@ pub struct Exchange {
 
 impl Exchange {
     /// A request that `peer` sent, about which nothing is known yet.
-    pub fn new(request: Request<Body>, peer: Option<IpAddr>) -> Self {
+    pub fn new(request: Request<Body>, peer: Option<IpAddr>, connection: ConnectionHandle) -> Self {
         let request_id = RequestId::of(request.headers());
-        Self { request, peer, request_id, record: Record::default() }
+        Self { request, peer, connection, request_id, record: Record::default() }
     }
 }
 

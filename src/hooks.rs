@@ -35,13 +35,15 @@ use crate::clock::Clock;
 use crate::refusal::Refusal;
 use crate::secret::{SigningToken, Token};
 use crate::server::wire::REFUSED;
-use crate::server::{Endpoint, Inbound};
+use crate::server::{ConnectionHandle, Endpoint, Inbound};
 
 /// What `[hooks]` of the configuration says.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Where GitLab sends its events.
     pub endpoint: Endpoint,
+    /// Connections open there at one time.
+    pub connections: usize,
     /// What GitLab sends as `X-Gitlab-Token`.
     pub token: Option<Token>,
     /// What GitLab signs with.
@@ -112,7 +114,12 @@ impl Hooks {
         Self { settings: Arc::new(settings), cache, counts, clock, large, tasks: TaskTracker::new() }
     }
 
-    async fn answer<B>(&self, peer: Option<IpAddr>, head: &Parts, body: B) -> Answer
+    async fn answer<B>(
+        &self,
+        (peer, connection): (Option<IpAddr>, &ConnectionHandle),
+        head: &Parts,
+        body: B,
+    ) -> Answer
     where
         B: HttpBody<Data = Bytes> + Unpin,
     {
@@ -122,13 +129,18 @@ impl Hooks {
             return (refusal.status(), refusal.message());
         }
         match (method, path) {
-            (&Method::POST, PATH) => self.take(peer, &head.headers, body).await,
+            (&Method::POST, PATH) => self.take((peer, connection), &head.headers, body).await,
             (_, PATH) => (StatusCode::METHOD_NOT_ALLOWED, "405 Method Not Allowed: use POST"),
             _ => (StatusCode::NOT_FOUND, "404 Not Found: GitLab's System Hooks go to /hooks/gitlab"),
         }
     }
 
-    async fn take<B>(&self, peer: Option<IpAddr>, headers: &HeaderMap, body: B) -> Answer
+    async fn take<B>(
+        &self,
+        (peer, connection): (Option<IpAddr>, &ConnectionHandle),
+        headers: &HeaderMap,
+        body: B,
+    ) -> Answer
     where
         B: HttpBody<Data = Bytes> + Unpin,
     {
@@ -159,6 +171,7 @@ impl Hooks {
             return self.refuse(peer);
         }
         drop(turn);
+        connection.trust();
         match Event::read(&body) {
             Some(event) => {
                 drop(body);
@@ -280,10 +293,10 @@ impl Service<Inbound> for Hooks {
     }
 
     fn call(&mut self, inbound: Inbound) -> Self::Future {
-        let (peer, (head, body)) = (inbound.peer, inbound.request.into_parts());
+        let (from, (head, body)) = ((inbound.peer, inbound.connection), inbound.request.into_parts());
         let hooks = self.clone();
         Box::pin(async move {
-            let (status, message) = hooks.answer(peer, &head, body).await;
+            let (status, message) = hooks.answer((from.0, &from.1), &head, body).await;
             let body = format!(r#"{{"message":"{message}"}}"#);
             let mut answer = Response::new(Full::new(Bytes::from(body)));
             *answer.status_mut() = status;
@@ -309,6 +322,7 @@ mod tests {
             let busy = tokio::task::spawn_blocking(move || wait.recv());
             let settings = Settings {
                 endpoint: Endpoint::Tcp(([127, 0, 0, 1], 0).into()),
+                connections: 1,
                 token: None,
                 signing_token: None,
                 settle: Duration::ZERO,

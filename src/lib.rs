@@ -76,6 +76,7 @@ use crate::config::Settings;
 use crate::heartbeat::{Heartbeat, Heartbeats};
 use crate::hooks::Hooks;
 use crate::metrics::{Metrics, Sources};
+use crate::server::open_files::{self, Demand};
 use crate::server::{Limits, Listener, Server, Socket};
 use crate::upstream::{State, Upstream};
 use crate::warm::Warm;
@@ -99,14 +100,18 @@ impl Gateway {
     /// Binds every socket, so that a taken address is an error before anything runs. What is counted in
     /// `log`, by the one who writes the log, is shown among the metrics.
     pub fn bind(settings: Settings, log: Arc<log::Counts>) -> io::Result<Self> {
-        let mut sockets = Vec::new();
-        for endpoint in &settings.listen {
-            sockets.push(Socket::bind_shares(endpoint, settings.workers)?.into_iter());
+        let (mut sockets, mut clients) = (Vec::new(), Vec::new());
+        for (listen, connections) in settings.listen.iter().zip(connections_within_open_files(&settings)) {
+            let shares = Socket::bind_shares(&listen.endpoint, connections, settings.workers)?;
+            clients.extend(shares.first().map(|share| Arc::clone(share.capacity())));
+            sockets.push(shares.into_iter());
         }
-        let admin_socket = Socket::bind(&settings.admin)?;
+        let admin_socket = Socket::bind(&settings.admin, settings.admin_connections)?;
+        let bind_hooks = |hooks: &hooks::Settings| Socket::bind(&hooks.endpoint, hooks.connections);
+        let hooks_socket = settings.hooks.as_ref().map(bind_hooks).transpose()?;
+        let others = hooks_socket.iter().chain([&admin_socket]);
         let warm = Warm::new(&settings);
         let hook_counts = Arc::new(hooks::Counts::default());
-        let server = Server::new(settings.limits);
         let upstream = Arc::new(State::new(&settings.upstream));
         let checks = upstream::Watch::new(&settings.upstream, &upstream);
         let cache = Cache::new(&settings.cache);
@@ -121,7 +126,8 @@ impl Gateway {
             bodies: Arc::clone(&bodies),
             cache: Arc::clone(&cache),
             upstream: Arc::clone(&upstream),
-            connections: Arc::clone(server.connections()),
+            clients,
+            others: others.map(|socket| Arc::clone(socket.capacity())).collect(),
             hooks: Arc::clone(&hook_counts),
             log,
             heartbeats: Arc::clone(&heartbeats),
@@ -142,15 +148,14 @@ impl Gateway {
                 fills: TaskTracker::new(),
             };
             let sockets: Vec<Socket> = sockets.iter_mut().filter_map(Iterator::next).collect();
-            Worker { heartbeat, sockets, server: server.sibling(), parts }
+            Worker { heartbeat, sockets, server: Server::new(settings.limits), parts }
         };
         let workers: Vec<Worker> = workers_heartbeats.into_iter().map(worker).collect();
         let first = workers.first().map_or(&[][..], |worker| &worker.sockets);
         let endpoints = first.iter().map(Socket::endpoint).collect::<io::Result<_>>()?;
-        let hooks = settings.hooks.map(|hooks| {
-            let socket = Socket::bind(&hooks.endpoint)?;
+        let hooks = hooks_socket.zip(settings.hooks).map(|(socket, hooks)| {
             let hooks = Hooks::new(hooks, Arc::clone(&cache), hook_counts, Clock::System);
-            io::Result::Ok(HooksThread { heartbeat: hooks_heartbeat, socket, hooks })
+            HooksThread { heartbeat: hooks_heartbeat, socket, hooks }
         });
         let admin = Admin {
             metrics,
@@ -163,7 +168,7 @@ impl Gateway {
             heartbeats: Arc::clone(&heartbeats),
             turns: admin::Turns::default(),
         };
-        let (hooks, end_timeout) = (hooks.transpose()?, settings.limits.drain_timeout + GRACE);
+        let end_timeout = settings.limits.drain_timeout + GRACE;
         let admin = (admin_socket, admin);
         Ok(Self { workers, endpoints, admin, hooks, warm, checks, heartbeats, end_timeout })
     }
@@ -205,7 +210,7 @@ impl Gateway {
             "ready"
         );
         // The admin listener outlives the others, to say that they are draining.
-        let limits = Limits { connections: 64, drain_timeout: ADMIN_DRAIN, ..Limits::default() };
+        let limits = Limits { drain_timeout: ADMIN_DRAIN, ..Limits::default() };
         let admin_server = Server::new(limits);
         admin_server.serve(Listener::new(socket)?, admin);
         // With connections of its own: whoever reaches the one must not be able to block the other.
@@ -245,6 +250,30 @@ impl Gateway {
 }
 
 const ADMIN_DRAIN: Duration = Duration::from_millis(200);
+/// How many connections each listener for clients may have, as configured or less, so that there are
+/// files enough for all of them, for Rails and for operators.
+fn connections_within_open_files(settings: &Settings) -> Vec<usize> {
+    let upstream = &settings.upstream;
+    let demand = Demand {
+        clients: settings.listen.iter().map(|listen| listen.connections).collect(),
+        operators: settings.admin_connections + settings.hooks.as_ref().map_or(0, |hooks| hooks.connections),
+        requests: upstream.classes.iter().map(|class| class.concurrency).sum(),
+        kept: upstream.max_idle * upstream.servers.len(),
+        reserve: 64 + settings.workers * (8 + 2 * settings.listen.len()),
+    };
+    let Some(limit) = open_files::raise_limit() else { return demand.clients };
+    let clients = demand.clients_within(limit);
+    if clients != demand.clients {
+        tracing::warn!(
+            limit,
+            needed = demand.total(),
+            connections = ?clients,
+            "the limit of open files is too low for the connections that are configured, so there can be fewer; raise it \
+             (ulimit -n, LimitNOFILE=) to what is needed, or lower limits.connections"
+        );
+    }
+    clients
+}
 
 /// How much longer than `limits.drain_timeout` a thread may take to end until it counts as one that hangs.
 const GRACE: Duration = Duration::from_secs(5);

@@ -4,12 +4,15 @@
 //! last: handing a request to another thread would cost a wake-up. All connections of a server
 //! share one service. Knows HTTP framing (the gate) but no request.
 
+mod capacity;
 mod charset;
 mod connection;
 mod gate;
 mod listen;
+pub mod open_files;
 mod patience;
-mod seats;
+mod registry;
+mod socket;
 pub(crate) mod wire;
 
 use std::convert::Infallible;
@@ -17,7 +20,6 @@ use std::error::Error as StdError;
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -28,27 +30,32 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Service;
 
+pub use self::capacity::Capacity;
+use self::capacity::Place;
 use self::connection::{Caller, Connection};
 use self::gate::{Gate, GateLimits};
-pub use self::listen::{Endpoint, Listener, Socket};
-use self::seats::{Phase, Seat, Seats};
+use self::listen::ListenerKind;
+pub use self::listen::{DEFAULT_OPERATOR_CONNECTIONS, Endpoint, ListenSettings, Listener, Socket};
+pub use self::registry::ConnectionHandle;
+use self::registry::{Phase, Registry};
+use self::socket::{Watch, Watched};
 use self::wire::HeadLimits;
 
 /// What `[limits]` of the configuration says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Connections open at one time, on all listeners together; more wait in the kernel.
+    /// Connections open at one time on each listener that does not say otherwise.
     pub connections: usize,
     /// Bytes of a request's head.
     pub head: usize,
     /// Header lines of a request.
     pub headers: usize,
+    /// How long a new connection may be open before its first byte comes.
+    pub first_byte_timeout: Duration,
     /// From the first byte of a head to its last.
     pub head_timeout: Duration,
     /// How long a connection may be open without a request on it, a body may pause, and a peer may
@@ -64,6 +71,7 @@ impl Default for Limits {
             connections: 10_000,
             head: 32 * 1024,
             headers: 100,
+            first_byte_timeout: Duration::from_secs(5),
             head_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(75),
             drain_timeout: Duration::from_secs(30),
@@ -78,24 +86,15 @@ pub struct Inbound {
     pub request: Request<Incoming>,
     /// The peer's address; none on a unix socket.
     pub peer: Option<IpAddr>,
+    /// The connection that it came over.
+    pub connection: ConnectionHandle,
 }
 
-/// What is known of the connections, for the metrics.
-#[derive(Debug, Default)]
-pub struct Connections {
-    /// Open now.
-    pub open: AtomicI64,
-    /// Accepted so far.
-    pub accepted: AtomicU64,
-}
-
-/// The connections of one thread. Several servers can share their bound on connections.
+/// The connections of one thread.
 #[derive(Clone, Debug)]
 pub struct Server {
     limits: Limits,
-    permits: Arc<Semaphore>,
-    connections: Arc<Connections>,
-    seats: Arc<Seats>,
+    registry: Arc<Registry>,
     /// Accept connections.
     doors: TaskTracker,
     /// No new connections.
@@ -109,25 +108,11 @@ impl Server {
     pub fn new(limits: Limits) -> Self {
         Self {
             limits,
-            permits: Arc::new(Semaphore::new(limits.connections)),
-            connections: Arc::default(),
-            seats: Arc::default(),
+            registry: Arc::default(),
             doors: TaskTracker::new(),
             closed: CancellationToken::new(),
             listeners: Arc::default(),
         }
-    }
-
-    /// A server for another thread, with the same bound on connections for both together.
-    #[must_use]
-    pub fn sibling(&self) -> Self {
-        let (seats, doors, closed) = (Arc::default(), TaskTracker::new(), CancellationToken::new());
-        Self { seats, doors, closed, listeners: Arc::default(), ..self.clone() }
-    }
-
-    /// What is known of the connections, those of siblings included.
-    pub fn connections(&self) -> &Arc<Connections> {
-        &self.connections
     }
 
     /// Accepts connections on `listener` until the server drains. The service answers them all, so
@@ -139,6 +124,7 @@ impl Server {
         B: HttpBody<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn StdError + Send + Sync>>,
     {
+        listener.capacity.is_shared_by(&self.registry);
         let server = self.clone();
         let service = Arc::new(Mutex::new(service));
         self.doors.spawn(async move {
@@ -158,58 +144,59 @@ impl Server {
         B::Error: Into<Box<dyn StdError + Send + Sync>>,
     {
         loop {
-            let accepted = match listener {
-                Listener::Tcp(listener) => {
+            let accepted = match &listener.kind {
+                ListenerKind::Tcp(listener) => {
                     listener.accept().await.map(|(socket, peer)| (Either::Left(socket), Some(peer.ip())))
                 }
-                Listener::Unix(_, listener) => {
+                ListenerKind::Unix(_, listener) => {
                     listener.accept().await.map(|(socket, _)| (Either::Right(socket), None))
                 }
             };
             let (socket, peer) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    pause_after(&error).await;
+                    pause_after(&error, &listener.capacity).await;
                     continue;
                 }
             };
-            // Behind it, not before: a listener where nobody comes would keep a share for itself.
-            let Ok(permit) = Arc::clone(&self.permits).acquire_owned().await else { return };
+            let peer = peer.map(|ip| ip.to_canonical());
+            let is_local = peer.is_none_or(|ip| ip.is_loopback());
+            // Behind it, not before: a listener where nobody comes would keep a place for itself.
+            let place = listener.capacity.admit(is_local).await;
             match socket {
-                Either::Left(tcp) => self.spawn(tcp, peer.map(|ip| ip.to_canonical()), permit, service),
-                Either::Right(unix) => self.spawn(unix, None, permit, service),
+                Either::Left(tcp) => self.spawn(Watched::new(tcp), peer, place, service),
+                Either::Right(unix) => self.spawn(Watched::new(unix), None, place, service),
             }
         }
     }
 
-    fn spawn<I, S, B>(
-        &self,
-        socket: I,
-        peer: Option<IpAddr>,
-        permit: OwnedSemaphorePermit,
-        service: &Arc<Mutex<S>>,
-    ) where
-        I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    fn spawn<I, S, B>(&self, socket: I, peer: Option<IpAddr>, place: Place, service: &Arc<Mutex<S>>)
+    where
+        I: Watch + Send + 'static,
         S: Service<Inbound, Response = Response<B>, Error = Infallible> + Send + 'static,
         S::Future: Send,
         B: HttpBody<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn StdError + Send + Sync>>,
     {
-        let counted = Counted::new(Arc::clone(&self.connections), permit);
-        let seat = Seat::take(&self.seats);
+        let is_local = peer.is_none_or(|ip| ip.is_loopback());
+        let registered = self.registry.register(place, is_local);
+        let state = registered.state();
         let limits = GateLimits {
             head: HeadLimits { bytes: self.limits.head, headers: self.limits.headers },
+            first_byte_timeout: self.limits.first_byte_timeout,
             head_timeout: self.limits.head_timeout,
             idle_timeout: self.limits.idle_timeout,
         };
-        let gate = Gate::new(socket, limits, Arc::clone(&seat));
-        let caller = Caller { service: Arc::clone(service), peer, seat: Arc::clone(&seat) };
+        let gate = Gate::new(socket, limits, Arc::clone(state));
+        let caller = Caller { service: Arc::clone(service), peer, connection: Arc::clone(state) };
         let http = http1::Builder::new()
             .max_headers(self.limits.headers)
+            // A head has to fit. What is beyond that is memory that whoever connects can take.
+            .max_buf_size(self.limits.head + BUFFER)
             // The gate bounds every wait, this one included.
             .header_read_timeout(None)
             .serve_connection(TokioIo::new(gate), caller);
-        tokio::spawn(Connection { http, seat, is_seated: false, is_draining: false, _counted: counted });
+        tokio::spawn(Connection { http, registered, has_task: false, is_draining: false });
     }
 
     /// Stops accepting, lets running requests finish, and drops what still runs after
@@ -218,44 +205,32 @@ impl Server {
         self.closed.cancel();
         self.doors.close();
         self.doors.wait().await;
-        self.seats.enter(Phase::Draining);
+        self.registry.enter(Phase::Draining);
         // Only now: whoever finds the doors closed can count on nothing more being begun behind them.
         self.listeners.lock().clear();
-        let in_time = tokio::time::timeout(self.limits.drain_timeout, self.seats.empty()).await.is_ok();
-        self.seats.enter(Phase::Stopped);
-        self.seats.empty().await;
+        let in_time = tokio::time::timeout(self.limits.drain_timeout, self.registry.empty()).await.is_ok();
+        self.registry.enter(Phase::Stopped);
+        self.registry.empty().await;
         in_time
     }
 }
 
-/// A connection's share of the limit and of the count, given back when it ends.
-struct Counted {
-    connections: Arc<Connections>,
-    _permit: OwnedSemaphorePermit,
-}
-
-impl Counted {
-    fn new(connections: Arc<Connections>, permit: OwnedSemaphorePermit) -> Self {
-        connections.accepted.fetch_add(1, Ordering::Relaxed);
-        connections.open.fetch_add(1, Ordering::Relaxed);
-        Self { connections, _permit: permit }
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.connections.open.fetch_sub(1, Ordering::Relaxed);
-    }
-}
+/// What hyper may have read of a connection, beyond the largest head, before somebody wants it.
+const BUFFER: usize = 8 * 1024;
 
 /// A peer that left again is no reason to wait. Out of file descriptors is: accepting again at
 /// once would only spin.
-async fn pause_after(error: &io::Error) {
+async fn pause_after(error: &io::Error, capacity: &Capacity) {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     if matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset) {
         return;
     }
-    tracing::error!(%error, "cannot accept connections; is the limit of open files (ulimit -n) too low?");
+    if capacity.may_say_failure() {
+        let listener = capacity.name();
+        tracing::error!(%error, listener, "cannot accept connections; is the limit of open files (ulimit -n) too low?");
+    }
+    // Idle connections have what is wanting.
+    capacity.shrink();
     tokio::time::sleep(Duration::from_millis(100)).await;
 }
 

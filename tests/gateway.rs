@@ -38,6 +38,7 @@ mod gateway {
     mod draining;
     mod framing;
     mod hanging;
+    mod hangups;
     mod headers;
     mod hook_install;
     mod hooks;
@@ -45,6 +46,8 @@ mod gateway {
     mod inspect;
     mod kas;
     mod large;
+    mod listeners;
+    mod memory;
     mod pressure;
     mod proxied;
     mod purge;

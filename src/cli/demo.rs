@@ -18,7 +18,9 @@ use railgate::Gateway;
 use railgate::config::{Log, Settings};
 use railgate::log::Counts;
 use railgate::secret::{KasSecret, LoadError, ShellSecret};
-use railgate::server::{Endpoint, Inbound, Limits, Listener, Server, Socket};
+use railgate::server::{
+    DEFAULT_OPERATOR_CONNECTIONS, Endpoint, Inbound, Limits, ListenSettings, Listener, Server, Socket,
+};
 use railgate::upstream::{self, Target};
 use railgate::{auth, cache};
 use tokio_util::sync::CancellationToken;
@@ -67,7 +69,7 @@ async fn demo(options: &Options, counts: Arc<Counts>) -> io::Result<()> {
         kas: std::array::from_fn(|_| fastrand::u8(..)),
     };
     let sample = Arc::new(SampleGitlab::new(secrets.shell.as_bytes(), secrets.kas));
-    let rails = Socket::bind(&loopback(0))?;
+    let rails = Socket::bind(&loopback(0), Limits::default().connections)?;
     let rails_at = rails.endpoint()?;
     let gateway = Gateway::bind(settings(options, &secrets, &rails_at)?, counts)?;
     introduce(&gateway, &rails_at, &sample, &secrets)?;
@@ -92,8 +94,12 @@ fn settings(options: &Options, secrets: &Secrets, rails_at: &str) -> io::Result<
     let shadow = cache::shadow::Settings { one_in: 0, ..cache::shadow::Settings::default() };
     Ok(Settings {
         workers: 1,
-        listen: vec![loopback(options.port)],
+        listen: vec![ListenSettings {
+            endpoint: loopback(options.port),
+            connections: Limits::default().connections,
+        }],
         admin: loopback(options.admin_port),
+        admin_connections: DEFAULT_OPERATOR_CONNECTIONS,
         admin_token: None,
         admin_hosts: Vec::new(),
         hooks: None,

@@ -131,6 +131,7 @@ mod tests {
     fn hooks(endpoint: Endpoint, is_signed: bool) -> hooks::Settings {
         hooks::Settings {
             endpoint,
+            connections: 1,
             token: (!is_signed).then(|| Token::from_text(b"h00k").unwrap()),
             signing_token: is_signed.then(|| SigningToken::from_text(b"whsec_aDAwaw==").unwrap()),
             settle: Duration::ZERO,

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use super::auth::secret;
 use super::document::{Document, Placed, Section};
-use super::scalars::{HOUR, ZERO, duration};
+use super::scalars::{HOUR, ZERO, as_usize, duration};
 use crate::hooks;
 use crate::secret::{SigningToken, Token};
-use crate::server::Endpoint;
+use crate::server::{DEFAULT_OPERATOR_CONNECTIONS, Endpoint};
 
 const DEFAULT_LISTEN: Endpoint =
     Endpoint::Tcp(SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8181));
@@ -19,42 +19,50 @@ const DEFAULT_MODE: u32 = 0o660;
 const AN_ADDRESS: &str =
     "an IP address with a port, or unix: and an absolute path, such as \"127.0.0.1:8181\"";
 
-pub(super) fn listen(document: &Document<'_>, root: &mut Section<'_, '_>) -> Vec<Placed<Endpoint>> {
+/// A `[[listen]]`. Without `connections`, `limits.connections` holds.
+pub(super) struct Listen {
+    pub(super) endpoint: Placed<Endpoint>,
+    pub(super) connections: Option<usize>,
+}
+
+pub(super) fn listen(document: &Document<'_>, root: &mut Section<'_, '_>) -> Vec<Listen> {
     let Some(sections) = root.sections("listen") else {
-        return vec![Placed { value: DEFAULT_LISTEN, key: "listen".to_owned(), at: 0 }];
+        let endpoint = Placed { value: DEFAULT_LISTEN, key: "listen".to_owned(), at: 0 };
+        return vec![Listen { endpoint, connections: None }];
     };
     if sections.value.is_empty() {
         let message = "is empty, so nobody could connect; drop the key for the default, 127.0.0.1:8181";
         document.problem(sections.at, &sections.key, message);
     }
-    let mut endpoints: Vec<Placed<Endpoint>> = Vec::new();
+    let mut all: Vec<Listen> = Vec::new();
     for mut section in sections.value {
-        let Some(endpoint) = endpoint(document, &mut section, None) else {
-            section.finish();
-            continue;
-        };
+        let endpoint = endpoint(document, &mut section, None);
+        let connections = connections(&mut section);
         section.finish();
-        if endpoints.iter().any(|other| other.value.clashes_with(&endpoint.value)) {
+        let Some(endpoint) = endpoint else { continue };
+        if all.iter().any(|other| other.endpoint.value.clashes_with(&endpoint.value)) {
             let message = "another [[listen]] has this address already; drop one";
             document.problem(endpoint.at, &endpoint.key, message);
         }
-        endpoints.push(endpoint);
+        all.push(Listen { endpoint, connections });
     }
-    endpoints
+    all
 }
 
-/// What `[admin]` says.
+/// How many may be open at one time, if the section says.
+pub(super) fn connections(section: &mut Section<'_, '_>) -> Option<usize> {
+    section.count("connections", 1..1_000_001).map(|count| as_usize(count.value))
+}
+
+/// `[admin]`.
 pub(super) struct Admin {
     pub(super) endpoint: Endpoint,
+    pub(super) connections: usize,
     pub(super) token: Option<Token>,
     pub(super) hosts: Vec<String>,
 }
 
-pub(super) fn admin(
-    document: &Document<'_>,
-    root: &mut Section<'_, '_>,
-    listen: &[Placed<Endpoint>],
-) -> Admin {
+pub(super) fn admin(document: &Document<'_>, root: &mut Section<'_, '_>, listen: &[Listen]) -> Admin {
     let default = || Placed { value: DEFAULT_ADMIN, key: "admin.address".to_owned(), at: 0 };
     let mut section = root.section("admin");
     let given = section.as_mut().and_then(|section| endpoint(document, section, Some(DEFAULT_ADMIN)));
@@ -63,11 +71,13 @@ pub(super) fn admin(
         secret(document, section, ("token_file", advice), Token::load)
     });
     let hosts = section.as_mut().map(|section| hosts(document, section)).unwrap_or_default();
+    let connections = section.as_mut().and_then(connections).unwrap_or(DEFAULT_OPERATOR_CONNECTIONS);
     if let Some(section) = section {
         section.finish();
     }
     let endpoint = given.unwrap_or_else(default);
-    if let Some(other) = listen.iter().find(|other| other.value.clashes_with(&endpoint.value)) {
+    let mut others = listen.iter().map(|listen| &listen.endpoint);
+    if let Some(other) = others.find(|other| other.value.clashes_with(&endpoint.value)) {
         let at = if endpoint.at == 0 { other.at } else { endpoint.at };
         let default = if endpoint.at == 0 { ", its default," } else { "" };
         let message = format!(
@@ -76,7 +86,7 @@ pub(super) fn admin(
         );
         document.problem(at, &endpoint.key, message);
     }
-    Admin { endpoint: endpoint.value, token: token.map(|token| token.value), hosts }
+    Admin { endpoint: endpoint.value, connections, token: token.map(|token| token.value), hosts }
 }
 
 /// `admin.hosts`, in lower case.
@@ -142,11 +152,12 @@ fn endpoint_of(text: &str) -> Option<Endpoint> {
 pub(super) fn hooks(
     document: &Document<'_>,
     root: &mut Section<'_, '_>,
-    (listen, admin): (&[Placed<Endpoint>], &Endpoint),
+    (listen, admin): (&[Listen], &Endpoint),
 ) -> Option<hooks::Settings> {
     let mut section = root.section("hooks")?;
     let names_a_token = section.has("token_file") || section.has("signing_token_file");
     let endpoint = endpoint(document, &mut section, None);
+    let connections = connections(&mut section).unwrap_or(DEFAULT_OPERATOR_CONNECTIONS);
     let advice = "write one word into it, and the same into GitLab, as the secret token of the System Hook";
     let token = secret(document, &mut section, ("token_file", advice), Token::load);
     let advice = "copy the signing token that GitLab shows for the System Hook";
@@ -159,14 +170,15 @@ pub(super) fn hooks(
     }
     section.finish();
     let endpoint = endpoint?;
-    if listen.iter().map(|other| &other.value).chain([admin]).any(|other| other.clashes_with(&endpoint.value))
-    {
+    let mut others = listen.iter().map(|listen| &listen.endpoint.value).chain([admin]);
+    if others.any(|other| other.clashes_with(&endpoint.value)) {
         let message =
             format!("{} is the address of another listener already; choose another port", endpoint.value);
         document.problem(endpoint.at, &endpoint.key, message);
     }
     Some(hooks::Settings {
         endpoint: endpoint.value,
+        connections,
         token: token.map(|token| token.value),
         signing_token: signing_token.map(|token| token.value),
         settle,

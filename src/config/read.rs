@@ -5,16 +5,15 @@ use super::scalars::{HOUR, MILLISECOND, ZERO, as_usize, duration, size};
 use super::{Log, LogFormat, Settings, auth, cache, listen, upstream};
 use crate::auth::mint::Mint;
 use crate::route::Class;
-use crate::server::Limits;
+use crate::server::{Limits, ListenSettings};
 
 /// Reads the whole file. `None` if something without a default is missing or wrong.
 pub(super) fn settings(document: &Document<'_>) -> Option<Settings> {
     let mut root = document.root();
     let workers = workers(&mut root);
     let listen = listen::listen(document, &mut root);
-    let listen::Admin { endpoint: admin, token: admin_token, hosts: admin_hosts } =
-        listen::admin(document, &mut root, &listen);
-    let hooks = listen::hooks(document, &mut root, (&listen, &admin));
+    let admin = listen::admin(document, &mut root, &listen);
+    let hooks = listen::hooks(document, &mut root, (&listen, &admin.endpoint));
     let upstream = upstream::upstream(document, &mut root);
     let auth = auth::auth(document, &mut root);
     let cache = cache::cache(document, &mut root);
@@ -39,13 +38,17 @@ pub(super) fn settings(document: &Document<'_>) -> Option<Settings> {
     let (upstream::Upstream { settings: upstream, wanted, secret, forward_prefixes }, auth) =
         (upstream?, auth?);
     let mint = wanted.map(|wanted| Mint::new(wanted, secret.as_ref().unwrap_or(&auth.shell_secret)));
-    let listen = listen.into_iter().map(|endpoint| endpoint.value).collect();
+    let listen = listen.into_iter().map(|listen| ListenSettings {
+        endpoint: listen.endpoint.value,
+        connections: listen.connections.unwrap_or(limits.connections),
+    });
     Some(Settings {
         workers,
-        listen,
-        admin,
-        admin_token,
-        admin_hosts,
+        listen: listen.collect(),
+        admin: admin.endpoint,
+        admin_connections: admin.connections,
+        admin_token: admin.token,
+        admin_hosts: admin.hosts,
         hooks,
         upstream,
         mint,
@@ -67,11 +70,15 @@ fn limits(document: &Document<'_>, root: &mut Section<'_, '_>) -> Limits {
     let defaults = Limits::default();
     let Some(mut section) = root.section("limits") else { return defaults };
     let limits = Limits {
-        connections: section
-            .count("connections", 1..1_000_001)
-            .map_or(defaults.connections, |count| as_usize(count.value)),
+        connections: listen::connections(&mut section).unwrap_or(defaults.connections),
         head: size(&mut section, "head", defaults.head, 1024..=64 * 1024),
         headers: section.count("headers", 8..1_001).map_or(defaults.headers, |count| as_usize(count.value)),
+        first_byte_timeout: duration(
+            &mut section,
+            "first_byte_timeout",
+            defaults.first_byte_timeout,
+            MILLISECOND..=HOUR,
+        ),
         head_timeout: duration(&mut section, "head_timeout", defaults.head_timeout, MILLISECOND..=HOUR),
         idle_timeout: duration(&mut section, "idle_timeout", defaults.idle_timeout, MILLISECOND..=HOUR),
         drain_timeout: duration(&mut section, "drain_timeout", defaults.drain_timeout, ZERO..=HOUR),

@@ -11,7 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use toml::{Table, Value};
 
 use super::*;
-use crate::server::{Endpoint, Limits};
+use crate::server::{DEFAULT_OPERATOR_CONNECTIONS, Endpoint, Limits, ListenSettings};
 use crate::upstream::Target;
 use crate::{auth, cache, upstream};
 
@@ -150,9 +150,11 @@ fn ranges_include_their_borders_and_nothing_beyond() {
         ("cache.shadow", "one_in", ["0", "1_000_000_000"], ["1_000_000_001", "-1"]),
         ("cache.shadow", "max_per_second", ["1", "10_000"], ["0", "10_001"]),
         ("cache.shadow", "slow", ["'1ms'", "'1h'"], ["'0s'", "'2h'"]),
+        ("admin", "connections", ["1", "1_000_000"], ["0", "1_000_001"]),
         ("limits", "connections", ["1", "1_000_000"], ["0", "1_000_001"]),
         ("limits", "head", ["'16KiB'", "'64KiB'"], ["'1023B'", "'65KiB'"]),
         ("limits", "headers", ["8", "1_000"], ["7", "1_001"]),
+        ("limits", "first_byte_timeout", ["'1ms'", "'1h'"], ["'0s'", "'2h'"]),
         ("limits", "head_timeout", ["'1ms'", "'1h'"], ["'0s'", "'2h'"]),
         ("limits", "idle_timeout", ["'1ms'", "'1h'"], ["'0s'", "'2h'"]),
         ("limits", "drain_timeout", ["'0s'", "'1h'"], ["'0'", "'2h'"]),
@@ -272,16 +274,33 @@ fn listeners_are_read_as_they_are_written() {
         address = 'unix:/run/railgate/admin.sock'
         mode = '0666'"
     ));
+    let endpoints: Vec<_> = settings.listen.iter().map(|listen| listen.endpoint.clone()).collect();
     let expected = [
         Endpoint::Tcp("[::1]:8181".parse().unwrap()),
         unix("/run/railgate/a.sock", 0o660),
         unix("/run/railgate/b.sock", 0o600),
     ];
-    assert_eq!(settings.listen, expected);
+    assert_eq!(endpoints, expected);
     assert_eq!(settings.admin, unix("/run/railgate/admin.sock", 0o666));
     let too_long = format!("unix:/{}", "a".repeat(107));
     let told = Files::new().problems(&format!("{LEAST}[admin]\naddress = '{too_long}'"));
     assert!(told.len() == 1 && told[0].starts_with("test.toml:6: admin.address: expected an IP"), "{told:?}");
+}
+
+#[test]
+fn each_listener_has_a_bound_of_its_own() {
+    let settings = Files::new().load(&format!(
+        "{LEAST}
+        [[listen]]
+        address = '127.0.0.1:8181'
+        [[listen]]
+        address = 'unix:/run/railgate/a.sock'
+        connections = 7
+        [limits]
+        connections = 20"
+    ));
+    let bounds: Vec<_> = settings.listen.iter().map(|listen| listen.connections).collect();
+    assert_eq!((bounds, settings.admin_connections), (vec![20, 7], DEFAULT_OPERATOR_CONNECTIONS));
 }
 
 #[test]

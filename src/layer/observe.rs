@@ -80,8 +80,8 @@ where
     }
 
     fn call(&mut self, inbound: Inbound) -> Self::Future {
-        let Inbound { request, peer } = inbound;
-        let exchange = Exchange::new(request.map(Body::from), peer);
+        let Inbound { request, peer, connection } = inbound;
+        let exchange = Exchange::new(request.map(Body::from), peer, connection);
         let request = &exchange.request;
         let watch = Watch {
             shared: Arc::clone(&self.shared),

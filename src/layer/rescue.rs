@@ -88,7 +88,7 @@ mod tests {
     use tower::{ServiceExt as _, service_fn};
 
     fn exchange() -> (Exchange, Record) {
-        let exchange = Exchange::new(Request::new(Body::empty()), None);
+        let exchange = Exchange::new(Request::new(Body::empty()), None, Default::default());
         let record = exchange.record.clone();
         (exchange, record)
     }

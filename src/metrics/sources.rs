@@ -19,10 +19,11 @@ use crate::heartbeat::Heartbeats;
 use crate::hooks;
 use crate::log;
 use crate::route::{Caching, Class};
-use crate::server::Connections;
+use crate::server::Capacity;
 use crate::upstream::State;
 use crate::upstream::lanes::{Lane, Shed};
 
+mod listeners;
 mod servers;
 
 /// Where the series come from.
@@ -36,12 +37,14 @@ pub struct Sources {
     pub upstream: Arc<State>,
     /// GitLab's System Hooks.
     pub hooks: Arc<hooks::Counts>,
-    /// The client side.
-    pub connections: Arc<Connections>,
     /// Lines of the log that are missing.
     pub log: Arc<log::Counts>,
     /// Whether each thread turns.
     pub heartbeats: Arc<Heartbeats>,
+    /// The listeners for clients.
+    pub clients: Vec<Arc<Capacity>>,
+    /// The listeners for operators and hooks.
+    pub others: Vec<Arc<Capacity>>,
 }
 
 impl Collector for Sources {
@@ -49,9 +52,9 @@ impl Collector for Sources {
         self.encode_cache(&mut encoder)?;
         self.encode_shadow(&mut encoder)?;
         self.encode_hooks(&mut encoder)?;
-        self.encode_connections(&mut encoder)?;
         self.encode_unverified(&mut encoder)?;
         self.encode_log(&mut encoder)?;
+        listeners::encode(&self.clients, &self.others, &mut encoder)?;
         self.encode_waiting(&mut encoder)?;
         self.encode_threads(&mut encoder)?;
         servers::encode(&self.upstream.servers, &mut encoder)
@@ -174,14 +177,6 @@ impl Sources {
             stalls.encode(family.encode_family(&[("thread", thread.thread.as_str())])?)?;
         }
         Ok(())
-    }
-
-    fn encode_connections(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let down = &self.connections;
-        let open = ConstGauge::new(down.open.load(Relaxed));
-        single(encoder, "client_connections", "Connections of clients", &open)?;
-        let accepted = ConstCounter::new(down.accepted.load(Relaxed));
-        single(encoder, "client_connections_accepted", "Connections accepted from clients", &accepted)
     }
 
     fn encode_log(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {

@@ -16,15 +16,15 @@ use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use pin_project_lite::pin_project;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tower::Service;
 
+use super::Inbound;
 use super::gate::Gate;
-use super::seats::{Phase, Seat};
-use super::{Counted, Inbound};
+use super::registry::{ConnectionHandle, ConnectionState, Phase, Registered};
+use super::socket::Watch;
 
 pin_project! {
-    /// Ends when the peer or hyper ends it, or when the server stops.
+    /// Ends when the peer or hyper ends it, when the server stops, or when its place is needed.
     pub(super) struct Connection<I, S, B>
     where
         S: Service<Inbound, Response = Response<B>, Error = Infallible>,
@@ -33,16 +33,16 @@ pin_project! {
     {
         #[pin]
         pub(super) http: http1::Connection<TokioIo<Gate<I>>, Caller<S>>,
-        pub(super) seat: Arc<Seat>,
-        pub(super) is_seated: bool,
+        pub(super) registered: Registered,
+        // The registry knows whom to wake.
+        pub(super) has_task: bool,
         pub(super) is_draining: bool,
-        pub(super) _counted: Counted,
     }
 }
 
 impl<I, S, B> Future for Connection<I, S, B>
 where
-    I: AsyncRead + AsyncWrite + Unpin + 'static,
+    I: Watch + 'static,
     S: Service<Inbound, Response = Response<B>, Error = Infallible>,
     B: HttpBody<Data = Bytes> + 'static,
     B::Error: Into<Box<dyn StdError + Send + Sync>>,
@@ -51,11 +51,11 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let mut this = self.project();
-        if !*this.is_seated {
-            this.seat.sit(cx);
-            *this.is_seated = true;
+        if !*this.has_task {
+            this.registered.is_run_by(cx);
+            *this.has_task = true;
         }
-        match this.seat.phase() {
+        match this.registered.state().phase() {
             Phase::Open => {}
             Phase::Draining if *this.is_draining => {}
             Phase::Draining => {
@@ -64,10 +64,16 @@ where
             }
             Phase::Stopped => return Poll::Ready(()),
         }
-        if let Err(error) = ready!(this.http.poll(cx)) {
-            tracing::debug!(%error, "connection ended early");
+        match this.http.poll(cx) {
+            Poll::Ready(Ok(())) => Poll::Ready(()),
+            Poll::Ready(Err(error)) => {
+                tracing::debug!(%error, "connection ended early");
+                Poll::Ready(())
+            }
+            // After what has come is read: a request that has begun is not thrown away.
+            Poll::Pending if this.registered.state().has_to_leave() => Poll::Ready(()),
+            Poll::Pending => Poll::Pending,
         }
-        Poll::Ready(())
     }
 }
 
@@ -76,7 +82,7 @@ pub(super) struct Caller<S> {
     /// Never waited for: a server has one thread.
     pub(super) service: Arc<Mutex<S>>,
     pub(super) peer: Option<IpAddr>,
-    pub(super) seat: Arc<Seat>,
+    pub(super) connection: Arc<ConnectionState>,
 }
 
 impl<S, B> hyper::service::Service<Request<Incoming>> for Caller<S>
@@ -89,8 +95,9 @@ where
     type Future = Answer<S::Future>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let answer = self.service.lock().call(Inbound { request, peer: self.peer });
-        Answer { answer, seat: Some(Arc::clone(&self.seat)) }
+        let connection = ConnectionHandle::new(&self.connection);
+        let answer = self.service.lock().call(Inbound { request, peer: self.peer, connection });
+        Answer { answer, connection: Some(Arc::clone(&self.connection)), is_waiting: false }
     }
 }
 
@@ -99,7 +106,8 @@ pin_project! {
     pub(super) struct Answer<F> {
         #[pin]
         answer: F,
-        seat: Option<Arc<Seat>>,
+        connection: Option<Arc<ConnectionState>>,
+        is_waiting: bool,
     }
 }
 
@@ -111,9 +119,17 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let Ok(answer) = ready!(this.answer.poll(cx));
-        let seat = this.seat.take();
-        Poll::Ready(Ok(answer.map(|body| Answering { body, seat })))
+        let progress = this.answer.poll(cx);
+        let is_waiting = progress.is_pending();
+        if is_waiting != *this.is_waiting
+            && let Some(connection) = this.connection
+        {
+            *this.is_waiting = is_waiting;
+            connection.set_waiting(is_waiting);
+        }
+        let Ok(answer) = ready!(progress);
+        let connection = this.connection.take();
+        Poll::Ready(Ok(answer.map(|body| Answering { body, connection })))
     }
 }
 
@@ -122,13 +138,13 @@ pin_project! {
     pub(super) struct Answering<B> {
         #[pin]
         body: B,
-        seat: Option<Arc<Seat>>,
+        connection: Option<Arc<ConnectionState>>,
     }
 
     impl<B> PinnedDrop for Answering<B> {
         fn drop(this: Pin<&mut Self>) {
-            if let Some(seat) = this.project().seat.take() {
-                seat.request_ends();
+            if let Some(connection) = this.project().connection.take() {
+                connection.request_ends();
             }
         }
     }

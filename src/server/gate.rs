@@ -9,6 +9,7 @@
 //! Most heads come in one piece, so bytes are read straight into hyper's buffer and judged there;
 //! only what must not pass yet is taken out again.
 
+mod chunks;
 mod read;
 
 use std::io;
@@ -22,7 +23,8 @@ use memchr::memchr;
 use tokio::io::AsyncWrite;
 
 use super::patience::Patience;
-use super::seats::Seat;
+use super::registry::ConnectionState;
+use super::socket::Watch;
 use super::wire::{self, Framing, HeadLimits, HeadReader};
 use crate::refusal::Refusal;
 use crate::turn::Pace;
@@ -43,8 +45,11 @@ pub(super) struct Gate<I> {
     /// Says whether a request is being answered, and whether the server drains. A draining server
     /// does not wait for a first head. Later ones are hyper's business: to it, the end of the
     /// input while an answer is being made means that the client left.
-    seat: Arc<Seat>,
+    connection: Arc<ConnectionState>,
     has_begun: bool,
+    /// The socket tells this task when there is something to read, the end included.
+    is_reading: bool,
+    has_unsent: bool,
     pace: Pace,
     /// The peer has sent all that it will send.
     is_done: bool,
@@ -54,6 +59,8 @@ pub(super) struct Gate<I> {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct GateLimits {
     pub(super) head: HeadLimits,
+    /// For the first byte of all.
+    pub(super) first_byte_timeout: Duration,
     /// From the first byte of a head to its last.
     pub(super) head_timeout: Duration,
     /// For any other wait.
@@ -92,7 +99,7 @@ enum Next {
 const LONGEST_CHUNK_LINE: usize = 17;
 
 impl<I> Gate<I> {
-    pub(super) fn new(io: I, limits: GateLimits, seat: Arc<Seat>) -> Self {
+    pub(super) fn new(io: I, limits: GateLimits, connection: Arc<ConnectionState>) -> Self {
         Self {
             io,
             inbox: BytesMut::new(),
@@ -100,8 +107,10 @@ impl<I> Gate<I> {
             limits,
             read: Patience::default(),
             write: Patience::default(),
-            seat,
+            connection,
             has_begun: false,
+            is_reading: false,
+            has_unsent: false,
             pace: Pace::default(),
             is_done: false,
         }
@@ -120,13 +129,16 @@ impl<I> Gate<I> {
                     Ok(Some((end, framing))) => self.pass_head(end, Next::Body(framing)),
                     Err(refusal) => self.refuse(refusal),
                 },
-                State::ChunkSize => match self.line(LONGEST_CHUNK_LINE)? {
-                    None => return Ok(false),
-                    Some(end) => match self.chunk_size(end)? {
-                        0 => self.pass(end, Next::Trailer(0)),
-                        size => self.pass_more(end, size, Next::ChunkEnd),
-                    },
-                },
+                State::ChunkSize => {
+                    chunks::merge(&mut self.inbox).map_err(|_| self.break_off())?;
+                    match self.line(LONGEST_CHUNK_LINE)? {
+                        None => return Ok(false),
+                        Some(end) => match self.chunk_size(end)? {
+                            0 => self.pass(end, Next::Trailer(0)),
+                            size => self.pass_more(end, size, Next::ChunkEnd),
+                        },
+                    }
+                }
                 State::ChunkEnd => match self.line(3)? {
                     None => return Ok(false),
                     Some(2) => self.pass(2, Next::ChunkSize),
@@ -159,7 +171,7 @@ impl<I> Gate<I> {
     fn pass_head(&mut self, bytes: usize, next: Next) {
         self.read.renew();
         self.has_begun = true;
-        self.seat.request_begins();
+        self.connection.request_begins();
         self.pass(bytes, next);
     }
 
@@ -188,12 +200,28 @@ impl<I> Gate<I> {
         verdict.map_err(|_| self.break_off())
     }
 
+    fn may_send(&mut self, bytes: usize, cx: &Context<'_>) -> Poll<()> {
+        let progress = self.pace.poll_send(bytes, cx);
+        if progress.is_pending() {
+            self.set_unsent(true);
+        }
+        progress
+    }
+
     /// The stack has answered once hyper has the answer; the peer has it once it takes it.
     fn wrote<T>(&mut self, progress: Poll<io::Result<T>>, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
         if progress.is_ready() && self.write.is_waiting() {
-            self.seat.touch();
+            self.connection.touch();
         }
+        self.set_unsent(progress.is_pending());
         or_stalled(progress, &mut self.write, self.limits.idle_timeout, cx)
+    }
+
+    fn set_unsent(&mut self, has_unsent: bool) {
+        if self.has_unsent != has_unsent {
+            self.has_unsent = has_unsent;
+            self.connection.set_unsent(has_unsent);
+        }
     }
 
     fn break_off(&mut self) -> io::Error {
@@ -236,16 +264,25 @@ fn or_stalled<T>(
     }
 }
 
-impl<I: AsyncWrite + Unpin> AsyncWrite for Gate<I> {
+impl<I: Watch> AsyncWrite for Gate<I> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let gate = self.get_mut();
-        ready!(gate.pace.poll_send(buf.len(), cx));
+        ready!(gate.may_send(buf.len(), cx));
         let progress = Pin::new(&mut gate.io).poll_write(cx, buf);
         gate.wrote(progress, cx)
     }
 
+    /// hyper calls this whenever it has done what there was to do.
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_flush(cx)
+        let gate = self.get_mut();
+        let is_reading = std::mem::take(&mut gate.is_reading);
+        if !is_reading && gate.connection.is_waiting() {
+            // hyper has bytes that nobody wants yet, and will not read on to find the end.
+            if gate.io.poll_gone(cx).is_ready() {
+                return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+            }
+        }
+        Pin::new(&mut gate.io).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -263,7 +300,7 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Gate<I> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let gate = self.get_mut();
-        ready!(gate.pace.poll_send(bufs.iter().map(|buf| buf.len()).sum(), cx));
+        ready!(gate.may_send(bufs.iter().map(|buf| buf.len()).sum(), cx));
         let progress = Pin::new(&mut gate.io).poll_write_vectored(cx, bufs);
         gate.wrote(progress, cx)
     }

@@ -10,6 +10,8 @@ use std::sync::Arc;
 use socket2::{Domain, Protocol, Type};
 use tokio::net::{TcpListener, UnixListener};
 
+use super::capacity::Capacity;
+
 /// A place to listen at.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Endpoint {
@@ -23,6 +25,18 @@ pub enum Endpoint {
         mode: u32,
     },
 }
+
+/// A listener for clients, as a `[[listen]]` of the configuration has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListenSettings {
+    /// Where.
+    pub endpoint: Endpoint,
+    /// Connections open at one time.
+    pub connections: usize,
+}
+
+/// Default of the connections of the listeners for operators and for hooks.
+pub const DEFAULT_OPERATOR_CONNECTIONS: usize = 256;
 
 impl Endpoint {
     /// Whether the two cannot both be listened on. Port 0 stands for any free port.
@@ -63,35 +77,51 @@ impl fmt::Display for Endpoint {
 
 /// A bound socket, or a share of one, that is not accepted on yet.
 #[derive(Debug)]
-pub enum Socket {
-    /// TCP.
+pub struct Socket {
+    kind: SocketKind,
+    capacity: Arc<Capacity>,
+}
+
+#[derive(Debug)]
+enum SocketKind {
     Tcp(std::net::TcpListener),
-    /// A unix socket.
     Unix(Arc<SocketFile>, std::os::unix::net::UnixListener),
 }
 
 /// A socket that a thread accepts on.
 #[derive(Debug)]
-pub enum Listener {
-    /// TCP.
+pub struct Listener {
+    pub(super) kind: ListenerKind,
+    pub(super) capacity: Arc<Capacity>,
+}
+
+#[derive(Debug)]
+pub(super) enum ListenerKind {
     Tcp(TcpListener),
-    /// A unix socket. Its file is removed before the last share of it closes: a successor that
-    /// found it unattended would replace it, and lose the new one to the removal.
-    Unix(Arc<SocketFile>, UnixListener),
+    /// Its file is removed before the last share of it closes: a successor that found it unattended
+    /// would replace it, and lose the new one to the removal.
+    Unix(#[expect(dead_code, reason = "there to be dropped")] Arc<SocketFile>, UnixListener),
 }
 
 /// How many connections may wait to be accepted: `ssh` bursts come from CI, all at once.
 const BACKLOG: i32 = 4096;
 
 impl Socket {
-    /// Binds the socket.
-    pub fn bind(endpoint: &Endpoint) -> io::Result<Self> {
-        Self::bind_shares(endpoint, 1)?.pop().ok_or_else(|| io::ErrorKind::InvalidInput.into())
+    /// Binds the socket, for so many connections at one time.
+    pub fn bind(endpoint: &Endpoint, connections: usize) -> io::Result<Self> {
+        Self::bind_shares(endpoint, connections, 1)?.pop().ok_or_else(|| io::ErrorKind::InvalidInput.into())
     }
 
-    /// Binds the socket and shares it among `shares` threads. The error says which endpoint it is
-    /// about, and what to do.
-    pub fn bind_shares(endpoint: &Endpoint, shares: usize) -> io::Result<Vec<Self>> {
+    /// Binds the socket, for so many connections at one time, and shares it among `shares` threads. The
+    /// error says which endpoint it is about, and what to do.
+    pub fn bind_shares(endpoint: &Endpoint, connections: usize, shares: usize) -> io::Result<Vec<Self>> {
+        let kinds = Self::bind_kinds(endpoint, shares)?;
+        let name = kinds.first().map(SocketKind::endpoint).transpose()?.unwrap_or_default();
+        let capacity = Capacity::new(name, connections, !endpoint.is_private());
+        Ok(kinds.into_iter().map(|kind| Self { kind, capacity: Arc::clone(&capacity) }).collect())
+    }
+
+    fn bind_kinds(endpoint: &Endpoint, shares: usize) -> io::Result<Vec<SocketKind>> {
         let bound = match endpoint {
             Endpoint::Tcp(address) => bind_tcp(*address, shares),
             Endpoint::Unix { path, mode } => bind_unix(path, *mode, shares),
@@ -113,6 +143,17 @@ impl Socket {
 
     /// Where it listens, with the port that the system chose if it was 0.
     pub fn endpoint(&self) -> io::Result<String> {
+        self.kind.endpoint()
+    }
+
+    /// The bound on its connections, all shares together.
+    pub fn capacity(&self) -> &Arc<Capacity> {
+        &self.capacity
+    }
+}
+
+impl SocketKind {
+    fn endpoint(&self) -> io::Result<String> {
         match self {
             Self::Tcp(socket) => Ok(socket.local_addr()?.to_string()),
             Self::Unix(file, _) => Ok(format!("unix:{}", file.path.display())),
@@ -123,17 +164,18 @@ impl Socket {
 impl Listener {
     /// Begins to accept, on the runtime of this thread.
     pub fn new(socket: Socket) -> io::Result<Self> {
-        Ok(match socket {
-            Socket::Tcp(socket) => Self::Tcp(TcpListener::from_std(socket)?),
-            Socket::Unix(file, socket) => Self::Unix(file, UnixListener::from_std(socket)?),
-        })
+        let kind = match socket.kind {
+            SocketKind::Tcp(socket) => ListenerKind::Tcp(TcpListener::from_std(socket)?),
+            SocketKind::Unix(file, socket) => ListenerKind::Unix(file, UnixListener::from_std(socket)?),
+        };
+        Ok(Self { kind, capacity: socket.capacity })
     }
 }
 
 /// With `SO_REUSEPORT` each share has a queue of its own, and the kernel deals connections out to
 /// them. The first share gets the option only once it is bound: a port that another process
 /// listens on stays an error, even if that process is a gateway too.
-fn bind_tcp(address: SocketAddr, shares: usize) -> io::Result<Vec<Socket>> {
+fn bind_tcp(address: SocketAddr, shares: usize) -> io::Result<Vec<SocketKind>> {
     let open = || {
         let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_nonblocking(true)?;
@@ -158,11 +200,11 @@ fn bind_tcp(address: SocketAddr, shares: usize) -> io::Result<Vec<Socket>> {
     for socket in &sockets {
         socket.listen(BACKLOG)?;
     }
-    Ok(sockets.into_iter().map(|socket| Socket::Tcp(socket.into())).collect())
+    Ok(sockets.into_iter().map(|socket| SocketKind::Tcp(socket.into())).collect())
 }
 
 /// A path has one socket, and one queue; whoever of the threads is free takes from it.
-fn bind_unix(path: &Path, mode: u32, shares: usize) -> io::Result<Vec<Socket>> {
+fn bind_unix(path: &Path, mode: u32, shares: usize) -> io::Result<Vec<SocketKind>> {
     remove_stale(path)?;
     let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
@@ -171,7 +213,7 @@ fn bind_unix(path: &Path, mode: u32, shares: usize) -> io::Result<Vec<Socket>> {
     // Before `listen`, so that nobody connects under the permissions of the umask.
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
     socket.listen(BACKLOG)?;
-    let share = || Ok(Socket::Unix(Arc::clone(&file), socket.try_clone()?.into()));
+    let share = || Ok(SocketKind::Unix(Arc::clone(&file), socket.try_clone()?.into()));
     (0..shares).map(|_| share()).collect()
 }
 
@@ -195,7 +237,7 @@ fn remove_stale(path: &Path) -> io::Result<()> {
 
 /// The file of a unix socket; removed when dropped.
 #[derive(Debug)]
-pub struct SocketFile {
+pub(super) struct SocketFile {
     path: PathBuf,
 }
 

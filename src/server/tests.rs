@@ -1,5 +1,6 @@
 use std::future::Future;
 
+use futures_util::FutureExt as _;
 use http_body_util::Full;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 use tokio::time::{Instant, sleep};
@@ -18,10 +19,11 @@ where
     F: Future<Output = Answered> + Send + 'static,
 {
     let (peer, socket) = duplex(under_way);
-    let server = Server::new(Limits { idle_timeout: IDLE, ..Limits::default() });
-    let permit = Arc::clone(&server.permits).try_acquire_owned().unwrap();
+    let limits = Limits { first_byte_timeout: IDLE, idle_timeout: IDLE, ..Limits::default() };
+    let (server, capacity) = (Server::new(limits), Capacity::new("test", 1, false));
+    let place = capacity.admit(false).now_or_never().unwrap();
     let service = tower::service_fn(move |_: Inbound| answer());
-    server.spawn(socket, None, permit, &Arc::new(Mutex::new(service)));
+    server.spawn(socket, None, place, &Arc::new(Mutex::new(service)));
     peer
 }
 

@@ -28,6 +28,9 @@ use crate::body::{Body, Carrier, Sending};
 use crate::clock::Clock;
 use crate::turn;
 
+/// Bytes of the largest head of an answer, and of what may wait to be sent to a server that does not read.
+const BUFFER: usize = 32 * 1024;
+
 /// The connections of one thread.
 #[derive(Debug)]
 pub(super) struct Pool {
@@ -120,7 +123,8 @@ impl Pool {
     async fn connect(&self) -> io::Result<Box<Line>> {
         let stream = self.connector.connect().await?;
         let reads = Arc::clone(stream.reads());
-        let (sender, connection) = http1::handshake(stream).await.map_err(io::Error::other)?;
+        let handshake = http1::Builder::new().max_buf_size(BUFFER).handshake(stream);
+        let (sender, connection) = handshake.await.map_err(io::Error::other)?;
         let kept = Arc::downgrade(&self.kept);
         Ok(Box::new(Line { sender, connection: Some(connection), was_reset: false, kept, reads }))
     }

@@ -158,25 +158,6 @@ async fn an_answer_that_nobody_takes_is_given_up() {
     drop(wire);
 }
 
-#[tokio::test]
-async fn connections_beyond_the_limit_wait_for_their_turn() {
-    let stage = Setup::new().set("limits.connections", 2).start().await;
-    let mut first = stage.gateway.tcp.connect().await;
-    let mut second = stage.gateway.unix.connect().await;
-    assert_eq!(first.exchange(&allowed()).await.status, 200);
-    assert_eq!(second.exchange(&allowed()).await.status, 200);
-    let mut third = stage.gateway.tcp.connect().await;
-    third.write(&Ask::post("allowed?third").with_secret().to_bytes("close")).await;
-    for _ in 0..50 {
-        assert_eq!(first.exchange(&allowed()).await.status, 200);
-    }
-    assert!(stage.rails.requests().iter().all(|request| !request.target.contains("third")));
-    // The operators' door is another one.
-    stage.reaches("railgate_client_connections", 2).await;
-    drop(second);
-    assert_eq!(third.answer().await.status, 200);
-}
-
 /// A client that hangs up frees what was done for it.
 #[tokio::test]
 async fn a_client_that_leaves_is_not_waited_for() {

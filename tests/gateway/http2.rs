@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 
 use super::certificates::Authority;
-use super::client::{Ask, Peer, Stream, eventually};
+use super::client::{Ask, Cut, Peer, Stream, eventually};
 use super::stage::{Running, Setup};
 
 /// What it does about a request.
@@ -328,7 +328,11 @@ async fn a_request_that_breaks_off_is_the_clients_fault() {
         let mut wire = gateway.tcp.connect().await;
         wire.write(&bytes).await;
         wire.finish().await;
-        wire.answer().await.assert_failure(400);
+        // Who says that nothing more will come is gone, or has its answer if that was there before.
+        match wire.try_answer().await {
+            Ok(answer) => answer.assert_failure(400),
+            Err(cut) => assert!(matches!(&cut, Cut::Head(nothing) if nothing.is_empty()), "{cut}"),
+        }
         gateway.reaches("railgate_upstream_failures_in_a_row", 0).await;
     }
     // One that leaves.

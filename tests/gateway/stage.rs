@@ -54,6 +54,7 @@ impl Setup {
             .text("cache.check.ttl", "1h")
             .set("cache.jitter_percent", 0)
             .set("cache.shadow.one_in", 0)
+            .text("limits.first_byte_timeout", "10m")
             .text("limits.head_timeout", "10m")
             .text("limits.idle_timeout", "10m")
             .text("limits.drain_timeout", "10m")

@@ -21,6 +21,7 @@ fn the_annotated_file_says_what_holds_without_it() {
         workers: _,
         listen,
         admin,
+        admin_connections,
         admin_token,
         admin_hosts,
         hooks,
@@ -33,7 +34,9 @@ fn the_annotated_file_says_what_holds_without_it() {
         log,
     } = said;
     assert!(admin_token.is_none() && admin_hosts.is_empty() && hooks.is_none() && mint.is_none());
-    assert_eq!((listen, admin), (vec![tcp(8181)], tcp(9181)));
+    let listen_at = |endpoint, connections| ListenSettings { endpoint, connections };
+    assert_eq!((listen, admin), (vec![listen_at(tcp(8181), 10_000)], tcp(9181)));
+    assert_eq!(admin_connections, DEFAULT_OPERATOR_CONNECTIONS);
     let url = "http+unix://%2Fvar%2Fopt%2Fgitlab%2Fgitlab-workhorse%2Fsockets%2Fsocket";
     let expected = upstream::Settings::new(Target::parse(url).unwrap());
     assert_eq!(format!("{upstream:?}"), format!("{expected:?}"));
@@ -57,7 +60,8 @@ fn every_key_of_the_annotated_file_can_be_used() {
         .replace("url = \"http+unix://%2Fvar%2Fopt%2Fgitlab%2Fgitlab-workhorse%2Fsockets%2Fsocket\"\n", "");
     let settings = Files::new().load(&text);
     assert_eq!(settings.workers, 2);
-    assert_eq!(settings.listen, [tcp(8181), unix("/run/railgate/railgate.sock", 0o660)]);
+    let endpoints: Vec<_> = settings.listen.iter().map(|listen| listen.endpoint.clone()).collect();
+    assert_eq!(endpoints, [tcp(8181), unix("/run/railgate/railgate.sock", 0o660)]);
     assert_eq!(settings.admin, unix("/run/railgate/admin.sock", 0o660));
     assert!(settings.admin_token.is_some() && settings.admin_hosts == ["railgate.example"]);
     let hooks = settings.hooks.unwrap();

@@ -31,7 +31,7 @@ fn routed(method: Method, path: &str, headers: &[(&str, &str)], body: &str) -> R
     }
     let request = request.body(Body::from(Bytes::from(body.to_owned()))).unwrap();
     let found = route::find(&method, path.split('?').next().unwrap(), false);
-    Routed { exchange: Exchange::new(request, None), found }
+    Routed { exchange: Exchange::new(request, None, Default::default()), found }
 }
 
 /// What comes through: the request with its caller, or the failure.

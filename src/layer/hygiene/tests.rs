@@ -9,7 +9,7 @@ fn exchange(path: &str, headers: &[(&str, &str)]) -> Exchange {
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
-    Exchange::new(request.body(Body::empty()).unwrap(), None)
+    Exchange::new(request.body(Body::empty()).unwrap(), None, Default::default())
 }
 
 /// How the layer refuses a request, or `None` if it lets it through.

@@ -71,7 +71,7 @@ fn call(method: Method, path: &str, headers: &[(&str, &str)]) -> Authenticated {
     let Verdict::Granted(caller) = verdict else {
         unreachable!("the credential is right");
     };
-    let exchange = Exchange::new(request, None);
+    let exchange = Exchange::new(request, None, Default::default());
     Authenticated {
         exchange,
         found,

@@ -16,6 +16,25 @@ const READ: usize = 8 * 1024;
 impl<I: AsyncRead + Unpin> AsyncRead for Gate<I> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let gate = self.get_mut();
+        let progress = gate.read(cx, out);
+        gate.is_reading = progress.is_pending();
+        progress
+    }
+}
+
+/// What becomes of a wait.
+enum Waited {
+    /// It goes on.
+    ForMore,
+    /// It ends, and with it the reading.
+    TooLong(io::Result<()>),
+    /// A head has begun and does not end.
+    ForTheHead,
+}
+
+impl<I: AsyncRead + Unpin> Gate<I> {
+    fn read(&mut self, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let gate = self;
         let before = out.filled().len();
         loop {
             if gate.advance()? {
@@ -48,19 +67,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for Gate<I> {
             }
         }
     }
-}
 
-/// What becomes of a wait.
-enum Waited {
-    /// It goes on.
-    ForMore,
-    /// It ends, and with it the reading.
-    TooLong(io::Result<()>),
-    /// A head has begun and does not end.
-    ForTheHead,
-}
-
-impl<I: AsyncRead + Unpin> Gate<I> {
     /// Reads heads where hyper wants them, and takes out again what may not pass: all of a head
     /// that is not whole or not well framed, and what follows the first. How many bytes came.
     fn read_heads(&mut self, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<usize>> {
@@ -129,18 +136,16 @@ impl<I: AsyncRead + Unpin> Gate<I> {
             let is_over = self.read.is_over(self.limits.head_timeout, cx);
             return if is_over { Waited::ForTheHead } else { Waited::ForMore };
         }
-        if !self.has_begun && self.seat.is_draining() {
+        if !self.has_begun && self.connection.is_draining() {
             return Waited::TooLong(Ok(()));
         }
-        if self.seat.is_answering() || self.write.is_waiting() {
+        if self.connection.is_answering() || self.write.is_waiting() {
             // hyper does not read again once the answer is out, so a timer has to see to it.
             self.read.look_within(idle, cx);
             return Waited::ForMore;
         }
-        let is_over = match self.seat.answered() {
-            Some(since) => self.read.is_over_since(since, idle, cx),
-            None => self.read.is_over(idle, cx),
-        };
+        let limit = if self.has_begun { idle } else { idle.min(self.limits.first_byte_timeout) };
+        let is_over = self.read.is_over_since(self.connection.idle_since(), limit, cx);
         if is_over { Waited::TooLong(Ok(())) } else { Waited::ForMore }
     }
 

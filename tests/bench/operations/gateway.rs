@@ -185,7 +185,10 @@ impl Gateway {
             clock: Clock::Manual(Manual::at(Clock::System.unix_seconds())),
             fills: TaskTracker::new(),
         });
-        let listener = Socket::bind(&Endpoint::Unix { path: socket.clone(), mode: 0o600 })?;
+        let listener = Socket::bind(
+            &Endpoint::Unix { path: socket.clone(), mode: 0o600 },
+            Limits::default().connections,
+        )?;
         server.serve(Listener::new(listener)?, stack);
         let rails = Rails::start(&rails, FORM.as_bytes())?;
         Ok(Self { cache, rails, socket, query, key, _folder: folder })

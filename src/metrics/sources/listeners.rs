@@ -1,0 +1,45 @@
+//! What is known of each listener. The labels are the addresses of the configuration.
+
+use std::fmt;
+use std::sync::Arc;
+
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+
+use super::single;
+use crate::server::Capacity;
+
+/// `clients`: the listeners for clients, which are also counted together. `others`: those for operators
+/// and hooks.
+pub(super) fn encode(
+    clients: &[Arc<Capacity>],
+    others: &[Arc<Capacity>],
+    encoder: &mut DescriptorEncoder<'_>,
+) -> fmt::Result {
+    let open = ConstGauge::new(clients.iter().map(|listener| listener.open()).sum::<usize>());
+    single(encoder, "client_connections", "Connections of clients", &open)?;
+    let accepted = ConstCounter::new(clients.iter().map(|listener| listener.accepted()).sum::<u64>());
+    single(encoder, "client_connections_accepted", "Connections accepted from clients", &accepted)?;
+    let all: Vec<&Capacity> = clients.iter().chain(others).map(Arc::as_ref).collect();
+    let open = ("listener_connections", "Connections that are open on a listener");
+    each(&all, encoder, open, |listener| ConstGauge::new(listener.open()))?;
+    let most = ("listener_max_connections", "Connections that may be open on a listener");
+    each(&all, encoder, most, |listener| ConstGauge::new(listener.most()))?;
+    let evicted = ("listener_evictions", "Idle connections that were closed to make room for others");
+    each(&all, encoder, evicted, |listener| ConstCounter::new(listener.evicted()))
+}
+
+fn each<M: EncodeMetric>(
+    listeners: &[&Capacity],
+    encoder: &mut DescriptorEncoder<'_>,
+    (name, help): (&str, &str),
+    of: impl Fn(&Capacity) -> M,
+) -> fmt::Result {
+    let Some(kind) = listeners.first().map(|listener| of(listener).metric_type()) else { return Ok(()) };
+    let mut family = encoder.encode_descriptor(name, help, None, kind)?;
+    for listener in listeners {
+        of(listener).encode(family.encode_family(&[("listener", listener.name())])?)?;
+    }
+    Ok(())
+}
