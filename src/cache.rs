@@ -12,6 +12,7 @@
 
 pub mod ages;
 mod bounds;
+mod counts;
 pub mod entry;
 pub mod flight;
 pub mod freshness;
@@ -34,6 +35,7 @@ use tokio_util::task::TaskTracker;
 
 pub use self::ages::{Lifetime, Lifetimes, Phase};
 use self::bounds::{Bounds, memory, store};
+pub use self::counts::{Counts, Refreshed};
 use self::entry::Heads;
 pub use self::entry::{Entry, Sign};
 use self::flight::Flights;
@@ -112,25 +114,6 @@ pub struct Cache {
     clock: Clock,
 }
 
-/// What happened to entries, for the metrics.
-#[derive(Debug, Default)]
-pub struct Counts {
-    /// Entries stored, by sign.
-    pub stored: [AtomicU64; 2],
-    /// Entries pushed out because a store was full, by sign.
-    pub evicted: [AtomicU64; 2],
-    /// Entries whose time was up when moka dropped them, by sign.
-    pub expired: [AtomicU64; 2],
-    /// Memory that entries take, by sign.
-    pub bytes: [AtomicU64; 2],
-    /// Stale answers for which Rails was asked behind the callers' backs, by what came of it.
-    pub refreshes: [AtomicU64; 3],
-    /// Entries dropped or marked stale because somebody purged them.
-    pub purged: AtomicU64,
-    /// Answers that arrived after an invalidation and were not stored.
-    pub fenced: AtomicU64,
-}
-
 /// Whether somebody is to renew a stale answer.
 #[derive(Debug)]
 pub enum Refresh {
@@ -140,32 +123,6 @@ pub enum Refresh {
     Unneeded,
     /// Rails is being asked for as many as it may be.
     TooMany,
-}
-
-/// What came of asking Rails for a stale answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(usize)]
-pub enum Refreshed {
-    /// It is fresh again.
-    Stored = 0,
-    /// Rails said something that is not kept.
-    Unstored = 1,
-    /// Rails failed.
-    Failed = 2,
-}
-
-impl Refreshed {
-    /// All of them, in the order of [`Counts::refreshes`].
-    pub const ALL: [Self; 3] = [Self::Stored, Self::Unstored, Self::Failed];
-
-    /// The label in metrics.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Stored => "stored",
-            Self::Unstored => "unstored",
-            Self::Failed => "failed",
-        }
-    }
 }
 
 /// An entry that is good for something.

@@ -77,7 +77,7 @@ use crate::heartbeat::{Heartbeat, Heartbeats};
 use crate::hooks::Hooks;
 use crate::metrics::{Metrics, Sources};
 use crate::server::open_files::{self, Demand};
-use crate::server::{Limits, Listener, Server, Socket};
+use crate::server::{Capacity, Limits, Listener, Server, Socket};
 use crate::upstream::{State, Upstream};
 use crate::warm::Warm;
 use crate::worker::{HooksThread, Worker};
@@ -100,16 +100,7 @@ impl Gateway {
     /// Binds every socket, so that a taken address is an error before anything runs. What is counted in
     /// `log`, by the one who writes the log, is shown among the metrics.
     pub fn bind(settings: Settings, log: Arc<log::Counts>) -> io::Result<Self> {
-        let (mut sockets, mut clients) = (Vec::new(), Vec::new());
-        for (listen, connections) in settings.listen.iter().zip(connections_within_open_files(&settings)) {
-            let shares = Socket::bind_shares(&listen.endpoint, connections, settings.workers)?;
-            clients.extend(shares.first().map(|share| Arc::clone(share.capacity())));
-            sockets.push(shares.into_iter());
-        }
-        let admin_socket = Socket::bind(&settings.admin, settings.admin_connections)?;
-        let bind_hooks = |hooks: &hooks::Settings| Socket::bind(&hooks.endpoint, hooks.connections);
-        let hooks_socket = settings.hooks.as_ref().map(bind_hooks).transpose()?;
-        let others = hooks_socket.iter().chain([&admin_socket]);
+        let mut sockets = Sockets::bind(&settings)?;
         let warm = Warm::new(&settings);
         let hook_counts = Arc::new(hooks::Counts::default());
         let upstream = Arc::new(State::new(&settings.upstream));
@@ -126,8 +117,8 @@ impl Gateway {
             bodies: Arc::clone(&bodies),
             cache: Arc::clone(&cache),
             upstream: Arc::clone(&upstream),
-            clients,
-            others: others.map(|socket| Arc::clone(socket.capacity())).collect(),
+            clients: sockets.clients.clone(),
+            others: sockets.others(),
             hooks: Arc::clone(&hook_counts),
             log,
             heartbeats: Arc::clone(&heartbeats),
@@ -147,13 +138,12 @@ impl Gateway {
                 clock: Clock::System,
                 fills: TaskTracker::new(),
             };
-            let sockets: Vec<Socket> = sockets.iter_mut().filter_map(Iterator::next).collect();
-            Worker { heartbeat, sockets, server: Server::new(settings.limits), parts }
+            Worker { heartbeat, sockets: sockets.share(), server: Server::new(settings.limits), parts }
         };
         let workers: Vec<Worker> = workers_heartbeats.into_iter().map(worker).collect();
         let first = workers.first().map_or(&[][..], |worker| &worker.sockets);
         let endpoints = first.iter().map(Socket::endpoint).collect::<io::Result<_>>()?;
-        let hooks = hooks_socket.zip(settings.hooks).map(|(socket, hooks)| {
+        let hooks = sockets.hooks.zip(settings.hooks).map(|(socket, hooks)| {
             let hooks = Hooks::new(hooks, Arc::clone(&cache), hook_counts, Clock::System);
             HooksThread { heartbeat: hooks_heartbeat, socket, hooks }
         });
@@ -169,7 +159,7 @@ impl Gateway {
             turns: admin::Turns::default(),
         };
         let end_timeout = settings.limits.drain_timeout + GRACE;
-        let admin = (admin_socket, admin);
+        let admin = (sockets.admin, admin);
         Ok(Self { workers, endpoints, admin, hooks, warm, checks, heartbeats, end_timeout })
     }
 
@@ -250,6 +240,43 @@ impl Gateway {
 }
 
 const ADMIN_DRAIN: Duration = Duration::from_millis(200);
+/// All sockets, bound.
+struct Sockets {
+    /// Of each `[[listen]]`, the shares of the workers.
+    shares: Vec<std::vec::IntoIter<Socket>>,
+    clients: Vec<Arc<Capacity>>,
+    admin: Socket,
+    hooks: Option<Socket>,
+}
+
+impl Sockets {
+    fn bind(settings: &Settings) -> io::Result<Self> {
+        let (mut shares, mut clients) = (Vec::new(), Vec::new());
+        for (listen, connections) in settings.listen.iter().zip(connections_within_open_files(settings)) {
+            let bound = Socket::bind_shares(&listen.endpoint, connections, settings.workers)?;
+            clients.extend(bound.first().map(|share| Arc::clone(share.capacity())));
+            shares.push(bound.into_iter());
+        }
+        let hooks = |hooks: &hooks::Settings| Socket::bind(&hooks.endpoint, hooks.connections);
+        Ok(Self {
+            shares,
+            clients,
+            admin: Socket::bind(&settings.admin, settings.admin_connections)?,
+            hooks: settings.hooks.as_ref().map(hooks).transpose()?,
+        })
+    }
+
+    /// Of the listeners for operators and hooks.
+    fn others(&self) -> Vec<Arc<Capacity>> {
+        self.hooks.iter().chain([&self.admin]).map(|socket| Arc::clone(socket.capacity())).collect()
+    }
+
+    /// What the next worker listens on.
+    fn share(&mut self) -> Vec<Socket> {
+        self.shares.iter_mut().filter_map(Iterator::next).collect()
+    }
+}
+
 /// How many connections each listener for clients may have, as configured or less, so that there are
 /// files enough for all of them, for Rails and for operators.
 fn connections_within_open_files(settings: &Settings) -> Vec<usize> {
