@@ -281,6 +281,31 @@ async fn while_the_log_is_not_read_a_second_signal_and_the_drain_timeout_end_it(
     }
 }
 
+/// The end of the process waits for a reader that takes its time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_reads_the_log_gets_its_last_lines() {
+    for format in ["json", "pretty"] {
+        let mut ends = None;
+        let mut process = Process::start(setup(format), into_pipes(&mut ends)).await;
+        // Fewer than may wait, of about 4 MiB.
+        process.flood(&wrong(), 5_000, 401).await;
+        let [mut out, _error] = ends.unwrap();
+        let reading = tokio::task::spawn_blocking(move || {
+            let (mut read, mut piece) = (Vec::new(), vec![0; 64 * 1024]);
+            while let count @ 1.. = out.read(&mut piece).unwrap() {
+                read.extend_from_slice(&piece[..count]);
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            String::from_utf8(read).unwrap()
+        });
+        process.signal("-TERM");
+        assert!(process.ended().await.success());
+        let text = soon("the end of the log", reading).await.unwrap();
+        assert_eq!(text.lines().filter(|line| line.contains("wwwww")).count(), 5_000, "{format}");
+        assert!(text.lines().last().unwrap().contains("stopped"), "{format}");
+    }
+}
+
 #[tokio::test]
 async fn a_start_that_fails_does_not_wait_for_whoever_reads_why() {
     let setup = setup("json");
