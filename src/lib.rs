@@ -108,11 +108,8 @@ impl Gateway {
         let cache = Cache::new(&settings.cache);
         let bodies = Arc::new(UnverifiedBodies::new(settings.auth.max_unverified));
         let threads = (0..settings.workers).map(|number| format!("worker-{number}"));
-        let mut heartbeats: Vec<_> = threads.map(Heartbeat::new).collect();
-        let hooks_heartbeat = Heartbeat::new("hooks".to_owned());
-        let workers_heartbeats = heartbeats.clone();
-        heartbeats.extend(settings.hooks.is_some().then(|| Arc::clone(&hooks_heartbeat)));
-        let heartbeats = Arc::new(Heartbeats(heartbeats));
+        let threads = threads.chain(settings.hooks.is_some().then(|| "hooks".to_owned()));
+        let heartbeats = Arc::new(Heartbeats(threads.map(Heartbeat::new).collect()));
         let metrics = Arc::new(Metrics::new(Sources {
             bodies: Arc::clone(&bodies),
             cache: Arc::clone(&cache),
@@ -124,7 +121,7 @@ impl Gateway {
             heartbeats: Arc::clone(&heartbeats),
         }));
         let auth = Arc::new(ArcSwap::from_pointee(Auth::new(settings.auth)));
-        let worker = |heartbeat| {
+        let worker = |heartbeat: &Arc<Heartbeat>| {
             let parts = stack::Parts {
                 auth: Arc::clone(&auth),
                 bodies: Arc::clone(&bodies),
@@ -138,14 +135,15 @@ impl Gateway {
                 clock: Clock::System,
                 fills: TaskTracker::new(),
             };
+            let heartbeat = Arc::clone(heartbeat);
             Worker { heartbeat, sockets: sockets.share(), server: Server::new(settings.limits), parts }
         };
-        let workers: Vec<Worker> = workers_heartbeats.into_iter().map(worker).collect();
-        let first = workers.first().map_or(&[][..], |worker| &worker.sockets);
-        let endpoints = first.iter().map(Socket::endpoint).collect::<io::Result<_>>()?;
-        let hooks = sockets.hooks.zip(settings.hooks).map(|(socket, hooks)| {
+        let workers: Vec<Worker> = heartbeats.0.iter().take(settings.workers).map(worker).collect();
+        let endpoints = workers.first().map_or(Ok(Vec::new()), Worker::endpoints)?;
+        let last = heartbeats.0.last().map(Arc::clone);
+        let hooks = sockets.hooks.zip(settings.hooks).zip(last).map(|((socket, hooks), heartbeat)| {
             let hooks = Hooks::new(hooks, Arc::clone(&cache), hook_counts, Clock::System);
-            HooksThread { heartbeat: hooks_heartbeat, socket, hooks }
+            HooksThread { heartbeat, socket, hooks }
         });
         let admin = Admin {
             metrics,

@@ -48,6 +48,11 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
+    /// Where clients connect, with the ports that the system chose.
+    pub(crate) fn endpoints(&self) -> io::Result<Vec<String>> {
+        self.sockets.iter().map(Socket::endpoint).collect()
+    }
+
     /// Starts the thread, which serves until `shutdown`, then drains. What it says at its end: true
     /// if nothing had to be dropped.
     pub(crate) fn start(self, shutdown: CancellationToken) -> io::Result<oneshot::Receiver<bool>> {
