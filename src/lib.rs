@@ -156,8 +156,7 @@ impl Gateway {
             heartbeats: Arc::clone(&heartbeats),
             turns: admin::Turns::default(),
         };
-        let end_timeout = settings.limits.drain_timeout + GRACE;
-        let admin = (sockets.admin, admin);
+        let (end_timeout, admin) = (settings.limits.drain_timeout + GRACE, (sockets.admin, admin));
         Ok(Self { workers, endpoints, admin, hooks, warm, checks, heartbeats, end_timeout })
     }
 

@@ -84,11 +84,12 @@ impl<F: Future<Output = super::Answer>> Future for Rescued<F> {
 mod tests {
     use super::*;
     use crate::auth::Rejection;
+    use crate::server::ConnectionHandle;
     use http::{Request, StatusCode};
     use tower::{ServiceExt as _, service_fn};
 
     fn exchange() -> (Exchange, Record) {
-        let exchange = Exchange::new(Request::new(Body::empty()), None, Default::default());
+        let exchange = Exchange::new(Request::new(Body::empty()), None, ConnectionHandle::default());
         let record = exchange.record.clone();
         (exchange, record)
     }

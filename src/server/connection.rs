@@ -96,8 +96,8 @@ where
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let connection = ConnectionHandle::new(&self.connection);
-        let answer = self.service.lock().call(Inbound { request, peer: self.peer, connection });
-        Answer { answer, connection: Some(Arc::clone(&self.connection)), is_waiting: false }
+        let future = self.service.lock().call(Inbound { request, peer: self.peer, connection });
+        Answer { future, connection: Some(Arc::clone(&self.connection)), is_waiting: false }
     }
 }
 
@@ -105,7 +105,7 @@ pin_project! {
     /// An answer in the making.
     pub(super) struct Answer<F> {
         #[pin]
-        answer: F,
+        future: F,
         connection: Option<Arc<ConnectionState>>,
         is_waiting: bool,
     }
@@ -119,7 +119,7 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let progress = this.answer.poll(cx);
+        let progress = this.future.poll(cx);
         let is_waiting = progress.is_pending();
         if is_waiting != *this.is_waiting
             && let Some(connection) = this.connection

@@ -103,22 +103,25 @@ async fn a_request_under_way_is_never_ended_for_a_new_connection() {
     let stage = Setup::new().set("limits.connections", 8).start().await;
     let valve = Valve::shut();
     let until = valve.clone();
-    stage.rails.answer(move |request| match request.target.contains("large") {
-        true => Reply::new(200, "", vec![b'x'; LENGTH]),
-        false => Reply::json(200, "{}").after(&until),
+    stage.rails.answer(move |request| {
+        if request.target.contains("large") {
+            Reply::new(200, "", vec![b'x'; LENGTH])
+        } else {
+            Reply::json(200, "{}").after(&until)
+        }
     });
     let mut waiting = stage.begin(&allowed()).await;
     let mut reading = stage.begin(&Ask::post("allowed?large").with_secret()).await;
     // Its body is still to come.
-    let mut writing = stage.gateway.tcp.connect().await;
+    let mut uploading = stage.gateway.tcp.connect().await;
     let bytes = allowed().to_bytes("close");
-    writing.write(&bytes[..bytes.len() - 1]).await;
+    uploading.write(&bytes[..bytes.len() - 1]).await;
     stage.rails.has_got(2).await;
     let _idle = idle(&stage.gateway.tcp, 40).await;
     assert_eq!(stage.send(&Ask::new("GET", "/elsewhere")).await.status, 404);
     valve.open();
-    writing.write(&bytes[bytes.len() - 1..]).await;
-    assert_eq!((waiting.answer().await.status, writing.answer().await.status), (200, 200));
+    uploading.write(&bytes[bytes.len() - 1..]).await;
+    assert_eq!((waiting.answer().await.status, uploading.answer().await.status), (200, 200));
     assert_eq!(reading.answer().await.body.len(), LENGTH);
 }
 
@@ -199,7 +202,7 @@ async fn who_finds_no_place_waits_for_one() {
 
 /// The gateway as a process of its own, with fewer files than it wants.
 struct Process {
-    process: Child,
+    child: Child,
     log: std::path::PathBuf,
     admin: Peer,
 }
@@ -211,9 +214,9 @@ impl Process {
         let mut command = Command::new("sh");
         let limited = format!("ulimit {limits}; exec \"$0\" run --config \"$1\"");
         command.args(["-c", &limited, env!("CARGO_BIN_EXE_railgate")]).arg(&config);
-        let process = command.stdout(Stdio::from(File::create(&log).unwrap())).spawn().unwrap();
+        let child = command.stdout(Stdio::from(File::create(&log).unwrap())).spawn().unwrap();
         let admin = Peer::Unix(setup.dir.file("admin.sock"));
-        let process = Self { process, log, admin };
+        let process = Self { child, log, admin };
         eventually("the gateway to listen", async || process.admin.try_connect().await.ok()).await;
         process
     }
@@ -234,8 +237,8 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -278,7 +281,7 @@ async fn the_soft_limit_of_open_files_is_raised() {
     let setup = setup.text("admin.address", &admin);
     // Both limits, then the soft one.
     let gateway = Process::start(&setup, &Rails::on_tcp().await.peer, "-n 2000; ulimit -Sn 100").await;
-    let limits = fs::read_to_string(format!("/proc/{}/limits", gateway.process.id())).unwrap();
+    let limits = fs::read_to_string(format!("/proc/{}/limits", gateway.child.id())).unwrap();
     let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
     assert_eq!(line.split_ascii_whitespace().nth(3), Some("2000"), "{line}");
     gateway.tcp().await;

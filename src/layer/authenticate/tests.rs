@@ -5,6 +5,7 @@ use crate::exchange::Exchange;
 use crate::layer::testing::{Hand, inner, is_idle};
 use crate::route;
 use crate::secret::ShellSecret;
+use crate::server::ConnectionHandle;
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use tower::ServiceExt as _;
@@ -31,7 +32,7 @@ fn routed(method: Method, path: &str, headers: &[(&str, &str)], body: &str) -> R
     }
     let request = request.body(Body::from(Bytes::from(body.to_owned()))).unwrap();
     let found = route::find(&method, path.split('?').next().unwrap(), false);
-    Routed { exchange: Exchange::new(request, None, Default::default()), found }
+    Routed { exchange: Exchange::new(request, None, ConnectionHandle::default()), found }
 }
 
 /// What comes through: the request with its caller, or the failure.

@@ -1,6 +1,7 @@
 use super::*;
 use crate::body::Body;
 use crate::layer::testing::{inner, is_idle};
+use crate::server::ConnectionHandle;
 use http::Request;
 use tower::ServiceExt as _;
 
@@ -9,7 +10,7 @@ fn exchange(path: &str, headers: &[(&str, &str)]) -> Exchange {
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
-    Exchange::new(request.body(Body::empty()).unwrap(), None, Default::default())
+    Exchange::new(request.body(Body::empty()).unwrap(), None, ConnectionHandle::default())
 }
 
 /// How the layer refuses a request, or `None` if it lets it through.

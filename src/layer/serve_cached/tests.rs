@@ -10,6 +10,7 @@ use crate::layer::testing::{Hand, Inner, Reply, inner, is_idle};
 use crate::params::Params;
 use crate::route;
 use crate::secret::ShellSecret;
+use crate::server::ConnectionHandle;
 use crate::upstream;
 use bytes::Bytes;
 use http::header::HeaderName;
@@ -71,7 +72,7 @@ fn call(method: Method, path: &str, headers: &[(&str, &str)]) -> Authenticated {
     let Verdict::Granted(caller) = verdict else {
         unreachable!("the credential is right");
     };
-    let exchange = Exchange::new(request, None, Default::default());
+    let exchange = Exchange::new(request, None, ConnectionHandle::default());
     Authenticated {
         exchange,
         found,
