@@ -412,6 +412,7 @@ async fn ten_minutes_of_a_log_that_is_not_read() {
         slowest = slowest.max(begun.elapsed());
     }
     let dropped = process.sum(DROPPED, "").await;
+    assert!(dropped > 0);
     process.signal("-TERM");
     assert!(process.ended().await.success());
     println!("answered {answered:?}, none failed; {dropped} lines dropped; slowest /live {slowest:?}");
