@@ -518,7 +518,9 @@ async fn what_has_ended_by_the_wall_clock_is_given_in_no_phase() {
             s.after(after);
             s.time.step_wall(stepped);
             let asked = s.ask(PATH);
-            if stepped == 0 && after < 90 {
+            settle().await;
+            assert_eq!(asked.is_finished(), stepped == 0 && after < 90, "{after} {stepped}");
+            if asked.is_finished() {
                 assert!(asked.await.unwrap().is_ok_and(|answer| status_of(&answer).contains("; hit; ")));
                 continue;
             }
@@ -548,6 +550,8 @@ async fn what_has_ended_meanwhile_is_not_shared() {
         };
         lease.store(StatusCode::OK, &http::HeaderMap::new(), USER.as_bytes(), storable).unwrap();
         s.time.step_wall(stepped);
+        settle().await;
+        assert_eq!(waiting.is_finished(), is_shared, "{stepped}");
         if !is_shared {
             let (_, reply) = s.taken().await;
             reply.send_response(Ok(json(404, "{}")));
