@@ -36,13 +36,24 @@ pub(crate) struct Options {
     /// How many requests each real Rails answers at one time.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u8).range(2..))]
     threads: u8,
+    /// Tells the gateway so (`upstream.threads`), as an operator should.
+    #[arg(long)]
+    tell: bool,
 }
 
 /// What the attacks stand on.
 pub(crate) struct Ground {
     binary: PathBuf,
     threads: u8,
+    tell: bool,
     scratch: Scratch,
+}
+
+impl Ground {
+    /// What the gateway is told of a real Rails.
+    fn told(&self) -> String {
+        if self.tell { format!("threads = {}", self.threads) } else { String::new() }
+    }
 }
 
 /// What was measured, and the figure.
@@ -117,7 +128,7 @@ pub(crate) fn run(options: &Options) -> Fallible<()> {
         Some(binary) => binary.canonicalize().map_err(|error| format!("{}: {error}", binary.display()))?,
         None => peers::railgate()?,
     };
-    let ground = Ground { binary, threads: options.threads, scratch: Scratch::new()? };
+    let ground = Ground { binary, threads: options.threads, tell: options.tell, scratch: Scratch::new()? };
     let rows: &[Row] = if options.only.is_empty() { Row::value_variants() } else { &options.only };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     println!("\n### What a client without a credential can do\n");

@@ -25,7 +25,8 @@ pub(crate) async fn beside_callers(ground: &Ground) -> Fallible<Figures> {
     let servers = [first.port, second.port]
         .map(|port| format!("[[upstream.server]]\nurl = \"http://127.0.0.1:{port}\"\n"))
         .concat();
-    let gateway = Gateway::start(ground, &Setup::default().sections(&servers)).await?;
+    let gateway =
+        Gateway::start(ground, &Setup::default().upstream(&ground.told()).sections(&servers)).await?;
     // What a server does for the first time takes longer.
     ask_beside(&gateway, 1_000, 10).await;
 
@@ -67,7 +68,8 @@ pub(crate) async fn beside_a_revoked_key(ground: &Ground) -> Fallible<Figures> {
     let rails = Puma::start(ground, "first").await?;
     let life =
         "[cache.authorized_keys]\nttl = \"2s\"\nnegative_ttl = \"1ms\"\nstale_while_revalidate = \"0s\"";
-    let gateway = Gateway::start(ground, &Setup::new(rails.port).sections(life)).await?;
+    let gateway =
+        Gateway::start(ground, &Setup::new(rails.port).upstream(&ground.told()).sections(life)).await?;
     let key = Request::get(&format!("authorized_keys?key={KEY}")).with_secret();
     if !ask(&gateway.tcp, &key, LIMIT).await.is(200) {
         return Err("the key is unknown from the start".into());
