@@ -30,6 +30,8 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Service;
@@ -99,9 +101,16 @@ pub struct Server {
     doors: TaskTracker,
     /// No new connections.
     closed: CancellationToken,
+    /// Connections of strangers that may wait for a place.
+    aside: Arc<Semaphore>,
     /// Those on which nobody accepts any more.
     listeners: Arc<Mutex<Vec<Listener>>>,
 }
+
+/// How many connections of other machines wait for a place on a full listener outside the kernel, and for
+/// how long. What is beyond that is closed.
+const MOST_ASIDE: usize = 64;
+const ASIDE_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Server {
     /// A server without listeners yet.
@@ -111,6 +120,7 @@ impl Server {
             registry: Arc::default(),
             doors: TaskTracker::new(),
             closed: CancellationToken::new(),
+            aside: Arc::new(Semaphore::new(MOST_ASIDE)),
             listeners: Arc::default(),
         }
     }
@@ -161,12 +171,63 @@ impl Server {
             };
             let peer = peer.map(|ip| ip.to_canonical());
             let is_local = peer.is_none_or(|ip| ip.is_loopback());
-            // Behind it, not before: a listener where nobody comes would keep a place for itself.
-            let place = listener.capacity.admit(is_local).await;
-            match socket {
-                Either::Left(tcp) => self.spawn(Watched::new(tcp), peer, place, service),
-                Either::Right(unix) => self.spawn(Watched::new(unix), None, place, service),
+            let capacity = &listener.capacity;
+            // Behind it, not before: a listener where no connection comes would keep a place for itself.
+            let place = match capacity.try_admit() {
+                Some(place) => place,
+                // Not here: those behind it may be local, and there are places kept for them.
+                None if capacity.is_open_to_others() && !is_local => {
+                    self.set_aside(socket, peer, capacity, service);
+                    continue;
+                }
+                None => capacity.admit(is_local).await,
+            };
+            self.begin(socket, peer, place, service);
+        }
+    }
+
+    /// Lets a connection wait for a place while others are accepted: for a while, and not too many of them.
+    fn set_aside<S, B>(
+        &self,
+        socket: Either<TcpStream, UnixStream>,
+        peer: Option<IpAddr>,
+        capacity: &Arc<Capacity>,
+        service: &Arc<Mutex<S>>,
+    ) where
+        S: Service<Inbound, Response = Response<B>, Error = Infallible> + Send + 'static,
+        S::Future: Send,
+        B: HttpBody<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn StdError + Send + Sync>>,
+    {
+        let Ok(share) = Arc::clone(&self.aside).try_acquire_owned() else { return };
+        let (server, capacity, service) = (self.clone(), Arc::clone(capacity), Arc::clone(service));
+        self.doors.spawn(async move {
+            let place = tokio::select! {
+                () = server.closed.cancelled() => return,
+                place = tokio::time::timeout(ASIDE_TIMEOUT, capacity.admit(false)) => place,
+            };
+            drop(share);
+            if let Ok(place) = place {
+                server.begin(socket, peer, place, &service);
             }
+        });
+    }
+
+    fn begin<S, B>(
+        &self,
+        socket: Either<TcpStream, UnixStream>,
+        peer: Option<IpAddr>,
+        place: Place,
+        service: &Arc<Mutex<S>>,
+    ) where
+        S: Service<Inbound, Response = Response<B>, Error = Infallible> + Send + 'static,
+        S::Future: Send,
+        B: HttpBody<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn StdError + Send + Sync>>,
+    {
+        match socket {
+            Either::Left(tcp) => self.spawn(Watched::new(tcp), peer, place, service),
+            Either::Right(unix) => self.spawn(Watched::new(unix), None, place, service),
         }
     }
 

@@ -35,7 +35,7 @@ use std::time::{Duration, Instant};
 use http::Uri;
 use tower::retry::budget::TpsBudget;
 
-pub use self::attempt::may_pass;
+pub use self::attempt::{is_for_want_of_resources, may_pass};
 pub use self::balance::MOST_SERVERS;
 pub use self::check::{Settings as Checks, Watch};
 use self::copy::Memory;

@@ -24,7 +24,12 @@ pub(super) fn main(file: &Path) -> ExitCode {
     }
     // Requests are answered by the workers; this thread is for signals, operators and upkeep.
     match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime.block_on(run_to_the_end(loaded, counts)),
+        Ok(runtime) => {
+            let code = runtime.block_on(run_to_the_end(loaded, counts));
+            // Not waiting for the look-up of a name that has no answer.
+            runtime.shutdown_background();
+            code
+        }
         Err(error) => failure(&format!("cannot start the runtime: {error}")),
     }
 }

@@ -55,6 +55,8 @@ struct Crowd {
 
 /// Of so many connections one look remembers that they are idle.
 const REMEMBERED: usize = 256;
+/// The same of those that are trusted: a burst of callers is not to wait for one look each.
+const REMEMBERED_TRUSTED: usize = 16;
 /// A look at all connections takes a few hundred microseconds if they are tens of thousands.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// Who was asked to leave may have begun a request, or its thread may be busy.
@@ -124,10 +126,15 @@ impl Capacity {
         self.registries.lock().push(Arc::clone(registry));
     }
 
+    /// A place, if there is one at once.
+    pub(super) fn try_admit(self: &Arc<Self>) -> Option<Place> {
+        self.take(self.open_to_all())
+    }
+
     /// Waits for a place. `is_local`: the peer is on this machine.
     pub(super) async fn admit(self: &Arc<Self>, is_local: bool) -> Place {
         let is_trusted = is_local && self.is_open_to_others;
-        if let Some(place) = self.take(self.open_to_all()) {
+        if let Some(place) = self.try_admit() {
             return place;
         }
         let _waiting = Waiting::new(&self.waiting);
@@ -153,14 +160,15 @@ impl Capacity {
                 crowd.until += u64::from(is_trusted);
                 return Some(place);
             }
-            if let Some(leaving) = crowd.next_to_leave() {
+            // For a stranger that may not have the place, none that is trusted leaves.
+            if let Some(leaving) = crowd.next_to_leave(may_come) {
                 leaving.evict();
                 break;
             }
             if crowd.looked.is_some_and(|looked| now < looked + LOOK_EVERY) {
                 break;
             }
-            self.look(&mut crowd);
+            self.look(&mut crowd, is_trusted);
             crowd.looked = Some(now);
         }
         let is_news = crowd.full.replace(now).is_none_or(|full| now >= full + QUIET);
@@ -190,7 +198,7 @@ impl Capacity {
 
     /// Looks at all connections. Strangers leave first; who is trusted, only if no stranger is idle and
     /// all places are taken.
-    fn look(&self, crowd: &mut Crowd) {
+    fn look(&self, crowd: &mut Crowd, for_trusted: bool) {
         let (mut strangers, mut idle, mut trusted) = (0, Vec::new(), Vec::new());
         for registry in &*self.registries.lock() {
             registry.each_of(self, |state| {
@@ -201,8 +209,8 @@ impl Capacity {
         }
         crowd.until = self.accepted() + self.open_to_all().saturating_sub(strangers) as u64;
         crowd.leaving = match (idle.is_empty(), self.open() >= self.most) {
-            // One, since the next to come is a stranger, who can leave for the one after it.
-            (true, true) => longest_idle(trusted, 1),
+            // One for a stranger, who can leave for the one after it.
+            (true, true) => longest_idle(trusted, if for_trusted { REMEMBERED_TRUSTED } else { 1 }),
             _ => longest_idle(idle, REMEMBERED),
         };
     }
@@ -235,20 +243,23 @@ impl Capacity {
     pub(super) fn shrink(&self) {
         let (mut crowd, now) = (self.crowd.lock(), now());
         if crowd.leaving.is_empty() && crowd.looked.is_none_or(|looked| now >= looked + LOOK_EVERY) {
-            self.look(&mut crowd);
+            self.look(&mut crowd, false);
             crowd.looked = Some(now);
         }
-        if let Some(leaving) = crowd.next_to_leave() {
+        if let Some(leaving) = crowd.next_to_leave(true) {
             leaving.evict();
         }
     }
 }
 
 impl Crowd {
-    /// Who is still as idle as at the last look, for the longest.
-    fn next_to_leave(&mut self) -> Option<Arc<ConnectionState>> {
+    /// Who is still as idle as at the last look, for the longest; one that is trusted only if it may be.
+    fn next_to_leave(&mut self, may_be_trusted: bool) -> Option<Arc<ConnectionState>> {
         while let Some((since, state)) = self.leaving.pop() {
-            if let Some(state) = state.upgrade().filter(|state| state.idle_for_eviction() == Some(since)) {
+            let is_meant = |state: &Arc<ConnectionState>| {
+                state.idle_for_eviction() == Some(since) && (may_be_trusted || !state.is_trusted())
+            };
+            if let Some(state) = state.upgrade().filter(is_meant) {
                 return Some(state);
             }
         }

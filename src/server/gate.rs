@@ -50,6 +50,8 @@ pub(super) struct Gate<I> {
     /// The socket tells this task when there is something to read, the end included.
     is_reading: bool,
     has_unsent: bool,
+    /// What its connection was last told of that.
+    awaits_body: bool,
     pace: Pace,
     /// The peer has sent all that it will send.
     is_done: bool,
@@ -111,6 +113,7 @@ impl<I> Gate<I> {
             has_begun: false,
             is_reading: false,
             has_unsent: false,
+            awaits_body: false,
             pace: Pace::default(),
             is_done: false,
         }
@@ -215,6 +218,13 @@ impl<I> Gate<I> {
         }
         self.set_unsent(progress.is_pending());
         or_stalled(progress, &mut self.write, self.limits.idle_timeout, cx)
+    }
+
+    fn set_awaits_body(&mut self, awaits_body: bool) {
+        if self.awaits_body != awaits_body {
+            self.awaits_body = awaits_body;
+            self.connection.set_awaits_body(awaits_body);
+        }
     }
 
     fn set_unsent(&mut self, has_unsent: bool) {

@@ -50,8 +50,10 @@ impl Registry {
             answering: AtomicU32::new(0),
             is_waiting: AtomicBool::new(false),
             has_unsent: AtomicBool::new(false),
+            awaits_body: AtomicBool::new(false),
             is_evicted: AtomicBool::new(false),
             idle_since: AtomicU64::new(capacity.age_at(now())),
+            requested: AtomicU64::new(capacity.age_at(now())),
             capacity,
         });
         entry.insert((Waker::noop().clone(), Arc::clone(&state)));
@@ -141,9 +143,14 @@ pub(super) struct ConnectionState {
     is_waiting: AtomicBool,
     /// Something was not sent yet that is to be.
     has_unsent: AtomicBool,
+    /// The peer has not sent all of a request's body, and is waited for.
+    awaits_body: AtomicBool,
     is_evicted: AtomicBool,
     /// When the peer was last sent the end of an answer, or connected, by the clock of `capacity`.
     idle_since: AtomicU64,
+    /// When the peer connected, or a request of its last began or ended, by that clock: who leaves first.
+    /// Taking what it is sent little by little makes nobody younger.
+    requested: AtomicU64,
 }
 
 impl ConnectionState {
@@ -161,7 +168,14 @@ impl ConnectionState {
 
     pub(super) fn request_ends(&self) {
         self.answering.fetch_sub(1, Ordering::Relaxed);
-        self.touch();
+        let now = self.capacity.age_at(now());
+        self.idle_since.store(now, Ordering::Relaxed);
+        self.requested.store(now, Ordering::Relaxed);
+    }
+
+    /// The first bytes of a head are there, and not all of it.
+    pub(super) fn head_begins(&self) {
+        self.requested.store(self.capacity.age_at(now()), Ordering::Relaxed);
     }
 
     /// The end of an answer leaves only now.
@@ -190,8 +204,17 @@ impl ConnectionState {
         self.has_unsent.store(has_unsent, Ordering::Relaxed);
     }
 
+    pub(super) fn set_awaits_body(&self, awaits_body: bool) {
+        self.awaits_body.store(awaits_body, Ordering::Relaxed);
+    }
+
+    /// Whether nothing is under way. A stranger that is waited for, to send the rest of a body or to take
+    /// its answer, keeps no place by that: else it could keep all that strangers may have.
     fn is_idle(&self) -> bool {
-        !self.is_answering() && !self.has_unsent.load(Ordering::Relaxed)
+        if self.is_trusted() {
+            return !self.is_answering() && !self.has_unsent.load(Ordering::Relaxed);
+        }
+        !self.is_answering() || self.awaits_body.load(Ordering::Relaxed)
     }
 
     pub(super) fn is_trusted(&self) -> bool {
@@ -201,7 +224,7 @@ impl ConnectionState {
     /// Since when it is idle, in nanoseconds of its listener's clock; `None` while it is not, or is
     /// leaving anyway. As another thread sees it: by the time it looks, a request may have begun.
     pub(super) fn idle_for_eviction(&self) -> Option<u64> {
-        (self.is_idle() && !self.is_evicted()).then(|| self.idle_since.load(Ordering::Relaxed))
+        (self.is_idle() && !self.is_evicted()).then(|| self.requested.load(Ordering::Relaxed))
     }
 
     /// Asks it to leave.

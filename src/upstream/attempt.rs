@@ -59,7 +59,9 @@ impl AttemptError {
     fn reason(&self) -> Option<Reason> {
         match self {
             // It is one attempt to connect, however many have waited for it.
-            Self::NotSent(error, _) if streams::is_told_already(error) => None,
+            Self::NotSent(error, _) if streams::is_told_already(error) || is_for_want_of_resources(error) => {
+                None
+            }
             Self::NotSent(..) => Some(Reason::Unreachable),
             Self::Failed { error: Error::Timeout(_) | Error::Slow(_), .. } => Some(Reason::Timeout),
             Self::Failed { error: Error::Broken(_) | Error::BrokeOff(_) | Error::Unusable(_), .. } => {
@@ -93,6 +95,9 @@ impl Server {
         // What needs no credential may be refused, slow or broken for reasons of its own, and come in such
         // masses that no connection is to be had. It says nothing of the server.
         let health = &self.state.health;
+        if outcome.is_ok() && reason.is_none() && plan.class != Class::Other && !plan.is_check {
+            health.last_answer().is_now(now);
+        }
         match (&outcome, reason) {
             _ if plan.class == Class::Other => {}
             (_, Some(reason)) => health.failed(deadlines.sent, reason, now),
@@ -186,6 +191,14 @@ fn is_reset(error: &hyper::Error) -> bool {
         // A broken pipe is what writing to a unix socket meets that is closed already.
         matches!(cause.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
     })
+}
+
+/// Whether a connection failed for want of something on this machine: files, ports or memory. It says nothing
+/// of the other side.
+pub fn is_for_want_of_resources(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let wanting = [Errno::MFILE, Errno::NFILE, Errno::ADDRNOTAVAIL, Errno::NOBUFS, Errno::NOMEM];
+    error.raw_os_error().is_some_and(|error| wanting.iter().any(|wanting| wanting.raw_os_error() == error))
 }
 
 /// Whether a failure to connect may be over in a while. A certificate that is not believed or a socket

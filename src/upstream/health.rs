@@ -160,7 +160,6 @@ impl Health {
 
     /// A request sent at `sent` was answered.
     pub(super) fn answered(&self, sent: Instant, now: Instant) {
-        self.last_answer.is_now(now);
         if self.failures_in_a_row() > 0 {
             self.failures.store(0, Ordering::Relaxed);
         }

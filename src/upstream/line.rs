@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::attempt::says_that_rails_is_away;
+use super::attempt::{is_for_want_of_resources, says_that_rails_is_away};
 use super::balance::{ServerSet, choose};
 use super::check;
 use super::health::Reason;
@@ -144,7 +144,7 @@ impl Upstream {
                 Ok(()) => io::Error::other("a proxy answers there that Rails is away"),
                 Err(error) => {
                     // Requests without a credential have no voice in it.
-                    if class != Class::Other {
+                    if class != Class::Other && !is_for_want_of_resources(&error) {
                         server.state.health.failed(begun, Reason::Unreachable, now());
                     }
                     error

@@ -24,6 +24,9 @@ pub struct Plan {
     pub may_wait: MayWait,
     /// Where those look who wait for its answer.
     pub progress: Option<Arc<Progress>>,
+    /// Whether the answer is that of the instance's own state, which takes hardly anything of what the others
+    /// need.
+    pub is_check: bool,
     /// How long the credential in it is good, if not for ever.
     pub expires_in: Option<Duration>,
     /// Signs it, each time it is sent: what waits would be signed too early.
@@ -60,6 +63,7 @@ impl Default for Plan {
             collect: None,
             may_wait: MayWait::No,
             progress: None,
+            is_check: false,
             expires_in: None,
             signer: None,
         }

@@ -82,6 +82,9 @@ async fn take(answer: Answer, lease: Lease, caching: Caching, shared: &Shared, r
         Err(failure) => {
             match &failure {
                 Failure::Upstream(error) => match error {
+                    upstream::Error::Connect(_, error) if upstream::is_for_want_of_resources(error) => {
+                        lease.fail(Trouble::Busy);
+                    }
                     upstream::Error::Connect(..) | upstream::Error::HoldFull(_) => {
                         lease.fail(Trouble::Unreachable);
                     }

@@ -22,6 +22,7 @@ use crate::upstream;
 /// | what came of it | Rails fails | since |
 /// |---|---|---|
 /// | no connection (`Connect`, `HoldFull`) | yes | it is away |
+/// | no connection for want of files, ports or memory here | no | it is our own want |
 /// | none of the time (`Timeout`), or the connection breaks (`Broken`, `BrokeOff`) | yes | it is there, and answers nothing |
 /// | a 500, 502, 503 or 504 | yes | Rails, or a server in front of it, says that it cannot answer (RFC 5861 §4) |
 /// | not in time, while it answers others (`Slow`) | no | it is busy |
@@ -31,10 +32,12 @@ use crate::upstream;
 pub(super) fn is_failing(answer: &Answer) -> bool {
     match answer {
         Ok(answer) => is_failing_status(answer.status()),
+        Err(Failure::Upstream(upstream::Error::Connect(_, error))) => {
+            !upstream::is_for_want_of_resources(error)
+        }
         Err(Failure::Upstream(error)) => matches!(
             error,
-            upstream::Error::Connect(..)
-                | upstream::Error::HoldFull(_)
+            upstream::Error::HoldFull(_)
                 | upstream::Error::Timeout(_)
                 | upstream::Error::Broken(_)
                 | upstream::Error::BrokeOff(body::Error::Broken(_) | body::Error::Stalled(_))

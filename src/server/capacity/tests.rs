@@ -105,16 +105,46 @@ async fn local_peers_are_trusted_where_others_can_connect() {
     assert!(listener.comes(true, Some(0)).await);
 }
 
+/// Else it could keep all places that strangers may have, for as long as it likes.
+#[tokio::test(start_paused = true)]
+async fn a_stranger_that_is_waited_for_keeps_no_place_by_that() {
+    let mut listener = Listener::new(4, false);
+    listener.fill(3).await;
+    listener.open[0].state().set_unsent(true);
+    listener.open[1].state().request_begins();
+    assert!(listener.comes(false, Some(0)).await, "it does not read");
+    listener.open[1].state().set_awaits_body(true);
+    listener.open[0].state().request_begins();
+    listener.open[2].state().request_begins();
+    assert!(listener.comes(false, Some(1)).await, "it does not send");
+    // Taking a little of what it is sent makes it no younger.
+    let mut listener = Listener::new(4, false);
+    listener.fill(3).await;
+    tokio::time::advance(Duration::from_secs(1)).await;
+    listener.open[0].state().touch();
+    assert!(listener.comes(false, Some(0)).await);
+}
+
 #[tokio::test(start_paused = true)]
 async fn who_has_something_to_do_stays() {
     let mut listener = Listener::new(4, false);
     listener.fill(3).await;
+    listener.trust(1);
+    listener.fill(1).await;
     listener.open[0].state().request_begins();
     listener.open[1].state().set_unsent(true);
     assert!(listener.comes(false, Some(2)).await);
     listener.open[2].state().request_begins();
-    assert!(!listener.comes(false, None).await, "nobody is idle");
+    listener.open[3].state().request_begins();
+    assert!(!listener.comes(false, None).await, "none is idle");
     listener.open[1].state().set_unsent(false);
+    tokio::time::advance(LOOK_EVERY).await;
+    assert!(!listener.comes(false, None).await, "one that is trusted leaves for none that may not come");
+    assert!(!listener.open[1].state().has_to_leave());
+    let mut listener = Listener::new(4, false);
+    listener.fill(3).await;
+    listener.open[0].state().request_begins();
+    listener.open[2].state().request_begins();
     // It was asked to leave, and a request has come before it did.
     tokio::time::advance(LOOK_EVERY).await;
     let capacity = Arc::clone(&listener.capacity);

@@ -42,11 +42,15 @@ impl<I: AsyncRead + Unpin> Gate<I> {
                     return gate.discard(cx);
                 }
                 let progress = gate.deliver(cx, out);
+                gate.set_awaits_body(progress.is_pending());
                 return or_stalled(progress, &mut gate.read, gate.limits.idle_timeout, cx);
             }
             let in_head = matches!(gate.state, State::Head(_));
             let is_first = gate.inbox.is_empty();
             let progress = if in_head && is_first { gate.read_heads(cx, out) } else { gate.fill(cx) };
+            if !in_head {
+                gate.set_awaits_body(progress.is_pending());
+            }
             match progress {
                 Poll::Ready(Ok(0)) => {
                     gate.is_done = true;
@@ -54,7 +58,12 @@ impl<I: AsyncRead + Unpin> Gate<I> {
                 }
                 // A head has one bound for all of it, or byte by byte it could take for ever.
                 Poll::Ready(Ok(_)) if in_head && !is_first => {}
-                Poll::Ready(Ok(_)) => gate.read.renew(),
+                Poll::Ready(Ok(_)) => {
+                    gate.read.renew();
+                    if in_head && !gate.inbox.is_empty() {
+                        gate.connection.head_begins();
+                    }
+                }
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Pending => match gate.waited(cx) {
                     Waited::ForMore => return Poll::Pending,

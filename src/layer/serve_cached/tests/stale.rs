@@ -129,7 +129,9 @@ async fn for_failures_on_the_list_what_is_stale_has_to_do() {
 /// A caller would be given what Rails does not say any more, for as long as others keep Rails busy.
 #[tokio::test]
 async fn a_rails_that_is_busy_is_no_reason_for_a_stale_answer() {
-    let failures: [fn() -> upstream::Error; 7] = [
+    let failures: [fn() -> upstream::Error; 8] = [
+        // Too many open files.
+        || upstream::Error::Connect("rails".into(), std::io::Error::from_raw_os_error(24)),
         || upstream::Error::Shed(Shed::QueueFull),
         || upstream::Error::Shed(Shed::QueueTimeout),
         || upstream::Error::Shed(Shed::QueueTooSlow),
