@@ -4,6 +4,8 @@
 //! more lenient than Ruby's library, which counts the borders differently: to it, a token is dead
 //! at `exp + leeway`, not one second later.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode};
 use serde_json::Value;
@@ -15,11 +17,22 @@ use super::Rejection;
 pub(super) struct Rules {
     pub(super) key: DecodingKey,
     pub(super) issuer: &'static str,
-    pub(super) audience: Option<String>,
+    pub(super) audience: Audience,
     /// Seconds that `exp` and `nbf` may be off.
     pub(super) leeway: i64,
     /// Seconds that `iat` may lie ahead; `None` where it says nothing.
     pub(super) iat_ahead: Option<i64>,
+}
+
+/// Who a token must be for.
+#[derive(Clone)]
+pub(super) enum Audience {
+    /// Whoever it names, if it names any.
+    Any,
+    /// This one, if it names any.
+    IfNamed(&'static str),
+    /// This one, which it has to name.
+    Named(String),
 }
 
 /// A map, not a struct: serde would fill a struct from an array too, which Rails refuses.
@@ -40,12 +53,19 @@ pub(super) fn verify(token: &[u8], rules: &Rules, now: i64) -> Result<i64, Rejec
             _ => Rejection::Malformed,
         })?
         .claims;
+    if !has_plain_header(token) || claims.values().any(|value| is_deeper(value, DEEPEST - 1)) {
+        return Err(Rejection::Malformed);
+    }
     if claims.get("iss").and_then(Value::as_str) != Some(rules.issuer) {
         return Err(Rejection::WrongIssuer);
     }
-    if let Some(audience) = &rules.audience
-        && !names(claims.get("aud"), audience)
-    {
+    let aud = claims.get("aud");
+    let is_for_rails = match &rules.audience {
+        Audience::Any => true,
+        Audience::IfNamed(audience) => aud.is_none_or(Value::is_null) || names(aud, audience),
+        Audience::Named(audience) => names(aud, audience),
+    };
+    if !is_for_rails {
         return Err(Rejection::WrongAudience);
     }
     // No client of GitLab's sends a token without an end; one that never dies is not let in.
@@ -63,6 +83,29 @@ pub(super) fn verify(token: &[u8], rules: &Rules, now: i64) -> Result<i64, Rejec
         return Err(Rejection::Skewed);
     }
     Ok(exp)
+}
+
+/// Ruby's JSON reads no more levels of arrays and objects than that.
+const DEEPEST: usize = 100;
+
+/// What ruby-jwt 3.3 refuses and jsonwebtoken takes: `crit` of any kind, a `b64` that is not true (RFC 7797),
+/// and JSON that is nested too deeply. Only the holder of the secret can make a token with them.
+fn has_plain_header(token: &[u8]) -> bool {
+    let header = token.split(|b| *b == b'.').next().unwrap_or_default();
+    let Some(header) = URL_SAFE_NO_PAD.decode(header).ok() else { return false };
+    let Ok(header) = serde_json::from_slice::<Claims>(&header) else { return false };
+    !header.contains_key("crit")
+        && header.get("b64").is_none_or(|b64| *b64 == Value::Bool(true))
+        && !header.values().any(|value| is_deeper(value, DEEPEST - 1))
+}
+
+/// Whether a value has more than so many levels. serde_json has bounded them already.
+fn is_deeper(value: &Value, most: usize) -> bool {
+    match value {
+        Value::Array(items) => most == 0 || items.iter().any(|item| is_deeper(item, most - 1)),
+        Value::Object(fields) => most == 0 || fields.values().any(|field| is_deeper(field, most - 1)),
+        _ => false,
+    }
 }
 
 /// A `NumericDate`. GitLab's clients write integers, and nothing else is taken for one.

@@ -5,7 +5,7 @@ use std::fmt;
 use jsonwebtoken::DecodingKey;
 
 use super::Rejection;
-use super::jwt::{self, Rules};
+use super::jwt::{self, Audience, Rules};
 use crate::secret::KasSecret;
 
 /// Verifies tokens that are signed with the kas secret.
@@ -15,13 +15,14 @@ pub struct KasJwt {
 }
 
 impl KasJwt {
-    /// No leeway at all: a kas token lives 5 to 30 s, and Rails counts every second. The audience
-    /// is demanded only where configured, since Rails verifies it only in newer releases.
+    /// No leeway at all: a kas token lives 5 to 30 s, and Rails counts every second. That an audience is
+    /// named is demanded only where configured, since Rails verifies it only in newer releases; one that
+    /// is named has to be that of Rails.
     pub fn new(secret: &KasSecret, audience: Option<String>) -> Self {
         let rules = Rules {
             key: DecodingKey::from_secret(secret.as_hmac_key()),
             issuer: "gitlab-kas",
-            audience,
+            audience: audience.map_or(Audience::IfNamed("gitlab"), Audience::Named),
             leeway: 0,
             iat_ahead: None,
         };

@@ -5,7 +5,7 @@ use std::fmt;
 use jsonwebtoken::DecodingKey;
 
 use super::Rejection;
-use super::jwt::{self, Rules};
+use super::jwt::{self, Audience, Rules};
 use crate::secret::ShellSecret;
 
 /// Verifies tokens that are signed with the shell secret.
@@ -22,7 +22,7 @@ impl ShellJwt {
         let rules = Rules {
             key: DecodingKey::from_secret(secret.as_hmac_key()),
             issuer: "gitlab-shell",
-            audience: None,
+            audience: Audience::Any,
             leeway: 60,
             iat_ahead: Some(60),
         };

@@ -1,6 +1,9 @@
 use super::*;
+use aws_lc_rs::hmac;
+use base64::Engine as _;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::HeaderValue;
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use serde_json::{Value, json};
@@ -226,6 +229,42 @@ fn what_is_no_token_is_refused() {
     }
 }
 
+/// Signed, as only a holder of the secret can. Each verdict is that of ruby-jwt 3.3.0, but for the depth of 100,
+/// which is that of Ruby's JSON; 2.5.0 takes `crit` and `b64`.
+#[test]
+fn odd_headers_and_deep_claims_are_refused_with_the_right_signature_too() {
+    let deep = |levels: usize| format!("{}1{}", "[".repeat(levels), "]".repeat(levels));
+    let plain = r#"{"alg":"HS256","typ":"JWT"}"#;
+    let claims = format!(r#"{{"iss":"gitlab-shell","exp":{}}}"#, NOW + 60);
+    let with = |member: &str| plain.replace('}', &format!(",{member}}}"));
+    let claims_with = |member: &str| claims.replace('}', &format!(",{member}}}"));
+    let auth = auth(true, true, None);
+    for (header, claims, is_taken) in [
+        (plain.to_owned(), claims.clone(), true),
+        (with(r#""b64":true"#), claims.clone(), true),
+        (with(r#""kid":"x""#), claims.clone(), true),
+        (with(r#""b64":false"#), claims.clone(), false),
+        (with(r#""b64":"true""#), claims.clone(), false),
+        (with(r#""b64":false,"crit":["b64"]"#), claims.clone(), false),
+        (with(r#""crit":[]"#), claims.clone(), false),
+        (with(r#""crit":null"#), claims.clone(), false),
+        (with(r#""crit":["exp"]"#), claims.clone(), false),
+        (with(&format!(r#""x":{}"#, deep(99))), claims.clone(), true),
+        (with(&format!(r#""x":{}"#, deep(100))), claims.clone(), false),
+        (plain.to_owned(), claims_with(&format!(r#""x":{}"#, deep(99))), true),
+        (plain.to_owned(), claims_with(&format!(r#""x":{}"#, deep(100))), false),
+        (plain.to_owned(), claims_with(&format!(r#""x":{}"#, deep(10_000))), false),
+    ] {
+        let signed = [&header, &claims].map(|part| URL_SAFE_NO_PAD.encode(part)).join(".");
+        let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, SECRET.as_bytes()), signed.as_bytes());
+        let headers =
+            headers("gitlab-shell-api-request", &format!("{signed}.{}", URL_SAFE_NO_PAD.encode(tag)));
+        let verdict = auth.judge(Access::Shell, &headers, &Params::parse(b""), BodyOf::Irrelevant, || NOW);
+        let expected = if is_taken { yes(CallerKind::ShellJwt) } else { no(Rejection::Malformed) };
+        assert_eq!(timeless(verdict), expected, "{header:.80} {claims:.80}");
+    }
+}
+
 #[test]
 fn kas_tokens_have_no_leeway() {
     let claims = |nbf: i64, exp: i64| json!({"iss": "gitlab-kas", "aud": "gitlab", "nbf": nbf, "exp": exp});
@@ -245,6 +284,14 @@ fn kas_tokens_have_no_leeway() {
         let headers = headers("gitlab-kas-api-request", &token(Algorithm::HS256, &KAS_KEY, claims));
         let verdict = strict.judge(Access::Kas, &headers, &Params::parse(b""), BodyOf::Irrelevant, || NOW);
         assert_eq!(timeless(verdict), *expected, "{claims}");
+    }
+    // Where none is demanded, one that is named has to be that of Rails all the same.
+    for (claims, expected) in rows {
+        let expected = if claims.get("aud").is_none() { yes(CallerKind::Kas) } else { *expected };
+        let headers = headers("gitlab-kas-api-request", &token(Algorithm::HS256, &KAS_KEY, claims));
+        let auth = auth(true, true, None);
+        let verdict = auth.judge(Access::Kas, &headers, &Params::parse(b""), BodyOf::Irrelevant, || NOW);
+        assert_eq!(timeless(verdict), expected, "{claims}");
     }
     let without = json!({"iss": "gitlab-kas", "exp": NOW + 5});
     let headers = headers("gitlab-kas-api-request", &token(Algorithm::HS256, &KAS_KEY, &without));
