@@ -31,7 +31,7 @@ use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Service;
@@ -173,17 +173,35 @@ impl Server {
             let is_local = peer.is_none_or(|ip| ip.is_loopback());
             let capacity = &listener.capacity;
             // Behind it, not before: a listener where no connection comes would keep a place for itself.
-            let place = match capacity.try_admit() {
-                Some(place) => place,
-                // Not here: those behind it may be local, and there are places kept for them.
-                None if capacity.is_open_to_others() && !is_local => {
-                    self.set_aside(socket, peer, capacity, service);
-                    continue;
-                }
-                None => capacity.admit(is_local).await,
-            };
-            self.begin(socket, peer, place, service);
+            if is_local || !capacity.is_open_to_others() {
+                let place = capacity.admit(is_local).await;
+                self.begin(socket, peer, place, service);
+                continue;
+            }
+            // It does not wait here: those behind it may be local, and there are places kept for them.
+            match self.place_or_share(capacity).await {
+                Some(Either::Left(place)) => self.begin(socket, peer, place, service),
+                Some(Either::Right(share)) => self.set_aside(socket, peer, (capacity, share), service),
+                None => capacity.turned_away(),
+            }
         }
+    }
+
+    /// A place, or else the right to wait for one. Connections that were asked to leave, or wait already,
+    /// have their turn before there is neither.
+    async fn place_or_share(&self, capacity: &Arc<Capacity>) -> Option<Either<Place, OwnedSemaphorePermit>> {
+        for is_last in [false, true] {
+            if let Some(place) = capacity.try_admit() {
+                return Some(Either::Left(place));
+            }
+            if let Ok(share) = Arc::clone(&self.aside).try_acquire_owned() {
+                return Some(Either::Right(share));
+            }
+            if !is_last {
+                tokio::task::yield_now().await;
+            }
+        }
+        None
     }
 
     /// Lets a connection wait for a place while others are accepted: for a while, and not too many of them.
@@ -191,7 +209,7 @@ impl Server {
         &self,
         socket: Either<TcpStream, UnixStream>,
         peer: Option<IpAddr>,
-        capacity: &Arc<Capacity>,
+        (capacity, share): (&Arc<Capacity>, OwnedSemaphorePermit),
         service: &Arc<Mutex<S>>,
     ) where
         S: Service<Inbound, Response = Response<B>, Error = Infallible> + Send + 'static,
@@ -199,7 +217,6 @@ impl Server {
         B: HttpBody<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn StdError + Send + Sync>>,
     {
-        let Ok(share) = Arc::clone(&self.aside).try_acquire_owned() else { return };
         let (server, capacity, service) = (self.clone(), Arc::clone(capacity), Arc::clone(service));
         self.doors.spawn(async move {
             let place = tokio::select! {
@@ -207,8 +224,9 @@ impl Server {
                 place = tokio::time::timeout(ASIDE_TIMEOUT, capacity.admit(false)) => place,
             };
             drop(share);
-            if let Ok(place) = place {
-                server.begin(socket, peer, place, &service);
+            match place {
+                Ok(place) => server.begin(socket, peer, place, &service),
+                Err(_) => capacity.turned_away(),
             }
         });
     }

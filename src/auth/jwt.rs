@@ -99,7 +99,7 @@ fn has_plain_header(token: &[u8]) -> bool {
         && !header.values().any(|value| is_deeper(value, DEEPEST - 1))
 }
 
-/// Whether a value has more than so many levels. serde_json has bounded them already.
+/// Whether a value has more than so many levels. `serde_json` has bounded them already.
 fn is_deeper(value: &Value, most: usize) -> bool {
     match value {
         Value::Array(items) => most == 0 || items.iter().any(|item| is_deeper(item, most - 1)),

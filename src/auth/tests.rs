@@ -1,7 +1,6 @@
 use super::*;
 use aws_lc_rs::hmac;
 use base64::Engine as _;
-use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::HeaderValue;

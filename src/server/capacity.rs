@@ -32,6 +32,7 @@ pub struct Capacity {
     open: AtomicUsize,
     accepted: AtomicU64,
     evicted: AtomicU64,
+    turned_away: AtomicU64,
     registries: Mutex<Vec<Arc<Registry>>>,
     crowd: Mutex<Crowd>,
     /// Threads that wait for a place.
@@ -76,6 +77,7 @@ impl Capacity {
             open: AtomicUsize::new(0),
             accepted: AtomicU64::new(0),
             evicted: AtomicU64::new(0),
+            turned_away: AtomicU64::new(0),
             registries: Mutex::default(),
             crowd: Mutex::default(),
             waiting: AtomicUsize::new(0),
@@ -109,6 +111,16 @@ impl Capacity {
         self.evicted.load(Ordering::Relaxed)
     }
 
+    /// Connections that found no place, and were closed before anything was read of them.
+    pub fn all_turned_away(&self) -> u64 {
+        self.turned_away.load(Ordering::Relaxed)
+    }
+
+    /// One more.
+    pub(super) fn turned_away(&self) {
+        self.turned_away.fetch_add(1, Ordering::Relaxed);
+    }
+
     pub(super) fn is_open_to_others(&self) -> bool {
         self.is_open_to_others
     }
@@ -126,15 +138,15 @@ impl Capacity {
         self.registries.lock().push(Arc::clone(registry));
     }
 
-    /// A place, if there is one at once.
+    /// A place for a stranger, if there is one at once.
     pub(super) fn try_admit(self: &Arc<Self>) -> Option<Place> {
-        self.take(self.open_to_all())
+        self.take_one_of_the_last(false)
     }
 
     /// Waits for a place. `is_local`: the peer is on this machine.
     pub(super) async fn admit(self: &Arc<Self>, is_local: bool) -> Place {
         let is_trusted = is_local && self.is_open_to_others;
-        if let Some(place) = self.try_admit() {
+        if let Some(place) = self.take(self.open_to_all()) {
             return place;
         }
         let _waiting = Waiting::new(&self.waiting);

@@ -126,6 +126,10 @@ where
         {
             *this.is_waiting = is_waiting;
             connection.set_waiting(is_waiting);
+            // Once there is an answer, what is left of the body is not waited for.
+            if !is_waiting {
+                connection.set_awaits_body(false);
+            }
         }
         let Ok(answer) = ready!(progress);
         let connection = this.connection.take();

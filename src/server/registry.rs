@@ -164,6 +164,7 @@ impl ConnectionState {
 
     pub(super) fn request_begins(&self) {
         self.answering.fetch_add(1, Ordering::Relaxed);
+        self.requested.store(self.capacity.age_at(now()), Ordering::Relaxed);
     }
 
     pub(super) fn request_ends(&self) {

@@ -193,11 +193,12 @@ fn is_reset(error: &hyper::Error) -> bool {
     })
 }
 
-/// Whether a connection failed for want of something on this machine: files, ports or memory. It says nothing
-/// of the other side.
+/// Whether a connection failed for want of something on this machine: files or memory. It says nothing
+/// of the other side. No address to connect from is not among them: that is also what is said last of a
+/// name with an IPv6 address, such as `localhost`, where there is no IPv6.
 pub fn is_for_want_of_resources(error: &io::Error) -> bool {
     use rustix::io::Errno;
-    let wanting = [Errno::MFILE, Errno::NFILE, Errno::ADDRNOTAVAIL, Errno::NOBUFS, Errno::NOMEM];
+    let wanting = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
     error.raw_os_error().is_some_and(|error| wanting.iter().any(|wanting| wanting.raw_os_error() == error))
 }
 

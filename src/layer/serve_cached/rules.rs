@@ -22,7 +22,7 @@ use crate::upstream;
 /// | what came of it | Rails fails | since |
 /// |---|---|---|
 /// | no connection (`Connect`, `HoldFull`) | yes | it is away |
-/// | no connection for want of files, ports or memory here | no | it is our own want |
+/// | no connection for want of files or memory here | no | it is our own want |
 /// | none of the time (`Timeout`), or the connection breaks (`Broken`, `BrokeOff`) | yes | it is there, and answers nothing |
 /// | a 500, 502, 503 or 504 | yes | Rails, or a server in front of it, says that it cannot answer (RFC 5861 §4) |
 /// | not in time, while it answers others (`Slow`) | no | it is busy |

@@ -26,8 +26,10 @@ pub(super) fn encode(
     each(&all, encoder, open, |listener| ConstGauge::new(listener.open()))?;
     let most = ("listener_max_connections", "Connections that may be open on a listener");
     each(&all, encoder, most, |listener| ConstGauge::new(listener.most()))?;
-    let evicted = ("listener_evictions", "Idle connections that were closed to make room for others");
-    each(&all, encoder, evicted, |listener| ConstCounter::new(listener.evicted()))
+    let evicted = ("listener_evictions", "Connections that were closed to make room for others");
+    each(&all, encoder, evicted, |listener| ConstCounter::new(listener.evicted()))?;
+    let turned_away = ("listener_turned_away", "Connections that found no place, and were closed");
+    each(&all, encoder, turned_away, |listener| ConstCounter::new(listener.all_turned_away()))
 }
 
 fn each<M: EncodeMetric>(
