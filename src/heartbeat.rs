@@ -1,6 +1,6 @@
 //! Whether each thread still turns: runs what is ready, one task after another.
 //!
-//! A thread that hangs (in a loop, in a lock, in a system call) answers nobody and cannot say so itself.
+//! A thread that hangs (in a loop, in a lock, in a system call) answers no request and cannot say so itself.
 //! So each says once a second that it turns, and another thread counts the seconds of silence. It counts
 //! its own seconds: while the whole process stands still (a debugger, a machine that is suspended), none
 //! pass, and no thread is blamed.
@@ -144,7 +144,7 @@ mod tests {
         assert_eq!((a.stalls(), b.stalls(), c.stalls()), (1, 2, 0));
     }
 
-    /// Whoever turns is never blamed, however long it takes.
+    /// A thread that turns is never blamed, however long it takes.
     #[tokio::test(start_paused = true)]
     async fn a_thread_that_turns_does_not_hang() {
         let all = Heartbeats(vec![Heartbeat::new("a".into())]);

@@ -63,7 +63,7 @@ const MOST: usize = 1024 * 1024;
 /// than any event has that matters.
 const SMALL: u64 = 64 * 1024;
 
-/// How many larger ones are read at one time that may turn out to be anybody's, and how long the others
+/// How many larger ones are read at one time that may turn out to be a stranger's, and how long the others
 /// wait. GitLab waits for ten seconds.
 const LARGE_AT_A_TIME: usize = 4;
 const TURN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -97,7 +97,7 @@ pub struct Hooks {
     cache: Arc<Cache>,
     counts: Arc<Counts>,
     clock: Clock,
-    /// Who reads a large body that may be anybody's.
+    /// For each reader of a large body that may be a stranger's.
     large: Arc<Semaphore>,
     /// Owns what goes on once GitLab has its answer.
     tasks: TaskTracker,

@@ -270,7 +270,7 @@ impl Server {
         let caller = Caller { service: Arc::clone(service), peer, connection: Arc::clone(state) };
         let http = http1::Builder::new()
             .max_headers(self.limits.headers)
-            // A head has to fit. What is beyond that is memory that whoever connects can take.
+            // A head has to fit. What is beyond that is memory that any client can take.
             .max_buf_size(self.limits.head + BUFFER)
             // The gate bounds every wait, this one included.
             .header_read_timeout(None)
@@ -294,7 +294,7 @@ impl Server {
     }
 }
 
-/// What hyper may have read of a connection, beyond the largest head, before somebody wants it.
+/// What hyper may have read of a connection, beyond the largest head, before it is wanted.
 const BUFFER: usize = 8 * 1024;
 
 /// A peer that left again is no reason to wait. Out of file descriptors is: accepting again at

@@ -112,7 +112,7 @@ fn start<F: Future<Output = bool>>(
         // With it go the sockets and whatever still runs, but for the look-up of a name that has no answer,
         // which only the system can end.
         runtime.shutdown_background();
-        // Nobody is left to tell if the gateway was dropped.
+        // No receiver is left if the gateway was dropped.
         let _ = end.send(in_time);
     })?;
     Ok(ended)

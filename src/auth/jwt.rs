@@ -27,7 +27,7 @@ pub(super) struct Rules {
 /// Who a token must be for.
 #[derive(Clone)]
 pub(super) enum Audience {
-    /// Whoever it names, if it names any.
+    /// Any, or none.
     Any,
     /// This one, if it names any.
     IfNamed(&'static str),

@@ -15,7 +15,7 @@ pub struct Counts {
     pub bytes: [AtomicU64; 2],
     /// Stale answers for which Rails was asked behind the callers' backs, by what came of it.
     pub refreshes: [AtomicU64; 3],
-    /// Entries dropped or marked stale because somebody purged them.
+    /// Entries dropped or marked stale because of a purge.
     pub purged: AtomicU64,
     /// Answers that arrived after an invalidation and were not stored.
     pub fenced: AtomicU64,

@@ -353,7 +353,7 @@ fn what_ends_by_the_wall_clock_is_not_given_however_young_it_is() {
             }
             time.advance(Duration::from_secs(60));
             assert_eq!(phase(&cache), None);
-            // Whoever asks then, asks Rails.
+            // The next caller asks Rails.
             assert!(matches!(cache.board(&KEY, clock.now()), Boarding::Lead(_)));
         }
     }

@@ -1,6 +1,6 @@
 //! Where log lines go, and how they look.
 //!
-//! Whoever logs only adds a line to a queue ([`lines`]); one thread writes it ([`writer`]).
+//! A thread that logs only adds a line to a queue ([`lines`]); one thread writes it ([`writer`]).
 
 mod json;
 mod lines;
@@ -73,7 +73,7 @@ fn run(counts: &Arc<Counts>) -> std::io::Result<&'static Running> {
     Ok(RUNNING.get_or_init(|| Running { lines, suppress }))
 }
 
-/// Requests in which neither gateway nor Rails is at fault are what nobody is waiting to read.
+/// No reader waits for requests in which neither gateway nor Rails is at fault.
 fn can_wait(metadata: &Metadata<'_>) -> bool {
     metadata.target() == ACCESS_LOG && *metadata.level() >= Level::INFO
 }

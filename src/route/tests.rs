@@ -21,7 +21,7 @@ fn only_reads_that_demand_the_shell_credential_are_cached() {
     }
 }
 
-/// Whoever needs no credential here must not be able to take the places of those who do.
+/// Requests that need no credential here must not be able to take the places of those that do.
 #[test]
 fn what_rails_alone_judges_is_a_class_of_its_own() {
     for route in TABLE.iter().chain([&OTHER_INTERNAL, &FORWARDED_PREFIX]) {

@@ -287,7 +287,7 @@ impl<I: Watch> AsyncWrite for Gate<I> {
         let gate = self.get_mut();
         let is_reading = std::mem::take(&mut gate.is_reading);
         if !is_reading && gate.connection.is_waiting() {
-            // hyper has bytes that nobody wants yet, and will not read on to find the end.
+            // hyper has bytes that are not wanted yet, and will not read on to find the end.
             if gate.io.poll_gone(cx).is_ready() {
                 return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
             }

@@ -149,7 +149,7 @@ pub(super) struct ConnectionState {
     /// When the peer was last sent the end of an answer, or connected, by the clock of `capacity`.
     idle_since: AtomicU64,
     /// When the peer connected, or a request of its last began or ended, by that clock: who leaves first.
-    /// Taking what it is sent little by little makes nobody younger.
+    /// Taking what it is sent little by little makes no peer younger.
     requested: AtomicU64,
 }
 

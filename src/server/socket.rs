@@ -1,7 +1,7 @@
 //! A socket that also says when its peer is gone, whatever of the peer is still unread.
 //!
 //! hyper finds the end of a connection by reading on, which it does not do while it has bytes that
-//! nobody wants yet: a body, or the next request. The system knows nevertheless, and so does tokio: the
+//! are not wanted yet: a body, or the next request. The system knows nevertheless, and so does tokio: the
 //! end is a part of every event of a socket. What is missing is to be woken by one. tokio wakes a reader
 //! only if it is known to have nothing to read, and a writer only if it cannot write. So while a peer is
 //! waited for that is to be given nothing yet, tokio is told that the socket cannot be written to. The
@@ -71,7 +71,7 @@ impl<S> Watched<S> {
 
 impl<S: Stream> Watch for Watched<S> {
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        // Not about urgent data, which nobody asks the system for: this interest is the one that data
+        // Not about urgent data, which is never asked of the system: this interest is the one that data
         // do not satisfy, but the end does.
         if self.stream.known(Interest::PRIORITY).is_some_and(Ready::is_read_closed) {
             return Poll::Ready(());

@@ -66,7 +66,7 @@ async fn a_worker_that_hangs_is_told_of_and_the_others_go_on() {
     })
     .await;
     operators_are_answered(&stage).await;
-    // A unix socket is shared by all workers, so whoever is free takes it.
+    // A unix socket is shared by all workers, so one that is free takes it.
     let key = Ask::get(&format!("authorized_keys?key={ROOT_KEY}")).with_secret();
     assert_eq!(stage.gateway.unix.send(&key).await.status, 200);
 

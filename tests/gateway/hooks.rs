@@ -177,7 +177,7 @@ async fn a_signature_is_as_good_as_the_token() {
     assert_eq!(kept(&stage).await, (false, false));
 }
 
-/// Signed by whoever has the token, `time` seconds from now.
+/// Signed by a holder of the token, `time` seconds from now.
 fn signed_by(token: &[u8], time: i64, body: &[u8]) -> Ask {
     let time = (now() + time).to_string();
     let text = [b"msg_1.", time.as_bytes(), b".", body].concat();

@@ -122,7 +122,7 @@ async fn a_crowd_that_is_refused_says_nothing_of_a_server() {
     }
 }
 
-/// A Rails that is busy, whoever keeps it busy, is no reason for an answer that it does not give any more.
+/// A Rails that is busy, for whatever reason, is no reason for an answer that it does not give any more.
 #[tokio::test]
 async fn what_was_revoked_is_not_brought_back_while_rails_is_busy() {
     let mut setup = Setup::new()

@@ -1,6 +1,6 @@
 //! Lines on their way to standard output: a bounded queue, and what one thread takes from it.
 //!
-//! Whoever has a line only adds it, under a short lock: a reader that has stopped (a hung journal, a
+//! A thread that has a line only adds it, under a short lock: a reader that has stopped (a hung journal, a
 //! terminal that was paused) must not stop the gateway. What does not fit is dropped and counted.
 //!
 //! A write for each line would cost as much as answering the request that it tells of. So lines that can

@@ -1,7 +1,7 @@
 //! The same diagnostic again and again is counted instead of written.
 //!
 //! A diagnostic is an event at `WARN` or `ERROR` that does not tell of a request; the same is one that
-//! comes from the same place in the code. Whoever can make one may make a million, and they would push
+//! comes from the same place in the code. A client that can cause one may cause a million, and they would push
 //! everything else out of the queue.
 
 use std::collections::HashMap;

@@ -32,7 +32,7 @@ pub(super) async fn or_stale(
     };
     let now_is = shared.clock.now();
     match (shared.cache.lookup(&key, now_is), said) {
-        // Somebody else may have renewed it meanwhile.
+        // Another request may have renewed it meanwhile.
         (Some(hit), _) if hit.phase == Phase::Fresh => {
             Ok(replay(&hit.entry, CacheOutcome::Hit, now_is, &record))
         }

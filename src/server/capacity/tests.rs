@@ -81,7 +81,7 @@ async fn who_is_trusted_leaves_last() {
     for _ in 0..10 {
         assert!(listener.comes(false, Some(2)).await);
     }
-    // All trusted, and nobody else.
+    // All of them trusted.
     for index in 0..8 {
         listener.trust(index);
     }
