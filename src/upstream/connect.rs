@@ -31,6 +31,10 @@ impl Connector {
         Self { address: target.address.clone(), is_tls: target.is_tls, tls, timeout, state }
     }
 
+    pub(super) fn is_tls(&self) -> bool {
+        self.is_tls
+    }
+
     pub(super) async fn connect(&self) -> io::Result<Stream> {
         if self.is_tls && self.tls.is_none() {
             // Nothing goes out in clear because somebody forgot to say how to secure it.
@@ -124,6 +128,17 @@ impl Stream {
 }
 
 impl Stream {
+    /// Has the system forget the connection as soon as it is closed. One that is closed in order before the
+    /// other side closes it keeps its port for a minute, and a new one for each request would use them up.
+    /// By then all of the answer has been read, or it is not wanted.
+    pub(super) fn forget_when_closed(&self) -> io::Result<()> {
+        match &self.socket {
+            Socket::Tcp(io) => io.inner().set_zero_linger(),
+            Socket::Tls(io) => io.inner().get_ref().0.set_zero_linger(),
+            Socket::Unix(_) => Ok(()),
+        }
+    }
+
     /// Whether what was written last has been reset by the other side. After its end was read, nothing else
     /// says so: one that is closed before it is written to ends in order.
     pub(super) fn was_reset(&self) -> bool {

@@ -15,6 +15,7 @@ use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
+use http::header::{self, HeaderValue};
 use http::{Request, Response};
 use http_body::Body as _;
 use hyper::body::Incoming;
@@ -108,25 +109,42 @@ impl Pool {
                 },
             }
         }
-        let mut line = match Box::pin(self.connect()).await {
-            Ok(line) => line,
-            Err(error) => return Err(Trouble::Connect(error, request)),
-        };
-        match line.send(*request).await {
-            Ok(answer) => Ok(line.carrying(answer, sending)),
-            Err(failed) => Err(Trouble::Sent(failed.into_error(), line.was_reset)),
+        match Box::pin(self.connect()).await {
+            Ok(line) => line.send_first(request, sending).await,
+            Err(error) => Err(Trouble::Connect(error, request)),
         }
     }
-}
 
-impl Pool {
+    /// Whether a connection for one request alone costs little: it does, without TLS.
+    pub(super) fn may_send_apart(&self) -> bool {
+        !self.connector.is_tls()
+    }
+
+    /// Sends a request over a connection of its own, which ends with it.
+    ///
+    /// Puma serves a kept connection on and on while requests come (5.6: ten in a row) before it looks
+    /// at new ones; over connections of their own, requests wait for their turn behind those of others.
+    pub(super) async fn send_apart(
+        &self,
+        mut request: Box<Request<Body>>,
+        sending: &Sending,
+    ) -> Result<Response<Body>, Trouble> {
+        request.headers_mut().append(header::CONNECTION, HeaderValue::from_static("close"));
+        match Box::pin(self.connect_apart()).await {
+            Ok(line) => line.send_first(request, sending).await,
+            Err(error) => Err(Trouble::Connect(error, request)),
+        }
+    }
+
     async fn connect(&self) -> io::Result<Box<Line>> {
+        Line::over(self.connector.connect().await?, Arc::downgrade(&self.kept)).await
+    }
+
+    /// Makes a connection that is not kept.
+    async fn connect_apart(&self) -> io::Result<Box<Line>> {
         let stream = self.connector.connect().await?;
-        let reads = Arc::clone(stream.reads());
-        let handshake = http1::Builder::new().max_buf_size(BUFFER).handshake(stream);
-        let (sender, connection) = handshake.await.map_err(io::Error::other)?;
-        let kept = Arc::downgrade(&self.kept);
-        Ok(Box::new(Line { sender, connection: Some(connection), was_reset: false, kept, reads }))
+        stream.forget_when_closed()?;
+        Line::over(stream, Weak::new()).await
     }
 
     /// Makes a connection, and keeps it for the next request.
@@ -139,6 +157,25 @@ impl Pool {
 type SendError = hyper::client::conn::TrySendError<Request<Body>>;
 
 impl Line {
+    async fn over(stream: Stream, kept: Weak<Kept>) -> io::Result<Box<Self>> {
+        let reads = Arc::clone(stream.reads());
+        let handshake = http1::Builder::new().max_buf_size(BUFFER).handshake(stream);
+        let (sender, connection) = handshake.await.map_err(io::Error::other)?;
+        Ok(Box::new(Self { sender, connection: Some(connection), was_reset: false, kept, reads }))
+    }
+
+    /// Sends what a new connection was made for.
+    async fn send_first(
+        mut self: Box<Self>,
+        request: Box<Request<Body>>,
+        sending: &Sending,
+    ) -> Result<Response<Body>, Trouble> {
+        match self.send(*request).await {
+            Ok(answer) => Ok(self.carrying(answer, sending)),
+            Err(failed) => Err(Trouble::Sent(failed.into_error(), self.was_reset)),
+        }
+    }
+
     async fn send(&mut self, request: Request<Body>) -> Result<Response<Incoming>, SendError> {
         let Self { sender, connection, was_reset, reads, .. } = self;
         reads.expect_head();

@@ -100,6 +100,9 @@ impl Connections {
         sending: &Sending,
     ) -> Result<Response<Body>, Trouble> {
         match self {
+            Self::Pool(pool) if class == Class::Other && pool.may_send_apart() => {
+                Box::pin(pool.send_apart(request, sending)).await
+            }
             Self::Pool(pool) => pool.send(request, sending).await,
             Self::Streams(streams) => Box::pin(streams.send(*request, class)).await,
         }

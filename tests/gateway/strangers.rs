@@ -56,6 +56,22 @@ async fn a_crowd_gets_a_small_share_of_rails_and_the_callers_the_rest() {
     }
 }
 
+/// Puma goes on with a kept connection before it looks at new ones, so those of the crowd are not kept, and
+/// it takes none of those that are.
+#[tokio::test]
+async fn what_needs_no_credential_has_connections_of_its_own() {
+    let stage = Setup::new().set("workers", 1).start().await;
+    let mut connections = 0;
+    for ask in [allowed(), anything(), allowed(), anything(), anything().json("{}"), allowed()] {
+        let is_apart = ask.target.ends_with("nobody");
+        connections += usize::from(is_apart || connections == 0);
+        let (answer, seen) = stage.pass(&ask).await;
+        assert_eq!(answer.status, 200, "{answer}");
+        assert_eq!(seen.header("connection"), is_apart.then_some("close"), "{ask}");
+        assert_eq!(stage.rails.connections(), connections, "{ask}");
+    }
+}
+
 /// An operator may say otherwise.
 #[tokio::test]
 async fn the_share_of_a_crowd_can_be_set() {

@@ -57,12 +57,14 @@ async fn ask(pool: &Pool) -> Result<Response<Body>, Trouble> {
     pool.send(request(), &sending).await
 }
 
-async fn answer(rails: &mut UnixStream) {
+/// Answers the next request, whose head is returned.
+async fn answer(rails: &mut UnixStream) -> String {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(rails.read_u8().await.unwrap());
     }
     rails.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
+    String::from_utf8(head).unwrap()
 }
 
 async fn answer_of(answer: Result<Response<Body>, Trouble>) {
@@ -73,7 +75,7 @@ async fn answer_of(answer: Result<Response<Body>, Trouble>) {
 async fn a_kept_connection_carries_the_next_request() {
     let stage = Stage::new("next");
     let mut rails = stage.one_is_kept().await;
-    let (next, ()) = tokio::join!(ask(&stage.pool), answer(&mut rails));
+    let (next, _) = tokio::join!(ask(&stage.pool), answer(&mut rails));
     answer_of(next).await;
     assert_eq!(
         (stage.state.opened.load(Ordering::Relaxed), stage.state.kept.load(Ordering::Relaxed)),
@@ -141,4 +143,23 @@ async fn what_is_written_to_a_connection_that_is_closed_is_known_to_be_unread() 
         unreachable!("nobody answers");
     };
     assert!(was_reset);
+}
+
+#[tokio::test]
+async fn a_request_that_is_sent_apart_takes_no_kept_connection_and_leaves_none() {
+    let stage = Stage::new("apart");
+    let mut kept = stage.one_is_kept().await;
+    let sending = Body::empty().watch();
+    let (apart, mut alone) = tokio::join!(stage.pool.send_apart(request(), &sending), async {
+        let (mut rails, _) = stage.rails.accept().await.unwrap();
+        let head = answer(&mut rails).await;
+        assert!(head.contains("\r\nconnection: close\r\n"), "{head}");
+        rails
+    });
+    answer_of(apart).await;
+    assert_eq!(alone.read(&mut [0]).await.unwrap(), 0, "it is closed");
+    assert_eq!(stage.state.kept.load(Ordering::Relaxed), 1);
+    let (next, _) = tokio::join!(ask(&stage.pool), answer(&mut kept));
+    answer_of(next).await;
+    assert_eq!(stage.state.opened.load(Ordering::Relaxed), 2);
 }
