@@ -10,12 +10,14 @@ mod kas_jwt;
 pub mod mint;
 mod shared_secret;
 mod shell_jwt;
+mod skew;
 
 use http::HeaderMap;
 
 pub use self::kas_jwt::KasJwt;
 use self::shared_secret::Presented;
 pub use self::shell_jwt::ShellJwt;
+pub use self::skew::ClockSkew;
 use crate::header;
 use crate::params::Params;
 use crate::route::Access;
@@ -122,7 +124,7 @@ pub enum Rejection {
     Wrong,
     /// A token past its `exp`.
     Expired,
-    /// A token from the future: the clocks differ.
+    /// A token that is to be good in the future (`nbf`): the clocks differ.
     Skewed,
     /// A token of another issuer.
     WrongIssuer,
@@ -204,6 +206,12 @@ impl Auth {
             Access::Kas => self.judge_kas(headers, now),
             Access::Shell => self.judge_shell(headers, query, body, now),
         }
+    }
+
+    /// What the tokens of each kind say of the clocks of their issuers.
+    pub fn clock_skews(&self) -> impl Iterator<Item = (CallerKind, &ClockSkew)> {
+        let shell = self.shell_jwt.iter().map(|jwt| (CallerKind::ShellJwt, &jwt.skew));
+        shell.chain(self.kas.iter().map(|jwt| (CallerKind::Kas, &jwt.skew)))
     }
 
     fn judge_kas(&self, headers: &HeaderMap, now: impl FnOnce() -> i64) -> Verdict {

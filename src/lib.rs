@@ -110,7 +110,9 @@ impl Gateway {
         let threads = (0..settings.workers).map(|number| format!("worker-{number}"));
         let threads = threads.chain(settings.hooks.is_some().then(|| "hooks".to_owned()));
         let heartbeats = Arc::new(Heartbeats(threads.map(Heartbeat::new).collect()));
+        let auth = Arc::new(ArcSwap::from_pointee(Auth::new(settings.auth)));
         let metrics = Arc::new(Metrics::new(Sources {
+            auth: Arc::clone(&auth),
             bodies: Arc::clone(&bodies),
             cache: Arc::clone(&cache),
             upstream: Arc::clone(&upstream),
@@ -120,7 +122,6 @@ impl Gateway {
             log,
             heartbeats: Arc::clone(&heartbeats),
         }));
-        let auth = Arc::new(ArcSwap::from_pointee(Auth::new(settings.auth)));
         let worker = |heartbeat: &Arc<Heartbeat>| {
             let parts = stack::Parts {
                 auth: Arc::clone(&auth),

@@ -20,6 +20,7 @@ mod gateway {
     // What the tests stand on.
     mod certificates;
     mod client;
+    mod clocks;
     mod credentials;
     mod fake;
     mod log;

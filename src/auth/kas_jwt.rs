@@ -4,14 +4,14 @@ use std::fmt;
 
 use jsonwebtoken::DecodingKey;
 
-use super::Rejection;
 use super::jwt::{self, Audience, Rules};
+use super::{ClockSkew, Rejection};
 use crate::secret::KasSecret;
 
 /// Verifies tokens that are signed with the kas secret.
-#[derive(Clone)]
 pub struct KasJwt {
     rules: Rules,
+    pub(super) skew: ClockSkew,
 }
 
 impl KasJwt {
@@ -24,14 +24,13 @@ impl KasJwt {
             issuer: "gitlab-kas",
             audience: audience.map_or(Audience::IfNamed("gitlab"), Audience::Named),
             leeway: 0,
-            iat_ahead: None,
         };
-        Self { rules }
+        Self { rules, skew: ClockSkew::default() }
     }
 
     /// Verifies a token at `now`, and says when it expires, both in Unix seconds.
     pub fn verify(&self, token: &[u8], now: i64) -> Result<i64, Rejection> {
-        jwt::verify(token, &self.rules, now)
+        jwt::verify(token, &self.rules, &self.skew, now)
     }
 }
 

@@ -4,34 +4,31 @@ use std::fmt;
 
 use jsonwebtoken::DecodingKey;
 
-use super::Rejection;
 use super::jwt::{self, Audience, Rules};
+use super::{ClockSkew, Rejection};
 use crate::secret::ShellSecret;
 
 /// Verifies tokens that are signed with the shell secret.
-#[derive(Clone)]
 pub struct ShellJwt {
     rules: Rules,
+    pub(super) skew: ClockSkew,
 }
 
 impl ShellJwt {
-    /// Rails allows 60 s on `exp` and `nbf`, and so does this. It does not look at `iat`; a token
-    /// that was issued more than those 60 s ahead is still refused here, since it would live on
-    /// long after its sender meant it to.
+    /// Rails allows 60 s on `exp` and `nbf`, and so does this.
     pub fn new(secret: &ShellSecret) -> Self {
         let rules = Rules {
             key: DecodingKey::from_secret(secret.as_hmac_key()),
             issuer: "gitlab-shell",
             audience: Audience::Any,
             leeway: 60,
-            iat_ahead: Some(60),
         };
-        Self { rules }
+        Self { rules, skew: ClockSkew::default() }
     }
 
     /// Verifies a token at `now`, and says when it expires, both in Unix seconds.
     pub fn verify(&self, token: &[u8], now: i64) -> Result<i64, Rejection> {
-        jwt::verify(token, &self.rules, now)
+        jwt::verify(token, &self.rules, &self.skew, now)
     }
 }
 

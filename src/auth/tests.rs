@@ -157,7 +157,20 @@ fn shell_tokens() {
         (Algorithm::HS256, b"s3cret", claims(shell(), NOW, json!(NOW - 59)), yes(CallerKind::ShellJwt)),
         (Algorithm::HS256, b"s3cret", claims(shell(), NOW, json!(NOW - 60)), no(Rejection::Expired)),
         (Algorithm::HS256, b"s3cret", claims(shell(), NOW + 60, json!(NOW + 120)), yes(CallerKind::ShellJwt)),
-        (Algorithm::HS256, b"s3cret", claims(shell(), NOW + 61, json!(NOW + 121)), no(Rejection::Skewed)),
+        // When it was issued decides nothing, whatever it says.
+        (
+            Algorithm::HS256,
+            b"s3cret",
+            claims(shell(), NOW + 9_999, json!(NOW + 60)),
+            yes(CallerKind::ShellJwt),
+        ),
+        (Algorithm::HS256, b"s3cret", claims(shell(), i64::MAX, json!(NOW + 60)), yes(CallerKind::ShellJwt)),
+        (
+            Algorithm::HS256,
+            b"s3cret",
+            json!({"iss": "gitlab-shell", "exp": NOW + 60, "iat": "soon"}),
+            yes(CallerKind::ShellJwt),
+        ),
         (
             Algorithm::HS256,
             b"s3cret",

@@ -10,6 +10,7 @@ use http::header;
 use http::{Method, Request};
 use http_body::Body as _;
 use tower::{Layer, Service};
+use tracing::warn;
 
 use super::{Later, NowOr, now};
 use crate::auth::{Auth, BodyOf, Caller, CallerKind, Rejection, Verdict};
@@ -141,7 +142,18 @@ fn query(routed: &Routed) -> &[u8] {
 
 fn judge(auth: &Auth, routed: &Routed, query: &Params<'_>, body: BodyOf<'_>, clock: &Clock) -> Verdict {
     let headers = routed.exchange.request.headers();
-    auth.judge(routed.found.route.access, headers, query, body, || clock.unix_seconds())
+    let verdict = auth.judge(routed.found.route.access, headers, query, body, || clock.unix_seconds());
+    for (kind, skew) in auth.clock_skews() {
+        if let Some(seconds) = skew.to_tell() {
+            warn!(
+                caller = kind.as_str(),
+                seconds,
+                "a token was issued in the future: the clock of this machine is slow, or the caller's is \
+                 fast; have both set by NTP. Rails does not mind, but tokens live longer than they should"
+            );
+        }
+    }
+    verdict
 }
 
 /// Only for whom the verdict lets in. The key comes along, so that the query is read once.

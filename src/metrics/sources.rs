@@ -5,12 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
+use crate::auth::Auth;
 use crate::body::unverified::UnverifiedBodies;
 use crate::cache::shadow::{AGES, Verdict};
 use crate::cache::{Cache, Refreshed, Sign};
@@ -29,6 +31,8 @@ mod servers;
 /// Where the series come from.
 #[derive(Debug)]
 pub struct Sources {
+    /// How callers are judged.
+    pub auth: Arc<ArcSwap<Auth>>,
     /// Bodies that are searched for a credential.
     pub bodies: Arc<UnverifiedBodies>,
     /// The cache.
@@ -52,6 +56,7 @@ impl Collector for Sources {
         self.encode_cache(&mut encoder)?;
         self.encode_shadow(&mut encoder)?;
         self.encode_hooks(&mut encoder)?;
+        self.encode_clock_skew(&mut encoder)?;
         self.encode_unverified(&mut encoder)?;
         self.encode_log(&mut encoder)?;
         listeners::encode(&self.clients, &self.others, &mut encoder)?;
@@ -193,6 +198,17 @@ impl Sources {
 }
 
 impl Sources {
+    fn encode_clock_skew(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "How far the callers' clock is ahead of the gateway's, by when their tokens were issued";
+        let mut family = encoder.encode_descriptor("clock_skew_seconds", help, None, MetricType::Gauge)?;
+        for (kind, skew) in self.auth.load().clock_skews() {
+            if let Some(seconds) = skew.seconds() {
+                ConstGauge::new(seconds).encode(family.encode_family(&[("caller", kind.as_str())])?)?;
+            }
+        }
+        Ok(())
+    }
+
     fn encode_unverified(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let bytes = ConstGauge::new(u64::try_from(self.bodies.bytes()).unwrap_or(u64::MAX));
         single(

@@ -302,6 +302,8 @@ async fn a_token_of_the_shell_opens_the_door() {
             claims(json!({ "iat": now + 10 })),
             claims(json!({ "iat": null })),
             claims(json!({ "iat": now - 120 })),
+            claims(json!({ "iat": now + 3600 })),
+            claims(json!({ "iat": "soon" })),
             claims(json!({ "gl_id": "user-1" })),
             claims(json!({ "aud": "anything" })),
             // The token decides, whatever else is shown.
@@ -318,7 +320,6 @@ async fn a_token_of_the_shell_opens_the_door() {
             claims(json!({ "exp": null })),
             claims(json!({ "exp": "soon" })),
             claims(json!({ "nbf": now + 3600 })),
-            claims(json!({ "iat": now + 3600 })),
             claims(json!({ "iss": "gitlab-kas" })),
             claims(json!({ "iss": "Gitlab-Shell" })),
             claims(json!({ "iss": ["gitlab-shell"] })),
