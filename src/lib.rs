@@ -96,6 +96,13 @@ pub struct Gateway {
     end_timeout: Duration,
 }
 
+/// One for each worker, then that of hooks if there are any.
+fn heartbeats(settings: &Settings) -> Heartbeats {
+    let threads = (0..settings.workers).map(|number| format!("worker-{number}"));
+    let threads = threads.chain(settings.hooks.is_some().then(|| "hooks".to_owned()));
+    Heartbeats(threads.map(Heartbeat::new).collect())
+}
+
 impl Gateway {
     /// Binds every socket, so that a taken address is an error before anything runs. What is counted in
     /// `log`, by the one who writes the log, is shown among the metrics.
@@ -107,9 +114,7 @@ impl Gateway {
         let checks = upstream::Watch::new(&settings.upstream, &upstream);
         let cache = Cache::new(&settings.cache);
         let bodies = Arc::new(UnverifiedBodies::new(settings.auth.max_unverified));
-        let threads = (0..settings.workers).map(|number| format!("worker-{number}"));
-        let threads = threads.chain(settings.hooks.is_some().then(|| "hooks".to_owned()));
-        let heartbeats = Arc::new(Heartbeats(threads.map(Heartbeat::new).collect()));
+        let heartbeats = Arc::new(heartbeats(&settings));
         let auth = Arc::new(ArcSwap::from_pointee(Auth::new(settings.auth)));
         let metrics = Arc::new(Metrics::new(Sources {
             auth: Arc::clone(&auth),
