@@ -34,4 +34,5 @@ mod acceptance {
     mod servers;
     mod stale;
     mod strangers;
+    mod today;
 }

@@ -208,9 +208,12 @@ const fn is_refused(status: StatusCode) -> bool {
     matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
 }
 
-/// Contract §2.2, and what a 403 of Rails looks like.
+/// How Rails refuses a caller (contract §2.2), newer releases before they read the body too.
+const REFUSALS_OF_CALLERS: [&[u8]; 3] =
+    [br#"{"message":"401 Unauthorized"}"#, br#"{"error":"Unauthorized"}"#, br#"{"message":"403 Forbidden"}"#];
+
 fn is_about_the_caller(body: &[u8]) -> bool {
-    body == br#"{"message":"401 Unauthorized"}"# || body == br#"{"message":"403 Forbidden"}"#
+    REFUSALS_OF_CALLERS.contains(&body)
 }
 
 /// What an answer of newer releases tells of a key beside what it is: each use of it changes that.
@@ -273,17 +276,18 @@ mod tests {
             (&positive, 200, "[]", Err(NoStore::Shape), Verdict::Failed),
             (&positive, 200, "<html>", Err(NoStore::Type), Verdict::Failed),
             (&positive, 200, "", Err(NoStore::TooLarge), Verdict::Failed),
-            (&positive, 401, r#"{"message":"401 Key expired"}"#, Err(NoStore::Status), Verdict::Revoked),
+            (&positive, 401, r#"{"message":"401 Unauthorized - Key"}"#, unknown, Verdict::Revoked),
             (&positive, 403, r#"{"message":"403 Blocked"}"#, Err(NoStore::Status), Verdict::Revoked),
             (&positive, 403, r#"{"message":"403 Forbidden"}"#, Err(NoStore::Status), Verdict::Failed),
             (&positive, 401, r#"{"message":"401 Unauthorized"}"#, Err(NoStore::Status), Verdict::Failed),
+            (&positive, 401, r#"{"error":"Unauthorized"}"#, Err(NoStore::Status), Verdict::Failed),
             (&positive, 404, r#"{"error":"404 Not Found"}"#, Err(NoStore::Shape), Verdict::Failed),
             (&positive, 200, ROW, Err(NoStore::Mismatch), Verdict::Failed),
             (&negative, 200, "null", unknown, Verdict::Agreed),
             (&negative, 200, ROW, known, Verdict::New),
             (&negative, 200, ROW, Err(NoStore::Disabled), Verdict::New),
             (&negative, 200, ROW, Err(NoStore::Expired), Verdict::New),
-            (&negative, 401, r#"{"message":"401 Key expired"}"#, Err(NoStore::Status), Verdict::Failed),
+            (&negative, 401, r#"{"message":"401 Unauthorized - Key"}"#, unknown, Verdict::Agreed),
         ] {
             let status = StatusCode::from_u16(status).unwrap();
             assert_eq!(

@@ -13,7 +13,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use futures_util::future::Either;
-use http::Response;
+use http::{Method, Response};
 use pin_project_lite::pin_project;
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
@@ -111,6 +111,8 @@ where
         let caching = call.found.route.caching;
         let key = match caching {
             Caching::Never => return self.pass(call, CacheOutcome::Never),
+            // Rails of today refuses these methods, and what it says of that is not about the key.
+            _ if matches!(*call.exchange.request.method(), Method::HEAD | Method::OPTIONS) => None,
             _ if self.shared.settings.lifetimes.keeps(caching) => call.key.take(),
             _ => None,
         };

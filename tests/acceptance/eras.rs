@@ -24,18 +24,6 @@ fn a_gateway_for_tokens_refuses_the_plain_secret() {
     assert_eq!(gateway.tcp.send(&Ask::post("pre_receive").with_shell_token()).status, 200);
 }
 
-/// From 18.7.2, an expired key is a 401 of Rails' own. It is nobody else's answer.
-#[test]
-fn a_refusal_by_rails_is_passed_on_and_not_kept() {
-    let stage = Stage::of_era("jwt");
-    let gateway = stage.gateway_that_accepts(Way::Tcp, r#"["jwt"]"#);
-    let ask = Ask::get(&format!("authorized_keys?key={}", keys::expired())).with_shell_token();
-    for _ in 0..2 {
-        let (arrived, answer) = stage.arrivals(|| gateway.tcp.send(&ask));
-        assert_eq!((answer.status, arrived), (401, 1), "{answer}");
-    }
-}
-
 /// Up to 15.4, Rails does not know the token.
 #[test]
 fn a_gateway_for_the_secret_refuses_tokens() {

@@ -34,6 +34,11 @@ pub fn expired() -> String {
     ed25519(&[9])
 }
 
+/// Key 11, of a user who is blocked.
+pub fn of_blocked() -> String {
+    ed25519(&[11])
+}
+
 /// A key that nobody has.
 pub fn unknown() -> String {
     ed25519(&[0xee])

@@ -12,6 +12,7 @@ require 'jwt'
 require_relative 'app/controls'
 require_relative 'app/database'
 require_relative 'app/authentication'
+require_relative 'app/json_validation'
 require_relative 'app/common_helpers'
 require_relative 'app/shell_api'
 require_relative 'app/kas_api'
@@ -30,6 +31,7 @@ module SampleGitlab
 
     # Outermost, so that it sees method and path as they came over the wire.
     config.middleware.insert_before 0, Controls::Count
+    config.middleware.use JsonValidation
 
     routes.append { mount API::Root => '/' }
   end

@@ -1,7 +1,7 @@
 //! One request to Rails for an entry: what it says, and what becomes of the answer.
 
 use http::header::{self, HeaderName};
-use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http::{HeaderMap, Request, Response, StatusCode};
 
 use super::Shared;
 use super::give::marked;
@@ -36,8 +36,6 @@ pub(super) fn canonical(call: Authenticated, most: usize) -> Authenticated {
     let Authenticated { exchange, .. } = call;
     let (parts, body) = exchange.request.into_parts();
     let mut request = Request::new(body);
-    // HEAD is answered from the entry of GET, and fills it.
-    *request.method_mut() = Method::GET;
     *request.uri_mut() = parts.uri;
     *request.headers_mut() = FILL_HEADERS
         .iter()

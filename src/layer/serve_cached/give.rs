@@ -18,7 +18,7 @@ pub(super) fn share(entry: &Entry, shared: &Shared, record: &Record) -> Response
     entry.to_response(entry.age(shared.clock.now()), CacheOutcome::Shared.cache_status()).map(Body::from)
 }
 
-/// An answer from memory. hyper leaves the body out for HEAD.
+/// An answer from memory.
 pub(super) fn replay(
     entry: &Entry,
     outcome: CacheOutcome,

@@ -149,16 +149,25 @@ async fn the_second_caller_is_answered_from_memory() {
 }
 
 #[tokio::test]
-async fn head_fills_and_uses_the_entry_of_get() {
+async fn head_and_options_are_left_to_rails_and_say_nothing_of_the_key() {
     let mut s = setting();
-    let head = call(Method::HEAD, "/discover?key_id=7", &[]);
-    let first = tokio::spawn(s.service.clone().oneshot(head));
-    let (asked, reply) = s.taken().await;
-    assert_eq!(asked.exchange.request.method(), Method::GET);
-    reply.send_response(Ok(json(200, USER)));
-    first.await.unwrap().unwrap();
-    let second = s.ask("/discover?key_id=7").await.unwrap().unwrap();
-    assert_eq!(status_of(&second), "railgate; hit; ttl=60");
+    s.warm("/discover?key_id=7", USER).await;
+    let methods = [Method::HEAD, Method::OPTIONS];
+    for (method, status) in
+        methods.into_iter().flat_map(|method| [200, 401, 404].map(|status| (method.clone(), status)))
+    {
+        let asked = tokio::spawn(s.service.clone().oneshot(call(method.clone(), "/discover?key_id=7", &[])));
+        let (seen, reply) = s.taken().await;
+        assert_eq!(*seen.exchange.request.method(), method);
+        reply.send_response(Ok(json(status, "")));
+        let answer = asked.await.unwrap().unwrap();
+        assert_eq!(
+            (answer.status().as_u16(), status_of(&answer)),
+            (status, "railgate; fwd=bypass; detail=request")
+        );
+        let kept = s.ask("/discover?key_id=7").await.unwrap().unwrap();
+        assert_eq!(status_of(&kept), "railgate; hit; ttl=60");
+    }
 }
 
 #[tokio::test]

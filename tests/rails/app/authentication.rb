@@ -17,7 +17,7 @@ module Authentication
       def ok?(params, headers)
         case ENV.fetch('RAILS_ERA', 'both')
         when 'secret' then secret_ok?(params, headers)
-        when 'jwt' then token_ok?(headers)
+        when 'jwt', 'today' then token_ok?(headers)
         when 'both' then headers.key?(TOKEN_HEADER) ? token_ok?(headers) : secret_ok?(params, headers)
         end
       end
@@ -51,11 +51,14 @@ module Authentication
   module Kas
     TOKEN_HEADER = 'Gitlab-Kas-Api-Request'
     ISSUER = 'gitlab-kas'
+    AUDIENCE = 'gitlab'
     SECRET_LENGTH = 32
 
     class << self
       def ok?(headers)
-        JWT.decode(headers[TOKEN_HEADER], secret, true, iss: ISSUER, verify_iss: true, algorithm: 'HS256')
+        rules = { iss: ISSUER, verify_iss: true, algorithm: 'HS256' }
+        rules.merge!(aud: AUDIENCE, verify_aud: true) if ENV['RAILS_ERA'] == 'today'
+        JWT.decode(headers[TOKEN_HEADER], secret, true, rules)
         true
       rescue JWT::DecodeError
         false

@@ -11,6 +11,7 @@
 #   POST   /-/slow?ms=100      how long each request takes longer from now on
 #   POST   /-/release          let the `allowed` requests go that are held open
 #   DELETE /-/keys/:id         remove an SSH key, as its owner would
+#   POST   /-/unblock/:id      let a user in again
 class Controls
   MUTEX = Mutex.new
   RELEASED = ConditionVariable.new
@@ -76,6 +77,7 @@ class Controls
     in ['POST', '/slow'] then json(Controls.slow_s = request.params['ms'].to_f / 1000)
     in ['POST', '/release'] then json(Controls.release)
     in ['POST', '/redis'] then json(Controls.redis_up = request.params['up'] != 'false')
+    in ['POST', %r{\A/unblock/\d+\z} => path] then json(unblock(path))
     in ['DELETE', %r{\A/keys/\d+\z} => path] then json(delete_key(path))
     else [404, {}, []]
     end
@@ -85,6 +87,10 @@ class Controls
 
   def delete_key(path)
     ActiveRecord::Base.connection_pool.with_connection { Key.where(id: path.delete('^0-9')).delete_all }
+  end
+
+  def unblock(path)
+    ActiveRecord::Base.connection_pool.with_connection { User.where(id: path.delete('^0-9')).update_all(blocked: false) }
   end
 
   def json(object)

@@ -82,6 +82,7 @@ module Database
       create_table(:users, force: true) do |t|
         t.string :username, :name
         t.boolean :two_factor_enabled, default: false
+        t.boolean :blocked, default: false
       end
       create_table(:keys, force: true) do |t|
         t.string :type, :title, :fingerprint, :fingerprint_sha256
@@ -106,6 +107,7 @@ module Database
   def add_users
     User.create!(id: 1, username: 'root', name: 'Administrator', two_factor_enabled: true)
     User.create!(id: 7, username: 'rubi', name: 'Dede Eichmann')
+    User.create!(id: 11, username: 'barred', name: 'Barred', blocked: true)
     User.create!(id: User::GHOST_ID, username: 'ghost', name: 'Ghost User')
   end
 
@@ -118,6 +120,7 @@ module Database
     add_key(5, ed25519("\x05"), user_id: nil)
     add_key(6, ed25519("\x06"), user_id: 7, type: 'DeployKey')
     add_key(8, ed25519("\x08"), user_id: nil, type: 'DeployKey')
+    add_key(11, ed25519("\x0b"), user_id: 11)
     add_key(9, ed25519("\x09"), user_id: 7, expires_at: Time.utc(2020, 1, 1))
   end
 

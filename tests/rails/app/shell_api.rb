@@ -74,6 +74,12 @@ class ShellAPI < Grape::API
       "Invalid token expiry date: '#{params[:expires_at]}'"
     end
 
+    # An expired key is as good as none; that of a blocked user is not.
+    def refuse_as_today(key)
+      not_found!('Key') if key.expired?
+      message!(401, '401 Unauthorized - Key') if key.owner&.blocked
+    end
+
     # GitLab draws these at random; here they follow from who asks, so that two answers can be compared.
     def made_up(*parts)
       Digest::SHA256.hexdigest(parts.join("\0"))
@@ -112,7 +118,7 @@ class ShellAPI < Grape::API
     get '/authorized_keys' do
       key = find_key
       not_found!('Key') unless key
-      unauthorized! if key.expired? && ENV['RAILS_ERA'] == 'jwt' # from 18.7.2
+      refuse_as_today(key) if ENV['RAILS_ERA'] == 'today'
 
       { id: key.id, title: key.title, key: key.publishable_key, created_at: key.created_at, expires_at: key.expires_at }
     end

@@ -1,0 +1,87 @@
+# frozen_string_literal: true
+
+# What GitLab of 2026 does before its API: requests whose body is JSON, or may be, are let in before that body is read, and
+# the body has bounds. Forms pass by.
+class JsonValidation
+  PREFIX = '/api/v4/internal/'
+  SHELL = /\A(allowed|lfs_authenticate|two_factor_\w+|personal_access_token|pre_receive|post_receive)\z/
+  KAS = %r{\Akubernetes/}
+
+  MAX_BYTES = 10 * 1024 * 1024
+  MAX_DEPTH = 32
+  MAX_ELEMENTS = 50_000
+  MAX_DIGITS = 1000
+
+  def initialize(app)
+    @app = app
+  end
+
+  def call(env)
+    return @app.call(env) unless concerned?(env)
+
+    request = Rack::Request.new(env)
+    if request.get?
+      without_body(env)
+    else
+      return refuse(401, 'Unauthorized') unless let_in?(env)
+
+      error = error_in(request)
+      return refuse(400, error) if error
+    end
+    limited(request) || @app.call(env)
+  end
+
+  private
+
+  def concerned?(env)
+    media_type = Rack::Request.new(env).media_type
+    ENV['RAILS_ERA'] == 'today' && env['PATH_INFO'].start_with?(PREFIX) && [nil, '', 'application/json'].include?(media_type)
+  end
+
+  def without_body(env)
+    env['rack.input'] = StringIO.new('{}')
+    env['CONTENT_LENGTH'] = '2'
+  end
+
+  def let_in?(env)
+    return false unless %w[POST PUT PATCH DELETE].include?(env['REQUEST_METHOD'])
+
+    case env['PATH_INFO'].delete_prefix(PREFIX)
+    when SHELL then Authentication::Shell.ok?({}, { Authentication::Shell::TOKEN_HEADER => env['HTTP_GITLAB_SHELL_API_REQUEST'] })
+    when KAS then Authentication::Kas.ok?({ Authentication::Kas::TOKEN_HEADER => env['HTTP_GITLAB_KAS_API_REQUEST'] })
+    end
+  end
+
+  def error_in(request)
+    text = request.body.read(MAX_BYTES + 1).to_s
+    request.body.rewind
+    return 'JSON body too large' if text.bytesize > MAX_BYTES
+    return if text.empty?
+    return 'Invalid JSON format' if text.match?(/\d{#{MAX_DIGITS + 1}}/)
+
+    count(JSON.parse(text, max_nesting: MAX_DEPTH)) > MAX_ELEMENTS ? 'Too many total parameters' : nil
+  rescue JSON::NestingError
+    'Parameters nested too deeply'
+  rescue JSON::ParserError
+    'Invalid JSON format'
+  end
+
+  def count(value)
+    case value
+    when Hash then value.sum(1) { |_, item| count(item) }
+    when Array then value.sum(1) { |item| count(item) }
+    else 1
+    end
+  end
+
+  # Workhorse remembers that a caller of `allowed` has had a 429, and says the next ones itself, in plain text of no type.
+  def limited(request)
+    return unless request.query_string.include?('outcome%2Flimited')
+
+    [429, { 'Retry-After' => '60' }, ["Too Many Requests\n"]]
+  end
+
+  def refuse(status, error)
+    [status, { 'Content-Type' => 'application/json' }, [{ error: error }.to_json]]
+  end
+end
