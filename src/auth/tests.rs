@@ -326,6 +326,11 @@ fn the_families_do_not_open_each_others_doors() {
     assert_eq!(judge(Access::Kas, &empty), no(Rejection::Missing));
     assert_eq!(judge(Access::Shell, &kas), no(Rejection::Missing));
     assert_eq!(judge(Access::Rails, &HeaderMap::new()), yes(CallerKind::LeftToRails));
+    // There a credential says who is calling, and refuses no caller.
+    assert_eq!(judge(Access::Rails, &shell), IN);
+    for other in [kas, headers("gitlab-shared-secret", "eHh4"), headers("gitlab-shell-api-request", "x")] {
+        assert_eq!(judge(Access::Rails, &other), yes(CallerKind::LeftToRails));
+    }
 }
 
 /// Whoever keeps a request waiting has to know for how long it is worth anything. Rails' leeway is not

@@ -10,6 +10,7 @@ use http::{Method, Request, Response};
 use tower::Service;
 
 use super::Later;
+use crate::auth::CallerKind;
 use crate::auth::mint::Mint;
 use crate::body::Body;
 use crate::clock::Clock;
@@ -53,9 +54,10 @@ impl Service<Authenticated> for Forward {
 
     fn call(&mut self, call: Authenticated) -> Later {
         let Self { upstream, clock, signer } = self.clone();
-        let signer = signer.filter(|_| call.found.route.access == Access::Shell);
+        let is_of_shell = matches!(call.caller.kind(), CallerKind::SharedSecret | CallerKind::ShellJwt);
+        let signer = signer.filter(|_| is_of_shell);
         let mut request = call.exchange.request;
-        if signer.is_some() {
+        if signer.is_some() && call.found.route.access == Access::Shell {
             request = without_secret_token(request, &call.seen);
         }
         header::cross(request.headers_mut(), call.exchange.peer);

@@ -99,6 +99,46 @@ async fn others_are_shown_as_they_are() {
     assert!(arrived.target.contains("secret_token=theirs"));
 }
 
+/// A shell shows its credential to endpoints that Rails judges by another one too.
+#[tokio::test]
+async fn a_shell_is_known_where_rails_judges() {
+    let setup = Setup::new();
+    let file = setup.dir.file("upstream_secret");
+    fs::write(&file, OF_RAILS).unwrap();
+    let stage = setup
+        .text("upstream.credential", "jwt")
+        .text("upstream.secret_file", &file.display().to_string())
+        .set("upstream.forward_prefixes", r#"["/api/v4/geo/"]"#)
+        .start()
+        .await;
+    let mint = railgate::secret::ShellSecret::from_text(OF_RAILS.as_bytes()).unwrap();
+    let now = super::credentials::now();
+    let good = shell_token(&Value::Object(serde_json::Map::new()));
+    let old = shell_token(&serde_json::json!({ "exp": now - 300 }));
+    for ask in [
+        Ask::post("shellhorse/git_audit_event").json("{}"),
+        Ask::post("something/new").json("{}"),
+        Ask::get("observability/project/1/read"),
+        Ask::new("POST", "/api/v4/geo/proxy_git_ssh/info_refs").json("{}"),
+    ] {
+        for known in [ask.clone().header(SHELL_HEADER, &good), ask.clone().with_secret()] {
+            let (answer, arrived) = stage.pass(&known).await;
+            assert_eq!(answer.status, 200, "{known}: {answer}");
+            assert_nothing_of_the_callers(&arrived);
+            assert_eq!(arrived.header(SECRET_HEADER), None);
+            let token = arrived.header(SHELL_HEADER).expect("a token");
+            assert!(railgate::auth::ShellJwt::new(&mint).verify(token.as_bytes(), now).is_ok(), "{known}");
+        }
+        // What is not right is Rails' to refuse.
+        for (name, shown) in [(SHELL_HEADER, old.as_str()), (SHELL_HEADER, "x"), (SECRET_HEADER, "eHh4")] {
+            let (_, arrived) = stage.pass(&ask.clone().header(name, shown)).await;
+            assert_eq!(arrived.header(name), Some(shown), "{ask}");
+        }
+        let (_, arrived) = stage.pass(&ask).await;
+        assert_eq!((arrived.header(SHELL_HEADER), arrived.header(SECRET_HEADER)), (None, None), "{ask}");
+    }
+}
+
 /// What is kept of Rails is the same for both kinds of callers.
 #[tokio::test]
 async fn both_kinds_of_callers_share_what_is_kept() {
