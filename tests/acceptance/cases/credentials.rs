@@ -123,6 +123,22 @@ pub fn odd() -> Vec<Question> {
         ("token with a dot", token(|| sign(&claims(), KEY) + ".")),
         ("token of a list", token(|| sign(&json!([claims()]), KEY))),
         ("token of a number", token(|| sign(&json!(5), KEY))),
+        ("token with b64", token(|| sign_as(r#"{"alg":"HS256","b64":false}"#, &claims(), KEY))),
+        (
+            "token with crit",
+            token(|| sign_as(r#"{"alg":"HS256","crit":["b64"],"b64":false}"#, &claims(), KEY)),
+        ),
+        ("token with an empty crit", token(|| sign_as(r#"{"alg":"HS256","crit":[]}"#, &claims(), KEY))),
+        (
+            "token too deep",
+            token(|| {
+                sign_as(
+                    &format!(r#"{{"alg":"HS256","x":{}1{}}}"#, "[".repeat(100), "]".repeat(100)),
+                    &claims(),
+                    KEY,
+                )
+            }),
+        ),
         ("token with a lower-case algorithm", token(|| sign_as(r#"{"alg":"hs256"}"#, &claims(), KEY))),
     ];
     let question =
