@@ -35,6 +35,7 @@ mod gateway {
     mod callers;
     mod connections;
     mod crowds;
+    mod demo;
     mod draining;
     mod framing;
     mod hanging;
