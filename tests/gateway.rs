@@ -55,6 +55,7 @@ mod gateway {
     mod secrecy;
     mod servers;
     mod shadow;
+    mod signals;
     mod stale;
     mod strangers;
     mod targets;

@@ -1,4 +1,6 @@
+mod files;
 mod mistakes;
+mod sections;
 mod shipped;
 
 use std::collections::BTreeSet;

@@ -11,14 +11,14 @@ use super::stage::Setup;
 const BINARY: &str = env!("CARGO_BIN_EXE_railgate");
 
 /// A process whose output, both kinds together, is read as it comes.
-struct Process {
-    child: Child,
+pub struct Process {
+    pub child: Child,
     printed: Arc<Mutex<Vec<u8>>>,
 }
 
 impl Process {
     /// Runs it with its output in a pipe.
-    fn piped(mut command: Command) -> Self {
+    pub fn piped(mut command: Command) -> Self {
         let (mut out, end) = std::io::pipe().unwrap();
         command.stdin(Stdio::piped()).stdout(end.try_clone().unwrap()).stderr(end);
         let child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
@@ -43,21 +43,21 @@ impl Process {
         Self::piped(command)
     }
 
-    fn printed(&self) -> String {
+    pub fn printed(&self) -> String {
         String::from_utf8_lossy(&self.printed.lock().unwrap()).replace('\r', "")
     }
 
     /// Waits until this was printed, and gives back all that was.
-    async fn has_printed(&self, text: &str) -> String {
+    pub async fn has_printed(&self, text: &str) -> String {
         eventually(text, || ready(Some(self.printed()).filter(|printed| printed.contains(text)))).await
     }
 
-    fn signal(&self, name: &str) {
+    pub fn signal(&self, name: &str) {
         let pid = self.child.id().to_string();
         assert!(Command::new("kill").arg(name).arg(pid).status().unwrap().success());
     }
 
-    async fn ended(&mut self) -> ExitStatus {
+    pub async fn ended(&mut self) -> ExitStatus {
         eventually("the process to end", || ready(self.child.try_wait().unwrap())).await
     }
 }
