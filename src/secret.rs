@@ -164,6 +164,10 @@ impl fmt::Debug for Token {
 pub struct SigningToken {
     /// Prepared once; wipes itself when it is dropped.
     key: hmac::Key,
+    /// As it is in the file.
+    text: Zeroizing<String>,
+    /// Bytes of the key.
+    length: usize,
 }
 
 impl SigningToken {
@@ -174,12 +178,24 @@ impl SigningToken {
 
     /// The token in `text`, without white space around it.
     pub fn from_text(text: &[u8]) -> Result<Self, LoadError> {
-        let encoded = text.trim_ascii().strip_prefix(b"whsec_").ok_or(LoadError::NotASigningToken)?;
+        let text = str::from_utf8(text.trim_ascii()).map_err(|_| LoadError::NotASigningToken)?;
+        let encoded = text.strip_prefix("whsec_").ok_or(LoadError::NotASigningToken)?;
         let key = Zeroizing::new(STANDARD.decode(encoded).map_err(|_| LoadError::NotASigningToken)?);
         if key.is_empty() {
             return Err(LoadError::Empty);
         }
-        Ok(Self { key: hmac::Key::new(hmac::HMAC_SHA256, &key) })
+        let text = Zeroizing::new(text.to_owned());
+        Ok(Self { key: hmac::Key::new(hmac::HMAC_SHA256, &key), text, length: key.len() })
+    }
+
+    /// The token itself, for whoever has to be told it.
+    pub fn revealed(&self) -> &str {
+        &self.text
+    }
+
+    /// How many bytes its Base64 stands for.
+    pub fn length(&self) -> usize {
+        self.length
     }
 
     /// Whether one of the signatures is of these parts, one behind another. They are signed once, however
