@@ -188,7 +188,7 @@ impl SigningToken {
         Ok(Self { key: hmac::Key::new(hmac::HMAC_SHA256, &key), text, length: key.len() })
     }
 
-    /// The token itself, for whoever has to be told it.
+    /// The token itself, for the GitLab that is to sign with it.
     pub fn revealed(&self) -> &str {
         &self.text
     }

@@ -97,7 +97,10 @@ async fn a_hook_is_installed_once() {
     let (is_done, told) = operator.install(&url, &[]).await;
     assert!(is_done && told.contains("already (System Hook 4), with the tokens"), "{told}");
     assert_eq!((rails.count(), rails.last().method.as_str()), (5, "PUT"));
-    assert_eq!(serde_json::from_slice::<Value>(&rails.last().body).unwrap(), json!({"token": "h00k"}));
+    assert_eq!(
+        serde_json::from_slice::<Value>(&rails.last().body).unwrap(),
+        json!({"url": URL, "token": "h00k"})
+    );
 
     // Not all releases have an API for that.
     for status in [404, 405] {
@@ -160,7 +163,7 @@ async fn a_hook_that_is_there_gets_the_signing_token() {
     let (is_done, told) = operator.install(&format!("{}/git", rails.peer.url()), &[]).await;
     assert!(is_done && told.contains("with the tokens") && told.contains("it does not sign"), "{told}");
     let put: Value = serde_json::from_slice(&rails.last().body).unwrap();
-    assert_eq!(put, json!({"signing_token": signing_token(32)}));
+    assert_eq!(put, json!({"url": URL, "signing_token": signing_token(32)}));
 }
 
 #[tokio::test]

@@ -128,8 +128,11 @@ impl Gitlab {
 
     /// Gives the hook that is there the tokens, if this GitLab can change one.
     async fn renew(&self, id: u64, url: &str, tokens: Map<String, Value>) -> Result<String, String> {
+        // It stays as it is, but a release that takes no signing token needs something to change.
+        let mut hook = tokens;
+        hook.insert("url".to_owned(), url.into());
         let (status, answer) =
-            self.ask(Method::PUT, &format!("{HOOKS}/{id}"), &Value::Object(tokens).to_string()).await?;
+            self.ask(Method::PUT, &format!("{HOOKS}/{id}"), &Value::Object(hook).to_string()).await?;
         let at = &self.url;
         if matches!(status, StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED) {
             return Ok(format!(
