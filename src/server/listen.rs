@@ -228,9 +228,13 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     if !kind.is_socket() {
         return Err(io::Error::new(io::ErrorKind::AlreadyExists, "the path exists and is not a socket"));
     }
-    match std::os::unix::net::UnixStream::connect(path) {
+    let probe = socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    // One whose queue is full, since what listens there hangs, would have to be waited for.
+    probe.set_nonblocking(true)?;
+    match probe.connect(&socket2::SockAddr::unix(path)?) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path),
-        Ok(_) => Err(io::ErrorKind::AddrInUse.into()),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(io::ErrorKind::AddrInUse.into()),
+        Ok(()) => Err(io::ErrorKind::AddrInUse.into()),
         Err(error) => Err(error),
     }
 }
@@ -328,6 +332,28 @@ mod tests {
                 let _ = fs::remove_file(left);
             }
         }
+    }
+
+    #[test]
+    fn a_socket_on_which_nothing_accepts_is_in_use_all_the_same() {
+        let path = std::env::temp_dir().join(format!("railgate-full-{}", std::process::id()));
+        let address = socket2::SockAddr::unix(&path).unwrap();
+        let connect = || {
+            let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+            socket.set_nonblocking(true).unwrap();
+            socket.connect(&address).map(|()| socket)
+        };
+        let hanging = socket2::Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+        hanging.bind(&address).unwrap();
+        hanging.listen(0).unwrap();
+        let mut waiting = Vec::new();
+        while let Ok(socket) = connect() {
+            waiting.push(socket);
+        }
+        let endpoint = Endpoint::Unix { path: path.clone(), mode: 0o600 };
+        assert_eq!(Socket::bind(&endpoint, 1).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        assert!(path.exists());
+        fs::remove_file(path).unwrap();
     }
 
     #[test]

@@ -39,7 +39,11 @@ impl Process {
     fn on_terminal(line: &str, variables: &[(&str, &str)]) -> Self {
         let mut command = Command::new("script");
         command.args(["--quiet", "--return", "--command", line, "/dev/null"]);
-        command.env("TERM", "xterm").env_remove("NO_COLOR").envs(variables.iter().copied());
+        command.env("TERM", "xterm");
+        for name in ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE"] {
+            command.env_remove(name);
+        }
+        command.envs(variables.iter().copied());
         Self::piped(command)
     }
 
@@ -74,7 +78,7 @@ const LAST: &str = "Requests, as they come:\n";
 
 fn demo() -> Command {
     let mut command = Command::new(BINARY);
-    command.args(DEMO).env_remove("NO_COLOR");
+    command.args(DEMO).env_remove("NO_COLOR").env_remove("CLICOLOR_FORCE");
     command
 }
 
@@ -250,7 +254,8 @@ const HELP: [&str; 11] = [
 async fn help_is_wrapped_between_words() {
     let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
     for help in HELP {
-        let piped = Command::new(BINARY).args(help.split(' ')).output().unwrap();
+        let mut command = Command::new(BINARY);
+        let piped = command.args(help.split(' ')).env_remove("CLICOLOR_FORCE").output().unwrap();
         let piped = String::from_utf8(piped.stdout).unwrap();
         assert!(piped.contains("Usage: railgate"), "{help}: {piped}");
         assert_plain_and_narrow(&piped);
