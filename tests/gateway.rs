@@ -37,6 +37,7 @@ mod gateway {
     mod crowds;
     mod demo;
     mod draining;
+    mod first_run;
     mod framing;
     mod hanging;
     mod hangups;

@@ -271,3 +271,12 @@ async fn help_is_wrapped_between_words() {
         }
     }
 }
+
+#[test]
+fn without_a_command_help_is_shown_as_narrow() {
+    let shown = Command::new(BINARY).env_remove("CLICOLOR_FORCE").output().unwrap();
+    assert_eq!(shown.status.code(), Some(2));
+    let shown = String::from_utf8(shown.stderr).unwrap();
+    assert!(shown.contains("Usage: railgate"), "{shown}");
+    assert_plain_and_narrow(&shown);
+}
