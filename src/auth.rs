@@ -60,8 +60,9 @@ pub struct Kas {
     pub audience: Option<String>,
 }
 
-/// Bytes of a body that are read in search of a credential, unless configured otherwise.
-pub const DEFAULT_MAX_BODY: usize = 1024 * 1024;
+/// Bytes of a body that are read in search of a credential, unless configured otherwise: a push of 50,000 refs by
+/// a GitLab Shell that shows the secret among the parameters.
+pub const DEFAULT_MAX_BODY: usize = 8 * 1024 * 1024;
 
 /// Bytes of all such bodies together that are not complete yet, unless configured otherwise.
 pub const DEFAULT_MAX_UNVERIFIED: usize = 16 * 1024 * 1024;

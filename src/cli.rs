@@ -16,6 +16,8 @@ use clap::{Parser, Subcommand};
 /// from memory, and forwards the rest, bodies byte for byte.
 #[derive(Debug, Parser)]
 #[command(name = "railgate", version, arg_required_else_help = true)]
+// Also where there is no terminal to ask for its width.
+#[command(max_term_width = 80)]
 #[command(after_help = "First time here? `railgate demo` needs no configuration.")]
 struct Arguments {
     #[command(subcommand)]

@@ -17,7 +17,7 @@ use std::fmt;
 use std::path::Path;
 
 pub use self::document::Problem;
-use crate::server;
+use crate::{file, server};
 
 /// Everything that can be configured.
 #[derive(Clone, Debug)]
@@ -108,18 +108,26 @@ impl std::error::Error for Problems {}
 /// Reads a file, and the secrets that it names.
 pub fn load(path: &Path) -> Result<Loaded, Problems> {
     let name = path.display().to_string();
-    match std::fs::read_to_string(path) {
-        Ok(text) => parse(&name, &text),
-        Err(error) => Err(Problems(vec![Problem {
-            file: name,
-            line: None,
-            key: String::new(),
-            message: format!(
-                "cannot be read: {error}; --config wants the path of a readable text file in TOML"
-            ),
-        }])),
+    let refused = |line, message| {
+        let (file, key) = (name.clone(), String::new());
+        Problems(vec![Problem { file, line, key, message }])
+    };
+    let bytes = file::read(path, MOST).map_err(|error| {
+        refused(None, format!("{error}; {}; --config wants the path of a text file in TOML", error.advice()))
+    })?;
+    match std::str::from_utf8(&bytes) {
+        Ok(text) => parse(&name, text),
+        Err(_) if file::is_utf16(&bytes) => Err(refused(None, "is UTF-16; save it as UTF-8".to_owned())),
+        Err(error) => {
+            let before = bytes.iter().take(error.valid_up_to());
+            let line = before.filter(|byte| **byte == b'\n').count() + 1;
+            Err(refused(Some(line), "holds bytes that are not UTF-8; save the file as UTF-8".to_owned()))
+        }
     }
 }
+
+/// Bytes of a configuration file; the annotated one, which has every key, is a fiftieth of that.
+const MOST: usize = 1 << 20;
 
 /// Reads a configuration from `text`; `file` is what problems call it.
 pub fn parse(file: &str, text: &str) -> Result<Loaded, Problems> {

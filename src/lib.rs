@@ -38,6 +38,7 @@ pub mod clock;
 pub mod config;
 pub mod exchange;
 pub mod failure;
+pub mod file;
 pub mod header;
 pub mod heartbeat;
 pub mod hooks;

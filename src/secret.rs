@@ -10,6 +10,8 @@ use http::HeaderValue;
 use subtle::{Choice, ConstantTimeEq as _};
 use zeroize::Zeroizing;
 
+use crate::file;
+
 /// The text that GitLab Shell and Rails share (`.gitlab_shell_secret`).
 #[derive(Clone)]
 pub struct ShellSecret {
@@ -27,6 +29,9 @@ impl ShellSecret {
         let bytes = chomp(text);
         if bytes.trim_ascii().is_empty() {
             return Err(LoadError::Empty);
+        }
+        if bytes.iter().any(|byte| byte.is_ascii_control() && !byte.is_ascii_whitespace()) {
+            return Err(LoadError::Control);
         }
         Ok(Self { bytes: Zeroizing::new(bytes.to_vec()) })
     }
@@ -47,6 +52,11 @@ impl ShellSecret {
     /// GitLab Shell trims more than Rails does; when the two disagree, tokens will not verify.
     pub fn has_surrounding_whitespace(&self) -> bool {
         self.bytes.trim_ascii().len() != self.bytes.len()
+    }
+
+    /// Whether it has a line break between other characters: GitLab takes all lines as one secret.
+    pub fn has_several_lines(&self) -> bool {
+        self.bytes.trim_ascii().iter().any(|byte| matches!(byte, b'\n' | b'\r'))
     }
 }
 
@@ -154,6 +164,10 @@ impl fmt::Debug for Token {
 pub struct SigningToken {
     /// Prepared once; wipes itself when it is dropped.
     key: hmac::Key,
+    /// As it is in the file.
+    text: Zeroizing<String>,
+    /// Bytes of the key.
+    length: usize,
 }
 
 impl SigningToken {
@@ -164,12 +178,24 @@ impl SigningToken {
 
     /// The token in `text`, without white space around it.
     pub fn from_text(text: &[u8]) -> Result<Self, LoadError> {
-        let encoded = text.trim_ascii().strip_prefix(b"whsec_").ok_or(LoadError::NotASigningToken)?;
+        let text = str::from_utf8(text.trim_ascii()).map_err(|_| LoadError::NotASigningToken)?;
+        let encoded = text.strip_prefix("whsec_").ok_or(LoadError::NotASigningToken)?;
         let key = Zeroizing::new(STANDARD.decode(encoded).map_err(|_| LoadError::NotASigningToken)?);
         if key.is_empty() {
             return Err(LoadError::Empty);
         }
-        Ok(Self { key: hmac::Key::new(hmac::HMAC_SHA256, &key) })
+        let text = Zeroizing::new(text.to_owned());
+        Ok(Self { key: hmac::Key::new(hmac::HMAC_SHA256, &key), text, length: key.len() })
+    }
+
+    /// The token itself, for the GitLab that is to sign with it.
+    pub fn revealed(&self) -> &str {
+        &self.text
+    }
+
+    /// How many bytes its Base64 stands for.
+    pub fn length(&self) -> usize {
+        self.length
     }
 
     /// Whether one of the signatures is of these parts, one behind another. They are signed once, however
@@ -227,9 +253,12 @@ impl fmt::Debug for SigningToken {
 /// Why a secret file cannot be used. The text never holds any of the file's content.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// The file is not there or cannot be read.
-    #[error("cannot be read: {0}")]
-    Unreadable(#[from] std::io::Error),
+    /// The file cannot be used, whatever is in it.
+    #[error(transparent)]
+    File(#[from] file::Error),
+    /// No release of GitLab makes such a secret, and not all take it.
+    #[error("holds a NUL or another control character: is it UTF-16, or no text at all?")]
+    Control,
     /// Nothing but white space: anybody could present it.
     #[error("is empty; it must hold the secret")]
     Empty,
@@ -247,8 +276,11 @@ pub enum LoadError {
     WrongLength(usize),
 }
 
+/// Bytes of a file with a secret, which is one line.
+const MOST: usize = 64 * 1024;
+
 fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, LoadError> {
-    Ok(Zeroizing::new(std::fs::read(path)?))
+    Ok(file::read_unmarked(path, MOST)?)
 }
 
 /// Ruby's `String#chomp`: drops one trailing `\r\n`, `\n` or `\r`.
@@ -295,6 +327,23 @@ mod tests {
         for blank in ["", "\n", " \n", "\t", "\r\n"] {
             let refused = ShellSecret::from_text(blank.as_bytes());
             assert!(matches!(refused, Err(LoadError::Empty)), "{blank:?}");
+        }
+    }
+
+    #[test]
+    fn control_characters_are_refused_and_lines_are_seen() {
+        for bad in ["s3c\0ret", "s\x003\x00\n\0", "\0", "s3cret\x7f", "\x1b[0ms3cret", "s3cret\x1a\r\n"] {
+            let refused = ShellSecret::from_text(bad.as_bytes());
+            assert!(matches!(refused, Err(LoadError::Control)), "{bad:?}");
+        }
+        for (text, has_several) in
+            [("s3cret\n", false), ("s3\tcret", false), ("s3\ncret", true), ("s\r\nt\n", true)]
+        {
+            assert_eq!(
+                ShellSecret::from_text(text.as_bytes()).unwrap().has_several_lines(),
+                has_several,
+                "{text:?}"
+            );
         }
     }
 

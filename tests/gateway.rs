@@ -36,7 +36,9 @@ mod gateway {
     mod callers;
     mod connections;
     mod crowds;
+    mod demo;
     mod draining;
+    mod first_run;
     mod framing;
     mod hanging;
     mod hangups;
@@ -55,6 +57,7 @@ mod gateway {
     mod secrecy;
     mod servers;
     mod shadow;
+    mod signals;
     mod stale;
     mod strangers;
     mod targets;

@@ -29,6 +29,12 @@ use self::sample::SampleGitlab;
 use super::run::{self, LAST_LINES};
 use super::{logging, say, say_error};
 
+/// How wide a terminal is, unless told otherwise.
+const COLUMNS: usize = 80;
+
+/// Where all that is shown here lives.
+const API: &str = "/api/v4/internal";
+
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
     /// Where the gateway listens on 127.0.0.1; 0 lets the system choose
@@ -47,11 +53,13 @@ pub(super) fn main(options: &Options) -> ExitCode {
     logging::finish(LAST_LINES);
     match outcome {
         Ok(()) => {
-            say("The demo has ended.");
+            // Behind what the terminal shows of Ctrl-C.
+            say("\nThe demo has ended.");
             ExitCode::SUCCESS
         }
         Err(error) => {
-            say_error(&format!("{error} (see `railgate demo --help`: --port, --admin-port)"));
+            let told = format!("{error} (see `railgate demo --help`: --port, --admin-port)");
+            say_error(&wrapped(&told));
             ExitCode::FAILURE
         }
     }
@@ -137,37 +145,83 @@ async fn answer(
 fn introduce(gateway: &Gateway, rails_at: &str, sample: &SampleGitlab, secrets: &Secrets) -> io::Result<()> {
     let gateway_at = gateway.endpoints().join(", ");
     let admin_at = gateway.admin_endpoint()?;
-    let api = format!("http://{gateway_at}/api/v4/internal");
-    let secret = STANDARD.encode(&secrets.shell);
+    let api = format!("http://{gateway_at}{API}");
+    let secret = format!("-H 'Gitlab-Shared-Secret: {}'", STANDARD.encode(&secrets.shell));
     let blob = sample.keys().iter().find(|key| key.id == 7).map(|key| key.blob).unwrap_or_default();
+    // No apostrophes in what is pasted but around arguments: interactive shells need not know comments.
     say(&format!(
-        "A sample GitLab listens on {rails_at}, railgate in front of it on {gateway_at},
-and its admin listener on {admin_at}. Try, in another terminal:
+        r#"A sample GitLab listens on {rails_at}, railgate in front of it
+on {gateway_at}, and its admin listener on {admin_at}.
+Paste these into another terminal, one by one or all at once:
 
-  # Whose key is this? Asked twice, the second answer comes from memory (see Cache-Status).
-  curl -i -H 'Gitlab-Shared-Secret: {secret}' '{api}/authorized_keys?key={blob}'
+  # Whose key is this? Rails is asked, and the answer is kept.
+  curl -iG {api}/authorized_keys \
+    {secret} \
+    -d key={blob}
+
+  # The same again: from memory. Compare Cache-Status.
+  curl -iG {api}/authorized_keys \
+    {secret} \
+    -d key={blob}
 
   # Who is behind key 7?
-  curl -i -H 'Gitlab-Shared-Secret: {secret}' '{api}/discover?key_id=7'
+  curl -i '{api}/discover?key_id=7' \
+    {secret}
 
-  # May this key fetch? Never cached, always forwarded.
-  curl -i -H 'Gitlab-Shared-Secret: {secret}' --data 'key_id=7&project=group/app&action=git-upload-pack&protocol=ssh&changes=_any' '{api}/allowed'
+  # May this key fetch? Never kept, always forwarded.
+  curl -i {api}/allowed \
+    {secret} \
+    -d 'key_id=7&project=group/app&action=git-upload-pack' \
+    -d 'protocol=ssh&changes=_any'
 
-  # The agent server's call, with its own token.
-  curl -i -H 'Gitlab-Kas-Api-Request: {kas}' -H 'Authorization: Bearer {agent}' '{api}/kubernetes/agent_info'
+  # A call of the agent server (kas), with a token of its own.
+  curl -i {api}/kubernetes/agent_info \
+    -H 'Authorization: Bearer {agent}' \
+    -H "Gitlab-Kas-Api-Request: \
+{kas}"
 
-  # Without a credential: refused, cached or not.
+  # Without a credential: refused, in memory or not.
   curl -i '{api}/discover?key_id=7'
 
   # What it has counted so far.
   curl -s http://{admin_at}/metrics
 
 Ctrl-C ends the demo. Requests, as they come:
-",
-        kas = kas_token(&secrets.kas)?,
+"#,
+        kas = folded(&kas_token(&secrets.kas)?),
         agent = sample::data::AGENT.token,
     ));
     Ok(())
+}
+
+/// A long word in lines that a shell joins again between double quotes.
+fn folded(word: &str) -> String {
+    let mut lines = String::new();
+    for (at, character) in word.chars().enumerate() {
+        if at > 0 && at % (COLUMNS - 1) == 0 {
+            lines.push_str("\\\n");
+        }
+        lines.push(character);
+    }
+    lines
+}
+
+/// A text in lines of at most [`COLUMNS`], broken between words.
+fn wrapped(text: &str) -> String {
+    let mut column = 0;
+    let mut lines = String::new();
+    for word in text.split(' ') {
+        let length = word.chars().count();
+        let fits = column + 1 + length <= COLUMNS;
+        match column {
+            0 => {}
+            _ if fits => lines.push(' '),
+            _ => lines.push('\n'),
+        }
+        lines.push_str(word);
+        column = if column > 0 && fits { column + 1 + length } else { length };
+    }
+    lines
 }
 
 /// A real kas token lives for seconds; this one for a day, to be pasted at leisure.

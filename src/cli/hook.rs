@@ -63,7 +63,7 @@ fn install(options: &Install, hooks: Option<hooks::Settings>) -> Result<String, 
     match (&options.gitlab, &options.api_token_file) {
         (Some(gitlab), Some(api_token)) => {
             let gitlab = gitlab::Gitlab::new(gitlab, api_token, options.ca_file.as_deref())?;
-            client::block_on(gitlab.install(&url, hooks.token.as_ref()))
+            client::block_on(gitlab.install(&url, &hooks))
         }
         _ => Ok(steps(&hooks, &url)),
     }
@@ -80,25 +80,29 @@ fn url(hooks: &hooks::Settings, said: Option<&str>) -> Result<String, String> {
 
 /// Never the token itself: what is printed ends up in scrollbacks and tickets.
 fn steps(hooks: &hooks::Settings, url: &str) -> String {
-    let (secret, token) = match (&hooks.token, &hooks.signing_token) {
-        (Some(_), _) => (
-            "Secret token: the word in the file hooks.token_file",
-            ",\\\"token\\\":\\\"$(cat TOKEN_FILE)\\\"",
-        ),
-        (None, _) => ("Signing token: the one in the file hooks.signing_token_file", ""),
-    };
+    let (mut secrets, mut tokens) = (Vec::new(), String::new());
+    if hooks.token.is_some() {
+        secrets.push("Secret token: the word in the file hooks.token_file");
+        tokens.push_str(r#",\"token\":\"$(cat TOKEN_FILE)\""#);
+    }
+    if hooks.signing_token.is_some() {
+        secrets
+            .push("Signing token: the one in the file hooks.signing_token_file (not in all releases of 18)");
+        tokens.push_str(r#",\"signing_token\":\"$(cat SIGNING_TOKEN_FILE)\""#);
+    }
+    let secrets = secrets.join("\n  ");
     format!(
         r#"In GitLab, as an administrator: Admin area, System hooks, Add new webhook.
 
   URL:          {url}
-  {secret}
+  {secrets}
   Triggers:     none; keys and users are told of always
 
 Or with a token of an administrator that has the scope `api`, run this command again with --gitlab and
 --api-token-file, or:
 
   curl --fail --header "PRIVATE-TOKEN: $API_TOKEN" --header "Content-Type: application/json" \
-    --data "{{\"url\":\"{url}\"{token},\"push_events\":false,\"repository_update_events\":false}}" \
+    --data "{{\"url\":\"{url}\"{tokens},\"push_events\":false,\"repository_update_events\":false}}" \
     https://GITLAB/api/v4/hooks
 
 Then add and remove an SSH key in GitLab: railgate_hooks_total{{event="key_create"}} has to rise. If
@@ -152,6 +156,8 @@ mod tests {
                 assert!(steps.contains(&format!("URL:          {expected}\n")), "{steps}");
                 assert!(steps.contains(&format!(r#"{{\"url\":\"{expected}\""#)), "{steps}");
                 assert_eq!(steps.contains("hooks.token_file"), !is_signed, "{steps}");
+                let signed = r#"\"signing_token\":\"$(cat SIGNING_TOKEN_FILE)\""#;
+                assert_eq!(steps.contains(signed), is_signed, "{steps}");
                 assert!(!steps.contains("h00k") && !steps.contains("aDAwaw"), "{steps}");
             }
         }

@@ -9,10 +9,10 @@ mod pretty;
 mod suppress;
 mod writer;
 
-use std::io::IsTerminal as _;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use anstream::{AutoStream, ColorChoice};
 use railgate::config::{Log, LogFormat};
 use railgate::layer::observe::ACCESS_LOG;
 use railgate::log::Counts;
@@ -49,8 +49,7 @@ pub(super) fn init(log: &Log, counts: &Arc<Counts>) -> std::io::Result<()> {
             let pretty = tracing_subscriber::fmt::layer()
                 .compact()
                 .with_target(false)
-                // Colours are for people, not for files.
-                .with_ansi(std::io::stdout().is_terminal())
+                .with_ansi(has_colours())
                 // It would write them to standard error.
                 .log_internal_errors(false)
                 .with_writer(PrettyLines(lines));
@@ -59,6 +58,11 @@ pub(super) fn init(log: &Log, counts: &Arc<Counts>) -> std::io::Result<()> {
     }
     panics::log();
     Ok(())
+}
+
+/// Whether standard output takes colours: a terminal does, unless `NO_COLOR` is set. So it is with `--help`.
+pub(super) fn has_colours() -> bool {
+    AutoStream::choice(&std::io::stdout()) != ColorChoice::Never
 }
 
 /// Starts the thread that writes, for lines that are made elsewhere.

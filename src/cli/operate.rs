@@ -14,6 +14,10 @@ use super::{ConfigFile, client, say, say_error};
 
 #[derive(Debug, clap::Args)]
 #[command(group = clap::ArgGroup::new("meant").required(true).args(MEANT))]
+// A usage is never wrapped.
+#[command(override_usage = "railgate purge [--soft] --config <FILE>
+           <--ssh-key <KEY>|--key-id <ID>|--user-id <ID>|--username <NAME>|
+            --route <ROUTE>|--all>")]
 pub(super) struct Purge {
     #[command(flatten)]
     file: ConfigFile,

@@ -75,6 +75,10 @@ fn failure(why: &str) -> ExitCode {
 const LONGEST_SAYING: Duration = Duration::from_secs(1);
 
 async fn run(loaded: Loaded, counts: Arc<Counts>, shutdown: CancellationToken) -> ExitCode {
+    // First, since they would end the process.
+    if let Err(error) = ignore_signals() {
+        return failure(&format!("cannot listen for signals: {error}"));
+    }
     for warning in &loaded.warnings {
         tracing::warn!(target: logging::UNLIMITED, %warning, "configuration");
     }
@@ -98,6 +102,29 @@ async fn run(loaded: Loaded, counts: Arc<Counts>, shutdown: CancellationToken) -
         }
         Err(error) => failure(&format!("cannot start the workers: {error}")),
     }
+}
+
+/// What is sent to have a configuration read anew, or a log opened anew, would end the process: each gets a
+/// line that says what to do instead. SIGPIPE is ignored as in every Rust program, and SIGQUIT is left as it is:
+/// it ends a process that hangs, with a core of it.
+fn ignore_signals() -> std::io::Result<()> {
+    for (kind, name) in [
+        (SignalKind::hangup(), "SIGHUP"),
+        (SignalKind::user_defined1(), "SIGUSR1"),
+        (SignalKind::user_defined2(), "SIGUSR2"),
+    ] {
+        let mut received = signal(kind)?;
+        tokio::spawn(async move {
+            while received.recv().await.is_some() {
+                tracing::warn!(
+                    signal = name,
+                    "a signal was ignored: there is no reload, and no log file that could be opened anew; a change of the \
+                     configuration, a secret or a certificate takes a restart"
+                );
+            }
+        });
+    }
+    Ok(())
 }
 
 /// How long the log has for its last lines if the process is to end at once.

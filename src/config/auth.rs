@@ -40,6 +40,13 @@ pub(super) fn auth(document: &Document<'_>, root: &mut Section<'_, '_>) -> Optio
                        tokens will not verify; rewrite the file without it";
         document.warn(secret.at, &secret.key, message);
     }
+    if let Some(secret) = &secret
+        && secret.value.has_several_lines()
+    {
+        let message =
+            "the file has several lines, and GitLab takes all of them as one secret; is it the right file?";
+        document.warn(secret.at, &secret.key, message);
+    }
     let accept = shell.list("accept");
     let (accept_jwt, accept_shared_secret) = accepted(document, accept.as_ref());
     let max_body = size(&mut shell, "max_body", auth::DEFAULT_MAX_BODY, 0..=GIBIBYTE);
@@ -114,7 +121,7 @@ pub(super) fn secret<T>(
         Ok(value) => Some(Placed { value, key: file.key, at: file.at }),
         Err(error) => {
             let advice = match &error {
-                LoadError::Unreadable(_) => "check the path, and that this user may read it",
+                LoadError::File(error) => error.advice(),
                 _ => advice,
             };
             document.problem(file.at, &file.key, format!("{} {error}; {advice}", file.value.display()));

@@ -61,7 +61,13 @@ impl<'t> Document<'t> {
     pub(super) fn root(&self) -> Section<'_, 't> {
         let (table, errors) = DeTable::parse_recoverable(self.text);
         for error in &errors {
-            self.problem(error.span().unwrap_or_default().start, "", error.message());
+            let message = match error.message() {
+                "duplicate key" => {
+                    "duplicate key: what has this name is there already, further up; put both together"
+                }
+                other => other,
+            };
+            self.problem(error.span().unwrap_or_default().start, "", message);
         }
         Section::new(self, String::new(), 0, table.into_inner())
     }
@@ -143,10 +149,17 @@ impl<'d, 't> Section<'d, 't> {
         &mut self,
         key: &'static str,
         expected: &str,
-        read: impl FnOnce(&str) -> Option<T>,
+        read: impl Fn(&str) -> Option<T>,
     ) -> Option<Placed<T>> {
         self.take(key, |value| match value.as_str() {
-            Some(text) => read(text).ok_or_else(|| format!("expected {expected}, found {text:?}")),
+            Some(text) => read(text).ok_or_else(|| {
+                let trimmed = text.trim();
+                // Between the words of anything else, something is missing rather than too much.
+                let is_number = trimmed.starts_with(|first: char| first.is_ascii_digit());
+                let dense = if is_number { trimmed.split_whitespace().collect() } else { trimmed.to_owned() };
+                let hint = read(&dense).map(|_| format!("; write {dense:?}, without white space"));
+                format!("expected {expected}, found {text:?}{}", hint.unwrap_or_default())
+            }),
             None => Err(format!("expected {expected}, found {}", kind(value))),
         })
     }
@@ -195,6 +208,17 @@ impl<'d, 't> Section<'d, 't> {
         let (document, name) = (self.document, self.name(key));
         match value.into_inner() {
             DeValue::Table(table) => Some(Section::new(document, name, span.start, table)),
+            DeValue::Array(array) if array.iter().any(|item| item.get_ref().is_table()) => {
+                let message =
+                    format!("has two brackets, [[{name}]]; write one, [{name}]: there is one such section");
+                document.problem(span.start, &name, message);
+                // What else is wrong in it is told too.
+                let table = array.into_iter().find_map(|item| match item.into_inner() {
+                    DeValue::Table(table) => Some(table),
+                    _ => None,
+                });
+                Some(Section::new(document, name, span.start, table?))
+            }
             other => {
                 document.problem(
                     span.start,
@@ -206,30 +230,40 @@ impl<'d, 't> Section<'d, 't> {
         }
     }
 
-    /// The tables of an array of this name.
+    /// The tables of an array of this name, if there is one, and if there is a table in it or it is empty.
     pub(super) fn sections(&mut self, key: &'static str) -> Option<Placed<Vec<Section<'d, 't>>>> {
         self.known.push(key);
         let (span, value) = self.entries.remove(key)?;
         let (document, name) = (self.document, self.name(key));
         let mut sections = Vec::new();
         let mut is_good = true;
-        if let DeValue::Array(array) = value.into_inner() {
-            for item in array {
-                let at = item.span().start;
-                match item.into_inner() {
-                    DeValue::Table(table) => sections.push(Section::new(document, name.clone(), at, table)),
-                    _ => is_good = false,
+        match value.into_inner() {
+            DeValue::Array(array) => {
+                for item in array {
+                    let at = item.span().start;
+                    match item.into_inner() {
+                        DeValue::Table(table) => {
+                            sections.push(Section::new(document, name.clone(), at, table));
+                        }
+                        _ => is_good = false,
+                    }
                 }
             }
-        } else {
-            is_good = false;
+            DeValue::Table(table) => {
+                let message =
+                    format!("has one bracket, [{name}]; write two, [[{name}]]: there may be several");
+                document.problem(span.start, &name, message);
+                // What else is wrong in it is told too.
+                sections.push(Section::new(document, name.clone(), span.start, table));
+            }
+            _ => is_good = false,
         }
         if !is_good {
-            document.problem(
-                span.start,
-                &name,
-                format!("expected sections with two brackets each, [[{name}]]"),
-            );
+            let message = format!("expected sections with two brackets each, [[{name}]]");
+            document.problem(span.start, &name, message);
+            if sections.is_empty() {
+                return None;
+            }
         }
         Some(Placed { value: sections, key: name, at: span.start })
     }

@@ -1,4 +1,6 @@
+mod files;
 mod mistakes;
+mod sections;
 mod shipped;
 
 use std::collections::BTreeSet;
@@ -131,7 +133,7 @@ fn ranges_include_their_borders_and_nothing_beyond() {
         ("upstream", "idle_timeout", ["'1ms'", "'1h'"], ["'0s'", "'61m'"]),
         ("upstream", "max_idle", ["0", "100_000"], ["-1", "100_001"]),
         ("auth.shell", "max_body", ["'0B'", "'1GiB'"], ["'-1B'", "'1048577KiB'"]),
-        ("auth.shell", "max_unverified", ["'1MiB'", "'1GiB'"], ["'1023KiB'", "'1025MiB'"]),
+        ("auth.shell", "max_unverified", ["'8MiB'", "'1GiB'"], ["'8191KiB'", "'1025MiB'"]),
         ("cache", "max_entries", ["1", "1_000_000_000"], ["0", "1_000_000_001"]),
         ("cache", "max_negative_entries", ["1", "0x3b9aca00"], ["0", "0x3b9aca01"]),
         ("cache", "max_bytes", ["'1MiB'", "'1024GiB'"], ["'1023KiB'", "'1025GiB'"]),

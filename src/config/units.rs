@@ -41,7 +41,7 @@ pub(super) fn size(text: &str) -> Option<usize> {
 
 fn split(text: &str) -> Option<(u64, &str)> {
     let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit())?);
-    Some((number.parse().ok()?, unit.trim_start()))
+    Some((number.parse().ok()?, unit))
 }
 
 #[cfg(test)]
@@ -50,11 +50,29 @@ mod tests {
 
     #[test]
     fn durations() {
-        for (text, ms) in [("0s", 0), ("250ms", 250), ("60s", 60_000), ("5 m", 300_000), ("1h", 3_600_000)] {
+        for (text, ms) in [("0s", 0), ("250ms", 250), ("60s", 60_000), ("5m", 300_000), ("1h", 3_600_000)] {
             assert_eq!(duration(text), Some(Duration::from_millis(ms)), "{text}");
         }
-        for bad in ["", "60", "s", "-1s", "1.5s", "1d", "1 S", "99999999999999999999s", "99999999999999999h"]
-        {
+        for bad in [
+            "",
+            "60",
+            "s",
+            "-1s",
+            "1.5s",
+            "1d",
+            "1S",
+            "60 s",
+            " 60s",
+            "60s ",
+            "60\u{a0}s",
+            "60\ts",
+            "５s",
+            "+5s",
+            "5_0s",
+            "60sec",
+            "99999999999999999999s",
+            "99999999999999999h",
+        ] {
             assert_eq!(duration(bad), None, "{bad}");
         }
     }
@@ -62,11 +80,24 @@ mod tests {
     #[test]
     fn sizes() {
         for (text, bytes) in
-            [("0B", 0), ("512B", 512), ("64KiB", 65_536), ("1 MiB", 1_048_576), ("1GiB", 1 << 30)]
+            [("0B", 0), ("512B", 512), ("64KiB", 65_536), ("1MiB", 1_048_576), ("1GiB", 1 << 30)]
         {
             assert_eq!(size(text), Some(bytes), "{text}");
         }
-        for bad in ["", "64", "64K", "64KB", "-1B", "1.5MiB", "99999999999999999GiB"] {
+        for bad in [
+            "",
+            "64",
+            "64K",
+            "64KB",
+            "-1B",
+            "1.5MiB",
+            "1 MiB",
+            " 1MiB",
+            "1mib",
+            "1Mi",
+            "1TiB",
+            "99999999999999999GiB",
+        ] {
             assert_eq!(size(bad), None, "{bad}");
         }
     }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -209,7 +209,7 @@ fn bind_unix(path: &Path, mode: u32, shares: usize) -> io::Result<Vec<SocketKind
     let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
     socket.bind(&socket2::SockAddr::unix(path)?)?;
-    let file = Arc::new(SocketFile { path: path.to_owned() });
+    let file = Arc::new(SocketFile { path: path.to_owned(), identity: identity(path)? });
     // Before `listen`, so that nobody connects under the permissions of the umask.
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
     socket.listen(BACKLOG)?;
@@ -228,21 +228,145 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     if !kind.is_socket() {
         return Err(io::Error::new(io::ErrorKind::AlreadyExists, "the path exists and is not a socket"));
     }
-    match std::os::unix::net::UnixStream::connect(path) {
+    let probe = socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    // One whose queue is full, since what listens there hangs, would have to be waited for.
+    probe.set_nonblocking(true)?;
+    match probe.connect(&socket2::SockAddr::unix(path)?) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path),
-        Ok(_) => Err(io::ErrorKind::AddrInUse.into()),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(io::ErrorKind::AddrInUse.into()),
+        Ok(()) => Err(io::ErrorKind::AddrInUse.into()),
         Err(error) => Err(error),
     }
 }
 
-/// The file of a unix socket; removed when dropped.
+/// The file of a unix socket; removed when dropped, unless something else has its name by then: that of a
+/// successor, who was started after the file was removed by hand.
 #[derive(Debug)]
 pub(super) struct SocketFile {
     path: PathBuf,
+    identity: (u64, u64),
+}
+
+/// The device and the inode, which no other file has as long as the socket is open.
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    let metadata = std::fs::symlink_metadata(path)?;
+    Ok((metadata.dev(), metadata.ino()))
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
+        if identity(&self.path).is_ok_and(|found| found == self.identity) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+    use std::os::unix::net::{UnixListener, UnixStream};
+
+    use super::*;
+
+    /// A way to put something else in the place of a socket's file.
+    type Replace = fn(&Path);
+
+    #[test]
+    fn a_socket_removes_its_own_file_and_no_other() {
+        let path = std::env::temp_dir().join(format!("railgate-socket-{}", std::process::id()));
+        let endpoint = Endpoint::Unix { path: path.clone(), mode: 0o600 };
+        let replacements: [(&str, Replace, bool); 7] = [
+            ("nothing", |_| {}, false),
+            ("gone", |path| fs::remove_file(path).unwrap(), false),
+            (
+                "a socket",
+                |path| {
+                    fs::remove_file(path).unwrap();
+                    drop(UnixListener::bind(path).unwrap());
+                },
+                true,
+            ),
+            (
+                "a socket that is moved there",
+                |path| {
+                    let other = path.with_extension("other");
+                    drop(UnixListener::bind(&other).unwrap());
+                    fs::rename(other, path).unwrap();
+                },
+                true,
+            ),
+            (
+                "a file",
+                |path| {
+                    fs::remove_file(path).unwrap();
+                    fs::write(path, "mine").unwrap();
+                },
+                true,
+            ),
+            (
+                "a link to itself elsewhere",
+                |path| {
+                    let other = path.with_extension("other");
+                    fs::rename(path, &other).unwrap();
+                    symlink(other, path).unwrap();
+                },
+                true,
+            ),
+            (
+                "other permissions",
+                |path| {
+                    fs::set_permissions(path, fs::Permissions::from_mode(0o666)).unwrap();
+                },
+                false,
+            ),
+        ];
+        for (what, replace, is_left) in replacements {
+            // Whichever share is dropped last.
+            let shares = Socket::bind_shares(&endpoint, 1, 3).unwrap();
+            assert!(UnixStream::connect(&path).is_ok(), "{what}");
+            replace(&path);
+            drop(shares);
+            assert_eq!(fs::symlink_metadata(&path).is_ok(), is_left, "{what}");
+            for left in [path.clone(), path.with_extension("other")] {
+                let _ = fs::remove_file(left);
+            }
+        }
+    }
+
+    #[test]
+    fn a_socket_on_which_nothing_accepts_is_in_use_all_the_same() {
+        let path = std::env::temp_dir().join(format!("railgate-full-{}", std::process::id()));
+        let address = socket2::SockAddr::unix(&path).unwrap();
+        let connect = || {
+            let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+            socket.set_nonblocking(true).unwrap();
+            socket.connect(&address).map(|()| socket)
+        };
+        let hanging = socket2::Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+        hanging.bind(&address).unwrap();
+        hanging.listen(0).unwrap();
+        let mut waiting = Vec::new();
+        while let Ok(socket) = connect() {
+            waiting.push(socket);
+        }
+        let endpoint = Endpoint::Unix { path: path.clone(), mode: 0o600 };
+        assert_eq!(Socket::bind(&endpoint, 1).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        assert!(path.exists());
+        fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn a_successor_of_the_same_kind_keeps_its_file() {
+        let path = std::env::temp_dir().join(format!("railgate-successor-{}", std::process::id()));
+        let endpoint = Endpoint::Unix { path: path.clone(), mode: 0o600 };
+        let first = Socket::bind(&endpoint, 1).unwrap();
+        assert_eq!(Socket::bind(&endpoint, 1).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        fs::remove_file(&path).unwrap();
+        let second = Socket::bind(&endpoint, 1).unwrap();
+        drop(first);
+        assert!(UnixStream::connect(&path).is_ok());
+        drop(second);
+        assert!(!path.exists());
     }
 }

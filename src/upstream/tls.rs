@@ -13,6 +13,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::server::Protocol;
+use crate::file;
 
 /// As it is called where the two sides agree on it (RFC 9113 §3.1).
 const HTTP2: &[u8] = b"h2";
@@ -37,9 +38,12 @@ pub struct Identity {
 /// Why a file of certificates or keys cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// It cannot be read, or is no PEM.
-    #[error("cannot be read: {0}")]
-    Unreadable(pem::Error),
+    /// The file cannot be used, whatever is in it.
+    #[error("{0}; {advice}", advice = .0.advice())]
+    File(#[from] file::Error),
+    /// It is no PEM.
+    #[error("is no PEM: {0}")]
+    NoPem(#[from] pem::Error),
     /// There is nothing in it that is looked for.
     #[error("holds no {0} in PEM")]
     Nothing(&'static str),
@@ -57,12 +61,6 @@ pub enum Error {
     /// No name that a certificate could be for.
     #[error("{0:?} is no host name or IP address")]
     Name(String),
-}
-
-impl From<pem::Error> for Error {
-    fn from(error: pem::Error) -> Self {
-        Self::Unreadable(error)
-    }
 }
 
 /// The authorities in a PEM file.
@@ -89,17 +87,22 @@ pub fn system_authorities() -> Result<RootCertStore, Error> {
 
 /// The certificates in a PEM file.
 pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
-    let found = CertificateDer::pem_file_iter(path)?.collect::<Result<Vec<_>, _>>()?;
+    let text = file::read_unmarked(path, MOST)?;
+    let found = CertificateDer::pem_slice_iter(&text).collect::<Result<Vec<_>, _>>()?;
     if found.is_empty() { Err(Error::Nothing("certificate")) } else { Ok(found) }
 }
 
 /// The key in a PEM file.
 pub fn key(path: &Path) -> Result<PrivateKeyDer<'static>, Error> {
-    PrivateKeyDer::from_pem_file(path).map_err(|error| match error {
+    let text = file::read_unmarked(path, MOST)?;
+    PrivateKeyDer::from_pem_slice(&text).map_err(|error| match error {
         pem::Error::NoItemsFound => Error::Nothing("private key"),
         other => other.into(),
     })
 }
+
+/// Bytes of a file with certificates or a key. Those that a system trusts have a quarter of a MiB.
+const MOST: usize = 16 << 20;
 
 impl fmt::Display for Tls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

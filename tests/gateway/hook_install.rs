@@ -3,6 +3,8 @@
 use std::fs;
 use std::process::{Command, Output};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 use super::certificates::Authority;
@@ -15,17 +17,29 @@ struct Operator {
 
 const URL: &str = "http://127.0.0.1:8282/hooks/gitlab";
 
+const TOKEN: &str = "token_file";
+const SIGNING_TOKEN: &str = "signing_token_file";
+
 impl Operator {
+    /// With a gateway that takes a token.
     fn new() -> Self {
+        Self::with(&[TOKEN], 32)
+    }
+
+    /// With a gateway that takes these, a signing token of so many bytes among them.
+    fn with(kinds: &[&str], length: usize) -> Self {
         let dir = Scratch::new();
-        for (name, text) in [("shell_secret", "s3cret"), ("hook_token", "h00k"), ("api_token", "glpat-a\n")] {
+        for (name, text) in [("shell_secret", "s3cret"), (TOKEN, "h00k"), ("api_token", "glpat-a\n")] {
             fs::write(dir.file(name), text).unwrap();
         }
+        fs::write(dir.file(SIGNING_TOKEN), signing_token(length) + "\n").unwrap();
         let path = dir.path().display();
         let config = format!(
             "upstream.url = 'http://127.0.0.1:1'\n[auth.shell]\nsecret_file = '{path}/shell_secret'\n\
-             [hooks]\naddress = '127.0.0.1:8282'\ntoken_file = '{path}/hook_token'\n"
+             [hooks]\naddress = '127.0.0.1:8282'\n"
         );
+        let keys = kinds.iter().map(|kind| format!("{kind} = '{path}/{kind}'\n"));
+        let config = config + &keys.collect::<String>();
         fs::write(dir.file("railgate.toml"), config).unwrap();
         Self { dir }
     }
@@ -39,12 +53,16 @@ impl Operator {
         let Output { status, stdout, stderr } =
             tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
         let told = String::from_utf8([stdout, stderr].concat()).unwrap();
-        assert!(!told.contains("glpat-a") && !told.contains("h00k"), "{told}");
+        assert!(!told.contains("glpat-a") && !told.contains("h00k") && !told.contains("whsec_B"), "{told}");
         (status.success(), told)
     }
 }
 
-/// A GitLab with these hooks; one more is number 9.
+fn signing_token(length: usize) -> String {
+    format!("whsec_{}", STANDARD.encode(vec![7; length]))
+}
+
+/// A GitLab with these hooks, which can be changed; one more is number 9. It does not say which release it is.
 fn gitlab(hooks: Value) -> impl Fn(&Request) -> Reply + Send + Sync {
     move |request| {
         let is_shown = request.header("authorization") == Some("Bearer glpat-a");
@@ -53,6 +71,7 @@ fn gitlab(hooks: Value) -> impl Fn(&Request) -> Reply + Send + Sync {
             ("GET", "/git/api/v4/hooks?per_page=100&page=1") => Reply::json(200, &hooks.to_string()),
             ("GET", "/git/api/v4/hooks?per_page=100&page=2") => Reply::json(200, "[]"),
             ("POST", "/git/api/v4/hooks") => Reply::json(201, r#"{"id":9}"#),
+            ("PUT", "/git/api/v4/hooks/4") => Reply::json(200, r#"{"id":4}"#),
             _ => Reply::json(404, r#"{"error":"404 Not Found"}"#),
         }
     }
@@ -76,8 +95,86 @@ async fn a_hook_is_installed_once() {
 
     rails.answer(gitlab(json!([{"id": 3, "url": "http://other"}, {"id": 4, "url": URL}])));
     let (is_done, told) = operator.install(&url, &[]).await;
-    assert!(is_done && told.contains("already (System Hook 4)"), "{told}");
-    assert_eq!((rails.count(), rails.last().method.as_str()), (4, "GET"));
+    assert!(is_done && told.contains("already (System Hook 4), with the tokens"), "{told}");
+    assert_eq!((rails.count(), rails.last().method.as_str()), (5, "PUT"));
+    assert_eq!(
+        serde_json::from_slice::<Value>(&rails.last().body).unwrap(),
+        json!({"url": URL, "token": "h00k"})
+    );
+
+    // Not all releases have an API for that.
+    for status in [404, 405] {
+        let script = gitlab(json!([{"id": 4, "url": URL}]));
+        rails.answer(move |request| match request.method.as_str() {
+            "PUT" => Reply::json(status, r#"{"error":"no"}"#),
+            _ => script(request),
+        });
+        let (is_done, told) = operator.install(&url, &[]).await;
+        let advice = "already (System Hook 4), and cannot change a hook over its API. If its tokens are not";
+        assert!(is_done && told.contains(advice), "{told}");
+    }
+}
+
+/// What a GitLab of this release is told of the tokens, and what is printed.
+#[tokio::test]
+async fn a_signing_token_is_set_where_gitlab_takes_it() {
+    const UNSURE: &str =
+        "from now on (System Hook 9).\nIf railgate_hooks_refused_total rises, it does not sign";
+    const SURE: &str = "from now on (System Hook 9).\n";
+    const TOO_OLD: &str = "which does not sign: name a file with one word as hooks.token_file";
+    for (version, kinds, sent, told) in [
+        (Some("18.9.1-ee"), &[SIGNING_TOKEN][..], Some((false, true)), UNSURE),
+        (Some("19.0.1"), &[TOKEN, SIGNING_TOKEN], Some((true, true)), SURE),
+        (Some("19.0.1"), &[TOKEN], Some((true, false)), SURE),
+        (Some("17.11.3"), &[TOKEN, SIGNING_TOKEN], Some((true, false)), SURE),
+        (Some("17.11.3"), &[SIGNING_TOKEN], None, TOO_OLD),
+        (Some("8.9.0"), &[SIGNING_TOKEN], None, TOO_OLD),
+        (Some("unknown"), &[SIGNING_TOKEN], Some((false, true)), UNSURE),
+        (None, &[SIGNING_TOKEN], Some((false, true)), UNSURE),
+        (None, &[TOKEN, SIGNING_TOKEN], Some((true, true)), SURE),
+    ] {
+        let (operator, rails) = (Operator::with(kinds, 32), Rails::on_tcp().await);
+        let script = gitlab(json!([]));
+        rails.answer(move |request| match (request.target.as_str(), version) {
+            ("/git/api/v4/version", Some(version)) => {
+                Reply::json(200, &json!({"version": version, "revision": "a1"}).to_string())
+            }
+            _ => script(request),
+        });
+        let (is_done, said) = operator.install(&format!("{}/git", rails.peer.url()), &[]).await;
+        assert!(is_done == sent.is_some() && said.contains(told), "{version:?} {kinds:?}: {said}");
+        assert_eq!(said.contains("If railgate_hooks_refused_total"), told == UNSURE, "{said}");
+        let posted = rails.requests().into_iter().find(|request| request.method == "POST");
+        let posted = posted.map(|request| {
+            let hook: Value = serde_json::from_slice(&request.body).unwrap();
+            let (token, signing) = (hook.get("token").cloned(), hook.get("signing_token").cloned());
+            assert!(token.iter().all(|token| token == "h00k"), "{hook}");
+            assert!(signing.iter().all(|token| *token == signing_token(32)), "{hook}");
+            (token.is_some(), signing.is_some())
+        });
+        assert_eq!(posted, sent, "{version:?} {kinds:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_hook_that_is_there_gets_the_signing_token() {
+    let (operator, rails) = (Operator::with(&[SIGNING_TOKEN], 32), Rails::on_tcp().await);
+    rails.answer(gitlab(json!([{"id": 4, "url": URL}])));
+    let (is_done, told) = operator.install(&format!("{}/git", rails.peer.url()), &[]).await;
+    assert!(is_done && told.contains("with the tokens") && told.contains("it does not sign"), "{told}");
+    let put: Value = serde_json::from_slice(&rails.last().body).unwrap();
+    assert_eq!(put, json!({"url": URL, "signing_token": signing_token(32)}));
+}
+
+#[tokio::test]
+async fn a_signing_token_that_gitlab_does_not_take_is_told_before_anything_is_asked() {
+    for length in [1, 24, 31, 33, 64] {
+        let (operator, rails) = (Operator::with(&[TOKEN, SIGNING_TOKEN], length), Rails::on_tcp().await);
+        let (is_done, told) = operator.install(&rails.peer.url(), &[]).await;
+        let expected = format!("Base64 of 32 bytes, and this is of {length}: write what `printf 'whsec_%s");
+        assert!(!is_done && told.contains(&expected), "{told}");
+        assert_eq!(rails.count(), 0);
+    }
 }
 
 #[tokio::test]
@@ -105,6 +202,15 @@ async fn what_goes_wrong_is_told_with_what_to_do() {
         (Reply::json(404, r#"{"error":"404 Not Found"}"#), "is this the URL of a GitLab"),
         (Reply::json(422, r#"{"message":{"url":["is blocked"]}}"#), "allow requests to the local network"),
         (Reply::json(302, ""), "it redirects elsewhere"),
+        (
+            Reply::json(429, r#"{"message":{"error":"This endpoint has been requested too many times."}}"#),
+            "too many times.\"}; GitLab lets one user change System Hooks 5 times a minute: wait for a minute, and run",
+        ),
+        (
+            Reply::new(429, "Retry-After: 42\r\n", "Retry later\n"),
+            "said 429 Too Many Requests; GitLab lets one",
+        ),
+        (Reply::json(500, ""), "said 500 Internal Server Error; look at its log"),
         (Reply::json(200, r#"{"id":1}"#), "not that of GitLab's API"),
         (Reply::new(200, "", "<html>"), "not that of GitLab's API"),
         (Reply::hang_up(), "no answer of http://127.0.0.1"),

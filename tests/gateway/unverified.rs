@@ -80,7 +80,7 @@ async fn honest_bodies_are_judged_at_once_beside_any_number_that_have_stalled() 
 /// Many small ones are no better than a few large ones, nor are those that say nothing of their length.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_small_bodies_that_have_stalled_are_no_better() {
-    let setup = Setup::new().text("auth.shell.max_unverified", "1MiB");
+    let setup = Setup::new().text("auth.shell.max_body", "1MiB").text("auth.shell.max_unverified", "1MiB");
     let stage = setup.start().await;
     let mut stalled = Vec::new();
     for ask in [
@@ -197,6 +197,61 @@ async fn bodies_of_clients_without_a_credential_take_bounded_memory() {
     assert_honest_are_answered(&peer).await;
     let grown = gateway.peak() - before;
     println!("200 stalled forms of 1 MiB: {} KiB", grown / 1024);
+    assert!(grown < MOST, "grown by {grown} bytes");
+}
+
+/// What a GitLab Shell in Ruby sends for a push of so many refs.
+fn push(refs: usize) -> String {
+    let change =
+        |nth: usize| format!("{nth:040x}+{:040x}+refs%2Fheads%2Ffeature%2F{nth}%2Fmirrored%0A", nth + 1);
+    let changes: String = (0..refs).map(change).collect();
+    format!("action=git-receive-pack&changes={changes}&gl_repository=project-7&secret_token=s3cret")
+}
+
+#[tokio::test]
+async fn a_push_of_many_refs_is_searched_up_to_eight_mebibytes() {
+    let stage = Stage::new().await;
+    let ten_thousand = push(10_000);
+    assert!(ten_thousand.len() > MEBIBYTE, "{}", ten_thousand.len());
+    for (ask, is_small_enough) in [
+        (Ask::post("allowed").form(&ten_thousand), true),
+        (Ask::post("allowed").form(&ten_thousand).chunked(16_000), true),
+        (Ask::post("allowed").body(&ten_thousand), true),
+        (Ask::post("pre_receive").json(&json(3 * MEBIBYTE)), true),
+        (Ask::post("allowed").form(&form(8 * MEBIBYTE)), true),
+        (Ask::post("allowed").form(&form(8 * MEBIBYTE + 1)), false),
+        (Ask::post("allowed").form(&form(8 * MEBIBYTE + 1)).chunked(16_000), false),
+        (Ask::post("allowed").json(&json(8 * MEBIBYTE)), true),
+        (Ask::post("allowed").json(&json(8 * MEBIBYTE + 1)), false),
+    ] {
+        let (answer, arrived) = stage.send_counting(&ask).await;
+        let expected = if is_small_enough { (200, 1) } else { (413, 0) };
+        assert_eq!((answer.status, arrived), expected, "{} bytes", ask.plain_body().len());
+        assert!(!is_small_enough || stage.rails.last().body == ask.plain_body());
+    }
+    stage.reaches(BYTES, 0).await;
+}
+
+/// As many bytes as of small ones.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_largest_bodies_take_no_more_memory_than_others() {
+    let rails = Rails::on_tcp().await;
+    let setup = Setup::new().set("workers", 2);
+    let gateway = Gateway::start(&setup, &rails.peer).await;
+    let peer = Peer::Unix(setup.socket());
+    let before = gateway.resident();
+    let ask = Ask::post("allowed").form(&form(8 * MEBIBYTE));
+    let mut stalled = Vec::new();
+    for _ in 0..12 {
+        stalled.push(stall(&peer, &ask, 1).await);
+    }
+    for ask in [Ask::post("allowed").form(&push(10_000)), Ask::post("allowed").json(&json(7 * MEBIBYTE)), ask]
+    {
+        assert_eq!(peer.send(&ask).await.status, 200, "{} bytes", ask.plain_body().len());
+    }
+    assert_honest_are_answered(&peer).await;
+    let grown = gateway.peak() - before;
+    println!("12 stalled forms of 8 MiB: {} KiB", grown / 1024);
     assert!(grown < MOST, "grown by {grown} bytes");
 }
 

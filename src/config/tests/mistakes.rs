@@ -328,7 +328,7 @@ secret_file = "DIR/empty"
 "#,
         r#"[auth.shell]
 secret_file = "DIR"
-#^ auth.shell.secret_file: DIR cannot be read: Is a directory (os error 21); check the path, and that this user may read it
+#^ auth.shell.secret_file: DIR is a directory; name a regular file
 "#,
         r#"[auth.shell]
 secret_file = ""
@@ -385,7 +385,10 @@ fn what_is_no_toml_is_told_with_its_line() {
         );
     }
     let twice = Files::new().problems(&format!("{LEAST}secret_file = 'DIR/gitlab_kas_secret'"));
-    assert_eq!(twice, ["test.toml:5: duplicate key"]);
+    assert_eq!(
+        twice,
+        ["test.toml:5: duplicate key: what has this name is there already, further up; put both together"]
+    );
 }
 
 #[test]

@@ -1,0 +1,282 @@
+//! The binary as people meet it first: `railgate demo` and `--help`, through a pipe and on a terminal.
+
+use std::future::ready;
+use std::io::{Read as _, Write as _};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::{Arc, Mutex};
+
+use super::client::{Ask, Peer, eventually};
+use super::stage::Setup;
+
+const BINARY: &str = env!("CARGO_BIN_EXE_railgate");
+
+/// A process whose output, both kinds together, is read as it comes.
+pub struct Process {
+    pub child: Child,
+    printed: Arc<Mutex<Vec<u8>>>,
+}
+
+impl Process {
+    /// Runs it with its output in a pipe.
+    pub fn piped(mut command: Command) -> Self {
+        let (mut out, end) = std::io::pipe().unwrap();
+        command.stdin(Stdio::piped()).stdout(end.try_clone().unwrap()).stderr(end);
+        let child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        drop(command);
+        let printed = Arc::<Mutex<Vec<u8>>>::default();
+        let read = Arc::clone(&printed);
+        std::thread::spawn(move || {
+            let mut piece = [0; 4096];
+            // A terminal that is gone is an error, not an end.
+            while let Ok(count @ 1..) = out.read(&mut piece) {
+                read.lock().unwrap().extend_from_slice(&piece[..count]);
+            }
+        });
+        Self { child, printed }
+    }
+
+    /// Runs a command line on a terminal of its own (`script` makes one), with these variables.
+    fn on_terminal(line: &str, variables: &[(&str, &str)]) -> Self {
+        let mut command = Command::new("script");
+        command.args(["--quiet", "--return", "--command", line, "/dev/null"]);
+        command.env("TERM", "xterm");
+        for name in ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE"] {
+            command.env_remove(name);
+        }
+        command.envs(variables.iter().copied());
+        Self::piped(command)
+    }
+
+    pub fn printed(&self) -> String {
+        String::from_utf8_lossy(&self.printed.lock().unwrap()).replace('\r', "")
+    }
+
+    /// Waits until this was printed, and gives back all that was.
+    pub async fn has_printed(&self, text: &str) -> String {
+        eventually(text, || ready(Some(self.printed()).filter(|printed| printed.contains(text)))).await
+    }
+
+    pub fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").arg(name).arg(pid).status().unwrap().success());
+    }
+
+    pub async fn ended(&mut self) -> ExitStatus {
+        eventually("the process to end", || ready(self.child.try_wait().unwrap())).await
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+const DEMO: [&str; 5] = ["demo", "--port", "0", "--admin-port", "0"];
+const LAST: &str = "Requests, as they come:\n";
+
+fn demo() -> Command {
+    let mut command = Command::new(BINARY);
+    command.args(DEMO).env_remove("NO_COLOR").env_remove("CLICOLOR_FORCE");
+    command
+}
+
+/// What is to be pasted: everything between the introduction and the last line.
+fn pasted(printed: &str) -> String {
+    let (_, rest) = printed.split_once("all at once:\n").unwrap();
+    rest.split_once("Ctrl-C ends the demo.").unwrap().0.to_owned()
+}
+
+/// The command that is pasted first, line by line as it is printed.
+fn first(pasted: &str) -> String {
+    let lines = pasted.lines().skip_while(|line| !line.contains("curl"));
+    lines.take_while(|line| !line.is_empty()).flat_map(|line| [line, "\n"]).collect()
+}
+
+/// Pastes lines into a shell.
+async fn paste(lines: String) -> String {
+    let run = move || {
+        let mut shell = Command::new("sh");
+        shell.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        for proxy in ["http_proxy", "all_proxy", "ALL_PROXY"] {
+            shell.env_remove(proxy);
+        }
+        let mut shell = shell.spawn().unwrap();
+        shell.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+        let Output { status, stdout, stderr } = shell.wait_with_output().unwrap();
+        let stderr = String::from_utf8(stderr).unwrap();
+        assert!(status.success() && !stderr.contains("not found"), "{status} {stderr} (is curl there?)");
+        String::from_utf8(stdout).unwrap()
+    };
+    tokio::task::spawn_blocking(run).await.unwrap()
+}
+
+/// The lines behind the introduction, without how long each request took.
+fn narrated(printed: &str) -> Vec<String> {
+    let (_, lines) = printed.split_once(LAST).unwrap();
+    let untimed = |line: &str| {
+        let (told, took) = line.rsplit_once(", ").unwrap_or_else(|| panic!("{line:?}"));
+        assert!(took.strip_suffix(" ms").is_some_and(|ms| ms.parse::<f64>().is_ok()), "{line:?}");
+        told.trim().to_owned()
+    };
+    lines.lines().filter(|line| line.starts_with("  ")).map(untimed).collect()
+}
+
+fn assert_plain_and_narrow(printed: &str) {
+    for line in printed.lines() {
+        assert!(line.chars().count() <= 80, "{} columns: {line}", line.chars().count());
+        assert!(!line.contains('\x1b'), "{line:?}");
+    }
+}
+
+/// The fields of this name in answers that curl shows, in their order.
+fn fields<'a>(shown: &'a str, name: &str) -> Vec<&'a str> {
+    shown.lines().filter_map(|line| line.strip_prefix(name)).map(str::trim).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_demo_prints_is_pasted_and_each_request_is_told() {
+    let mut demo = Process::piped(demo());
+    let printed = demo.has_printed(LAST).await;
+    let lines = pasted(&printed);
+    let shown = paste(lines.clone()).await;
+    let statuses = shown.match_indices("HTTP/1.1 ").map(|(at, begin)| &shown[at + begin.len()..][..3]);
+    assert_eq!(statuses.collect::<Vec<_>>(), ["200", "200", "200", "200", "200", "401"], "{shown}");
+    let cache = fields(&shown, "cache-status: railgate; ");
+    assert_eq!(cache.len(), 5, "{shown}");
+    assert!(cache[1].starts_with("hit; ttl="), "{cache:?}");
+    let others =
+        ["fwd=miss; stored", "fwd=miss; stored", "fwd=bypass; detail=route", "fwd=bypass; detail=route"];
+    assert_eq!([cache[0], cache[2], cache[3], cache[4]], others);
+    assert!(shown.contains("\nrailgate_requests_total{"), "{shown}");
+
+    let mut told = vec![
+        "GET /authorized_keys?key=… -> 200, miss: asked Rails, stored",
+        "GET /authorized_keys?key=… -> 200, hit: answered from memory",
+        "GET /discover?key_id=7 -> 200, miss: asked Rails, stored",
+        "POST /allowed -> 200, forwarded to Rails",
+        "GET /kubernetes/agent_info -> 200, forwarded to Rails",
+        "GET /discover?key_id=7 -> 401, refused: unauthorized (missing)",
+    ];
+    assert_eq!(narrated(&demo.has_printed("(missing)").await), told);
+
+    // What is stale for whatever reason is a hit too.
+    let (_, admin) = printed.split_once("admin listener on ").unwrap();
+    let admin = Peer::parse(admin.split(".\n").next().unwrap());
+    let purge = Ask::new("POST", "/purge").header("Host", "localhost").json(r#"{"key_id": 7, "soft": true}"#);
+    assert_eq!(admin.send(&purge).await.status, 200);
+    let shown = paste(first(&lines)).await;
+    assert!(shown.contains("detail=stale_while_revalidate"), "{shown}");
+    told.push("GET /authorized_keys?key=… -> 200, hit: stale, Rails is asked anew");
+    assert_eq!(narrated(&demo.has_printed("anew").await), told);
+
+    demo.signal("-INT");
+    assert_eq!(demo.ended().await.code(), Some(0));
+    let printed = demo.has_printed("\n\nThe demo has ended.\n").await;
+    assert_plain_and_narrow(&printed);
+}
+
+/// On a terminal, Ctrl-C is a key, and outcomes have colours unless they are not wanted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_demo_on_a_terminal() {
+    for (variables, has_colours) in [
+        (&[][..], true),
+        (&[("NO_COLOR", "")][..], true),
+        (&[("NO_COLOR", "1")][..], false),
+        (&[("TERM", "dumb")][..], false),
+    ] {
+        let mut demo = Process::on_terminal(
+            &format!("stty cols 80 rows 24; exec {BINARY} {}", DEMO.join(" ")),
+            variables,
+        );
+        let printed = demo.has_printed(LAST).await;
+        paste(first(&pasted(&printed)).repeat(2)).await;
+        let printed = demo.has_printed("answered from memory").await;
+        assert_eq!(
+            printed.contains("\x1b[32mhit: answered from memory\x1b[0m, "),
+            has_colours,
+            "{printed:?}"
+        );
+        demo.child.stdin.as_mut().unwrap().write_all(b"\x03").unwrap();
+        assert_eq!(demo.ended().await.code(), Some(0), "{variables:?}");
+        let printed = demo.has_printed("\nThe demo has ended.\n").await;
+        assert_plain_and_narrow(
+            &printed.replace("\x1b[32m", "").replace("\x1b[33m", "").replace("\x1b[0m", ""),
+        );
+        assert_eq!(printed.contains('\x1b'), has_colours, "{variables:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_for_people_has_colours_on_a_terminal_alone() {
+    let setup = Setup::new().text("log.format", "pretty");
+    let config = setup.dir.file("railgate.toml").display().to_string();
+    std::fs::write(&config, setup.config(&Peer::Tcp(([127, 0, 0, 1], 1).into()))).unwrap();
+    for (variables, has_colours) in [(&[][..], true), (&[("NO_COLOR", "1")][..], false)] {
+        let mut gateway = Process::on_terminal(&format!("exec {BINARY} run --config {config}"), variables);
+        let printed = gateway.has_printed("ready").await;
+        assert_eq!(printed.contains('\x1b'), has_colours, "{printed:?}");
+        gateway.child.stdin.as_mut().unwrap().write_all(b"\x03").unwrap();
+        assert_eq!(gateway.ended().await.code(), Some(0));
+    }
+}
+
+#[tokio::test]
+async fn a_demo_that_cannot_start_says_why_in_eighty_columns() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let mut command = Command::new(BINARY);
+    command.args(["demo", "--port", &port, "--admin-port", "0"]);
+    let mut demo = Process::piped(command);
+    assert_eq!(demo.ended().await.code(), Some(1));
+    let printed = demo.has_printed("--admin-port").await;
+    assert!(printed.starts_with(&format!("cannot listen on 127.0.0.1:{port}: ")), "{printed}");
+    assert_plain_and_narrow(&printed);
+}
+
+/// Every `--help` there is.
+const HELP: [&str; 11] = [
+    "--help",
+    "-h",
+    "help",
+    "demo --help",
+    "run --help",
+    "check --help",
+    "purge --help",
+    "inspect --help",
+    "servers --help",
+    "hook --help",
+    "hook install --help",
+];
+
+#[tokio::test]
+async fn help_is_wrapped_between_words() {
+    let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    for help in HELP {
+        let mut command = Command::new(BINARY);
+        let piped = command.args(help.split(' ')).env_remove("CLICOLOR_FORCE").output().unwrap();
+        let piped = String::from_utf8(piped.stdout).unwrap();
+        assert!(piped.contains("Usage: railgate"), "{help}: {piped}");
+        assert_plain_and_narrow(&piped);
+        let line = format!("stty cols 66 rows 24; exec {BINARY} {help}");
+        let mut narrow = Process::on_terminal(&line, &[("NO_COLOR", "1")]);
+        assert!(narrow.ended().await.success(), "{help}");
+        let text = eventually("all of it", || {
+            ready(Some(narrow.printed()).filter(|printed| words(printed) == words(&piped)))
+        });
+        let text = text.await;
+        for line in text.lines().filter(|line| !line.contains("<--ssh-key") && !line.contains("Usage")) {
+            assert!(line.chars().count() <= 66, "{help}: {line}");
+        }
+    }
+}
+
+#[test]
+fn without_a_command_help_is_shown_as_narrow() {
+    let shown = Command::new(BINARY).env_remove("CLICOLOR_FORCE").output().unwrap();
+    assert_eq!(shown.status.code(), Some(2));
+    let shown = String::from_utf8(shown.stderr).unwrap();
+    assert!(shown.contains("Usage: railgate"), "{shown}");
+    assert_plain_and_narrow(&shown);
+}
