@@ -245,15 +245,15 @@ fn what_is_no_token_is_refused() {
 /// whether 2.5.0 and 3.3.0 were seen to take it. The depth is that of Ruby's JSON, alike in both.
 #[test]
 fn odd_headers_and_deep_claims_are_refused_with_the_right_signature_too() {
+    const BOTH: [bool; 2] = [true, true];
+    const OLD: [bool; 2] = [true, false];
+    const NONE: [bool; 2] = [false, false];
     let deep = |levels: usize| format!("{}1{}", "[".repeat(levels), "]".repeat(levels));
     let plain = r#"{"alg":"HS256","typ":"JWT"}"#;
     let claims = format!(r#"{{"iss":"gitlab-shell","exp":{}}}"#, NOW + 60);
     let with = |member: &str| plain.replace('}', &format!(",{member}}}"));
     let claims_with = |member: &str| claims.replace('}', &format!(",{member}}}"));
     let auth = auth(true, true, None);
-    const BOTH: [bool; 2] = [true, true];
-    const OLD: [bool; 2] = [true, false];
-    const NONE: [bool; 2] = [false, false];
     for (header, claims, seen) in [
         (plain.to_owned(), claims.clone(), BOTH),
         (with(r#""b64":true"#), claims.clone(), BOTH),
