@@ -54,13 +54,13 @@ fn with_token(mut ask: Ask) -> Ask {
 #[test]
 fn who_is_not_let_in_is_refused_without_rails() {
     let (stage, gateway) = today();
-    let nobody = |ask: &Ask| (ask.clone(), br#"{"error":"Unauthorized"}"#.as_slice());
+    let stranger = |ask: &Ask| (ask.clone(), br#"{"error":"Unauthorized"}"#.as_slice());
     for (ask, said) in [
         (Ask::get("check"), br#"{"message":"401 Unauthorized"}"#.as_slice()),
-        nobody(&Ask::post("allowed").json("{}")),
-        nobody(&Ask::post("allowed").json("{no JSON")),
-        nobody(&Ask::post("pre_receive")),
-        nobody(&Ask::post("kubernetes/usage_metrics").json("{}")),
+        stranger(&Ask::post("allowed").json("{}")),
+        stranger(&Ask::post("allowed").json("{no JSON")),
+        stranger(&Ask::post("pre_receive")),
+        stranger(&Ask::post("kubernetes/usage_metrics").json("{}")),
     ] {
         let direct = stage.tcp.send(&ask);
         assert_eq!((direct.status, direct.body.as_slice()), (401, said), "{ask}: {direct}");
