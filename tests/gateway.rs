@@ -37,6 +37,7 @@ mod gateway {
     mod crowds;
     mod draining;
     mod framing;
+    mod half_closed;
     mod hanging;
     mod hangups;
     mod headers;
@@ -45,12 +46,16 @@ mod gateway {
     mod http2;
     mod inspect;
     mod kas;
+    mod kas_burst;
     mod large;
     mod listeners;
+    mod loops;
     mod memory;
+    mod odd_forms;
     mod pressure;
     mod proxied;
     mod purge;
+    mod scrape;
     mod secrecy;
     mod servers;
     mod shadow;

@@ -9,6 +9,7 @@ use crate::auth::mint::Wanted;
 use crate::authority;
 use crate::route::Class;
 use crate::secret::ShellSecret;
+use crate::server::Endpoint;
 use crate::upstream::{self, Protocol, lanes};
 
 /// What `[upstream]` says, for more than one room.
@@ -21,18 +22,18 @@ pub(super) struct Upstream {
     pub(super) forward_prefixes: Vec<String>,
 }
 
-pub(super) fn upstream(document: &Document<'_>, root: &mut Section<'_, '_>) -> Option<Upstream> {
+/// `own`: where the gateway itself listens.
+pub(super) fn upstream(
+    document: &Document<'_>,
+    root: &mut Section<'_, '_>,
+    own: &[Endpoint],
+) -> Option<Upstream> {
     let Some(mut section) = root.section("upstream") else {
         servers::missing(document, 0);
         return None;
     };
-    let protocol = section.text("protocol", "\"http1\" or \"http2\"", |text| match text {
-        "http1" => Some(Protocol::Http1),
-        "http2" => Some(Protocol::Http2),
-        _ => None,
-    });
-    let protocol = protocol.map_or_else(Protocol::default, |protocol| protocol.value);
-    let servers = servers::servers(document, &mut section, protocol);
+    let protocol = protocol(&mut section);
+    let servers = servers::servers(document, &mut section, protocol, own);
     let (checks, ejection) = servers::health(document, &mut section, servers.as_deref());
     let host = section.text("host", "a host name, perhaps with a port", |text| {
         authority::parse(text).map(|_| text.to_owned())
@@ -80,6 +81,15 @@ pub(super) fn upstream(document: &Document<'_>, root: &mut Section<'_, '_>) -> O
         max_idle: max_idle.map_or(upstream::DEFAULT_MAX_IDLE, |count| as_usize(count.value)),
     };
     Some(Upstream { settings, wanted, secret, forward_prefixes })
+}
+
+fn protocol(section: &mut Section<'_, '_>) -> Protocol {
+    let protocol = section.text("protocol", "\"http1\" or \"http2\"", |text| match text {
+        "http1" => Some(Protocol::Http1),
+        "http2" => Some(Protocol::Http2),
+        _ => None,
+    });
+    protocol.map_or_else(Protocol::default, |protocol| protocol.value)
 }
 
 fn credential(

@@ -15,6 +15,7 @@ use crate::body::Body;
 use crate::clock::Clock;
 use crate::exchange::{Authenticated, SeenBody};
 use crate::failure::Failure;
+use crate::header::via::Pseudonym;
 use crate::header::{self, REQUEST_ID};
 use crate::params;
 use crate::route::{Access, Caching, Repeat};
@@ -29,16 +30,18 @@ pub struct Forward {
     upstream: Arc<Upstream>,
     clock: Clock,
     signer: Option<Signer>,
+    name: Pseudonym,
 }
 
 impl Forward {
-    /// Forwards to `upstream`, with what `mint` makes in place of what GitLab Shell has shown.
-    pub fn new(upstream: Arc<Upstream>, clock: Clock, mint: Option<Mint>) -> Self {
+    /// Forwards to `upstream`, with what `mint` makes in place of what GitLab Shell has shown, and leaves the name
+    /// of this gateway on each request.
+    pub fn new(upstream: Arc<Upstream>, clock: Clock, mint: Option<Mint>, name: Pseudonym) -> Self {
         let at = clock.clone();
         let signer = mint.map(|mint| {
             Signer(Arc::new(move |headers: &mut HeaderMap| mint.replace(headers, at.unix_seconds())))
         });
-        Self { upstream, clock, signer }
+        Self { upstream, clock, signer, name }
     }
 }
 
@@ -52,13 +55,14 @@ impl Service<Authenticated> for Forward {
     }
 
     fn call(&mut self, call: Authenticated) -> Later {
-        let Self { upstream, clock, signer } = self.clone();
+        let Self { upstream, clock, signer, name } = self.clone();
         let signer = signer.filter(|_| call.found.route.access == Access::Shell);
         let mut request = call.exchange.request;
         if signer.is_some() {
             request = without_secret_token(request, &call.seen);
         }
         header::cross(request.headers_mut(), call.exchange.peer);
+        name.add_to(request.headers_mut());
         request.headers_mut().insert(REQUEST_ID.clone(), call.exchange.request_id.to_value());
         let record = call.exchange.record;
         let route = call.found.route;

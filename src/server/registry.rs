@@ -139,7 +139,7 @@ pub(super) struct ConnectionState {
     is_trusted: AtomicBool,
     /// Requests that were read and are not answered yet.
     answering: AtomicU32,
-    /// An answer is being made of which the peer has nothing yet.
+    /// An answer, or the next piece of one, is being made, and not there yet.
     is_waiting: AtomicBool,
     /// Something was not sent yet that is to be.
     has_unsent: AtomicBool,
