@@ -102,6 +102,50 @@ async fn a_refusal_is_answered() {
     assert_eq!(stage.rails.count(), 0);
 }
 
+/// Neither is a refusal waited for whose reason is in a body that is there.
+#[tokio::test]
+async fn a_refusal_that_a_body_leads_to_is_answered() {
+    let stage = Stage::new().await;
+    let body = format!("project={}&secret_token=bad", "x".repeat(100_000));
+    for ask in [
+        Ask::post("allowed").json("{}"),
+        Ask::post("allowed").form("secret_token=bad"),
+        Ask::post("allowed").form(&body),
+        Ask::post("allowed").json(&format!(r#"{{"project":"{}"}}"#, "x".repeat(100_000))),
+        Ask::get("check").form("secret_token=bad"),
+    ] {
+        for ask in [ask.clone(), ask.clone().chunked(7_000), ask.chunked(3)] {
+            for is_unix in [false, true] {
+                for connection in ["close", "keep-alive"] {
+                    let mut wire = ended(&stage, is_unix, &ask.to_bytes(connection)).await;
+                    wire.answer().await.assert_unauthorized();
+                    assert_eq!(wire.rest().await, b"");
+                }
+            }
+        }
+    }
+    // If it leads on, what is behind it holds: it is there at once, or given up.
+    stage.send(&Ask::get("check").with_secret()).await;
+    let form = "secret_token=s3cret";
+    let mut wire = ended(&stage, false, &Ask::get("check").form(form).to_bytes("close")).await;
+    assert!(wire.answer().await.is_hit());
+    let valve = Valve::shut();
+    stage.rails.always(Reply::json(200, "{}").after(&valve));
+    for is_unix in [false, true] {
+        let mut wire = ended(&stage, is_unix, &Ask::post("allowed").form(form).to_bytes("keep-alive")).await;
+        assert_eq!(wire.rest().await, b"");
+    }
+    stage.reaches(GONE, 2).await;
+    stage.reaches(IN_FLIGHT, 0).await;
+    // Nor does a body that is not whole lead anywhere.
+    let bytes = Ask::post("allowed").form("secret_token=bad").to_bytes("close");
+    let mut wire = ended(&stage, false, &bytes[..bytes.len() - 1]).await;
+    let rest = wire.rest().await;
+    assert!(rest.is_empty() || rest.starts_with(b"HTTP/1.1 400 "), "{}", String::from_utf8_lossy(&rest));
+    stage.reaches(IN_FLIGHT, 0).await;
+    valve.open();
+}
+
 /// What is with Rails, a miss or a forwarded request, behind an answer from memory or not.
 #[tokio::test]
 async fn what_is_with_rails_is_given_up() {

@@ -153,6 +153,28 @@ async fn extensions_of_chunks_are_bounded() {
     }
 }
 
+/// However they are cut, and with all that comes behind them.
+#[tokio::test(start_paused = true)]
+async fn odd_targets_are_written_anew() {
+    let sent = "GET //a?b=//c HTTP/1.1\r\nHost: a\r\n\r\n\
+        POST http://a:80/b HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello\
+        POST ///c HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n\
+        GET http://A HTTP/1.0\r\nHost: a\r\n\r\nGET /d HTTP/1.1\r\n\r\n";
+    let expected = "GET /a?b=//c HTTP/1.1\r\nHost: a\r\n\r\n\
+        POST /b HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello\
+        POST /c HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n\
+        GET / HTTP/1.0\r\nHost: a\r\n\r\nGET /d HTTP/1.1\r\n\r\n";
+    for step in [1, 2, 3, 7, 50, 1_000] {
+        let (seen, error) = seen(sent.as_bytes(), step).await;
+        assert_eq!((String::from_utf8_lossy(&seen).as_ref(), error), (expected, None), "step {step}");
+    }
+    let refused = "GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\nGET /x HTTP/1.1\r\n\r\n";
+    for step in [1, 50, 1_000] {
+        let (seen, _) = seen(refused.as_bytes(), step).await;
+        assert_eq!(seen, wire::refused_head(Refusal::NotOriginForm), "step {step}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn one_empty_line_in_front_of_a_head_is_dropped() {
     let (get, post) = ("GET /a HTTP/1.1\r\n\r\n", "POST /b HTTP/1.1\r\nContent-Length: 2\r\n\r\nhi");
