@@ -90,26 +90,37 @@ fn limits(document: &Document<'_>, root: &mut Section<'_, '_>) -> Limits {
         let message = "SSH keys travel in the query, and some are long; at least 16KiB is advised";
         document.warn(section.at(), "limits.head", message);
     }
-    if limits.target > defaults.target {
+    warn_of_target(document, section.at(), &limits);
+    section.finish();
+    limits
+}
+
+fn warn_of_target(document: &Document<'_>, at: usize, limits: &Limits) {
+    let default = Limits::default().target;
+    if limits.target < LEAST_TARGET {
+        let message = "SSH keys travel in the query, and some are long; at least 8KiB is advised";
+        document.warn(at, "limits.target", message);
+    }
+    if limits.target > default {
         let message = format!(
             "is more than Puma takes unless it was built for it: it needs a PUMA_QUERY_STRING_MAX_LENGTH of {} and a \
              PUMA_REQUEST_URI_MAX_LENGTH of {} at least, or answers longer ones with a 400 or not at all; see the README",
             limits.target,
             limits.target + 1024
         );
-        document.warn(section.at(), "limits.target", message);
+        document.warn(at, "limits.target", message);
         if limits.target + BESIDE_TARGET > limits.head {
-            let message = "leaves no room for limits.target: heads with such a target would be refused (431); make it \
-                           4KiB more, or limits.target less";
-            document.warn(section.at(), "limits.head", message);
+            let message = "leaves no room for limits.target: heads with such a target would be refused (431); raise it, \
+                           or lower limits.target";
+            document.warn(at, "limits.head", message);
         }
     }
-    section.finish();
-    limits
 }
 
 /// What a head needs beside its target: credentials are the most of it.
 const BESIDE_TARGET: usize = 1024;
+/// For the longest SSH keys.
+const LEAST_TARGET: usize = 8 * 1024;
 
 fn log(root: &mut Section<'_, '_>) -> Log {
     let defaults = Log::default();

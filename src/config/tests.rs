@@ -215,6 +215,7 @@ fn what_is_allowed_but_hardly_meant_gives_a_warning() {
         ),
         (format!("{LEAST}[cache]\nwait = '9s'"), "cache.wait: is shorter than the response_timeout"),
         (format!("{LEAST}[limits]\nhead = '16383B'"), "limits.head: SSH keys travel in the query"),
+        (format!("{LEAST}[limits]\ntarget = '8191B'"), "limits.target: SSH keys travel in the query"),
         (
             format!("{LEAST}[limits]\nhead = '64KiB'\ntarget = '60KiB'"),
             "limits.target: is more than Puma takes unless it was built for it: it needs a PUMA_QUERY_STRING_MAX_LENGTH of \

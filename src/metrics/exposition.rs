@@ -13,8 +13,8 @@ pub enum Exposition {
 
 impl Exposition {
     /// What the values of `Accept` ask for (RFC 9110 §12.5.1): `OpenMetrics` if it is named and the other one is
-    /// not liked better. Of two that are liked alike it is the first. Whoever asks for neither, as with `*/*`,
-    /// gets the classic one: no client is refused.
+    /// not liked better. Of two that are liked alike it is the first. A client that asks for neither, as with
+    /// `*/*`, gets the classic one: none is refused.
     pub fn accepted<'a>(values: impl Iterator<Item = &'a str>) -> Self {
         let ranges = values.flat_map(|value| value.split(',')).filter_map(Range::parse);
         let mut wanted: Option<(f32, Self)> = None;

@@ -26,7 +26,7 @@ fn the_credential_is_the_last_of_its_name() {
 
 /// What releases of Rack make of a parameter that is like the credential, each form with what it is to
 /// `Rack::Utils.parse_nested_query`: 2.0, 2.1 and 2.2 (run: 2.2.22), 3.0, 3.1 and 3.2 (seen: 3.2.7). Where they
-/// agree, so does this; where they differ, or Rails would get something that is no text, nobody is let in by
+/// agree, so does this; where they differ, or Rails would get something that is no text, no caller is let in by
 /// it, nor beside it.
 #[test]
 fn what_releases_of_rack_read_alike_is_read_and_what_they_do_not_is_ambiguous() {

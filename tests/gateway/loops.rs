@@ -48,7 +48,7 @@ async fn a_request_that_comes_back_is_noticed_at_once() {
     assert!(of_loop.iter().all(|line| line.contains("loop")), "{lines:#?}");
 }
 
-/// Over two gateways, the first one notices; whoever is in front of it is no matter.
+/// Over two gateways, the first one notices, and the other does not.
 #[tokio::test]
 async fn a_loop_of_two_is_noticed_once_around() {
     let (one, two) = (Setup::new(), Setup::new());

@@ -146,7 +146,7 @@ async fn an_old_request_needs_no_host() {
     wire.answer().await.assert_unauthorized();
 }
 
-/// What load balancers send if nobody tells them what to send.
+/// What load balancers send by default.
 #[tokio::test]
 async fn load_balancers_ask_the_operators_listener_in_their_way() {
     let mut stage = Stage::new().await;
@@ -236,8 +236,8 @@ async fn an_empty_line_alone_begins_no_request() {
     assert_eq!(wire.rest().await, b"", "closed as an idle one");
 }
 
-/// What a client offers, a server need not take (RFC 9110 §7.8): it is answered in HTTP/1.1, and Rails does not
-/// hear of it.
+/// What a client offers, a server need not take (RFC 9110 §7.8): it is answered in HTTP/1.1, and Rails is not
+/// told of the offer.
 #[tokio::test]
 async fn offers_of_another_protocol_are_ignored() {
     let stage = Stage::new().await;

@@ -106,7 +106,7 @@ async fn exactly_one_valid_host_is_needed() {
     }
 }
 
-/// Whatever else it says, and whoever has forwarded it in between.
+/// Whatever else it says, and whatever has forwarded it in between.
 #[tokio::test]
 async fn what_the_gateway_has_sent_itself_is_a_loop() {
     let (own, other) = (Pseudonym::random(), Pseudonym::random());

@@ -47,7 +47,7 @@ const LONGEST_EXTENDED_LINE: usize = 256;
 const MOST_EXTENSIONS: usize = 16 * 1024;
 
 /// Takes the extensions out of the chunk line that `inbox` begins with (RFC 9112 §7.1.1), and adds their
-/// bytes to `so_far`. Nobody behind the gate ever sees one: readers disagree on what they may hold. False if
+/// bytes to `so_far`. No reader behind the gate ever sees one: they disagree on what they may hold. False if
 /// more of the line has to be read first.
 pub(super) fn drop_extensions(inbox: &mut BytesMut, so_far: &mut usize) -> Result<bool, Refusal> {
     let ends_size = |byte: &u8| matches!(byte, b';' | b' ' | b'\t' | b'\n');

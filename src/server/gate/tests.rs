@@ -210,7 +210,7 @@ async fn one_empty_line_in_front_of_a_head_is_dropped() {
     }
 }
 
-/// To hyper, the end of the input means that the client left. So it hears of it only if something is waited for.
+/// To hyper, the end of the input means that the client left. So it is told only if something is waited for.
 #[tokio::test(start_paused = true)]
 async fn the_end_of_the_input_is_held_back_while_an_answer_is_at_hand() {
     let short = Duration::from_millis(1);
@@ -231,7 +231,7 @@ async fn the_end_of_the_input_is_held_back_while_an_answer_is_at_hand() {
         assert_eq!(flushed, Ok(()));
         assert!(tokio::time::timeout(short, gate.read(&mut buffer)).await.is_err());
         gate.connection.request_ends();
-        // Whoever reads is woken.
+        // The reader is woken.
         gate.flush().await.unwrap();
         assert_eq!(gate.read(&mut buffer).await.unwrap(), 0);
     }
