@@ -278,6 +278,16 @@ fn an_upstream_that_is_the_gateway_itself_is_refused() {
     }
 }
 
+/// Those that listen by default, too.
+#[test]
+fn an_upstream_that_is_a_default_listener_is_refused() {
+    let files = Files::new();
+    for (port, is_told) in [(8181, true), (9181, true), (8282, false)] {
+        let problems = files.problems(&LEAST.replace("8080", &port.to_string()));
+        assert_eq!(problems.len(), usize::from(is_told), "{port}: {problems:?}");
+    }
+}
+
 #[test]
 fn listeners_that_exclude_each_other_are_refused() {
     let files = Files::new();

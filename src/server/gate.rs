@@ -4,7 +4,9 @@
 //! [`wire`](super::wire). A head is held back until it is whole; a refused one is replaced by a
 //! head that the stack answers with the refusal, so that earlier requests on the connection are
 //! answered first. After that the connection delivers nothing more. A malformed chunk ends the
-//! connection's reading with an error, for its request is already on its way.
+//! connection's reading with an error, for its request is already on its way. What is odd and has one meaning
+//! all the same, hyper sees in the usual form: targets in origin-form, no empty line in front, chunks without
+//! extensions. That the input has ended, it sees once nothing is left to be sent.
 //!
 //! Most heads come in one piece, so bytes are read straight into hyper's buffer and judged there;
 //! only what must not pass yet is taken out again.
