@@ -152,9 +152,9 @@ pub const DEFAULT_CLASSES: [lanes::Settings; Class::ALL.len()] = [
     lanes::Settings { response_timeout: DEFAULT_LOOKUP_TIMEOUT, ..DEFAULT_CLASS },
     DEFAULT_CLASS,
     DEFAULT_CLASS,
-    // One kas sends up to 50 requests a second, and 250 at once after a pause. 64 at a time are enough for 50 a second
-    // as long as Rails takes 1 s or less for one; of 250, the others wait for their turn, 3 s at that speed.
-    lanes::Settings { concurrency: 64, ..DEFAULT_CLASS },
+    // One kas sends up to 50 requests a second, and 250 at once after a pause. 100 at a time are enough for 50 a
+    // second as long as Rails takes 2 s or less for one; of 250, the others wait for their turn, 3 s at that speed.
+    lanes::Settings { concurrency: 100, ..DEFAULT_CLASS },
     // Any client that can connect may ask for these, and Rails judges: a small share, or a flood of them
     // would take the threads of Rails from the others.
     lanes::Settings { concurrency: OTHER_CONCURRENCY, queue: 256, ..DEFAULT_CLASS },

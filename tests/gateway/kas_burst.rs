@@ -5,6 +5,8 @@ use super::fake::{Reply, Valve};
 use super::stage::Setup;
 
 const BURST: usize = 250;
+/// Of which Rails gets so many at one time.
+const AT_ONCE: usize = 100;
 
 /// None of them is refused, and Rails has threads left for those who log in.
 #[tokio::test]
@@ -19,12 +21,12 @@ async fn a_burst_of_kas_waits_for_its_turn() {
         wire.write(&ask.to_bytes("keep-alive")).await;
         wires.push(wire);
     }
-    stage.reaches(r#"railgate_upstream_in_flight{class="kas"}"#, 64).await;
-    stage.reaches(r#"railgate_upstream_queue{class="kas"}"#, BURST - 64).await;
-    stage.rails.has_got(64).await;
+    stage.reaches(r#"railgate_upstream_in_flight{class="kas"}"#, AT_ONCE).await;
+    stage.reaches(r#"railgate_upstream_queue{class="kas"}"#, BURST - AT_ONCE).await;
+    stage.rails.has_got(AT_ONCE).await;
     // Meanwhile another class goes on.
     let mut login = stage.begin(&Ask::get("discover?key_id=1").with_secret()).await;
-    stage.rails.has_got(65).await;
+    stage.rails.has_got(AT_ONCE + 1).await;
     valve.open();
     assert_eq!(login.answer().await.status, 200);
     for mut wire in wires {

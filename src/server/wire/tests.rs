@@ -227,6 +227,31 @@ proptest! {
         prop_assert_eq!(in_two, HeadReader::default().read(bytes, LIMITS));
     }
 
+    /// Whatever a target is made of: what comes of it is read as it is, framed as before, by hyper's parser too.
+    #[test]
+    fn what_was_written_anew_is_read_as_it_is(
+        target in "(//?/?|http://|HTTP://)?(gw|[a:@/?.%]|%2f|\\[::1\\]){0,6}(:80|:)?(/|//|[?])?[a/?:@]{0,4}",
+        host in "(gw|GW|a|\\[::1\\])(:80|:81|:)?",
+    ) {
+        let head = format!("POST {target} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 3\r\n\r\n");
+        if let Ok(Some(whole)) = HeadReader::default().read(head.as_bytes(), LIMITS)
+            && whole.is_odd
+            && let Ok(rewritten) = in_origin_form(head.as_bytes())
+        {
+            let again = HeadReader::default().read(&rewritten, LIMITS);
+            let expected = Head { end: rewritten.len(), framing: Framing::Length(3), is_odd: false };
+            prop_assert_eq!(again, Ok(Some(expected)));
+            prop_assert!(rewritten.len() < head.len());
+            let mut headers = [httparse::EMPTY_HEADER; 8];
+            let mut request = httparse::Request::new(&mut headers);
+            prop_assert_eq!(request.parse(&rewritten), Ok(httparse::Status::Complete(rewritten.len())));
+            let path = request.path.unwrap_or_default();
+            prop_assert!(path.starts_with('/') && !path.starts_with("//"), "{}", path);
+            prop_assert!(target.ends_with(path.trim_start_matches('/')), "{}", path);
+            prop_assert!(path.parse::<http::Uri>().is_ok_and(|uri| uri.authority().is_none()), "{}", path);
+        }
+    }
+
     /// Whatever a header value holds: what passes here, the parser that hyper uses reads alike.
     #[test]
     fn what_passes_is_no_news_to_hypers_parser(bytes in proptest::collection::vec(any::<u8>(), 0..60)) {
