@@ -28,7 +28,7 @@ use tower::Service;
 use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::heartbeat::Heartbeats;
-use crate::metrics::Metrics;
+use crate::metrics::{Exposition, Metrics};
 use crate::refusal::Refusal;
 use crate::secret::Token;
 use crate::server::wire::REFUSED;
@@ -95,10 +95,14 @@ impl Readiness {
 }
 
 impl Admin {
-    async fn answer(&self, method: &Method, path: &str) -> Response<Full<Bytes>> {
+    async fn answer(&self, method: &Method, path: &str, headers: &HeaderMap) -> Response<Full<Bytes>> {
         if method.as_str() == REFUSED {
             let refusal = Refusal::from_label(path.trim_start_matches('/')).unwrap_or(Refusal::RequestLine);
             return json(refusal.status(), format!(r#"{{"message":"{}"}}"#, refusal.message()));
+        }
+        if is_health_check(method, path) {
+            let health = if path == "/live" { self.liveness() } else { self.readiness() };
+            return if health.status() == StatusCode::OK { no_content() } else { health };
         }
         let is_for_operators = matches!(path, "/inspect" | "/purge" | "/servers");
         if !is_for_operators && !matches!(path, "/metrics" | "/live" | "/ready") {
@@ -112,10 +116,10 @@ impl Admin {
         }
         match path {
             "/metrics" => {
-                const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-                let metrics = Arc::clone(&self.metrics);
-                match self.on_a_thread(&self.turns.metrics, move |_| metrics.encode()).await {
-                    Some(series) => typed(StatusCode::OK, OPENMETRICS, series),
+                let accept = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+                let (metrics, format) = (Arc::clone(&self.metrics), Exposition::accepted(accept));
+                match self.on_a_thread(&self.turns.metrics, move |_| metrics.encode(format)).await {
+                    Some(series) => typed(StatusCode::OK, format.content_type(), series),
                     None => went_wrong(),
                 }
             }
@@ -250,7 +254,10 @@ impl Service<Inbound> for Admin {
         let (from, (head, body)) = ((inbound.peer, inbound.connection), inbound.request.into_parts());
         let admin = self.clone();
         Box::pin(async move {
-            let is_for_anyone = matches!(head.uri.path(), "/live" | "/ready") || head.method == REFUSED;
+            let path = head.uri.path();
+            let is_for_anyone = matches!(path, "/live" | "/ready")
+                || head.method == REFUSED
+                || is_health_check(&head.method, path);
             // A browser cannot connect to a unix socket.
             if from.0.is_some() && !is_for_anyone && !host::is_known(&head.headers, &admin.hosts) {
                 let remote_ip = from.0.map(tracing::field::display);
@@ -267,7 +274,7 @@ impl Service<Inbound> for Admin {
                 (&Method::POST, path @ ("/inspect" | "/purge" | "/servers")) => {
                     admin.operate(path, from, &head.headers, body).await
                 }
-                (method, path) => admin.answer(method, path).await,
+                (method, path) => admin.answer(method, path, &head.headers).await,
             })
         })
     }
@@ -275,6 +282,19 @@ impl Service<Inbound> for Admin {
 
 const MISDIRECTED: &str = "421 Misdirected Request: this listener is asked for by an address, localhost or a name of \
                            admin.hosts; is this one missing there?";
+
+/// What load balancers ask by default: the `option httpchk` of `HAProxy` sends `OPTIONS / HTTP/1.0`. `/` is as good as
+/// `/ready` there.
+fn is_health_check(method: &Method, path: &str) -> bool {
+    method == Method::OPTIONS && matches!(path, "/" | "/live" | "/ready")
+}
+
+fn no_content() -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::default());
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD, OPTIONS"));
+    response
+}
 
 fn went_wrong() -> Response<Full<Bytes>> {
     json(StatusCode::INTERNAL_SERVER_ERROR, r#"{"message":"500 Internal Server Error"}"#.into())

@@ -23,6 +23,15 @@ pub fn parse(text: &str) -> Option<(&str, Option<u16>)> {
     (!bare.is_empty()).then_some((bare, port))
 }
 
+/// The same as the value of a `Host` has it, where a colon with nothing behind it is no port (RFC 3986
+/// §3.2.3).
+pub fn of_host(text: &str) -> Option<(&str, Option<u16>)> {
+    match text.strip_suffix(':') {
+        Some(bare) => parse(bare).filter(|(_, port)| port.is_none()),
+        None => parse(text),
+    }
+}
+
 /// Where the brackets of a host that has other characters end, if it is valid at all; 0 without any.
 fn end_of_odd_host(text: &str) -> Option<usize> {
     text.parse::<Authority>().ok()?;
@@ -49,6 +58,21 @@ mod tests {
             "::1",
         ] {
             assert_eq!(parse(bad), None, "{bad}");
+        }
+        for (text, parsed) in [
+            ("a", Some(("a", None))),
+            ("a:", Some(("a", None))),
+            ("a:80", Some(("a", Some(80)))),
+            ("[::1]:", Some(("::1", None))),
+            ("127.0.0.1:", Some(("127.0.0.1", None))),
+            (":", None),
+            ("", None),
+            ("a::", None),
+            ("a:80:", None),
+            ("::1", None),
+            ("u@a:", None),
+        ] {
+            assert_eq!(of_host(text), parsed, "{text}");
         }
     }
 }

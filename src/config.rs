@@ -7,6 +7,7 @@ mod auth;
 mod cache;
 mod document;
 mod listen;
+mod own_listeners;
 mod read;
 mod scalars;
 mod servers;

@@ -203,6 +203,7 @@ impl Record {
                     notes.rejection = Some(*rejection);
                 }
                 Failure::Upstream(error) => notes.error = Some(chain(error)),
+                Failure::Loop => notes.error = Some(LOOP.to_owned()),
                 _ => {}
             }
         });
@@ -213,6 +214,9 @@ impl Record {
         self.notes.lock()
     }
 }
+
+const LOOP: &str = "the request has come here from this gateway: upstream.url, or what is behind it, leads back to one of \
+                    its listeners; let it lead to Workhorse or Puma";
 
 /// An error and what caused it, outermost first.
 fn chain(error: &dyn std::error::Error) -> String {

@@ -43,6 +43,8 @@ pub enum Failure {
     UnauthorizedKas(Rejection),
     /// The path is outside the internal API.
     OutsideInternalApi,
+    /// The request has come here from this gateway.
+    Loop,
     /// A credential would have to be looked for in a body that is too large for it.
     BodyTooLarge,
     /// A body that was searched for a credential gave way to others.
@@ -74,6 +76,7 @@ impl Failure {
             Self::Refused(refusal) => refusal.status(),
             Self::Unauthorized(_) | Self::UnauthorizedKas(_) => StatusCode::UNAUTHORIZED,
             Self::OutsideInternalApi => StatusCode::NOT_FOUND,
+            Self::Loop => StatusCode::LOOP_DETECTED,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyBrokeOff => StatusCode::BAD_REQUEST,
             Self::Upstream(error) => match error {
@@ -106,6 +109,7 @@ impl Failure {
             Self::Refused(refusal) => refusal.as_str(),
             Self::Unauthorized(_) | Self::UnauthorizedKas(_) => "unauthorized",
             Self::OutsideInternalApi => "outside_internal_api",
+            Self::Loop => "loop",
             Self::BodyTooLarge => "body_too_large",
             Self::UnverifiedBodiesFull => "unverified_bodies_full",
             Self::BodyBrokeOff => "body_broke_off",
@@ -143,6 +147,9 @@ impl Failure {
             // What Rails says there today; that of 13 said the same as to others (contract §1.3).
             Self::UnauthorizedKas(_) => "KAS JWT authentication invalid",
             Self::OutsideInternalApi => "404 Not Found",
+            Self::Loop => {
+                "508 Loop Detected: the gateway in front of GitLab leads to itself; tell your administrator."
+            }
             Self::BodyTooLarge => {
                 "413 Request body too large to look for secret_token in it; send the credential in a header"
             }
@@ -178,7 +185,7 @@ impl Failure {
             | Self::UnverifiedBodiesFull
             | Self::BodyBrokeOff => Side::Client,
             Self::Upstream(_) | Self::SharedTrouble(_) => Side::Upstream,
-            Self::Panicked => Side::Gateway,
+            Self::Loop | Self::Panicked => Side::Gateway,
         }
     }
 
@@ -232,6 +239,7 @@ mod tests {
             Failure::Unauthorized(Rejection::Wrong),
             Failure::UnauthorizedKas(Rejection::Wrong),
             Failure::OutsideInternalApi,
+            Failure::Loop,
             Failure::BodyTooLarge,
             Failure::UnverifiedBodiesFull,
             Failure::BodyBrokeOff,

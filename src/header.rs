@@ -1,6 +1,7 @@
 //! Header names that GitLab's parts use, and the rules for headers that cross the gateway.
 
 pub mod trailer;
+pub mod via;
 
 use std::io::Write as _;
 use std::net::IpAddr;
@@ -150,9 +151,16 @@ fn set_forwarded(headers: &mut HeaderMap, peer: Option<IpAddr>, host: Option<Hea
         }
     }
     headers.insert(&X_FORWARDED_PROTO, HeaderValue::from_static("http"));
-    if let Some(host) = host {
-        headers.insert(&X_FORWARDED_HOST, host);
-    }
+    // A colon without a port behind it says nothing (RFC 3986 §3.2.3), and not every reader knows.
+    let host = host.and_then(|host| match host.as_bytes().strip_suffix(b":") {
+        Some(bare) => HeaderValue::from_bytes(bare).ok(),
+        None => Some(host),
+    });
+    match host {
+        Some(host) => headers.insert(&X_FORWARDED_HOST, host),
+        // Of HTTP/1.0, and its client could say what it likes.
+        None => headers.remove(&X_FORWARDED_HOST),
+    };
 }
 
 /// Whether a caller's `X-Request-Id` can be kept: 1 to 255 characters that Rails keeps too
@@ -278,6 +286,21 @@ mod tests {
         assert_eq!(headers.get("x-forwarded-for").unwrap(), "203.0.113.7, 127.0.0.1");
         assert_eq!(headers.get("x-forwarded-proto").unwrap(), "http");
         assert_eq!(headers.get("x-forwarded-host").unwrap(), "gw:8181");
+    }
+
+    #[test]
+    fn the_host_is_what_the_request_says_or_nothing() {
+        for (host, forwarded) in [
+            (Some("gw"), Some("gw")),
+            (Some("gw:"), Some("gw")),
+            (Some("[::1]:"), Some("[::1]")),
+            (None, None),
+        ] {
+            let mut headers = map(&[("x-forwarded-host", "evil.example")]);
+            headers.extend(host.map(|host| (header::HOST, HeaderValue::from_static(host))));
+            cross(&mut headers, None);
+            assert_eq!(headers.get("x-forwarded-host").map(|host| host.to_str().unwrap()), forwarded);
+        }
     }
 
     #[test]

@@ -74,6 +74,7 @@ use crate::body::unverified::UnverifiedBodies;
 use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::Settings;
+use crate::header::via::Pseudonym;
 use crate::heartbeat::{Heartbeat, Heartbeats};
 use crate::hooks::Hooks;
 use crate::metrics::{Metrics, Sources};
@@ -97,25 +98,17 @@ pub struct Gateway {
     end_timeout: Duration,
 }
 
-/// One for each worker, then that of hooks if there are any.
-fn heartbeats(settings: &Settings) -> Heartbeats {
-    let threads = (0..settings.workers).map(|number| format!("worker-{number}"));
-    let threads = threads.chain(settings.hooks.is_some().then(|| "hooks".to_owned()));
-    Heartbeats(threads.map(Heartbeat::new).collect())
-}
-
 impl Gateway {
     /// Binds every socket, so that a taken address is an error before anything runs. What is counted in
     /// `log`, by the one who writes the log, is shown among the metrics.
     pub fn bind(settings: Settings, log: Arc<log::Counts>) -> io::Result<Self> {
         let mut sockets = Sockets::bind(&settings)?;
-        let warm = Warm::new(&settings);
-        let hook_counts = Arc::new(hooks::Counts::default());
+        let (warm, hook_counts) = (Warm::new(&settings), Arc::<hooks::Counts>::default());
         let upstream = Arc::new(State::new(&settings.upstream));
         let checks = upstream::Watch::new(&settings.upstream, &upstream);
         let cache = Cache::new(&settings.cache);
         let bodies = Arc::new(UnverifiedBodies::new(settings.auth.max_unverified));
-        let heartbeats = Arc::new(heartbeats(&settings));
+        let heartbeats = heartbeats(&settings);
         let auth = Arc::new(ArcSwap::from_pointee(Auth::new(settings.auth)));
         let metrics = Arc::new(Metrics::new(Sources {
             auth: Arc::clone(&auth),
@@ -128,6 +121,7 @@ impl Gateway {
             log,
             heartbeats: Arc::clone(&heartbeats),
         }));
+        let name = Pseudonym::random();
         let worker = |heartbeat: &Arc<Heartbeat>| {
             let parts = stack::Parts {
                 auth: Arc::clone(&auth),
@@ -139,6 +133,7 @@ impl Gateway {
                 forward_prefixes: settings.forward_prefixes.clone(),
                 tally: metrics.tally(),
                 log_requests: settings.log.requests,
+                name: name.clone(),
                 clock: Clock::System,
                 fills: TaskTracker::new(),
             };
@@ -148,10 +143,12 @@ impl Gateway {
         let workers: Vec<Worker> = heartbeats.0.iter().take(settings.workers).map(worker).collect();
         let endpoints = workers.first().map_or(Ok(Vec::new()), Worker::endpoints)?;
         let last = heartbeats.0.last().map(Arc::clone);
-        let hooks = sockets.hooks.zip(settings.hooks).zip(last).map(|((socket, hooks), heartbeat)| {
-            let hooks = Hooks::new(hooks, Arc::clone(&cache), hook_counts, Clock::System);
-            HooksThread { heartbeat, socket, hooks }
-        });
+        let hooks =
+            sockets.hooks.zip(settings.hooks).zip(last).map(|((socket, hooks), heartbeat)| HooksThread {
+                hooks: Hooks::new(hooks, Arc::clone(&cache), hook_counts, Clock::System),
+                heartbeat,
+                socket,
+            });
         let admin = Admin {
             metrics,
             upstream,
@@ -243,7 +240,15 @@ impl Gateway {
     }
 }
 
+/// Of the workers, and last, if there is one, of the thread for hooks.
+fn heartbeats(settings: &Settings) -> Arc<Heartbeats> {
+    let threads = (0..settings.workers).map(|number| format!("worker-{number}"));
+    let threads = threads.chain(settings.hooks.is_some().then(|| "hooks".to_owned()));
+    Arc::new(Heartbeats(threads.map(Heartbeat::new).collect()))
+}
+
 const ADMIN_DRAIN: Duration = Duration::from_millis(200);
+
 /// All sockets, bound.
 struct Sockets {
     /// Of each `[[listen]]`, the shares of the workers.

@@ -1,6 +1,7 @@
 //! Every series that the gateway exposes, in one place. Labels come from the route table and from
 //! closed enums, so that no caller can make new series.
 
+mod exposition;
 mod process;
 mod sources;
 mod tally;
@@ -18,6 +19,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
+pub use self::exposition::Exposition;
 pub use self::sources::Sources;
 use self::sources::single;
 use self::tally::{By, Counts, HIT_BOUNDS, Request, UPSTREAM_BOUNDS};
@@ -66,12 +68,12 @@ impl Metrics {
         tally
     }
 
-    /// All series in the `OpenMetrics` text format.
-    pub fn encode(&self) -> String {
+    /// All series in this format.
+    pub fn encode(&self, format: Exposition) -> String {
         let mut text = String::new();
         // Writing to a String cannot fail.
         let _ = prometheus_client::encoding::text::encode(&mut text, &self.registry);
-        text
+        format.of(text)
     }
 }
 

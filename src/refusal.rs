@@ -38,9 +38,10 @@ refusals! {
     BareLineFeed, "bare_line_feed", BAD_REQUEST, "a line of the request head does not end in CRLF";
     /// RFC 9112 §3.
     RequestLine, "request_line", BAD_REQUEST, "the request line is not `METHOD /path HTTP/1.1`";
-    /// RFC 9112 §3.2: proxies-to-be send absolute-form; its authority would compete with Host.
-    NotOriginForm, "not_origin_form", BAD_REQUEST, "the request target is not in origin-form";
-    /// RFC 3986 §3: a byte that no URI may hold, or a fragment, which is never sent.
+    /// RFC 9112 §3.2: neither a path nor `http://` with the host that `Host` has; two that differ would compete.
+    NotOriginForm, "not_origin_form", BAD_REQUEST, "the request target is neither in origin-form nor an http URL of the Host";
+    /// RFC 3986 §3: a byte that no URI may hold, or a fragment, which is never sent. In a query, `{`, `|`, `}`, `^`
+    /// and a backtick are let through.
     Target, "target", BAD_REQUEST, "the request target holds a byte that a URI must not hold";
     /// RFC 9112 §5: no token before the colon, white space before it, or a control character.
     HeaderLine, "header_line", BAD_REQUEST, "a header line is malformed";
@@ -54,13 +55,13 @@ refusals! {
     TwoFramings, "two_framings", BAD_REQUEST, "Content-Length and Transfer-Encoding exclude each other";
     /// RFC 9112 §7.1.
     Chunk, "chunk", BAD_REQUEST, "the chunked body is malformed";
-    /// RFC 9112 §3.2.
+    /// RFC 9112 §3.2; one of HTTP/1.0 needs none.
     Host, "host", BAD_REQUEST, "the request needs exactly one valid Host header";
     /// A header that Rack would join into one value, so that each side could pick its own.
     RepeatedHeader, "repeated_header", BAD_REQUEST, "a header that may occur once is repeated";
     /// `.` and `..`, plain or encoded.
     DotSegment, "dot_segment", BAD_REQUEST, "the path has a dot segment";
-    /// `//`.
+    /// `//`, but in front of the path, where it is folded.
     EmptySegment, "empty_segment", BAD_REQUEST, "the path has an empty segment";
     /// `%2f`, `%41` and the like: the path in disguise.
     EncodedPath, "encoded_path", BAD_REQUEST, "the path has an encoded character that needs no encoding";
@@ -68,9 +69,7 @@ refusals! {
     PathParameter, "path_parameter", BAD_REQUEST, "the path has a `;`";
     /// CONNECT, TRACE and the HTTP/2 preface, and whatever is not 1 to 20 capital letters.
     Method, "method", BAD_REQUEST, "the method is not served here";
-    /// RFC 9110 §7.8: what comes behind the head would be no HTTP/1.1. Not h2c, which may be ignored.
-    Upgrade, "upgrade", NOT_IMPLEMENTED, "upgrades to another protocol are not served here; use HTTP/1.1";
-    /// A path over 7 KiB, a query over 10 KiB or both over 11 KiB: more than Puma reads.
+    /// A path over 7 KiB, or more than `limits.target`, of which a query has all but 1 KiB.
     TargetTooLong, "target_too_long", URI_TOO_LONG, "the request target is too long";
     /// More bytes than `limits.head`.
     HeadTooLarge, "head_too_large", REQUEST_HEADER_FIELDS_TOO_LARGE, "the request head is too large";

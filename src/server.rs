@@ -56,6 +56,8 @@ pub struct Limits {
     pub head: usize,
     /// Header lines of a request.
     pub headers: usize,
+    /// Bytes of a request's target. By default as many as Puma takes as it is built by default.
+    pub target: usize,
     /// How long a new connection may be open before its first byte comes.
     pub first_byte_timeout: Duration,
     /// From the first byte of a head to its last.
@@ -73,9 +75,11 @@ impl Default for Limits {
             connections: 10_000,
             head: 32 * 1024,
             headers: 100,
+            target: wire::DEFAULT_TARGET,
             first_byte_timeout: Duration::from_secs(5),
             head_timeout: Duration::from_secs(10),
-            idle_timeout: Duration::from_secs(75),
+            // kas keeps its connections for 90 s, and meets closed ones if they end first here.
+            idle_timeout: Duration::from_secs(120),
             drain_timeout: Duration::from_secs(30),
         }
     }
@@ -261,7 +265,11 @@ impl Server {
         let registered = self.registry.register(place, is_local);
         let state = registered.state();
         let limits = GateLimits {
-            head: HeadLimits { bytes: self.limits.head, headers: self.limits.headers },
+            head: HeadLimits {
+                bytes: self.limits.head,
+                headers: self.limits.headers,
+                target: self.limits.target,
+            },
             first_byte_timeout: self.limits.first_byte_timeout,
             head_timeout: self.limits.head_timeout,
             idle_timeout: self.limits.idle_timeout,

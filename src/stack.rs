@@ -12,6 +12,7 @@ use crate::auth::mint::Mint;
 use crate::body::unverified::UnverifiedBodies;
 use crate::cache::{self, Cache};
 use crate::clock::Clock;
+use crate::header::via::Pseudonym;
 use crate::layer::authenticate::{Authenticate, AuthenticateLayer};
 use crate::layer::find_route::{FindRoute, FindRouteLayer};
 use crate::layer::forward::Forward;
@@ -46,6 +47,8 @@ pub struct Parts {
     pub tally: Arc<Tally>,
     /// Whether requests that went well are logged too.
     pub log_requests: bool,
+    /// By what this gateway knows the requests that it has sent.
+    pub name: Pseudonym,
     /// The time.
     pub clock: Clock,
     /// Owns the fills that outlive their callers.
@@ -64,6 +67,7 @@ pub fn build(parts: Parts) -> Stack {
         forward_prefixes,
         tally,
         log_requests,
+        name,
         clock,
         fills,
     } = parts;
@@ -73,12 +77,12 @@ pub fn build(parts: Parts) -> Stack {
         // Right below, so that whatever fails further down has one shape, and is observed.
         .layer(RescueLayer)
         // Before anyone looks at path or headers: they must have one meaning.
-        .layer(HygieneLayer)
+        .layer(HygieneLayer::new(upstream.relative_root(), name.clone()))
         // Before authentication, since the row says which credential is demanded.
         .layer(FindRouteLayer::new(upstream.relative_root(), forward_prefixes))
         // Before the cache: no answer, however old, for anyone who was not judged.
         .layer(AuthenticateLayer::new(auth, clock.clone(), bodies))
         // Last before Rails: what is answered here costs Rails nothing.
         .layer(ServeCachedLayer::new(cache, cache_settings, clock.clone(), fills))
-        .service(Forward::new(upstream, clock, mint))
+        .service(Forward::new(upstream, clock, mint, name))
 }

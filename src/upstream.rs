@@ -80,7 +80,7 @@ pub struct Settings {
     pub resend_unread: bool,
     /// What else differs by class of route.
     pub classes: [lanes::Settings; Class::ALL.len()],
-    /// How long an unused connection is kept. Puma drops them after 20 s, so less than that.
+    /// How long an unused connection is kept. Puma 5.6 drops them after 20 s (8.0: 65 s), so less than that.
     pub idle_timeout: Duration,
     /// How many unused connections are kept.
     pub max_idle: usize,
@@ -152,7 +152,9 @@ pub const DEFAULT_CLASSES: [lanes::Settings; Class::ALL.len()] = [
     lanes::Settings { response_timeout: DEFAULT_LOOKUP_TIMEOUT, ..DEFAULT_CLASS },
     DEFAULT_CLASS,
     DEFAULT_CLASS,
-    DEFAULT_CLASS,
+    // One kas sends up to 50 requests a second, and 250 at once after a pause. 100 at a time are enough for 50 a
+    // second as long as Rails takes 2 s or less for one; of 250, the others wait for their turn, 3 s at that speed.
+    lanes::Settings { concurrency: 100, ..DEFAULT_CLASS },
     // Any client that can connect may ask for these, and Rails judges: a small share, or a flood of them
     // would take the threads of Rails from the others.
     lanes::Settings { concurrency: OTHER_CONCURRENCY, queue: 256, ..DEFAULT_CLASS },

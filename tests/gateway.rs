@@ -40,6 +40,7 @@ mod gateway {
     mod draining;
     mod first_run;
     mod framing;
+    mod half_closed;
     mod hanging;
     mod hangups;
     mod headers;
@@ -48,12 +49,16 @@ mod gateway {
     mod http2;
     mod inspect;
     mod kas;
+    mod kas_burst;
     mod large;
     mod listeners;
+    mod loops;
     mod memory;
+    mod odd_forms;
     mod pressure;
     mod proxied;
     mod purge;
+    mod scrape;
     mod secrecy;
     mod servers;
     mod shadow;

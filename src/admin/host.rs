@@ -16,7 +16,7 @@ use crate::authority;
 /// dot at their end. One without a `Host` is not of a browser.
 pub(super) fn is_known(headers: &HeaderMap, known: &[String]) -> bool {
     headers.get_all(header::HOST).iter().all(|host| {
-        let name = host.to_str().ok().and_then(authority::parse).map(|(name, _)| name);
+        let name = host.to_str().ok().and_then(authority::of_host).map(|(name, _)| name);
         name.is_some_and(|name| is_good(name, known))
     })
 }
@@ -50,6 +50,9 @@ mod tests {
             "[::ffff:10.0.0.1]",
             "localhost",
             "LocalHost:9181",
+            "localhost:",
+            "[::1]:",
+            "railgate:",
             "localhost.",
             "localhost.:1",
             "a.b.localhost",

@@ -14,7 +14,9 @@ pub(super) fn settings(document: &Document<'_>) -> Option<Settings> {
     let listen = listen::listen(document, &mut root);
     let admin = listen::admin(document, &mut root, &listen);
     let hooks = listen::hooks(document, &mut root, (&listen, &admin.endpoint));
-    let upstream = upstream::upstream(document, &mut root);
+    let own = listen.iter().map(|listen| &listen.endpoint.value).chain([&admin.endpoint]);
+    let own: Vec<_> = own.chain(hooks.iter().map(|hooks| &hooks.endpoint)).cloned().collect();
+    let upstream = upstream::upstream(document, &mut root, &own);
     let auth = auth::auth(document, &mut root);
     let cache = cache::cache(document, &mut root);
     if let Some(upstream) = &upstream {
@@ -73,6 +75,7 @@ fn limits(document: &Document<'_>, root: &mut Section<'_, '_>) -> Limits {
         connections: listen::connections(&mut section).unwrap_or(defaults.connections),
         head: size(&mut section, "head", defaults.head, 1024..=64 * 1024),
         headers: section.count("headers", 8..1_001).map_or(defaults.headers, |count| as_usize(count.value)),
+        target: size(&mut section, "target", defaults.target, 2 * 1024..=63 * 1024),
         first_byte_timeout: duration(
             &mut section,
             "first_byte_timeout",
@@ -87,9 +90,37 @@ fn limits(document: &Document<'_>, root: &mut Section<'_, '_>) -> Limits {
         let message = "SSH keys travel in the query, and some are long; at least 16KiB is advised";
         document.warn(section.at(), "limits.head", message);
     }
+    warn_of_target(document, section.at(), &limits);
     section.finish();
     limits
 }
+
+fn warn_of_target(document: &Document<'_>, at: usize, limits: &Limits) {
+    let default = Limits::default().target;
+    if limits.target < LEAST_TARGET {
+        let message = "SSH keys travel in the query, and some are long; at least 8KiB is advised";
+        document.warn(at, "limits.target", message);
+    }
+    if limits.target > default {
+        let message = format!(
+            "is more than Puma takes unless it was built for it: it needs a PUMA_QUERY_STRING_MAX_LENGTH of {} and a \
+             PUMA_REQUEST_URI_MAX_LENGTH of {} at least, or answers longer ones with a 400 or not at all; see the README",
+            limits.target,
+            limits.target + 1024
+        );
+        document.warn(at, "limits.target", message);
+        if limits.target + BESIDE_TARGET > limits.head {
+            let message = "leaves no room for limits.target: heads with such a target would be refused (431); raise it, \
+                           or lower limits.target";
+            document.warn(at, "limits.head", message);
+        }
+    }
+}
+
+/// What a head needs beside its target: credentials are the most of it.
+const BESIDE_TARGET: usize = 1024;
+/// For the longest SSH keys.
+const LEAST_TARGET: usize = 8 * 1024;
 
 fn log(root: &mut Section<'_, '_>) -> Log {
     let defaults = Log::default();

@@ -8,7 +8,8 @@ use rustls::RootCertStore;
 
 use super::document::{Document, Placed, Section};
 use super::scalars::{HOUR, MILLISECOND, ZERO, as_u32, duration};
-use super::units;
+use super::{own_listeners, units};
+use crate::server::Endpoint;
 use crate::upstream::tls::{self, Identity, Tls};
 use crate::upstream::{Address, Checks, Ejection, MOST_SERVERS, Protocol, ServerSettings, Target};
 
@@ -19,6 +20,7 @@ pub(super) fn servers(
     document: &Document<'_>,
     upstream: &mut Section<'_, '_>,
     protocol: Protocol,
+    own: &[Endpoint],
 ) -> Option<Vec<ServerSettings>> {
     let (has_url, has_servers) = (upstream.has("url"), upstream.has("server"));
     let only = upstream.take("url", url);
@@ -41,7 +43,7 @@ pub(super) fn servers(
     }
     let is_complete = !found.is_empty() && found.iter().all(Option::is_some);
     let found: Vec<_> = found.into_iter().flatten().collect();
-    let is_plausible = are_plausible(document, &found);
+    let is_plausible = are_plausible(document, &found, own);
     let tls = secured(document, tls_section, &found, protocol);
     let servers = found.into_iter().zip(tls?).map(|((url, is_backup), tls)| ServerSettings {
         target: url.value,
@@ -71,7 +73,7 @@ fn server(document: &Document<'_>, mut section: Section<'_, '_>) -> Option<(Plac
 }
 
 /// Whether these can be the servers of one GitLab.
-fn are_plausible(document: &Document<'_>, servers: &[(Placed<Target>, bool)]) -> bool {
+fn are_plausible(document: &Document<'_>, servers: &[(Placed<Target>, bool)], own: &[Endpoint]) -> bool {
     let Some((first, _)) = servers.first() else { return true };
     let mut problems = Vec::new();
     let mut known = HashSet::new();
@@ -82,6 +84,12 @@ fn are_plausible(document: &Document<'_>, servers: &[(Placed<Target>, bool)]) ->
         if url.value.root != first.value.root {
             let message = "all servers are of one GitLab, with the same path behind the host";
             problems.push((url, message.to_owned()));
+        }
+        if let Some(endpoint) = own_listeners::reached_by(&url.value.address, own) {
+            let message = format!(
+                "leads back to the gateway's own listener on {endpoint}; name the address of Workhorse or Puma"
+            );
+            problems.push((url, message));
         }
     }
     if servers.iter().all(|(_, is_backup)| *is_backup) {

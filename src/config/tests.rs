@@ -156,6 +156,7 @@ fn ranges_include_their_borders_and_nothing_beyond() {
         ("limits", "connections", ["1", "1_000_000"], ["0", "1_000_001"]),
         ("limits", "head", ["'16KiB'", "'64KiB'"], ["'1023B'", "'65KiB'"]),
         ("limits", "headers", ["8", "1_000"], ["7", "1_001"]),
+        ("limits", "target", ["'2KiB'", "'63KiB'"], ["'2047B'", "'64KiB'"]),
         ("limits", "first_byte_timeout", ["'1ms'", "'1h'"], ["'0s'", "'2h'"]),
         ("limits", "head_timeout", ["'1ms'", "'1h'"], ["'0s'", "'2h'"]),
         ("limits", "idle_timeout", ["'1ms'", "'1h'"], ["'0s'", "'2h'"]),
@@ -216,9 +217,76 @@ fn what_is_allowed_but_hardly_meant_gives_a_warning() {
         ),
         (format!("{LEAST}[cache]\nwait = '9s'"), "cache.wait: is shorter than the response_timeout"),
         (format!("{LEAST}[limits]\nhead = '16383B'"), "limits.head: SSH keys travel in the query"),
+        (format!("{LEAST}[limits]\ntarget = '8191B'"), "limits.target: SSH keys travel in the query"),
+        (
+            format!("{LEAST}[limits]\nhead = '64KiB'\ntarget = '60KiB'"),
+            "limits.target: is more than Puma takes unless it was built for it: it needs a PUMA_QUERY_STRING_MAX_LENGTH of \
+             61440 and a PUMA_REQUEST_URI_MAX_LENGTH of 62464",
+        ),
     ] {
         let warnings = files.warnings(&text);
         assert!(warnings.len() == 1 && warnings[0].contains(told), "{text}\n{warnings:?}");
+    }
+}
+
+/// A target of which no head could have room is told, too.
+#[test]
+fn a_target_needs_room_in_the_head() {
+    let files = Files::new();
+    for (limits, is_told) in [
+        ("target = '31KiB'", false),
+        ("target = '32KiB'", true),
+        ("target = '60KiB'", true),
+        ("head = '64KiB'\ntarget = '63KiB'", false),
+        ("head = '16KiB'\ntarget = '12KiB'", false),
+        ("head = '4KiB'", false),
+    ] {
+        let warnings = files.warnings(&format!("{LEAST}[limits]\n{limits}"));
+        let is_there = warnings.iter().any(|told| told.contains("limits.head: leaves no room"));
+        assert_eq!(is_there, is_told, "{limits}: {warnings:?}");
+    }
+}
+
+#[test]
+fn an_upstream_that_is_the_gateway_itself_is_refused() {
+    let files = Files::new();
+    let own = "[[listen]]\naddress = \"0.0.0.0:8181\"\n[[listen]]\naddress = \"unix:/run/railgate.sock\"\n";
+    let own = format!("{own}[hooks]\naddress = \"127.0.0.1:8282\"\ntoken_file = \"DIR/hook_token\"\n");
+    for (url, listener) in [
+        ("http://127.0.0.1:8181", Some("0.0.0.0:8181")),
+        ("http://localhost:8181/gitlab", Some("0.0.0.0:8181")),
+        ("http+unix://%2Frun%2Frailgate.sock", Some("unix:/run/railgate.sock")),
+        ("http://localhost:9181", Some("127.0.0.1:9181")),
+        ("http://127.0.0.1:8282", Some("127.0.0.1:8282")),
+        ("http://127.0.0.1:8080", None),
+    ] {
+        let one = LEAST.replace("http://127.0.0.1:8080", url);
+        assert!(one.contains(url), "{one}");
+        let several = LEAST.replace(
+            "url = \"http://127.0.0.1:8080\"",
+            &format!(
+                "server = [{{ url = \"http://10.0.0.1\" }}, {{ url = \"{}\" }}]",
+                url.replace("/gitlab", "")
+            ),
+        );
+        assert!(several.contains("10.0.0.1"), "{several}");
+        for (text, key) in [(one, "upstream.url"), (several, "upstream.server.url")] {
+            let problems = files.problems(&format!("{own}{text}"));
+            let told =
+                listener.map(|own| format!("{key}: leads back to the gateway's own listener on {own}; "));
+            assert_eq!(problems.len(), usize::from(told.is_some()), "{url}: {problems:?}");
+            assert!(told.is_none_or(|told| problems[0].contains(&told)), "{url}: {problems:?}");
+        }
+    }
+}
+
+/// Those that listen by default, too.
+#[test]
+fn an_upstream_that_is_a_default_listener_is_refused() {
+    let files = Files::new();
+    for (port, is_told) in [(8181, true), (9181, true), (8282, false)] {
+        let problems = files.problems(&LEAST.replace("8080", &port.to_string()));
+        assert_eq!(problems.len(), usize::from(is_told), "{port}: {problems:?}");
     }
 }
 

@@ -188,7 +188,9 @@ where
     S: Service<Authenticated, Response = http::Response<Body>, Error = Failure>,
 {
     let body = std::mem::take(routed.exchange.request.body_mut());
+    let takes_body = routed.exchange.connection.take_body();
     let read = bodies.read(body, auth.max_body).await?;
+    drop(takes_body);
     let (body, seen) = match form {
         Some(BodyForm::Urlencoded) => (BodyOf::Form(&read), SeenBody::Form(read.clone())),
         Some(BodyForm::Json) => (BodyOf::Json(&read), SeenBody::Unknown),

@@ -79,14 +79,16 @@ where
 }
 
 impl Paths {
-    /// The URI without the root; `None` if it has none, or there is none.
+    /// The URI without the root, and with one slash in its place if there are more; `None` if it has none, or
+    /// there is none.
     fn without_root(&self, uri: &Uri) -> Option<Uri> {
         if self.root.is_empty() {
             return None;
         }
         let target = uri.path_and_query().map(PathAndQuery::as_str)?;
         let rest = target.strip_prefix(&self.root).filter(|rest| rest.starts_with('/'))?;
-        rest.parse().ok()
+        let slashes = rest.bytes().take_while(|byte| *byte == b'/').count();
+        rest.get(slashes.saturating_sub(1)..)?.parse().ok()
     }
 
     fn find(&self, method: &http::Method, path: &str, has_body: bool) -> Option<Found> {
@@ -117,7 +119,11 @@ mod tests {
 
     #[test]
     fn the_internal_api_is_found_with_and_without_the_root() {
-        for uri in ["/api/v4/internal/check?a=b", "/gitlab/api/v4/internal/check?a=b"] {
+        for uri in [
+            "/api/v4/internal/check?a=b",
+            "/gitlab/api/v4/internal/check?a=b",
+            "/gitlab///api/v4/internal/check?a=b",
+        ] {
             let expected = Some(("check", "/api/v4/internal/check?a=b".to_owned()));
             assert_eq!(found("/gitlab", &[], uri), expected, "{uri}");
         }

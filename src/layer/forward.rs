@@ -16,6 +16,7 @@ use crate::body::Body;
 use crate::clock::Clock;
 use crate::exchange::{Authenticated, SeenBody};
 use crate::failure::Failure;
+use crate::header::via::Pseudonym;
 use crate::header::{self, REQUEST_ID};
 use crate::params;
 use crate::route::{Access, Caching, Repeat};
@@ -30,16 +31,18 @@ pub struct Forward {
     upstream: Arc<Upstream>,
     clock: Clock,
     signer: Option<Signer>,
+    name: Pseudonym,
 }
 
 impl Forward {
-    /// Forwards to `upstream`, with what `mint` makes in place of what GitLab Shell has shown.
-    pub fn new(upstream: Arc<Upstream>, clock: Clock, mint: Option<Mint>) -> Self {
+    /// Forwards to `upstream`, with what `mint` makes in place of what GitLab Shell has shown, and leaves the name
+    /// of this gateway on each request.
+    pub fn new(upstream: Arc<Upstream>, clock: Clock, mint: Option<Mint>, name: Pseudonym) -> Self {
         let at = clock.clone();
         let signer = mint.map(|mint| {
             Signer(Arc::new(move |headers: &mut HeaderMap| mint.replace(headers, at.unix_seconds())))
         });
-        Self { upstream, clock, signer }
+        Self { upstream, clock, signer, name }
     }
 }
 
@@ -53,7 +56,7 @@ impl Service<Authenticated> for Forward {
     }
 
     fn call(&mut self, call: Authenticated) -> Later {
-        let Self { upstream, clock, signer } = self.clone();
+        let Self { upstream, clock, signer, name } = self.clone();
         let is_of_shell = matches!(call.caller.kind(), CallerKind::SharedSecret | CallerKind::ShellJwt);
         let signer = signer.filter(|_| is_of_shell);
         let mut request = call.exchange.request;
@@ -61,6 +64,7 @@ impl Service<Authenticated> for Forward {
             request = without_secret_token(request, &call.seen);
         }
         header::cross(request.headers_mut(), call.exchange.peer);
+        name.add_to(request.headers_mut());
         request.headers_mut().insert(REQUEST_ID.clone(), call.exchange.request_id.to_value());
         let record = call.exchange.record;
         let route = call.found.route;

@@ -4,9 +4,11 @@
 //! request shows: its host, its path, and headers that Rack would read as other headers. Never a
 //! redirect: a client that follows one would send its credential again.
 
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures_util::future::Either;
+use http::Version;
 use http::header::{self, HeaderMap, HeaderName};
 use tower::{Layer, Service};
 
@@ -14,25 +16,40 @@ use super::{Answer, NowOr, now};
 use crate::authority;
 use crate::exchange::Exchange;
 use crate::failure::Failure;
+use crate::header::via::Pseudonym;
 use crate::header::{KAS_JWT, SHARED_SECRET, SHELL_JWT, is_spoofable};
 use crate::refusal::Refusal;
 use crate::server::wire::REFUSED;
 
 /// Puts [`Hygiene`] in front of a service.
-#[derive(Clone, Copy, Debug)]
-pub struct HygieneLayer;
+#[derive(Clone, Debug)]
+pub struct HygieneLayer {
+    root: Arc<str>,
+    name: Pseudonym,
+}
 
-/// Refuses ambiguous requests and drops headers that no client may set.
+/// Refuses ambiguous requests, and those that the gateway has sent itself, and drops headers that no client
+/// may set.
 #[derive(Clone, Debug)]
 pub struct Hygiene<S> {
     inner: S,
+    /// The relative URL root of Rails.
+    root: Arc<str>,
+    name: Pseudonym,
+}
+
+impl HygieneLayer {
+    /// Knows where Rails is mounted, and the gateway's own requests by its name.
+    pub fn new(root: &str, name: Pseudonym) -> Self {
+        Self { root: root.into(), name }
+    }
 }
 
 impl<S> Layer<S> for HygieneLayer {
     type Service = Hygiene<S>;
 
     fn layer(&self, inner: S) -> Hygiene<S> {
-        Hygiene { inner }
+        Hygiene { inner, root: Arc::clone(&self.root), name: self.name.clone() }
     }
 }
 
@@ -49,7 +66,8 @@ where
     }
 
     fn call(&mut self, mut exchange: Exchange) -> Self::Future {
-        match judge(&exchange) {
+        match judge(&exchange, &self.root) {
+            Ok(()) if self.name.is_in(exchange.request.headers()) => now(Answer::Err(Failure::Loop)),
             Ok(()) => {
                 drop_spoofed(exchange.request.headers_mut());
                 Either::Right(self.inner.call(exchange))
@@ -59,24 +77,38 @@ where
     }
 }
 
-fn judge(exchange: &Exchange) -> Result<(), Refusal> {
+fn judge(exchange: &Exchange, root: &str) -> Result<(), Refusal> {
     let request = &exchange.request;
     if request.method().as_str() == REFUSED {
         // The gate refused the real request and put this one in its place.
         let label = request.uri().path().trim_start_matches('/');
         return Err(Refusal::from_label(label).unwrap_or(Refusal::RequestLine));
     }
-    judge_host(request.headers())?;
+    judge_host(request.headers(), request.version())?;
     judge_repetition(request.headers())?;
-    judge_path(request.uri().path())
+    judge_path(below_root(request.uri().path(), root))
 }
 
-/// RFC 9112 §3.2: exactly one, and a valid one.
-fn judge_host(headers: &HeaderMap) -> Result<(), Refusal> {
+/// RFC 9112 §3.2: exactly one, and a valid one. A client of HTTP/1.0 may have none: Rails is shown the one of
+/// the configuration anyway.
+fn judge_host(headers: &HeaderMap, version: Version) -> Result<(), Refusal> {
     let mut hosts = headers.get_all(header::HOST).iter();
-    let (Some(host), None) = (hosts.next(), hosts.next()) else { return Err(Refusal::Host) };
-    let is_valid = host.to_str().is_ok_and(|host| authority::parse(host).is_some());
+    let is_valid = match (hosts.next(), hosts.next()) {
+        (Some(host), None) => host.to_str().is_ok_and(|host| authority::of_host(host).is_some()),
+        (None, _) => version == Version::HTTP_10,
+        (Some(_), Some(_)) => false,
+    };
     if is_valid { Ok(()) } else { Err(Refusal::Host) }
+}
+
+/// What of the path has to have one spelling. Who puts a path behind a URL that ends in a slash sends two there,
+/// behind the root as in front of all, and they are one slash from there on.
+fn below_root<'p>(path: &'p str, root: &str) -> &'p str {
+    let below = path.strip_prefix(root).filter(|below| !root.is_empty() && below.starts_with("//"));
+    below.map_or(path, |below| {
+        let slashes = below.bytes().take_while(|byte| *byte == b'/').count();
+        below.get(slashes.saturating_sub(1)..).unwrap_or(below)
+    })
 }
 
 /// Headers that decide something here and that Rack would join with a comma.

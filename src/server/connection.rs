@@ -133,7 +133,7 @@ where
         }
         let Ok(answer) = ready!(progress);
         let connection = this.connection.take();
-        Poll::Ready(Ok(answer.map(|body| Answering { body, connection })))
+        Poll::Ready(Ok(answer.map(|body| Answering { body, connection, is_waiting: false })))
     }
 }
 
@@ -143,11 +143,13 @@ pin_project! {
         #[pin]
         body: B,
         connection: Option<Arc<ConnectionState>>,
+        is_waiting: bool,
     }
 
     impl<B> PinnedDrop for Answering<B> {
         fn drop(this: Pin<&mut Self>) {
             if let Some(connection) = this.project().connection.take() {
+                connection.set_waiting(false);
                 connection.request_ends();
             }
         }
@@ -162,7 +164,16 @@ impl<B: HttpBody> HttpBody for Answering<B> {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        self.project().body.poll_frame(cx)
+        let this = self.project();
+        let progress = this.body.poll_frame(cx);
+        let is_waiting = progress.is_pending();
+        if is_waiting != *this.is_waiting
+            && let Some(connection) = this.connection
+        {
+            *this.is_waiting = is_waiting;
+            connection.set_waiting(is_waiting);
+        }
+        progress
     }
 
     fn is_end_stream(&self) -> bool {

@@ -4,28 +4,28 @@
 //! [`wire`](super::wire). A head is held back until it is whole; a refused one is replaced by a
 //! head that the stack answers with the refusal, so that earlier requests on the connection are
 //! answered first. After that the connection delivers nothing more. A malformed chunk ends the
-//! connection's reading with an error, for its request is already on its way.
+//! connection's reading with an error, for its request is already on its way. What is odd and has one meaning
+//! all the same, hyper sees in the usual form: targets in origin-form, no empty line in front, chunks without
+//! extensions. That the input has ended, it sees once nothing is left to be sent.
 //!
 //! Most heads come in one piece, so bytes are read straight into hyper's buffer and judged there;
 //! only what must not pass yet is taken out again.
 
 mod chunks;
 mod read;
+mod write;
 
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{Buf as _, BytesMut};
 use memchr::memchr;
-use tokio::io::AsyncWrite;
 
 use super::patience::Patience;
 use super::registry::ConnectionState;
-use super::socket::Watch;
-use super::wire::{self, Framing, HeadLimits, HeadReader};
+use super::wire::{self, Framing, Head, HeadLimits, HeadReader};
 use crate::refusal::Refusal;
 use crate::turn::Pace;
 
@@ -55,6 +55,10 @@ pub(super) struct Gate<I> {
     pace: Pace,
     /// The peer has sent all that it will send.
     is_done: bool,
+    /// hyper does not know that yet.
+    holds_end: bool,
+    /// Bytes of the extensions of this body's chunks.
+    extensions: usize,
 }
 
 /// The bounds that a gate holds its peer to.
@@ -116,6 +120,8 @@ impl<I> Gate<I> {
             awaits_body: false,
             pace: Pace::default(),
             is_done: false,
+            holds_end: false,
+            extensions: 0,
         }
     }
 
@@ -127,13 +133,20 @@ impl<I> Gate<I> {
                 State::Pass { left: 0, next } => self.state = next.state(),
                 State::Pass { .. } | State::End => return Ok(true),
                 State::Broken => return Err(broken()),
-                State::Head(reader) => match reader.read(&self.inbox, self.limits.head) {
-                    Ok(None) => return Ok(false),
-                    Ok(Some((end, framing))) => self.pass_head(end, Next::Body(framing)),
-                    Err(refusal) => self.refuse(refusal),
-                },
+                State::Head(reader) => {
+                    self.inbox.advance(reader.skip_empty_line(&self.inbox));
+                    match reader.read(&self.inbox, self.limits.head) {
+                        Ok(None) => return Ok(false),
+                        Ok(Some(head)) => self.take_head(head),
+                        Err(refusal) => self.refuse(refusal),
+                    }
+                }
                 State::ChunkSize => {
                     chunks::merge(&mut self.inbox).map_err(|_| self.break_off())?;
+                    let is_whole = chunks::drop_extensions(&mut self.inbox, &mut self.extensions);
+                    if !is_whole.map_err(|_| self.break_off())? {
+                        return Ok(false);
+                    }
                     match self.line(LONGEST_CHUNK_LINE)? {
                         None => return Ok(false),
                         Some(end) => match self.chunk_size(end)? {
@@ -171,9 +184,26 @@ impl<I> Gate<I> {
         self.state = State::Pass { left: line as u64 + size, next };
     }
 
+    /// Lets a head pass, whose target may have to be written anew before.
+    fn take_head(&mut self, head: Head) {
+        if !head.is_odd {
+            return self.pass_head(head.end, Next::Body(head.framing));
+        }
+        match wire::in_origin_form(self.inbox.get(..head.end).unwrap_or_default()) {
+            Ok(rewritten) => {
+                let behind = self.inbox.split_off(head.end);
+                self.inbox = BytesMut::from(rewritten.as_slice());
+                self.inbox.unsplit(behind);
+                self.pass_head(rewritten.len(), Next::Body(head.framing));
+            }
+            Err(refusal) => self.refuse(refusal),
+        }
+    }
+
     fn pass_head(&mut self, bytes: usize, next: Next) {
         self.read.renew();
         self.has_begun = true;
+        self.extensions = 0;
         self.connection.request_begins();
         self.pass(bytes, next);
     }
@@ -203,34 +233,10 @@ impl<I> Gate<I> {
         verdict.map_err(|_| self.break_off())
     }
 
-    fn may_send(&mut self, bytes: usize, cx: &Context<'_>) -> Poll<()> {
-        let progress = self.pace.poll_send(bytes, cx);
-        if progress.is_pending() {
-            self.set_unsent(true);
-        }
-        progress
-    }
-
-    /// The stack has answered once hyper has the answer; the peer has it once it takes it.
-    fn wrote<T>(&mut self, progress: Poll<io::Result<T>>, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
-        if progress.is_ready() && self.write.is_waiting() {
-            self.connection.touch();
-        }
-        self.set_unsent(progress.is_pending());
-        or_stalled(progress, &mut self.write, self.limits.idle_timeout, cx)
-    }
-
     fn set_awaits_body(&mut self, awaits_body: bool) {
         if self.awaits_body != awaits_body {
             self.awaits_body = awaits_body;
             self.connection.set_awaits_body(awaits_body);
-        }
-    }
-
-    fn set_unsent(&mut self, has_unsent: bool) {
-        if self.has_unsent != has_unsent {
-            self.has_unsent = has_unsent;
-            self.connection.set_unsent(has_unsent);
         }
     }
 
@@ -271,48 +277,6 @@ fn or_stalled<T>(
             patience.renew();
             Poll::Ready(progress)
         }
-    }
-}
-
-impl<I: Watch> AsyncWrite for Gate<I> {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let gate = self.get_mut();
-        ready!(gate.may_send(buf.len(), cx));
-        let progress = Pin::new(&mut gate.io).poll_write(cx, buf);
-        gate.wrote(progress, cx)
-    }
-
-    /// hyper calls this whenever it has done what there was to do.
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let gate = self.get_mut();
-        let is_reading = std::mem::take(&mut gate.is_reading);
-        if !is_reading && gate.connection.is_waiting() {
-            // hyper has bytes that are not wanted yet, and will not read on to find the end.
-            if gate.io.poll_gone(cx).is_ready() {
-                return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
-            }
-        }
-        Pin::new(&mut gate.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // A peer that has closed its side waits for nothing more: closing ours says it all.
-        if self.is_done { Poll::Ready(Ok(())) } else { Pin::new(&mut self.get_mut().io).poll_shutdown(cx) }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let gate = self.get_mut();
-        ready!(gate.may_send(bufs.iter().map(|buf| buf.len()).sum(), cx));
-        let progress = Pin::new(&mut gate.io).poll_write_vectored(cx, bufs);
-        gate.wrote(progress, cx)
     }
 }
 

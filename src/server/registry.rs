@@ -49,6 +49,7 @@ impl Registry {
             is_trusted: AtomicBool::new(is_local && capacity.is_open_to_others()),
             answering: AtomicU32::new(0),
             is_waiting: AtomicBool::new(false),
+            takes_body: AtomicBool::new(false),
             has_unsent: AtomicBool::new(false),
             awaits_body: AtomicBool::new(false),
             is_evicted: AtomicBool::new(false),
@@ -139,8 +140,10 @@ pub(super) struct ConnectionState {
     is_trusted: AtomicBool,
     /// Requests that were read and are not answered yet.
     answering: AtomicU32,
-    /// An answer is being made of which the peer has nothing yet.
+    /// An answer, or the next piece of one, is being made, and not there yet.
     is_waiting: AtomicBool,
+    /// The gateway itself takes in a request's body, to judge its caller by it.
+    takes_body: AtomicBool,
     /// Something was not sent yet that is to be.
     has_unsent: AtomicBool,
     /// The peer has not sent all of a request's body, and is waited for.
@@ -197,8 +200,9 @@ impl ConnectionState {
         self.is_waiting.store(is_waiting, Ordering::Relaxed);
     }
 
+    /// Whether an answer waits for something else than the peer's own bytes.
     pub(super) fn is_waiting(&self) -> bool {
-        self.is_waiting.load(Ordering::Relaxed)
+        self.is_waiting.load(Ordering::Relaxed) && !self.takes_body.load(Ordering::Relaxed)
     }
 
     pub(super) fn set_unsent(&self, has_unsent: bool) {
@@ -270,6 +274,27 @@ impl ConnectionHandle {
     pub fn trust(&self) {
         if let Some(state) = &self.0 {
             state.is_trusted.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// The gateway takes in the request's body, until what is returned is dropped. What waits for nothing but
+    /// that is not given up if the peer has closed its sending side behind it.
+    pub fn take_body(&self) -> TakesBody {
+        if let Some(state) = &self.0 {
+            state.takes_body.store(true, Ordering::Relaxed);
+        }
+        TakesBody(self.clone())
+    }
+}
+
+/// See [`ConnectionHandle::take_body`].
+#[derive(Debug)]
+pub struct TakesBody(ConnectionHandle);
+
+impl Drop for TakesBody {
+    fn drop(&mut self) {
+        if let Some(state) = &self.0.0 {
+            state.takes_body.store(false, Ordering::Relaxed);
         }
     }
 }

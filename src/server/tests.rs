@@ -95,3 +95,9 @@ async fn a_peer_that_reads_nothing_is_given_up() {
     peer.read_to_end(&mut rest).await.unwrap();
     assert!(rest.len() <= 1024, "{} bytes", rest.len());
 }
+
+/// kas keeps its own for 90 s, and would send requests over connections that have just ended here.
+#[test]
+fn connections_are_kept_for_longer_than_clients_keep_them() {
+    assert!(Limits::default().idle_timeout > Duration::from_secs(90));
+}

@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 use std::sync::{Condvar, Mutex, MutexGuard, Once, PoisonError};
 
+use super::client::eventually;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -16,6 +17,16 @@ pub fn length() -> usize {
 /// What was logged behind this place, a line for each event.
 pub fn since(place: usize) -> String {
     log()[place..].to_owned()
+}
+
+/// The lines with this text, once there are so many.
+#[track_caller]
+pub fn mentioning(text: &str, count: usize) -> impl Future<Output = Vec<String>> {
+    let text = text.to_owned();
+    eventually("lines of the log", move || {
+        let found: Vec<_> = log().lines().filter(|line| line.contains(&text)).map(str::to_owned).collect();
+        std::future::ready((found.len() >= count).then_some(found))
+    })
 }
 
 fn log() -> MutexGuard<'static, String> {

@@ -16,7 +16,8 @@ fn exchange(path: &str, headers: &[(&str, &str)]) -> Exchange {
 /// How the layer refuses a request, or `None` if it lets it through.
 async fn refusal(exchange: Exchange) -> Option<Refusal> {
     let (inner, mut hand) = inner();
-    let call = tokio::spawn(HygieneLayer.layer(inner).oneshot(exchange));
+    let layer = HygieneLayer::new("/git/lab", Pseudonym::random());
+    let call = tokio::spawn(layer.layer(inner).oneshot(exchange));
     if !is_idle(&mut hand).await {
         return None;
     }
@@ -28,10 +29,21 @@ async fn refusal(exchange: Exchange) -> Option<Refusal> {
 
 #[tokio::test]
 async fn what_has_one_meaning_passes() {
-    for path in ["/", "/a/b.c", "/a/", "/a?b=//../%2e;x", "/a%20b", "/%C3%A9", "/...", "/a/..b"] {
+    for path in [
+        "/",
+        "/a/b.c",
+        "/a/",
+        "/a?b=//../%2e;x",
+        "/a%20b",
+        "/%C3%A9",
+        "/...",
+        "/a/..b",
+        "/git/lab//a",
+        "/git/lab////",
+    ] {
         assert_eq!(refusal(exchange(path, &[("host", "a")])).await, None, "{path}");
     }
-    for host in ["a", "a:80", "127.0.0.1:8181", "[::1]:80", "unix", "localhost"] {
+    for host in ["a", "a:80", "a:", "127.0.0.1:8181", "[::1]:80", "[::1]:", "unix", "localhost"] {
         assert_eq!(refusal(exchange("/", &[("host", host)])).await, None, "{host}");
     }
 }
@@ -41,6 +53,12 @@ async fn what_has_two_meanings_is_refused() {
     for (path, expected) in [
         ("//", Refusal::EmptySegment),
         ("/a//b", Refusal::EmptySegment),
+        ("/git//lab/a", Refusal::EmptySegment),
+        ("/git/lab/a//b", Refusal::EmptySegment),
+        ("/git/lab//a//b", Refusal::EmptySegment),
+        ("/git/labs//a", Refusal::EmptySegment),
+        ("/git/lab//../a", Refusal::DotSegment),
+        ("/git/lab//%2e", Refusal::EncodedPath),
         ("/a/.", Refusal::DotSegment),
         ("/a/../b", Refusal::DotSegment),
         ("/..", Refusal::DotSegment),
@@ -70,8 +88,46 @@ async fn exactly_one_valid_host_is_needed() {
     let none: &[(&str, &str)] = &[];
     assert_eq!(refusal(exchange("/", none)).await, Some(Refusal::Host));
     assert_eq!(refusal(exchange("/", &[("host", "a"), ("host", "a")])).await, Some(Refusal::Host));
-    for host in ["", "a b", "a/b", "user@a", "a:b", "a:", "a:99999", ":80", "a,b?"] {
+    for host in ["", "a b", "a/b", "user@a", "a:b", "a::", "a:80:", "a:99999", ":", ":80", "a,b?"] {
         assert_eq!(refusal(exchange("/", &[("host", host)])).await, Some(Refusal::Host), "{host:?}");
+    }
+    let old = |headers| {
+        let mut exchange = exchange("/", headers);
+        *exchange.request.version_mut() = Version::HTTP_10;
+        refusal(exchange)
+    };
+    for (headers, refused) in [
+        (none, None),
+        (&[("host", "a")], None),
+        (&[("host", "")], Some(Refusal::Host)),
+        (&[("host", "a"), ("host", "a")], Some(Refusal::Host)),
+    ] {
+        assert_eq!(old(headers).await, refused, "{headers:?}");
+    }
+}
+
+/// Whatever else it says, and whatever has forwarded it in between.
+#[tokio::test]
+async fn what_the_gateway_has_sent_itself_is_a_loop() {
+    let (own, other) = (Pseudonym::random(), Pseudonym::random());
+    let layer = HygieneLayer::new("", own.clone());
+    for (passed, is_loop) in [
+        (vec![], false),
+        (vec![&other], false),
+        (vec![&own], true),
+        (vec![&own, &other], true),
+        (vec![&other, &own], true),
+    ] {
+        let mut exchange = exchange("/api/v4/internal/check", &[("host", "a"), ("via", "1.1 nginx")]);
+        for name in &passed {
+            name.add_to(exchange.request.headers_mut());
+        }
+        let (inner, mut hand) = inner();
+        let call = tokio::spawn(layer.layer(inner).oneshot(exchange));
+        assert_eq!(is_idle(&mut hand).await, is_loop, "{passed:?}");
+        if is_loop {
+            assert!(matches!(call.await.unwrap(), Err(Failure::Loop)));
+        }
     }
 }
 

@@ -17,10 +17,12 @@ use crate::upstream;
 
 /// What a request that fills an entry may say of its caller: who it is, where it comes from, and
 /// nothing that could change an answer which others will get.
-const FILL_HEADERS: [HeaderName; 10] = [
+const FILL_HEADERS: [HeaderName; 11] = [
     header::AUTHORIZATION,
     header::CONTENT_TYPE,
     header::USER_AGENT,
+    // Which gateways it has passed.
+    header::VIA,
     HeaderName::from_static("x-forwarded-for"),
     HeaderName::from_static("gitlab-shared-secret"),
     HeaderName::from_static("gitlab-shell-api-request"),

@@ -1,10 +1,11 @@
-//! Small chunks that are there together, made one: each costs those who read them behind the gate as
-//! much as a large one.
+//! Chunks as those get them who read behind the gate: without extensions, and small ones that are there
+//! together made one, since each costs as much there as a large one.
 
 use std::io::Write as _;
 use std::ops::Range;
 
 use bytes::{Buf as _, BytesMut};
+use memchr::memchr;
 
 use super::super::wire;
 use super::LONGEST_CHUNK_LINE;
@@ -38,6 +39,36 @@ pub(super) fn merge(inbox: &mut BytesMut) -> Result<(), Refusal> {
     // The two bytes behind the data are the CRLF of the last one that was merged.
     inbox.advance(begin);
     Ok(())
+}
+
+/// With its extensions, the line that a chunk begins with. No more is there of a use for them.
+const LONGEST_EXTENDED_LINE: usize = 256;
+/// All extensions of a body: who sends one with every byte sends no body.
+const MOST_EXTENSIONS: usize = 16 * 1024;
+
+/// Takes the extensions out of the chunk line that `inbox` begins with (RFC 9112 §7.1.1), and adds their
+/// bytes to `so_far`. No reader behind the gate ever sees one: they disagree on what they may hold. False if
+/// more of the line has to be read first.
+pub(super) fn drop_extensions(inbox: &mut BytesMut, so_far: &mut usize) -> Result<bool, Refusal> {
+    let ends_size = |byte: &u8| matches!(byte, b';' | b' ' | b'\t' | b'\n');
+    let Some(size) = inbox.iter().take(LONGEST_CHUNK_LINE).position(ends_size) else { return Ok(true) };
+    if inbox.get(size) == Some(&b'\n') {
+        return Ok(true);
+    }
+    let begin = inbox.get(..LONGEST_EXTENDED_LINE).unwrap_or(inbox);
+    let Some(end) = memchr(b'\n', begin) else {
+        return if inbox.len() < LONGEST_EXTENDED_LINE { Ok(false) } else { Err(Refusal::Chunk) };
+    };
+    let line = begin.get(..end).and_then(|line| line.strip_suffix(b"\r")).ok_or(Refusal::Chunk)?;
+    let extensions = line.get(size..).filter(|bytes| wire::are_extensions(bytes)).ok_or(Refusal::Chunk)?;
+    let length = extensions.len();
+    *so_far += length;
+    if *so_far > MOST_EXTENSIONS {
+        return Err(Refusal::Chunk);
+    }
+    inbox.copy_within(..size, length);
+    inbox.advance(length);
+    Ok(true)
 }
 
 /// Where the data lies of the chunk that `bytes` begin with, if all of it is there and well formed, and

@@ -8,7 +8,7 @@ use bytes::Buf as _;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio_util::io::poll_read_buf;
 
-use super::{Framing, Gate, HeadReader, Next, State, or_stalled};
+use super::{Framing, Gate, Head, HeadReader, Next, State, or_stalled};
 use crate::refusal::Refusal;
 
 const READ: usize = 8 * 1024;
@@ -17,7 +17,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for Gate<I> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let gate = self.get_mut();
         let progress = gate.read(cx, out);
-        gate.is_reading = progress.is_pending();
+        gate.is_reading = progress.is_pending() && !gate.holds_end;
         progress
     }
 }
@@ -54,7 +54,8 @@ impl<I: AsyncRead + Unpin> Gate<I> {
             match progress {
                 Poll::Ready(Ok(0)) => {
                     gate.is_done = true;
-                    return Poll::Ready(Ok(()));
+                    gate.holds_end = in_head && gate.is_sending();
+                    return if gate.holds_end { Poll::Pending } else { Poll::Ready(Ok(())) };
                 }
                 // A head has one bound for all of it, or byte by byte it could take for ever.
                 Poll::Ready(Ok(_)) if in_head && !is_first => {}
@@ -77,6 +78,15 @@ impl<I: AsyncRead + Unpin> Gate<I> {
         }
     }
 
+    /// Whether something is being sent that waits for nothing but its peer. To hyper, the end of the input means
+    /// that the client left. But it may have closed its sending side behind its request, and what is there at
+    /// once is for it all the same. What has to wait is given up: the system does not tell such a client from one
+    /// that has left.
+    fn is_sending(&self) -> bool {
+        let is_answering = self.connection.is_answering() || self.has_unsent;
+        is_answering && !self.connection.is_waiting()
+    }
+
     /// Reads heads where hyper wants them, and takes out again what may not pass: all of a head
     /// that is not whole or not well framed, and what follows the first. How many bytes came.
     fn read_heads(&mut self, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<usize>> {
@@ -86,7 +96,7 @@ impl<I: AsyncRead + Unpin> Gate<I> {
         let count = fresh.len();
         let mut reader = HeadReader::default();
         let passing = match reader.read(fresh, self.limits.head) {
-            Ok(Some((end, framing))) => {
+            Ok(Some(Head { end, framing, is_odd: false })) => {
                 self.pass_head(0, Next::Body(framing));
                 // What came of the body goes with the head, up to its end.
                 match framing {
@@ -100,7 +110,7 @@ impl<I: AsyncRead + Unpin> Gate<I> {
                 }
             }
             // Judged again, from the inbox.
-            Ok(None) | Err(_) => 0,
+            Ok(_) | Err(_) => 0,
         };
         self.inbox.extend_from_slice(fresh.get(passing..).unwrap_or_default());
         out.set_filled(before + passing);

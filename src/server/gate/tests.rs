@@ -6,7 +6,7 @@ use super::*;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 
 const LIMITS: GateLimits = GateLimits {
-    head: HeadLimits { bytes: 1_000, headers: 10 },
+    head: HeadLimits { bytes: 1_000, headers: 10, target: wire::DEFAULT_TARGET },
     first_byte_timeout: FIRST_BYTE_TIMEOUT,
     head_timeout: HEAD_TIMEOUT,
     idle_timeout: STALL_TIMEOUT,
@@ -88,7 +88,13 @@ async fn malformed_chunks_end_the_reading() {
         "5\r\nhello!\r\n0\r\n\r\n",
         "5\r\nhello\n0\r\n\r\n",
         "5\r\nhello\r0\r\n\r\n",
-        "5;ext=1\r\nhello\r\n0\r\n\r\n",
+        "5;\r\nhello\r\n0\r\n\r\n",
+        "5;ext=\r\nhello\r\n0\r\n\r\n",
+        "5;a=\"b\r\n\"\r\nhello\r\n0\r\n\r\n",
+        "5;a=b\nc\r\nhello\r\n0\r\n\r\n",
+        "5;a=b\n\r\nhello\r\n0\r\n\r\n",
+        "5 \r\nhello\r\n0\r\n\r\n",
+        "1234567890abcdef;a\r\n",
         " 5\r\nhello\r\n0\r\n\r\n",
         "-5\r\nhello\r\n0\r\n\r\n",
         "ffffffffffffffff\r\n",
@@ -105,6 +111,143 @@ async fn malformed_chunks_end_the_reading() {
             assert!(!seen.ends_with(b"GET /x HTTP/1.1\r\n\r\n"), "{body:?}");
         }
     }
+}
+
+/// Those behind the gate see the chunks as if there were none.
+#[tokio::test(start_paused = true)]
+async fn extensions_of_chunks_are_dropped() {
+    let head = "POST /c HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let next = "GET /d HTTP/1.1\r\n\r\n";
+    for (sent, expected) in [
+        ("5;a=b\r\nhello\r\n0\r\n\r\n", "5\r\nhello\r\n0\r\n\r\n"),
+        ("5;a\r\nhello\r\n0;b;c=\"d;e\"\r\n\r\n", "5\r\nhello\r\n0\r\n\r\n"),
+        ("5 ;\ta = \"\\\"\\\\\"\r\nhello\r\n0\r\n\r\n", "5\r\nhello\r\n0\r\n\r\n"),
+        ("005;a=\u{e9}\r\nhello\r\n", ""),
+        ("005;a=\"\u{e9}\"\r\nhello\r\n0\r\n\r\n", "005\r\nhello\r\n0\r\n\r\n"),
+        ("123456789012345;a=b\r\n", "123456789012345\r\n"),
+    ] {
+        for step in [1, 2, 3, 7, 1_000] {
+            let next = if sent.ends_with("0\r\n\r\n") || sent.contains("0;b") { next } else { "" };
+            let (seen, error) = seen(format!("{head}{sent}{next}").as_bytes(), step).await;
+            assert_eq!(String::from_utf8_lossy(&seen), format!("{head}{expected}{next}"), "{sent:?}, {step}");
+            assert_eq!(error.is_some(), expected.is_empty(), "{sent:?}, {step}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn extensions_of_chunks_are_bounded() {
+    let head = "POST /c HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let chunk = |length: usize| format!("1;{}\r\na\r\n", "b".repeat(length));
+    for (body, is_taken) in [
+        (chunk(252), true),
+        (chunk(253), false),
+        // Without an end.
+        (format!("1;{}", "b".repeat(300)), false),
+        (chunk(127).repeat(128), true),
+        (chunk(127).repeat(129), false),
+        (format!("{}0\r\n\r\n{head}{}", chunk(127).repeat(128), chunk(127).repeat(128)), true),
+    ] {
+        let (_, error) = seen(format!("{head}{body}").as_bytes(), 1_000).await;
+        assert_eq!(error, (!is_taken).then_some(io::ErrorKind::InvalidData), "{} bytes", body.len());
+    }
+}
+
+/// However they are cut, and with all that comes behind them.
+#[tokio::test(start_paused = true)]
+async fn odd_targets_are_written_anew() {
+    let sent = "GET //a?b=//c HTTP/1.1\r\nHost: a\r\n\r\n\
+        POST http://a:80/b HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello\
+        POST ///c HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n\
+        GET http://A HTTP/1.0\r\nHost: a\r\n\r\nGET /d HTTP/1.1\r\n\r\n";
+    let expected = "GET /a?b=//c HTTP/1.1\r\nHost: a\r\n\r\n\
+        POST /b HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello\
+        POST /c HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n\
+        GET / HTTP/1.0\r\nHost: a\r\n\r\nGET /d HTTP/1.1\r\n\r\n";
+    for step in [1, 2, 3, 7, 50, 1_000] {
+        let (seen, error) = seen(sent.as_bytes(), step).await;
+        assert_eq!((String::from_utf8_lossy(&seen).as_ref(), error), (expected, None), "step {step}");
+    }
+    let refused = "GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\nGET /x HTTP/1.1\r\n\r\n";
+    for step in [1, 50, 1_000] {
+        let (seen, _) = seen(refused.as_bytes(), step).await;
+        assert_eq!(seen, wire::refused_head(Refusal::NotOriginForm), "step {step}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_empty_line_in_front_of_a_head_is_dropped() {
+    let (get, post) = ("GET /a HTTP/1.1\r\n\r\n", "POST /b HTTP/1.1\r\nContent-Length: 2\r\n\r\nhi");
+    for (sent, expected) in [
+        (format!("\r\n{get}"), get.to_owned()),
+        (format!("{post}\r\n{get}\r\n"), format!("{post}{get}")),
+        (format!("{post}\r\n{post}\r\n{post}"), post.repeat(3)),
+    ] {
+        for step in [1, 2, 3, 1_000] {
+            let (seen, error) = seen(sent.as_bytes(), step).await;
+            assert_eq!(
+                (String::from_utf8_lossy(&seen).as_ref(), error),
+                (&*expected, None),
+                "{sent:?}, {step}"
+            );
+        }
+    }
+    let refused = |refusal| String::from_utf8(wire::refused_head(refusal)).unwrap();
+    for (sent, refusal) in [
+        (format!("\r\n\r\n{get}"), Refusal::RequestLine),
+        (format!("{post}\r\n\r\n{get}"), Refusal::RequestLine),
+        (format!("\n{get}"), Refusal::BareLineFeed),
+        (format!("\r{get}"), Refusal::RequestLine),
+        (format!("\r\n\n{get}"), Refusal::BareLineFeed),
+        (format!("\r\n {get}"), Refusal::RequestLine),
+    ] {
+        for step in [1, 2, 3, 1_000] {
+            let (seen, _) = seen(sent.as_bytes(), step).await;
+            let seen = String::from_utf8_lossy(&seen).into_owned();
+            let expected = if sent.starts_with("POST") { post } else { "" };
+            assert_eq!(seen, format!("{expected}{}", refused(refusal)), "{sent:?}, {step}");
+        }
+    }
+}
+
+/// To hyper, the end of the input means that the client left. So it is told only if something is waited for.
+#[tokio::test(start_paused = true)]
+async fn the_end_of_the_input_is_held_back_while_an_answer_is_at_hand() {
+    let short = Duration::from_millis(1);
+    let mut buffer = [0; 200];
+    for is_waiting in [false, true] {
+        let (mut peer, mut gate, _server) = gate();
+        peer.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+        peer.shutdown().await.unwrap();
+        assert_eq!(gate.read(&mut buffer).await.unwrap(), 18);
+        assert!(tokio::time::timeout(short, gate.read(&mut buffer)).await.is_err());
+        gate.connection.set_waiting(is_waiting);
+        let flushed = gate.flush().await.map_err(|error| error.kind());
+        if is_waiting {
+            assert_eq!(flushed, Err(io::ErrorKind::ConnectionReset));
+            assert_eq!(gate.read(&mut buffer).await.unwrap(), 0);
+            continue;
+        }
+        assert_eq!(flushed, Ok(()));
+        assert!(tokio::time::timeout(short, gate.read(&mut buffer)).await.is_err());
+        gate.connection.request_ends();
+        // The reader is woken.
+        gate.flush().await.unwrap();
+        assert_eq!(gate.read(&mut buffer).await.unwrap(), 0);
+    }
+    // What is not sent yet is waited with.
+    let (mut peer, mut gate, _server) = gate();
+    peer.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    peer.shutdown().await.unwrap();
+    assert_eq!(gate.read(&mut buffer).await.unwrap(), 18);
+    let large = vec![0; 100 * 1024];
+    assert!(tokio::time::timeout(short, gate.write_all(&large)).await.is_err());
+    gate.connection.request_ends();
+    assert!(tokio::time::timeout(short, gate.read(&mut buffer)).await.is_err());
+    peer.read_exact(&mut vec![0; 64 * 1024]).await.unwrap();
+    gate.write_all(b"the end").await.unwrap();
+    gate.flush().await.unwrap();
+    assert_eq!(gate.read(&mut buffer).await.unwrap(), 0);
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,10 +1,92 @@
 use super::*;
 use proptest::prelude::*;
 
-const LIMITS: HeadLimits = HeadLimits { bytes: 400, headers: 8 };
+const LIMITS: HeadLimits = HeadLimits { bytes: 400, headers: 8, target: DEFAULT_TARGET };
 
 fn judge(bytes: &[u8]) -> Result<Option<(usize, Framing)>, Refusal> {
-    HeadReader::default().read(bytes, LIMITS)
+    let verdict = HeadReader::default().read(bytes, LIMITS);
+    verdict.map(|whole| whole.map(|head| (head.end, head.framing)))
+}
+
+/// What a head is to hyper.
+fn rewritten(head: &str) -> Result<String, Refusal> {
+    let whole = HeadReader::default().read(head.as_bytes(), LIMITS)?.unwrap();
+    assert_eq!(whole.end, head.len());
+    if !whole.is_odd {
+        return Ok(head.to_owned());
+    }
+    in_origin_form(head.as_bytes()).map(|bytes| String::from_utf8(bytes).unwrap())
+}
+
+#[test]
+fn targets_become_paths_with_one_slash_in_front() {
+    for (method, target, expected) in [
+        ("GET", "/", "/"),
+        ("GET", "/a//b?c=//d", "/a//b?c=//d"),
+        ("GET", "//", "/"),
+        ("GET", "//api/v4", "/api/v4"),
+        ("GET", "/////api//v4?a=//b", "/api//v4?a=//b"),
+        ("GET", "//?a=/b", "/?a=/b"),
+        // No host, whatever it looks like.
+        ("GET", "//evil.example/api", "/evil.example/api"),
+        ("GET", "//evil.example:80/api", "/evil.example:80/api"),
+        ("GET", "//u@evil.example/api", "/u@evil.example/api"),
+        ("GET", "http://gw:81/api/v4?a=b", "/api/v4?a=b"),
+        ("GET", "HTTP://GW:81/api", "/api"),
+        ("GET", "http://gw:81", "/"),
+        ("GET", "http://gw:81?a=b", "/?a=b"),
+        ("GET", "http://gw:81//api", "/api"),
+        ("OPTIONS", "http://gw:81/", "/"),
+        ("POST", "http://gw:81/http://x", "/http://x"),
+    ] {
+        let head =
+            |target: &str| format!("{method} {target} HTTP/1.1\r\nA: http://b\r\nhost: \tgw:81 \r\n\r\n");
+        assert_eq!(rewritten(&head(target)), Ok(head(expected)), "{target}");
+    }
+}
+
+#[test]
+fn an_absolute_target_names_the_host() {
+    for (target, host, is_taken) in [
+        ("http://gw/", "Host: gw", true),
+        ("http://gw/", "Host: GW:80", true),
+        ("http://gw:/", "Host: gw", true),
+        ("http://gw:80/", "Host: gw:", true),
+        ("http://[::1]:81/", "Host: [::1]:81", true),
+        ("http://127.0.0.1/", "Host: 127.0.0.1", true),
+        ("http://gw/", "Host: gw:81", false),
+        ("http://gw:443/", "Host: gw", false),
+        ("http://gw/", "Host: evil", false),
+        ("http://gw/", "Host:", false),
+        ("http://gw/", "Hosts: gw", false),
+        ("http://gw/", "A: b", false),
+        ("http://gw/", "Host: gw\r\nHost: gw", false),
+        ("http://gw/", "Host: evil\r\nHost: gw", false),
+        ("http://u@gw/", "Host: gw", false),
+        ("http://u@gw/", "Host: u@gw", false),
+        ("http://gw@evil/", "Host: gw", false),
+        ("http://gw.evil/", "Host: gw", false),
+        ("http:///", "Host: gw", false),
+        ("http://", "Host: gw", false),
+        ("http:/gw/", "Host: gw", false),
+        ("http:gw", "Host: gw", false),
+        ("https://gw/", "Host: gw", false),
+        ("ftp://gw/", "Host: gw", false),
+        ("gw/", "Host: gw", false),
+        ("gw:80", "Host: gw", false),
+        ("*", "Host: gw", false),
+    ] {
+        let verdict = rewritten(&format!("GET {target} HTTP/1.1\r\n{host}\r\n\r\n"));
+        let expected = if is_taken {
+            Ok(format!("GET / HTTP/1.1\r\n{host}\r\n\r\n"))
+        } else {
+            Err(Refusal::NotOriginForm)
+        };
+        assert_eq!(verdict, expected, "{target} {host}");
+    }
+    // About the server as a whole.
+    let whole = "OPTIONS http://gw HTTP/1.1\r\nHost: gw\r\n\r\n";
+    assert_eq!(rewritten(whole), Err(Refusal::NotOriginForm));
 }
 
 #[test]
@@ -13,6 +95,8 @@ fn heads_that_pass() {
         ("GET / HTTP/1.1\r\nHost: a\r\n\r\n", Framing::Length(0)),
         ("GET / HTTP/1.0\r\n\r\n", Framing::Length(0)),
         ("GET /a?b=[c] HTTP/1.1\r\nHost:a\r\nX-Empty:\r\nX: \u{e9}\t\r\n\r\n", Framing::Length(0)),
+        ("GET /a?b={c|d}^` HTTP/1.1\r\n\r\n", Framing::Length(0)),
+        ("GET /a HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: TLS/1.2\r\n\r\n", Framing::Length(0)),
         ("POST /a HTTP/1.1\r\nContent-Length: 12\r\n\r\n", Framing::Length(12)),
         ("POST /a HTTP/1.1\r\ncontent-length:\t12 \r\n\r\n", Framing::Length(12)),
         ("POST /a HTTP/1.1\r\nTransfer-Encoding: Chunked\r\n\r\n", Framing::Chunked),
@@ -44,10 +128,15 @@ fn heads_that_are_refused() {
         ("get / HTTP/1.1\r\n\r\n", Refusal::Method),
         ("G!T / HTTP/1.1\r\n\r\n", Refusal::Method),
         ("ABCDEFGHIJKLMNOPQRSTU / HTTP/1.1\r\n\r\n", Refusal::Method),
-        ("GET http://a/ HTTP/1.1\r\n\r\n", Refusal::NotOriginForm),
+        ("GET https://a/ HTTP/1.1\r\n\r\n", Refusal::NotOriginForm),
+        ("GET a/ HTTP/1.1\r\n\r\n", Refusal::NotOriginForm),
         ("OPTIONS * HTTP/1.1\r\n\r\n", Refusal::NotOriginForm),
         ("GET /a#b HTTP/1.1\r\n\r\n", Refusal::Target),
         ("GET /a\\b HTTP/1.1\r\n\r\n", Refusal::Target),
+        ("GET /a?b=\\ HTTP/1.1\r\n\r\n", Refusal::Target),
+        ("GET /{a} HTTP/1.1\r\n\r\n", Refusal::Target),
+        ("GET /a|b HTTP/1.1\r\n\r\n", Refusal::Target),
+        ("GET /a^?b HTTP/1.1\r\n\r\n", Refusal::Target),
         ("GET /\u{e9} HTTP/1.1\r\n\r\n", Refusal::Target),
         ("GET /a\0 HTTP/1.1\r\n\r\n", Refusal::Target),
         ("GET / HTTP/1.1\r\nA: b\r\n c\r\n\r\n", Refusal::FoldedHeader),
@@ -83,20 +172,20 @@ fn heads_that_are_refused() {
 
 #[test]
 fn what_puma_would_not_answer_is_refused() {
-    let limits = HeadLimits { bytes: 32 * 1024, headers: 8 };
+    let limits = HeadLimits { bytes: 32 * 1024, headers: 8, target: DEFAULT_TARGET };
     let judge = |head: String| {
         let verdict = HeadReader::default().read(head.as_bytes(), limits);
-        verdict.map(|whole| whole.map(|(_, framing)| framing))
+        verdict.map(|whole| whole.map(|head| head.framing))
     };
     let passes = Ok(Some(Framing::Length(0)));
     let line = |path: usize, query: usize| {
         judge(format!("GET /{}?{} HTTP/1.1\r\n\r\n", "a".repeat(path - 1), "b".repeat(query - 1)))
     };
     assert_eq!(line(LONGEST_PATH, 4 * 1024), passes);
-    assert_eq!(line(1024, LONGEST_QUERY), passes);
+    assert_eq!(line(1024, 10 * 1024), passes);
     assert_eq!(line(LONGEST_PATH, 4 * 1024 + 1), Err(Refusal::TargetTooLong));
     assert_eq!(line(LONGEST_PATH + 1, 1), Err(Refusal::TargetTooLong));
-    assert_eq!(line(1, LONGEST_QUERY + 1), Err(Refusal::TargetTooLong));
+    assert_eq!(line(1, 10 * 1024 + 1), Err(Refusal::TargetTooLong));
     let named = |length: usize| judge(format!("GET / HTTP/1.1\r\n{}: b\r\n\r\n", "a".repeat(length)));
     assert_eq!(named(LONGEST_HEADER_NAME), passes);
     assert_eq!(named(LONGEST_HEADER_NAME + 1), Err(Refusal::HeaderLine));
@@ -135,7 +224,32 @@ proptest! {
             Ok(None) => reader.read(bytes, LIMITS),
             verdict => verdict,
         };
-        prop_assert_eq!(in_two, judge(bytes));
+        prop_assert_eq!(in_two, HeadReader::default().read(bytes, LIMITS));
+    }
+
+    /// Whatever a target is made of: what comes of it is read as it is, framed as before, by hyper's parser too.
+    #[test]
+    fn what_was_written_anew_is_read_as_it_is(
+        target in "(//?/?|http://|HTTP://)?(gw|[a:@/?.%]|%2f|\\[::1\\]){0,6}(:80|:)?(/|//|[?])?[a/?:@]{0,4}",
+        host in "(gw|GW|a|\\[::1\\])(:80|:81|:)?",
+    ) {
+        let head = format!("POST {target} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 3\r\n\r\n");
+        if let Ok(Some(whole)) = HeadReader::default().read(head.as_bytes(), LIMITS)
+            && whole.is_odd
+            && let Ok(rewritten) = in_origin_form(head.as_bytes())
+        {
+            let again = HeadReader::default().read(&rewritten, LIMITS);
+            let expected = Head { end: rewritten.len(), framing: Framing::Length(3), is_odd: false };
+            prop_assert_eq!(again, Ok(Some(expected)));
+            prop_assert!(rewritten.len() < head.len());
+            let mut headers = [httparse::EMPTY_HEADER; 8];
+            let mut request = httparse::Request::new(&mut headers);
+            prop_assert_eq!(request.parse(&rewritten), Ok(httparse::Status::Complete(rewritten.len())));
+            let path = request.path.unwrap_or_default();
+            prop_assert!(path.starts_with('/') && !path.starts_with("//"), "{}", path);
+            prop_assert!(target.ends_with(path.trim_start_matches('/')), "{}", path);
+            prop_assert!(path.parse::<http::Uri>().is_ok_and(|uri| uri.authority().is_none()), "{}", path);
+        }
     }
 
     /// Whatever a header value holds: what passes here, the parser that hyper uses reads alike.

@@ -26,6 +26,14 @@ fn in_queries() -> Vec<Case> {
         good("the last of two counts", check("?secret_token=bad&secret_token=s3cret")),
         bad("the last of two counts", check("?secret_token=s3cret&secret_token=bad")),
         bad("parameter in Base64", check("?secret_token=czNjcmV0")),
+        good("escaped name", check("?secret%5ftoken=s3cret")),
+        bad("escaped name, good header", check("?secret%5ftoken=bad").with_secret()),
+        bad("name in brackets, good header", check("?[secret_token]=bad").with_secret()),
+        good("name behind a space, good header", check("?+secret_token=bad").with_secret()),
+        good("longer name, good header", check("?my_secret_token=bad").with_secret()),
+        good("name in another one, good header", check("?a[secret_token]=bad").with_secret()),
+        good("semicolon elsewhere, good header", check("?a=1;b=2").with_secret()),
+        good("braces and bars, good header", check("?a={b}|c^d`e").with_secret()),
     ]
 }
 

@@ -182,6 +182,7 @@ impl Gateway {
             forward_prefixes: Vec::new(),
             tally: Arc::new(Tally::default()),
             log_requests: false,
+            name: railgate::header::via::Pseudonym::random(),
             clock: Clock::Manual(Manual::at(Clock::System.unix_seconds())),
             fills: TaskTracker::new(),
         });
