@@ -33,6 +33,7 @@ mod gateway {
     mod broken_rails;
     mod caching;
     mod callers;
+    mod causes;
     mod connections;
     mod crowds;
     mod draining;
@@ -51,6 +52,7 @@ mod gateway {
     mod pressure;
     mod proxied;
     mod purge;
+    mod retries;
     mod secrecy;
     mod servers;
     mod shadow;

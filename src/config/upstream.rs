@@ -42,7 +42,7 @@ pub(super) fn upstream(document: &Document<'_>, root: &mut Section<'_, '_>) -> O
     let response_timeout = optional_duration(&mut section, "response_timeout", MILLISECOND..=HOUR);
     let body_timeout =
         duration(&mut section, "body_timeout", upstream::DEFAULT_BODY_TIMEOUT, MILLISECOND..=HOUR);
-    let total_timeout = duration(&mut section, "total_timeout", upstream::DEFAULT_TOTAL_TIMEOUT, ZERO..=DAY);
+    let total_timeout = optional_duration(&mut section, "total_timeout", ZERO..=DAY);
     let hold = optional_duration(&mut section, "hold", ZERO..=HOUR);
     let max_held = section
         .count("max_held", 1..1_000_001)
@@ -54,13 +54,13 @@ pub(super) fn upstream(document: &Document<'_>, root: &mut Section<'_, '_>) -> O
     let other = threads.map_or(upstream::OTHER_CONCURRENCY, |threads| {
         upstream::other_concurrency(threads, servers.as_deref().unwrap_or_default())
     });
-    let classes = classes(&mut section, (response_timeout, hold, other));
+    let classes = classes(&mut section, (response_timeout, total_timeout, hold, other));
     let idle_timeout =
         duration(&mut section, "idle_timeout", upstream::DEFAULT_IDLE_TIMEOUT, MILLISECOND..=HOUR);
     let max_idle = section.count("max_idle", 0..100_001);
     let forward_prefixes = forward_prefixes(document, &mut section);
     let (wanted, secret) = credential(document, &mut section);
-    check_conflicts(document, section.at(), &classes, (total_timeout, idle_timeout, threads.map(|_| other)));
+    check_conflicts(document, section.at(), &classes, (idle_timeout, threads.map(|_| other)));
     section.finish();
     let settings = upstream::Settings {
         servers: servers?,
@@ -71,7 +71,6 @@ pub(super) fn upstream(document: &Document<'_>, root: &mut Section<'_, '_>) -> O
         host: host.map(|host| host.value),
         connect_timeout,
         body_timeout,
-        total_timeout,
         max_held,
         resend_percent: resend_percent.unwrap_or(upstream::DEFAULT_RESEND_PERCENT),
         resend_unread,
@@ -121,7 +120,7 @@ fn check_conflicts(
     document: &Document<'_>,
     at: usize,
     classes: &[lanes::Settings; Class::ALL.len()],
-    (total_timeout, idle_timeout, other): (Duration, Duration, Option<usize>),
+    (idle_timeout, other): (Duration, Option<usize>),
 ) {
     let has = Class::Other.of(classes).concurrency;
     if let Some(most) = other.filter(|most| has > *most) {
@@ -142,9 +141,19 @@ fn check_conflicts(
             let message = "is longer than clients wait; they will have left when Rails is back";
             document.warn(at, &key("hold"), message);
         }
-        if !total_timeout.is_zero() && total_timeout < settings.response_timeout {
-            let message = "is longer than upstream.total_timeout, which ends a request earlier";
-            document.warn(at, &key("response_timeout"), message);
+        // That of look-ups is meant to be short, whatever is said for all.
+        let total = settings.total_timeout;
+        if total.is_zero() || *class == Class::Lookup && total == upstream::DEFAULT_LOOKUP_TIMEOUT {
+            continue;
+        }
+        for (name, time) in [("response_timeout", settings.response_timeout), ("hold", settings.hold)] {
+            if total < time {
+                let message = format!(
+                    "is longer than the total_timeout of the class, {}, which ends a request earlier",
+                    super::units::show(total)
+                );
+                document.warn(at, &key(name), &message);
+            }
         }
     }
 }
@@ -152,10 +161,16 @@ fn check_conflicts(
 /// What a class does not say itself, `[upstream]` says for all.
 fn classes(
     upstream: &mut Section<'_, '_>,
-    (response_timeout, hold, other): (Option<Duration>, Option<Duration>, usize),
+    (response_timeout, total_timeout, hold, other): (
+        Option<Duration>,
+        Option<Duration>,
+        Option<Duration>,
+        usize,
+    ),
 ) -> [lanes::Settings; Class::ALL.len()] {
     let mut known = upstream::DEFAULT_CLASSES.map(|known| lanes::Settings {
         response_timeout: response_timeout.unwrap_or(known.response_timeout),
+        total_timeout: total_timeout.unwrap_or(known.total_timeout),
         hold: hold.unwrap_or(known.hold),
         ..known
     });
@@ -184,6 +199,7 @@ fn lane(mut section: Section<'_, '_>, known: lanes::Settings) -> lanes::Settings
             known.response_timeout,
             MILLISECOND..=HOUR,
         ),
+        total_timeout: duration(&mut section, "total_timeout", known.total_timeout, ZERO..=DAY),
         hold: duration(&mut section, "hold", known.hold, ZERO..=HOUR),
     };
     section.finish();

@@ -1,19 +1,21 @@
 //! Waiting: for a Rails that is away, and for a permit.
 
 use std::io;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::attempt::{is_for_want_of_resources, says_that_rails_is_away};
+use super::attempt::says_that_rails_is_away;
 use super::balance::{ServerSet, choose};
+use super::cause::{Cause, is_for_want_of_resources};
 use super::check;
 use super::health::Reason;
 use super::hold::Full;
 use super::lanes::Lane;
 use super::plan::{Course, Limits, MayWait, Plan};
 use super::server::Server;
-use super::{Error, Upstream, may_pass, now};
+use super::{Error, State, Upstream, may_pass, now};
 use crate::route::Class;
 
 /// How long after one attempt to connect the next one comes, while requests wait.
@@ -35,7 +37,7 @@ impl Unreachable {
 
     /// There is none that may be tried.
     pub(super) fn all_drained() -> Self {
-        Self::new("any server", io::Error::other("all are drained"))
+        Self::new("any server", Cause::Drained.error("all are drained"))
     }
 
     /// Which of two to remember: one that may pass is worth waiting for.
@@ -49,6 +51,10 @@ impl Unreachable {
     /// Whether it may be over in a while.
     pub(super) fn may_pass(&self) -> bool {
         may_pass(&self.error)
+    }
+
+    pub(super) fn error(&self) -> &io::Error {
+        &self.error
     }
 }
 
@@ -93,6 +99,9 @@ impl Upstream {
         let begun = now();
         let waited = self.wait_until_it_is_back(class, limits).await;
         course.waited += now().saturating_duration_since(begun);
+        if let Err(Error::Connect(_, error)) = &waited {
+            self.has_waited_in_vain(class, error);
+        }
         match waited {
             // Whatever it says is as good as what would be said here, and perhaps it is well but for our question.
             Err(Error::Connect(..)) if self.state.hold.proxy_says_away() => Ok(None),
@@ -101,9 +110,16 @@ impl Upstream {
     }
 
     async fn wait_until_it_is_back(&self, class: Class, limits: &Limits) -> Result<usize, Error> {
-        let hold = &self.state.hold;
-        let full = |Full| Error::HoldFull(self.names());
-        let place = hold.join(class, self.max_held_of(class)).map_err(full)?;
+        let State { hold, away, .. } = &*self.state;
+        let most = self.max_held_of(class);
+        let place = if limits.is_brief {
+            away.unheld.fetch_add(1, Ordering::Relaxed);
+            hold.visit(class, most)
+        } else {
+            away.is_waited_for(now());
+            hold.join(class, most)
+        };
+        let place = place.map_err(|Full| Error::HoldFull(self.names(), away.error(None)))?;
         let Some(_turn) = limits.held(place.turn()).await else { return Err(self.too_late(limits)) };
         loop {
             while hold.has_to_yield(class) {
@@ -111,7 +127,7 @@ impl Upstream {
                     return Err(self.too_late(limits));
                 }
             }
-            let unreachable = match limits.held(self.find_one(class)).await {
+            let unreachable = match limits.try_once(self.find_one(class)).await {
                 Some(Ok(place)) => return Ok(place),
                 Some(Err(unreachable)) if unreachable.may_pass() => unreachable,
                 Some(Err(unreachable)) => return Err(unreachable.into()),
@@ -121,6 +137,14 @@ impl Upstream {
             if limits.held(tokio::time::sleep(pause)).await.is_none() {
                 return Err(self.given_up(unreachable, limits));
             }
+        }
+    }
+
+    /// What is learned from a request that has waited for as long as it may. Those without a credential have
+    /// no voice in it.
+    pub(super) fn has_waited_in_vain(&self, class: Class, error: &io::Error) {
+        if class != Class::Other && may_pass(error) {
+            self.state.away.was_waited_for_in_vain(error);
         }
     }
 
@@ -140,9 +164,13 @@ impl Upstream {
             tried.insert(server.place);
             let begun = now();
             let error = match server.connections.open(class).await {
-                Ok(()) if self.is_there(server).await => return Ok(server.place),
-                Ok(()) => io::Error::other("a proxy answers there that Rails is away"),
+                Ok(()) if self.is_there(server).await => {
+                    self.state.away.is_back(begun, now());
+                    return Ok(server.place);
+                }
+                Ok(()) => Cause::Proxy.error("a proxy answers there that Rails is away"),
                 Err(error) => {
+                    server.state.count_unreachable(&error);
                     // Requests without a credential have no voice in it.
                     if class != Class::Other && !is_for_want_of_resources(&error) {
                         server.state.health.failed(begun, Reason::Unreachable, now());
@@ -152,7 +180,9 @@ impl Upstream {
             };
             unreachable = Some(Unreachable::new(&server.name, error).or(unreachable));
         }
-        Err(unreachable.unwrap_or_else(Unreachable::all_drained))
+        let unreachable = unreachable.unwrap_or_else(Unreachable::all_drained);
+        self.state.away.failed(&unreachable.error, now());
+        Err(unreachable)
     }
 
     /// Whether Rails is behind a connection. Any answer of its own is proof enough.
@@ -182,13 +212,17 @@ impl Upstream {
     fn too_late(&self, limits: &Limits) -> Error {
         let now = now();
         if limits.end.is_some_and(|end| now >= end) {
-            return Error::TotalTimeout(self.total_timeout);
+            return Error::TotalTimeout(limits.total);
         }
         if limits.expires.is_some_and(|expires| now >= expires) {
             return Error::Expires(self.names());
         }
-        let error = io::Error::other("it has been away for as long as upstream.hold allows");
-        Error::Connect(self.names(), error)
+        let more = if limits.is_brief {
+            "not waited for, since others have waited in vain"
+        } else {
+            "it has been away for as long as `hold` allows"
+        };
+        Error::Connect(self.names(), self.state.away.error(Some(more)))
     }
 
     /// All servers, for an error that concerns them all.

@@ -100,7 +100,8 @@ async fn beyond_that_rails_is_waited_for() {
 #[tokio::test]
 async fn for_failures_on_the_list_what_is_stale_has_to_do() {
     let timeout = || Err(Failure::Upstream(upstream::Error::Timeout(Duration::from_secs(60))));
-    let hold_full = || Err(Failure::Upstream(upstream::Error::HoldFull("rails".into())));
+    let hold_full =
+        || Err(Failure::Upstream(upstream::Error::HoldFull("rails".into(), std::io::Error::other("away"))));
     let broke_off = || {
         let stalled = crate::body::Error::Stalled(Duration::from_secs(1));
         Err(Failure::Upstream(upstream::Error::BrokeOff(stalled)))
