@@ -199,7 +199,7 @@ fn what_is_allowed_but_hardly_meant_gives_a_warning() {
         (
             format!("{LEAST}[upstream.classes.access]\nresponse_timeout = '61s'")
                 .replace("[auth", "total_timeout = '60s'\n[auth"),
-            "upstream.classes.access.response_timeout: is longer than the total_timeout of the class, 60s",
+            "upstream.classes.access.response_timeout: is longer than the total_timeout of the class, 1m",
         ),
         (
             format!("{LEAST}[upstream.classes.lookup]\nhold = '3s'\ntotal_timeout = '2s'"),

@@ -216,15 +216,15 @@ mod tests {
     }
     #[tokio::test(start_paused = true)]
     async fn the_time_of_a_caller_who_has_waited_before_counts_from_there() {
-        let came = Clock::System.now();
-        tokio::time::advance(Duration::from_secs(3)).await;
         for (hold, total, left) in [(5, 0, 2), (5, 4, 1), (1, 4, 0), (5, 2, 0)] {
+            let came = Clock::System.now();
+            tokio::time::advance(Duration::from_secs(3)).await;
             let plan = Plan { may_wait: MayWait::ForRails, since: Some(came), ..Plan::default() };
             let limits = Limits::new(&plan, &settings(hold, total), false);
             let begun = tokio::time::Instant::now();
             limits.held(std::future::pending::<()>()).await;
             assert_eq!(begun.elapsed().as_secs(), left, "{hold} {total}");
-            assert_eq!(limits.are_over(), total == 2, "{hold} {total}");
+            assert_eq!(limits.are_over(), total > 0 && left + 3 >= total, "{hold} {total}");
         }
     }
 

@@ -33,7 +33,7 @@ struct Told {
 /// Looks a key up as GitLab Shell 14.56 does: three tries, again after no answer, 429 and 5xx but 501, with pauses
 /// that double, or are what `Retry-After` says.
 async fn look_up(peer: &Peer, key: &str) -> Told {
-    let ask = Ask::get(&format!("authorized_keys?key={key}")).with_secret();
+    let ask = Ask::get(&format!("authorized_keys?key={}", key.replace('+', "%2B"))).with_secret();
     let mut told = Told { status: None, tries: 0, after: Duration::ZERO };
     loop {
         let begun = Instant::now();
