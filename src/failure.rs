@@ -18,7 +18,9 @@ use crate::refusal::Refusal;
 use crate::route::Access;
 use crate::upstream;
 
-/// In how many seconds to try again (RFC 9110 §10.2.3): whoever comes then waits again, if need be.
+/// In how many seconds to try again (RFC 9110 §10.2.3): a request that comes then waits again, if need be. GitLab
+/// Shell sleeps for as long as this says between its three tries, without any limit, and all of them have to fit
+/// into the 10 s after which gitlab-sshd gives up.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 
 /// Whose turn it is to look into a failure.

@@ -146,8 +146,12 @@ fn check_conflicts(
         if total.is_zero() || *class == Class::Lookup && total == upstream::DEFAULT_LOOKUP_TIMEOUT {
             continue;
         }
-        for (name, time) in [("response_timeout", settings.response_timeout), ("hold", settings.hold)] {
-            if total < time {
+        let known = class.of(&upstream::DEFAULT_CLASSES);
+        for (name, time, default) in [
+            ("response_timeout", settings.response_timeout, known.response_timeout),
+            ("hold", settings.hold, known.hold),
+        ] {
+            if total < time && time != default {
                 let message = format!(
                     "is longer than the total_timeout of the class, {}, which ends a request earlier",
                     super::units::show(total)

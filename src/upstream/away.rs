@@ -6,7 +6,8 @@
 //! A look-up is asked by a login, which has little time: what a client waits for here comes again with each
 //! of its tries, and with each key that it offers. So once some have waited in vain, those who come after
 //! them do not wait ([`Away::is_remembered`]). Each still tries to connect, once, unless another one is just
-//! trying; so nothing that is remembered here is believed any longer than Rails is away.
+//! trying, or has just tried for as long as that may take; so what is remembered here is not believed for longer
+//! than Rails is away, give or take [`PAUSE`].
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -19,6 +20,9 @@ use super::cause::{Cause, Told, is_for_want_of_resources};
 /// For how long after the last attempt to connect it counts that some have waited in vain. Longer than GitLab
 /// Shell leaves between its tries, and than a user needs for another key.
 const MEMORY: Duration = Duration::from_secs(10);
+
+/// How long after an attempt that took all of its time a look-up does not make another one.
+const PAUSE: Duration = Duration::from_secs(2);
 
 /// What is known.
 #[derive(Debug, Default)]
@@ -96,6 +100,13 @@ impl Away {
         state.is_in_vain && state.last.as_ref().is_some_and(is_fresh)
     }
 
+    /// Whether the last attempt was a moment ago, and so long that the next one would be no better than waiting.
+    pub(super) fn was_just_tried_in_vain(&self, now: Instant) -> bool {
+        let state = self.state.lock();
+        let is_just = |last: &Last| last.told.cause() == Cause::Timeout && now < last.at + PAUSE;
+        state.last.as_ref().is_some_and(is_just)
+    }
+
     /// A server has accepted a connection, or answered a request that was sent at `sent`.
     pub(super) fn is_back(&self, sent: Instant, now: Instant) {
         if !self.is_known.load(Ordering::Relaxed) {
@@ -154,10 +165,10 @@ mod tests {
     }
 
     #[test]
-    fn waiting_in_vain_is_remembered_for_as_long_as_somebody_tries_and_fails() {
+    fn waiting_in_vain_is_remembered_for_as_long_as_tries_fail() {
         let (away, begin) = (Away::default(), Instant::now());
         away.failed(&refused(), begin);
-        assert!(!away.is_remembered(begin), "nobody has waited yet");
+        assert!(!away.is_remembered(begin), "none has waited yet");
         away.was_waited_for_in_vain(&refused());
         let almost = begin + MEMORY.saturating_sub(Duration::from_millis(1));
         assert!(away.is_remembered(begin) && away.is_remembered(almost));
@@ -171,6 +182,18 @@ mod tests {
         assert!(!away.is_remembered(almost) && away.cause().is_none() && !away.is_on());
         away.failed(&refused(), almost);
         assert!(!away.is_remembered(almost), "another time, others may wait again");
+    }
+
+    #[test]
+    fn a_server_that_is_silent_is_not_tried_by_each() {
+        let (away, now) = (Away::default(), Instant::now());
+        for (error, is_slow) in
+            [(refused(), false), (io::ErrorKind::TimedOut.into(), true), (wanting(), false)]
+        {
+            away.failed(&error, now);
+            assert_eq!(away.was_just_tried_in_vain(now), is_slow, "{error}");
+            assert!(!away.was_just_tried_in_vain(now + PAUSE), "{error}");
+        }
     }
 
     #[test]

@@ -110,7 +110,8 @@ fn is_of_dns(error: &io::Error) -> bool {
         .any(|of_dns| text.contains(of_dns))
 }
 
-/// Somebody else's failure to connect, for those who have waited for it. Alike to those who ask what it means.
+/// Another request's failure to connect, for those that have waited for it. What can be asked of an error can be
+/// asked of it too.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{text}")]
 pub(super) struct Told {
@@ -144,7 +145,7 @@ fn told(error: &io::Error) -> Option<&Told> {
     error.get_ref()?.downcast_ref()
 }
 
-/// Whether an error is that of somebody else's attempt to connect, or none of any attempt.
+/// Whether an error is that of another request's attempt to connect, or of no attempt.
 pub(super) fn is_told(error: &io::Error) -> bool {
     told(error).is_some()
 }

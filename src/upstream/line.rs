@@ -114,6 +114,9 @@ impl Upstream {
         let most = self.max_held_of(class);
         let place = if limits.is_brief {
             away.unheld.fetch_add(1, Ordering::Relaxed);
+            if away.was_just_tried_in_vain(now()) {
+                return Err(self.too_late(limits));
+            }
             hold.visit(class, most)
         } else {
             away.is_waited_for(now());
@@ -228,5 +231,52 @@ impl Upstream {
     /// All servers, for an error that concerns them all.
     fn names(&self) -> String {
         self.servers.iter().map(|server| &*server.name).collect::<Vec<_>>().join(", ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+    use rustix::io::Errno;
+
+    use super::super::Settings;
+    use super::super::Target;
+    use super::*;
+
+    fn upstream(max_held: usize) -> Upstream {
+        let target = Target::parse("http://127.0.0.1:1").unwrap();
+        Upstream::alone(Settings { max_held, ..Settings::new(target) })
+    }
+
+    async fn wait(upstream: &Upstream, class: Class) -> Error {
+        let plan = Plan { class, may_wait: MayWait::ForRails, ..Plan::default() };
+        let limits = Limits::new(&plan, upstream.state.lanes.of(class).settings(), false);
+        upstream.wait_in_line(class, &limits, &mut Course::default()).await.unwrap_err()
+    }
+
+    /// They have not tried to connect themselves, and must not take it for an outage of Rails if those who did
+    /// lacked files, memory or buffers.
+    #[tokio::test(start_paused = true)]
+    async fn those_who_only_waited_are_told_what_has_kept_others_from_connecting() {
+        for errno in [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::CONNREFUSED] {
+            let is_want = errno != Errno::CONNREFUSED;
+            for class in [Class::Lookup, Class::Access] {
+                let (upstream, full) = (upstream(2), upstream(1));
+                for upstream in [&upstream, &full] {
+                    let trying = upstream.state.hold.join(class, 1).unwrap();
+                    let _turn = trying.turn().now_or_never().unwrap();
+                    upstream.state.away.failed(&io::Error::from_raw_os_error(errno.raw_os_error()), now());
+                    let error = wait(upstream, class).await;
+                    let (Error::Connect(_, error) | Error::HoldFull(_, error)) = error else {
+                        panic!("{error:?}");
+                    };
+                    assert_eq!(is_for_want_of_resources(&error), is_want, "{error}");
+                    let has_waited = upstream.max_held == 2;
+                    if class == Class::Lookup {
+                        assert_eq!(upstream.state.away.is_remembered(now()), has_waited && !is_want);
+                    }
+                }
+            }
+        }
     }
 }

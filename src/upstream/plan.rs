@@ -107,13 +107,14 @@ impl Limits {
     pub(super) fn new(plan: &Plan, settings: &lanes::Settings, is_away: bool) -> Self {
         let now = Clock::System.now();
         let begun = plan.since.unwrap_or(now);
-        let (hold, total) = (settings.hold, settings.total_timeout);
+        let total = settings.total_timeout;
         let end = (!total.is_zero()).then(|| begun + total);
         // A token may say that it expires in a billion years.
         let expires = plan.expires_in.and_then(|left| now.checked_add(left.saturating_sub(BEFORE_EXPIRY)));
-        let is_patient = plan.may_wait == MayWait::ForRails && !hold.is_zero();
+        let is_patient = plan.may_wait == MayWait::ForRails && !settings.hold.is_zero();
         let is_brief = is_patient && is_away;
-        let held = is_patient.then(|| if is_brief { begun } else { begun + hold });
+        let patience = if is_brief { Duration::ZERO } else { settings.hold };
+        let held = is_patient.then(|| begun + patience);
         Self { held, is_brief, expires, end, total }
     }
 
@@ -168,8 +169,8 @@ mod tests {
     use super::*;
 
     fn settings(hold: u64, total: u64) -> lanes::Settings {
-        let (hold, total_timeout) = (Duration::from_secs(hold), Duration::from_secs(total));
-        lanes::Settings { hold, total_timeout, ..super::super::DEFAULT_CLASS }
+        let (total_timeout, hold) = (Duration::from_secs(total), Duration::from_secs(hold));
+        lanes::Settings { total_timeout, hold, ..super::super::DEFAULT_CLASS }
     }
 
     fn limits(may_wait: bool, expires_in: Option<u64>, hold: u64, total: u64) -> Limits {

@@ -22,7 +22,7 @@ const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 
 /// What a login was told of a key: the last status, if there was any, and after how long. Pauses between tries
-/// count, but nobody sleeps for them.
+/// count, but are not slept.
 #[derive(Debug)]
 struct Told {
     status: Option<u16>,
@@ -176,7 +176,7 @@ async fn all_others_wait_however_long_others_have() {
 
 /// Who does not want look-ups to wait gets what Rails would say; there is nothing to remember.
 #[tokio::test]
-async fn nothing_is_remembered_where_nobody_waits() {
+async fn nothing_is_remembered_where_no_look_up_waits() {
     let port = Port::closed();
     let gateway = Running::start(as_shipped().text("upstream.hold", "0s").settings(&port.peer()));
     assert_eq!(look_up(&gateway.tcp, UNKNOWN_KEY).await.status, Some(503));
@@ -185,7 +185,7 @@ async fn nothing_is_remembered_where_nobody_waits() {
     gateway.reaches(AWAY, 0).await;
 }
 
-/// A key that is known is answered while Rails is away, and nobody has to know that it is.
+/// A key that is known is answered while Rails is away.
 #[tokio::test]
 async fn a_known_key_never_waits_for_rails() {
     let rails = Rails::on_tcp().await;
@@ -201,6 +201,22 @@ async fn a_known_key_never_waits_for_rails() {
         let told = look_up(&gateway.tcp, ROOT_KEY).await;
         assert_eq!((told.status, told.tries), (Some(200), 1));
     }
+}
+
+/// A server that drops what it is sent costs each try a whole `connect_timeout`; not each of them makes one.
+#[tokio::test]
+async fn a_login_is_told_in_time_if_rails_is_silent() {
+    let port = Port::closed();
+    port.0.listen(0).unwrap();
+    let Peer::Tcp(address) = port.peer() else { unreachable!("it is bound to an address") };
+    let _fills_the_backlog = std::net::TcpStream::connect(address).unwrap();
+    let gateway = Running::start(as_shipped().settings(&port.peer()));
+    for key in [UNKNOWN_KEY, ROOT_KEY] {
+        let told = look_up(&gateway.tcp, key).await;
+        assert_eq!((told.status, told.tries), (Some(503), TRIES), "{told:?}");
+        assert!(told.after < DEADLINE, "{told:?}");
+    }
+    gateway.reaches(UNHELD, 2 * TRIES as usize - 1).await;
 }
 
 /// A proxy that answers for a Rails that is away is quick itself, so it is asked by each.
