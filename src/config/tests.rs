@@ -197,9 +197,20 @@ fn what_is_allowed_but_hardly_meant_gives_a_warning() {
             "upstream.classes.kas.hold: is longer than clients",
         ),
         (
-            format!("{LEAST}[upstream.classes.access]\nresponse_timeout = '61s'")
-                .replace("[auth", "total_timeout = '60s'\n[auth"),
+            format!("{LEAST}[upstream.classes.access]\nresponse_timeout = '61s'\ntotal_timeout = '60s'"),
             "upstream.classes.access.response_timeout: is longer than the total_timeout of the class, 1m",
+        ),
+        (
+            LEAST.replace("[auth", "total_timeout = '4h'\n[auth"),
+            "upstream.classes.lookup.total_timeout: is longer than gitlab-sshd waits",
+        ),
+        (
+            format!("{LEAST}[upstream.classes.lookup]\ntotal_timeout = '0s'"),
+            "upstream.classes.lookup.total_timeout: is longer than gitlab-sshd waits",
+        ),
+        (
+            LEAST.replace("[auth", "hold = '20s'\n[auth"),
+            "upstream.classes.lookup.hold: is longer than the total_timeout of the class, 4s",
         ),
         (
             format!("{LEAST}[upstream.classes.lookup]\nhold = '3s'\ntotal_timeout = '2s'"),

@@ -112,6 +112,9 @@ fn credential(
 /// As long as anybody who calls waits: sshd ends a login after two minutes, kas far earlier.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// For so long a login waits for a key, tries included.
+const SSHD_WAITS: Duration = Duration::from_secs(10);
+
 /// For so long Puma keeps an unused connection (`persistent_timeout`).
 const PUMA_KEEPS: Duration = Duration::from_secs(20);
 
@@ -141,9 +144,12 @@ fn check_conflicts(
             let message = "is longer than clients wait; they will have left when Rails is back";
             document.warn(at, &key("hold"), message);
         }
-        // That of look-ups is meant to be short, whatever is said for all.
         let total = settings.total_timeout;
-        if total.is_zero() || *class == Class::Lookup && total == upstream::DEFAULT_LOOKUP_TIMEOUT {
+        if *class == Class::Lookup && (total.is_zero() || total > SSHD_WAITS) {
+            let message = "is longer than gitlab-sshd waits for a key (10 s, in which it tries three times); 4s is usual";
+            document.warn(at, &key("total_timeout"), message);
+        }
+        if total.is_zero() {
             continue;
         }
         let known = class.of(&upstream::DEFAULT_CLASSES);
@@ -151,7 +157,10 @@ fn check_conflicts(
             ("response_timeout", settings.response_timeout, known.response_timeout),
             ("hold", settings.hold, known.hold),
         ] {
-            if total < time && time != default {
+            // That of look-ups is meant to be shorter than what may be said for all.
+            let is_meant =
+                *class == Class::Lookup && name == "response_timeout" && total == known.total_timeout;
+            if total < time && time != default && !is_meant {
                 let message = format!(
                     "is longer than the total_timeout of the class, {}, which ends a request earlier",
                     super::units::show(total)

@@ -1,9 +1,9 @@
 //! Waiting: for a Rails that is away, and for a permit.
 
 use std::io;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use http::Response;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::attempt::says_that_rails_is_away;
@@ -58,6 +58,10 @@ impl Unreachable {
     }
 }
 
+fn proxy_says_away() -> io::Error {
+    Cause::Proxy.error("a proxy answers there that Rails is away")
+}
+
 impl From<Unreachable> for Error {
     fn from(Unreachable { name, error }: Unreachable) -> Self {
         Self::Connect(name, error)
@@ -99,8 +103,10 @@ impl Upstream {
         let begun = now();
         let waited = self.wait_until_it_is_back(class, limits).await;
         course.waited += now().saturating_duration_since(begun);
-        if let Err(Error::Connect(_, error)) = &waited {
-            self.has_waited_in_vain(class, error);
+        match &waited {
+            Err(Error::Connect(_, error)) => self.has_waited_in_vain(class, error),
+            Err(Error::TotalTimeout(_)) => self.has_waited_in_vain(class, &self.state.away.error(None)),
+            _ => {}
         }
         match waited {
             // Whatever it says is as good as what would be said here, and perhaps it is well but for our question.
@@ -113,7 +119,6 @@ impl Upstream {
         let State { hold, away, .. } = &*self.state;
         let most = self.max_held_of(class);
         let place = if limits.is_brief {
-            away.unheld.fetch_add(1, Ordering::Relaxed);
             if away.was_just_tried_in_vain(now()) {
                 return Err(self.too_late(limits));
             }
@@ -151,6 +156,16 @@ impl Upstream {
         }
     }
 
+    /// What is learned from an answer to a request that was sent at `sent`.
+    pub(super) fn note_answer<B>(&self, class: Class, answer: &Response<B>, sent: Instant) {
+        let away = &self.state.away;
+        match class {
+            Class::Other => {}
+            _ if says_that_rails_is_away(answer) => away.failed(&proxy_says_away(), now()),
+            _ => away.is_back(sent, now()),
+        }
+    }
+
     /// How many requests of a class may wait at one time. Those without a credential get no more than
     /// they may have waiting for a permit.
     fn max_held_of(&self, class: Class) -> usize {
@@ -171,7 +186,7 @@ impl Upstream {
                     self.state.away.is_back(begun, now());
                     return Ok(server.place);
                 }
-                Ok(()) => Cause::Proxy.error("a proxy answers there that Rails is away"),
+                Ok(()) => proxy_says_away(),
                 Err(error) => {
                     server.state.count_unreachable(&error);
                     // Requests without a credential have no voice in it.

@@ -134,6 +134,11 @@ impl Limits {
         self.latest().is_none_or(|latest| Clock::System.now() < latest)
     }
 
+    /// Whether it has waited for Rails to be back for as long as it may.
+    pub(super) fn have_been_in_vain(&self) -> bool {
+        self.held.is_some_and(|held| Clock::System.now() >= held)
+    }
+
     /// Whether it might wait for Rails to be back at all.
     pub(super) fn are_patient(&self) -> bool {
         self.held.is_some()

@@ -115,6 +115,7 @@ impl<'r> Journey<'r> {
         let (upstream, hold) = (self.upstream, &self.upstream.state.hold);
         let (mut request, copy) = self.kept(request).await?;
         let has_to_wait = if self.limits.is_brief {
+            upstream.state.away.unheld.fetch_add(1, Ordering::Relaxed);
             // What a proxy says, it says as quickly to the request itself.
             !hold.proxy_says_away()
         } else {
@@ -143,7 +144,7 @@ impl<'r> Journey<'r> {
                     drop(permit);
                     upstream.state.away.failed(unreachable.error(), now());
                     if !self.limits.may_wait() || !unreachable.may_pass() {
-                        if self.limits.are_patient() {
+                        if self.limits.have_been_in_vain() {
                             upstream.has_waited_in_vain(self.plan.class, unreachable.error());
                         }
                         return Err(upstream.given_up(unreachable, &self.limits));
@@ -213,9 +214,7 @@ impl<'r> Journey<'r> {
                     request = unsent;
                 }
                 Ok(answer) => {
-                    if class != Class::Other && !says_that_rails_is_away(&answer) {
-                        upstream.state.away.is_back(sent, now());
-                    }
+                    upstream.note_answer(class, &answer, sent);
                     self.was_sent_to(server, sent);
                     return Ok((answer, server));
                 }

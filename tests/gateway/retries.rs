@@ -4,9 +4,11 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use serde_json::json;
 use socket2::{Domain, Socket, Type};
 
 use super::client::{Ask, Peer, Wire};
+use super::credentials::{KAS_HEADER, kas_token, now};
 use super::fake::{PADDED_KEY, ROOT_KEY, Rails, Reply, UNKNOWN_KEY};
 use super::stage::{Running, Setup};
 
@@ -226,9 +228,41 @@ async fn behind_a_proxy_look_ups_get_its_answer_once_some_have_waited() {
     stage.rails.always(Reply::new(502, "Content-Type: text/html\r\n", "away"));
     let told = look_up(&stage.gateway.tcp, UNKNOWN_KEY).await;
     assert_eq!((told.status, told.tries), (Some(502), TRIES));
+    stage.gateway.reaches(UNHELD, TRIES as usize - 1).await;
     stage.rails.recover();
     assert_eq!(look_up(&stage.gateway.tcp, ROOT_KEY).await.status, Some(200));
     stage.gateway.reaches(HELD, 0).await;
+}
+
+/// Where waiting is cut off by the end of all the time, it was in vain just the same.
+#[tokio::test]
+async fn a_look_up_whose_time_ends_while_it_waits_is_remembered_too() {
+    let port = Port::closed();
+    let setup = Setup::new().text("upstream.hold", "10m");
+    let setup = setup.text("upstream.classes.lookup.total_timeout", "200ms");
+    let gateway = Running::start(setup.settings(&port.peer()));
+    let told = look_up(&gateway.tcp, UNKNOWN_KEY).await;
+    assert_eq!((told.status, told.tries), (Some(503), TRIES));
+    gateway.reaches(HOLDS, 1).await;
+    gateway.reaches(UNHELD, TRIES as usize - 1).await;
+    gateway.reaches(r#"railgate_failures_total{reason="upstream_total_timeout"}"#, 1).await;
+}
+
+/// One that would not have waited says nothing of whether waiting is in vain.
+#[tokio::test]
+async fn a_token_that_ends_too_soon_to_wait_with_is_no_reason_for_others_not_to_wait() {
+    let port = Port::closed();
+    let setup = Setup::new().text("upstream.hold", "10m");
+    let gateway = Running::start(setup.settings(&port.peer()));
+    let claims = json!({ "iss": "gitlab-kas", "aud": "gitlab", "exp": now() + 1 });
+    let ask = Ask::post("kubernetes/usage_metrics").json("{}").header(KAS_HEADER, &kas_token(&claims));
+    let _not_sent = gateway.tcp.send(&ask).await;
+    let mut waits =
+        begin(&gateway, &Ask::get(&format!("authorized_keys?key={ROOT_KEY}")).with_secret()).await;
+    gateway.reaches(HELD, 1).await;
+    gateway.reaches(UNHELD, 0).await;
+    let _rails = port.open();
+    assert_eq!(waits.answer().await.status, 200);
 }
 
 /// A Rails that accepts connections and says nothing takes all of the time that a look-up has, and counts as one
