@@ -54,8 +54,11 @@ struct Last {
 impl Away {
     /// No server could be connected to.
     pub(super) fn failed(&self, error: &io::Error, now: Instant) {
-        let last = Last { at: now, kind: error.kind(), told: Told::of(error) };
-        self.state.lock().last = Some(last);
+        let new = Last { at: now, kind: error.kind(), told: Told::of(error) };
+        let mut state = self.state.lock();
+        // What was found out so long ago may have been another time that Rails was away.
+        state.is_in_vain &= state.last.as_ref().is_some_and(|last| now < last.at + MEMORY);
+        state.last = Some(new);
         self.is_known.store(true, Ordering::Relaxed);
     }
 
@@ -175,6 +178,10 @@ mod tests {
         assert!(!away.is_remembered(begin + MEMORY));
         away.failed(&refused(), almost);
         assert!(away.is_remembered(begin + MEMORY));
+        away.failed(&refused(), almost + MEMORY);
+        assert!(!away.is_remembered(almost + MEMORY), "that may be another time");
+        away.was_waited_for_in_vain(&refused());
+        let almost = almost + MEMORY;
         // An answer to what was sent before the last failure is an old one.
         away.is_back(begin, almost);
         assert!(away.is_remembered(almost));
