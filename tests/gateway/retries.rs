@@ -112,6 +112,7 @@ async fn a_login_is_told_within_twice_the_time_of_going_straight_to_rails() {
             assert!(told.after < DEADLINE, "{told:?}");
             through += told.after;
         }
+        println!("{} keys: {through:.1?}, straight to Rails {straight:.1?}", keys.len());
         assert!(through <= straight * 2, "{through:?} instead of {straight:?} for {keys:?}");
         // Whatever the machine does: these, and no more, have waited.
         gateway.reaches(HOLDS, 1).await;
