@@ -232,10 +232,12 @@ impl Admin {
             (0, _) => "answering",
             _ => "failing",
         };
+        let cause = self.upstream.away.cause();
+        let cause = cause.map_or_else(String::new, |cause| format!(r#","cause":"{}""#, cause.as_str()));
         json(
             status,
             format!(
-                r#"{{"status":"{word}","upstream":{{"state":"{upstream}","failures_in_a_row":{failures},"answers":{answers}}}}}"#
+                r#"{{"status":"{word}","upstream":{{"state":"{upstream}","failures_in_a_row":{failures},"answers":{answers}{cause}}}}}"#
             ),
         )
     }

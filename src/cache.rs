@@ -82,7 +82,7 @@ impl Default for Settings {
             max_bytes: 2 << 30,
             max_body: 64 * 1024,
             wait: Duration::from_secs(60),
-            stale_wait: Duration::from_secs(5),
+            stale_wait: Duration::from_secs(3),
             max_refreshes: 16,
             snapshot: None,
             shadow: shadow::Settings::default(),

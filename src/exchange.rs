@@ -6,7 +6,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::Request;
@@ -21,7 +21,7 @@ use crate::header::RequestId;
 use crate::progress::Progress;
 use crate::route::Found;
 use crate::server::ConnectionHandle;
-use crate::upstream::MayWait;
+use crate::upstream::{self, MayWait};
 
 /// A request that has been read, and nothing more.
 #[derive(Debug)]
@@ -74,6 +74,8 @@ pub struct Authenticated {
     pub may_wait: MayWait,
     /// Where those look who wait for its answer.
     pub progress: Option<Arc<Progress>>,
+    /// When it came, if it has waited for another one's answer: its time counts from there.
+    pub since: Option<Instant>,
 }
 
 /// What is known of a request's body once the caller is known.
@@ -202,7 +204,7 @@ impl Record {
                 Failure::Unauthorized(rejection) | Failure::UnauthorizedKas(rejection) => {
                     notes.rejection = Some(*rejection);
                 }
-                Failure::Upstream(error) => notes.error = Some(chain(error)),
+                Failure::Upstream(error) => notes.error = Some(told(error)),
                 Failure::Loop => notes.error = Some(LOOP.to_owned()),
                 _ => {}
             }
@@ -217,6 +219,12 @@ impl Record {
 
 const LOOP: &str = "the request has come here from this gateway: upstream.url, or what is behind it, leads back to one of \
                     its listeners; let it lead to Workhorse or Puma";
+
+/// An error, what caused it, and what there may be to mend.
+fn told(error: &upstream::Error) -> String {
+    let text = chain(error);
+    error.hint().map_or_else(|| text.clone(), |hint| format!("{text}; {hint}"))
+}
 
 /// An error and what caused it, outermost first.
 fn chain(error: &dyn std::error::Error) -> String {

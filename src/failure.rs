@@ -18,7 +18,9 @@ use crate::refusal::Refusal;
 use crate::route::Access;
 use crate::upstream;
 
-/// In how many seconds to try again (RFC 9110 §10.2.3): whoever comes then waits again, if need be.
+/// In how many seconds to try again (RFC 9110 §10.2.3): a request that comes then waits again, if need be. GitLab
+/// Shell sleeps for as long as this says between its three tries, without any limit, and all of them have to fit
+/// into the 10 s after which gitlab-sshd gives up.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 
 /// Whose turn it is to look into a failure.
@@ -83,12 +85,13 @@ impl Failure {
                 // It does not pass: a certificate that is not believed, a socket that may not be opened.
                 upstream::Error::Connect(_, error) if !upstream::may_pass(error) => StatusCode::BAD_GATEWAY,
                 upstream::Error::Connect(..)
-                | upstream::Error::HoldFull(_)
+                | upstream::Error::HoldFull(..)
                 | upstream::Error::Expires(_)
                 | upstream::Error::Shed(_) => StatusCode::SERVICE_UNAVAILABLE,
                 upstream::Error::Timeout(_)
                 | upstream::Error::Slow(_)
                 | upstream::Error::TotalTimeout(_)
+                | upstream::Error::Hung(_)
                 | upstream::Error::BrokeOff(body::Error::Stalled(_) | body::Error::TooSlow) => {
                     StatusCode::GATEWAY_TIMEOUT
                 }
@@ -119,14 +122,14 @@ impl Failure {
                     "upstream_connect_timeout"
                 }
                 upstream::Error::Connect(..) => "upstream_unreachable",
-                upstream::Error::HoldFull(_) => "hold_full",
+                upstream::Error::HoldFull(..) => "hold_full",
                 upstream::Error::Expires(_) => "credential_expires",
                 upstream::Error::Shed(shed) => shed.as_str(),
                 upstream::Error::Timeout(_) | upstream::Error::Slow(_) => "upstream_timeout",
                 upstream::Error::BrokeOff(body::Error::Stalled(_)) => "upstream_body_timeout",
-                upstream::Error::TotalTimeout(_) | upstream::Error::BrokeOff(body::Error::TooSlow) => {
-                    "upstream_total_timeout"
-                }
+                upstream::Error::TotalTimeout(_)
+                | upstream::Error::Hung(_)
+                | upstream::Error::BrokeOff(body::Error::TooSlow) => "upstream_total_timeout",
                 upstream::Error::Broken(_) | upstream::Error::BrokeOff(_) => "upstream_broke_off",
                 upstream::Error::Unusable(_) => "upstream_unusable",
                 upstream::Error::NeedsWorkhorse(_) => "upstream_needs_workhorse",
@@ -157,7 +160,7 @@ impl Failure {
                 "The request body did not arrive before its memory was needed. Please try again shortly."
             }
             Self::BodyBrokeOff => "400 Bad Request: the request body is incomplete or malformed",
-            Self::Upstream(upstream::Error::Shed(_) | upstream::Error::HoldFull(_))
+            Self::Upstream(upstream::Error::Shed(_) | upstream::Error::HoldFull(..))
             | Self::SharedTrouble(Trouble::Busy) => "GitLab is busy at the moment. Please try again shortly.",
             Self::Upstream(_) | Self::SharedTrouble(_) => match self.status() {
                 StatusCode::SERVICE_UNAVAILABLE => {
@@ -246,10 +249,11 @@ mod tests {
             Failure::Upstream(upstream::Error::Connect("x".into(), std::io::Error::other("y"))),
             Failure::Upstream(upstream::Error::Timeout(std::time::Duration::from_secs(1))),
             Failure::Upstream(upstream::Error::Slow(std::time::Duration::from_secs(1))),
+            Failure::Upstream(upstream::Error::Hung(std::time::Duration::from_secs(1))),
             Failure::Upstream(upstream::Error::Unusable("x")),
             Failure::Upstream(upstream::Error::NeedsWorkhorse("x".into())),
             Failure::Upstream(upstream::Error::Expires("x".into())),
-            Failure::Upstream(upstream::Error::HoldFull("x".into())),
+            Failure::Upstream(upstream::Error::HoldFull("x".into(), std::io::Error::other("y"))),
             Failure::Upstream(upstream::Error::Shed(upstream::lanes::Shed::QueueFull)),
             Failure::Upstream(upstream::Error::BrokeOff(crate::body::Error::TooSlow)),
             Failure::SharedTrouble(Trouble::Unreachable),

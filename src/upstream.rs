@@ -10,7 +10,9 @@
 
 mod answer;
 mod attempt;
+mod away;
 mod balance;
+mod cause;
 mod check;
 mod connect;
 mod copy;
@@ -35,8 +37,10 @@ use std::time::{Duration, Instant};
 use http::Uri;
 use tower::retry::budget::TpsBudget;
 
-pub use self::attempt::{is_for_want_of_resources, may_pass};
+pub use self::attempt::may_pass;
+pub use self::away::Away;
 pub use self::balance::MOST_SERVERS;
+pub use self::cause::{Cause, is_for_want_of_resources};
 pub use self::check::{Settings as Checks, Watch};
 use self::copy::Memory;
 pub use self::health::Settings as Ejection;
@@ -69,8 +73,6 @@ pub struct Settings {
     pub connect_timeout: Duration,
     /// How long the body of an answer may pause.
     pub body_timeout: Duration,
-    /// How long an answer may take in all, from the request to its end; zero is for as long as it takes.
-    pub total_timeout: Duration,
     /// How many requests of each class may wait for a Rails that is away; of [`Class::Other`], no more
     /// than its queue holds.
     pub max_held: usize,
@@ -103,7 +105,6 @@ impl Settings {
             host: None,
             connect_timeout: DEFAULT_CONNECT_TIMEOUT,
             body_timeout: DEFAULT_BODY_TIMEOUT,
-            total_timeout: DEFAULT_TOTAL_TIMEOUT,
             max_held: DEFAULT_MAX_HELD,
             resend_percent: DEFAULT_RESEND_PERCENT,
             resend_unread: true,
@@ -128,36 +129,51 @@ impl Settings {
 pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Default of [`lanes::Settings::response_timeout`]: `/allowed` may take 50 s (contract §1.2).
 pub const DEFAULT_RESPONSE_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long Rails may take for what somebody waits for to log in.
-pub const DEFAULT_LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long all of what a login waits for may take, waiting included: gitlab-sshd gives up after 10 s, in which
+/// it tries again after a failure.
+pub const DEFAULT_LOOKUP_TIMEOUT: Duration = Duration::from_secs(4);
 /// Default of [`Settings::body_timeout`].
 pub const DEFAULT_BODY_TIMEOUT: Duration = Duration::from_secs(300);
-/// Default of [`Settings::total_timeout`]: longer than anything takes, but not for ever, however slowly
+/// Default of [`lanes::Settings::total_timeout`]: longer than anything takes, but not for ever, however slowly
 /// a client reads.
 pub const DEFAULT_TOTAL_TIMEOUT: Duration = Duration::from_secs(4 * 3_600);
 /// Default of [`Settings::max_held`].
 pub const DEFAULT_MAX_HELD: usize = 10_000;
 /// Default of [`Settings::resend_percent`].
 pub const DEFAULT_RESEND_PERCENT: u8 = 10;
-/// Defaults of most classes.
+/// Defaults of most classes. They wait for as long as a Puma takes that loads GitLab: their callers have time, and
+/// Gitaly's fail what a user has begun long before. So does kas, which remembers for a minute what has failed; its
+/// tokens end that earlier.
 pub const DEFAULT_CLASS: lanes::Settings = lanes::Settings {
     concurrency: 256,
     queue: 1_024,
     queue_timeout: Duration::from_secs(5),
     response_timeout: DEFAULT_RESPONSE_TIMEOUT,
-    hold: Duration::from_secs(5),
+    total_timeout: DEFAULT_TOTAL_TIMEOUT,
+    hold: Duration::from_secs(30),
 };
 /// Defaults of all.
 pub const DEFAULT_CLASSES: [lanes::Settings; Class::ALL.len()] = [
-    lanes::Settings { response_timeout: DEFAULT_LOOKUP_TIMEOUT, ..DEFAULT_CLASS },
+    lanes::Settings {
+        queue_timeout: Duration::from_secs(2),
+        response_timeout: DEFAULT_LOOKUP_TIMEOUT,
+        total_timeout: DEFAULT_LOOKUP_TIMEOUT,
+        hold: Duration::from_secs(1),
+        ..DEFAULT_CLASS
+    },
     DEFAULT_CLASS,
     DEFAULT_CLASS,
     // One kas sends up to 50 requests a second, and 250 at once after a pause. 100 at a time are enough for 50 a
     // second as long as Rails takes 2 s or less for one; of 250, the others wait for their turn, 3 s at that speed.
     lanes::Settings { concurrency: 100, ..DEFAULT_CLASS },
     // Any client that can connect may ask for these, and Rails judges: a small share, or a flood of them
-    // would take the threads of Rails from the others.
-    lanes::Settings { concurrency: OTHER_CONCURRENCY, queue: 256, ..DEFAULT_CLASS },
+    // would take the threads of Rails from the others. Few may wait, so none keeps its place for long.
+    lanes::Settings {
+        concurrency: OTHER_CONCURRENCY,
+        queue: 256,
+        hold: Duration::from_secs(5),
+        ..DEFAULT_CLASS
+    },
 ];
 /// How many requests without a credential Rails is given at one time, unless configured otherwise.
 pub const OTHER_CONCURRENCY: usize = 16;
@@ -184,7 +200,6 @@ pub struct Upstream {
     /// What the first in line asks for, and for how long, where connections prove nothing.
     probe: (Option<Uri>, Duration),
     body_timeout: Duration,
-    total_timeout: Duration,
     max_held: usize,
     /// Whether a server may prove that it has not read a request, which is sent again then.
     may_resend_unread: bool,
@@ -196,6 +211,8 @@ pub struct Upstream {
 pub struct State {
     /// Where requests wait while Rails is away.
     pub hold: Hold,
+    /// What is known while it is.
+    pub away: Away,
     /// How much is asked of Rails at one time.
     pub lanes: Lanes,
     /// How often reads may be sent again, by class.
@@ -220,6 +237,7 @@ impl State {
         let least = u32::from(settings.resend_percent > 0);
         Self {
             hold: Hold::default(),
+            away: Away::default(),
             lanes: Lanes::new(&settings.classes),
             copies: Memory::default(),
             budgets: Class::ALL.map(|_| TpsBudget::new(BUDGET_MEMORY, least, share)),
@@ -246,7 +264,7 @@ pub enum Error {
     Connect(String, #[source] io::Error),
     /// More wait for Rails to be back than may.
     #[error("{0} is away, and as many requests as may wait for it already")]
-    HoldFull(String),
+    HoldFull(String, #[source] io::Error),
     /// The credential would have been dead on arrival.
     #[error("{0} is away or busy, and the token expires before it can be sent")]
     Expires(String),
@@ -262,6 +280,9 @@ pub enum Error {
     /// No head of an answer before all of it should have been there.
     #[error("no answer within {0:?}, waiting included")]
     TotalTimeout(Duration),
+    /// The same from a server that has had it for most of that, and answered no other meanwhile.
+    #[error("no answer within {0:?}, waiting included, nor to others meanwhile")]
+    Hung(Duration),
     /// The connection ended, or what came is no HTTP.
     #[error("the connection failed before an answer came")]
     Broken(#[source] hyper::Error),
@@ -297,7 +318,6 @@ impl Upstream {
             root: settings.relative_root().to_owned(),
             probe: (settings.checks.uri(settings.relative_root()), settings.checks.timeout),
             body_timeout: settings.body_timeout,
-            total_timeout: settings.total_timeout,
             max_held: settings.max_held,
             state,
         }
@@ -312,6 +332,13 @@ impl Upstream {
     /// The relative URL root of this Rails: empty, or `/gitlab` and the like.
     pub fn relative_root(&self) -> &str {
         &self.root
+    }
+}
+
+impl Error {
+    /// What an operator may have to mend, where the error does not say so itself.
+    pub fn hint(&self) -> Option<&'static str> {
+        cause::hint(self)
     }
 }
 

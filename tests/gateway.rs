@@ -34,6 +34,7 @@ mod gateway {
     mod broken_rails;
     mod caching;
     mod callers;
+    mod causes;
     mod connections;
     mod crowds;
     mod demo;
@@ -58,6 +59,7 @@ mod gateway {
     mod pressure;
     mod proxied;
     mod purge;
+    mod retries;
     mod scrape;
     mod secrecy;
     mod servers;

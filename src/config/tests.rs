@@ -120,6 +120,7 @@ fn ranges_include_their_borders_and_nothing_beyond() {
         ("upstream.classes.access", "queue", ["0", "1_000_000"], ["-1", "1_000_001"]),
         ("upstream.classes.access", "queue_timeout", ["'1ms'", "'1h'"], ["'0s'", "'2h'"]),
         ("upstream.classes.access", "response_timeout", ["'1ms'", "'1h'"], ["'0s'", "'2h'"]),
+        ("upstream.classes.access", "total_timeout", ["'0s'", "'24h'"], ["'25h'", "1"]),
         ("upstream.classes.access", "hold", ["'0s'", "'1h'"], ["'2h'", "5"]),
         ("upstream", "slow_start", ["'0s'", "'1h'"], ["'2h'", "1"]),
         ("upstream.health", "interval", ["'0s'", "'1h'"], ["'61m'", "'-1s'"]),
@@ -199,9 +200,24 @@ fn what_is_allowed_but_hardly_meant_gives_a_warning() {
             "upstream.classes.kas.hold: is longer than clients",
         ),
         (
-            format!("{LEAST}[upstream.classes.access]\nresponse_timeout = '61s'")
-                .replace("[auth", "total_timeout = '60s'\n[auth"),
-            "upstream.classes.access.response_timeout: is longer than upstream.total_timeout",
+            format!("{LEAST}[upstream.classes.access]\nresponse_timeout = '61s'\ntotal_timeout = '60s'"),
+            "upstream.classes.access.response_timeout: is longer than the total_timeout of the class, 1m",
+        ),
+        (
+            LEAST.replace("[auth", "total_timeout = '4h'\n[auth"),
+            "upstream.classes.lookup.total_timeout: is longer than gitlab-sshd waits",
+        ),
+        (
+            format!("{LEAST}[upstream.classes.lookup]\ntotal_timeout = '0s'"),
+            "upstream.classes.lookup.total_timeout: is longer than gitlab-sshd waits",
+        ),
+        (
+            LEAST.replace("[auth", "hold = '20s'\n[auth"),
+            "upstream.classes.lookup.hold: is longer than the total_timeout of the class, 4s",
+        ),
+        (
+            format!("{LEAST}[upstream.classes.lookup]\nhold = '3s'\ntotal_timeout = '2s'"),
+            "upstream.classes.lookup.hold: is longer than the total_timeout of the class, 2s",
         ),
         (
             format!("{LEAST}[limits]\ndrain_timeout = '4s'"),
@@ -215,7 +231,7 @@ fn what_is_allowed_but_hardly_meant_gives_a_warning() {
             LEAST.replace("[auth", "idle_timeout = '20s'\n[auth"),
             "upstream.idle_timeout: is not shorter than Puma keeps connections",
         ),
-        (format!("{LEAST}[cache]\nwait = '9s'"), "cache.wait: is shorter than the response_timeout"),
+        (format!("{LEAST}[cache]\nwait = '3s'"), "cache.wait: is shorter than the response_timeout"),
         (format!("{LEAST}[limits]\nhead = '16383B'"), "limits.head: SSH keys travel in the query"),
         (format!("{LEAST}[limits]\ntarget = '8191B'"), "limits.target: SSH keys travel in the query"),
         (

@@ -43,7 +43,7 @@ pub(super) fn upstream(
     let response_timeout = optional_duration(&mut section, "response_timeout", MILLISECOND..=HOUR);
     let body_timeout =
         duration(&mut section, "body_timeout", upstream::DEFAULT_BODY_TIMEOUT, MILLISECOND..=HOUR);
-    let total_timeout = duration(&mut section, "total_timeout", upstream::DEFAULT_TOTAL_TIMEOUT, ZERO..=DAY);
+    let total_timeout = optional_duration(&mut section, "total_timeout", ZERO..=DAY);
     let hold = optional_duration(&mut section, "hold", ZERO..=HOUR);
     let max_held = section
         .count("max_held", 1..1_000_001)
@@ -55,13 +55,13 @@ pub(super) fn upstream(
     let other = threads.map_or(upstream::OTHER_CONCURRENCY, |threads| {
         upstream::other_concurrency(threads, servers.as_deref().unwrap_or_default())
     });
-    let classes = classes(&mut section, (response_timeout, hold, other));
+    let classes = classes(&mut section, (response_timeout, total_timeout, hold, other));
     let idle_timeout =
         duration(&mut section, "idle_timeout", upstream::DEFAULT_IDLE_TIMEOUT, MILLISECOND..=HOUR);
     let max_idle = section.count("max_idle", 0..100_001);
     let forward_prefixes = forward_prefixes(document, &mut section);
     let (wanted, secret) = credential(document, &mut section);
-    check_conflicts(document, section.at(), &classes, (total_timeout, idle_timeout, threads.map(|_| other)));
+    check_conflicts(document, section.at(), &classes, (idle_timeout, threads.map(|_| other)));
     section.finish();
     let settings = upstream::Settings {
         servers: servers?,
@@ -72,7 +72,6 @@ pub(super) fn upstream(
         host: host.map(|host| host.value),
         connect_timeout,
         body_timeout,
-        total_timeout,
         max_held,
         resend_percent: resend_percent.unwrap_or(upstream::DEFAULT_RESEND_PERCENT),
         resend_unread,
@@ -123,6 +122,9 @@ fn credential(
 /// As long as anybody who calls waits: sshd ends a login after two minutes, kas far earlier.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// For so long a login waits for a key, tries included.
+const SSHD_WAITS: Duration = Duration::from_secs(10);
+
 /// For so long Puma keeps an unused connection (`persistent_timeout`): 5.6.5 for 20 s, 8.0.2 for 65 s. The
 /// older one counts.
 const PUMA_KEEPS: Duration = Duration::from_secs(20);
@@ -132,7 +134,7 @@ fn check_conflicts(
     document: &Document<'_>,
     at: usize,
     classes: &[lanes::Settings; Class::ALL.len()],
-    (total_timeout, idle_timeout, other): (Duration, Duration, Option<usize>),
+    (idle_timeout, other): (Duration, Option<usize>),
 ) {
     let has = Class::Other.of(classes).concurrency;
     if let Some(most) = other.filter(|most| has > *most) {
@@ -153,9 +155,29 @@ fn check_conflicts(
             let message = "is longer than clients wait; they will have left when Rails is back";
             document.warn(at, &key("hold"), message);
         }
-        if !total_timeout.is_zero() && total_timeout < settings.response_timeout {
-            let message = "is longer than upstream.total_timeout, which ends a request earlier";
-            document.warn(at, &key("response_timeout"), message);
+        let total = settings.total_timeout;
+        if *class == Class::Lookup && (total.is_zero() || total > SSHD_WAITS) {
+            let message = "is longer than gitlab-sshd waits for a key (10 s, in which it tries three times); 4s is usual";
+            document.warn(at, &key("total_timeout"), message);
+        }
+        if total.is_zero() {
+            continue;
+        }
+        let known = class.of(&upstream::DEFAULT_CLASSES);
+        for (name, time, default) in [
+            ("response_timeout", settings.response_timeout, known.response_timeout),
+            ("hold", settings.hold, known.hold),
+        ] {
+            // That of look-ups is meant to be shorter than what may be said for all.
+            let is_meant =
+                *class == Class::Lookup && name == "response_timeout" && total == known.total_timeout;
+            if total < time && time != default && !is_meant {
+                let message = format!(
+                    "is longer than the total_timeout of the class, {}, which ends a request earlier",
+                    super::units::show(total)
+                );
+                document.warn(at, &key(name), &message);
+            }
         }
     }
 }
@@ -163,10 +185,16 @@ fn check_conflicts(
 /// What a class does not say itself, `[upstream]` says for all.
 fn classes(
     upstream: &mut Section<'_, '_>,
-    (response_timeout, hold, other): (Option<Duration>, Option<Duration>, usize),
+    (response_timeout, total_timeout, hold, other): (
+        Option<Duration>,
+        Option<Duration>,
+        Option<Duration>,
+        usize,
+    ),
 ) -> [lanes::Settings; Class::ALL.len()] {
     let mut known = upstream::DEFAULT_CLASSES.map(|known| lanes::Settings {
         response_timeout: response_timeout.unwrap_or(known.response_timeout),
+        total_timeout: total_timeout.unwrap_or(known.total_timeout),
         hold: hold.unwrap_or(known.hold),
         ..known
     });
@@ -195,6 +223,7 @@ fn lane(mut section: Section<'_, '_>, known: lanes::Settings) -> lanes::Settings
             known.response_timeout,
             MILLISECOND..=HOUR,
         ),
+        total_timeout: duration(&mut section, "total_timeout", known.total_timeout, ZERO..=DAY),
         hold: duration(&mut section, "hold", known.hold, ZERO..=HOUR),
     };
     section.finish();

@@ -172,6 +172,7 @@ fn admit(routed: Routed, caller: Caller, key: Option<Key>, seen: SeenBody) -> Au
         collect: None,
         may_wait: MayWait::ForRails,
         progress: None,
+        since: None,
     }
 }
 

@@ -77,6 +77,7 @@ impl Service<Authenticated> for Forward {
             // Whether Rails is there is just what `check` asks.
             may_wait: if route.caching == Caching::Check { MayWait::No } else { call.may_wait },
             progress: call.progress,
+            since: call.since,
             is_check: route.caching == Caching::Check,
             // What is signed here is signed when it is sent.
             expires_in: call.caller.expires().filter(|_| signer.is_none()).map(|at| {

@@ -235,6 +235,7 @@ where
                 let clone = self.inner.clone();
                 let inner = std::mem::replace(&mut self.inner, clone);
                 let stale = stale(wait.progress());
+                call.since = Some(now_is);
                 let answer = follow(wait, inner, call, Arc::clone(&shared), (key.clone(), is_stale));
                 Either::Right(Either::Right(Box::pin(or_stale(answer, stale, shared, record))))
             }

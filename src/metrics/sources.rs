@@ -229,6 +229,14 @@ impl Sources {
         // Names of their own: a gauge and a counter cannot share one.
         let held = ConstCounter::new(up.hold.held());
         single(encoder, "upstream_holds", "Requests that have waited for a Rails that was away", &held)?;
+        let away = ConstGauge::new(i64::from(up.away.is_on()));
+        let describes =
+            "Whether requests wait, or have waited in vain, for a Rails that is not known to be back";
+        single(encoder, "upstream_away", describes, &away)?;
+        let unheld = ConstCounter::new(up.away.unheld.load(Relaxed));
+        let describes =
+            "Look-ups that did not wait for a Rails that was away, since others had waited in vain";
+        single(encoder, "upstream_unheld", describes, &unheld)?;
         let spent = ConstCounter::new(up.not_resent.load(Relaxed));
         single(
             encoder,

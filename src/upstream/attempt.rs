@@ -8,11 +8,11 @@ use http::header::{self, HeaderValue};
 use http::{Request, Response, StatusCode};
 
 use super::answer::{accept, is_from_workhorse};
+use super::cause::{is_for_want_of_resources, is_told};
 use super::health::Reason;
 use super::plan::Plan;
 use super::pool::Trouble;
 use super::server::Server;
-use super::streams;
 use super::{Error, now};
 use crate::body::{Body, Collected};
 use crate::route::Class;
@@ -59,11 +59,11 @@ impl AttemptError {
     fn reason(&self) -> Option<Reason> {
         match self {
             // It is one attempt to connect, however many have waited for it.
-            Self::NotSent(error, _) if streams::is_told_already(error) || is_for_want_of_resources(error) => {
-                None
-            }
+            Self::NotSent(error, _) if is_told(error) || is_for_want_of_resources(error) => None,
             Self::NotSent(..) => Some(Reason::Unreachable),
-            Self::Failed { error: Error::Timeout(_) | Error::Slow(_), .. } => Some(Reason::Timeout),
+            Self::Failed { error: Error::Timeout(_) | Error::Slow(_) | Error::Hung(_), .. } => {
+                Some(Reason::Timeout)
+            }
             Self::Failed { error: Error::Broken(_) | Error::BrokeOff(_) | Error::Unusable(_), .. } => {
                 Some(Reason::Broken)
             }
@@ -141,7 +141,15 @@ impl Server {
             }
             // Rails cannot answer what it has not been given.
             Err(_) if sending.is_under_way() => Error::BodyStalled(response_timeout),
-            Err(_) if end.is_some_and(|end| by >= end) => Error::TotalTimeout(total_timeout),
+            Err(_) if end.is_some_and(|end| by >= end) => {
+                let had = by.saturating_duration_since(deadlines.sent);
+                let is_busy = self.state.health.last_answer().is_busy(deadlines.sent, now());
+                if had * 2 < total_timeout.min(response_timeout) || is_busy {
+                    Error::TotalTimeout(total_timeout)
+                } else {
+                    Error::Hung(total_timeout)
+                }
+            }
             Err(_) if self.state.health.last_answer().is_busy(deadlines.sent, now()) => {
                 Error::Slow(response_timeout)
             }
@@ -191,15 +199,6 @@ fn is_reset(error: &hyper::Error) -> bool {
         // A broken pipe is what writing to a unix socket meets that is closed already.
         matches!(cause.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
     })
-}
-
-/// Whether a connection failed for want of something on this machine: files or memory. It says nothing
-/// of the other side. No address to connect from is not among them: that is also what is said last of a
-/// name with an IPv6 address, such as `localhost`, where there is no IPv6.
-pub fn is_for_want_of_resources(error: &io::Error) -> bool {
-    use rustix::io::Errno;
-    let wanting = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
-    error.raw_os_error().is_some_and(|error| wanting.iter().any(|wanting| wanting.raw_os_error() == error))
 }
 
 /// Whether a failure to connect may be over in a while. A certificate that is not believed or a socket

@@ -93,12 +93,18 @@ impl Hold {
     /// Joins the line at its end, or begins it, if fewer than `most` of its class wait. Dropping the
     /// place leaves the line.
     pub(super) fn join(&self, class: Class, most: usize) -> Result<Place<'_>, Full> {
+        let place = self.visit(class, most)?;
+        self.held.fetch_add(1, Ordering::Relaxed);
+        Ok(place)
+    }
+
+    /// The same for one that does not mean to wait, but only to try if no other does.
+    pub(super) fn visit(&self, class: Class, most: usize) -> Result<Place<'_>, Full> {
         let waiting = class.of(&self.waiting);
         let one_more = |waiting: usize| (waiting < most).then_some(waiting + 1);
         waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).map_err(|_| Full)?;
         let line = if class == Class::Other { &self.without_credential } else { &self.with_credential };
         line.length.fetch_add(1, Ordering::Relaxed);
-        self.held.fetch_add(1, Ordering::Relaxed);
         Ok(Place { line, waiting, is_callback: class == Class::Callback })
     }
 }

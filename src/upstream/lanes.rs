@@ -23,6 +23,9 @@ pub struct Settings {
     pub queue_timeout: Duration,
     /// How long Rails may take from the request to the head of its answer.
     pub response_timeout: Duration,
+    /// How long an answer may take in all, from the request to its end, waiting included; zero is for as long as
+    /// it takes.
+    pub total_timeout: Duration,
     /// How long a request waits for a Rails that is away.
     pub hold: Duration,
 }

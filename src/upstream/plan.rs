@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use http::header::HeaderMap;
 
+use super::lanes;
 use crate::clock::Clock;
 use crate::progress::Progress;
 use crate::route::Class;
@@ -27,6 +28,8 @@ pub struct Plan {
     /// Whether the answer is that of the instance's own state, which takes hardly anything of what the others
     /// need.
     pub is_check: bool,
+    /// When its caller came, if it has waited for something else before: its time counts from there.
+    pub since: Option<Instant>,
     /// How long the credential in it is good, if not for ever.
     pub expires_in: Option<Duration>,
     /// Signs it, each time it is sent: what waits would be signed too early.
@@ -64,6 +67,7 @@ impl Default for Plan {
             may_wait: MayWait::No,
             progress: None,
             is_check: false,
+            since: None,
             expires_in: None,
             signer: None,
         }
@@ -89,20 +93,29 @@ const BEFORE_EXPIRY: Duration = Duration::from_secs(2);
 pub(super) struct Limits {
     /// Until when it may wait for Rails to be back; `None` if it does not.
     held: Option<Instant>,
+    /// It does not wait, since others have waited in vain, but tries whether Rails is back.
+    pub(super) is_brief: bool,
     /// When its credential is worth nothing any more.
     pub(super) expires: Option<Instant>,
-    /// When all of the answer has to be there.
+    /// When all of the answer has to be there, and how long that is from its beginning.
     pub(super) end: Option<Instant>,
+    pub(super) total: Duration,
 }
 
 impl Limits {
-    pub(super) fn new(plan: &Plan, patience: Duration, total: Duration) -> Self {
-        let begun = Clock::System.now();
+    /// `is_away` says that others have waited for Rails in vain.
+    pub(super) fn new(plan: &Plan, settings: &lanes::Settings, is_away: bool) -> Self {
+        let now = Clock::System.now();
+        let begun = plan.since.unwrap_or(now);
+        let total = settings.total_timeout;
         let end = (!total.is_zero()).then(|| begun + total);
         // A token may say that it expires in a billion years.
-        let expires = plan.expires_in.and_then(|left| begun.checked_add(left.saturating_sub(BEFORE_EXPIRY)));
-        let held = (plan.may_wait == MayWait::ForRails && !patience.is_zero()).then(|| begun + patience);
-        Self { held, expires, end }
+        let expires = plan.expires_in.and_then(|left| now.checked_add(left.saturating_sub(BEFORE_EXPIRY)));
+        let is_patient = plan.may_wait == MayWait::ForRails && !settings.hold.is_zero();
+        let is_brief = is_patient && is_away;
+        let patience = if is_brief { Duration::ZERO } else { settings.hold };
+        let held = is_patient.then(|| begun + patience);
+        Self { held, is_brief, expires, end, total }
     }
 
     /// Until when a request that is not sent yet is worth anything.
@@ -121,6 +134,11 @@ impl Limits {
         self.latest().is_none_or(|latest| Clock::System.now() < latest)
     }
 
+    /// Whether it has waited for Rails to be back for as long as it may.
+    pub(super) fn have_been_in_vain(&self) -> bool {
+        self.held.is_some_and(|held| Clock::System.now() >= held)
+    }
+
     /// Whether it might wait for Rails to be back at all.
     pub(super) fn are_patient(&self) -> bool {
         self.held.is_some()
@@ -137,6 +155,11 @@ impl Limits {
         tokio::time::timeout_at(until.into(), wait).await.ok()
     }
 
+    /// Tries to connect, for as long as Rails may be away; one that does not wait has one try.
+    pub(super) async fn try_once<T>(&self, attempt: impl Future<Output = T>) -> Option<T> {
+        if self.is_brief { self.in_time(attempt).await } else { self.held(attempt).await }
+    }
+
     /// Waits for something, for as long as the request is worth anything.
     pub(super) async fn in_time<T>(&self, wait: impl Future<Output = T>) -> Option<T> {
         match self.latest() {
@@ -150,11 +173,16 @@ impl Limits {
 mod tests {
     use super::*;
 
+    fn settings(hold: u64, total: u64) -> lanes::Settings {
+        let (total_timeout, hold) = (Duration::from_secs(total), Duration::from_secs(hold));
+        lanes::Settings { total_timeout, hold, ..super::super::DEFAULT_CLASS }
+    }
+
     fn limits(may_wait: bool, expires_in: Option<u64>, hold: u64, total: u64) -> Limits {
         let expires_in = expires_in.map(Duration::from_secs);
         let may_wait = if may_wait { MayWait::ForRails } else { MayWait::ForItsTurn };
         let plan = Plan { may_wait, expires_in, ..Plan::default() };
-        Limits::new(&plan, Duration::from_secs(hold), Duration::from_secs(total))
+        Limits::new(&plan, &settings(hold, total), false)
     }
 
     #[tokio::test(start_paused = true)]
@@ -191,5 +219,32 @@ mod tests {
         let over = limits(true, None, 5, 1);
         tokio::time::advance(Duration::from_secs(1)).await;
         assert!(over.are_over());
+    }
+    #[tokio::test(start_paused = true)]
+    async fn the_time_of_a_caller_who_has_waited_before_counts_from_there() {
+        for (hold, total, left) in [(5, 0, 2), (5, 4, 1), (1, 4, 0), (5, 2, 0)] {
+            let came = Clock::System.now();
+            tokio::time::advance(Duration::from_secs(3)).await;
+            let plan = Plan { may_wait: MayWait::ForRails, since: Some(came), ..Plan::default() };
+            let limits = Limits::new(&plan, &settings(hold, total), false);
+            let begun = tokio::time::Instant::now();
+            limits.held(std::future::pending::<()>()).await;
+            assert_eq!(begun.elapsed().as_secs(), left, "{hold} {total}");
+            assert_eq!(limits.are_over(), total > 0 && left + 3 >= total, "{hold} {total}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_does_not_wait_has_one_try() {
+        let plan = Plan { may_wait: MayWait::ForRails, ..Plan::default() };
+        let limits = Limits::new(&plan, &settings(5, 4), true);
+        assert!(!limits.may_wait() && limits.is_brief);
+        assert_eq!(limits.held(std::future::pending::<()>()).await, None, "its turn is now or never");
+        let second = tokio::time::sleep(Duration::from_secs(1));
+        assert_eq!(limits.try_once(second).await, Some(()));
+        assert_eq!(limits.try_once(std::future::pending::<()>()).await, None, "within its time");
+        // What would not wait at all is no other than before.
+        assert!(!Limits::new(&Plan::default(), &settings(5, 4), true).is_brief);
+        assert!(!Limits::new(&plan, &settings(0, 4), true).is_brief);
     }
 }

@@ -105,15 +105,23 @@ impl Upstream {
 
 impl<'r> Journey<'r> {
     fn new(upstream: &'r Upstream, plan: &'r Plan, course: &'r mut Course) -> Self {
-        let patience = upstream.state.lanes.of(plan.class).settings().hold;
-        let limits = Limits::new(plan, patience, upstream.total_timeout);
+        // Only what a login waits for has no time to find out again what is known.
+        let is_away = plan.class == Class::Lookup && upstream.state.away.is_remembered(now());
+        let limits = Limits::new(plan, upstream.state.lanes.of(plan.class).settings(), is_away);
         Self { upstream, plan, limits, course, tried: ServerSet::default(), opened: None, unread: 0 }
     }
 
     async fn run(mut self, request: Box<Request<Body>>) -> Result<Response<Body>, Error> {
         let (upstream, hold) = (self.upstream, &self.upstream.state.hold);
         let (mut request, copy) = self.kept(request).await?;
-        if (hold.is_on(self.plan.class) || hold.proxy_says_away()) && self.limits.may_wait() {
+        let has_to_wait = if self.limits.is_brief {
+            upstream.state.away.unheld.fetch_add(1, Ordering::Relaxed);
+            // What a proxy says, it says as quickly to the request itself.
+            !hold.proxy_says_away()
+        } else {
+            (hold.is_on(self.plan.class) || hold.proxy_says_away()) && self.limits.may_wait()
+        };
+        if has_to_wait {
             Box::pin(self.wait_in_line()).await?;
         }
         loop {
@@ -134,7 +142,11 @@ impl<'r> Journey<'r> {
                 }
                 Err(Failed::Unreachable(unreachable, unsent)) => {
                     drop(permit);
+                    upstream.state.away.failed(unreachable.error(), now());
                     if !self.limits.may_wait() || !unreachable.may_pass() {
+                        if self.limits.have_been_in_vain() {
+                            upstream.has_waited_in_vain(self.plan.class, unreachable.error());
+                        }
                         return Err(upstream.given_up(unreachable, &self.limits));
                     }
                     Box::pin(self.wait_in_line()).await?;
@@ -189,22 +201,20 @@ impl<'r> Journey<'r> {
             if let Some(Signer(sign)) = &self.plan.signer {
                 sign(request.headers_mut());
             }
-            let deadlines = Deadlines {
-                sent,
-                response_timeout,
-                end: self.limits.end,
-                total_timeout: upstream.total_timeout,
-            };
+            let deadlines =
+                Deadlines { sent, response_timeout, end: self.limits.end, total_timeout: self.limits.total };
             if let Some(progress) = &self.plan.progress {
                 progress.is_sent(sent, server.state.health.last_answer());
             }
             match server.attempt(request, self.plan, deadlines).await {
                 Err(AttemptError::NotSent(error, unsent)) => {
+                    server.state.count_unreachable(&error);
                     let earlier = unreachable.map(|(error, _)| error);
                     unreachable = Some((Unreachable::new(&server.name, error).or(earlier), server));
                     request = unsent;
                 }
                 Ok(answer) => {
+                    upstream.note_answer(class, &answer, sent);
                     self.was_sent_to(server, sent);
                     return Ok((answer, server));
                 }

@@ -9,6 +9,7 @@ use http::header::HeaderValue;
 use http::{Request, Response};
 
 use super::balance::MOST_SERVERS;
+use super::cause::Cause;
 use super::connect::Connector;
 use super::health::Health;
 use super::load::Load;
@@ -192,6 +193,8 @@ pub struct ServerState {
     pub opened: AtomicU64,
     /// Attempts to connect that failed.
     pub refused: AtomicU64,
+    /// Requests for which there was no connection, and attempts for those that wait, by [`Cause`].
+    pub unreachable: [AtomicU64; Cause::ALL.len()],
     /// Requests that were sent again after it had failed, by [`Again`].
     pub resent: [AtomicU64; Again::ALL.len()],
     /// How long it took for the heads of its answers.
@@ -212,6 +215,7 @@ impl ServerState {
             streams: AtomicUsize::new(0),
             opened: AtomicU64::new(0),
             refused: AtomicU64::new(0),
+            unreachable: Default::default(),
             resent: Default::default(),
             took: Durations::default(),
         }
@@ -228,6 +232,12 @@ impl ServerState {
     /// Connections to it, used or kept.
     pub fn connections(&self) -> usize {
         usize::try_from(self.open.load(Ordering::Relaxed)).unwrap_or_default()
+    }
+
+    pub(super) fn count_unreachable(&self, error: &io::Error) {
+        if let Some(count) = self.unreachable.get(Cause::of(error) as usize) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     pub(super) fn count_resend(&self, why: Again) {

@@ -16,6 +16,7 @@ use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::sync::Mutex;
 
+use super::cause::Told;
 use super::connect::{Connector, Stream};
 use super::pool::Trouble;
 use super::server::ServerState;
@@ -56,7 +57,7 @@ struct Slot {
     sender: Mutex<Option<Sender>>,
     /// How often that has failed, and how the last time: who has waited for it need not try again.
     failures: AtomicU64,
-    failure: parking_lot::Mutex<Option<(io::ErrorKind, String)>>,
+    failure: parking_lot::Mutex<Option<(io::ErrorKind, Told)>>,
 }
 
 impl Streams {
@@ -128,12 +129,12 @@ impl Streams {
             return Ok(sender.clone());
         }
         if slot.failures.load(Ordering::Relaxed) != failures
-            && let Some((kind, text)) = &*slot.failure.lock()
+            && let Some((kind, told)) = &*slot.failure.lock()
         {
-            return Err(io::Error::new(*kind, ToldAlready(text.clone())));
+            return Err(told.clone().again(*kind, None));
         }
         let (new, connection) = self.connect().await.inspect_err(|error| {
-            *slot.failure.lock() = Some((error.kind(), error.to_string()));
+            *slot.failure.lock() = Some((error.kind(), Told::of(error)));
             slot.failures.fetch_add(1, Ordering::Relaxed);
         })?;
         tokio::spawn(drive(connection, Arc::downgrade(slot), Arc::clone(&self.state)));
@@ -174,16 +175,6 @@ impl Streams {
         *request.version_mut() = Version::HTTP_2;
         request
     }
-}
-
-/// An attempt to connect that others have waited for, and told of.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-struct ToldAlready(String);
-
-/// Whether an error is that of somebody else's attempt to connect.
-pub(super) fn is_told_already(error: &io::Error) -> bool {
-    error.get_ref().and_then(|error| error.downcast_ref::<ToldAlready>()).is_some()
 }
 
 /// Why there is no answer.

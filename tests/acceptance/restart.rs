@@ -39,7 +39,20 @@ struct Outcome {
     took: Duration,
 }
 
-fn load(gateway: &Gateway, next: &AtomicUsize, outcomes: &Mutex<Vec<Outcome>>) {
+/// The same, where every eighth is for a key that was not asked for before.
+fn ask_also_for_unknown(number: usize) -> Ask {
+    if !is_for_unknown(number) {
+        return ask(number);
+    }
+    let ask = Ask::get(&format!("authorized_keys?key=AAAAC3NzaC1lZDI1NTE5AAAAI{number:043}"));
+    ask.with_secret().header("X-Request-Id", &format!("restart-{number}"))
+}
+
+fn is_for_unknown(number: usize) -> bool {
+    number % 8 == 1
+}
+
+fn load(gateway: &Gateway, ask: fn(usize) -> Ask, next: &AtomicUsize, outcomes: &Mutex<Vec<Outcome>>) {
     loop {
         let number = next.fetch_add(1, Ordering::Relaxed);
         if number >= REQUESTS {
@@ -61,7 +74,7 @@ fn rails_restarts_under_load_and_nobody_notices() {
         let (next, outcomes) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
         thread::scope(|scope| {
             for _ in 0..CLIENTS {
-                scope.spawn(|| load(&gateway, &next, &outcomes));
+                scope.spawn(|| load(&gateway, ask, &next, &outcomes));
             }
             for restart in 1..=RESTARTS {
                 let due = REQUESTS * restart / (RESTARTS + 2);
@@ -78,6 +91,58 @@ fn rails_restarts_under_load_and_nobody_notices() {
         let id = format!("\"restart-{longest}\"");
         println!("{}", log.lines().find(|line| line.contains(&id)).unwrap_or_default());
         assert!(log.contains("queue_duration_s"), "somebody has waited");
+    }
+}
+
+/// A Puma that loads a GitLab does not listen for a while. With what the gateway does if nothing is configured,
+/// only look-ups for keys that are not known fail meanwhile.
+#[test]
+fn rails_that_takes_long_to_boot_fails_nothing_but_look_ups_for_unknown_keys() {
+    const BOOT: Duration = Duration::from_secs(15);
+    // As long as any of the others waits, with something left for a machine that is busy.
+    const JUDGED: Duration = Duration::from_secs(25);
+    let way = Way::Unix;
+    let mut stage = Stage::new();
+    let gateway = stage.gateway_of_short_memory(way, "stale_while_revalidate = \"0s\"");
+    for known in [0, 2] {
+        assert_eq!(gateway.tcp.send(&ask(known)).status, 200);
+    }
+    let (next, outcomes) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let mut down = Duration::ZERO;
+    thread::scope(|scope| {
+        for _ in 0..CLIENTS {
+            scope.spawn(|| load(&gateway, ask_also_for_unknown, &next, &outcomes));
+        }
+        eventually("enough answers", || outcomes.lock().unwrap().len() >= REQUESTS / 4);
+        let begun = Instant::now();
+        stage.end_rails();
+        stage.restart_rails_with(BOOT);
+        down = begun.elapsed();
+    });
+    let outcomes = outcomes.into_inner().unwrap();
+    assert_eq!(outcomes.len(), REQUESTS);
+    let failed: Vec<(usize, Option<u16>)> = outcomes
+        .iter()
+        .filter(|outcome| outcome.status != Some(200) && !is_for_unknown(outcome.number))
+        .map(|outcome| (outcome.number, outcome.status))
+        .collect();
+    let unknown = |status| {
+        let with = |outcome: &&Outcome| is_for_unknown(outcome.number) && outcome.status == Some(status);
+        outcomes.iter().filter(with).count()
+    };
+    println!(
+        "{down:?} down: {} failed, unknown keys: {} 404, {} 503",
+        failed.len(),
+        unknown(404),
+        unknown(503)
+    );
+    assert!(down >= BOOT && unknown(404) > 0 && unknown(503) > 0);
+    assert_eq!(unknown(200), 0);
+    assert!(failed.is_empty() || down > JUDGED, "{down:?} down: {failed:?}");
+    let log = gateway.log();
+    for told in ["Rails cannot be reached", "Rails is still away", "Rails can be reached again", "\"cause\""]
+    {
+        assert!(log.contains(told), "{told}");
     }
 }
 

@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -106,7 +106,7 @@ impl Stage {
         fs::write(dir.file("shell_secret"), format!("{SHELL_SECRET}\n")).unwrap();
         fs::write(dir.file("kas_secret"), STANDARD.encode(KAS_SECRET)).unwrap();
         let (tcp, unix) = (free_address(), dir.file("rails.sock"));
-        let process = start_rails(&dir, kind, tcp);
+        let process = start_rails(&dir, kind, tcp, Duration::ZERO);
         let mut stage = Self { tcp: Peer::Tcp(tcp), unix: Peer::Unix(unix), kind, process, dir };
         stage.wait_for_rails();
         stage
@@ -251,6 +251,7 @@ impl Stage {
             {url}
             connect_timeout = "10m"
             response_timeout = "10m"
+            total_timeout = "4h"
             {upstream_keys}
             [auth.shell]
             secret_file = "{dir}/shell_secret"
@@ -309,14 +310,20 @@ impl Stage {
 
     /// Ends Rails, and starts it again where it was.
     pub fn restart_rails(&mut self) {
+        self.restart_rails_with(Duration::ZERO);
+    }
+
+    /// The same, where it takes at least so long to load.
+    pub fn restart_rails_with(&mut self, boot: Duration) {
         self.stop_rails();
         let Peer::Tcp(tcp) = self.tcp else { panic!("{:?} is no TCP address", self.tcp) };
-        self.process = start_rails(&self.dir, self.kind, tcp);
+        self.process = start_rails(&self.dir, self.kind, tcp, boot);
         self.wait_for_rails();
     }
 }
 
-fn start_rails(dir: &Scratch, Kind { era, root, threads }: Kind, tcp: SocketAddr) -> Process {
+fn start_rails(dir: &Scratch, Kind { era, root, threads }: Kind, tcp: SocketAddr, boot: Duration) -> Process {
+    let booted_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() + boot;
     // One that was killed leaves its socket behind.
     let _ = fs::remove_file(dir.file("rails.sock"));
     let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/rails/serve"));
@@ -328,6 +335,7 @@ fn start_rails(dir: &Scratch, Kind { era, root, threads }: Kind, tcp: SocketAddr
         .env("RAILS_SOCKET", dir.file("rails.sock"))
         .env("RAILS_RELATIVE_ROOT", if root.is_empty() { "/" } else { root })
         .env("RAILS_ERA", era)
+        .env("RAILS_BOOTED_AT", booted_at.as_secs_f64().to_string())
         .env("RAILS_THREADS", threads.to_string());
     Process::start(command, dir.file("puma.log"))
 }

@@ -44,6 +44,8 @@ impl Setup {
             .text("upstream.connect_timeout", "10m")
             .text("upstream.response_timeout", "10m")
             .text("upstream.body_timeout", "10m")
+            .text("upstream.total_timeout", "4h")
+            .text("upstream.classes.lookup.queue_timeout", "10m")
             .text("upstream.hold", "0s")
             .set("upstream.resend_percent", 0)
             .text("cache.wait", "10m")

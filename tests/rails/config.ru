@@ -2,6 +2,9 @@
 
 require_relative 'application'
 
+# A real GitLab takes its time to load, and nothing listens meanwhile: Puma binds its sockets once this file is read.
+sleep [Float(ENV.fetch('RAILS_BOOTED_AT', '0')) - Time.now.to_f, 0].max
+
 SampleGitlab::Application.initialize!
 Database.prepare
 

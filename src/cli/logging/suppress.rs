@@ -22,8 +22,8 @@ use tracing_subscriber::layer::Context;
 use super::UNLIMITED;
 
 const WINDOW: Duration = Duration::from_secs(1);
-/// How many of a kind are written in that time: enough for a gateway's servers to fail all at once.
-const MOST: u32 = 10;
+/// How many of a kind are written in that time: enough to see what it is about.
+const MOST: u32 = 5;
 const SUPPRESSED: &str = "more lines like one above were left out";
 /// Bytes of a message that are told.
 const MOST_OF_MESSAGE: usize = 256;

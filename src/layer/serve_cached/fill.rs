@@ -82,14 +82,16 @@ async fn take(answer: Answer, lease: Lease, caching: Caching, shared: &Shared, r
         Err(failure) => {
             match &failure {
                 Failure::Upstream(error) => match error {
-                    upstream::Error::Connect(_, error) if upstream::is_for_want_of_resources(error) => {
+                    upstream::Error::Connect(_, error) | upstream::Error::HoldFull(_, error)
+                        if upstream::is_for_want_of_resources(error) =>
+                    {
                         lease.fail(Trouble::Busy);
                     }
-                    upstream::Error::Connect(..) | upstream::Error::HoldFull(_) => {
+                    upstream::Error::Connect(..) | upstream::Error::HoldFull(..) => {
                         lease.fail(Trouble::Unreachable);
                     }
                     upstream::Error::Shed(_) => lease.fail(Trouble::Busy),
-                    upstream::Error::Timeout(_) => lease.fail(Trouble::Timeout),
+                    upstream::Error::Timeout(_) | upstream::Error::Hung(_) => lease.fail(Trouble::Timeout),
                     upstream::Error::Slow(_) | upstream::Error::TotalTimeout(_) => lease.fail(Trouble::Slow),
                     // Twice is not one caller's bad luck.
                     upstream::Error::Broken(_) | upstream::Error::BrokeOff(_) if record.notes().is_resent => {

@@ -23,7 +23,7 @@ use crate::upstream;
 /// |---|---|---|
 /// | no connection (`Connect`, `HoldFull`) | yes | it is away |
 /// | no connection for want of files or memory here | no | it is our own want |
-/// | none of the time (`Timeout`), or the connection breaks (`Broken`, `BrokeOff`) | yes | it is there, and answers nothing |
+/// | none of the time (`Timeout`, `Hung`), or the connection breaks (`Broken`, `BrokeOff`) | yes | it is there, and answers nothing |
 /// | a 500, 502, 503 or 504 | yes | Rails, or a server in front of it, says that it cannot answer (RFC 5861 §4) |
 /// | not in time, while it answers others (`Slow`) | no | it is busy |
 /// | not sent in time, since others go first (`Shed`, `Expires`, `TotalTimeout`) | no | the queue is our own |
@@ -32,13 +32,13 @@ use crate::upstream;
 pub(super) fn is_failing(answer: &Answer) -> bool {
     match answer {
         Ok(answer) => is_failing_status(answer.status()),
-        Err(Failure::Upstream(upstream::Error::Connect(_, error))) => {
+        Err(Failure::Upstream(upstream::Error::Connect(_, error) | upstream::Error::HoldFull(_, error))) => {
             !upstream::is_for_want_of_resources(error)
         }
         Err(Failure::Upstream(error)) => matches!(
             error,
-            upstream::Error::HoldFull(_)
-                | upstream::Error::Timeout(_)
+            upstream::Error::Timeout(_)
+                | upstream::Error::Hung(_)
                 | upstream::Error::Broken(_)
                 | upstream::Error::BrokeOff(body::Error::Broken(_) | body::Error::Stalled(_))
         ),

@@ -82,6 +82,7 @@ fn call(method: Method, path: &str, headers: &[(&str, &str)]) -> Authenticated {
         may_wait: MayWait::ForRails,
         collect: None,
         progress: None,
+        since: None,
     }
 }
 
@@ -146,6 +147,27 @@ async fn the_second_caller_is_answered_from_memory() {
     assert_eq!(second.headers()["x-request-id"], "", "no more than a place for it");
     assert_eq!(text(second).await, USER);
     assert!(is_idle(&mut s.rails).await);
+}
+
+/// Else a caller could wait for another's answer first, and then for as long again for its own.
+#[tokio::test]
+async fn the_time_of_a_caller_who_has_waited_for_another_counts_from_when_it_came() {
+    let mut s = setting();
+    let path = "/discover?key_id=7";
+    let leader = s.ask(path);
+    let (asked, reply) = s.taken().await;
+    assert_eq!(asked.since, None);
+    s.time.advance(Duration::from_secs(2));
+    let came = Clock::Manual(s.time.clone()).now();
+    let follower = s.ask(path);
+    assert!(is_idle(&mut s.rails).await, "it waits");
+    s.time.advance(Duration::from_secs(1));
+    reply.send_response(Ok(json(429, "{}")));
+    leader.await.unwrap().unwrap();
+    let (asked, reply) = s.taken().await;
+    assert_eq!(asked.since, Some(came));
+    reply.send_response(Ok(json(200, USER)));
+    assert_eq!(status_of(&follower.await.unwrap().unwrap()), "railgate; fwd=miss; detail=alone");
 }
 
 #[tokio::test]

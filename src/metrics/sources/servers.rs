@@ -12,7 +12,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 
 use crate::clock::Clock;
 use crate::upstream::health::{Condition, Reason};
-use crate::upstream::{Again, ServerState};
+use crate::upstream::{Again, Cause, ServerState};
 
 fn gauge(value: u64) -> ConstGauge<u64> {
     ConstGauge::new(value)
@@ -29,6 +29,11 @@ pub(super) fn encode(servers: &[Arc<ServerState>], encoder: &mut DescriptorEncod
     each(servers, encoder, opened, count(|server| server.opened.load(Relaxed)))?;
     let refused = ("upstream_connect_failures", "Attempts to connect to Rails that failed");
     each(servers, encoder, refused, count(|server| server.refused.load(Relaxed)))?;
+    let unreachable = (
+        "upstream_unreachable",
+        "Requests, and tries for those that wait, that found no connection, by cause",
+    );
+    by(servers, encoder, unreachable, "cause", Cause::ALL.map(Cause::as_str), |server| &server.unreachable)?;
     let failures =
         ("upstream_failures_in_a_row", "Failed requests since this server last answered or came back");
     each(servers, encoder, failures, |server| gauge(server.health.failures_in_a_row()))?;

@@ -100,15 +100,18 @@ async fn beyond_that_rails_is_waited_for() {
 #[tokio::test]
 async fn for_failures_on_the_list_what_is_stale_has_to_do() {
     let timeout = || Err(Failure::Upstream(upstream::Error::Timeout(Duration::from_secs(60))));
-    let hold_full = || Err(Failure::Upstream(upstream::Error::HoldFull("rails".into())));
+    let hold_full =
+        || Err(Failure::Upstream(upstream::Error::HoldFull("rails".into(), std::io::Error::other("away"))));
     let broke_off = || {
         let stalled = crate::body::Error::Stalled(Duration::from_secs(1));
         Err(Failure::Upstream(upstream::Error::BrokeOff(stalled)))
     };
-    let failures: [fn() -> Answer; 8] = [
+    let hung = || Err(Failure::Upstream(upstream::Error::Hung(Duration::from_secs(4))));
+    let failures: [fn() -> Answer; 9] = [
         refused,
         hold_full,
         timeout,
+        hung,
         broke_off,
         || Ok(json(500, "{}")),
         || Ok(json(502, "{}")),
@@ -129,9 +132,10 @@ async fn for_failures_on_the_list_what_is_stale_has_to_do() {
 /// A caller would be given what Rails does not say any more, for as long as others keep Rails busy.
 #[tokio::test]
 async fn a_rails_that_is_busy_is_no_reason_for_a_stale_answer() {
-    let failures: [fn() -> upstream::Error; 8] = [
-        // Too many open files.
+    let failures: [fn() -> upstream::Error; 9] = [
+        // Too many open files, and more wait for one than may.
         || upstream::Error::Connect("rails".into(), std::io::Error::from_raw_os_error(24)),
+        || upstream::Error::HoldFull("rails".into(), std::io::Error::from_raw_os_error(24)),
         || upstream::Error::Shed(Shed::QueueFull),
         || upstream::Error::Shed(Shed::QueueTimeout),
         || upstream::Error::Shed(Shed::QueueTooSlow),
