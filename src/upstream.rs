@@ -14,6 +14,7 @@ mod balance;
 mod check;
 mod connect;
 mod copy;
+mod happy_eyeballs;
 pub mod health;
 pub mod hold;
 pub mod lanes;
@@ -261,7 +262,7 @@ pub enum Error {
     #[error("no answer within {0:?}, waiting included")]
     TotalTimeout(Duration),
     /// The connection ended, or what came is no HTTP.
-    #[error("the connection failed before an answer came")]
+    #[error("{}", answer::why_broken(.0))]
     Broken(#[source] hyper::Error),
     /// The answer's body ended too early.
     #[error("the answer broke off")]

@@ -48,6 +48,7 @@ mod gateway {
     mod large;
     mod listeners;
     mod memory;
+    mod odd_answers;
     mod pressure;
     mod proxied;
     mod purge;

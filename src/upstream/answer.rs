@@ -4,6 +4,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Response, StatusCode, Version};
 
 use super::Error;
+use super::pool::{BUFFER, MOST_FIELDS};
 use crate::body::Body;
 use crate::header::strip_hop_by_hop;
 
@@ -17,6 +18,24 @@ fn is_an_order(name: &HeaderName) -> bool {
 /// Whether a request comes from Workhorse, which says so.
 pub(super) fn is_from_workhorse(headers: &HeaderMap) -> bool {
     headers.contains_key("gitlab-workhorse") || headers.contains_key("gitlab-workhorse-api-request")
+}
+
+/// What has gone wrong with an answer that did not come, and what to do about it.
+pub(super) fn why_broken(error: &hyper::Error) -> String {
+    if error.is_parse_too_large() {
+        format!(
+            "the head of the answer has more than {MOST_FIELDS} fields or {BUFFER} bytes; let Rails, or what \
+             stands in front of it, send less"
+        )
+    } else if error.is_parse_version_h2() {
+        "the other side speaks HTTP/2; say so in upstream.protocol".to_owned()
+    } else if error.is_parse() {
+        "what came is no answer in HTTP/1.1; does upstream.url lead to Rails, with the right one of http:// \
+         and https://?"
+            .to_owned()
+    } else {
+        "the connection failed before an answer came".to_owned()
+    }
 }
 
 /// RFC 9112 §6.3: an answer with both framings, which hyper lets through, may be an attempt to

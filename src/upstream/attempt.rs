@@ -8,6 +8,7 @@ use http::header::{self, HeaderValue};
 use http::{Request, Response, StatusCode};
 
 use super::answer::{accept, is_from_workhorse};
+use super::happy_eyeballs::{has_failed_with, is_transient};
 use super::health::Reason;
 use super::plan::Plan;
 use super::pool::Trouble;
@@ -194,16 +195,16 @@ fn is_reset(error: &hyper::Error) -> bool {
 }
 
 /// Whether a connection failed for want of something on this machine: files or memory. It says nothing
-/// of the other side. No address to connect from is not among them: that is also what is said last of a
-/// name with an IPv6 address, such as `localhost`, where there is no IPv6.
+/// of the other side. No address to connect from is not among them: that is also what is said of a name
+/// with an IPv6 address, such as `localhost`, where there is no IPv6.
 pub fn is_for_want_of_resources(error: &io::Error) -> bool {
     use rustix::io::Errno;
     let wanting = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
-    error.raw_os_error().is_some_and(|error| wanting.iter().any(|wanting| wanting.raw_os_error() == error))
+    has_failed_with(error, |error| wanting.iter().any(|wanting| wanting.raw_os_error() == error))
 }
 
 /// Whether a failure to connect may be over in a while. A certificate that is not believed or a socket
 /// that may not be opened are not.
 pub fn may_pass(error: &io::Error) -> bool {
-    !matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::PermissionDenied)
+    is_transient(error.kind())
 }

@@ -1,6 +1,7 @@
 //! Connections to Rails, over TCP, with or without TLS, or a unix socket.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -10,8 +11,10 @@ use std::time::Duration;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpStream, UnixStream};
+use tokio::time::timeout;
 use tokio_rustls::client::TlsStream;
 
+use super::happy_eyeballs;
 use super::server::ServerState;
 use super::target::{Address, Target};
 use super::tls::Tls;
@@ -36,11 +39,7 @@ impl Connector {
             // Nothing goes out in clear because somebody forgot to say how to secure it.
             return Err(io::Error::new(io::ErrorKind::InvalidData, "no certificates are set up"));
         }
-        let timeout = self.timeout;
-        let outcome =
-            tokio::time::timeout(timeout, open(&self.address, self.tls.as_ref())).await.unwrap_or_else(
-                |_| Err(io::Error::new(io::ErrorKind::TimedOut, format!("no connection within {timeout:?}"))),
-            );
+        let outcome = open(&self.address, self.tls.as_ref(), self.timeout).await;
         if outcome.is_err() {
             self.state.refused.fetch_add(1, Ordering::Relaxed);
         }
@@ -48,20 +47,27 @@ impl Connector {
     }
 }
 
-async fn open(address: &Address, tls: Option<&Tls>) -> io::Result<Socket> {
+async fn open(address: &Address, tls: Option<&Tls>, within: Duration) -> io::Result<Socket> {
     match address {
-        // Tries every address that the name has: `localhost` is often ::1 first, and Puma on
-        // 127.0.0.1 only.
+        // `localhost` is often ::1 first, and Puma on 127.0.0.1 only.
         Address::Tcp(host, port) => {
-            let stream = TcpStream::connect((host.as_str(), *port)).await?;
-            stream.set_nodelay(true)?;
-            Ok(match tls {
-                Some(tls) => Socket::Tls(Box::new(TokioIo::new(tls.connect(stream).await?))),
-                None => Socket::Tcp(TokioIo::new(stream)),
-            })
+            happy_eyeballs::connect(host, *port, within, |address| open_tcp(address, tls)).await
         }
-        Address::Unix(path) => Ok(Socket::Unix(TokioIo::new(UnixStream::connect(path).await?))),
+        Address::Unix(path) => match timeout(within, UnixStream::connect(path)).await {
+            Ok(stream) => Ok(Socket::Unix(TokioIo::new(stream?))),
+            Err(_) => Err(happy_eyeballs::timed_out(within)),
+        },
     }
+}
+
+/// With TLS, an address has answered only once that is there.
+async fn open_tcp(address: SocketAddr, tls: Option<&Tls>) -> io::Result<Socket> {
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    Ok(match tls {
+        Some(tls) => Socket::Tls(Box::new(TokioIo::new(tls.connect(stream).await?))),
+        None => Socket::Tcp(TokioIo::new(stream)),
+    })
 }
 
 #[derive(Debug)]

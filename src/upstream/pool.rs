@@ -29,7 +29,10 @@ use crate::clock::Clock;
 use crate::turn;
 
 /// Bytes of the largest head of an answer, and of what may wait to be sent to a server that does not read.
-const BUFFER: usize = 32 * 1024;
+pub(super) const BUFFER: usize = 32 * 1024;
+
+/// Fields of the largest head of an answer. Rails sends about 20, and what is in front of it may add its own.
+pub(super) const MOST_FIELDS: usize = 256;
 
 /// The connections of one thread.
 #[derive(Debug)]
@@ -123,7 +126,7 @@ impl Pool {
     async fn connect(&self) -> io::Result<Box<Line>> {
         let stream = self.connector.connect().await?;
         let reads = Arc::clone(stream.reads());
-        let handshake = http1::Builder::new().max_buf_size(BUFFER).handshake(stream);
+        let handshake = builder().handshake(stream);
         let (sender, connection) = handshake.await.map_err(io::Error::other)?;
         let kept = Arc::downgrade(&self.kept);
         Ok(Box::new(Line { sender, connection: Some(connection), was_reset: false, kept, reads }))
@@ -134,6 +137,19 @@ impl Pool {
         self.kept.keep(self.connect().await?);
         Ok(())
     }
+}
+
+/// What is odd about a head and has one meaning only is repaired (RFC 9112 §5.1, §5.2): the client gets a
+/// head that is written anew.
+fn builder() -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder
+        .max_buf_size(BUFFER)
+        .max_header_size(BUFFER)
+        .max_headers(MOST_FIELDS)
+        .allow_spaces_after_header_name_in_responses(true)
+        .allow_obsolete_multiline_headers_in_responses(true);
+    builder
 }
 
 type SendError = hyper::client::conn::TrySendError<Request<Body>>;

@@ -37,6 +37,9 @@ type Connection = http2::Connection<Stream, Body, TokioExecutor>;
 const STREAM_WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = 1 << 30;
 
+/// Bytes of the largest head of an answer, counted as RFC 9113 §6.5.2 does.
+const HEAD: u32 = 32 * 1024;
+
 /// The way to one server, for one thread.
 ///
 /// Each class of routes has a connection of its own: a server bounds how many streams one may have, and
@@ -150,6 +153,7 @@ impl Streams {
             .keep_alive_while_idle(true)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_header_list_size(HEAD)
             .handshake(stream)
             .await
             .map_err(io::Error::other)

@@ -3,8 +3,11 @@
 use std::io::{self, Write};
 use std::sync::{Condvar, Mutex, MutexGuard, Once, PoisonError};
 
+use serde_json::Value;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
+
+use super::client::eventually;
 
 static LOG: Mutex<String> = Mutex::new(String::new());
 
@@ -16,6 +19,16 @@ pub fn length() -> usize {
 /// What was logged behind this place, a line for each event.
 pub fn since(place: usize) -> String {
     log()[place..].to_owned()
+}
+
+/// The line of the request with this id, which no other test uses.
+pub async fn line_of(id: &str) -> Value {
+    let id = format!("\"{id}\"");
+    let is_meant = |line: &&str| line.contains("\"correlation_id\"") && line.contains(&id);
+    let line = eventually("the line of the request", async || {
+        since(0).lines().rev().find(is_meant).map(str::to_owned)
+    });
+    serde_json::from_str(&line.await).unwrap()
 }
 
 fn log() -> MutexGuard<'static, String> {

@@ -1,0 +1,181 @@
+//! Connecting to one of the addresses that a name has (RFC 8305, "Happy Eyeballs").
+//!
+//! Differs from `TcpStream::connect` with a name, which waits for each address until the system gives
+//! it up: there, a first address that is silent takes the time of all others.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+/// How long one address has before the next one is tried beside it (RFC 8305 §5), and the least of it,
+/// where many addresses have to share the time.
+const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+const LEAST_ATTEMPT_DELAY: Duration = Duration::from_millis(10);
+
+/// How many addresses an error names.
+const MOST_NAMED: usize = 8;
+
+/// Resolves a name and opens a connection to one of its addresses with `open`, all of it within this time.
+/// The error names every address and its cause.
+pub(super) async fn connect<T, F>(
+    host: &str,
+    port: u16,
+    within: Duration,
+    open: impl Fn(SocketAddr) -> F,
+) -> io::Result<T>
+where
+    F: Future<Output = io::Result<T>>,
+{
+    let by = Instant::now() + within;
+    let Ok(addresses) = timeout_at(by, tokio::net::lookup_host((host, port))).await else {
+        let text = format!("the name was not resolved within {within:?}");
+        return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+    };
+    let addresses = interleaved(addresses?.collect());
+    let (outcome, failed) = first_of(&addresses, by.saturating_duration_since(Instant::now()), open).await;
+    match outcome {
+        Some((address, connection)) => {
+            if !failed.is_empty() {
+                tracing::debug!(host, %address, %failed, "connected, but not to the first address");
+            }
+            Ok(connection)
+        }
+        // Of an address that is its own name, there is nothing to add.
+        None if host.parse::<std::net::IpAddr>().is_ok() => Err(failed.into_only()),
+        None => Err(io::Error::new(failed.kind(), failed)),
+    }
+}
+
+/// Both families by turns, so that one of them that leads nowhere costs one attempt (RFC 8305 §4); the
+/// family that the system prefers is first.
+fn interleaved(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    let is_v6_first = addresses.first().is_some_and(SocketAddr::is_ipv6);
+    let (first, second): (Vec<_>, Vec<_>) =
+        addresses.into_iter().partition(|address| address.is_ipv6() == is_v6_first);
+    let (mut first, mut second) = (first.into_iter(), second.into_iter());
+    let mut all = Vec::new();
+    loop {
+        let before = all.len();
+        all.extend(first.next().into_iter().chain(second.next()));
+        if all.len() == before {
+            return all;
+        }
+    }
+}
+
+/// The first connection that is there, and what came of the other addresses until then.
+async fn first_of<T, F>(
+    addresses: &[SocketAddr],
+    within: Duration,
+    open: impl Fn(SocketAddr) -> F,
+) -> (Option<(SocketAddr, T)>, Failed)
+where
+    F: Future<Output = io::Result<T>>,
+{
+    let share = u32::try_from(addresses.len()).unwrap_or(u32::MAX).max(1);
+    let delay = (within / share).clamp(LEAST_ATTEMPT_DELAY, ATTEMPT_DELAY);
+    let by = Instant::now() + within;
+    let mut failed = Failed(Vec::new());
+    let mut under_way = FuturesUnordered::new();
+    let mut left = addresses.iter();
+    loop {
+        if let Some(address) = left.next() {
+            under_way.push(async { (*address, open(*address).await) });
+        } else if under_way.is_empty() {
+            return (None, failed);
+        }
+        let next = Instant::now() + delay;
+        tokio::select! {
+            biased;
+            Some((address, outcome)) = under_way.next() => match outcome {
+                Ok(connection) => return (Some((address, connection)), failed.in_the_order_of(addresses)),
+                // The next one is tried at once.
+                Err(error) => failed.0.push((address, error)),
+            },
+            () = sleep_until(by) => break,
+            () = sleep_until(next), if !left.as_slice().is_empty() => {}
+        }
+    }
+    let tried = addresses.len() - left.as_slice().len();
+    for (place, address) in addresses.iter().enumerate() {
+        if failed.0.iter().all(|(failed, _)| failed != address) {
+            let not_tried = || io::Error::new(io::ErrorKind::TimedOut, "not tried, for want of time");
+            failed.0.push((*address, if place < tried { timed_out(within) } else { not_tried() }));
+        }
+    }
+    (None, failed.in_the_order_of(addresses))
+}
+
+/// There is no connection yet, and no time left.
+pub(super) fn timed_out(within: Duration) -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, format!("no connection within {within:?}"))
+}
+
+/// Addresses that could not be connected to, and why.
+#[derive(Debug)]
+struct Failed(Vec<(SocketAddr, io::Error)>);
+
+impl Failed {
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn in_the_order_of(mut self, addresses: &[SocketAddr]) -> Self {
+        self.0.sort_by_key(|(address, _)| addresses.iter().position(|other| other == address));
+        self
+    }
+
+    /// What they have in common: a time-out if there was one, and else what may pass if anything may.
+    fn kind(&self) -> io::ErrorKind {
+        let kinds = || self.0.iter().map(|(_, error)| error.kind());
+        kinds()
+            .find(|kind| *kind == io::ErrorKind::TimedOut)
+            .or_else(|| kinds().find(|kind| is_transient(*kind)))
+            .or_else(|| kinds().next())
+            .unwrap_or(io::ErrorKind::NotFound)
+    }
+
+    /// The error of the only address.
+    fn into_only(mut self) -> io::Error {
+        self.0.pop().map_or_else(|| io::ErrorKind::NotFound.into(), |(_, error)| error)
+    }
+}
+
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_empty() {
+            return f.write_str("the name has no address");
+        }
+        for (place, (address, error)) in self.0.iter().take(MOST_NAMED).enumerate() {
+            let separator = if place == 0 { "" } else { "; " };
+            write!(f, "{separator}{address}: {error}")?;
+        }
+        match self.0.len().saturating_sub(MOST_NAMED) {
+            0 => Ok(()),
+            more => write!(f, "; and {more} more addresses"),
+        }
+    }
+}
+
+impl std::error::Error for Failed {}
+
+/// Whether a failure to connect may be over in a while. A certificate that is not believed or a socket
+/// that may not be opened are not.
+pub(super) fn is_transient(kind: io::ErrorKind) -> bool {
+    !matches!(kind, io::ErrorKind::InvalidData | io::ErrorKind::PermissionDenied)
+}
+
+/// Whether a failure to connect, or one of those that it consists of, was this error of the system.
+pub(super) fn has_failed_with(error: &io::Error, is_it: impl Fn(i32) -> bool) -> bool {
+    let failed = error.get_ref().and_then(|error| error.downcast_ref::<Failed>());
+    let of_addresses = failed.into_iter().flat_map(|failed| &failed.0).map(|(_, error)| error);
+    std::iter::once(error).chain(of_addresses).filter_map(io::Error::raw_os_error).any(is_it)
+}
+
+#[cfg(test)]
+mod tests;
