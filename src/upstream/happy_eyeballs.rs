@@ -6,11 +6,14 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{sleep, timeout_at};
+
+use super::now;
 
 /// How long one address has before the next one is tried beside it (RFC 8305 §5), and the least of it,
 /// where many addresses have to share the time.
@@ -31,13 +34,13 @@ pub(super) async fn connect<T, F>(
 where
     F: Future<Output = io::Result<T>>,
 {
-    let by = Instant::now() + within;
-    let Ok(addresses) = timeout_at(by, tokio::net::lookup_host((host, port))).await else {
+    let by = now() + within;
+    let Ok(addresses) = timeout_at(by.into(), tokio::net::lookup_host((host, port))).await else {
         let text = format!("the name was not resolved within {within:?}");
         return Err(io::Error::new(io::ErrorKind::TimedOut, text));
     };
     let addresses = interleaved(addresses?.collect());
-    let (outcome, failed) = first_of(&addresses, by.saturating_duration_since(Instant::now()), open).await;
+    let (outcome, failed) = first_of(&addresses, by.saturating_duration_since(now()), open).await;
     match outcome {
         Some((address, connection)) => {
             if !failed.is_empty() {
@@ -79,7 +82,7 @@ where
 {
     let share = u32::try_from(addresses.len()).unwrap_or(u32::MAX).max(1);
     let delay = (within / share).clamp(LEAST_ATTEMPT_DELAY, ATTEMPT_DELAY);
-    let by = Instant::now() + within;
+    let mut over = pin!(sleep(within));
     let mut failed = Failed(Vec::new());
     let mut under_way = FuturesUnordered::new();
     let mut left = addresses.iter();
@@ -89,7 +92,6 @@ where
         } else if under_way.is_empty() {
             return (None, failed);
         }
-        let next = Instant::now() + delay;
         tokio::select! {
             biased;
             Some((address, outcome)) = under_way.next() => match outcome {
@@ -97,8 +99,8 @@ where
                 // The next one is tried at once.
                 Err(error) => failed.0.push((address, error)),
             },
-            () = sleep_until(by) => break,
-            () = sleep_until(next), if !left.as_slice().is_empty() => {}
+            () = &mut over => break,
+            () = sleep(delay), if !left.as_slice().is_empty() => {}
         }
     }
     let tried = addresses.len() - left.as_slice().len();

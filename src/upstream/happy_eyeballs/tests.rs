@@ -1,6 +1,8 @@
 use std::future::pending;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use tokio::time::Instant;
+
 use super::*;
 
 /// What an address does about a connection.
