@@ -7,11 +7,11 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use tokio::time::{sleep, timeout_at};
+use tokio::time::{sleep, sleep_until, timeout_at};
 
 use super::now;
 
@@ -34,13 +34,14 @@ pub(super) async fn connect<T, F>(
 where
     F: Future<Output = io::Result<T>>,
 {
-    let by = now() + within;
-    let Ok(addresses) = timeout_at(by.into(), tokio::net::lookup_host((host, port))).await else {
+    let begun = now();
+    let Ok(addresses) = timeout_at((begun + within).into(), tokio::net::lookup_host((host, port))).await
+    else {
         let text = format!("the name was not resolved within {within:?}");
         return Err(io::Error::new(io::ErrorKind::TimedOut, text));
     };
     let addresses = interleaved(addresses?.collect());
-    let (outcome, failed) = first_of(&addresses, by.saturating_duration_since(now()), open).await;
+    let (outcome, failed) = first_of(&addresses, (begun, within), open).await;
     match outcome {
         Some((address, connection)) => {
             if !failed.is_empty() {
@@ -74,7 +75,7 @@ fn interleaved(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
 /// The first connection that is there, and what came of the other addresses until then.
 async fn first_of<T, F>(
     addresses: &[SocketAddr],
-    within: Duration,
+    (begun, within): (Instant, Duration),
     open: impl Fn(SocketAddr) -> F,
 ) -> (Option<(SocketAddr, T)>, Failed)
 where
@@ -82,7 +83,7 @@ where
 {
     let share = u32::try_from(addresses.len()).unwrap_or(u32::MAX).max(1);
     let delay = (within / share).clamp(LEAST_ATTEMPT_DELAY, ATTEMPT_DELAY);
-    let mut over = pin!(sleep(within));
+    let mut over = pin!(sleep_until((begun + within).into()));
     let mut failed = Failed(Vec::new());
     let mut under_way = FuturesUnordered::new();
     let mut left = addresses.iter();

@@ -1,8 +1,6 @@
 use std::future::pending;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use tokio::time::Instant;
-
 use super::*;
 
 /// What an address does about a connection.
@@ -27,22 +25,22 @@ fn address(place: usize) -> SocketAddr {
 /// the others.
 async fn outcome(does: &[Does], within: u64) -> (Option<u16>, u128, Failed) {
     let addresses: Vec<_> = (0..does.len()).map(address).collect();
-    let begun = Instant::now();
+    let begun = now();
     let (connected, failed) =
-        first_of(&addresses, Duration::from_millis(within), async |address: SocketAddr| {
-            match does[usize::from(address.port())] {
-                Accepts => Ok(()),
-                AcceptsAfter(ms) => {
-                    tokio::time::sleep(Duration::from_millis(ms)).await;
-                    Ok(())
-                }
-                Says(kind) => Err(kind.into()),
-                Wants(error) => Err(io::Error::from_raw_os_error(error)),
-                Nothing => pending().await,
+        first_of(&addresses, (begun, Duration::from_millis(within)), async |address: SocketAddr| match does
+            [usize::from(address.port())]
+        {
+            Accepts => Ok(()),
+            AcceptsAfter(ms) => {
+                tokio::time::sleep(Duration::from_millis(ms)).await;
+                Ok(())
             }
+            Says(kind) => Err(kind.into()),
+            Wants(error) => Err(io::Error::from_raw_os_error(error)),
+            Nothing => pending().await,
         })
         .await;
-    (connected.map(|(address, ())| address.port()), begun.elapsed().as_millis(), failed)
+    (connected.map(|(address, ())| address.port()), now().duration_since(begun).as_millis(), failed)
 }
 
 #[tokio::test(start_paused = true)]
@@ -168,7 +166,7 @@ async fn a_listener_whose_queue_is_full_does_not_hide_the_next_address() {
     let answers = listener.local_addr().unwrap();
     let within = Duration::from_mins(1);
     let (connected, failed) =
-        first_of(&[silent.address, answers], within, tokio::net::TcpStream::connect).await;
+        first_of(&[silent.address, answers], (now(), within), tokio::net::TcpStream::connect).await;
     let (address, stream) = connected.expect("the second one accepts");
     assert_eq!((address, stream.peer_addr().unwrap()), (answers, answers));
     assert!(failed.is_empty(), "{failed}");
