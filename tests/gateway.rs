@@ -36,6 +36,7 @@ mod gateway {
     mod connections;
     mod crowds;
     mod draining;
+    mod early_answers;
     mod framing;
     mod hanging;
     mod hangups;

@@ -187,8 +187,6 @@ impl HttpBody for Observed {
                 if let (Some(watch), Some(data)) = (&mut this.watch, frame.data_ref()) {
                     watch.sent += data.len() as u64;
                 }
-                // Nothing comes behind trailers, so hyper does not ask for it.
-                this.is_whole |= frame.is_trailers();
                 Some(Ok(frame))
             }
             Some(Err(error)) => {
@@ -213,7 +211,7 @@ impl HttpBody for Observed {
 impl Drop for Observed {
     fn drop(&mut self) {
         if let Some(watch) = self.watch.take() {
-            // hyper does not ask for trailers either where all bytes that were announced are there.
+            // hyper does not ask for trailers where all bytes that were announced are there.
             let is_whole =
                 self.is_whole || self.body.is_end_stream() || self.body.size_hint().exact() == Some(0);
             watch.end(is_whole);

@@ -8,6 +8,7 @@ use http::header::{self, HeaderValue};
 use http::{Request, Response, StatusCode};
 
 use super::answer::{accept, is_from_workhorse};
+use super::connect;
 use super::happy_eyeballs::{has_failed_with, is_transient};
 use super::health::Reason;
 use super::plan::Plan;
@@ -188,10 +189,7 @@ pub(super) fn says_that_rails_is_away<B>(answer: &Response<B>) -> bool {
 
 fn is_reset(error: &hyper::Error) -> bool {
     let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<io::Error>());
-    cause.is_some_and(|cause| {
-        // A broken pipe is what writing to a unix socket meets that is closed already.
-        matches!(cause.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
-    })
+    cause.is_some_and(connect::is_reset)
 }
 
 /// Whether a connection failed for want of something on this machine: files or memory. It says nothing

@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -78,39 +78,69 @@ enum Socket {
 }
 
 /// An open connection; counted for as long as it lives.
+///
+/// A server may answer before it has read all of a request, such as 413, and close the connection. Then
+/// writing the rest fails, which is all that hyper would look at, while the answer may be there to be read. So
+/// writing is pending from then on, and how reading goes decides.
 #[derive(Debug)]
 pub(super) struct Stream {
     socket: Socket,
     state: Arc<ServerState>,
     reads: Arc<Reads>,
+    /// How writing has failed.
+    broken: Option<io::ErrorKind>,
 }
 
-/// How often more may be read from a connection. hyper takes interim answers (1xx) by itself, one after
+/// Where a connection is between a request and its answer.
+///
+/// It also counts how often more may be read. hyper takes interim answers (1xx) by itself, one after
 /// another, and a server that sends nothing else would keep a thread busy until its time is up.
 #[derive(Debug)]
-pub(super) struct Reads(AtomicU32);
+pub(super) struct Reads {
+    left: AtomicU32,
+    /// Whether anything of the last request has been written.
+    has_written: AtomicBool,
+}
 
 /// From the request to the head of its answer. A head comes in one read, or a few.
 const READS_OF_A_HEAD: u32 = 256;
 
 impl Reads {
-    /// A head is to come.
+    /// A request is to be written, and the head of its answer is to come.
     pub(super) fn expect_head(&self) {
-        self.0.store(READS_OF_A_HEAD, Ordering::Relaxed);
+        self.left.store(READS_OF_A_HEAD, Ordering::Relaxed);
+        self.has_written.store(false, Ordering::Relaxed);
     }
 
     /// There it is, and what follows has bounds of its own.
     pub(super) fn expect_any(&self) {
-        self.0.store(u32::MAX, Ordering::Relaxed);
+        self.left.store(u32::MAX, Ordering::Relaxed);
+    }
+
+    fn are_of_head(&self) -> bool {
+        self.left.load(Ordering::Relaxed) != u32::MAX
+    }
+
+    /// Something was written.
+    fn is_written(&self) {
+        if self.are_of_head() {
+            self.has_written.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether what there is to read may be the answer to a request. Never over HTTP/2, where a connection
+    /// has more than one.
+    fn may_be_answer(&self) -> bool {
+        self.has_written.load(Ordering::Relaxed)
     }
 
     fn count(&self) -> io::Result<()> {
         // One thread reads at a time.
-        match self.0.load(Ordering::Relaxed) {
+        match self.left.load(Ordering::Relaxed) {
             0 => Err(io::Error::new(io::ErrorKind::InvalidData, "it sends interim answers without end")),
             u32::MAX => Ok(()),
             left => {
-                self.0.store(left - 1, Ordering::Relaxed);
+                self.left.store(left - 1, Ordering::Relaxed);
                 Ok(())
             }
         }
@@ -121,7 +151,8 @@ impl Stream {
     fn new(socket: Socket, state: Arc<ServerState>) -> Self {
         state.opened.fetch_add(1, Ordering::Relaxed);
         state.open.fetch_add(1, Ordering::Relaxed);
-        Self { socket, state, reads: Arc::new(Reads(AtomicU32::new(u32::MAX))) }
+        let reads = Reads { left: AtomicU32::new(u32::MAX), has_written: AtomicBool::new(false) };
+        Self { socket, state, reads: Arc::new(reads), broken: None }
     }
 
     pub(super) fn reads(&self) -> &Arc<Reads> {
@@ -133,6 +164,10 @@ impl Stream {
     /// Whether what was written last has been reset by the other side. After its end was read, nothing else
     /// says so: one that is closed before it is written to ends in order.
     pub(super) fn was_reset(&self) -> bool {
+        // The system says it once.
+        if self.broken.is_some() {
+            return true;
+        }
         let error = match &self.socket {
             Socket::Tcp(io) => io.inner().take_error(),
             Socket::Tls(io) => io.inner().get_ref().0.take_error(),
@@ -140,6 +175,44 @@ impl Stream {
         };
         matches!(error, Ok(Some(_)))
     }
+
+    fn is_unix(&self) -> bool {
+        matches!(self.socket, Socket::Unix(_))
+    }
+
+    /// What comes of writing with `write`.
+    fn write<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        write: impl FnOnce(&mut Self, &mut Context<'_>) -> Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if let Some(kind) = self.broken {
+            return if self.reads.may_be_answer() { Poll::Pending } else { Poll::Ready(Err(kind.into())) };
+        }
+        let progress = write(self, cx);
+        if let Poll::Ready(Err(error)) = &progress
+            && self.reads.may_be_answer()
+            && is_reset(error)
+        {
+            self.broken = Some(error.kind());
+            // To read before anything else.
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        progress
+    }
+
+    fn written(&self, progress: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if matches!(progress, Poll::Ready(Ok(1..))) {
+            self.reads.is_written();
+        }
+        progress
+    }
+}
+
+/// A broken pipe is what writing to a unix socket meets that is closed already.
+pub(super) fn is_reset(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
 }
 
 impl Drop for Stream {
@@ -170,18 +243,24 @@ macro_rules! either {
 impl Read for Stream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
         let stream = self.get_mut();
-        let progress = ready!(either!(stream, io => io.poll_read(cx, buf)));
+        let progress = match ready!(either!(stream, io => io.poll_read(cx, buf))) {
+            // A unix socket loses nothing of what was sent before that: it is the end of the answer.
+            Err(error) if stream.is_unix() && !stream.reads.are_of_head() && is_reset(&error) => Ok(()),
+            progress => progress,
+        };
         Poll::Ready(progress.and_then(|()| stream.reads.count()))
     }
 }
 
 impl Write for Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        either!(self.get_mut(), io => io.poll_write(cx, buf))
+        let stream = self.get_mut();
+        let progress = stream.write(cx, |stream, cx| either!(stream, io => io.poll_write(cx, buf)));
+        stream.written(progress)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        either!(self.get_mut(), io => io.poll_flush(cx))
+        self.get_mut().write(cx, |stream, cx| either!(stream, io => io.poll_flush(cx)))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -201,6 +280,8 @@ impl Write for Stream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        either!(self.get_mut(), io => io.poll_write_vectored(cx, bufs))
+        let stream = self.get_mut();
+        let progress = stream.write(cx, |stream, cx| either!(stream, io => io.poll_write_vectored(cx, bufs)));
+        stream.written(progress)
     }
 }

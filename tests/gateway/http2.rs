@@ -33,6 +33,8 @@ enum Manner {
     GoAwayAtOnce,
     /// Resets the stream.
     Reset,
+    /// Says how long its answer is, and has something behind it.
+    Trailers,
     /// Ends the connection.
     HangUp,
     /// Sends more than a client that does not read will ever have.
@@ -118,7 +120,7 @@ async fn serve(stream: Box<dyn Stream>, shared: Arc<Shared>) {
         shared.requests.fetch_add(1, Ordering::SeqCst);
         let manner = *shared.manner.lock().unwrap();
         match manner {
-            Manner::Echo | Manner::Wait | Manner::Flood => {}
+            Manner::Echo | Manner::Wait | Manner::Flood | Manner::Trailers => {}
             Manner::RefuseOnce => {
                 *shared.manner.lock().unwrap() = Manner::Echo;
                 respond.send_reset(Reason::REFUSED_STREAM);
@@ -173,14 +175,23 @@ async fn answer(
         "framing": head.headers.contains_key("transfer-encoding") || head.headers.contains_key("connection"),
         "length": length,
     });
-    let answer = Response::builder().status(200).header("content-type", "application/json").body(()).unwrap();
+    let mut answer =
+        Response::builder().status(200).header("content-type", "application/json").body(()).unwrap();
+    if manner == Manner::Trailers {
+        answer.headers_mut().insert("content-length", said.to_string().len().into());
+    }
     if let Ok(mut stream) = respond.send_response(answer, false) {
         if manner == Manner::Flood {
             let _ = stream.send_data(Bytes::from(vec![b'x'; 64 << 20]), true);
             let _ = std::future::poll_fn(|cx| stream.poll_reset(cx)).await;
             return;
         }
-        let _ = stream.send_data(Bytes::from(said.to_string()), true);
+        let has_trailers = manner == Manner::Trailers;
+        let _ = stream.send_data(Bytes::from(said.to_string()), !has_trailers);
+        if has_trailers {
+            let _ = stream
+                .send_trailers([("x-sum".parse().unwrap(), "1".parse().unwrap())].into_iter().collect());
+        }
     }
 }
 
@@ -239,6 +250,18 @@ async fn requests_share_a_connection() {
         (shown["servers"][0]["requests"] == 0).then_some(())
     })
     .await;
+}
+
+/// The client has all of the answer, though its connection has no place for what comes behind it.
+#[tokio::test]
+async fn an_answer_of_known_length_with_trailers_is_whole() {
+    let rails = Rails::new(None).await;
+    let setup = setup();
+    let gateway = Running::start(setup.settings(&rails.peer));
+    rails.is(Manner::Trailers);
+    let ask = Ask::post("allowed").with_secret().header("X-Request-Id", "h2-with-trailers").json("{}");
+    assert_eq!(gateway.tcp.send(&ask).await.json()["length"], 2);
+    assert_eq!(super::log::line_of("h2-with-trailers").await["status"], 200);
 }
 
 #[tokio::test]
