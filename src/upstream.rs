@@ -83,6 +83,9 @@ pub struct Settings {
     pub classes: [lanes::Settings; Class::ALL.len()],
     /// How long an unused connection is kept. Puma drops them after 20 s, so less than that.
     pub idle_timeout: Duration,
+    /// How old a connection may become, to within a fifth; zero is for as old as it gets. A name is resolved
+    /// anew for the next one.
+    pub max_connection_age: Duration,
     /// How many unused connections are kept.
     pub max_idle: usize,
 }
@@ -110,6 +113,7 @@ impl Settings {
             resend_unread: true,
             classes: DEFAULT_CLASSES,
             idle_timeout: DEFAULT_IDLE_TIMEOUT,
+            max_connection_age: DEFAULT_MAX_CONNECTION_AGE,
             max_idle: DEFAULT_MAX_IDLE,
         }
     }
@@ -171,6 +175,8 @@ pub fn other_concurrency(threads: usize, servers: &[ServerSettings]) -> usize {
 pub const DEFAULT_LOAD_MEMORY: Duration = Duration::from_secs(10);
 /// Default of [`Settings::idle_timeout`].
 pub const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_secs(15);
+/// Default of [`Settings::max_connection_age`].
+pub const DEFAULT_MAX_CONNECTION_AGE: Duration = Duration::from_secs(300);
 /// Default of [`Settings::max_idle`].
 pub const DEFAULT_MAX_IDLE: usize = 64;
 

@@ -46,10 +46,12 @@ mod gateway {
     mod http2;
     mod inspect;
     mod kas;
+    mod kept_connections;
     mod large;
     mod listeners;
     mod memory;
     mod odd_answers;
+    mod pinned;
     mod pressure;
     mod proxied;
     mod purge;

@@ -4,12 +4,10 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-use rustls::RootCertStore;
-
 use super::document::{Document, Placed, Section};
 use super::scalars::{HOUR, MILLISECOND, ZERO, as_u32, duration};
 use super::units;
-use crate::upstream::tls::{self, Identity, Tls};
+use crate::upstream::tls::{self, Authorities, Identity, Tls};
 use crate::upstream::{Address, Checks, Ejection, MOST_SERVERS, Protocol, ServerSettings, Target};
 
 const URL: &str = "expected a URL in quotes, such as \"http://127.0.0.1:8080\"";
@@ -139,13 +137,14 @@ fn secured(
 
 /// What the operator named, or what the system trusts, which takes a while to find out.
 fn believed_by(
-    believed: &mut Option<RootCertStore>,
-    named: Option<&RootCertStore>,
-) -> Result<RootCertStore, tls::Error> {
-    if believed.is_none() {
-        *believed = Some(named.map_or_else(tls::system_authorities, |roots| Ok(roots.clone()))?);
-    }
-    Ok(believed.clone().unwrap_or_else(RootCertStore::empty))
+    believed: &mut Option<Authorities>,
+    named: Option<&Authorities>,
+) -> Result<Authorities, tls::Error> {
+    let known = match believed.take() {
+        Some(known) => known,
+        None => named.map_or_else(tls::system_authorities, |named| Ok(named.clone()))?,
+    };
+    Ok(believed.insert(known).clone())
 }
 
 /// The files that `[upstream.tls]` names.

@@ -57,6 +57,8 @@ pub(super) fn upstream(document: &Document<'_>, root: &mut Section<'_, '_>) -> O
     let classes = classes(&mut section, (response_timeout, hold, other));
     let idle_timeout =
         duration(&mut section, "idle_timeout", upstream::DEFAULT_IDLE_TIMEOUT, MILLISECOND..=HOUR);
+    let max_connection_age =
+        duration(&mut section, "max_connection_age", upstream::DEFAULT_MAX_CONNECTION_AGE, ZERO..=DAY);
     let max_idle = section.count("max_idle", 0..100_001);
     let forward_prefixes = forward_prefixes(document, &mut section);
     let (wanted, secret) = credential(document, &mut section);
@@ -77,6 +79,7 @@ pub(super) fn upstream(document: &Document<'_>, root: &mut Section<'_, '_>) -> O
         resend_unread,
         classes,
         idle_timeout,
+        max_connection_age,
         max_idle: max_idle.map_or(upstream::DEFAULT_MAX_IDLE, |count| as_usize(count.value)),
     };
     Some(Upstream { settings, wanted, secret, forward_prefixes })

@@ -2,11 +2,31 @@
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Response, StatusCode, Version};
+use hyper::client::conn::http1;
 
 use super::Error;
-use super::pool::{BUFFER, MOST_FIELDS};
 use crate::body::Body;
 use crate::header::strip_hop_by_hop;
+
+/// Bytes of the largest head of an answer, and of what may wait to be sent to a server that does not read.
+pub(super) const BUFFER: u32 = 32 * 1024;
+
+/// Fields of the largest head of an answer. Rails sends about 20, and what is in front of it may add its own.
+const MOST_FIELDS: usize = 256;
+
+/// Reads answers over HTTP/1.1. What is odd about a head and has one meaning only is repaired (RFC 9112 §5.1,
+/// §5.2): the client gets a head that is written anew.
+pub(super) fn reader() -> http1::Builder {
+    let buffer = usize::try_from(BUFFER).unwrap_or(usize::MAX);
+    let mut builder = http1::Builder::new();
+    builder
+        .max_buf_size(buffer)
+        .max_header_size(buffer)
+        .max_headers(MOST_FIELDS)
+        .allow_spaces_after_header_name_in_responses(true)
+        .allow_obsolete_multiline_headers_in_responses(true);
+    builder
+}
 
 /// Headers by which Rails tells Workhorse what to answer in its place, such as a file from object storage.
 /// To any other client the answer is an empty success.

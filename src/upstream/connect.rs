@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
@@ -14,10 +14,10 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 use tokio_rustls::client::TlsStream;
 
-use super::happy_eyeballs;
 use super::server::ServerState;
 use super::target::{Address, Target};
 use super::tls::Tls;
+use super::{happy_eyeballs, now};
 
 /// Makes connections to one address.
 #[derive(Debug)]
@@ -26,12 +26,32 @@ pub(super) struct Connector {
     is_tls: bool,
     tls: Option<Tls>,
     timeout: Duration,
+    /// How old a connection may become; without a limit, if it is zero.
+    max_age: Duration,
     state: Arc<ServerState>,
 }
 
 impl Connector {
     pub(super) fn new(target: &Target, tls: Option<Tls>, timeout: Duration, state: Arc<ServerState>) -> Self {
-        Self { address: target.address.clone(), is_tls: target.is_tls, tls, timeout, state }
+        Self {
+            address: target.address.clone(),
+            is_tls: target.is_tls,
+            tls,
+            timeout,
+            max_age: Duration::ZERO,
+            state,
+        }
+    }
+
+    /// Its connections carry no new requests once they are about so old.
+    pub(super) fn with_max_age(self, max_age: Duration) -> Self {
+        Self { max_age, ..self }
+    }
+
+    /// When a connection that is made now is too old; never, if there is no limit. Those that were made
+    /// together do not end together.
+    pub(super) fn expiry(&self) -> Option<Instant> {
+        (!self.max_age.is_zero()).then(|| now() + self.max_age.mul_f32(1.0 - fastrand::f32() / 5.0))
     }
 
     pub(super) async fn connect(&self) -> io::Result<Stream> {

@@ -22,17 +22,13 @@ use hyper::client::conn::http1;
 use parking_lot::Mutex;
 use tokio::task::AbortHandle;
 
+use super::answer;
 use super::connect::{Connector, Reads, Stream};
+use super::copy;
 use super::server::ServerState;
 use crate::body::{Body, Carrier, Sending};
 use crate::clock::Clock;
 use crate::turn;
-
-/// Bytes of the largest head of an answer, and of what may wait to be sent to a server that does not read.
-pub(super) const BUFFER: usize = 32 * 1024;
-
-/// Fields of the largest head of an answer. Rails sends about 20, and what is in front of it may add its own.
-pub(super) const MOST_FIELDS: usize = 256;
 
 /// The connections of one thread.
 #[derive(Debug)]
@@ -67,6 +63,8 @@ struct Line {
     was_reset: bool,
     /// Where it is brought back to, while there is such a place.
     kept: Weak<Kept>,
+    /// From when on it carries no new request.
+    expires: Option<Instant>,
     reads: Arc<Reads>,
 }
 
@@ -92,8 +90,9 @@ impl Pool {
         Self { connector, kept: Arc::new(kept) }
     }
 
-    /// Sends a request over a kept connection, or a new one. It is sent once: over another
-    /// connection only if nothing was written on a kept one that turned out to be closed.
+    /// Sends a request over a kept connection, or a new one, which one with a large body always gets. It is
+    /// sent once: over another connection only if nothing was written on a kept one that turned out to be
+    /// closed.
     pub(super) async fn send(
         &self,
         mut request: Box<Request<Body>>,
@@ -102,7 +101,9 @@ impl Pool {
         // Here, and not when hyper writes: whatever it has begun with is sent once, and a connection that
         // is closed meanwhile would be an error.
         turn::to_send(request.body().size_hint().lower()).await;
-        while let Some(mut line) = self.kept.take() {
+        // Of a large body there is no copy to send again, so it does not go to where Rails may just have hung up.
+        let may_share = !sending.is_under_way() || copy::is_small(request.body());
+        while may_share && let Some(mut line) = self.kept.take() {
             match line.send(*request).await {
                 Ok(answer) => return Ok(line.carrying(answer, sending)),
                 Err(mut failed) => match failed.take_message() {
@@ -125,11 +126,12 @@ impl Pool {
 impl Pool {
     async fn connect(&self) -> io::Result<Box<Line>> {
         let stream = self.connector.connect().await?;
+        let expires = self.connector.expiry();
         let reads = Arc::clone(stream.reads());
-        let handshake = builder().handshake(stream);
+        let handshake = answer::reader().handshake(stream);
         let (sender, connection) = handshake.await.map_err(io::Error::other)?;
         let kept = Arc::downgrade(&self.kept);
-        Ok(Box::new(Line { sender, connection: Some(connection), was_reset: false, kept, reads }))
+        Ok(Box::new(Line { sender, connection: Some(connection), was_reset: false, kept, expires, reads }))
     }
 
     /// Makes a connection, and keeps it for the next request.
@@ -137,19 +139,6 @@ impl Pool {
         self.kept.keep(self.connect().await?);
         Ok(())
     }
-}
-
-/// What is odd about a head and has one meaning only is repaired (RFC 9112 §5.1, §5.2): the client gets a
-/// head that is written anew.
-fn builder() -> http1::Builder {
-    let mut builder = http1::Builder::new();
-    builder
-        .max_buf_size(BUFFER)
-        .max_header_size(BUFFER)
-        .max_headers(MOST_FIELDS)
-        .allow_spaces_after_header_name_in_responses(true)
-        .allow_obsolete_multiline_headers_in_responses(true);
-    builder
 }
 
 type SendError = hyper::client::conn::TrySendError<Request<Body>>;
@@ -189,7 +178,12 @@ impl Line {
 
     /// Whether it can carry another request, as far as one sees without asking the system.
     fn seems_free(&self) -> bool {
-        self.connection.is_some() && self.sender.is_ready()
+        self.connection.is_some() && self.sender.is_ready() && !self.is_too_old(Clock::System.now())
+    }
+
+    /// The name may lead elsewhere by now, while the server that it led to stays there.
+    fn is_too_old(&self, now: Instant) -> bool {
+        self.expires.is_some_and(|expires| expires <= now)
     }
 
     /// Whether it can carry another request.
@@ -271,8 +265,12 @@ impl Kept {
         }
         lines.idle.retain_mut(|(line, since)| now < *since + self.idle_timeout && line.is_free(cx));
         self.state.kept.fetch_sub(before - lines.idle.len(), Ordering::Relaxed);
-        // The first is the oldest. One that is kept from now on cannot be due before that.
-        lines.idle.first().map_or(now, |(_, since)| *since) + self.idle_timeout
+        // One that is kept from now on and is due before that is found to be too old when it is taken.
+        let dues = lines.idle.iter().map(|(line, since)| {
+            let idle = *since + self.idle_timeout;
+            line.expires.map_or(idle, |expires| expires.min(idle))
+        });
+        dues.min().unwrap_or(now + self.idle_timeout)
     }
 }
 

@@ -3,12 +3,13 @@
 //! A task of its own drives it, for as long as it lives. When it has ended, the next request makes
 //! another one.
 
+use std::future::pending;
 use std::io;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::Context;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::uri::{Authority, Parts, PathAndQuery, Scheme};
 use http::{Request, Response, Uri, Version, header};
@@ -16,6 +17,7 @@ use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::sync::Mutex;
 
+use super::answer::BUFFER;
 use super::connect::{Connector, Stream};
 use super::pool::Trouble;
 use super::server::ServerState;
@@ -36,9 +38,6 @@ type Connection = http2::Connection<Stream, Body, TokioExecutor>;
 /// all streams of a connection have: nobody waits because somebody else does not read.
 const STREAM_WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = 1 << 30;
-
-/// Bytes of the largest head of an answer, counted as RFC 9113 §6.5.2 does.
-const HEAD: u32 = 32 * 1024;
 
 /// The way to one server, for one thread.
 ///
@@ -139,7 +138,8 @@ impl Streams {
             *slot.failure.lock() = Some((error.kind(), error.to_string()));
             slot.failures.fetch_add(1, Ordering::Relaxed);
         })?;
-        tokio::spawn(drive(connection, Arc::downgrade(slot), Arc::clone(&self.state)));
+        let (slot, expiry) = (Arc::downgrade(slot), self.connector.expiry());
+        tokio::spawn(drive(connection, slot, expiry, Arc::clone(&self.state)));
         *sender = Some(new.clone());
         Ok(new)
     }
@@ -153,7 +153,7 @@ impl Streams {
             .keep_alive_while_idle(true)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_header_list_size(HEAD)
+            .max_header_list_size(BUFFER)
             .handshake(stream)
             .await
             .map_err(io::Error::other)
@@ -197,8 +197,14 @@ enum Unsent {
     Trouble(Trouble),
 }
 
-/// Drives a connection to its end. Once its server is drained, nobody begins anything on it.
-async fn drive(connection: Connection, slot: Weak<Slot>, state: Arc<ServerState>) {
+/// Drives a connection to its end. Once its server is drained or it is too old, nothing begins on it any more.
+async fn drive(connection: Connection, slot: Weak<Slot>, expiry: Option<Instant>, state: Arc<ServerState>) {
+    let too_old = async {
+        match expiry {
+            Some(expiry) => tokio::time::sleep_until(expiry.into()).await,
+            None => pending().await,
+        }
+    };
     let mut connection = pin!(connection);
     let mut drained = pin!(state.health.drained());
     drained.as_mut().enable();
@@ -207,6 +213,7 @@ async fn drive(connection: Connection, slot: Weak<Slot>, state: Arc<ServerState>
             // How it ended, the streams say.
             _ = connection.as_mut() => return,
             () = drained => {}
+            () = too_old => {}
         }
     }
     let shut = async {

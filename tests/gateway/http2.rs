@@ -252,6 +252,29 @@ async fn requests_share_a_connection() {
     .await;
 }
 
+/// What is under way on it comes to its end.
+#[tokio::test]
+async fn a_connection_that_is_too_old_gets_no_new_requests() {
+    let rails = Rails::new(None).await;
+    let setup = setup().text("upstream.max_connection_age", "50ms");
+    let gateway = Running::start(setup.settings(&rails.peer));
+    rails.is(Manner::Wait);
+    let small = Ask::post("allowed").with_secret().json("{}");
+    let mut wire = gateway.tcp.connect().await;
+    wire.write(&small.to_bytes("close")).await;
+    eventually("it to be there", async || (rails.open() == 1).then_some(())).await;
+    rails.is(Manner::Echo);
+    eventually("another connection", async || {
+        assert_eq!(gateway.tcp.send(&small).await.status, 200);
+        (rails.counts().0 >= 3).then_some(())
+    })
+    .await;
+    rails.shared.go_on.add_permits(1);
+    assert_eq!(wire.answer().await.status, 200);
+    // Those without a stream are closed.
+    gateway.reaches("railgate_upstream_connections", 0).await;
+}
+
 /// The client has all of the answer, though its connection has no place for what comes behind it.
 #[tokio::test]
 async fn an_answer_of_known_length_with_trailers_is_whole() {
