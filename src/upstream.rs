@@ -46,7 +46,7 @@ use self::lanes::{Lanes, Shed};
 pub use self::plan::{Course, MayWait, Plan, Signer};
 use self::server::Server;
 pub use self::server::{Again, Protocol, ServerSettings, ServerState};
-pub use self::target::{Address, Target, TargetError};
+pub use self::target::{Address, LONGEST_SOCKET_PATH, Target, TargetError, without_zone};
 use crate::body;
 use crate::clock::Clock;
 use crate::route::Class;

@@ -8,7 +8,9 @@ use super::document::{Document, Placed, Section};
 use super::scalars::{HOUR, MILLISECOND, ZERO, as_u32, duration};
 use super::units;
 use crate::upstream::tls::{self, Authorities, Identity, Tls};
-use crate::upstream::{Address, Checks, Ejection, MOST_SERVERS, Protocol, ServerSettings, Target};
+use crate::upstream::{
+    Address, Checks, Ejection, MOST_SERVERS, Protocol, ServerSettings, Target, without_zone,
+};
 
 const URL: &str = "expected a URL in quotes, such as \"http://127.0.0.1:8080\"";
 
@@ -127,8 +129,9 @@ fn secured(
             secured.push(None);
             continue;
         };
-        let tls = believed_by(&mut believed, roots.as_ref())
-            .and_then(|roots| Tls::new(roots, identity.as_ref(), name.unwrap_or(host), protocol));
+        let tls = believed_by(&mut believed, roots.as_ref()).and_then(|roots| {
+            Tls::new(roots, identity.as_ref(), name.unwrap_or(without_zone(host)), protocol)
+        });
         let (at, key) = at.map_or((url.at, url.key.as_str()), |at| (at, "upstream.tls"));
         secured.push(Some(tls.map_err(|error| document.problem(at, key, error.to_string())).ok()?));
     }

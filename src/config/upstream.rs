@@ -55,11 +55,7 @@ pub(super) fn upstream(document: &Document<'_>, root: &mut Section<'_, '_>) -> O
         upstream::other_concurrency(threads, servers.as_deref().unwrap_or_default())
     });
     let classes = classes(&mut section, (response_timeout, hold, other));
-    let idle_timeout =
-        duration(&mut section, "idle_timeout", upstream::DEFAULT_IDLE_TIMEOUT, MILLISECOND..=HOUR);
-    let max_connection_age =
-        duration(&mut section, "max_connection_age", upstream::DEFAULT_MAX_CONNECTION_AGE, ZERO..=DAY);
-    let max_idle = section.count("max_idle", 0..100_001);
+    let (idle_timeout, max_connection_age, max_idle) = kept_connections(&mut section);
     let forward_prefixes = forward_prefixes(document, &mut section);
     let (wanted, secret) = credential(document, &mut section);
     check_conflicts(document, section.at(), &classes, (total_timeout, idle_timeout, threads.map(|_| other)));
@@ -80,9 +76,17 @@ pub(super) fn upstream(document: &Document<'_>, root: &mut Section<'_, '_>) -> O
         classes,
         idle_timeout,
         max_connection_age,
-        max_idle: max_idle.map_or(upstream::DEFAULT_MAX_IDLE, |count| as_usize(count.value)),
+        max_idle,
     };
     Some(Upstream { settings, wanted, secret, forward_prefixes })
+}
+
+/// How long and until which age connections are kept, and how many.
+fn kept_connections(section: &mut Section<'_, '_>) -> (Duration, Duration, usize) {
+    let idle_timeout = duration(section, "idle_timeout", upstream::DEFAULT_IDLE_TIMEOUT, MILLISECOND..=HOUR);
+    let max_age = duration(section, "max_connection_age", upstream::DEFAULT_MAX_CONNECTION_AGE, ZERO..=DAY);
+    let max_idle = section.count("max_idle", 0..100_001);
+    (idle_timeout, max_age, max_idle.map_or(upstream::DEFAULT_MAX_IDLE, |count| as_usize(count.value)))
 }
 
 fn credential(

@@ -117,10 +117,10 @@ async fn without_alternative_names_the_common_name_counts() {
     };
     let authority = IsCa::Ca(BasicConstraints::Unconstrained);
     for (nth, (shown, is_good)) in [
-        (with("localhost", &[], authority.clone()), true),
-        (with("LocalHost", &[], authority.clone()), true),
+        (with("localhost", &[], authority), true),
+        (with("LocalHost", &[], authority), true),
         (with("localhost", &[], IsCa::ExplicitNoCa), true),
-        (with("localhost.example", &[], authority.clone()), false),
+        (with("localhost.example", &[], authority), false),
         (with("localhos", &[], IsCa::ExplicitNoCa), false),
         (with("localhost", &["gitlab.example.com"], authority), false),
         (with("localhost", &["127.0.0.1"], IsCa::ExplicitNoCa), false),
