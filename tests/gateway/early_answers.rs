@@ -1,6 +1,7 @@
 //! Rails answers before it has read all of a request, and closes the connection: the client gets that answer,
 //! however much of the request cannot be sent any more.
 
+use super::certificates::Authority;
 use super::client::{Ask, noise};
 use super::fake::{Manners, Rails, Reply};
 use super::stage::{Setup, Stage};
@@ -52,6 +53,15 @@ async fn an_early_answer_over_a_unix_socket() {
     let setup = Setup::new();
     let rails = Rails::on_unix(&setup.dir.file("rails.sock"));
     gets_413(&setup.in_front_of(rails)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_early_answer_over_tls() {
+    let authority = Authority::new();
+    let setup = Setup::new().over_tls();
+    let file = authority.file(&setup.dir, "ca.pem");
+    let setup = setup.text("upstream.tls.ca_file", &file.display().to_string());
+    gets_413(&setup.in_front_of(Rails::on_tls(authority.server("localhost", None)).await)).await;
 }
 
 /// A kept connection is no other: there may be an answer, but none to a request of which nothing was written.
