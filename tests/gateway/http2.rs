@@ -33,6 +33,8 @@ enum Manner {
     GoAwayAtOnce,
     /// Resets the stream.
     Reset,
+    /// Answers at once, and wants no more of the request (RFC 9113 §8.1).
+    Early,
     /// Says how long its answer is, and has something behind it.
     Trailers,
     /// Ends the connection.
@@ -138,6 +140,14 @@ async fn serve(stream: Box<dyn Stream>, shared: Arc<Shared>) {
             }
             Manner::Reset => {
                 respond.send_reset(Reason::INTERNAL_ERROR);
+                continue;
+            }
+            Manner::Early => {
+                let answer = Response::builder().status(413).body(()).unwrap();
+                let mut stream = respond.send_response(answer, false).unwrap();
+                stream.send_data(Bytes::from_static(b"too large"), true).unwrap();
+                // That resets the stream, behind the answer.
+                drop((request, stream, respond));
                 continue;
             }
             Manner::HangUp => return,
@@ -250,6 +260,22 @@ async fn requests_share_a_connection() {
         (shown["servers"][0]["requests"] == 0).then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn an_early_answer_ends_the_request() {
+    let rails = Rails::new(None).await;
+    let setup = setup();
+    let gateway = Running::start(setup.settings(&rails.peer));
+    rails.is(Manner::Early);
+    for _ in 0..20 {
+        let answer = gateway.tcp.send(&allowed()).await;
+        assert_eq!((answer.status, answer.text()), (413, "too large"));
+    }
+    // The connection is none the worse for it.
+    rails.is(Manner::Echo);
+    assert_eq!(gateway.tcp.send(&allowed()).await.status, 200);
+    assert_eq!(rails.counts(), (1, 21));
 }
 
 /// What is under way on it comes to its end.
