@@ -142,7 +142,7 @@ impl Body {
                 self.rest = None;
                 self.release_at_the_end();
             }
-            // They are the end; whoever has read them does not ask for more.
+            // They are the end; a reader that has them does not ask for more.
             Poll::Ready(Some(Ok(frame))) if frame.is_trailers() => {
                 self.rest = None;
                 self.release_at_the_end();

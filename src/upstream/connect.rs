@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 use tokio_rustls::client::TlsStream;
@@ -28,6 +29,8 @@ pub(super) struct Connector {
     timeout: Duration,
     /// How old a connection may become; without a limit, if it is zero.
     max_age: Duration,
+    /// When it was told that an address is silent.
+    told: Mutex<Option<Instant>>,
     state: Arc<ServerState>,
 }
 
@@ -39,6 +42,7 @@ impl Connector {
             tls,
             timeout,
             max_age: Duration::ZERO,
+            told: Mutex::default(),
             state,
         }
     }
@@ -59,26 +63,53 @@ impl Connector {
             // Nothing goes out in clear because somebody forgot to say how to secure it.
             return Err(io::Error::new(io::ErrorKind::InvalidData, "no certificates are set up"));
         }
-        let outcome = open(&self.address, self.tls.as_ref(), self.timeout).await;
+        let outcome = self.open().await;
         if outcome.is_err() {
             self.state.refused.fetch_add(1, Ordering::Relaxed);
         }
         Ok(Stream::new(outcome?, Arc::clone(&self.state)))
     }
-}
 
-async fn open(address: &Address, tls: Option<&Tls>, within: Duration) -> io::Result<Socket> {
-    match address {
-        // `localhost` is often ::1 first, and Puma on 127.0.0.1 only.
-        Address::Tcp(host, port) => {
-            happy_eyeballs::connect(host, *port, within, |address| open_tcp(address, tls)).await
+    async fn open(&self) -> io::Result<Socket> {
+        let (within, tls) = (self.timeout, self.tls.as_ref());
+        match &self.address {
+            // `localhost` is often ::1 first, and Puma on 127.0.0.1 only.
+            Address::Tcp(host, port) => {
+                let open = |address| open_tcp(address, tls);
+                let (socket, failed) = happy_eyeballs::connect(host, *port, within, open).await?;
+                self.tell(&failed);
+                Ok(socket)
+            }
+            Address::Unix(path) => match timeout(within, UnixStream::connect(path)).await {
+                Ok(stream) => Ok(Socket::Unix(TokioIo::new(stream?))),
+                Err(_) => Err(happy_eyeballs::timed_out(within)),
+            },
         }
-        Address::Unix(path) => match timeout(within, UnixStream::connect(path)).await {
-            Ok(stream) => Ok(Socket::Unix(TokioIo::new(stream?))),
-            Err(_) => Err(happy_eyeballs::timed_out(within)),
-        },
+    }
+
+    /// Tells what came of the addresses that were tried before one answered. One that refuses is as with
+    /// `localhost`; one that is silent delays every connection, of which there may be many.
+    fn tell(&self, failed: &happy_eyeballs::Failed) {
+        let server = &self.state.name;
+        if failed.has_silent() && self.is_due() {
+            tracing::warn!(server, %failed, "an address of Rails is silent, another one answers");
+        } else if !failed.is_empty() {
+            tracing::debug!(server, %failed, "connected to another address of Rails");
+        }
+    }
+
+    fn is_due(&self) -> bool {
+        let (mut told, now) = (self.told.lock(), now());
+        let is_due = told.is_none_or(|told| told + BETWEEN_WARNINGS <= now);
+        if is_due {
+            *told = Some(now);
+        }
+        is_due
     }
 }
+
+/// How often each thread says at most that an address is silent.
+const BETWEEN_WARNINGS: Duration = Duration::from_secs(60);
 
 /// With TLS, an address has answered only once that is there.
 async fn open_tcp(address: SocketAddr, tls: Option<&Tls>) -> io::Result<Socket> {

@@ -23,14 +23,14 @@ const LEAST_ATTEMPT_DELAY: Duration = Duration::from_millis(10);
 /// How many addresses an error names.
 const MOST_NAMED: usize = 8;
 
-/// Resolves a name and opens a connection to one of its addresses with `open`, all of it within this time.
-/// The error names every address and its cause.
+/// Resolves a name and opens a connection to one of its addresses with `open`, all of it within this time. What
+/// came of the addresses before that one comes with it; an error names every address and its cause.
 pub(super) async fn connect<T, F>(
     host: &str,
     port: u16,
     within: Duration,
     open: impl Fn(SocketAddr) -> F,
-) -> io::Result<T>
+) -> io::Result<(T, Failed)>
 where
     F: Future<Output = io::Result<T>>,
 {
@@ -43,12 +43,7 @@ where
     let addresses = interleaved(addresses?.collect());
     let (outcome, failed) = first_of(&addresses, (begun, within), open).await;
     match outcome {
-        Some((address, connection)) => {
-            if !failed.is_empty() {
-                tracing::debug!(host, %address, %failed, "connected, but not to the first address");
-            }
-            Ok(connection)
-        }
+        Some(connection) => Ok((connection, failed)),
         // Of an address that is its own name, there is nothing to add.
         None if host.parse::<std::net::IpAddr>().is_ok() => Err(failed.into_only()),
         None => Err(io::Error::new(failed.kind(), failed)),
@@ -77,7 +72,7 @@ async fn first_of<T, F>(
     addresses: &[SocketAddr],
     (begun, within): (Instant, Duration),
     open: impl Fn(SocketAddr) -> F,
-) -> (Option<(SocketAddr, T)>, Failed)
+) -> (Option<T>, Failed)
 where
     F: Future<Output = io::Result<T>>,
 {
@@ -96,7 +91,11 @@ where
         tokio::select! {
             biased;
             Some((address, outcome)) = under_way.next() => match outcome {
-                Ok(connection) => return (Some((address, connection)), failed.in_the_order_of(addresses)),
+                Ok(connection) => {
+                    let before = addresses.iter().take_while(|other| **other != address);
+                    let took = now().saturating_duration_since(begun);
+                    return (Some(connection), failed.with_silent(before, |_| timed_out(took)));
+                }
                 // The next one is tried at once.
                 Err(error) => failed.0.push((address, error)),
             },
@@ -104,14 +103,11 @@ where
             () = sleep(delay), if !left.as_slice().is_empty() => {}
         }
     }
-    let tried = addresses.len() - left.as_slice().len();
-    for (place, address) in addresses.iter().enumerate() {
-        if failed.0.iter().all(|(failed, _)| failed != address) {
-            let not_tried = || io::Error::new(io::ErrorKind::TimedOut, "not tried, for want of time");
-            failed.0.push((*address, if place < tried { timed_out(within) } else { not_tried() }));
-        }
-    }
-    (None, failed.in_the_order_of(addresses))
+    let not_tried = || io::Error::new(io::ErrorKind::TimedOut, "not tried, for want of time");
+    let why = |address: &SocketAddr| {
+        if left.as_slice().contains(address) { not_tried() } else { timed_out(within) }
+    };
+    (None, failed.with_silent(addresses.iter(), why))
 }
 
 /// There is no connection yet, and no time left.
@@ -121,16 +117,31 @@ pub(super) fn timed_out(within: Duration) -> io::Error {
 
 /// Addresses that could not be connected to, and why.
 #[derive(Debug)]
-struct Failed(Vec<(SocketAddr, io::Error)>);
+pub(super) struct Failed(Vec<(SocketAddr, io::Error)>);
 
 impl Failed {
-    fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    fn in_the_order_of(mut self, addresses: &[SocketAddr]) -> Self {
-        self.0.sort_by_key(|(address, _)| addresses.iter().position(|other| other == address));
-        self
+    /// Whether time went by for one of them.
+    pub(super) fn has_silent(&self) -> bool {
+        self.0.iter().any(|(_, error)| error.kind() == io::ErrorKind::TimedOut)
+    }
+
+    /// Those that failed and those of all that have said nothing so far, in the order of all.
+    fn with_silent<'a>(
+        mut self,
+        all: impl Iterator<Item = &'a SocketAddr>,
+        why: impl Fn(&SocketAddr) -> io::Error,
+    ) -> Self {
+        let with_all = all.map(|address| {
+            let failed = self.0.iter().position(|(failed, _)| failed == address);
+            failed.map_or_else(|| (*address, why(address)), |place| self.0.swap_remove(place))
+        });
+        let mut with_all: Vec<_> = with_all.collect();
+        with_all.append(&mut self.0);
+        Self(with_all)
     }
 
     /// What they have in common: a time-out if there was one, and else what may pass if anything may.

@@ -120,7 +120,7 @@ impl fmt::Display for Tls {
 }
 
 impl Tls {
-    /// Believes what `authorities` say about who is `name`, and shows `identity` to whoever asks.
+    /// Believes what `authorities` say about who is `name`, and shows `identity` to a server that asks.
     pub fn new(
         authorities: Authorities,
         identity: Option<&Identity>,

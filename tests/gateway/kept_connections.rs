@@ -32,7 +32,7 @@ async fn a_large_body_has_a_connection_of_its_own() {
         (post(10), 1),
         (post(200_000), 2),
         (post(200_000), 3),
-        // Whose length nobody knows.
+        // Whose length is not known.
         (post(10).chunked(5), 4),
         (post(0), 4),
     ] {

@@ -82,7 +82,7 @@ async fn a_certificate_of_an_authority_is_good_for_its_own_server_if_it_was_name
     let other = Identity::self_signed(&params(&["localhost"]));
     assert_eq!(asked("pinned-0", &shown, &[&shown.certificate]).await, None);
     assert_eq!(asked("pinned-1", &shown, &[&other.certificate, &shown.certificate]).await, None);
-    // By whomever it is signed.
+    // Also where another one has signed it.
     let root = CertifiedIssuer::self_signed(params(&[]), KeyPair::generate().unwrap()).unwrap();
     let key = KeyPair::generate().unwrap();
     let certificate = params(&["localhost"]).signed_by(&key, &root).unwrap().der().clone();
@@ -163,7 +163,7 @@ async fn its_name_and_its_dates_count_all_the_same() {
     }
 }
 
-/// What is shown is public: whoever shows it has to have the key.
+/// A certificate is public: a server that shows it has to have the key.
 #[tokio::test]
 async fn without_its_key_it_is_worth_nothing() {
     let shown = Identity::self_signed(&params(&["localhost"]));

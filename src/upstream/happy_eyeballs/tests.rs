@@ -30,17 +30,17 @@ async fn outcome(does: &[Does], within: u64) -> (Option<u16>, u128, Failed) {
         first_of(&addresses, (begun, Duration::from_millis(within)), async |address: SocketAddr| match does
             [usize::from(address.port())]
         {
-            Accepts => Ok(()),
+            Accepts => Ok(address),
             AcceptsAfter(ms) => {
                 tokio::time::sleep(Duration::from_millis(ms)).await;
-                Ok(())
+                Ok(address)
             }
             Says(kind) => Err(kind.into()),
             Wants(error) => Err(io::Error::from_raw_os_error(error)),
             Nothing => pending().await,
         })
         .await;
-    (connected.map(|(address, ())| address.port()), now().duration_since(begun).as_millis(), failed)
+    (connected.map(|address: SocketAddr| address.port()), now().duration_since(begun).as_millis(), failed)
 }
 
 #[tokio::test(start_paused = true)]
@@ -109,6 +109,28 @@ async fn a_failure_names_each_address_and_its_cause() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_success_says_what_came_of_the_addresses_before_it() {
+    let no = Says(io::ErrorKind::ConnectionRefused);
+    let (refused, silent) = ("connection refused", "no connection within ");
+    for (does, told, is_silent) in [
+        (&[Accepts, Nothing][..], vec![], false),
+        (&[Nothing, no, Accepts, no], vec![("10.0.0.1:0", silent), ("10.0.0.1:1", refused)], true),
+        (&[no, Nothing, Accepts], vec![("10.0.0.1:0", refused), ("10.0.0.1:1", silent)], true),
+        (&[no, Accepts], vec![("10.0.0.1:0", refused)], false),
+        // One behind it was tried too, and has said so.
+        (&[AcceptsAfter(300), no], vec![("10.0.0.1:1", refused)], false),
+    ] {
+        let (connected, _, failed) = outcome(does, 1_000).await;
+        assert!(connected.is_some(), "{does:?}");
+        assert_eq!((failed.0.len(), failed.has_silent()), (told.len(), is_silent), "{does:?}: {failed}");
+        for ((address, error), (place, why)) in failed.0.iter().zip(told) {
+            assert_eq!(address.to_string(), place, "{does:?}");
+            assert!(error.to_string().starts_with(why), "{does:?}: {error}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_wanting_on_this_machine_is_known_among_the_causes() {
     let wanting = rustix::io::Errno::MFILE.raw_os_error();
     let no_address = rustix::io::Errno::ADDRNOTAVAIL.raw_os_error();
@@ -167,22 +189,29 @@ async fn a_listener_whose_queue_is_full_does_not_hide_the_next_address() {
     let within = Duration::from_mins(1);
     let (connected, failed) =
         first_of(&[silent.address, answers], (now(), within), tokio::net::TcpStream::connect).await;
-    let (address, stream) = connected.expect("the second one accepts");
-    assert_eq!((address, stream.peer_addr().unwrap()), (answers, answers));
-    assert!(failed.is_empty(), "{failed}");
+    assert_eq!(connected.expect("the second one accepts").peer_addr().unwrap(), answers);
+    assert!(
+        failed.to_string().starts_with(&format!("{}: no connection within ", silent.address)),
+        "{failed}"
+    );
+    assert!(failed.has_silent());
 }
 
 #[tokio::test]
 async fn an_address_is_tried_without_being_resolved_and_fails_in_the_words_of_the_system() {
-    let unused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let connect = tokio::net::TcpStream::connect;
+    // Nothing listens there.
+    let unused = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
     let error = connect_to("127.0.0.1", unused.port()).await.unwrap_err();
-    assert_eq!(error.raw_os_error(), connect(unused).await.unwrap_err().raw_os_error());
+    assert_eq!(
+        error.raw_os_error(),
+        tokio::net::TcpStream::connect(unused).await.unwrap_err().raw_os_error()
+    );
     let error = connect_to("localhost", unused.port()).await.unwrap_err();
     assert!(error.to_string().contains(&format!("{unused}: Connection refused")), "{error}");
     assert!(is_transient(error.kind()));
 }
 
 async fn connect_to(host: &str, port: u16) -> io::Result<tokio::net::TcpStream> {
-    super::connect(host, port, Duration::from_mins(1), tokio::net::TcpStream::connect).await
+    let connected = connect(host, port, Duration::from_mins(1), tokio::net::TcpStream::connect).await;
+    connected.map(|(stream, _)| stream)
 }

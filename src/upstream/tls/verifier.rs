@@ -2,7 +2,7 @@
 //!
 //! Differs from rustls' own verifier where a server shows the very certificate that the operator has named. That
 //! may be one of an authority (`CA:TRUE`), such as `openssl req -x509` makes, and if it has no
-//! `subjectAltName`, the common name of its subject counts. Other clients do the same with it, and nobody but
+//! `subjectAltName`, the common name of its subject counts. Other clients do the same with it, and only
 //! its server has its key.
 
 use std::sync::Arc;
@@ -107,8 +107,8 @@ fn without_alternatives(
 /// The type of an attribute of a subject: 2.5.4.3, in DER.
 const COMMON_NAME: [u8; 5] = [0x06, 0x03, 0x55, 0x04, 0x03];
 
-/// Whether a subject has this common name. The operator has named its certificate, so nobody has made it to
-/// be misread.
+/// Whether a subject has this common name. The operator has named its certificate, so it was not made to be
+/// misread.
 fn has_common_name(subject: &[u8], name: &str) -> bool {
     let places = subject.windows(COMMON_NAME.len()).enumerate();
     places.filter(|(_, window)| *window == COMMON_NAME).any(|(at, _)| {
