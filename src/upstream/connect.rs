@@ -29,8 +29,8 @@ pub(super) struct Connector {
     timeout: Duration,
     /// How old a connection may become; without a limit, if it is zero.
     max_age: Duration,
-    /// When it was told that an address is silent.
-    told: Mutex<Option<Instant>>,
+    /// The address that answered when another one was silent, and until when that counts.
+    preferred: Mutex<Option<(SocketAddr, Instant)>>,
     state: Arc<ServerState>,
 }
 
@@ -42,7 +42,7 @@ impl Connector {
             tls,
             timeout,
             max_age: Duration::ZERO,
-            told: Mutex::default(),
+            preferred: Mutex::default(),
             state,
         }
     }
@@ -75,9 +75,11 @@ impl Connector {
         match &self.address {
             // `localhost` is often ::1 first, and Puma on 127.0.0.1 only.
             Address::Tcp(host, port) => {
-                let open = |address| open_tcp(address, tls);
-                let (socket, failed) = happy_eyeballs::connect(host, *port, within, open).await?;
-                self.tell(&failed);
+                let open = async |address| Ok((address, open_tcp(address, tls).await?));
+                let first = self.preferred();
+                let ((address, socket), failed) =
+                    happy_eyeballs::connect(host, *port, first, within, open).await?;
+                self.learn(address, &failed);
                 Ok(socket)
             }
             Address::Unix(path) => match timeout(within, UnixStream::connect(path)).await {
@@ -87,29 +89,28 @@ impl Connector {
         }
     }
 
-    /// Tells what came of the addresses that were tried before one answered. One that refuses is as with
-    /// `localhost`; one that is silent delays every connection, of which there may be many.
-    fn tell(&self, failed: &happy_eyeballs::Failed) {
-        let server = &self.state.name;
-        if failed.has_silent() && self.is_due() {
-            tracing::warn!(server, %failed, "an address of Rails is silent, another one answers");
-        } else if !failed.is_empty() {
-            tracing::debug!(server, %failed, "connected to another address of Rails");
-        }
+    /// The address that is tried first.
+    fn preferred(&self) -> Option<SocketAddr> {
+        self.preferred.lock().filter(|(_, until)| now() < *until).map(|(address, _)| address)
     }
 
-    fn is_due(&self) -> bool {
-        let (mut told, now) = (self.told.lock(), now());
-        let is_due = told.is_none_or(|told| told + BETWEEN_WARNINGS <= now);
-        if is_due {
-            *told = Some(now);
+    /// Takes note of the addresses that did not answer before this one. One that refuses is as with `localhost`;
+    /// one that is silent would delay every connection.
+    fn learn(&self, address: SocketAddr, failed: &happy_eyeballs::Failed) {
+        let server = &self.state.name;
+        if failed.has_silent() && self.preferred().is_none() {
+            tracing::warn!(server, %address, %failed, "an address of Rails is silent, another one answers");
+        } else if !failed.is_empty() {
+            tracing::debug!(server, %address, %failed, "connected to another address of Rails");
         }
-        is_due
+        if failed.has_silent() {
+            *self.preferred.lock() = Some((address, now() + PREFERENCE));
+        }
     }
 }
 
-/// How often each thread says at most that an address is silent.
-const BETWEEN_WARNINGS: Duration = Duration::from_secs(60);
+/// For how long an address that answered is tried before one that was silent.
+const PREFERENCE: Duration = Duration::from_secs(60);
 
 /// With TLS, an address has answered only once that is there.
 async fn open_tcp(address: SocketAddr, tls: Option<&Tls>) -> io::Result<Socket> {
@@ -336,3 +337,6 @@ impl Write for Stream {
         stream.written(progress)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -23,11 +23,13 @@ const LEAST_ATTEMPT_DELAY: Duration = Duration::from_millis(10);
 /// How many addresses an error names.
 const MOST_NAMED: usize = 8;
 
-/// Resolves a name and opens a connection to one of its addresses with `open`, all of it within this time. What
-/// came of the addresses before that one comes with it; an error names every address and its cause.
+/// Resolves a name and opens a connection to one of its addresses with `open`, all of it within this time. If
+/// the name still has the address `first`, it is the first. What came of those before the one that answered
+/// comes with the connection; an error names every address and its cause.
 pub(super) async fn connect<T, F>(
     host: &str,
     port: u16,
+    first: Option<SocketAddr>,
     within: Duration,
     open: impl Fn(SocketAddr) -> F,
 ) -> io::Result<(T, Failed)>
@@ -40,7 +42,7 @@ where
         let text = format!("the name was not resolved within {within:?}");
         return Err(io::Error::new(io::ErrorKind::TimedOut, text));
     };
-    let addresses = interleaved(addresses?.collect());
+    let addresses = with_first(interleaved(addresses?.collect()), first);
     let (outcome, failed) = first_of(&addresses, (begun, within), open).await;
     match outcome {
         Some(connection) => Ok((connection, failed)),
@@ -67,8 +69,16 @@ fn interleaved(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
     }
 }
 
+fn with_first(mut addresses: Vec<SocketAddr>, first: Option<SocketAddr>) -> Vec<SocketAddr> {
+    if let Some(place) = addresses.iter().position(|address| Some(*address) == first) {
+        let first = addresses.remove(place);
+        addresses.insert(0, first);
+    }
+    addresses
+}
+
 /// The first connection that is there, and what came of the other addresses until then.
-async fn first_of<T, F>(
+pub(super) async fn first_of<T, F>(
     addresses: &[SocketAddr],
     (begun, within): (Instant, Duration),
     open: impl Fn(SocketAddr) -> F,

@@ -159,6 +159,15 @@ fn families_take_turns() {
     ] {
         assert_eq!(interleaved(given), order);
     }
+    for (first, order) in [
+        (None, [v4(1), v6(1), v4(2)]),
+        (Some(v4(2)), [v4(2), v4(1), v6(1)]),
+        (Some(v4(1)), [v4(1), v6(1), v4(2)]),
+        // The name leads elsewhere by now.
+        (Some(v4(9)), [v4(1), v6(1), v4(2)]),
+    ] {
+        assert_eq!(with_first(vec![v4(1), v6(1), v4(2)], first), order, "{first:?}");
+    }
 }
 
 /// Neither accepts nor refuses: the queue of its listener is full.
@@ -212,6 +221,6 @@ async fn an_address_is_tried_without_being_resolved_and_fails_in_the_words_of_th
 }
 
 async fn connect_to(host: &str, port: u16) -> io::Result<tokio::net::TcpStream> {
-    let connected = connect(host, port, Duration::from_mins(1), tokio::net::TcpStream::connect).await;
+    let connected = connect(host, port, None, Duration::from_mins(1), tokio::net::TcpStream::connect).await;
     connected.map(|(stream, _)| stream)
 }
