@@ -103,7 +103,8 @@ where
             Some((address, outcome)) = under_way.next() => match outcome {
                 Ok(connection) => {
                     let before = addresses.iter().take_while(|other| **other != address);
-                    let took = now().saturating_duration_since(begun);
+                    let took = now().saturating_duration_since(begun).as_millis();
+                    let took = Duration::from_millis(u64::try_from(took).unwrap_or(u64::MAX));
                     return (Some(connection), failed.with_silent(before, |_| timed_out(took)));
                 }
                 // The next one is tried at once.
