@@ -142,10 +142,13 @@ impl Body {
                 self.rest = None;
                 self.release_at_the_end();
             }
-            Poll::Ready(Some(Ok(frame))) if self.drops_trailers && frame.is_trailers() => {
+            // They are the end; a reader that has them does not ask for more.
+            Poll::Ready(Some(Ok(frame))) if frame.is_trailers() => {
                 self.rest = None;
                 self.release_at_the_end();
-                return Poll::Ready(None);
+                if self.drops_trailers {
+                    return Poll::Ready(None);
+                }
             }
             Poll::Ready(Some(Ok(_))) => self.release_at_the_end(),
             Poll::Ready(Some(Err(_))) => {

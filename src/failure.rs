@@ -130,6 +130,8 @@ impl Failure {
                 upstream::Error::TotalTimeout(_)
                 | upstream::Error::Hung(_)
                 | upstream::Error::BrokeOff(body::Error::TooSlow) => "upstream_total_timeout",
+                upstream::Error::Broken(error) if error.is_parse_too_large() => "upstream_head_too_large",
+                upstream::Error::Broken(error) if error.is_parse() => "upstream_malformed",
                 upstream::Error::Broken(_) | upstream::Error::BrokeOff(_) => "upstream_broke_off",
                 upstream::Error::Unusable(_) => "upstream_unusable",
                 upstream::Error::NeedsWorkhorse(_) => "upstream_needs_workhorse",

@@ -98,6 +98,10 @@ pub struct Gateway {
     end_timeout: Duration,
 }
 
+fn hooks_thread(((socket, hooks), heartbeat): ((Socket, Hooks), &Arc<Heartbeat>)) -> HooksThread {
+    HooksThread { heartbeat: Arc::clone(heartbeat), socket, hooks }
+}
+
 impl Gateway {
     /// Binds every socket, so that a taken address is an error before anything runs. What is counted in
     /// `log`, by the one who writes the log, is shown among the metrics.
@@ -137,18 +141,14 @@ impl Gateway {
                 clock: Clock::System,
                 fills: TaskTracker::new(),
             };
-            let heartbeat = Arc::clone(heartbeat);
-            Worker { heartbeat, sockets: sockets.share(), server: Server::new(settings.limits), parts }
+            let (heartbeat, sockets) = (Arc::clone(heartbeat), sockets.share());
+            Worker { heartbeat, sockets, server: Server::new(settings.limits), parts }
         };
-        let workers: Vec<Worker> = heartbeats.0.iter().take(settings.workers).map(worker).collect();
+        let workers: Vec<_> = heartbeats.0.iter().take(settings.workers).map(worker).collect();
         let endpoints = workers.first().map_or(Ok(Vec::new()), Worker::endpoints)?;
-        let last = heartbeats.0.last().map(Arc::clone);
         let hooks =
-            sockets.hooks.zip(settings.hooks).zip(last).map(|((socket, hooks), heartbeat)| HooksThread {
-                hooks: Hooks::new(hooks, Arc::clone(&cache), hook_counts, Clock::System),
-                heartbeat,
-                socket,
-            });
+            settings.hooks.map(|hooks| Hooks::new(hooks, Arc::clone(&cache), hook_counts, Clock::System));
+        let hooks = sockets.hooks.zip(hooks).zip(heartbeats.0.last()).map(hooks_thread);
         let admin = Admin {
             metrics,
             upstream,
@@ -160,7 +160,8 @@ impl Gateway {
             heartbeats: Arc::clone(&heartbeats),
             turns: admin::Turns::default(),
         };
-        let (end_timeout, admin) = (settings.limits.drain_timeout + GRACE, (sockets.admin, admin));
+        let end_timeout = settings.limits.drain_timeout + GRACE;
+        let admin = (sockets.admin, admin);
         Ok(Self { workers, endpoints, admin, hooks, warm, checks, heartbeats, end_timeout })
     }
 

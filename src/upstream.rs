@@ -16,6 +16,8 @@ mod cause;
 mod check;
 mod connect;
 mod copy;
+mod error;
+mod happy_eyeballs;
 pub mod health;
 pub mod hold;
 pub mod lanes;
@@ -29,7 +31,6 @@ mod streams;
 mod target;
 pub mod tls;
 
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
@@ -43,14 +44,14 @@ pub use self::balance::MOST_SERVERS;
 pub use self::cause::{Cause, is_for_want_of_resources};
 pub use self::check::{Settings as Checks, Watch};
 use self::copy::Memory;
+pub use self::error::Error;
 pub use self::health::Settings as Ejection;
 use self::hold::Hold;
-use self::lanes::{Lanes, Shed};
+use self::lanes::Lanes;
 pub use self::plan::{Course, MayWait, Plan, Signer};
 use self::server::Server;
 pub use self::server::{Again, Protocol, ServerSettings, ServerState};
-pub use self::target::{Address, Target, TargetError};
-use crate::body;
+pub use self::target::{Address, LONGEST_SOCKET_PATH, Target, TargetError, without_zone};
 use crate::clock::Clock;
 use crate::route::Class;
 
@@ -84,6 +85,9 @@ pub struct Settings {
     pub classes: [lanes::Settings; Class::ALL.len()],
     /// How long an unused connection is kept. Puma 5.6 drops them after 20 s (8.0: 65 s), so less than that.
     pub idle_timeout: Duration,
+    /// How old a connection may become, to within a fifth; zero is for as old as it gets. A name is resolved
+    /// anew for the next one.
+    pub max_connection_age: Duration,
     /// How many unused connections are kept.
     pub max_idle: usize,
 }
@@ -110,6 +114,7 @@ impl Settings {
             resend_unread: true,
             classes: DEFAULT_CLASSES,
             idle_timeout: DEFAULT_IDLE_TIMEOUT,
+            max_connection_age: DEFAULT_MAX_CONNECTION_AGE,
             max_idle: DEFAULT_MAX_IDLE,
         }
     }
@@ -188,6 +193,8 @@ pub fn other_concurrency(threads: usize, servers: &[ServerSettings]) -> usize {
 pub const DEFAULT_LOAD_MEMORY: Duration = Duration::from_secs(10);
 /// Default of [`Settings::idle_timeout`].
 pub const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_secs(15);
+/// Default of [`Settings::max_connection_age`].
+pub const DEFAULT_MAX_CONNECTION_AGE: Duration = Duration::from_secs(300);
 /// Default of [`Settings::max_idle`].
 pub const DEFAULT_MAX_IDLE: usize = 64;
 
@@ -256,56 +263,6 @@ impl State {
 /// For how long a request counts towards what may be sent again.
 const BUDGET_MEMORY: Duration = Duration::from_secs(10);
 
-/// How a request to Rails failed.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// No connection: nothing was sent.
-    #[error("cannot connect to {0}")]
-    Connect(String, #[source] io::Error),
-    /// More wait for Rails to be back than may.
-    #[error("{0} is away, and as many requests as may wait for it already")]
-    HoldFull(String, #[source] io::Error),
-    /// The credential would have been dead on arrival.
-    #[error("{0} is away or busy, and the token expires before it can be sent")]
-    Expires(String),
-    /// Rails has as much to do as it may have.
-    #[error("not sent: {}", .0.as_str())]
-    Shed(Shed),
-    /// No head of an answer in time.
-    #[error("no answer within {0:?}")]
-    Timeout(Duration),
-    /// The same from a server that answers others meanwhile.
-    #[error("no answer within {0:?}, while others were answered")]
-    Slow(Duration),
-    /// No head of an answer before all of it should have been there.
-    #[error("no answer within {0:?}, waiting included")]
-    TotalTimeout(Duration),
-    /// The same from a server that has had it for most of that, and answered no other meanwhile.
-    #[error("no answer within {0:?}, waiting included, nor to others meanwhile")]
-    Hung(Duration),
-    /// The connection ended, or what came is no HTTP.
-    #[error("the connection failed before an answer came")]
-    Broken(#[source] hyper::Error),
-    /// The answer's body ended too early.
-    #[error("the answer broke off")]
-    BrokeOff(#[source] body::Error),
-    /// An answer with two framings, or an upgrade that nobody asked for.
-    #[error("unusable answer: {0}")]
-    Unusable(&'static str),
-    /// An answer that only Workhorse can make something of. Its name is that of a header.
-    #[error(
-        "the answer has {0}, which only Workhorse can turn into what was asked for; \
-         let upstream.url lead to Workhorse instead of Puma"
-    )]
-    NeedsWorkhorse(String),
-    /// The body that the client sends did not come to its end in time.
-    #[error("the request body was not complete within {0:?}")]
-    BodyStalled(Duration),
-    /// The body that the client sends broke off or is malformed.
-    #[error("the request body broke off")]
-    RequestBody(#[source] Box<dyn std::error::Error + Send + Sync>),
-}
-
 impl Upstream {
     /// Prepares the pools; connects when the first request comes. What happens is counted in `state`, which
     /// has to be made of the same settings.
@@ -332,13 +289,6 @@ impl Upstream {
     /// The relative URL root of this Rails: empty, or `/gitlab` and the like.
     pub fn relative_root(&self) -> &str {
         &self.root
-    }
-}
-
-impl Error {
-    /// What an operator may have to mend, where the error does not say so itself.
-    pub fn hint(&self) -> Option<&'static str> {
-        cause::hint(self)
     }
 }
 

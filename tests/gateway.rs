@@ -39,6 +39,7 @@ mod gateway {
     mod crowds;
     mod demo;
     mod draining;
+    mod early_answers;
     mod first_run;
     mod framing;
     mod half_closed;
@@ -51,11 +52,14 @@ mod gateway {
     mod inspect;
     mod kas;
     mod kas_burst;
+    mod kept_connections;
     mod large;
     mod listeners;
     mod loops;
     mod memory;
+    mod odd_answers;
     mod odd_forms;
+    mod pinned;
     mod pressure;
     mod proxied;
     mod purge;

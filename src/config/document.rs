@@ -153,11 +153,7 @@ impl<'d, 't> Section<'d, 't> {
     ) -> Option<Placed<T>> {
         self.take(key, |value| match value.as_str() {
             Some(text) => read(text).ok_or_else(|| {
-                let trimmed = text.trim();
-                // Between the words of anything else, something is missing rather than too much.
-                let is_number = trimmed.starts_with(|first: char| first.is_ascii_digit());
-                let dense = if is_number { trimmed.split_whitespace().collect() } else { trimmed.to_owned() };
-                let hint = read(&dense).map(|_| format!("; write {dense:?}, without white space"));
+                let hint = white_space_hint(text, |dense| read(dense).is_some());
                 format!("expected {expected}, found {text:?}{}", hint.unwrap_or_default())
             }),
             None => Err(format!("expected {expected}, found {}", kind(value))),
@@ -309,4 +305,13 @@ fn distance(a: &str, b: &str) -> usize {
         }
     }
     row.last().copied().unwrap_or_default()
+}
+
+/// What to write instead of a text that is only wrong for the white space in it.
+pub(super) fn white_space_hint(text: &str, is_right: impl Fn(&str) -> bool) -> Option<String> {
+    let trimmed = text.trim();
+    // Between the words of anything else, something is missing rather than too much.
+    let is_number = trimmed.starts_with(|first: char| first.is_ascii_digit());
+    let dense = if is_number { trimmed.split_whitespace().collect() } else { trimmed.to_owned() };
+    is_right(&dense).then(|| format!("; write {dense:?}, without white space"))
 }

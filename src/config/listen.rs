@@ -1,15 +1,16 @@
 //! `[[listen]]`, `[admin]` and `[hooks]`: where to listen.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::auth::secret;
-use super::document::{Document, Placed, Section};
+use super::document::{Document, Placed, Section, white_space_hint};
 use super::scalars::{HOUR, ZERO, as_usize, duration};
 use crate::hooks;
 use crate::secret::{SigningToken, Token};
 use crate::server::{DEFAULT_OPERATOR_CONNECTIONS, Endpoint};
+use crate::upstream::LONGEST_SOCKET_PATH;
 
 const DEFAULT_LISTEN: Endpoint =
     Endpoint::Tcp(SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8181));
@@ -121,7 +122,7 @@ fn endpoint(
     if !is_given && default.is_none() {
         document.problem(at, &key, format!("is required: {AN_ADDRESS}"));
     }
-    let address = section.text("address", AN_ADDRESS, endpoint_of);
+    let address = section.take("address", |value| endpoint_of(value.as_str()));
     let mode = section.text("mode", "permission bits in octal and in quotes, such as \"0660\"", |text| {
         u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777)
     });
@@ -137,15 +138,49 @@ fn endpoint(
     Some(address)
 }
 
-fn endpoint_of(text: &str) -> Option<Endpoint> {
-    match text.strip_prefix("unix:") {
-        // 107 bytes and a NUL fit into the kernel's sockaddr_un.
-        Some(path) if path.starts_with('/') && path.len() <= 107 => {
-            Some(Endpoint::Unix { path: PathBuf::from(path), mode: DEFAULT_MODE })
-        }
-        Some(_) => None,
-        None => text.parse().ok().map(Endpoint::Tcp),
+fn endpoint_of(text: Option<&str>) -> Result<Endpoint, String> {
+    let text = text.ok_or_else(|| format!("expected {AN_ADDRESS}, in quotes"))?;
+    let expected = || {
+        let hint = white_space_hint(text, |dense| dense != text && endpoint_of(Some(dense)).is_ok());
+        format!("expected {AN_ADDRESS}, found {text:?}{}", hint.unwrap_or_default())
+    };
+    let Some(path) = text.strip_prefix("unix:") else {
+        return text.parse().map(Endpoint::Tcp).map_err(|_| expected() + why_no_address(text));
+    };
+    if !path.starts_with('/') || path.contains('\0') {
+        return Err(expected());
     }
+    if path.ends_with('/') {
+        return Err(format!(
+            "{text:?} names a directory; name the socket in it, such as \"{text}railgate.sock\""
+        ));
+    }
+    if path.len() > LONGEST_SOCKET_PATH {
+        return Err(format!(
+            "names a socket by {} bytes, and the system takes {LONGEST_SOCKET_PATH}; choose a shorter path",
+            path.len()
+        ));
+    }
+    Ok(Endpoint::Unix { path: PathBuf::from(path), mode: DEFAULT_MODE })
+}
+
+/// What is known about an address that is none.
+fn why_no_address(text: &str) -> &'static str {
+    match text.rsplit_once(':') {
+        Some((host, port))
+            if is_ip(host) && port.parse::<u16>().is_err() && !port.contains(char::is_whitespace) =>
+        {
+            "; a port is from 0 to 65535"
+        }
+        Some((host, _)) if host.contains('%') => "; a zone is a number here, as in \"[fe80::1%2]:8181\"",
+        _ if is_ip(text) => "; a port is missing",
+        _ => "",
+    }
+}
+
+fn is_ip(text: &str) -> bool {
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
+    bare.map_or_else(|| text.parse::<Ipv4Addr>().is_ok(), |bare| bare.parse::<Ipv6Addr>().is_ok())
 }
 
 /// `[hooks]`: where GitLab tells of changes. Without the section, nowhere.

@@ -4,14 +4,14 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-use rustls::RootCertStore;
-
 use super::document::{Document, Placed, Section};
 use super::scalars::{HOUR, MILLISECOND, ZERO, as_u32, duration};
 use super::{own_listeners, units};
 use crate::server::Endpoint;
-use crate::upstream::tls::{self, Identity, Tls};
-use crate::upstream::{Address, Checks, Ejection, MOST_SERVERS, Protocol, ServerSettings, Target};
+use crate::upstream::tls::{self, Authorities, Identity, Tls};
+use crate::upstream::{
+    Address, Checks, Ejection, MOST_SERVERS, Protocol, ServerSettings, Target, without_zone,
+};
 
 const URL: &str = "expected a URL in quotes, such as \"http://127.0.0.1:8080\"";
 
@@ -137,8 +137,9 @@ fn secured(
             secured.push(None);
             continue;
         };
-        let tls = believed_by(&mut believed, roots.as_ref())
-            .and_then(|roots| Tls::new(roots, identity.as_ref(), name.unwrap_or(host), protocol));
+        let tls = believed_by(&mut believed, roots.as_ref()).and_then(|roots| {
+            Tls::new(roots, identity.as_ref(), name.unwrap_or(without_zone(host)), protocol)
+        });
         let (at, key) = at.map_or((url.at, url.key.as_str()), |at| (at, "upstream.tls"));
         secured.push(Some(tls.map_err(|error| document.problem(at, key, error.to_string())).ok()?));
     }
@@ -147,13 +148,14 @@ fn secured(
 
 /// What the operator named, or what the system trusts, which takes a while to find out.
 fn believed_by(
-    believed: &mut Option<RootCertStore>,
-    named: Option<&RootCertStore>,
-) -> Result<RootCertStore, tls::Error> {
-    if believed.is_none() {
-        *believed = Some(named.map_or_else(tls::system_authorities, |roots| Ok(roots.clone()))?);
-    }
-    Ok(believed.clone().unwrap_or_else(RootCertStore::empty))
+    believed: &mut Option<Authorities>,
+    named: Option<&Authorities>,
+) -> Result<Authorities, tls::Error> {
+    let known = match believed.take() {
+        Some(known) => known,
+        None => named.map_or_else(tls::system_authorities, |named| Ok(named.clone()))?,
+    };
+    Ok(believed.insert(known).clone())
 }
 
 /// The files that `[upstream.tls]` names.

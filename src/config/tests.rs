@@ -132,6 +132,7 @@ fn ranges_include_their_borders_and_nothing_beyond() {
         ("upstream.ejection", "pause", ["'1ms'", "'60s'"], ["'0s'", "'2h'"]),
         ("upstream.ejection", "longest_pause", ["'1s'", "'1h'"], ["'0s'", "'2h'"]),
         ("upstream", "idle_timeout", ["'1ms'", "'1h'"], ["'0s'", "'61m'"]),
+        ("upstream", "max_connection_age", ["'0s'", "'24h'"], ["'0'", "'25h'"]),
         ("upstream", "max_idle", ["0", "100_000"], ["-1", "100_001"]),
         ("auth.shell", "max_body", ["'0B'", "'1GiB'"], ["'-1B'", "'1048577KiB'"]),
         ("auth.shell", "max_unverified", ["'8MiB'", "'1GiB'"], ["'8191KiB'", "'1025MiB'"]),
@@ -368,9 +369,29 @@ fn listeners_are_read_as_they_are_written() {
     ];
     assert_eq!(endpoints, expected);
     assert_eq!(settings.admin, unix("/run/railgate/admin.sock", 0o666));
-    let too_long = format!("unix:/{}", "a".repeat(107));
-    let told = Files::new().problems(&format!("{LEAST}[admin]\naddress = '{too_long}'"));
-    assert!(told.len() == 1 && told[0].starts_with("test.toml:6: admin.address: expected an IP"), "{told:?}");
+}
+
+#[test]
+fn what_cannot_be_listened_on_is_refused_with_the_reason() {
+    let long = |length: usize| format!("unix:/{}", "a".repeat(length - 1));
+    for (address, told) in [
+        (long(108).as_str(), "names a socket by 108 bytes, and the system takes 107; choose a shorter path"),
+        (&long(5_000), "names a socket by 5000 bytes"),
+        ("unix:/run/", "names a directory; name the socket in it, such as \"unix:/run/railgate.sock\""),
+        ("unix:run/a", "expected an IP address with a port, or unix: and an absolute path"),
+        ("127.0.0.1:99999", "found \"127.0.0.1:99999\"; a port is from 0 to 65535"),
+        ("[::1]:99999", "; a port is from 0 to 65535"),
+        ("127.0.0.1", "; a port is missing"),
+        ("[::1]", "; a port is missing"),
+        ("[fe80::1%eth0]:8181", "; a zone is a number here, as in"),
+        ("localhost:8181", "found \"localhost:8181\""),
+    ] {
+        for section in ["[admin]", "[[listen]]", "[hooks]\ntoken_file = 'DIR/gitlab_shell_secret'"] {
+            let problems = Files::new().problems(&format!("{LEAST}{section}\naddress = '{address}'"));
+            assert!(problems.len() == 1 && problems[0].contains(told), "{address}: {problems:?}");
+        }
+    }
+    assert!(Files::new().problems(&format!("{LEAST}[admin]\naddress = '{}'", long(107))).is_empty());
 }
 
 #[test]

@@ -56,9 +56,7 @@ pub(super) fn upstream(
         upstream::other_concurrency(threads, servers.as_deref().unwrap_or_default())
     });
     let classes = classes(&mut section, (response_timeout, total_timeout, hold, other));
-    let idle_timeout =
-        duration(&mut section, "idle_timeout", upstream::DEFAULT_IDLE_TIMEOUT, MILLISECOND..=HOUR);
-    let max_idle = section.count("max_idle", 0..100_001);
+    let (idle_timeout, max_connection_age, max_idle) = kept_connections(&mut section);
     let forward_prefixes = forward_prefixes(document, &mut section);
     let (wanted, secret) = credential(document, &mut section);
     check_conflicts(document, section.at(), &classes, (idle_timeout, threads.map(|_| other)));
@@ -77,7 +75,8 @@ pub(super) fn upstream(
         resend_unread,
         classes,
         idle_timeout,
-        max_idle: max_idle.map_or(upstream::DEFAULT_MAX_IDLE, |count| as_usize(count.value)),
+        max_connection_age,
+        max_idle,
     };
     Some(Upstream { settings, wanted, secret, forward_prefixes })
 }
@@ -89,6 +88,14 @@ fn protocol(section: &mut Section<'_, '_>) -> Protocol {
         _ => None,
     });
     protocol.map_or_else(Protocol::default, |protocol| protocol.value)
+}
+
+/// How long and until which age connections are kept, and how many.
+fn kept_connections(section: &mut Section<'_, '_>) -> (Duration, Duration, usize) {
+    let idle_timeout = duration(section, "idle_timeout", upstream::DEFAULT_IDLE_TIMEOUT, MILLISECOND..=HOUR);
+    let max_age = duration(section, "max_connection_age", upstream::DEFAULT_MAX_CONNECTION_AGE, ZERO..=DAY);
+    let max_idle = section.count("max_idle", 0..100_001);
+    (idle_timeout, max_age, max_idle.map_or(upstream::DEFAULT_MAX_IDLE, |count| as_usize(count.value)))
 }
 
 fn credential(

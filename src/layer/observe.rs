@@ -211,7 +211,10 @@ impl HttpBody for Observed {
 impl Drop for Observed {
     fn drop(&mut self) {
         if let Some(watch) = self.watch.take() {
-            watch.end(self.is_whole || self.body.is_end_stream());
+            // hyper does not ask for trailers where all bytes that were announced are there.
+            let is_whole =
+                self.is_whole || self.body.is_end_stream() || self.body.size_hint().exact() == Some(0);
+            watch.end(is_whole);
         }
     }
 }

@@ -9,6 +9,8 @@ use http::{Request, Response, StatusCode};
 
 use super::answer::{accept, is_from_workhorse};
 use super::cause::{is_for_want_of_resources, is_told};
+use super::connect;
+use super::happy_eyeballs::is_transient;
 use super::health::Reason;
 use super::plan::Plan;
 use super::pool::Trouble;
@@ -195,14 +197,11 @@ pub(super) fn says_that_rails_is_away<B>(answer: &Response<B>) -> bool {
 
 fn is_reset(error: &hyper::Error) -> bool {
     let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<io::Error>());
-    cause.is_some_and(|cause| {
-        // A broken pipe is what writing to a unix socket meets that is closed already.
-        matches!(cause.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
-    })
+    cause.is_some_and(connect::is_reset)
 }
 
 /// Whether a failure to connect may be over in a while. A certificate that is not believed or a socket
 /// that may not be opened are not.
 pub fn may_pass(error: &io::Error) -> bool {
-    !matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::PermissionDenied)
+    is_transient(error.kind())
 }

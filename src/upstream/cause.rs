@@ -5,6 +5,7 @@ use std::io::{self, ErrorKind};
 use rustix::io::Errno;
 
 use super::Error;
+use super::happy_eyeballs::parts;
 
 /// What has kept a connection from coming about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,23 +90,27 @@ impl Cause {
 
     /// An error of this cause that no system call has made.
     pub(super) fn error(self, text: &str) -> io::Error {
-        io::Error::other(Told { cause: self, code: None, text: text.to_owned() })
+        io::Error::other(Told { cause: self, text: text.to_owned() })
     }
 }
 
 fn is_of_tls(error: &io::Error) -> bool {
-    let is_handshake = || error.kind() == ErrorKind::UnexpectedEof && error.to_string().starts_with("tls");
-    tls(error).is_some() || error.kind() == ErrorKind::InvalidData || is_handshake()
+    tls(error).is_some() || parts(error).any(|part| part.kind() == ErrorKind::InvalidData || is_hang_up(part))
+}
+
+/// Whether the other side has closed the connection in the middle of a handshake.
+fn is_hang_up(error: &io::Error) -> bool {
+    error.kind() == ErrorKind::UnexpectedEof && error.to_string().starts_with("tls")
 }
 
 fn tls(error: &io::Error) -> Option<&rustls::Error> {
-    error.get_ref()?.downcast_ref()
+    parts(error).find_map(|part| part.get_ref()?.downcast_ref())
 }
 
 /// The standard library has no kind for that.
 fn is_of_dns(error: &io::Error) -> bool {
     let text = error.to_string();
-    ["failed to lookup address information", "could not resolve to any address"]
+    ["failed to lookup address information", "the name has no address", "the name was not resolved"]
         .iter()
         .any(|of_dns| text.contains(of_dns))
 }
@@ -116,8 +121,6 @@ fn is_of_dns(error: &io::Error) -> bool {
 #[error("{text}")]
 pub(super) struct Told {
     cause: Cause,
-    /// That of the system.
-    code: Option<i32>,
     text: String,
 }
 
@@ -127,9 +130,8 @@ impl Told {
     }
 
     pub(super) fn of(error: &io::Error) -> Self {
-        let code = error.raw_os_error().or_else(|| told(error)?.code);
         let text = tls_hint(error).map_or_else(|| error.to_string(), |hint| format!("{error}; {hint}"));
-        Self { cause: Cause::of(error), code, text }
+        Self { cause: Cause::of(error), text }
     }
 
     /// The error again, with more to say.
@@ -154,19 +156,17 @@ pub(super) fn is_told(error: &io::Error) -> bool {
 /// of the other side. No address to connect from is not among them: that is also what is said last of a
 /// name with an IPv6 address, such as `localhost`, where there is no IPv6.
 pub fn is_for_want_of_resources(error: &io::Error) -> bool {
-    let wanting = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
-    let code = error.raw_os_error().or_else(|| told(error)?.code);
-    code.is_some_and(|code| wanting.iter().any(|wanting| wanting.raw_os_error() == code))
+    if let Some(told) = told(error) {
+        return told.cause == Cause::Resources;
+    }
+    let wanting = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM].map(Errno::raw_os_error);
+    parts(error).filter_map(io::Error::raw_os_error).any(|code| wanting.contains(&code))
 }
 
 /// What an operator may have to mend, where the error itself does not say so.
 pub(super) fn hint(error: &Error) -> Option<&'static str> {
     match error {
         Error::Connect(_, error) => tls_hint(error),
-        // hyper has no word for what is not even the beginning of an answer.
-        Error::Broken(error) if error.is_parse() && error.to_string().contains("HTTP version") => Some(
-            "what came is no HTTP: if it speaks TLS there, upstream.url has to begin with https://, else look at its port",
-        ),
         _ => None,
     }
 }
@@ -178,7 +178,7 @@ fn tls_hint(error: &io::Error) -> Option<&'static str> {
         Some(rustls::Error::InvalidMessage(_)) => {
             Some("what came is no TLS: if it speaks HTTP there, upstream.url has to begin with http://")
         }
-        None if error.kind() == ErrorKind::UnexpectedEof && is_of_tls(error) => Some(
+        None if parts(error).any(is_hang_up) => Some(
             "it closed the connection instead of speaking TLS: if it speaks HTTP there, upstream.url has to begin with http://",
         ),
         _ => None,
@@ -206,7 +206,8 @@ mod tests {
         let of_tls = |error| io::Error::new(ErrorKind::InvalidData, error);
         for (error, cause) in [
             (io::Error::other("failed to lookup address information: Name or service not known"), Cause::Dns),
-            (io::Error::new(ErrorKind::InvalidInput, "could not resolve to any address"), Cause::Dns),
+            (io::Error::new(ErrorKind::NotFound, "the name has no address"), Cause::Dns),
+            (io::Error::new(ErrorKind::TimedOut, "the name was not resolved within 1s"), Cause::Dns),
             (of_system(Errno::CONNREFUSED), Cause::Refused),
             (of_system(Errno::NOENT), Cause::NoSocket),
             (of_system(Errno::HOSTUNREACH), Cause::Unroutable),

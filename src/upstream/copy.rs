@@ -64,8 +64,7 @@ impl Memory {
         mut request: Box<Request<Body>>,
         limit: Duration,
     ) -> Result<(Box<Request<Body>>, Copy<'_>), Error> {
-        let length = request.body().size_hint().exact().and_then(|length| usize::try_from(length).ok());
-        let share = length.filter(|length| *length <= LARGEST).and_then(|length| self.take(length));
+        let share = small(request.body()).and_then(|length| self.take(length));
         if share.is_none() {
             return Ok((request, Copy { request: None, _share: None }));
         }
@@ -79,6 +78,17 @@ impl Memory {
         let copy = Copy { request: again(&request), _share: share };
         Ok((request, copy))
     }
+}
+
+/// Whether a body says that it is small enough to be kept.
+pub(super) fn is_small(body: &Body) -> bool {
+    small(body).is_some()
+}
+
+/// Its length, if so.
+fn small(body: &Body) -> Option<usize> {
+    let length = usize::try_from(body.size_hint().exact()?).ok()?;
+    (length <= LARGEST).then_some(length)
 }
 
 fn again(request: &Request<Body>) -> Option<Box<Request<Body>>> {

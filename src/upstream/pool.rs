@@ -23,14 +23,13 @@ use hyper::client::conn::http1;
 use parking_lot::Mutex;
 use tokio::task::AbortHandle;
 
+use super::answer;
 use super::connect::{Connector, Reads, Stream};
+use super::copy;
 use super::server::ServerState;
 use crate::body::{Body, Carrier, Sending};
 use crate::clock::Clock;
 use crate::turn;
-
-/// Bytes of the largest head of an answer, and of what may wait to be sent to a server that does not read.
-const BUFFER: usize = 32 * 1024;
 
 /// The connections of one thread.
 #[derive(Debug)]
@@ -65,6 +64,8 @@ struct Line {
     was_reset: bool,
     /// Where it is brought back to, while there is such a place.
     kept: Weak<Kept>,
+    /// From when on it carries no new request.
+    expires: Option<Instant>,
     reads: Arc<Reads>,
 }
 
@@ -90,8 +91,9 @@ impl Pool {
         Self { connector, kept: Arc::new(kept) }
     }
 
-    /// Sends a request over a kept connection, or a new one. It is sent once: over another
-    /// connection only if nothing was written on a kept one that turned out to be closed.
+    /// Sends a request over a kept connection, or a new one, which one with a large body always gets. It is
+    /// sent once: over another connection only if nothing was written on a kept one that turned out to be
+    /// closed.
     pub(super) async fn send(
         &self,
         mut request: Box<Request<Body>>,
@@ -100,7 +102,9 @@ impl Pool {
         // Here, and not when hyper writes: whatever it has begun with is sent once, and a connection that
         // is closed meanwhile would be an error.
         turn::to_send(request.body().size_hint().lower()).await;
-        while let Some(mut line) = self.kept.take() {
+        // Of a large body there is no copy to send again, so it does not go to where Rails may just have hung up.
+        let may_share = !sending.is_under_way() || copy::is_small(request.body());
+        while may_share && let Some(mut line) = self.kept.take() {
             match line.send(*request).await {
                 Ok(answer) => return Ok(line.carrying(answer, sending)),
                 Err(mut failed) => match failed.take_message() {
@@ -137,14 +141,15 @@ impl Pool {
     }
 
     async fn connect(&self) -> io::Result<Box<Line>> {
-        Line::over(self.connector.connect().await?, Arc::downgrade(&self.kept)).await
+        let stream = self.connector.connect().await?;
+        Line::over(stream, Arc::downgrade(&self.kept), self.connector.expiry()).await
     }
 
     /// Makes a connection that is not kept.
     async fn connect_apart(&self) -> io::Result<Box<Line>> {
         let stream = self.connector.connect().await?;
         stream.forget_when_closed()?;
-        Line::over(stream, Weak::new()).await
+        Line::over(stream, Weak::new(), None).await
     }
 
     /// Makes a connection, and keeps it for the next request.
@@ -157,11 +162,10 @@ impl Pool {
 type SendError = hyper::client::conn::TrySendError<Request<Body>>;
 
 impl Line {
-    async fn over(stream: Stream, kept: Weak<Kept>) -> io::Result<Box<Self>> {
+    async fn over(stream: Stream, kept: Weak<Kept>, expires: Option<Instant>) -> io::Result<Box<Self>> {
         let reads = Arc::clone(stream.reads());
-        let handshake = http1::Builder::new().max_buf_size(BUFFER).handshake(stream);
-        let (sender, connection) = handshake.await.map_err(io::Error::other)?;
-        Ok(Box::new(Self { sender, connection: Some(connection), was_reset: false, kept, reads }))
+        let (sender, connection) = answer::reader().handshake(stream).await.map_err(io::Error::other)?;
+        Ok(Box::new(Self { sender, connection: Some(connection), was_reset: false, kept, expires, reads }))
     }
 
     /// Sends what a new connection was made for.
@@ -210,7 +214,12 @@ impl Line {
 
     /// Whether it can carry another request, as far as one sees without asking the system.
     fn seems_free(&self) -> bool {
-        self.connection.is_some() && self.sender.is_ready()
+        self.connection.is_some() && self.sender.is_ready() && !self.is_too_old(Clock::System.now())
+    }
+
+    /// The name may lead elsewhere by now, while the server that it led to stays there.
+    fn is_too_old(&self, now: Instant) -> bool {
+        self.expires.is_some_and(|expires| expires <= now)
     }
 
     /// Whether it can carry another request.
@@ -292,8 +301,12 @@ impl Kept {
         }
         lines.idle.retain_mut(|(line, since)| now < *since + self.idle_timeout && line.is_free(cx));
         self.state.kept.fetch_sub(before - lines.idle.len(), Ordering::Relaxed);
-        // The first is the oldest. One that is kept from now on cannot be due before that.
-        lines.idle.first().map_or(now, |(_, since)| *since) + self.idle_timeout
+        // One that is kept from now on and is due before that is found to be too old when it is taken.
+        let dues = lines.idle.iter().map(|(line, since)| {
+            let idle = *since + self.idle_timeout;
+            line.expires.map_or(idle, |expires| expires.min(idle))
+        });
+        dues.min().unwrap_or(now + self.idle_timeout)
     }
 }
 

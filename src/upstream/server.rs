@@ -64,7 +64,8 @@ impl Server {
     ) -> Self {
         let host = all.host.as_deref().and_then(|host| HeaderValue::from_str(host).ok());
         let tls = server.tls.clone();
-        let connector = Connector::new(&server.target, tls, all.connect_timeout, Arc::clone(&state));
+        let connector = Connector::new(&server.target, tls, all.connect_timeout, Arc::clone(&state))
+            .with_max_age(all.max_connection_age);
         let connections = match all.protocol {
             Protocol::Http1 => {
                 Connections::Pool(Pool::new(connector, all.max_idle, all.idle_timeout, Arc::clone(&state)))

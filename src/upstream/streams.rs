@@ -3,12 +3,13 @@
 //! A task of its own drives it, for as long as it lives. When it has ended, the next request makes
 //! another one.
 
+use std::future::pending;
 use std::io;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::Context;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::uri::{Authority, Parts, PathAndQuery, Scheme};
 use http::{Request, Response, Uri, Version, header};
@@ -16,6 +17,7 @@ use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::sync::Mutex;
 
+use super::answer::BUFFER;
 use super::cause::Told;
 use super::connect::{Connector, Stream};
 use super::pool::Trouble;
@@ -137,7 +139,8 @@ impl Streams {
             *slot.failure.lock() = Some((error.kind(), Told::of(error)));
             slot.failures.fetch_add(1, Ordering::Relaxed);
         })?;
-        tokio::spawn(drive(connection, Arc::downgrade(slot), Arc::clone(&self.state)));
+        let (slot, expiry) = (Arc::downgrade(slot), self.connector.expiry());
+        tokio::spawn(drive(connection, slot, expiry, Arc::clone(&self.state)));
         *sender = Some(new.clone());
         Ok(new)
     }
@@ -151,6 +154,7 @@ impl Streams {
             .keep_alive_while_idle(true)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_header_list_size(BUFFER)
             .handshake(stream)
             .await
             .map_err(io::Error::other)
@@ -184,8 +188,14 @@ enum Unsent {
     Trouble(Trouble),
 }
 
-/// Drives a connection to its end. Once its server is drained, nobody begins anything on it.
-async fn drive(connection: Connection, slot: Weak<Slot>, state: Arc<ServerState>) {
+/// Drives a connection to its end. Once its server is drained or it is too old, nothing begins on it any more.
+async fn drive(connection: Connection, slot: Weak<Slot>, expiry: Option<Instant>, state: Arc<ServerState>) {
+    let too_old = async {
+        match expiry {
+            Some(expiry) => tokio::time::sleep_until(expiry.into()).await,
+            None => pending().await,
+        }
+    };
     let mut connection = pin!(connection);
     let mut drained = pin!(state.health.drained());
     drained.as_mut().enable();
@@ -194,6 +204,7 @@ async fn drive(connection: Connection, slot: Weak<Slot>, state: Arc<ServerState>
             // How it ended, the streams say.
             _ = connection.as_mut() => return,
             () = drained => {}
+            () = too_old => {}
         }
     }
     let shut = async {

@@ -1,13 +1,12 @@
 //! Where Rails listens, as `upstream.url` says it.
 
 use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 use http::Uri;
 use http::header::HeaderValue;
 use http::uri::PathAndQuery;
-
-use crate::authority;
 
 /// An address, and the path below which Rails is mounted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,11 +22,15 @@ pub struct Target {
 /// Where to connect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
-    /// Host and port; the name is resolved at every connect, to all its addresses.
+    /// Host and port; the name is resolved at every connect, to all its addresses. An address may have a zone,
+    /// as in `fe80::1%eth0`.
     Tcp(String, u16),
     /// A socket in the file system.
     Unix(PathBuf),
 }
+
+/// Bytes of the path of a socket in the file system: 108 with the NUL behind it.
+pub const LONGEST_SOCKET_PATH: usize = 107;
 
 /// What is wrong with an `upstream.url`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -36,14 +39,26 @@ pub enum TargetError {
     #[error("must begin with http://, https:// or http+unix://")]
     Scheme,
     /// No host, or something that is no host.
-    #[error("needs a host, as in http://127.0.0.1:8080")]
+    #[error("needs a host name or an address, as in http://127.0.0.1:8080 or http://[::1]:8080")]
     Host,
+    /// Something that is no port.
+    #[error("needs a port from 1 to 65535, or none, as in http://127.0.0.1:8080")]
+    Port,
+    /// The zone of an address that can have none, or that is not written as it has to be.
+    #[error("has a zone, which only link-local addresses have, as in http://[fe80::1%25eth0]:8080")]
+    Zone,
     /// User and password in the URL.
     #[error("must not hold a user or a password")]
     UserInfo,
     /// The socket's path is not absolute, or not percent-encoded.
     #[error("needs the socket's absolute path, percent-encoded, as in http+unix://%2Frun%2Fgitlab.socket")]
     Socket,
+    /// A longer path than the system knows for sockets.
+    #[error(
+        "names a socket by more than {LONGEST_SOCKET_PATH} bytes, which no system call takes; move it, or make a \
+         symbolic link with a shorter path"
+    )]
+    SocketTooLong,
     /// A query, or a path that no client could be served below.
     #[error("may end in a plain path (the relative URL root), without query, fragment or dot segments")]
     Path,
@@ -67,10 +82,11 @@ impl Target {
     }
 
     pub(super) fn host_header(&self) -> HeaderValue {
+        // The zone of an address means something on this machine only (RFC 6874 §4).
         let host = match &self.address {
-            Address::Tcp(host, 80) if !self.is_tls => bracketed(host),
-            Address::Tcp(host, 443) if self.is_tls => bracketed(host),
-            Address::Tcp(host, port) => format!("{}:{port}", bracketed(host)),
+            Address::Tcp(host, 80) if !self.is_tls => bracketed(without_zone(host)),
+            Address::Tcp(host, 443) if self.is_tls => bracketed(without_zone(host)),
+            Address::Tcp(host, port) => format!("{}:{port}", bracketed(without_zone(host))),
             Address::Unix(_) => "localhost".to_owned(),
         };
         HeaderValue::from_str(&host).unwrap_or(HeaderValue::from_static("localhost"))
@@ -91,7 +107,7 @@ impl Address {
     pub(super) fn is_local(&self) -> bool {
         match self {
             Self::Tcp(host, _) => {
-                host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+                host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
             }
             Self::Unix(_) => true,
         }
@@ -111,9 +127,56 @@ fn bracketed(host: &str) -> String {
     if host.contains(':') { format!("[{host}]") } else { host.to_owned() }
 }
 
+/// The name or address that a server has to prove.
+pub fn without_zone(host: &str) -> &str {
+    host.split_once('%').map_or(host, |(address, _)| address)
+}
+
 fn tcp(text: &str, default_port: u16) -> Result<Address, TargetError> {
-    let (host, port) = authority::parse(text).ok_or(TargetError::Host)?;
-    Ok(Address::Tcp(host.to_owned(), port.unwrap_or(default_port)))
+    let (host, port) = match text.rsplit_once(':') {
+        // A colon within brackets begins no port.
+        Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
+        _ => (text, None),
+    };
+    let host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        Some(address) => ipv6(address)?,
+        None if is_name(host) => host.to_owned(),
+        None => return Err(TargetError::Host),
+    };
+    let port = match port {
+        None => default_port,
+        Some(digits) if digits.bytes().all(|b| b.is_ascii_digit()) => {
+            digits.parse().ok().filter(|port| *port > 0).ok_or(TargetError::Port)?
+        }
+        Some(_) => return Err(TargetError::Port),
+    };
+    Ok(Address::Tcp(host, port))
+}
+
+/// What is between the brackets (RFC 6874 for the zone).
+fn ipv6(text: &str) -> Result<String, TargetError> {
+    let (address, zone) = text.split_once('%').map_or((text, None), |(address, zone)| (address, Some(zone)));
+    let parsed: Ipv6Addr = address.parse().map_err(|_| TargetError::Host)?;
+    let Some(zone) = zone else { return Ok(address.to_owned()) };
+    let is_plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
+    match zone.strip_prefix("25") {
+        Some(zone) if parsed.is_unicast_link_local() && !zone.is_empty() && zone.bytes().all(is_plain) => {
+            Ok(format!("{address}%{zone}"))
+        }
+        _ => Err(TargetError::Zone),
+    }
+}
+
+/// Whether a name can be resolved (RFC 1123 §2.1, with the underscores that are in use), or is an IPv4 address.
+fn is_name(text: &str) -> bool {
+    let name = text.strip_suffix('.').unwrap_or(text);
+    let is_label = |label: &str| {
+        let is_plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
+        (1..=63).contains(&label.len()) && label.bytes().all(is_plain) && !label.starts_with('-')
+    };
+    let is_number = |label: &str| label.bytes().all(|b| b.is_ascii_digit());
+    let is_quad = name.split('.').count() == 4 && name.split('.').all(is_number);
+    name.len() <= 253 && name.split('.').all(is_label) && (!is_quad || name.parse::<Ipv4Addr>().is_ok())
 }
 
 fn socket(authority: &str) -> Result<PathBuf, TargetError> {
@@ -132,7 +195,10 @@ fn socket(authority: &str) -> Result<PathBuf, TargetError> {
         }
     }
     let path = String::from_utf8(path).map_err(|_| TargetError::Socket)?;
-    if path.starts_with('/') && !path.contains('\0') { Ok(path.into()) } else { Err(TargetError::Socket) }
+    if !path.starts_with('/') || path.ends_with('/') || path.contains('\0') {
+        return Err(TargetError::Socket);
+    }
+    if path.len() > LONGEST_SOCKET_PATH { Err(TargetError::SocketTooLong) } else { Ok(path.into()) }
 }
 
 fn root(path: &str) -> Result<String, TargetError> {
@@ -157,6 +223,11 @@ mod tests {
             ("http://localhost", tcp("localhost", 80), ""),
             ("https://gitlab.example.com/git", tcp("gitlab.example.com", 443), "/git"),
             ("http://[::1]:8080/", tcp("::1", 8080), ""),
+            ("http://[::1]", tcp("::1", 80), ""),
+            ("http://[fe80::1%25eth0]:8080", tcp("fe80::1%eth0", 8080), ""),
+            ("http://[fe80::1%252]", tcp("fe80::1%2", 80), ""),
+            ("http://rails_1.example.:65535", tcp("rails_1.example.", 65_535), ""),
+            ("http://1.2.3.4.example", tcp("1.2.3.4.example", 80), ""),
             ("http://rails:8080/gitlab/", tcp("rails", 8080), "/gitlab"),
             ("http+unix://%2Fvar%2Fopt%2Fgitlab.socket", Address::Unix("/var/opt/gitlab.socket".into()), ""),
             ("http+unix://%2Frun%2Fa%20b/git/lab", Address::Unix("/run/a b".into()), "/git/lab"),
@@ -175,13 +246,34 @@ mod tests {
             ("https://", TargetError::Host),
             ("https+unix://%2Frun%2Fs", TargetError::Scheme),
             ("http://", TargetError::Host),
-            ("http://rails:", TargetError::Host),
-            ("http://rails:99999", TargetError::Host),
+            ("http://rails:", TargetError::Port),
+            ("http://rails:99999", TargetError::Port),
+            ("http://rails:0", TargetError::Port),
+            ("http://[::1]:65536", TargetError::Port),
+            ("https://rails:+1", TargetError::Port),
+            ("http://:80", TargetError::Host),
             ("http://a b", TargetError::Host),
+            ("http://a..b", TargetError::Host),
+            ("http://a%41", TargetError::Host),
+            ("http://-a", TargetError::Host),
+            ("http://256.1.1.1:80", TargetError::Host),
+            ("http://::1", TargetError::Host),
+            ("http://[::1", TargetError::Host),
+            ("http://[::1]x", TargetError::Host),
+            ("http://[]", TargetError::Host),
+            ("http://[1.2.3.4]", TargetError::Host),
+            ("http://[::g]:80", TargetError::Host),
+            ("http://[fe80::1%eth0]", TargetError::Zone),
+            ("http://[fe80::1%25]", TargetError::Zone),
+            ("http://[fe80::1%25a%20b]", TargetError::Zone),
+            ("http://[2001:db8::1%25eth0]", TargetError::Zone),
             ("http://user:pass@rails", TargetError::UserInfo),
             ("http+unix://run/gitlab.socket", TargetError::Socket),
             ("http+unix://%2", TargetError::Socket),
             ("http+unix://", TargetError::Socket),
+            ("http+unix://%2F", TargetError::Socket),
+            ("http+unix://%2Frun%2F", TargetError::Socket),
+            ("http+unix://%2Frun%2Fa%00", TargetError::Socket),
             ("http://rails/a?b=c", TargetError::Path),
             ("http://rails?b", TargetError::Path),
             ("http://rails/#x", TargetError::Path),
@@ -189,6 +281,26 @@ mod tests {
             ("http://rails/a//b", TargetError::Path),
         ] {
             assert_eq!(Target::parse(url), Err(error), "{url}");
+        }
+    }
+
+    #[test]
+    fn what_the_system_takes_for_a_socket_or_a_name_is_no_longer() {
+        let socket = |length: usize| format!("http+unix://%2F{}/gitlab", "a".repeat(length - 1));
+        assert!(Target::parse(&socket(107)).is_ok());
+        assert_eq!(Target::parse(&socket(108)), Err(TargetError::SocketTooLong));
+        assert_eq!(Target::parse(&socket(4_096)), Err(TargetError::SocketTooLong));
+        // It is what the system says too.
+        let connect = |length: usize| std::os::unix::net::UnixStream::connect("a".repeat(length));
+        assert_eq!(connect(107).unwrap_err().kind(), std::io::ErrorKind::NotFound);
+        assert_eq!(connect(108).unwrap_err().kind(), std::io::ErrorKind::InvalidInput);
+        let name = |label: usize, times: usize| {
+            format!("http://{}com", "a.".repeat(times) + &"b".repeat(label) + ".")
+        };
+        for (url, is_good) in
+            [(name(63, 1), true), (name(64, 1), false), (name(9, 120), true), (name(9, 121), false)]
+        {
+            assert_eq!(Target::parse(&url).is_ok(), is_good, "{url}");
         }
     }
 
@@ -217,6 +329,8 @@ mod tests {
         assert_eq!(target.host_header(), "localhost");
         for (url, host) in [
             ("http://[::1]:81", "[::1]:81"),
+            ("http://[fe80::1%25eth0]:81", "[fe80::1]:81"),
+            ("https://[fe80::1%25eth0]", "[fe80::1]"),
             ("http://rails:80", "rails"),
             ("http://rails:443", "rails:443"),
             ("https://rails", "rails"),

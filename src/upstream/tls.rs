@@ -12,8 +12,11 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use self::verifier::Verifier;
 use super::server::Protocol;
 use crate::file;
+
+mod verifier;
 
 /// As it is called where the two sides agree on it (RFC 9113 §3.1).
 const HTTP2: &[u8] = b"h2";
@@ -63,17 +66,26 @@ pub enum Error {
     Name(String),
 }
 
+/// Who is believed about who is who.
+#[derive(Clone, Debug)]
+pub struct Authorities {
+    roots: RootCertStore,
+    /// Those that the operator has named, as they are: a server may show one of them as its own.
+    named: Vec<CertificateDer<'static>>,
+}
+
 /// The authorities in a PEM file.
-pub fn authorities(path: &Path) -> Result<RootCertStore, Error> {
+pub fn authorities(path: &Path) -> Result<Authorities, Error> {
+    let named = certificates(path)?;
     let mut roots = RootCertStore::empty();
-    for certificate in certificates(path)? {
-        roots.add(certificate).map_err(Error::Certificate)?;
+    for certificate in &named {
+        roots.add(certificate.clone()).map_err(Error::Certificate)?;
     }
-    Ok(roots)
+    Ok(Authorities { roots, named })
 }
 
 /// The authorities that this system trusts (`SSL_CERT_FILE` and `SSL_CERT_DIR` are obeyed).
-pub fn system_authorities() -> Result<RootCertStore, Error> {
+pub fn system_authorities() -> Result<Authorities, Error> {
     let found = rustls_native_certs::load_native_certs();
     let mut roots = RootCertStore::empty();
     // Some systems have certificates that nobody can read any more.
@@ -82,7 +94,7 @@ pub fn system_authorities() -> Result<RootCertStore, Error> {
         let why = found.errors.first().map(|error| format!(" ({error})")).unwrap_or_default();
         return Err(Error::NoRoots(why));
     }
-    Ok(roots)
+    Ok(Authorities { roots, named: Vec::new() })
 }
 
 /// The certificates in a PEM file.
@@ -111,9 +123,9 @@ impl fmt::Display for Tls {
 }
 
 impl Tls {
-    /// Believes what `roots` say about who is `name`, and shows `identity` to whoever asks.
+    /// Believes what `authorities` say about who is `name`, and shows `identity` to a server that asks.
     pub fn new(
-        roots: RootCertStore,
+        authorities: Authorities,
         identity: Option<&Identity>,
         name: &str,
         protocol: Protocol,
@@ -121,10 +133,13 @@ impl Tls {
         let name = ServerName::try_from(name.to_owned()).map_err(|_| Error::Name(name.to_owned()))?;
         // By name: there may be another provider in the process, and then none is the default.
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let verifier =
+            Verifier::new(authorities, Arc::clone(&provider)).ok_or(Error::Nothing("certificate"))?;
         let builder = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(Error::Certificate)?
-            .with_root_certificates(roots);
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier));
         let mut config = match identity {
             None => builder.with_no_client_auth(),
             Some(Identity { chain, key }) => {

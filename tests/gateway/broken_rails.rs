@@ -221,8 +221,8 @@ async fn no_http() {
         "HTTP/1.1 OK\r\n\r\n",
         "HTTP/1.1 099 OK\r\n\r\n",
         "SSH-2.0-GitLab-SSHD\r\n\r\n",
-        "HTTP/1.1 200 OK\r\nA : b\r\nContent-Length: 0\r\n\r\n",
-        "HTTP/1.1 200 OK\r\nA: b\r\n c\r\nContent-Length: 0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\n A: b\r\nContent-Length: 0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nA B: b\r\nContent-Length: 0\r\n\r\n",
         "HTTP/1.1 200 OK\r\nA\r\nContent-Length: 0\r\n\r\n",
         "HTTP/1.1 200 OK\r\n: b\r\nContent-Length: 0\r\n\r\n",
         "HTTP/1.1 200 OK\r\nA: b\0c\r\nContent-Length: 0\r\n\r\n",
@@ -263,6 +263,14 @@ async fn answers_that_can_be_framed_in_two_ways() {
         ("Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n", chunks),
         ("Transfer-Encoding: xchunked\r\n", chunks),
         ("Transfer-Encoding:\r\n", chunks),
+        // With blanks in front of a colon, and lines that are folded.
+        ("Content-Length : 4\r\nTransfer-Encoding: chunked\r\n", chunks),
+        ("Content-Length: 14\r\nTransfer-Encoding\t: chunked\r\n", chunks),
+        ("Content-Length: 4\r\n 4\r\n", "null"),
+        ("Content-Length: 1\r\n\t4\r\n", "null"),
+        ("Transfer-Encoding:\r\n gzip\r\n", "null"),
+        ("Transfer-Encoding: gzip,\r\n chunked\r\n", chunks),
+        ("Transfer-Encoding : chunked\r\nTransfer-Encoding: chunked\r\n", chunks),
     ] {
         // With and without the end of the connection behind it, which some take for the end.
         cases.push((framed(headers, body), Failure(502)));

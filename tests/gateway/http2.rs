@@ -33,6 +33,10 @@ enum Manner {
     GoAwayAtOnce,
     /// Resets the stream.
     Reset,
+    /// Answers at once, and wants no more of the request (RFC 9113 §8.1).
+    Early,
+    /// Says how long its answer is, and has something behind it.
+    Trailers,
     /// Ends the connection.
     HangUp,
     /// Sends more than a client that does not read will ever have.
@@ -118,7 +122,7 @@ async fn serve(stream: Box<dyn Stream>, shared: Arc<Shared>) {
         shared.requests.fetch_add(1, Ordering::SeqCst);
         let manner = *shared.manner.lock().unwrap();
         match manner {
-            Manner::Echo | Manner::Wait | Manner::Flood => {}
+            Manner::Echo | Manner::Wait | Manner::Flood | Manner::Trailers => {}
             Manner::RefuseOnce => {
                 *shared.manner.lock().unwrap() = Manner::Echo;
                 respond.send_reset(Reason::REFUSED_STREAM);
@@ -136,6 +140,14 @@ async fn serve(stream: Box<dyn Stream>, shared: Arc<Shared>) {
             }
             Manner::Reset => {
                 respond.send_reset(Reason::INTERNAL_ERROR);
+                continue;
+            }
+            Manner::Early => {
+                let answer = Response::builder().status(413).body(()).unwrap();
+                let mut stream = respond.send_response(answer, false).unwrap();
+                stream.send_data(Bytes::from_static(b"too large"), true).unwrap();
+                // That resets the stream, behind the answer.
+                drop((request, stream, respond));
                 continue;
             }
             Manner::HangUp => return,
@@ -173,14 +185,23 @@ async fn answer(
         "framing": head.headers.contains_key("transfer-encoding") || head.headers.contains_key("connection"),
         "length": length,
     });
-    let answer = Response::builder().status(200).header("content-type", "application/json").body(()).unwrap();
+    let mut answer =
+        Response::builder().status(200).header("content-type", "application/json").body(()).unwrap();
+    if manner == Manner::Trailers {
+        answer.headers_mut().insert("content-length", said.to_string().len().into());
+    }
     if let Ok(mut stream) = respond.send_response(answer, false) {
         if manner == Manner::Flood {
             let _ = stream.send_data(Bytes::from(vec![b'x'; 64 << 20]), true);
             let _ = std::future::poll_fn(|cx| stream.poll_reset(cx)).await;
             return;
         }
-        let _ = stream.send_data(Bytes::from(said.to_string()), true);
+        let has_trailers = manner == Manner::Trailers;
+        let _ = stream.send_data(Bytes::from(said.to_string()), !has_trailers);
+        if has_trailers {
+            let _ = stream
+                .send_trailers([("x-sum".parse().unwrap(), "1".parse().unwrap())].into_iter().collect());
+        }
     }
 }
 
@@ -239,6 +260,57 @@ async fn requests_share_a_connection() {
         (shown["servers"][0]["requests"] == 0).then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn an_early_answer_ends_the_request() {
+    let rails = Rails::new(None).await;
+    let setup = setup();
+    let gateway = Running::start(setup.settings(&rails.peer));
+    rails.is(Manner::Early);
+    for _ in 0..20 {
+        let answer = gateway.tcp.send(&allowed()).await;
+        assert_eq!((answer.status, answer.text()), (413, "too large"));
+    }
+    // The connection is none the worse for it.
+    rails.is(Manner::Echo);
+    assert_eq!(gateway.tcp.send(&allowed()).await.status, 200);
+    assert_eq!(rails.counts(), (1, 21));
+}
+
+/// What is under way on it comes to its end.
+#[tokio::test]
+async fn a_connection_that_is_too_old_gets_no_new_requests() {
+    let rails = Rails::new(None).await;
+    let setup = setup().text("upstream.max_connection_age", "50ms");
+    let gateway = Running::start(setup.settings(&rails.peer));
+    rails.is(Manner::Wait);
+    let small = Ask::post("allowed").with_secret().json("{}");
+    let mut wire = gateway.tcp.connect().await;
+    wire.write(&small.to_bytes("close")).await;
+    eventually("it to be there", async || (rails.open() == 1).then_some(())).await;
+    rails.is(Manner::Echo);
+    eventually("another connection", async || {
+        assert_eq!(gateway.tcp.send(&small).await.status, 200);
+        (rails.counts().0 >= 3).then_some(())
+    })
+    .await;
+    rails.shared.go_on.add_permits(1);
+    assert_eq!(wire.answer().await.status, 200);
+    // Those without a stream are closed.
+    gateway.reaches("railgate_upstream_connections", 0).await;
+}
+
+/// The client has all of the answer, though its connection has no place for what comes behind it.
+#[tokio::test]
+async fn an_answer_of_known_length_with_trailers_is_whole() {
+    let rails = Rails::new(None).await;
+    let setup = setup();
+    let gateway = Running::start(setup.settings(&rails.peer));
+    rails.is(Manner::Trailers);
+    let ask = Ask::post("allowed").with_secret().header("X-Request-Id", "h2-with-trailers").json("{}");
+    assert_eq!(gateway.tcp.send(&ask).await.json()["length"], 2);
+    assert_eq!(super::log::line_of("h2-with-trailers").await["status"], 200);
 }
 
 #[tokio::test]

@@ -3,6 +3,8 @@
 use std::io::{self, Write};
 use std::sync::{Condvar, Mutex, MutexGuard, Once, PoisonError};
 
+use serde_json::Value;
+
 use super::client::eventually;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
@@ -27,6 +29,16 @@ pub fn mentioning(text: &str, count: usize) -> impl Future<Output = Vec<String>>
         let found: Vec<_> = log().lines().filter(|line| line.contains(&text)).map(str::to_owned).collect();
         std::future::ready((found.len() >= count).then_some(found))
     })
+}
+
+/// The line of the request with this id, which no other test uses.
+pub async fn line_of(id: &str) -> Value {
+    let id = format!("\"{id}\"");
+    let is_meant = |line: &&str| line.contains("\"correlation_id\"") && line.contains(&id);
+    let line = eventually("the line of the request", async || {
+        since(0).lines().rev().find(is_meant).map(str::to_owned)
+    });
+    serde_json::from_str(&line.await).unwrap()
 }
 
 fn log() -> MutexGuard<'static, String> {

@@ -44,6 +44,7 @@ impl Setup {
             .text("upstream.connect_timeout", "10m")
             .text("upstream.response_timeout", "10m")
             .text("upstream.body_timeout", "10m")
+            .text("upstream.max_connection_age", "0s")
             .text("upstream.total_timeout", "4h")
             .text("upstream.classes.lookup.queue_timeout", "10m")
             .text("upstream.hold", "0s")

@@ -33,11 +33,16 @@ async fn requests_go_over_kept_connections_whole() {
     let large = "y".repeat(500_000);
     stage.rails.always(Reply::json(200, &large));
     for _ in 0..5 {
-        let (answer, arrived) = stage.pass(&allowed()).await;
-        assert_eq!((answer.status, answer.text().len(), arrived.body.len()), (200, 500_000, 300_014));
+        let (answer, arrived) =
+            stage.pass(&Ask::post("allowed").with_secret().body(vec![b'x'; 60_000])).await;
+        assert_eq!((answer.status, answer.text().len(), arrived.body.len()), (200, 500_000, 60_000));
         assert!(arrived.header("host").unwrap().starts_with("localhost:"));
     }
     assert_eq!(stage.rails.connections(), 1);
+    // That one is too large for it.
+    let (answer, arrived) = stage.pass(&allowed()).await;
+    assert_eq!((answer.status, answer.text().len(), arrived.body.len()), (200, 500_000, 300_014));
+    assert_eq!(stage.rails.connections(), 2);
 }
 
 #[tokio::test]

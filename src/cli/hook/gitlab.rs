@@ -55,7 +55,7 @@ impl Gitlab {
                     None => tls::system_authorities().map_err(|error| format!("--gitlab {url}: {error}"))?,
                 };
                 Some(
-                    Tls::new(roots, None, host, Protocol::Http1)
+                    Tls::new(roots, None, upstream::without_zone(host), Protocol::Http1)
                         .map_err(|error| format!("--gitlab {url}: {error}"))?,
                 )
             }

@@ -69,7 +69,7 @@ max_idle = "many"
 forward_prefixes = ["/api/v4/geo", "/api/v4/geo/"]
 #^ upstream.forward_prefixes: "/api/v4/geo" must name a path between two slashes, such as "/api/v4/geo/"
 retries = 3
-#^ upstream.retries: unknown key; known here: protocol, url, server, tls, slow_start, ejection, health, host, connect_timeout, response_timeout, body_timeout, total_timeout, hold, max_held, resend_percent, resend_unread, threads, classes, idle_timeout, max_idle, forward_prefixes, credential, secret_file
+#^ upstream.retries: unknown key; known here: protocol, url, server, tls, slow_start, ejection, health, host, connect_timeout, response_timeout, body_timeout, total_timeout, hold, max_held, resend_percent, resend_unread, threads, classes, idle_timeout, max_connection_age, max_idle, forward_prefixes, credential, secret_file
 
 [auth.shell]
 secret_file = "/nowhere/secret"
@@ -364,13 +364,24 @@ secret_file = "DIR/gitlab_shell_secret"
 fn urls_that_lead_nowhere_are_refused() {
     for (url, told) in [
         ("127.0.0.1:8080", "must begin with http://, https:// or http+unix://"),
-        ("http://", "needs a host, as in http://127.0.0.1:8080"),
+        ("http://", "needs a host name or an address, as in http://127.0.0.1:8080"),
+        ("http://h:99999", "needs a port from 1 to 65535, or none"),
+        (
+            "http://[fe80::1%eth0]",
+            "has a zone, which only link-local addresses have, as in http://[fe80::1%25",
+        ),
+        (&format!("http+unix://%2F{}", "a".repeat(107)), "names a socket by more than 107 bytes"),
         ("http://user:pass@rails", "must not hold a user or a password"),
         ("http+unix:///run/gitlab.socket", "needs the socket's absolute path, percent-encoded"),
         ("http://rails/?a=b", "may end in a plain path (the relative URL root), without query"),
     ] {
         let told_so = Files::new().problems(&LEAST.replace("http://127.0.0.1:8080", url));
         let begin = format!("test.toml:2: upstream.url: {told}");
+        assert!(told_so.len() == 1 && told_so[0].starts_with(&begin), "{url}: {told_so:?}");
+        let listed =
+            LEAST.replace("url = \"http://127.0.0.1:8080\"", &format!("server = [{{url = \"{url}\"}}]"));
+        let told_so = Files::new().problems(&listed);
+        let begin = format!("test.toml:2: upstream.server.url: {told}");
         assert!(told_so.len() == 1 && told_so[0].starts_with(&begin), "{url}: {told_so:?}");
     }
 }
