@@ -2,6 +2,7 @@
 
 mod client;
 mod demo;
+mod doctor;
 mod hook;
 mod logging;
 mod operate;
@@ -32,6 +33,8 @@ enum Command {
     Run(ConfigFile),
     /// Say "ok", or everything that is wrong with a configuration file
     Check(ConfigFile),
+    /// Ask each server of Rails, and say what is wrong and what to do
+    Doctor(ConfigFile),
     /// Drop answers that a running gateway has in memory
     Purge(operate::Purge),
     /// Show what a running gateway has in memory: of a key, an id or a user, or how much in all
@@ -56,6 +59,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Demo(options) => demo::main(&options),
         Command::Run(file) => run::main(&file.config),
         Command::Check(file) => check(&file.config),
+        Command::Doctor(file) => doctor::main(&file.config),
         Command::Purge(options) => operate::purge(options),
         Command::Inspect(options) => operate::inspect(options),
         Command::Servers(options) => operate::servers(options),

@@ -38,6 +38,7 @@ mod gateway {
     mod connections;
     mod crowds;
     mod demo;
+    mod doctor;
     mod draining;
     mod early_answers;
     mod first_run;

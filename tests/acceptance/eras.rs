@@ -84,3 +84,29 @@ fn a_fingerprint_beside_the_key_is_left_to_rails() {
     assert_eq!(gateway.tcp.send(&ask).status, 404);
     assert_eq!(gateway.tcp.send(&Ask::get(&key).with_secret()).status, 200);
 }
+
+/// The doctor finds out which Rails there is, by asking it.
+#[test]
+fn the_doctor_tells_which_credential_rails_takes() {
+    for (era, is_well, words) in [
+        ("secret", true, "it takes the secret itself only"),
+        ("jwt", true, "it takes tokens only"),
+        ("today", true, "it takes tokens only"),
+        ("both", true, "it takes tokens and the secret itself"),
+    ] {
+        let stage = Stage::of_era(era);
+        let (was_well, told) = stage.gateway(Way::Tcp).operate("doctor", &[]);
+        assert!(was_well == is_well && told.contains(words), "{era}: {told}");
+        assert!(told.contains("as long as limits.target lets pass"), "{era}: {told}");
+    }
+}
+
+/// A secret that is not that of Rails.
+#[test]
+fn the_doctor_knows_another_secret() {
+    let stage = Stage::of_era("today");
+    stage.write_secret("shell_secret", "another");
+    let gateway = stage.try_gateway(Way::Unix, r#"["jwt"]"#);
+    let (was_well, told) = gateway.operate("doctor", &[]);
+    assert!(!was_well && told.contains("auth.shell.secret_file"), "{told}");
+}

@@ -360,7 +360,7 @@ impl Gateway {
         assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
     }
 
-    /// Runs `railgate purge` or `inspect` with its configuration: whether it said that all went well, and
+    /// Runs `railgate purge`, `inspect` or `doctor` with its configuration: whether it said that all went well, and
     /// what it wrote.
     pub fn operate(&self, operation: &str, what: &[&str]) -> (bool, String) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_railgate"));
