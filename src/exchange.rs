@@ -222,21 +222,6 @@ const LOOP: &str = "the request has come here from this gateway: upstream.url, o
 
 /// An error, what caused it, and what there may be to mend.
 fn told(error: &upstream::Error) -> String {
-    let text = chain(error);
+    let text = error.chain();
     error.hint().map_or_else(|| text.clone(), |hint| format!("{text}; {hint}"))
-}
-
-/// An error and what caused it, outermost first.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        next = cause.source();
-    }
-    text
 }

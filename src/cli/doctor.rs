@@ -99,7 +99,7 @@ async fn ask(rails: &Upstream, endpoint: &str, mint: &Mint) -> Answer {
     let plan = Plan { class: Class::Lookup, ..Plan::default() };
     match rails.send(request, &plan, &mut Course::default()).await {
         Ok(answer) => read(answer).await,
-        Err(error) => Answer::none(&chain(&error), Some(why(&error))),
+        Err(error) => Answer::none(&error.chain(), Some(why(&error))),
     }
 }
 
@@ -119,17 +119,6 @@ fn why(error: &Error) -> String {
         _ => "look at the log of Rails, and of what stands in front of it",
     };
     error.hint().unwrap_or(mend).to_owned()
-}
-
-/// An error and what caused it.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 fn now() -> i64 {

@@ -59,6 +59,21 @@ pub enum Error {
 }
 
 impl Error {
+    /// The error and what caused it, outermost first.
+    pub fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut next = std::error::Error::source(self);
+        while let Some(cause) = next {
+            let cause_text = cause.to_string();
+            if !text.contains(&cause_text) {
+                text.push_str(": ");
+                text.push_str(&cause_text);
+            }
+            next = cause.source();
+        }
+        text
+    }
+
     /// What an operator may have to mend, where the error does not say so itself.
     pub fn hint(&self) -> Option<&'static str> {
         cause::hint(self)
