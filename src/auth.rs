@@ -242,6 +242,7 @@ impl Auth {
 
     /// A token that is there decides alone, as in Rails since 15.0: a caller that sends both and
     /// whose token is bad would be refused there too.
+    #[inline]
     fn judge_shell(
         &self,
         headers: &HeaderMap,

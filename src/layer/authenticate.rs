@@ -143,6 +143,18 @@ fn query(routed: &Routed) -> &[u8] {
 fn judge(auth: &Auth, routed: &Routed, query: &Params<'_>, body: BodyOf<'_>, clock: &Clock) -> Verdict {
     let headers = routed.exchange.request.headers();
     let verdict = auth.judge(routed.found.route.access, headers, query, body, || clock.unix_seconds());
+    let is_of_token = match verdict {
+        Verdict::Granted(caller) => matches!(caller.kind(), CallerKind::ShellJwt | CallerKind::Kas),
+        Verdict::Refused(rejection) => matches!(rejection, Rejection::Skewed | Rejection::Expired),
+        Verdict::ReadBody => false,
+    };
+    if is_of_token {
+        tell_skew(auth);
+    }
+    verdict
+}
+
+fn tell_skew(auth: &Auth) {
     for (kind, skew) in auth.clock_skews() {
         if let Some(seconds) = skew.to_tell() {
             warn!(
@@ -153,7 +165,6 @@ fn judge(auth: &Auth, routed: &Routed, query: &Params<'_>, body: BodyOf<'_>, clo
             );
         }
     }
-    verdict
 }
 
 /// Only for whom the verdict lets in. The key comes along, so that the query is read once.

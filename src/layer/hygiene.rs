@@ -67,9 +67,12 @@ where
 
     fn call(&mut self, mut exchange: Exchange) -> Self::Future {
         match judge(&exchange, &self.root) {
-            Ok(()) if self.name.is_in(exchange.request.headers()) => now(Answer::Err(Failure::Loop)),
             Ok(()) => {
-                drop_spoofed(exchange.request.headers_mut());
+                let headers = exchange.request.headers_mut();
+                // Few requests have passed a proxy before.
+                if drop_spoofed(headers) && self.name.is_in(headers) {
+                    return now(Answer::Err(Failure::Loop));
+                }
                 Either::Right(self.inner.call(exchange))
             }
             Err(refusal) => now(Answer::Err(Failure::Refused(refusal))),
@@ -92,11 +95,11 @@ fn judge(exchange: &Exchange, root: &str) -> Result<(), Refusal> {
 /// RFC 9112 §3.2: exactly one, and a valid one. A client of HTTP/1.0 may have none: Rails is shown the one of
 /// the configuration anyway.
 fn judge_host(headers: &HeaderMap, version: Version) -> Result<(), Refusal> {
-    let mut hosts = headers.get_all(header::HOST).iter();
-    let is_valid = match (hosts.next(), hosts.next()) {
-        (Some(host), None) => host.to_str().is_ok_and(|host| authority::of_host(host).is_some()),
-        (None, _) => version == Version::HTTP_10,
-        (Some(_), Some(_)) => false,
+    let is_repeated =
+        headers.len() != headers.keys_len() && headers.get_all(header::HOST).iter().nth(1).is_some();
+    let is_valid = match headers.get(header::HOST) {
+        Some(host) => !is_repeated && host.to_str().is_ok_and(|host| authority::of_host(host).is_some()),
+        None => version == Version::HTTP_10,
     };
     if is_valid { Ok(()) } else { Err(Refusal::Host) }
 }
@@ -156,14 +159,18 @@ fn is_disguise(byte: u8) -> bool {
 }
 
 /// Rack turns both `Gitlab_Shared_Secret` and `Gitlab-Shared-Secret` into one variable, so any
-/// name with an underscore could shadow a header that was judged here.
-fn drop_spoofed(headers: &mut HeaderMap) {
-    let is_spoofed =
-        |name: &&HeaderName| name.as_str().as_bytes().contains(&b'_') || is_spoofable(name.as_str());
+/// name with an underscore could shadow a header that was judged here. Whether there is a `Via`.
+fn drop_spoofed(headers: &mut HeaderMap) -> bool {
+    let mut has_via = false;
+    let is_spoofed = |name: &&HeaderName| {
+        has_via |= **name == header::VIA;
+        name.as_str().as_bytes().contains(&b'_') || is_spoofable(name.as_str())
+    };
     let spoofed: Vec<HeaderName> = headers.keys().filter(is_spoofed).cloned().collect();
     for name in spoofed {
         headers.remove(name);
     }
+    has_via
 }
 
 #[cfg(test)]
