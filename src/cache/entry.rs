@@ -270,6 +270,11 @@ impl Entry {
         now.saturating_duration_since(self.asked)
     }
 
+    /// Whether it says that the owner of an SSH key is blocked.
+    pub(super) fn is_of_blocked_owner(&self) -> bool {
+        self.status == StatusCode::UNAUTHORIZED
+    }
+
     /// The answer, for one more caller, with `age` and `cache_status` to say where it comes from.
     pub fn to_response(&self, age: Duration, cache_status: HeaderValue) -> Response<Bytes> {
         self.hits.fetch_add(1, Ordering::Relaxed);

@@ -23,7 +23,8 @@ pub enum Selector {
     SshKey([u8; 32]),
     /// About the key row with this id: the SSH key that it is, and the user behind it.
     KeyId(u64),
-    /// About this user, by whatever it was asked for, and the SSH keys that are known to be theirs.
+    /// About this user, by whatever it was asked for, the SSH keys that are known to be theirs, and those
+    /// of owners who are blocked, who may be this one.
     UserId(u64),
     /// The same by name, whose case does not matter.
     Username(String),
@@ -99,6 +100,8 @@ impl Selector {
                 Key::SshKey(_) => entry.subject() == Some(*id),
                 _ => false,
             },
+            // Whose it is, the answer does not say.
+            Self::UserId(_) | Self::Username(_) if entry.is_of_blocked_owner() => true,
             Self::UserId(id) => is_discover && (*key == Key::UserById(*id) || entry.subject() == Some(*id)),
             Self::Username(name) => {
                 let is_asked_for = matches!(key, Key::UserByName(other) if other.eq_ignore_ascii_case(name));

@@ -175,3 +175,28 @@ fn a_key_can_be_named_in_all_its_spellings() {
         assert_eq!(Selector::ssh_key(none), None, "{none}");
     }
 }
+
+/// Rails does not say whose it is. So what is said of any user ends it: it is asked for once more at worst.
+#[test]
+fn a_key_of_a_blocked_owner_goes_with_any_user_and_an_unknown_one_stays() {
+    for (selector, goes) in [
+        (Selector::UserId(7), true),
+        (Selector::Username("barred".into()), true),
+        (Selector::ssh_key("AAAD").unwrap(), true),
+        (Selector::ssh_key("AAAC").unwrap(), false),
+        (Selector::KeyId(11), false),
+        (Selector::Route(Caching::Discover), false),
+    ] {
+        let (cache, _) = filled();
+        let blocked = ssh("AAAD");
+        let Boarding::Lead(lease) = cache.board(&blocked, Instant::now()) else { unreachable!() };
+        let ages = Lifetimes::default().of(blocked.caching(), Sign::Negative);
+        let storable = Storable { sign: Sign::Negative, ages, expires: None, subject: None };
+        let body = br#"{"message":"401 Unauthorized - Key"}"#;
+        lease.store(StatusCode::UNAUTHORIZED, &HeaderMap::new(), body, storable).unwrap();
+        cache.purge(std::slice::from_ref(&selector), How::Hard);
+        assert_eq!(cache.lookup(&blocked, Instant::now()).is_none(), goes, "{selector:?}");
+        let is_unknown_kept = cache.lookup(&ssh("AAAC"), Instant::now()).is_some();
+        assert_eq!(is_unknown_kept, selector != Selector::ssh_key("AAAC").unwrap(), "{selector:?}");
+    }
+}
