@@ -191,10 +191,13 @@ impl<I> Gate<I> {
         }
         match wire::in_origin_form(self.inbox.get(..head.end).unwrap_or_default()) {
             Ok(rewritten) => {
-                let behind = self.inbox.split_off(head.end);
-                self.inbox = BytesMut::from(rewritten.as_slice());
-                self.inbox.unsplit(behind);
-                self.pass_head(rewritten.len(), Next::Body(head.framing));
+                // It is shorter, so it has room in the old one's place. What is behind it may be many more.
+                let length = rewritten.len();
+                self.inbox.advance(head.end.saturating_sub(length));
+                if let Some(place) = self.inbox.get_mut(..length) {
+                    place.copy_from_slice(&rewritten);
+                }
+                self.pass_head(length, Next::Body(head.framing));
             }
             Err(refusal) => self.refuse(refusal),
         }

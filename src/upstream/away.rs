@@ -62,6 +62,16 @@ impl Away {
         self.is_known.store(true, Ordering::Relaxed);
     }
 
+    /// The same for a request without a credential. It may have failed where others would not, over a connection of
+    /// its own, so it says something only if nothing is known that counts.
+    pub(super) fn failed_for_other(&self, error: &io::Error, now: Instant) {
+        let counts = |last: &Last| now < last.at + MEMORY;
+        let is_known = self.state.lock().last.as_ref().is_some_and(counts);
+        if !is_known {
+            self.failed(error, now);
+        }
+    }
+
     /// Requests begin to wait.
     pub(super) fn is_waited_for(&self, now: Instant) {
         let mut state = self.state.lock();

@@ -156,6 +156,12 @@ impl Upstream {
         }
     }
 
+    /// What is learned from servers none of which could be connected to.
+    pub(super) fn note_unreachable(&self, class: Class, error: &io::Error) {
+        let away = &self.state.away;
+        if class == Class::Other { away.failed_for_other(error, now()) } else { away.failed(error, now()) }
+    }
+
     /// What is learned from an answer to a request that was sent at `sent`.
     pub(super) fn note_answer<B>(&self, class: Class, answer: &Response<B>, sent: Instant) {
         let away = &self.state.away;
@@ -199,7 +205,7 @@ impl Upstream {
             unreachable = Some(Unreachable::new(&server.name, error).or(unreachable));
         }
         let unreachable = unreachable.unwrap_or_else(Unreachable::all_drained);
-        self.state.away.failed(&unreachable.error, now());
+        self.note_unreachable(class, &unreachable.error);
         Err(unreachable)
     }
 
@@ -293,5 +299,27 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// They come in any number, over connections of their own, which a busy Rails may not accept while it answers
+    /// others.
+    #[tokio::test(start_paused = true)]
+    async fn those_without_a_credential_do_not_prolong_the_memory_of_a_rails_that_is_away() {
+        let upstream = upstream(2);
+        let silent = io::Error::from(io::ErrorKind::TimedOut);
+        upstream.note_unreachable(Class::Lookup, &silent);
+        upstream.has_waited_in_vain(Class::Lookup, &silent);
+        for _ in 0..4 {
+            assert!(upstream.state.away.is_remembered(now()));
+            let sent = now();
+            tokio::time::advance(Duration::from_secs(3)).await;
+            let _ = wait(&upstream, Class::Other).await;
+            let answer = Response::new(());
+            upstream.note_answer(Class::Lookup, &answer, sent);
+            if !upstream.state.away.is_remembered(now()) {
+                return;
+            }
+        }
+        panic!("still remembered, though look-ups are answered");
     }
 }

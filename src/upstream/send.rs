@@ -142,7 +142,7 @@ impl<'r> Journey<'r> {
                 }
                 Err(Failed::Unreachable(unreachable, unsent)) => {
                     drop(permit);
-                    upstream.state.away.failed(unreachable.error(), now());
+                    upstream.note_unreachable(self.plan.class, unreachable.error());
                     if !self.limits.may_wait() || !unreachable.may_pass() {
                         if self.limits.have_been_in_vain() {
                             upstream.has_waited_in_vain(self.plan.class, unreachable.error());
