@@ -38,13 +38,13 @@ use std::time::{Duration, Instant};
 use http::Uri;
 use tower::retry::budget::TpsBudget;
 
-pub use self::attempt::may_pass;
 pub use self::away::Away;
 pub use self::balance::MOST_SERVERS;
 pub use self::cause::{Cause, is_for_want_of_resources};
 pub use self::check::{Settings as Checks, Watch};
 use self::copy::Memory;
 pub use self::error::Error;
+pub use self::happy_eyeballs::may_pass;
 pub use self::health::Settings as Ejection;
 use self::hold::Hold;
 use self::lanes::Lanes;

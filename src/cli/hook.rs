@@ -26,7 +26,7 @@ pub(super) struct Install {
     /// Where GitLab reaches the [hooks] listener, if not at its address
     #[arg(long, value_name = "URL")]
     url: Option<String>,
-    /// Set it up in this GitLab, such as <https://gitlab.example.com>
+    /// Set it up in this GitLab, such as `https://gitlab.example.com`
     #[arg(long, value_name = "URL", requires = "api_token_file")]
     gitlab: Option<String>,
     /// A file with a token of an administrator that has the scope `api`

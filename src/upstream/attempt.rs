@@ -10,7 +10,6 @@ use http::{Request, Response, StatusCode};
 use super::answer::{accept, is_from_workhorse};
 use super::cause::{is_for_want_of_resources, is_told};
 use super::connect;
-use super::happy_eyeballs::is_transient;
 use super::health::Reason;
 use super::plan::Plan;
 use super::pool::Trouble;
@@ -187,10 +186,10 @@ async fn collected(
 /// Whether an answer is one of a proxy whose Rails is away. Rails itself says 503 too, in JSON, if it is
 /// Gitaly that is away or slow (contract §1.2).
 pub(super) fn says_that_rails_is_away<B>(answer: &Response<B>) -> bool {
-    let kind = answer.headers().get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+    let kind = || answer.headers().get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
     match answer.status() {
         StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT => true,
-        StatusCode::SERVICE_UNAVAILABLE => !kind.starts_with(b"application/json"),
+        StatusCode::SERVICE_UNAVAILABLE => !kind().starts_with(b"application/json"),
         _ => false,
     }
 }
@@ -198,10 +197,4 @@ pub(super) fn says_that_rails_is_away<B>(answer: &Response<B>) -> bool {
 fn is_reset(error: &hyper::Error) -> bool {
     let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<io::Error>());
     cause.is_some_and(connect::is_reset)
-}
-
-/// Whether a failure to connect may be over in a while. A certificate that is not believed or a socket
-/// that may not be opened are not.
-pub fn may_pass(error: &io::Error) -> bool {
-    is_transient(error.kind())
 }

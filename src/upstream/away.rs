@@ -87,12 +87,14 @@ impl Away {
 
     /// A request has waited for as long as it may. That it was for want of files or memory here says nothing
     /// of Rails.
-    pub(super) fn was_waited_for_in_vain(&self, error: &io::Error) {
+    pub(super) fn was_waited_for_in_vain(&self, error: &io::Error, now: Instant) {
         if is_for_want_of_resources(error) {
             return;
         }
         let mut state = self.state.lock();
         if state.last.is_some() && !std::mem::replace(&mut state.is_in_vain, true) {
+            // One attempt to connect may have taken all of the time, so that none has waited in line.
+            state.since.get_or_insert(now);
             drop(state);
             let cause = Cause::of(error).as_str();
             tracing::warn!(
@@ -182,7 +184,9 @@ mod tests {
         let (away, begin) = (Away::default(), Instant::now());
         away.failed(&refused(), begin);
         assert!(!away.is_remembered(begin), "none has waited yet");
-        away.was_waited_for_in_vain(&refused());
+        assert!(!away.is_on());
+        away.was_waited_for_in_vain(&refused(), begin);
+        assert!(away.is_on(), "until it is known to be back, although none has stood in line");
         let almost = begin + MEMORY.saturating_sub(Duration::from_millis(1));
         assert!(away.is_remembered(begin) && away.is_remembered(almost));
         assert!(!away.is_remembered(begin + MEMORY));
@@ -190,7 +194,7 @@ mod tests {
         assert!(away.is_remembered(begin + MEMORY));
         away.failed(&refused(), almost + MEMORY);
         assert!(!away.is_remembered(almost + MEMORY), "that may be another time");
-        away.was_waited_for_in_vain(&refused());
+        away.was_waited_for_in_vain(&refused(), almost + MEMORY);
         let almost = almost + MEMORY;
         // An answer to what was sent before the last failure is an old one.
         away.is_back(begin, almost);
@@ -217,10 +221,10 @@ mod tests {
     fn want_of_files_is_never_remembered_as_a_rails_that_is_away() {
         let (away, now) = (Away::default(), Instant::now());
         away.failed(&wanting(), now);
-        away.was_waited_for_in_vain(&away.error(Some("over")));
+        away.was_waited_for_in_vain(&away.error(Some("over")), now);
         assert!(!away.is_remembered(now));
         away.failed(&refused(), now);
-        away.was_waited_for_in_vain(&refused());
+        away.was_waited_for_in_vain(&refused(), now);
         assert!(away.is_remembered(now));
         away.failed(&wanting(), now);
         assert!(!away.is_remembered(now), "nothing is known any more");

@@ -161,9 +161,7 @@ impl Stream {
     pub(super) fn reads(&self) -> &Arc<Reads> {
         &self.reads
     }
-}
 
-impl Stream {
     /// Has the system forget the connection as soon as it is closed. One that is closed in order before the
     /// other side closes it keeps its port for a minute, and a new one for each request would use them up.
     /// By then all of the answer has been read, or it is not wanted.

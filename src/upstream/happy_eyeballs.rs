@@ -157,12 +157,12 @@ impl Failed {
 
     /// What they have in common: a time-out if there was one, and else what may pass if anything may.
     fn kind(&self) -> io::ErrorKind {
-        let kinds = || self.0.iter().map(|(_, error)| error.kind());
-        kinds()
-            .find(|kind| *kind == io::ErrorKind::TimedOut)
-            .or_else(|| kinds().find(|kind| is_transient(*kind)))
-            .or_else(|| kinds().next())
-            .unwrap_or(io::ErrorKind::NotFound)
+        let errors = || self.0.iter().map(|(_, error)| error);
+        errors()
+            .find(|error| error.kind() == io::ErrorKind::TimedOut)
+            .or_else(|| errors().find(|error| may_pass(error)))
+            .or_else(|| errors().next())
+            .map_or(io::ErrorKind::NotFound, io::Error::kind)
     }
 
     /// The error of the only address.
@@ -191,8 +191,8 @@ impl std::error::Error for Failed {}
 
 /// Whether a failure to connect may be over in a while. A certificate that is not believed or a socket
 /// that may not be opened are not.
-pub(super) fn is_transient(kind: io::ErrorKind) -> bool {
-    !matches!(kind, io::ErrorKind::InvalidData | io::ErrorKind::PermissionDenied)
+pub fn may_pass(error: &io::Error) -> bool {
+    !matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::PermissionDenied)
 }
 
 /// The failures that a failure to connect consists of: those of the addresses, or it alone.

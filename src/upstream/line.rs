@@ -152,7 +152,7 @@ impl Upstream {
     /// no voice in it.
     pub(super) fn has_waited_in_vain(&self, class: Class, error: &io::Error) {
         if class != Class::Other && may_pass(error) {
-            self.state.away.was_waited_for_in_vain(error);
+            self.state.away.was_waited_for_in_vain(error, now());
         }
     }
 

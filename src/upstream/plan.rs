@@ -220,6 +220,7 @@ mod tests {
         tokio::time::advance(Duration::from_secs(1)).await;
         assert!(over.are_over());
     }
+
     #[tokio::test(start_paused = true)]
     async fn the_time_of_a_caller_who_has_waited_before_counts_from_there() {
         for (hold, total, left) in [(5, 0, 2), (5, 4, 1), (1, 4, 0), (5, 2, 0)] {

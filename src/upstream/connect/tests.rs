@@ -11,8 +11,7 @@ async fn failed(silent: bool) -> happy_eyeballs::Failed {
         }
         if silent { std::future::pending().await } else { Err(io::ErrorKind::ConnectionRefused.into()) }
     };
-    let addresses =
-        [(Ipv6Addr::LOCALHOST, 1).into(), (Ipv4Addr::LOCALHOST, 1).into()].map(|address: SocketAddr| address);
+    let addresses: [SocketAddr; 2] = [(Ipv6Addr::LOCALHOST, 1).into(), (Ipv4Addr::LOCALHOST, 1).into()];
     happy_eyeballs::first_of(&addresses, (now(), Duration::from_secs(1)), open).await.1
 }
 

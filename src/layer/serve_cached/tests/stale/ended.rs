@@ -1,0 +1,251 @@
+//! What ends an answer, so that it is given in no phase any more: a word of Rails, an invalidation, the clock.
+
+use super::*;
+
+/// What has been said in another form, or to a caller who asked alone, was said.
+#[tokio::test]
+async fn what_rails_has_called_unknown_once_is_never_brought_back() {
+    let key = "/authorized_keys?key=AAAAC3Nz";
+    let row = r#"{"id":7,"title":"t","key":"ssh-rsa AAAAC3Nz R (x)"}"#;
+    for (path, kept, status, body, ends) in [
+        (PATH, USER, 404, "{}", true),
+        (PATH, USER, 401, "{}", true),
+        (PATH, USER, 403, "{}", true),
+        (PATH, USER, 200, "null", true),
+        (PATH, USER, 200, USER, false),
+        (PATH, USER, 200, "nul", false),
+        (PATH, USER, 302, "{}", false),
+        (PATH, USER, 500, "{}", false),
+        (PATH, USER, 503, "{}", false),
+        (key, row, 404, "{}", true),
+        (key, row, 401, "{}", true),
+        (key, row, 200, row, false),
+    ] {
+        let mut s = setting();
+        s.warm(path, kept).await;
+        let conditional = call(Method::GET, path, &[("if-none-match", "\"x\"")]);
+        let asked = tokio::spawn(s.service.clone().oneshot(conditional));
+        s.reply(Ok(json(status, body))).await;
+        let answer = asked.await.unwrap().unwrap();
+        assert_eq!(status_of(&answer), "railgate; fwd=bypass; detail=request");
+        assert_eq!((answer.status().as_u16(), text(answer).await.as_str()), (status, body));
+        s.after(100);
+        let answer = s.ask_with(path, refused()).await;
+        assert_eq!(answer.is_err(), ends, "{path} {status} {body}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_to_one_who_asked_alone_wins_over_an_older_question() {
+    let mut s = setting();
+    s.warm(PATH, USER).await;
+    s.after(100);
+    let (leads, follows) = (s.ask(PATH), s.ask(PATH));
+    let (_, reply) = s.taken().await;
+    // Of another caller, perhaps: the question is asked anew.
+    let conditional = call(Method::GET, PATH, &[("range", "bytes=0-1")]);
+    let other = tokio::spawn(s.service.clone().oneshot(conditional));
+    s.reply(Ok(json(404, "{}"))).await;
+    assert_eq!(other.await.unwrap().unwrap().status(), 404);
+    reply.send_response(Ok(json(200, USER)));
+    assert_eq!(leads.await.unwrap().unwrap().status(), 200, "it asked before");
+    s.reply(Ok(json(404, "{}"))).await;
+    assert_eq!(follows.await.unwrap().unwrap().status(), 404);
+    assert!(s.ask_with(PATH, refused()).await.is_err(), "nothing is kept");
+}
+
+#[tokio::test]
+async fn any_other_answer_is_the_answer_and_what_rails_says_of_the_key_ends_what_was_kept() {
+    for (phase, age) in [("revalidate", 70), ("on error", 100)] {
+        for (status, body, ends) in [
+            (401, "{}", true),
+            (403, "{}", true),
+            (404, r#"{"message":"404 Not found"}"#, true),
+            (302, "{}", false),
+            (429, "{}", false),
+            (400, "{}", false),
+            (200, "[]", false),
+            (200, r#"{"id":7}"#, false),
+            (200, "null", true),
+        ] {
+            let mut s = setting();
+            s.warm(PATH, USER).await;
+            s.after(age);
+            let answer = s.ask_with(PATH, Ok(json(status, body))).await.unwrap();
+            if phase == "revalidate" {
+                assert!(status_of(&answer).ends_with(SWR), "{status}: who asked has his answer already");
+            } else {
+                assert_eq!(answer.status().as_u16(), status);
+            }
+            // Beyond the life of a negative answer.
+            s.after(30);
+            let answer = s.ask_with(PATH, Ok(json(503, "{}"))).await.unwrap();
+            assert_eq!(answer.status().as_u16(), if ends { 503 } else { 200 }, "{phase}: {status} {body}");
+        }
+    }
+}
+
+/// A page of something in front of Rails, whatever its status.
+#[tokio::test]
+async fn what_is_no_json_says_nothing_of_a_key() {
+    let page = |status: u16| {
+        let page = Response::builder().status(status).header("content-type", "text/html");
+        page.body(Body::from(Bytes::from_static(b"<html>"))).unwrap()
+    };
+    for status in [200, 401, 403, 404] {
+        let mut s = setting();
+        s.warm(PATH, USER).await;
+        s.after(100);
+        let answer = s.ask_with(PATH, Ok(page(status))).await.unwrap();
+        assert_eq!((answer.status().as_u16(), text(answer).await.as_str()), (status, "<html>"));
+        let answer = s.ask_with(PATH, refused()).await.unwrap();
+        assert!(status_of(&answer).ends_with(SIE), "{status}");
+    }
+}
+
+/// Each attempt of a blocked user would go to Rails.
+#[tokio::test]
+async fn that_the_owner_of_a_key_is_blocked_is_kept_briefly() {
+    let path = "/authorized_keys?key=AAAAC3Nz";
+    let row = r#"{"id":7,"title":"t","key":"ssh-rsa AAAAC3Nz R (x)"}"#;
+    let blocked = || Ok(json(401, r#"{"message":"401 Unauthorized - Key"}"#));
+    let mut s = setting();
+    s.warm(path, row).await;
+    s.after(100);
+    assert_eq!(s.ask_with(path, blocked()).await.unwrap().status(), 401);
+    let answer = s.ask(path).await.unwrap().unwrap();
+    assert_eq!((answer.status().as_u16(), status_of(&answer)), (401, "railgate; hit; ttl=5"));
+    s.after(5);
+    assert!(s.ask_with(path, refused()).await.is_err(), "the row is not brought back");
+    // The caller's own credential is another matter.
+    let unauthorized = || Ok(json(401, r#"{"message":"401 Unauthorized"}"#));
+    for _ in 0..2 {
+        assert_eq!(s.ask_with(path, unauthorized()).await.unwrap().status(), 401);
+    }
+}
+
+#[tokio::test]
+async fn what_must_not_be_stale_is_not() {
+    let key = "/authorized_keys?key=AAAAC3Nz";
+    for (path, status, body, ttl) in [
+        ("/check", 200, r#"{"api_version":"v4","redis":true}"#, 1),
+        (PATH, 200, "null", 5),
+        (key, 404, r#"{"message":"404 Key Not Found"}"#, 5),
+    ] {
+        let mut s = setting();
+        let answer = s.ask_with(path, Ok(json(status, body))).await.unwrap();
+        assert_eq!(status_of(&answer), "railgate; fwd=miss; stored", "{path}");
+        s.after(ttl);
+        assert!(s.ask_with(path, refused()).await.is_err(), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn an_invalidation_wins_over_a_refresh_and_over_what_is_stale() {
+    for age in [70, 100] {
+        let mut s = setting();
+        s.warm(PATH, USER).await;
+        s.after(age);
+        let asked = s.ask(PATH);
+        let (_, reply) = s.taken().await;
+        s.cache.invalidate(&Key::UserOfKey(7));
+        reply.send_response(Ok(json(200, USER)));
+        assert!(asked.await.unwrap().is_ok());
+        assert!(is_idle(&mut s.rails).await);
+        assert!(s.ask_with(PATH, refused()).await.is_err(), "{age}: nothing is left to fall back on");
+    }
+}
+
+#[tokio::test]
+async fn what_is_purged_while_rails_is_asked_is_not_fallen_back_on() {
+    let mut s = setting();
+    s.warm(PATH, USER).await;
+    s.after(100);
+    let asked = [s.ask(PATH), s.ask(PATH)];
+    let (_, reply) = s.taken().await;
+    s.cache.invalidate(&Key::UserOfKey(7));
+    reply.send_response(refused());
+    for asked in asked {
+        assert!(asked.await.unwrap().is_err());
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_is_not_covered_up_by_a_failure_behind_it() {
+    let mut s = setting();
+    s.warm(PATH, USER).await;
+    s.after(100);
+    let (leads, follows) = (s.ask(PATH), s.ask(PATH));
+    let (_, reply) = s.taken().await;
+    settle().await;
+    reply.send_response(Ok(json(403, "{}")));
+    assert_eq!(leads.await.unwrap().unwrap().status(), StatusCode::FORBIDDEN);
+    s.reply(Ok(json(503, "{}"))).await;
+    assert_eq!(follows.await.unwrap().unwrap().status(), StatusCode::SERVICE_UNAVAILABLE);
+}
+
+/// How old an answer is counts from when Rails was asked.
+#[tokio::test]
+async fn the_time_that_rails_takes_is_part_of_the_age() {
+    let mut s = setting();
+    let asked = s.ask(PATH);
+    let (_, reply) = s.taken().await;
+    s.after(50);
+    reply.send_response(Ok(json(200, USER)));
+    asked.await.unwrap().unwrap();
+    assert_eq!(s.ask_memory(PATH).await, "railgate; hit; ttl=10");
+}
+
+/// Whatever an answer would be good for by its age: fresh, stale, or in place of a Rails that fails.
+#[tokio::test]
+async fn what_has_ended_by_the_wall_clock_is_given_in_no_phase() {
+    let ends = r#"{"id":7,"username":"rubi","name":"R","expires_at":"2023-11-14T23:13:20Z"}"#;
+    for after in [0, 70, 100] {
+        for stepped in [0, 3_600] {
+            let mut s = setting();
+            s.warm(PATH, ends).await;
+            s.after(after);
+            s.time.step_wall(stepped);
+            let asked = s.ask(PATH);
+            settle().await;
+            assert_eq!(asked.is_finished(), stepped == 0 && after < 90, "{after} {stepped}");
+            if asked.is_finished() {
+                assert!(asked.await.unwrap().is_ok_and(|answer| status_of(&answer).contains("; hit; ")));
+                continue;
+            }
+            // By then, it is Rails that is asked; and if that fails, only what has not ended does instead.
+            let (_, reply) = s.taken().await;
+            reply.send_response(refused());
+            let answer = asked.await.unwrap();
+            assert_eq!(answer.is_ok(), stepped == 0, "{after} {stepped}");
+        }
+    }
+}
+
+/// It ends between the moment it is stored and the one at which a caller who waited is told.
+#[tokio::test]
+async fn what_has_ended_meanwhile_is_not_shared() {
+    for (stepped, is_shared) in [(0, true), (3_600, false)] {
+        let mut s = setting();
+        let (key, now) = (Key::UserOfKey(7), Clock::Manual(s.time.clone()).now());
+        let Boarding::Lead(lease) = s.cache.board(&key, now) else { unreachable!("nothing is there") };
+        let waiting = s.ask(PATH);
+        settle().await;
+        let storable = Storable {
+            sign: Sign::Positive,
+            ages: Lifetimes::default().of(Caching::Discover, Sign::Positive),
+            expires: Some(1_700_000_045),
+            subject: None,
+        };
+        lease.store(StatusCode::OK, &http::HeaderMap::new(), USER.as_bytes(), storable).unwrap();
+        s.time.step_wall(stepped);
+        settle().await;
+        assert_eq!(waiting.is_finished(), is_shared, "{stepped}");
+        if !is_shared {
+            let (_, reply) = s.taken().await;
+            reply.send_response(Ok(json(404, "{}")));
+        }
+        let answer = waiting.await.unwrap().unwrap();
+        assert_eq!(answer.status() == 200, is_shared, "{}", status_of(&answer));
+    }
+}
