@@ -41,7 +41,7 @@ pub enum Error {
     /// The answer's body ended too early.
     #[error("the answer broke off")]
     BrokeOff(#[source] body::Error),
-    /// An answer with two framings, or an upgrade that nobody asked for.
+    /// An answer with two framings, or an upgrade that was not asked for.
     #[error("unusable answer: {0}")]
     Unusable(&'static str),
     /// An answer that only Workhorse can make something of. Its name is that of a header.
