@@ -32,7 +32,7 @@ pub(super) fn listen(document: &Document<'_>, root: &mut Section<'_, '_>) -> Vec
         return vec![Listen { endpoint, connections: None }];
     };
     if sections.value.is_empty() {
-        let message = "is empty, so nobody could connect; drop the key for the default, 127.0.0.1:8181";
+        let message = "is empty, so no client could connect; drop the key for the default, 127.0.0.1:8181";
         document.problem(sections.at, &sections.key, message);
     }
     let mut all: Vec<Listen> = Vec::new();

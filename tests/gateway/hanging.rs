@@ -1,4 +1,4 @@
-//! A thread that hangs is told of, and keeps nobody else: neither the other threads, nor operators, nor
+//! A thread that hangs is told of, and keeps up no other: neither the other threads, nor operators, nor
 //! the end.
 
 use serde_json::json;
@@ -35,7 +35,7 @@ async fn stalls(stage: &Stage, thread: &str) -> Option<usize> {
     stage.metric(&format!("railgate_thread_stalls_total{{thread=\"{thread}\"}}")).await
 }
 
-/// Everything that operators have, all of which has to be answered whoever hangs.
+/// Everything that operators have, all of which has to be answered while a thread hangs.
 async fn operators_are_answered(stage: &Stage) {
     let admin = &stage.gateway.admin;
     let json = |path: &str, body: &str| Ask::new("POST", path).json(body);

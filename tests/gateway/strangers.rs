@@ -52,7 +52,7 @@ async fn a_crowd_gets_a_small_share_of_rails_and_the_callers_the_rest() {
             let answer = stage.send(&ask).await;
             assert_eq!(answer.status, 200, "{ask} beside {share}: {answer}");
         }
-        assert_eq!(stage.metric(QUEUE).await, Some(40 - share), "nobody of the crowd was let in");
+        assert_eq!(stage.metric(QUEUE).await, Some(40 - share), "none of the crowd was let in");
     }
 }
 

@@ -34,7 +34,7 @@ fn listeners_that_exclude_each_other_are_refused() {
     assert_eq!(
         told,
         [
-            "test.toml:1: listen: is empty, so nobody could connect; drop the key for the default, 127.0.0.1:8181"
+            "test.toml:1: listen: is empty, so no client could connect; drop the key for the default, 127.0.0.1:8181"
         ]
     );
     let told = files.problems(&format!("[admin]\nmode = \"0660\"\n{rest}"));
