@@ -40,7 +40,8 @@ impl Process {
         let mut command = Command::new("script");
         command.args(["--quiet", "--return", "--command", line, "/dev/null"]);
         command.env("TERM", "xterm");
-        for name in ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE"] {
+        // `CI` counts as a wish for colours too.
+        for name in ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "CI"] {
             command.env_remove(name);
         }
         command.envs(variables.iter().copied());
