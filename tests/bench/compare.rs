@@ -67,6 +67,8 @@ enum Command {
     /// What clients without a credential can do to the others.
     Strangers(strangers::Options),
     #[command(hide = true)]
+    Crowd(strangers::crowd::Options),
+    #[command(hide = true)]
     Load(load::Options),
     #[command(hide = true)]
     Rails(rails::Options),
@@ -88,6 +90,7 @@ fn main() -> ExitCode {
         Some(Command::Memory(options)) => interrupt::watch().and_then(|()| memory::run(options)),
         Some(Command::Start(options)) => interrupt::watch().and_then(|()| start::run(options)),
         Some(Command::Strangers(options)) => interrupt::watch().and_then(|()| strangers::run(options)),
+        Some(Command::Crowd(options)) => strangers::crowd::run(options),
         Some(Command::Load(options)) => load::run(options),
         Some(Command::Rails(options)) => rails::run(options),
         Some(Command::Floor(options)) => floor::run(options),

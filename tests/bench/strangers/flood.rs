@@ -15,9 +15,10 @@ use crate::Fallible;
 const LIMIT: Duration = Duration::from_secs(15);
 
 /// GitLab does not know it, so what it takes is the least that Rails can take.
-fn unknown() -> Request {
-    Request::get("nobody")
-}
+const UNKNOWN: &str = "nobody";
+
+/// Enough for one in a hundred to be more than the longest.
+const ASKED: usize = 200;
 
 /// What callers get, with and without a crowd beside them.
 pub(crate) async fn beside_callers(ground: &Ground) -> Fallible<Figures> {
@@ -33,19 +34,19 @@ pub(crate) async fn beside_callers(ground: &Ground) -> Fallible<Figures> {
     let mut figures = Figures::new();
     let mut add = |when: &str, (users, access): &(Vec<Outcome>, Vec<Outcome>)| {
         for (what, outcomes) in [("uncached `discover`", users), ("`/allowed`", access)] {
-            figures.push(figure(format!("{what} {when}: p50 / p99"), spread(outcomes)));
+            figures.push(figure(format!("{what} {when}: p50 / p90 / p99 / longest"), spread(outcomes)));
             figures.push(figure(format!("{what} {when}: answers"), statuses(outcomes)));
         }
     };
-    add("alone", &ask_beside(&gateway, 2_000, 20).await);
-    let crowd = Crowd::start(1_000, &gateway.tcp, &unknown());
+    add("alone", &ask_beside(&gateway, 2_000, ASKED).await);
+    let crowd = Crowd::start(1_000, &gateway.tcp, UNKNOWN)?;
     sleep(Duration::from_secs(2)).await;
-    add("beside them", &ask_beside(&gateway, 3_000, 30).await);
-    figures.push(figure("what they got: answers of Rails, refusals", crowd.told()));
+    add("beside them", &ask_beside(&gateway, 3_000, ASKED).await);
+    figures.push(figure("what they got: answers of Rails, refusals", crowd.end()?));
     // Enough for the queues of both servers to overflow: the kernel takes no connection there.
-    let more = Crowd::start(2_000, &gateway.tcp, &unknown());
+    let more = Crowd::start(3_000, &gateway.tcp, UNKNOWN)?;
     sleep(Duration::from_secs(5)).await;
-    drop((crowd, more));
+    drop(more);
     let ejections = gateway.metric("railgate_upstream_ejections_total{").await?;
     figures.push(figure("healthy servers ejected (times), after 3,000 connections", ejections.to_string()));
     Ok(figures)
@@ -75,7 +76,7 @@ pub(crate) async fn beside_a_revoked_key(ground: &Ground) -> Fallible<Figures> {
         return Err("the key is unknown from the start".into());
     }
     ask(&rails.place(), &Request::new("DELETE", "/-/keys/1"), LIMIT).await;
-    let crowd = Crowd::start(900, &gateway.tcp, &unknown());
+    let crowd = Crowd::start(900, &gateway.tcp, UNKNOWN)?;
     sleep(Duration::from_secs(3)).await;
     let pace = (Duration::from_millis(200), 40);
     let outcomes = callers(&[&gateway.tcp, &gateway.unix], |_| key.clone(), pace, LIMIT).await;
@@ -84,6 +85,6 @@ pub(crate) async fn beside_a_revoked_key(ground: &Ground) -> Fallible<Figures> {
     Ok(vec![
         figure("answers about the key after its `ttl`", statuses(&outcomes)),
         figure("of these, with the deleted key", format!("{revived} of {}", outcomes.len())),
-        figure("p50 / p99", spread(&outcomes)),
+        figure("p50 / p90 / p99 / longest", spread(&outcomes)),
     ])
 }

@@ -33,7 +33,8 @@ impl Puma {
             .env("RAILS_SHELL_SECRET_FILE", directory.join("shell_secret"))
             .env("RAILS_KAS_SECRET_FILE", directory.join("kas_secret"))
             .env("RAILS_TCP", format!("127.0.0.1:{port}"))
-            .env("RAILS_THREADS", ground.threads.to_string());
+            .env("RAILS_THREADS", ground.threads.to_string())
+            .env("RAILS_GC", if ground.gc_off { "off" } else { "on" });
         let mut puma = Self { port, process: Process::start(name, command, &directory)? };
         puma.must_answer().await?;
         // Its log would grow with every request.

@@ -47,7 +47,7 @@ pub(crate) async fn rails_is_away(ground: &Ground) -> Fallible<Figures> {
         let mut rails = FakeRails::away(Script::Answers(4))?;
         rails.each_takes(Duration::from_millis(5));
         let gateway = Gateway::start(ground, &Setup::new(rails.port).upstream(keys)).await?;
-        let crowd = Crowd::start(size, &gateway.tcp, &Request::get("nobody"));
+        let crowd = Crowd::start(size, &gateway.tcp, "nobody")?;
         sleep(Duration::from_millis(1_500)).await;
         let asked = [Request::get("discover?key_id=1").with_secret(), Request::allowed()].map(|request| {
             let place = gateway.tcp.clone();
