@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# hyper 1.12.0, server side of HTTP/1: whether the body of an answer is polled until it returns `None` hangs on how it is
-# framed. A body of unknown length is. One whose `size_hint` is exact is dropped once that many bytes have come, and one
-# that ends in trailers is dropped once they have.
+# hyper 1.12.0, HTTP/1 server: whether a response body is polled until it returns `None` depends on its framing. A body of
+# unknown length is. A body with an exact `size_hint` is dropped after that many bytes, and a body with trailers is dropped
+# after the trailers.
 #
-# So a body that wraps another one to notice how it ended (to count answers that were cut short, or to give a permit
-# back) must not take a drop without `None` for an answer that was cut short: `is_end_stream` of the wrapped body may still
-# be false then. `http_body::Body` says nothing of this; `poll_frame` is described as if it were called until `None`.
+# So a wrapper that observes the end of a body (to count truncated responses, or to release a permit) must not take a drop
+# without `None` for a truncated response: `is_end_stream` of the wrapped body may still be false then. The documentation of
+# `http_body::Body` does not mention this; it describes `poll_frame` as if it were called until `None`.
 #
 # Needs cargo, and reaches crates.io.
 set -euo pipefail
@@ -42,26 +42,26 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-/// Writes down what is asked of it.
-struct Told {
+/// Records the calls to it.
+struct RecordedBody {
     frames: VecDeque<Frame<Bytes>>,
     length: Option<u64>,
     log: Arc<Mutex<String>>,
 }
 
-impl Told {
-    fn tell(&self, what: &str) {
+impl RecordedBody {
+    fn record(&self, what: &str) {
         self.log.lock().unwrap().push_str(what);
     }
 }
 
-impl Body for Told {
+impl Body for RecordedBody {
     type Data = Bytes;
     type Error = Infallible;
 
     fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let next = self.frames.pop_front();
-        self.tell(match &next {
+        self.record(match &next {
             Some(frame) if frame.is_trailers() => "trailers ",
             Some(_) => "data ",
             None => "None ",
@@ -74,40 +74,40 @@ impl Body for Told {
     }
 }
 
-impl Drop for Told {
+impl Drop for RecordedBody {
     fn drop(&mut self) {
-        self.tell("dropped");
+        self.record("dropped");
     }
 }
 
 async fn served(length: Option<u64>, has_trailers: bool) -> (String, String) {
     let log = Arc::new(Mutex::new(String::new()));
     let (client, server) = tokio::io::duplex(65_536);
-    let told = Arc::clone(&log);
-    let answer = service_fn(move |_: Request<hyper::body::Incoming>| {
+    let recorded = Arc::clone(&log);
+    let service = service_fn(move |_: Request<hyper::body::Incoming>| {
         let mut frames = VecDeque::from([Frame::data(Bytes::from_static(b"ab")), Frame::data(Bytes::from_static(b"cd"))]);
-        let mut answer = Response::builder();
+        let mut response = Response::builder();
         if has_trailers {
             let mut trailers = HeaderMap::new();
             trailers.insert("x-end", HeaderValue::from_static("1"));
             frames.push_back(Frame::trailers(trailers));
-            answer = answer.header("trailer", "x-end");
+            response = response.header("trailer", "x-end");
         }
-        let body = Told { frames, length, log: Arc::clone(&told) };
-        async move { Ok::<_, Infallible>(answer.body(body).unwrap()) }
+        let body = RecordedBody { frames, length, log: Arc::clone(&recorded) };
+        async move { Ok::<_, Infallible>(response.body(body).unwrap()) }
     });
-    let serve = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(server), answer);
-    let ask = async move {
+    let serve = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(server), service);
+    let request = async move {
         let mut client = client;
         client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nTE: trailers\r\nConnection: TE, close\r\n\r\n").await.unwrap();
-        let mut answer = String::new();
-        client.read_to_string(&mut answer).await.unwrap();
-        answer
+        let mut response = String::new();
+        client.read_to_string(&mut response).await.unwrap();
+        response
     };
-    let (served, answer) = tokio::join!(serve, ask);
+    let (served, response) = tokio::join!(serve, request);
     served.unwrap();
     let log = log.lock().unwrap().clone();
-    (log, answer)
+    (log, response)
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -117,14 +117,14 @@ async fn main() {
         ("exact length", Some(4), false, "abcd"),
         ("trailers", None, true, "x-end: 1\r\n\r\n"),
     ] {
-        let (log, answer) = served(length, has_trailers).await;
-        println!("{name}: {log}; the client has all of it: {}", answer.ends_with(end));
+        let (log, response) = served(length, has_trailers).await;
+        println!("{name}: {log}; complete at the client: {}", response.ends_with(end));
     }
 }
 RUST
-seen=$(cargo run --quiet)
-printf '%s\n' "$seen"
-expected='unknown length: data data None dropped; the client has all of it: true
-exact length: data data dropped; the client has all of it: true
-trailers: data data trailers dropped; the client has all of it: true'
-[ "$seen" = "$expected" ] || { echo "the behaviour has changed" >&2; exit 1; }
+output=$(cargo run --quiet)
+printf '%s\n' "$output"
+expected='unknown length: data data None dropped; complete at the client: true
+exact length: data data dropped; complete at the client: true
+trailers: data data trailers dropped; complete at the client: true'
+[ "$output" = "$expected" ] || { echo "the behaviour has changed" >&2; exit 1; }

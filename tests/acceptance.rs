@@ -1,12 +1,12 @@
 //! The gateway in front of a real Rails.
 //!
 //! Each test starts the small GitLab in `tests/rails` (Rails, Grape, Puma) and the gateway's own
-//! binary, and talks to both as the real clients do: bytes over a TCP or a unix socket. What went
-//! past the gateway is read off the counters that the Rails keeps, never off a clock.
+//! binary, and talks to both as the real clients do: bytes over a TCP or a unix socket. What reached
+//! Rails is read off the counters of that Rails, never off a clock.
 //!
 //! Rails comes from Debian's packages; `tests/run` installs them.
 
-// A test says what is wrong by panicking.
+// Tests fail by panicking.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -18,21 +18,21 @@
 #![allow(unreachable_pub)]
 
 mod acceptance {
-    // What the tests stand on.
+    // Support.
+    mod client;
     mod credentials;
+    mod harness;
     mod keys;
-    mod stage;
-    mod wire;
 
     // The tests.
     mod caching;
     mod cases;
-    mod eras;
-    mod life;
-    mod restart;
-    mod same_answers;
+    mod gitlab_eras;
+    mod lifecycle;
+    mod restart_under_load;
+    mod same_responses;
     mod servers;
     mod stale;
-    mod strangers;
-    mod today;
+    mod todays_gitlab;
+    mod unauthenticated_clients;
 }

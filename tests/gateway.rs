@@ -1,10 +1,10 @@
-//! The whole gateway, in the test's own process, between a client and a Rails that both do as
-//! they are told: every byte of either side is the test's.
+//! The whole gateway, in the test's own process, between a client and a scripted Rails: the tests decide
+//! every byte on both sides.
 //!
-//! Nothing here depends on how fast the machine is. What went past the gateway is read off what
-//! the scripted Rails wrote down; whoever has to wait, waits for an event or a counter.
+//! Nothing here depends on the speed of the machine. What reached Rails is read off what the scripted
+//! Rails recorded, and tests wait for events and counters only.
 
-// A test says what is wrong by panicking.
+// Tests fail by panicking.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -17,66 +17,66 @@
 #![allow(unreachable_pub)]
 
 mod gateway {
-    // What the tests stand on.
+    // Support.
     mod certificates;
     mod client;
-    mod clocks;
+    mod clock_skew;
     mod credentials;
-    mod fake;
+    mod fake_rails;
+    mod harness;
     mod log;
-    mod stage;
 
     // The tests.
     mod admin;
-    mod answers;
-    mod away;
+    mod admission;
     mod bodies;
     mod broken_rails;
     mod caching;
-    mod callers;
-    mod causes;
+    mod client_disconnects;
+    mod connection_reuse;
     mod connections;
-    mod crowds;
+    mod credential_translation;
     mod demo;
     mod doctor;
     mod draining;
-    mod early_answers;
+    mod early_responses;
     mod first_run;
     mod framing;
     mod half_closed;
-    mod hanging;
-    mod hangups;
     mod headers;
     mod hook_install;
     mod hooks;
     mod http2;
     mod inspect;
-    mod kas;
+    mod kas_auth;
     mod kas_burst;
-    mod kept_connections;
-    mod large;
+    mod large_bodies;
     mod listeners;
+    mod login_retries;
     mod loops;
     mod memory;
-    mod odd_answers;
-    mod odd_forms;
-    mod pinned;
-    mod pressure;
-    mod proxied;
+    mod metrics_formats;
+    mod pinned_certificates;
     mod purge;
-    mod retries;
-    mod scrape;
-    mod secrecy;
+    mod rails_away;
+    mod rails_behind_proxy;
+    mod responses;
+    mod routing;
+    mod secret_redaction;
     mod servers;
     mod shadow;
+    mod shell_auth;
     mod signals;
+    mod single_flight;
     mod stale;
-    mod strangers;
-    mod targets;
+    mod stalled_threads;
     mod tls;
+    mod tolerated_requests;
+    mod tolerated_responses;
     mod trailers;
-    mod translation;
+    mod unauthenticated_clients;
+    mod unreachable_causes;
     mod unread_log;
-    mod unverified;
-    mod warm;
+    mod unverified_bodies;
+    mod warm_restart;
 }

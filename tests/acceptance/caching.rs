@@ -1,16 +1,16 @@
-//! What is answered without Rails, and what never is. The counters that Rails keeps tell.
+//! Which requests are answered from the cache, and which never are, by the counters of Rails.
 
 use std::thread;
 
 use serde_json::json;
 
+use super::client::{Address, Request};
 use super::credentials::{SECRET_HEADER, SHELL_HEADER, kas_token, now, shell_token};
+use super::harness::{Harness, Transport};
 use super::keys;
-use super::stage::{Stage, Way};
-use super::wire::{Ask, Peer};
 
-/// The three reads; each row is one question in all the spellings that are one entry.
-fn hot_reads() -> Vec<Vec<String>> {
+/// Targets of the three cached endpoints; each row is one entry in all its spellings.
+fn cacheable_targets() -> Vec<Vec<String>> {
     let (root, padded, plus) = (keys::of_root(), keys::padded(), keys::escaped(&keys::with_plus()));
     let key = |key: &str| format!("authorized_keys?key={key}");
     vec![
@@ -30,39 +30,42 @@ fn hot_reads() -> Vec<Vec<String>> {
     ]
 }
 
-/// The same question by each kind of caller. Who asks is no part of what is kept.
-fn by_all_callers(target: &str) -> Vec<Ask> {
+/// The same target by each kind of caller. The cache key does not depend on the caller.
+fn for_all_callers(target: &str) -> Vec<Request> {
     let separator = if target.contains('?') { '&' } else { '?' };
     vec![
-        Ask::get(target).with_secret(),
-        Ask::get(&format!("{target}{separator}secret_token=s3cret")),
-        // GitLab Shell of today, and Gitaly. There is a type, but nothing that is of it.
-        Ask::get(target)
+        Request::get(target).with_secret(),
+        Request::get(&format!("{target}{separator}secret_token=s3cret")),
+        // GitLab Shell of today, and Gitaly. They send a content type without a body.
+        Request::get(target)
             .with_shell_token()
             .header("Content-Type", "application/json")
             .header("User-Agent", "GitLab-Shell")
             .header("X-Forwarded-For", "192.0.2.1")
             .header("X-GitLab-Client-Name", "gitlab-sshd"),
-        // GitLab Shell as long as it was written in Ruby.
-        Ask::get(target).form("secret_token=s3cret%0A").header("User-Agent", "Ruby"),
+        // The Ruby GitLab Shell.
+        Request::get(target).form("secret_token=s3cret%0A").header("User-Agent", "Ruby"),
     ]
 }
 
 #[test]
-fn a_hot_read_reaches_rails_once() {
-    let stage = Stage::new();
-    for way in [Way::Tcp, Way::Unix] {
-        let gateway = stage.gateway(way);
-        for spellings in hot_reads() {
-            let asks: Vec<Ask> = spellings.iter().flat_map(|target| by_all_callers(target)).collect();
-            let expected = stage.tcp.send(&asks[0]);
-            let (arrived, ()) = stage.arrivals(|| {
-                for (ask, peer) in asks.iter().flat_map(|ask| gateway.peers().map(|peer| (ask, peer))) {
-                    let answer = peer.send(ask);
+fn a_cacheable_read_reaches_rails_once_for_all_callers_and_spellings() {
+    let harness = Harness::new();
+    for transport in [Transport::Tcp, Transport::Unix] {
+        let gateway = harness.gateway(transport);
+        for spellings in cacheable_targets() {
+            let requests: Vec<Request> =
+                spellings.iter().flat_map(|target| for_all_callers(target)).collect();
+            let expected = harness.tcp.send(&requests[0]);
+            let (arrived, ()) = harness.arrivals(|| {
+                for (request, address) in
+                    requests.iter().flat_map(|request| gateway.addresses().map(|address| (request, address)))
+                {
+                    let response = address.send(request);
                     assert_eq!(
-                        (answer.status, &answer.body),
+                        (response.status, &response.body),
                         (expected.status, &expected.body),
-                        "{ask}: {answer}"
+                        "{request}: {response}"
                     );
                 }
             });
@@ -72,44 +75,44 @@ fn a_hot_read_reaches_rails_once() {
 }
 
 #[test]
-fn an_answer_from_the_cache_says_so() {
-    let stage = Stage::new();
-    let gateway = stage.gateway(Way::Tcp);
-    let ask = Ask::get("discover?key_id=1").with_secret();
-    let first = gateway.tcp.send(&ask);
-    let second = gateway.tcp.send(&ask);
-    let status = |answer: &super::wire::Answer| answer.header("Cache-Status").unwrap_or_default().to_owned();
+fn a_cached_answer_is_marked_by_its_headers() {
+    let harness = Harness::new();
+    let gateway = harness.gateway(Transport::Tcp);
+    let request = Request::get("discover?key_id=1").with_secret();
+    let first = gateway.tcp.send(&request);
+    let second = gateway.tcp.send(&request);
+    let status =
+        |response: &super::client::Response| response.header("Cache-Status").unwrap_or_default().to_owned();
     assert!(!status(&first).contains("hit"), "{first}");
     assert!(status(&second).contains("hit"), "{second}");
     assert!(second.header("Age").is_some_and(|age| age.parse::<u64>().is_ok()), "{second}");
-    // What Rails wrote for one request is not told to another.
+    // Headers of one request are not replayed.
     for name in ["X-Runtime", "X-Gitlab-Meta", "Set-Cookie"] {
         assert_eq!(second.header(name), None, "{second}");
     }
     assert_ne!(first.header("X-Request-Id"), second.header("X-Request-Id"));
 }
 
-/// Many at once are one question. Each gets the answer, however they are scheduled.
 #[test]
-fn a_crowd_reaches_rails_once() {
-    let stage = Stage::new();
-    let gateway = stage.gateway(Way::Tcp);
-    let ask = Ask::get(&format!("authorized_keys?key={}", keys::of_root())).with_secret();
-    let (arrived, ()) = stage.arrivals(|| {
+fn concurrent_callers_cause_one_upstream_request() {
+    let harness = Harness::new();
+    let gateway = harness.gateway(Transport::Tcp);
+    let request = Request::get(&format!("authorized_keys?key={}", keys::of_root())).with_secret();
+    let (arrived, ()) = harness.arrivals(|| {
         thread::scope(|scope| {
             for _ in 0..32 {
-                scope.spawn(|| assert_eq!(gateway.tcp.send(&ask).status, 200));
+                scope.spawn(|| assert_eq!(gateway.tcp.send(&request).status, 200));
             }
         });
     });
     assert_eq!(arrived, 1);
 }
 
-/// Questions whose answer could be another one the next time, or that only Rails can read.
+/// Their responses may differ each time, or only Rails knows how it reads them.
 #[test]
-fn what_is_not_canonical_reaches_rails_every_time() {
-    let stage = Stage::new();
-    let gateway = stage.gateway(Way::Tcp);
+fn non_canonical_targets_bypass_the_cache() {
+    let harness = Harness::new();
+    let gateway = harness.gateway(Transport::Tcp);
     let root = keys::of_root();
     let plus = keys::with_plus();
     for target in [
@@ -136,131 +139,131 @@ fn what_is_not_canonical_reaches_rails_every_time() {
         "check?a=1".into(),
         "check/".into(),
     ] {
-        let ask = Ask::get(&target).with_secret();
+        let request = Request::get(&target).with_secret();
         for _ in 0..2 {
-            let (arrived, answer) = stage.arrivals(|| gateway.tcp.send(&ask));
-            assert_eq!(arrived, 1, "{ask}: {answer}");
+            let (arrived, response) = harness.arrivals(|| gateway.tcp.send(&request));
+            assert_eq!(arrived, 1, "{request}: {response}");
         }
     }
 }
 
-/// A warm cache must not hide what a body says: to Rails, a form beats the query, in either form
-/// that forms come in.
+/// In Rails, parameters in a form override the query, in both encodings of forms.
 #[test]
-fn a_form_is_heard_although_the_cache_knows_the_query() {
-    let stage = Stage::new();
-    let gateway = stage.gateway(Way::Tcp);
+fn a_form_takes_effect_despite_a_cached_query() {
+    let harness = Harness::new();
+    let gateway = harness.gateway(Transport::Tcp);
     let target = format!("authorized_keys?key={}", keys::of_root());
-    let plain = Ask::get(&target).with_secret();
+    let plain = Request::get(&target).with_secret();
     assert_eq!(gateway.tcp.send(&plain).json()["id"], 1);
     let form = format!("key={}&secret_token=s3cret", keys::escaped(&keys::padded()));
     let parts =
         format!("--b\r\nContent-Disposition: form-data; name=\"key\"\r\n\r\n{}\r\n--b--\r\n", keys::padded());
-    for ask in [
-        Ask::get(&target).form(&form),
-        Ask::get(&target).form(&form).with_secret(),
-        Ask::get(&target).form(&form).chunked(),
-        Ask::get(&target).body("multipart/form-data; boundary=b", &parts).with_secret(),
+    for request in [
+        Request::get(&target).form(&form),
+        Request::get(&target).form(&form).with_secret(),
+        Request::get(&target).form(&form).chunked(),
+        Request::get(&target).body("multipart/form-data; boundary=b", &parts).with_secret(),
     ] {
-        let answer = gateway.tcp.send(&ask);
-        assert_eq!(answer.json()["id"], 2, "{ask}: {answer}");
-        // Nor may the answer to the form be kept for the query.
+        let response = gateway.tcp.send(&request);
+        assert_eq!(response.json()["id"], 2, "{request}: {response}");
+        // The response to the form must not be stored for the query.
         assert_eq!(gateway.tcp.send(&plain).json()["id"], 1);
     }
 }
 
-/// HEAD has no body, so what it brings is no answer to GET.
+/// The response to HEAD has no body, and must not answer a GET.
 #[test]
-fn a_head_request_spoils_nothing() {
-    let stage = Stage::new();
-    let gateway = stage.gateway(Way::Tcp);
-    let get = Ask::get("discover?key_id=1").with_secret();
-    let head = Ask { method: "HEAD".into(), ..get.clone() };
-    for ask in [&head, &get, &head, &get] {
-        let (answer, direct) = (gateway.tcp.send(ask), stage.tcp.send(ask));
-        assert_eq!((answer.status, &answer.body), (200, &direct.body), "{ask}: {answer}");
+fn a_head_request_does_not_affect_the_cache() {
+    let harness = Harness::new();
+    let gateway = harness.gateway(Transport::Tcp);
+    let get = Request::get("discover?key_id=1").with_secret();
+    let head = Request { method: "HEAD".into(), ..get.clone() };
+    for request in [&head, &get, &head, &get] {
+        let (response, direct) = (gateway.tcp.send(request), harness.tcp.send(request));
+        assert_eq!((response.status, &response.body), (200, &direct.body), "{request}: {response}");
     }
 }
 
 #[test]
-fn bad_news_of_redis_is_never_kept() {
-    let stage = Stage::new();
-    let gateway = stage.gateway(Way::Tcp);
-    let ask = Ask::get("check").with_secret();
-    stage.control("POST", "/-/redis?up=false");
+fn an_unhealthy_check_is_never_stored() {
+    let harness = Harness::new();
+    let gateway = harness.gateway(Transport::Tcp);
+    let request = Request::get("check").with_secret();
+    harness.control("POST", "/-/redis?up=false");
     for _ in 0..3 {
-        let (arrived, answer) = stage.arrivals(|| gateway.tcp.send(&ask));
-        assert_eq!((arrived, &answer.json()["redis"]), (1, &json!(false)), "{answer}");
+        let (arrived, response) = harness.arrivals(|| gateway.tcp.send(&request));
+        assert_eq!((arrived, &response.json()["redis"]), (1, &json!(false)), "{response}");
     }
-    stage.control("POST", "/-/redis?up=true");
-    let (arrived, answer) = stage.arrivals(|| gateway.tcp.send(&ask));
-    assert_eq!((arrived, &answer.json()["redis"]), (1, &json!(true)), "{answer}");
-    let (arrived, answer) = stage.arrivals(|| gateway.tcp.send(&ask));
-    assert_eq!((arrived, &answer.json()["redis"]), (0, &json!(true)), "{answer}");
+    harness.control("POST", "/-/redis?up=true");
+    let (arrived, response) = harness.arrivals(|| gateway.tcp.send(&request));
+    assert_eq!((arrived, &response.json()["redis"]), (1, &json!(true)), "{response}");
+    let (arrived, response) = harness.arrivals(|| gateway.tcp.send(&request));
+    assert_eq!((arrived, &response.json()["redis"]), (0, &json!(true)), "{response}");
 }
 
-/// A caller that has the answer already is told "not modified", or gets it again; but that answer
-/// without a body is for nobody else.
+/// A 304 has no body, and must not answer other callers.
 #[test]
-fn a_conditional_question_spoils_nothing() {
-    let stage = Stage::new();
-    let gateway = stage.gateway(Way::Tcp);
-    let ask = Ask::get("discover?key_id=1").with_secret();
-    let direct = stage.tcp.send(&ask);
+fn a_conditional_request_does_not_affect_the_cache() {
+    let harness = Harness::new();
+    let gateway = harness.gateway(Transport::Tcp);
+    let request = Request::get("discover?key_id=1").with_secret();
+    let direct = harness.tcp.send(&request);
     let tag = direct.header("ETag").unwrap();
     for _ in 0..2 {
-        let answer = gateway.tcp.send(&ask.clone().header("If-None-Match", tag));
-        assert!(matches!(answer.status, 200 | 304), "{answer}");
-        let answer = gateway.tcp.send(&ask);
-        assert_eq!((answer.status, answer.body), (200, direct.body.clone()));
+        let response = gateway.tcp.send(&request.clone().header("If-None-Match", tag));
+        assert!(matches!(response.status, 200 | 304), "{response}");
+        let response = gateway.tcp.send(&request);
+        assert_eq!((response.status, response.body), (200, direct.body.clone()));
     }
 }
 
-/// The cache knows the answer, but not for everybody.
 #[test]
-fn nobody_gets_past_the_credential_to_a_warm_cache() {
-    let stage = Stage::new();
-    let gateway = stage.gateway(Way::Tcp);
-    for target in hot_reads().into_iter().flatten() {
-        gateway.tcp.send(&Ask::get(&target).with_secret());
-        let strangers = [
-            Ask::get(&target),
-            Ask::get(&target).header(SECRET_HEADER, "eHh4"),
-            Ask::get(&target).header(SHELL_HEADER, &shell_token(&json!({ "exp": now() - 120 }))),
-            Ask::get(&target).header(SHELL_HEADER, &shell_token(&json!({ "iss": "x" }))),
-            Ask::get(&target).header(SHELL_HEADER, &kas_token(&json!({}))),
-            Ask::get(&target).with_kas_token(),
+fn a_warm_cache_requires_a_credential() {
+    let harness = Harness::new();
+    let gateway = harness.gateway(Transport::Tcp);
+    for target in cacheable_targets().into_iter().flatten() {
+        gateway.tcp.send(&Request::get(&target).with_secret());
+        let unauthenticated = [
+            Request::get(&target),
+            Request::get(&target).header(SECRET_HEADER, "eHh4"),
+            Request::get(&target).header(SHELL_HEADER, &shell_token(&json!({ "exp": now() - 120 }))),
+            Request::get(&target).header(SHELL_HEADER, &shell_token(&json!({ "iss": "x" }))),
+            Request::get(&target).header(SHELL_HEADER, &kas_token(&json!({}))),
+            Request::get(&target).with_kas_token(),
         ];
-        for (ask, peer) in strangers.iter().flat_map(|ask| gateway.peers().map(|peer: &Peer| (ask, peer))) {
-            let (arrived, answer) = stage.arrivals(|| peer.send(ask));
-            assert_eq!((answer.status, arrived), (401, 0), "{ask}: {answer}");
-            assert_eq!(answer.body, br#"{"message":"401 Unauthorized"}"#, "{ask}: {answer}");
+        for (request, address) in unauthenticated
+            .iter()
+            .flat_map(|request| gateway.addresses().map(|address: &Address| (request, address)))
+        {
+            let (arrived, response) = harness.arrivals(|| address.send(request));
+            assert_eq!((response.status, arrived), (401, 0), "{request}: {response}");
+            assert_eq!(response.body, br#"{"message":"401 Unauthorized"}"#, "{request}: {response}");
         }
     }
 }
 
-/// Asking these has an effect, or the answer is a secret.
+/// These requests have an effect, or their response is secret.
 #[test]
-fn nothing_else_is_ever_kept() {
-    let stage = Stage::new();
-    let gateway = stage.gateway(Way::Tcp);
-    let asks = [
-        Ask::post("allowed").form("key_id=1&project=gnuwget/wget2"),
-        Ask::post("lfs_authenticate").form("key_id=1&project=gnuwget/wget2"),
-        Ask::post("two_factor_recovery_codes").form("key_id=1"),
-        Ask::post("personal_access_token").form("key_id=1&name=a&scopes[]=api"),
-        Ask::post("pre_receive").form("gl_repository=project-1"),
-        Ask::post("post_receive").form("gl_repository=project-1&identifier=user-1"),
-        Ask::get("kubernetes/agent_info").with_agent_token(),
-        Ask::get("kubernetes/project_info?id=1").with_agent_token(),
-        Ask::post("kubernetes/usage_metrics").json(r#"{"gitops_sync_count":1}"#),
+fn no_other_response_is_stored() {
+    let harness = Harness::new();
+    let gateway = harness.gateway(Transport::Tcp);
+    let requests = [
+        Request::post("allowed").form("key_id=1&project=gnuwget/wget2"),
+        Request::post("lfs_authenticate").form("key_id=1&project=gnuwget/wget2"),
+        Request::post("two_factor_recovery_codes").form("key_id=1"),
+        Request::post("personal_access_token").form("key_id=1&name=a&scopes[]=api"),
+        Request::post("pre_receive").form("gl_repository=project-1"),
+        Request::post("post_receive").form("gl_repository=project-1&identifier=user-1"),
+        Request::get("kubernetes/agent_info").with_agent_token(),
+        Request::get("kubernetes/project_info?id=1").with_agent_token(),
+        Request::post("kubernetes/usage_metrics").json(r#"{"gitops_sync_count":1}"#),
     ];
-    for ask in asks {
-        let ask = ask.with_secret().header("Gitlab-Kas-Api-Request", &kas_token(&json!({})));
+    for request in requests {
+        let request = request.with_secret().header("Gitlab-Kas-Api-Request", &kas_token(&json!({})));
         for _ in 0..3 {
-            let (arrived, answer) = stage.arrivals(|| gateway.tcp.send(&ask));
-            assert!(answer.status < 300, "{ask}: {answer}");
-            assert_eq!(arrived, 1, "{ask}: {answer}");
+            let (arrived, response) = harness.arrivals(|| gateway.tcp.send(&request));
+            assert!(response.status < 300, "{request}: {response}");
+            assert_eq!(arrived, 1, "{request}: {response}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The questions that are put to Rails directly and through the gateway.
+//! The requests that are sent to Rails both directly and through the gateway.
 
 mod credentials;
 mod http;
@@ -8,71 +8,71 @@ mod shell;
 
 use std::rc::Rc;
 
-use super::wire::Ask;
+use super::client::Request;
 
-/// A question, and the credential that is put on it when it is asked.
-pub struct Question {
+/// A named request, and the credential that is added when it is sent.
+pub struct TestRequest {
     pub name: String,
-    ask: Ask,
-    show: Show,
+    base: Request,
+    add_credential: AddCredential,
 }
 
-/// Puts a credential on a request. Tokens live for a minute, so they are made when they are needed.
-type Show = Rc<dyn Fn(Ask) -> Ask>;
+/// Adds a credential to a request. Tokens live for a minute, so they are made when they are needed.
+type AddCredential = Rc<dyn Fn(Request) -> Request>;
 
-impl Question {
-    fn new(name: impl Into<String>, ask: Ask) -> Self {
-        Self { name: name.into(), ask, show: Rc::new(|ask| ask) }
+impl TestRequest {
+    fn new(name: impl Into<String>, base: Request) -> Self {
+        Self { name: name.into(), base, add_credential: Rc::new(|request| request) }
     }
 
-    fn showing(self, show: impl Fn(Ask) -> Ask + 'static) -> Self {
-        Self { show: Rc::new(show), ..self }
+    fn with_credential(self, add_credential: impl Fn(Request) -> Request + 'static) -> Self {
+        Self { add_credential: Rc::new(add_credential), ..self }
     }
 
     /// The request as it is to be sent now.
-    pub fn ask(&self) -> Ask {
-        (self.show)(self.ask.clone())
+    pub fn build(&self) -> Request {
+        (self.add_credential)(self.base.clone())
     }
 }
 
-/// A question with a known answer.
+/// A request with a known outcome.
 pub struct Case {
-    pub question: Question,
-    /// What Rails answers.
+    pub request: TestRequest,
+    /// The status that Rails returns.
     pub status: u16,
-    pub answered_by: By,
+    pub answered_by: AnsweredBy,
 }
 
-/// Who answers, when the question comes through the gateway.
+/// Which side responds to a request through the gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum By {
-    /// Rails: one request reaches it for each that is sent.
+pub enum AnsweredBy {
+    /// Rails gets each request exactly once.
     Rails,
-    /// The gateway, because the caller is not let in.
+    /// The gateway refuses the caller.
     Gateway,
     /// Rails or the cache.
     Either,
 }
 
 impl Case {
-    fn new(name: impl Into<String>, ask: Ask, status: u16, answered_by: By) -> Self {
-        Self { question: Question::new(name, ask), status, answered_by }
+    fn new(name: impl Into<String>, base: Request, status: u16, answered_by: AnsweredBy) -> Self {
+        Self { request: TestRequest::new(name, base), status, answered_by }
     }
 
-    fn showing(self, show: impl Fn(Ask) -> Ask + 'static) -> Self {
-        Self { question: self.question.showing(show), ..self }
+    fn with_credential(self, add_credential: impl Fn(Request) -> Request + 'static) -> Self {
+        Self { request: self.request.with_credential(add_credential), ..self }
     }
 }
 
-/// Questions to which the gateway's answer must be that of Rails.
+/// Requests to which the gateway must respond exactly as Rails does.
 pub fn equal() -> Vec<Case> {
     let parts = [credentials::all(), shell::all(), kas::all(), parameters::all(), http::all()];
     parts.into_iter().flatten().collect()
 }
 
-/// Questions that Rails reads in its own lenient way. The gateway may refuse them, but it must not
-/// let in whom Rails would not, and must not keep the answer.
-pub fn odd() -> Vec<Question> {
-    let parts = [credentials::odd(), parameters::odd(), http::odd()];
+/// Requests that Rails reads leniently. The gateway may refuse them, but it must accept no caller that Rails
+/// would refuse, and must not store the response.
+pub fn unusual() -> Vec<TestRequest> {
+    let parts = [credentials::unusual(), parameters::unusual(), http::unusual()];
     parts.into_iter().flatten().collect()
 }

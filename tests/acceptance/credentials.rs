@@ -1,5 +1,5 @@
-//! What callers show, good and bad. Tokens are signed by hand: a test that used the gateway's own
-//! library would share its mistakes.
+//! Valid and invalid credentials. Tokens are signed by hand: a test with the gateway's own library would
+//! share its mistakes.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -8,7 +8,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use serde_json::{Value, json};
 
-use super::wire::Ask;
+use super::client::Request;
 
 /// The secret of GitLab Shell; its file ends in a line feed, as most do.
 pub const SHELL_SECRET: &str = "s3cret";
@@ -20,18 +20,18 @@ pub const SECRET_HEADER: &str = "Gitlab-Shared-Secret";
 pub const SHELL_HEADER: &str = "Gitlab-Shell-Api-Request";
 pub const KAS_HEADER: &str = "Gitlab-Kas-Api-Request";
 
-impl Ask {
-    /// With the shared secret in a header, as the internal API document has it.
+impl Request {
+    /// Adds the shared secret in a header, as the documentation of the internal API has it.
     pub fn with_secret(self) -> Self {
         self.header(SECRET_HEADER, &STANDARD.encode(SHELL_SECRET))
     }
 
-    /// With the token that GitLab Shell signs since GitLab 15.
+    /// Adds the token that GitLab Shell signs since GitLab 15.
     pub fn with_shell_token(self) -> Self {
         self.header(SHELL_HEADER, &shell_token(&json!({})))
     }
 
-    /// With the token of kas, and that of the one agent there is.
+    /// Adds a kas token, and the token of the only agent.
     pub fn with_kas_token(self) -> Self {
         self.header(KAS_HEADER, &kas_token(&json!({}))).with_agent_token()
     }
@@ -41,25 +41,25 @@ impl Ask {
     }
 }
 
-/// A token like GitLab Shell's, but for the claims in `changes`; `null` takes a claim out.
+/// A shell token with changed claims; `null` removes a claim.
 pub fn shell_token(changes: &Value) -> String {
     let claims = json!({ "iss": "gitlab-shell", "iat": now(), "exp": now() + 60 });
     sign(&changed(claims, changes), SHELL_SECRET.as_bytes())
 }
 
-/// A token like that of kas, but for the claims in `changes`. Kas gives it a few seconds; a
-/// minute keeps a slow machine from failing the test.
+/// A kas token with changed claims. kas uses a few seconds; a minute keeps a slow machine from failing the
+/// test.
 pub fn kas_token(changes: &Value) -> String {
     let claims = json!({ "iss": "gitlab-kas", "aud": "gitlab", "nbf": now() - 5, "exp": now() + 60 });
     sign(&changed(claims, changes), KAS_SECRET)
 }
 
-/// A token for these claims, whatever they are, signed with HS256.
+/// A token with exactly these claims, signed with HS256.
 pub fn sign(claims: &Value, key: &[u8]) -> String {
     sign_as(r#"{"alg":"HS256"}"#, claims, key)
 }
 
-/// A token whose head says what it likes. The signature is always HS256.
+/// A token with this header. The signature is always HS256.
 pub fn sign_as(head: &str, claims: &Value, key: &[u8]) -> String {
     let signed = format!("{}.{}", URL_SAFE_NO_PAD.encode(head), URL_SAFE_NO_PAD.encode(claims.to_string()));
     let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), signed.as_bytes());

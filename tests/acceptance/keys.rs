@@ -39,7 +39,7 @@ pub fn of_blocked() -> String {
     ed25519(&[11])
 }
 
-/// A key that nobody has.
+/// A key that no user has.
 pub fn unknown() -> String {
     ed25519(&[0xee])
 }

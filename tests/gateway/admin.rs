@@ -2,24 +2,24 @@
 
 use std::collections::BTreeMap;
 
-use super::client::{Ask, eventually};
-use super::fake::{ROOT_KEY, Reply, UNKNOWN_KEY};
-use super::stage::{Setup, Stage};
+use super::client::{Request, eventually};
+use super::fake_rails::{ROOT_KEY, Reply, UNKNOWN_KEY};
+use super::harness::{Harness, Setup};
 
 const CLASSIC: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-fn get(path: &str) -> Ask {
-    Ask::new("GET", path)
+fn get(path: &str) -> Request {
+    Request::new("GET", path)
 }
 
 #[tokio::test]
-async fn health_and_nothing_else_is_shown() {
-    let stage = Stage::new().await;
-    let admin = &stage.gateway.admin;
+async fn only_health_and_metrics_are_served() {
+    let harness = Harness::new().await;
+    let admin = &harness.gateway.admin;
     let live = admin.send(&get("/live")).await;
     assert_eq!((live.status, live.json()["status"].as_str()), (200, Some("live")));
     let ready = eventually("the gateway to be ready", async || {
-        Some(admin.send(&get("/ready")).await).filter(|answer| answer.status == 200)
+        Some(admin.send(&get("/ready")).await).filter(|response| response.status == 200)
     })
     .await;
     assert_eq!(ready.json()["status"], "ready");
@@ -29,23 +29,23 @@ async fn health_and_nothing_else_is_shown() {
         admin.send(&get(path).with_secret()).await.assert_failure(404);
     }
     for method in ["POST", "PUT", "DELETE", "OPTIONS"] {
-        admin.send(&Ask::new(method, "/metrics")).await.assert_failure(405);
-        admin.send(&Ask::new(method, "/elsewhere")).await.assert_failure(404);
+        admin.send(&Request::new(method, "/metrics")).await.assert_failure(405);
+        admin.send(&Request::new(method, "/elsewhere")).await.assert_failure(404);
         let status = if method == "OPTIONS" { 204 } else { 405 };
-        assert_eq!(admin.send(&Ask::new(method, "/ready")).await.status, status, "{method}");
+        assert_eq!(admin.send(&Request::new(method, "/ready")).await.status, status, "{method}");
     }
     for path in ["/live", "/metrics"] {
-        let answer = admin.send(&Ask::new("HEAD", path)).await;
-        assert_eq!((answer.status, answer.body.len()), (200, 0));
+        let response = admin.send(&Request::new("HEAD", path)).await;
+        assert_eq!((response.status, response.body.len()), (200, 0));
     }
     assert_eq!(admin.send(&get("/live?a=b")).await.status, 200);
-    assert_eq!(stage.rails.count(), 0);
+    assert_eq!(harness.rails.request_count(), 0);
 }
 
-/// The operators' door has the same threshold.
+/// The admin listener uses the same strict parser.
 #[tokio::test]
-async fn malformed_requests_are_refused_here_too() {
-    let stage = Stage::new().await;
+async fn malformed_requests_are_refused_on_the_admin_listener() {
+    let harness = Harness::new().await;
     for (bytes, status) in [
         (&b"GET /live HTTP/1.1\nHost: a\n\n"[..], 400),
         (b"GET http://b/live HTTP/1.1\r\nHost: a\r\n\r\n", 400),
@@ -54,19 +54,19 @@ async fn malformed_requests_are_refused_here_too() {
         (b"RAILGATE-REFUSED /host HTTP/1.1\r\nHost: a\r\n\r\n", 400),
         (&vec![b'A'; 70_000], 431),
     ] {
-        let mut wire = stage.gateway.admin.connect().await;
-        wire.write(bytes).await;
-        wire.answer().await.assert_failure(status);
-        assert_eq!(wire.rest().await, b"");
+        let mut connection = harness.gateway.admin.connect().await;
+        connection.write(bytes).await;
+        connection.read_response().await.assert_failure(status);
+        assert_eq!(connection.read_to_end().await, b"");
     }
 }
 
 #[tokio::test]
-async fn readiness_tells_of_rails_and_does_not_depend_on_it() {
-    let stage = Stage::new().await;
+async fn readiness_reports_the_state_of_rails_without_depending_on_it() {
+    let harness = Harness::new().await;
     let rails_is = async |state: &str| {
         eventually("the state of Rails", async || {
-            let ready = stage.gateway.admin.send(&get("/ready")).await;
+            let ready = harness.gateway.admin.send(&get("/ready")).await;
             if ready.status != 200 {
                 return None;
             }
@@ -75,59 +75,59 @@ async fn readiness_tells_of_rails_and_does_not_depend_on_it() {
         .await
     };
     rails_is("unknown").await;
-    let ask = Ask::post("allowed").with_secret();
-    stage.send(&ask).await;
+    let request = Request::post("allowed").with_secret();
+    harness.send(&request).await;
     rails_is("answering").await;
-    stage.rails.always(Reply::hang_up());
+    harness.rails.respond_always(Reply::hang_up());
     for failures in 1..=3 {
-        stage.send(&ask).await.assert_failure(502);
+        harness.send(&request).await.assert_failure(502);
         assert_eq!(rails_is("failing").await["upstream"]["failures_in_a_row"], failures);
     }
-    // A 500 is an answer.
-    stage.rails.always(Reply::json(500, "{}"));
-    stage.send(&ask).await;
+    // A 500 shows that Rails answers.
+    harness.rails.respond_always(Reply::json(500, "{}"));
+    harness.send(&request).await;
     assert_eq!(rails_is("answering").await["upstream"]["failures_in_a_row"], 0);
 }
 
 /// A request whose body is broken, or whose caller is refused, says nothing about Rails.
 #[tokio::test]
-async fn what_clients_do_wrong_is_not_counted_against_rails() {
-    let stage = Stage::new().await;
+async fn client_errors_do_not_count_against_rails() {
+    let harness = Harness::new().await;
     for bytes in [
         "POST /api/v4/internal/pages HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n",
         "POST /api/v4/internal/allowed HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n",
         "POST /api/v4/internal/pages HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nhalf",
         "POST /api/v4/internal/pages HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nha",
     ] {
-        let mut wire = stage.gateway.tcp.connect().await;
-        wire.write(bytes.as_bytes()).await;
-        wire.finish().await;
-        wire.rest().await;
+        let mut connection = harness.gateway.tcp.connect().await;
+        connection.write(bytes.as_bytes()).await;
+        connection.shutdown_write().await;
+        connection.read_to_end().await;
     }
-    stage.send(&Ask::get("check")).await.assert_unauthorized();
-    stage.reaches("railgate_requests_in_flight", 0).await;
-    stage.reaches("railgate_client_connections", 0).await;
-    stage.reaches("railgate_upstream_failures_in_a_row", 0).await;
+    harness.send(&Request::get("check")).await.assert_unauthorized();
+    harness.wait_for_metric("railgate_requests_in_flight", 0).await;
+    harness.wait_for_metric("railgate_client_connections", 0).await;
+    harness.wait_for_metric("railgate_upstream_failures_in_a_row", 0).await;
 }
 
-/// Nor does a client that takes its time over its body: Rails is still waiting for it.
+/// Rails is still waiting for its body.
 #[tokio::test]
-async fn a_client_that_stalls_is_not_counted_against_rails() {
-    let stage = Setup::new().text("upstream.response_timeout", "100ms").start().await;
-    let mut wire = stage.gateway.tcp.connect().await;
+async fn a_stalled_client_does_not_count_against_rails() {
+    let harness = Setup::new().text("upstream.response_timeout", "100ms").start().await;
+    let mut connection = harness.gateway.tcp.connect().await;
     let begun = "POST /api/v4/internal/pages HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nhalf";
-    wire.write(begun.as_bytes()).await;
-    let answer = wire.answer().await;
-    assert_eq!(stage.metric("railgate_upstream_failures_in_a_row").await, Some(0), "{answer}");
-    assert!((400..500).contains(&answer.status), "{answer}");
-    assert_eq!(stage.rails.count(), 0);
+    connection.write(begun.as_bytes()).await;
+    let response = connection.read_response().await;
+    assert_eq!(harness.metric("railgate_upstream_failures_in_a_row").await, Some(0), "{response}");
+    assert!((400..500).contains(&response.status), "{response}");
+    assert_eq!(harness.rails.request_count(), 0);
 }
 
 #[tokio::test]
-async fn every_request_is_counted_under_what_became_of_it() {
-    let stage = Stage::new().await;
-    let key = |key: &str| Ask::get(&format!("authorized_keys?key={key}"));
-    for ask in [
+async fn every_request_is_counted_by_its_outcome() {
+    let harness = Harness::new().await;
+    let key = |key: &str| Request::get(&format!("authorized_keys?key={key}"));
+    for request in [
         key(ROOT_KEY).with_secret(),
         key(ROOT_KEY).with_secret(),
         key(ROOT_KEY).with_shell_token(),
@@ -137,25 +137,25 @@ async fn every_request_is_counted_under_what_became_of_it() {
         key(ROOT_KEY),
         key(ROOT_KEY).header("Gitlab-Shared-Secret", "eHh4"),
         key(ROOT_KEY).header("Gitlab-Shell-Api-Request", "x"),
-        Ask::get("check;a=b").with_secret(),
-        Ask::get("check?a;secret_token=x"),
-        Ask::get("discover?key_id=1").with_secret(),
-        Ask::post("allowed").with_secret(),
-        Ask::get("kubernetes/agent_info").with_kas_token(),
-        Ask::get("kubernetes/agent_info"),
-        Ask::get("pages"),
-        Ask::get("new/thing"),
+        Request::get("check;a=b").with_secret(),
+        Request::get("check?a;secret_token=x"),
+        Request::get("discover?key_id=1").with_secret(),
+        Request::post("allowed").with_secret(),
+        Request::get("kubernetes/agent_info").with_kas_token(),
+        Request::get("kubernetes/agent_info"),
+        Request::get("pages"),
+        Request::get("new/thing"),
         get("/elsewhere"),
     ] {
-        stage.send(&ask).await;
+        harness.send(&request).await;
     }
-    stage.rails.always(Reply::json(500, "{}"));
-    stage.send(&Ask::get("check").with_secret()).await;
-    stage.rails.always(Reply::hang_up());
-    stage.send(&Ask::get("check").with_secret()).await;
-    let mut wire = stage.gateway.tcp.connect().await;
-    wire.write(b"GET / HTTP/1.1\nHost: a\n\n").await;
-    wire.answer().await.assert_failure(400);
+    harness.rails.respond_always(Reply::json(500, "{}"));
+    harness.send(&Request::get("check").with_secret()).await;
+    harness.rails.respond_always(Reply::hang_up());
+    harness.send(&Request::get("check").with_secret()).await;
+    let mut connection = harness.gateway.tcp.connect().await;
+    connection.write(b"GET / HTTP/1.1\nHost: a\n\n").await;
+    connection.read_response().await.assert_failure(400);
 
     let requests = |route: &str, caller: &str, status: &str, cache: &str| {
         format!(
@@ -178,12 +178,13 @@ async fn every_request_is_counted_under_what_became_of_it() {
         (requests("pages", "left_to_rails", "2xx", "never"), 1),
         (requests("other_internal", "left_to_rails", "2xx", "never"), 1),
         (requests("check", "shared_secret", "5xx", "miss_unstored"), 1),
-        // Of a route that was found, and of none: outside, refused by path, refused by the gate.
+        // With a route: a failure of Rails. Without one: outside of the API, refused by its path, refused by
+        // the parser.
         (requests("check", "shared_secret", "5xx", "none"), 1),
         (requests("none", "none", "4xx", "none"), 3),
     ]);
     let counted = eventually("all requests to be counted", async || {
-        let metrics = stage.metrics().await;
+        let metrics = harness.metrics().await;
         let counted: BTreeMap<String, i32> = metrics
             .lines()
             .filter(|line| line.starts_with("railgate_requests_total"))
@@ -223,42 +224,42 @@ async fn every_request_is_counted_under_what_became_of_it() {
         ("railgate_client_connections_accepted_total", 21),
     ] {
         if series == "railgate_client_connections" {
-            wire.rest().await;
-            stage.reaches(series, value).await;
+            connection.read_to_end().await;
+            harness.wait_for_metric(series, value).await;
         }
-        assert_eq!(stage.metric(series).await, Some(value), "{series}\n{}", stage.metrics().await);
+        assert_eq!(harness.metric(series).await, Some(value), "{series}\n{}", harness.metrics().await);
     }
 }
 
-/// Callers cannot make series.
 #[tokio::test]
-async fn labels_come_from_closed_lists() {
-    let stage = Stage::new().await;
-    stage.send(&Ask::get("check").with_secret()).await;
+async fn clients_cannot_create_series() {
+    let harness = Harness::new().await;
+    harness.send(&Request::get("check").with_secret()).await;
     for index in 0..50 {
-        stage.send(&Ask::get(&format!("x{index}"))).await;
-        stage.send(&get(&format!("/y{index}"))).await;
+        harness.send(&Request::get(&format!("x{index}"))).await;
+        harness.send(&get(&format!("/y{index}"))).await;
         let method = "M".repeat(1 + index % 20);
-        stage.send(&Ask::new(&method, "/api/v4/internal/z").header("X-A", "b")).await;
+        harness.send(&Request::new(&method, "/api/v4/internal/z").header("X-A", "b")).await;
     }
     let label = |route| {
         format!(
             r#"railgate_requests_total{{route="{route}",caller="left_to_rails",status="2xx",cache="never"}}"#
         )
     };
-    stage.reaches(&label("other_internal"), 100).await;
+    harness.wait_for_metric(&label("other_internal"), 100).await;
     let series =
-        stage.metrics().await.lines().filter(|line| line.starts_with("railgate_requests_total")).count();
+        harness.metrics().await.lines().filter(|line| line.starts_with("railgate_requests_total")).count();
     assert_eq!(series, 3);
 }
 
-/// A page in a browser can have a name of its own lead to this machine, but cannot hide it.
+/// A web page can make a name of its own resolve to this machine (DNS rebinding), but cannot hide it.
 #[tokio::test]
-async fn only_known_hosts_are_answered() {
-    let stage = Setup::new().set("admin.hosts", r#"["Railgate.example.", "gateway.example"]"#).start().await;
-    let admin = &stage.gateway.admin;
-    let purge = || Ask::new("POST", "/purge").json(r#"{"all":true}"#);
-    stage.send(&Ask::get("check").with_secret()).await;
+async fn unknown_hosts_are_refused_on_the_admin_listener() {
+    let harness =
+        Setup::new().set("admin.hosts", r#"["Railgate.example.", "gateway.example"]"#).start().await;
+    let admin = &harness.gateway.admin;
+    let purge = || Request::new("POST", "/purge").json(r#"{"all":true}"#);
+    harness.send(&Request::get("check").with_secret()).await;
     for (host, is_known) in [
         ("127.0.0.1:9181", true),
         ("[::1]", true),
@@ -270,32 +271,32 @@ async fn only_known_hosts_are_answered() {
         ("localhost.evil.example", false),
         ("127.0.0.1.nip.example", false),
     ] {
-        for ask in [get("/metrics"), purge(), get("/elsewhere"), Ask::new("POST", "/live")] {
-            let is_for_all = ask.target == "/live";
-            let answer = admin.send(&ask.clone().header("Host", host)).await;
-            assert_eq!(answer.status == 421, !is_known && !is_for_all, "{host} {ask}: {answer}");
-            if answer.status == 421 {
-                answer.assert_failure(421);
-                assert!(answer.text().contains("admin.hosts"), "{answer}");
+        for request in [get("/metrics"), purge(), get("/elsewhere"), Request::new("POST", "/live")] {
+            let is_for_all = request.target == "/live";
+            let response = admin.send(&request.clone().header("Host", host)).await;
+            assert_eq!(response.status == 421, !is_known && !is_for_all, "{host} {request}: {response}");
+            if response.status == 421 {
+                response.assert_failure(421);
+                assert!(response.text().contains("admin.hosts"), "{response}");
             }
         }
         for path in ["/live", "/ready"] {
-            let answer = admin.send(&get(path).header("Host", host)).await;
-            assert_eq!(answer.status, 200, "{host} {path}");
+            let response = admin.send(&get(path).header("Host", host)).await;
+            assert_eq!(response.status, 200, "{host} {path}");
         }
     }
-    // Without one, it is no browser.
-    let mut wire = admin.connect().await;
-    wire.write(b"GET /metrics HTTP/1.0\r\n\r\n").await;
-    assert_eq!(wire.answer().await.status, 200);
+    // A browser always sends a host.
+    let mut connection = admin.connect().await;
+    connection.write(b"GET /metrics HTTP/1.0\r\n\r\n").await;
+    assert_eq!(connection.read_response().await.status, 200);
 }
 
-/// Which no browser can connect to.
+/// No browser can connect to one.
 #[tokio::test]
-async fn a_unix_socket_answers_to_any_host() {
+async fn any_host_is_accepted_on_a_unix_socket() {
     let setup = Setup::new();
     let address = format!("unix:{}", setup.dir.file("admin.sock").display());
-    let stage = setup.text("admin.address", &address).start().await;
-    let answer = stage.gateway.admin.send(&get("/metrics").header("Host", "evil.example")).await;
-    assert_eq!(answer.status, 200);
+    let harness = setup.text("admin.address", &address).start().await;
+    let response = harness.gateway.admin.send(&get("/metrics").header("Host", "evil.example")).await;
+    assert_eq!(response.status, 200);
 }

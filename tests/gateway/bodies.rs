@@ -3,44 +3,44 @@
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
-use super::client::{Ask, Peer, chunked, noise, soon};
-use super::fake::{Manners, Reply, Valve};
-use super::stage::{Running, Setup, Stage};
+use super::client::{Address, Request, chunked, noise, within_deadline};
+use super::fake_rails::{Behavior, Latch, Reply};
+use super::harness::{Harness, RunningGateway, Setup};
 
 const LARGE: usize = 5 * 1024 * 1024;
 
 #[tokio::test]
-async fn small_bodies_arrive_as_they_were_sent() {
-    let stage = Stage::new().await;
+async fn small_bodies_arrive_unchanged() {
+    let harness = Harness::new().await;
     let odd: Vec<u8> = (0..=255).collect();
     for body in [&b""[..], b"x", b"\r\n\r\n0\r\n\r\n", &odd, b"GET / HTTP/1.1\r\n\r\n"] {
-        for ask in [
-            Ask::post("allowed").with_secret().body(body),
-            Ask::post("allowed").with_secret().body(body).chunked(1),
-            Ask::post("allowed").with_secret().body(body).chunked(1000),
-            Ask::new("PUT", "/api/v4/internal/kubernetes/modules/starboard_vulnerability")
+        for request in [
+            Request::post("allowed").with_secret().body(body),
+            Request::post("allowed").with_secret().body(body).chunked(1),
+            Request::post("allowed").with_secret().body(body).chunked(1000),
+            Request::new("PUT", "/api/v4/internal/kubernetes/modules/starboard_vulnerability")
                 .with_kas_token()
                 .body(body),
-            Ask::get("lfs").with_secret().body(body),
-            Ask::get("lfs").with_secret().body(body).chunked(3),
-            Ask::new("DELETE", "/api/v4/internal/anything").body(body).chunked(7),
+            Request::get("lfs").with_secret().body(body),
+            Request::get("lfs").with_secret().body(body).chunked(3),
+            Request::new("DELETE", "/api/v4/internal/anything").body(body).chunked(7),
         ] {
-            let (answer, seen) = stage.send_counting(&ask).await;
-            assert_eq!((answer.status, seen), (200, 1), "{ask}: {answer}");
-            let seen = stage.rails.last();
-            assert_eq!(seen.body, body, "{ask}: {}", seen.head);
-            assert_eq!(seen.method, ask.method);
+            let (response, seen) = harness.send_counting(&request).await;
+            assert_eq!((response.status, seen), (200, 1), "{request}: {response}");
+            let seen = harness.rails.last_request();
+            assert_eq!(seen.body, body, "{request}: {}", seen.head);
+            assert_eq!(seen.method, request.method);
         }
     }
 }
 
-/// A body that is no credential could change the answer, so Rails gets to see it.
+/// A body other than the credential could change the response, so Rails gets it.
 #[tokio::test]
-async fn a_read_with_a_body_is_not_for_the_cache() {
-    let stage = Stage::new().await;
-    let plain = Ask::get("discover?key_id=1").with_secret();
-    stage.send(&plain).await;
-    for ask in [
+async fn a_read_with_a_body_bypasses_the_cache() {
+    let harness = Harness::new().await;
+    let plain = Request::get("discover?key_id=1").with_secret();
+    harness.send(&plain).await;
+    for request in [
         plain.clone().header("Content-Type", "a/b").body("x"),
         plain.clone().body("x"),
         plain.clone().body("x").chunked(1),
@@ -48,20 +48,20 @@ async fn a_read_with_a_body_is_not_for_the_cache() {
         plain.clone().form("key_id=7"),
         plain.clone().form("secret_token=s3cret&key_id=7"),
     ] {
-        let (answer, seen) = stage.pass(&ask).await;
-        assert_eq!(answer.cache_status(), "railgate; fwd=bypass; detail=request", "{ask}");
+        let (response, seen) = harness.send_forwarded(&request).await;
+        assert_eq!(response.cache_status(), "railgate; fwd=bypass; detail=request", "{request}");
         assert_eq!(seen.method, "GET");
         assert!(!seen.body.is_empty());
     }
-    assert!(stage.send(&plain.body("")).await.is_hit());
+    assert!(harness.send(&plain.body("")).await.is_hit());
 }
 
-/// The framing is the gateway's own, and a request without a body has none.
+/// A request without a body has no framing.
 #[tokio::test]
-async fn a_request_is_framed_anew() {
-    let stage = Stage::new().await;
-    let framing = async |ask: Ask| {
-        let (_, seen) = stage.pass(&ask.with_secret()).await;
+async fn the_gateway_writes_its_own_framing() {
+    let harness = Harness::new().await;
+    let framing = async |request: Request| {
+        let (_, seen) = harness.send_forwarded(&request.with_secret()).await;
         (
             seen.header("content-length").map(str::to_owned),
             seen.header("transfer-encoding").map(str::to_owned),
@@ -70,65 +70,64 @@ async fn a_request_is_framed_anew() {
     let of = |length: Option<&str>, encoding: Option<&str>| {
         (length.map(str::to_owned), encoding.map(str::to_owned))
     };
-    assert_eq!(framing(Ask::get("lfs")).await, of(None, None));
-    assert_eq!(framing(Ask::get("lfs").body("abc")).await, of(Some("3"), None));
-    assert_eq!(framing(Ask::get("lfs").body("abc").chunked(2)).await, of(None, Some("chunked")));
-    assert_eq!(framing(Ask::post("allowed")).await, of(Some("0"), None));
-    assert_eq!(framing(Ask::post("allowed").body("abc")).await, of(Some("3"), None));
-    assert_eq!(framing(Ask::post("allowed").body("abc").chunked(2)).await, of(None, Some("chunked")));
+    assert_eq!(framing(Request::get("lfs")).await, of(None, None));
+    assert_eq!(framing(Request::get("lfs").body("abc")).await, of(Some("3"), None));
+    assert_eq!(framing(Request::get("lfs").body("abc").chunked(2)).await, of(None, Some("chunked")));
+    assert_eq!(framing(Request::post("allowed")).await, of(Some("0"), None));
+    assert_eq!(framing(Request::post("allowed").body("abc")).await, of(Some("3"), None));
+    assert_eq!(framing(Request::post("allowed").body("abc").chunked(2)).await, of(None, Some("chunked")));
 }
 
-/// What was read in search of the credential is sent on as it was, with the length that is known
-/// by then.
+/// The body that was read to find the credential is sent unchanged, with its length, which is known by then.
 #[tokio::test]
-async fn a_body_that_was_searched_is_sent_on_whole() {
-    let stage = Stage::new().await;
+async fn a_searched_body_is_forwarded_completely() {
+    let harness = Harness::new().await;
     let padding = "x".repeat(100_000);
     let form = format!("a={padding}&secret_token=s3cret%0A&b=%zz_is_no_escape");
     let json = format!(r#"{{"a":"{padding}", "secret_token" : "s3cret"}}"#);
     let form = form.replace("%zz", "%20");
-    for (ask, body) in [
-        (Ask::post("allowed").form(&form), &form),
-        (Ask::post("allowed").form(&form).chunked(1000), &form),
-        (Ask::get("lfs").form(&form), &form),
-        (Ask::get("lfs").form(&form).chunked(7), &form),
-        (Ask::post("allowed").json(&json), &json),
-        (Ask::post("allowed").json(&json).chunked(70_000), &json),
-        (Ask::post("allowed").body(&form), &form),
+    for (request, body) in [
+        (Request::post("allowed").form(&form), &form),
+        (Request::post("allowed").form(&form).chunked(1000), &form),
+        (Request::get("lfs").form(&form), &form),
+        (Request::get("lfs").form(&form).chunked(7), &form),
+        (Request::post("allowed").json(&json), &json),
+        (Request::post("allowed").json(&json).chunked(70_000), &json),
+        (Request::post("allowed").body(&form), &form),
     ] {
-        let (answer, seen) = stage.pass(&ask).await;
-        assert_eq!(answer.status, 200, "{answer}");
+        let (response, seen) = harness.send_forwarded(&request).await;
+        assert_eq!(response.status, 200, "{response}");
         assert!(seen.body == body.as_bytes(), "{}", seen.head);
         assert_eq!(seen.header("content-length"), Some(body.len().to_string().as_str()));
     }
-    // The form of a read that fills the cache is the credential, and goes along.
-    let ask = Ask::get("discover?key_id=1").form("secret_token=s3cret%0A").chunked(4);
-    let (answer, seen) = stage.pass(&ask).await;
-    assert_eq!(answer.cache_status(), "railgate; fwd=miss; stored");
+    // The form of a cache fill is the credential, and is forwarded.
+    let request = Request::get("discover?key_id=1").form("secret_token=s3cret%0A").chunked(4);
+    let (response, seen) = harness.send_forwarded(&request).await;
+    assert_eq!(response.cache_status(), "railgate; fwd=miss; stored");
     assert_eq!(seen.body, b"secret_token=s3cret%0A");
     assert_eq!(seen.header("content-type"), Some("application/x-www-form-urlencoded"));
-    let (answer, arrived) = stage.send_counting(&ask).await;
-    assert_eq!((arrived, answer.is_hit()), (0, true), "{answer}");
+    let (response, arrived) = harness.send_counting(&request).await;
+    assert_eq!((arrived, response.is_hit()), (0, true), "{response}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn large_uploads_stream_through() {
-    let stage = Stage::new().await;
+async fn large_uploads_are_streamed() {
+    let harness = Harness::new().await;
     let body = noise(LARGE);
-    for ask in [
-        Ask::post("allowed").with_secret().body(&body),
-        Ask::post("allowed").with_secret().body(&body).chunked(65_536),
-        Ask::post("allowed").with_secret().body(&body).chunked(1_000),
+    for request in [
+        Request::post("allowed").with_secret().body(&body),
+        Request::post("allowed").with_secret().body(&body).chunked(65_536),
+        Request::post("allowed").with_secret().body(&body).chunked(1_000),
     ] {
-        let (answer, seen) = stage.pass(&ask).await;
-        assert_eq!(answer.status, 200, "{answer}");
+        let (response, seen) = harness.send_forwarded(&request).await;
+        assert_eq!(response.status, 200, "{response}");
         assert!(seen.body == body, "the upload has changed");
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn large_downloads_stream_through() {
-    let stage = Stage::new().await;
+async fn large_downloads_are_streamed() {
+    let harness = Harness::new().await;
     let body = noise(LARGE);
     let kind = "Content-Type: application/octet-stream\r\n";
     for (reply, framing) in [
@@ -144,101 +143,101 @@ async fn large_downloads_stream_through() {
             "transfer-encoding",
         ),
     ] {
-        stage.rails.always(reply);
-        // To a cacheable endpoint too: what it does not keep, it passes on as it comes.
-        for ask in [Ask::get("lfs").with_secret(), Ask::get("check").with_secret()] {
-            let (answer, _) = stage.pass(&ask).await;
-            assert!(answer.status == 200 && answer.body == body, "the download has changed");
-            assert!(answer.header(framing).is_some(), "{:?}", answer.headers);
+        harness.rails.respond_always(reply);
+        // Also from a cacheable endpoint: what is not stored is streamed.
+        for request in [Request::get("lfs").with_secret(), Request::get("check").with_secret()] {
+            let (response, _) = harness.send_forwarded(&request).await;
+            assert!(response.status == 200 && response.body == body, "the download has changed");
+            assert!(response.header(framing).is_some(), "{:?}", response.headers);
         }
     }
 }
 
-/// Neither side has to be done before the other begins to see something.
+/// Neither side has to finish before the other one gets the first bytes.
 #[tokio::test]
-async fn bodies_are_not_held_back() {
-    let stage = Stage::new().await;
-    let valve = Valve::shut();
+async fn bodies_are_not_delayed() {
+    let harness = Harness::new().await;
+    let latch = Latch::closed();
     let head = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 10\r\n\r\n";
-    stage.rails.always(Reply::bytes(head).then("first").then_wait(&valve).then("later"));
-    let mut wire = stage.gateway.tcp.connect().await;
-    wire.write(&Ask::get("lfs").with_secret().to_bytes("keep-alive")).await;
+    harness.rails.respond_always(Reply::bytes(head).then("first").then_wait(&latch).then("later"));
+    let mut connection = harness.gateway.tcp.connect().await;
+    connection.write(&Request::get("lfs").with_secret().to_bytes("keep-alive")).await;
     let mut seen = Vec::new();
     while !seen.ends_with(b"first") {
-        seen.extend(wire.some().await);
+        seen.extend(connection.read_some().await);
     }
-    valve.open();
+    latch.open();
     while !seen.ends_with(b"firstlater") {
-        seen.extend(wire.some().await);
+        seen.extend(connection.read_some().await);
     }
 
-    // Upwards: Rails answers once it has the head, while the client still has all of its body.
-    stage.rails.behave(Manners::Hasty, |_| Reply::json(200, "{}"));
-    // One that says that it is small is read first, so that it can be sent again.
-    for (ask, rest, is_held) in [
+    // Uploads: Rails answers after the head, before the client has sent its body.
+    harness.rails.set_behavior(Behavior::RespondAfterHead, |_| Reply::json(200, "{}"));
+    // A body with a small Content-Length is read first, so that it can be sent again.
+    for (request, rest, is_held) in [
         (
-            Ask::post("allowed").with_secret().body(b"hello").chunked(5),
+            Request::post("allowed").with_secret().body(b"hello").chunked(5),
             &b"5\r\nhello\r\n0\r\n\r\n"[..],
             false,
         ),
-        (Ask::post("pages").body(b"hello"), b"hello", false),
-        (Ask::post("allowed").with_secret().body(b"hello"), b"hello", true),
+        (Request::post("pages").body(b"hello"), b"hello", false),
+        (Request::post("allowed").with_secret().body(b"hello"), b"hello", true),
     ] {
-        let (ask, before) = (ask.to_bytes("keep-alive"), stage.rails.count());
-        assert!(ask.ends_with(rest));
-        wire.write(&ask[..ask.len() - rest.len()]).await;
+        let (request, before) = (request.to_bytes("keep-alive"), harness.rails.request_count());
+        assert!(request.ends_with(rest));
+        connection.write(&request[..request.len() - rest.len()]).await;
         if !is_held {
-            stage.rails.has_got(before + 1).await;
+            harness.rails.wait_for_requests(before + 1).await;
         }
-        wire.write(rest).await;
-        assert_eq!(wire.answer().await.status, 200);
-        assert_eq!(stage.rails.count(), before + 1);
+        connection.write(rest).await;
+        assert_eq!(connection.read_response().await.status, 200);
+        assert_eq!(harness.rails.request_count(), before + 1);
     }
 }
 
 #[tokio::test]
-async fn an_answer_without_a_body_has_none() {
-    let stage = Stage::new().await;
+async fn responses_without_a_body_stay_without() {
+    let harness = Harness::new().await;
     for (reply, status, length) in [
         ("HTTP/1.1 204 No Content\r\n\r\n", 204, None),
         ("HTTP/1.1 304 Not Modified\r\nETag: W/\"1\"\r\n\r\n", 304, None),
         ("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", 200, Some("0")),
         ("HTTP/1.1 500 Error\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 500, None),
     ] {
-        stage.rails.always(Reply::bytes(reply));
-        let mut wire = stage.gateway.tcp.connect().await;
+        harness.rails.respond_always(Reply::bytes(reply));
+        let mut connection = harness.gateway.tcp.connect().await;
         for _ in 0..2 {
-            let answer = wire.exchange(&Ask::get("lfs").with_secret()).await;
-            assert_eq!((answer.status, answer.header("content-length")), (status, length), "{answer}");
-            assert_eq!(answer.body, b"");
+            let response = connection.exchange(&Request::get("lfs").with_secret()).await;
+            assert_eq!((response.status, response.header("content-length")), (status, length), "{response}");
+            assert_eq!(response.body, b"");
         }
     }
 }
 
-/// Trailers that the client has not asked for do not disturb the next answer.
+/// They do not disturb the next response.
 #[tokio::test]
-async fn trailers_that_nobody_wants_end_here() {
-    let stage = Stage::new().await;
+async fn unrequested_trailers_are_dropped() {
+    let harness = Harness::new().await;
     let body = chunked(b"hello", 2);
     let body = [&body[..body.len() - 2], b"X-Trailer: 1\r\n\r\n"].concat();
     let head = "HTTP/1.1 200 OK\r\nTrailer: X-Trailer\r\nTransfer-Encoding: chunked\r\n\r\n";
-    stage.rails.always(Reply::bytes(head).then(body));
-    let mut wire = stage.gateway.tcp.connect().await;
+    harness.rails.respond_always(Reply::bytes(head).then(body));
+    let mut connection = harness.gateway.tcp.connect().await;
     for _ in 0..3 {
-        let answer = wire.exchange(&Ask::get("lfs").with_secret()).await;
-        assert_eq!((answer.text(), answer.header("trailer")), ("hello", Some("x-trailer")));
+        let response = connection.exchange(&Request::get("lfs").with_secret()).await;
+        assert_eq!((response.text(), response.header("trailer")), ("hello", Some("x-trailer")));
     }
 }
 
-/// A Rails that answers while it reads, and a client that reads nothing before it has sent all.
+/// Rails responds while it reads, and the client reads nothing before it has sent everything.
 #[tokio::test]
-async fn an_early_answer_does_not_hold_up_what_is_still_being_sent() {
+async fn an_early_response_does_not_block_the_upload() {
     const LENGTH: usize = 8 * LARGE;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let rails = Peer::parse(&listener.local_addr().unwrap().to_string());
+    let rails = Address::parse(&listener.local_addr().unwrap().to_string());
     let setup = Setup::new();
-    let gateway = Running::start(setup.settings(&rails));
-    let mut wire = gateway.tcp.connect().await;
+    let gateway = RunningGateway::start(setup.settings(&rails));
+    let mut connection = gateway.tcp.connect().await;
     let answering = async {
         let (mut stream, _) = listener.accept().await.unwrap();
         let mut head = Vec::new();
@@ -246,18 +245,18 @@ async fn an_early_answer_does_not_hold_up_what_is_still_being_sent() {
             head.push(stream.read_u8().await.unwrap());
         }
         let (mut reader, mut writer) = stream.split();
-        let (mut seen, answer) = (vec![0; LENGTH], vec![b'a'; LENGTH]);
+        let (mut seen, response) = (vec![0; LENGTH], vec![b'a'; LENGTH]);
         let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {LENGTH}\r\n\r\n");
-        let write = async { (writer.write_all(head.as_bytes()).await, writer.write_all(&answer).await) };
+        let write = async { (writer.write_all(head.as_bytes()).await, writer.write_all(&response).await) };
         let (read, written) = tokio::join!(reader.read_exact(&mut seen), write);
         read.unwrap();
         written.0.and(written.1).unwrap();
         assert!(seen == noise(LENGTH), "not the body of the client");
     };
     let asking = async {
-        let ask = Ask::new("POST", "/api/v4/internal/anything").body(noise(LENGTH));
-        wire.write(&ask.to_bytes("close")).await;
-        assert!(wire.answer().await.body == vec![b'a'; LENGTH], "not the answer of Rails");
+        let request = Request::new("POST", "/api/v4/internal/anything").body(noise(LENGTH));
+        connection.write(&request.to_bytes("close")).await;
+        assert!(connection.read_response().await.body == vec![b'a'; LENGTH], "not the answer of Rails");
     };
-    soon("both to have what they want", async { tokio::join!(answering, asking) }).await;
+    within_deadline("both to have what they want", async { tokio::join!(answering, asking) }).await;
 }

@@ -1,5 +1,5 @@
-//! A Rails that is not there, breaks off, or talks nonsense. The client is told so, the next
-//! request works, and nothing of it is kept.
+//! A Rails that is unreachable, breaks off, or sends nonsense: the client gets a failure, the next request
+//! works, and nothing of it is stored.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::time::Duration;
@@ -7,18 +7,19 @@ use std::time::Duration;
 use socket2::{Domain, Socket, Type};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use super::client::{Answer, Ask, Cut, Peer, eventually, noise};
-use super::fake::{Manners, Rails, Reply, Valve};
-use super::stage::{Running, Setup, Stage};
+use super::client::{Address, Incomplete, Request, Response, eventually, noise};
+use super::fake_rails::{Behavior, FakeRails, Latch, Reply};
+use super::harness::{Harness, RunningGateway, Setup};
 
-/// hyper takes interim answers by itself: without a bound, for as long as they come.
+/// hyper skips interim responses without any limit.
 #[tokio::test]
-async fn interim_answers_without_end_are_given_up() {
+async fn endless_interim_responses_are_cancelled() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let setup = Setup::new();
-    let gateway = Running::start(setup.settings(&Peer::parse(&listener.local_addr().unwrap().to_string())));
-    let mut wire = gateway.tcp.connect().await;
-    wire.write(&Ask::post("allowed").with_secret().json("{}").to_bytes("close")).await;
+    let gateway =
+        RunningGateway::start(setup.settings(&Address::parse(&listener.local_addr().unwrap().to_string())));
+    let mut connection = gateway.tcp.connect().await;
+    connection.write(&Request::post("allowed").with_secret().json("{}").to_bytes("close")).await;
     let (mut rails, _) = listener.accept().await.unwrap();
     let mut request = Vec::new();
     while !request.ends_with(b"{}") {
@@ -26,17 +27,18 @@ async fn interim_answers_without_end_are_given_up() {
     }
     let flood = b"HTTP/1.1 102 Processing\r\n\r\n".repeat(40);
     let flooding = tokio::spawn(async move { while rails.write_all(&flood).await.is_ok() {} });
-    wire.answer().await.assert_failure(502);
+    connection.read_response().await.assert_failure(502);
     flooding.await.unwrap();
 }
 
 #[tokio::test]
-async fn a_head_that_comes_byte_by_byte_behind_an_interim_answer_is_one() {
+async fn a_head_arriving_byte_by_byte_after_an_interim_response_is_read() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let setup = Setup::new();
-    let gateway = Running::start(setup.settings(&Peer::parse(&listener.local_addr().unwrap().to_string())));
-    let mut wire = gateway.tcp.connect().await;
-    wire.write(&Ask::post("allowed").with_secret().json("{}").to_bytes("close")).await;
+    let gateway =
+        RunningGateway::start(setup.settings(&Address::parse(&listener.local_addr().unwrap().to_string())));
+    let mut connection = gateway.tcp.connect().await;
+    connection.write(&Request::post("allowed").with_secret().json("{}").to_bytes("close")).await;
     let (mut rails, _) = listener.accept().await.unwrap();
     rails.set_nodelay(true).unwrap();
     let mut request = Vec::new();
@@ -49,7 +51,7 @@ async fn a_head_that_comes_byte_by_byte_behind_an_interim_answer_is_one() {
         rails.write_all(&[*byte]).await.unwrap();
         tokio::task::yield_now().await;
     }
-    assert_eq!(wire.answer().await.status, 200);
+    assert_eq!(connection.read_response().await.status, 200);
 }
 
 /// What the client gets.
@@ -57,87 +59,92 @@ async fn a_head_that_comes_byte_by_byte_behind_an_interim_answer_is_one() {
 enum Outcome {
     /// The gateway's own answer.
     Failure(u16),
-    /// The head, and a body that breaks off, or nothing if it broke off at once. Where the answer
-    /// is read into memory first, nothing has been promised yet, and the client gets a 502.
-    Cut,
+    /// The head and a truncated body, or nothing at all. A cache fill is read into memory first, so that its
+    /// client gets a 502 instead.
+    Incomplete,
     /// The answer, with this body.
-    Answer(&'static str),
+    Response(&'static str),
 }
 
-use Outcome::{Cut as CutOff, Failure};
+use Outcome::{Failure, Incomplete as Truncated};
 
-fn user(id: usize) -> Ask {
-    Ask::get(&format!("discover?key_id={id}")).with_secret()
+fn user(id: usize) -> Request {
+    Request::get(&format!("discover?key_id={id}")).with_secret()
 }
 
-/// Sends each kind of request to a Rails that answers like this, then to one that is well again.
+/// Sends each kind of request to a Rails with this reply, then again after it has recovered.
 async fn assert_outcomes(setup: Setup, cases: Vec<(Reply, Outcome)>) {
-    let stage = setup.start().await;
+    let harness = setup.start().await;
     for (index, (reply, outcome)) in cases.into_iter().enumerate() {
-        let asks = [
-            Ask::post("allowed").with_secret().json("{}"),
-            Ask::get("lfs").with_secret(),
-            Ask::post("allowed").with_secret().body(noise(100_000)).chunked(10_000),
+        let requests = [
+            Request::post("allowed").with_secret().json("{}"),
+            Request::get("lfs").with_secret(),
+            Request::post("allowed").with_secret().body(noise(100_000)).chunked(10_000),
             user(1_000 + index),
         ];
-        for ask in asks {
-            let shown = format!("{ask} answered by {reply:?}");
-            stage.rails.always(reply.clone());
-            let mut wire = stage.gateway.tcp.connect().await;
-            wire.write(&ask.to_bytes("close")).await;
-            assert_outcome(wire.try_answer().await, outcome, &ask, &shown);
-            assert_eq!(wire.rest().await, b"", "{shown}");
+        for request in requests {
+            let shown = format!("{request} answered by {reply:?}");
+            harness.rails.respond_always(reply.clone());
+            let mut connection = harness.gateway.tcp.connect().await;
+            connection.write(&request.to_bytes("close")).await;
+            assert_outcome(connection.try_read_response().await, outcome, &request, &shown);
+            assert_eq!(connection.read_to_end().await, b"", "{shown}");
 
-            stage.rails.recover();
-            let (answer, arrived) = stage.send_counting(&ask).await;
-            assert_eq!((answer.status, arrived), (200, 1), "after {shown}: {answer}");
-            assert!(answer.text() == "null" || answer.text().contains("nth"), "after {shown}: {answer}");
+            harness.rails.recover();
+            let (response, arrived) = harness.send_counting(&request).await;
+            assert_eq!((response.status, arrived), (200, 1), "after {shown}: {response}");
+            assert!(
+                response.text() == "null" || response.text().contains("nth"),
+                "after {shown}: {response}"
+            );
         }
     }
-    assert_nothing_is_left(&stage).await;
+    assert_no_resource_leaked(&harness).await;
 }
 
-/// No permit, no place in a line, no flight, no request and no connection that is in use outlives what has failed.
-async fn assert_nothing_is_left(stage: &Stage) {
+/// No permit, queue entry, cache fill, request or busy connection outlives a failure.
+async fn assert_no_resource_leaked(harness: &Harness) {
     for class in ["lookup", "access", "callback", "kas", "other"] {
-        stage.reaches(&format!("railgate_upstream_in_flight{{class=\"{class}\"}}"), 0).await;
-        stage.reaches(&format!("railgate_upstream_queue{{class=\"{class}\"}}"), 0).await;
+        harness.wait_for_metric(&format!("railgate_upstream_in_flight{{class=\"{class}\"}}"), 0).await;
+        harness.wait_for_metric(&format!("railgate_upstream_queue{{class=\"{class}\"}}"), 0).await;
     }
     for series in ["railgate_upstream_held", "railgate_cache_flights", "railgate_requests_in_flight"] {
-        stage.reaches(series, 0).await;
+        harness.wait_for_metric(series, 0).await;
     }
     eventually("no connection to be in use", async || {
-        let shown = stage.gateway.admin.send(&Ask::new("POST", "/servers").json("")).await.json();
+        let shown = harness.gateway.admin.send(&Request::new("POST", "/servers").json("")).await.json();
         (shown["servers"][0]["requests"] == 0).then_some(())
     })
     .await;
 }
 
-fn assert_outcome(answer: Result<Answer, Cut>, outcome: Outcome, ask: &Ask, shown: &str) {
-    let is_collected = ask.target.contains("discover");
-    match (outcome, answer) {
-        (Failure(status), Ok(answer)) => {
-            assert_eq!(answer.status, status, "{shown}: {answer}");
-            answer.assert_failure(status);
+fn assert_outcome(response: Result<Response, Incomplete>, outcome: Outcome, request: &Request, shown: &str) {
+    let is_collected = request.target.contains("discover");
+    match (outcome, response) {
+        (Failure(status), Ok(response)) => {
+            assert_eq!(response.status, status, "{shown}: {response}");
+            response.assert_failure(status);
         }
-        (CutOff, Ok(answer)) if is_collected => answer.assert_failure(502),
-        (CutOff, Err(Cut::Body(answer))) if !is_collected => assert_eq!(answer.status, 200, "{shown}"),
-        (CutOff, Err(Cut::Head(nothing))) if !is_collected => assert_eq!(nothing, b"", "{shown}"),
-        (Outcome::Answer(body), Ok(answer)) => {
-            assert_eq!((answer.status, answer.text()), (200, body), "{shown}");
-            assert_eq!(answer.interim, Vec::<u16>::new(), "{shown}");
+        (Truncated, Ok(response)) if is_collected => response.assert_failure(502),
+        (Truncated, Err(Incomplete::Body(response))) if !is_collected => {
+            assert_eq!(response.status, 200, "{shown}");
         }
-        (_, answer) => panic!("{answer:?}: {shown}"),
+        (Truncated, Err(Incomplete::Head(nothing))) if !is_collected => assert_eq!(nothing, b"", "{shown}"),
+        (Outcome::Response(body), Ok(response)) => {
+            assert_eq!((response.status, response.text()), (200, body), "{shown}");
+            assert_eq!(response.interim, Vec::<u16>::new(), "{shown}");
+        }
+        (_, response) => panic!("{response:?}: {shown}"),
     }
 }
 
-/// An answer whose body these header lines frame.
+/// A response whose body these header lines frame.
 fn framed(headers: &str, body: &str) -> Reply {
     Reply::bytes(format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n{headers}\r\n{body}"))
 }
 
 #[tokio::test]
-async fn no_answer_at_all() {
+async fn a_connection_closed_without_a_response_is_a_502() {
     assert_outcomes(
         Setup::new(),
         vec![
@@ -153,8 +160,8 @@ async fn no_answer_at_all() {
 }
 
 #[tokio::test]
-async fn no_answer_in_time() {
-    let stage = Setup::new().text("upstream.response_timeout", "250ms").start().await;
+async fn a_response_timeout_is_a_504() {
+    let harness = Setup::new().text("upstream.response_timeout", "250ms").start().await;
     for (index, reply) in [
         Reply::silence(),
         Reply::bytes("HTTP/1.1 200 OK\r\nContent-Le").then_hang(),
@@ -163,47 +170,47 @@ async fn no_answer_in_time() {
     .into_iter()
     .enumerate()
     {
-        stage.rails.always(reply);
-        for ask in [Ask::post("allowed").with_secret().json("{}"), user(1_000 + index)] {
-            stage.send(&ask).await.assert_failure(504);
+        harness.rails.respond_always(reply);
+        for request in [Request::post("allowed").with_secret().json("{}"), user(1_000 + index)] {
+            harness.send(&request).await.assert_failure(504);
         }
-        stage.rails.recover();
+        harness.rails.recover();
         // Rails is well again, but on a busy machine it may be late for once.
-        let answer = eventually("an answer", async || {
-            let answer = stage.send(&user(1_000 + index)).await;
-            (answer.status == 200).then_some(answer)
+        let response = eventually("an answer", async || {
+            let response = harness.send(&user(1_000 + index)).await;
+            (response.status == 200).then_some(response)
         });
-        assert_eq!(answer.await.cache_status(), "railgate; fwd=miss; stored");
+        assert_eq!(response.await.cache_status(), "railgate; fwd=miss; stored");
     }
 }
 
-/// An answer that comes when nobody waits for it any more is nobody's.
+/// They must not reach the next request.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn answers_that_come_too_late() {
-    let stage = Setup::new().text("upstream.response_timeout", "250ms").start().await;
+async fn late_responses_are_discarded() {
+    let harness = Setup::new().text("upstream.response_timeout", "250ms").start().await;
     for index in 0..5 {
-        let valve = Valve::shut();
-        let (held, evil) = (valve.clone(), r#"{"id":666,"username":"attacker"}"#);
-        stage.rails.answer(move |_| Reply::json(200, evil).after(&held));
-        let before = stage.rails.count();
-        // One whose time is up, and one that has left.
-        stage.send(&Ask::post("allowed").with_secret()).await.assert_failure(504);
-        let mut wire = stage.gateway.tcp.connect().await;
-        wire.write(&Ask::post("allowed").with_secret().to_bytes("close")).await;
-        stage.rails.has_got(before + 2).await;
-        drop(wire);
-        stage.reaches("railgate_requests_in_flight", 0).await;
-        stage.rails.recover();
-        valve.open();
+        let latch = Latch::closed();
+        let (held, evil) = (latch.clone(), r#"{"id":666,"username":"attacker"}"#);
+        harness.rails.respond_with(move |_| Reply::json(200, evil).after(&held));
+        let before = harness.rails.request_count();
+        // One request has timed out, and the client of the other one has disconnected.
+        harness.send(&Request::post("allowed").with_secret()).await.assert_failure(504);
+        let mut connection = harness.gateway.tcp.connect().await;
+        connection.write(&Request::post("allowed").with_secret().to_bytes("close")).await;
+        harness.rails.wait_for_requests(before + 2).await;
+        drop(connection);
+        harness.wait_for_metric("railgate_requests_in_flight", 0).await;
+        harness.rails.recover();
+        latch.open();
         for id in 0..5 {
-            let answer = stage.send(&user(1_000 + 10 * index + id)).await;
-            assert!(answer.text() == "null" || answer.status == 504, "{answer}");
+            let response = harness.send(&user(1_000 + 10 * index + id)).await;
+            assert!(response.text() == "null" || response.status == 504, "{response}");
         }
     }
 }
 
 #[tokio::test]
-async fn no_http() {
+async fn bytes_that_are_not_http_are_a_502() {
     let huge = format!("X: {}\r\n", "x".repeat(2 << 20));
     let many = "X: x\r\n".repeat(300);
     let mut cases: Vec<(Reply, Outcome)> = [
@@ -235,9 +242,9 @@ async fn no_http() {
     assert_outcomes(Setup::new(), cases).await;
 }
 
-/// Where two readers could disagree on where an answer ends, nobody gets to read it.
+/// Two readers could disagree on where such a response ends, so no client gets it.
 #[tokio::test]
-async fn answers_that_can_be_framed_in_two_ways() {
+async fn ambiguously_framed_responses_are_refused() {
     let chunks = "4\r\nnull\r\n0\r\n\r\n";
     let mut cases = Vec::new();
     for (headers, body) in [
@@ -263,7 +270,7 @@ async fn answers_that_can_be_framed_in_two_ways() {
         ("Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n", chunks),
         ("Transfer-Encoding: xchunked\r\n", chunks),
         ("Transfer-Encoding:\r\n", chunks),
-        // With blanks in front of a colon, and lines that are folded.
+        // Blanks in front of the colon, and folded lines.
         ("Content-Length : 4\r\nTransfer-Encoding: chunked\r\n", chunks),
         ("Content-Length: 14\r\nTransfer-Encoding\t: chunked\r\n", chunks),
         ("Content-Length: 4\r\n 4\r\n", "null"),
@@ -272,7 +279,7 @@ async fn answers_that_can_be_framed_in_two_ways() {
         ("Transfer-Encoding: gzip,\r\n chunked\r\n", chunks),
         ("Transfer-Encoding : chunked\r\nTransfer-Encoding: chunked\r\n", chunks),
     ] {
-        // With and without the end of the connection behind it, which some take for the end.
+        // With and without a close behind it, which some readers take for the end.
         cases.push((framed(headers, body), Failure(502)));
         cases.push((framed(headers, body).then_close(), Failure(502)));
     }
@@ -282,13 +289,13 @@ async fn answers_that_can_be_framed_in_two_ways() {
 }
 
 #[tokio::test]
-async fn answers_that_break_off() {
+async fn truncated_responses_are_truncated_for_the_client() {
     let chunked = "Transfer-Encoding: chunked\r\n";
     let mut cases = vec![
-        (framed("Content-Length: 5\r\n", "null"), CutOff),
-        (framed("Content-Length: 5\r\n", ""), CutOff),
-        (framed("Content-Length: 9999\r\n", "null"), CutOff),
-        (framed("Content-Length: 60000\r\n", "null"), CutOff),
+        (framed("Content-Length: 5\r\n", "null"), Truncated),
+        (framed("Content-Length: 5\r\n", ""), Truncated),
+        (framed("Content-Length: 9999\r\n", "null"), Truncated),
+        (framed("Content-Length: 60000\r\n", "null"), Truncated),
     ];
     for body in [
         "",
@@ -307,15 +314,15 @@ async fn answers_that_break_off() {
         "4\r\nnull\r\n\r\n",
         "4\r\nnull\r\n0\r\nA: b",
     ] {
-        cases.push((framed(chunked, body), CutOff));
+        cases.push((framed(chunked, body), Truncated));
     }
     let cases = cases.into_iter().map(|(reply, outcome)| (reply.then_close(), outcome)).collect();
     assert_outcomes(Setup::new(), cases).await;
 }
 
-/// Nobody asked for another protocol.
+/// The gateway never asks for another protocol.
 #[tokio::test]
-async fn an_upgrade_is_no_answer() {
+async fn protocol_upgrades_are_refused() {
     let upgrade = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n";
     assert_outcomes(
         Setup::new(),
@@ -326,46 +333,51 @@ async fn an_upgrade_is_no_answer() {
         ],
     )
     .await;
-    // Not even if the client did: the gateway does not pass the wish on.
-    let stage = Stage::new().await;
-    stage.rails.always(Reply::bytes(format!("{upgrade}\r\n")).then_hang());
-    let ask = Ask::get("lfs").with_secret().header("Connection", "Upgrade").header("Upgrade", "h2c");
-    let (answer, seen) = {
-        let mut wire = stage.gateway.tcp.connect().await;
-        wire.write(&ask.to_bytes("close")).await;
-        (wire.answer().await, stage.rails.last())
+    // Not even if the client asked for one: the gateway does not forward the offer.
+    let harness = Harness::new().await;
+    harness.rails.respond_always(Reply::bytes(format!("{upgrade}\r\n")).then_hang());
+    let request = Request::get("lfs").with_secret().header("Connection", "Upgrade").header("Upgrade", "h2c");
+    let (response, seen) = {
+        let mut connection = harness.gateway.tcp.connect().await;
+        connection.write(&request.to_bytes("close")).await;
+        (connection.read_response().await, harness.rails.last_request())
     };
-    answer.assert_failure(502);
+    response.assert_failure(502);
     assert_eq!(seen.header("upgrade"), None);
 }
 
 #[tokio::test]
-async fn interim_answers_are_skipped() {
+async fn interim_responses_are_skipped() {
     let good = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 4\r\n\r\nnull";
     let hints = "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\nContent-Length: 9\r\n\r\n";
     let interims = ["HTTP/1.1 100 Continue\r\n\r\n", "HTTP/1.1 102 Processing\r\n\r\n", hints];
     let cases = interims.into_iter().flat_map(|interim| {
         let replies = [Reply::bytes(interim).then(good), Reply::bytes(interim.repeat(50)).then(good)];
-        replies.map(|reply| (reply, Outcome::Answer("null")))
+        replies.map(|reply| (reply, Outcome::Response("null")))
     });
-    let stage = Stage::new().await;
+    let harness = Harness::new().await;
     for (index, (reply, outcome)) in cases.enumerate() {
-        stage.rails.always(reply.clone());
-        for ask in [Ask::post("allowed").with_secret().json("{}"), user(1_000 + index)] {
-            let mut wire = stage.gateway.tcp.connect().await;
-            wire.write(&ask.to_bytes("close")).await;
-            assert_outcome(wire.try_answer().await, outcome, &ask, &format!("{ask}: {reply:?}"));
+        harness.rails.respond_always(reply.clone());
+        for request in [Request::post("allowed").with_secret().json("{}"), user(1_000 + index)] {
+            let mut connection = harness.gateway.tcp.connect().await;
+            connection.write(&request.to_bytes("close")).await;
+            assert_outcome(
+                connection.try_read_response().await,
+                outcome,
+                &request,
+                &format!("{request}: {reply:?}"),
+            );
         }
     }
 }
 
-/// What comes behind an answer is not the answer to anything.
+/// They must not answer the next request.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_left_over_on_a_connection_answers_nobody() {
+async fn surplus_bytes_on_a_connection_are_discarded() {
     let evil = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 32\r\n\r\n\
                 {\"id\":666,\"username\":\"attacker\"} ";
     let null = framed("Content-Length: 4\r\n", "null");
-    let stage = Stage::new().await;
+    let harness = Harness::new().await;
     let mut next = 1_000;
     for poisoned in [
         null.clone().then(evil),
@@ -374,136 +386,134 @@ async fn what_is_left_over_on_a_connection_answers_nobody() {
         null.clone().then("x"),
         framed("Transfer-Encoding: chunked\r\n", "4\r\nnull\r\n0\r\n\r\n").then(evil),
         framed("Transfer-Encoding: chunked\r\n", "4\r\nnull\r\n0\r\n\r\n0\r\n\r\n").then(evil),
-        // To a reader who goes by the wrong one of two lengths.
+        // For a reader that believes the wrong one of two lengths.
         framed("Content-Length: 4\r\nTransfer-Encoding: chunked\r\n", "0\r\n\r\n").then(evil),
         framed("Content-Length: 0\r\nContent-Length: 4\r\n", "null").then(evil),
-        // Without a body, whatever the head says.
+        // These statuses have no body, whatever the head says.
         Reply::bytes("HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\nhello").then(evil),
         Reply::bytes("HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n").then(evil),
     ] {
-        for ask in [Ask::post("allowed").with_secret(), Ask::get("lfs").with_secret()] {
-            stage.rails.always(poisoned.clone());
-            let mut wire = stage.gateway.tcp.connect().await;
-            wire.write(&ask.to_bytes("close")).await;
-            let first = wire.answer().await;
+        for request in [Request::post("allowed").with_secret(), Request::get("lfs").with_secret()] {
+            harness.rails.respond_always(poisoned.clone());
+            let mut connection = harness.gateway.tcp.connect().await;
+            connection.write(&request.to_bytes("close")).await;
+            let first = connection.read_response().await;
             assert!(!first.text().contains("666"), "{first}: {poisoned:?}");
-            assert_eq!(wire.rest().await, b"", "{poisoned:?}");
-            stage.rails.recover();
+            assert_eq!(connection.read_to_end().await, b"", "{poisoned:?}");
+            harness.rails.recover();
             for _ in 0..5 {
                 next += 1;
-                let (answer, arrived) = stage.send_counting(&user(next)).await;
-                assert_eq!((answer.text(), arrived), ("null", 1), "after {poisoned:?}: {answer}");
+                let (response, arrived) = harness.send_counting(&user(next)).await;
+                assert_eq!((response.text(), arrived), ("null", 1), "after {poisoned:?}: {response}");
             }
         }
     }
-    // Nor the body of an answer to HEAD, of which there is none.
-    stage.rails.always(framed("Content-Length: 4\r\n", "null").then(evil));
-    let head = Ask::new("HEAD", "/api/v4/internal/lfs").with_secret();
-    assert_eq!(stage.send(&head).await.status, 200);
-    stage.rails.recover();
-    assert_eq!(stage.send(&user(999)).await.text(), "null");
+    // The response to a HEAD has no body either.
+    harness.rails.respond_always(framed("Content-Length: 4\r\n", "null").then(evil));
+    let head = Request::new("HEAD", "/api/v4/internal/lfs").with_secret();
+    assert_eq!(harness.send(&head).await.status, 200);
+    harness.rails.recover();
+    assert_eq!(harness.send(&user(999)).await.text(), "null");
 }
 
-/// Nor what comes while nobody has asked: the connection is given up.
 #[tokio::test]
-async fn what_comes_unasked_ends_the_connection() {
-    let stage = Stage::new().await;
-    let unasked = Valve::shut();
+async fn unsolicited_bytes_close_the_connection() {
+    let harness = Harness::new().await;
+    let unasked = Latch::closed();
     let evil = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 4\r\n\r\nevil";
-    stage.rails.always(framed("Content-Length: 4\r\n", "null").then_wait(&unasked).then(evil));
-    assert_eq!(stage.send(&Ask::post("allowed").with_secret()).await.text(), "null");
+    harness.rails.respond_always(framed("Content-Length: 4\r\n", "null").then_wait(&unasked).then(evil));
+    assert_eq!(harness.send(&Request::post("allowed").with_secret()).await.text(), "null");
     unasked.open();
-    stage.rails.has_lost(1).await;
-    stage.rails.recover();
-    let (answer, seen) = stage.pass(&user(1_000)).await;
-    assert_eq!((answer.text(), seen.connection), ("null", 1));
+    harness.rails.wait_for_closed(1).await;
+    harness.rails.recover();
+    let (response, seen) = harness.send_forwarded(&user(1_000)).await;
+    assert_eq!((response.text(), seen.connection), ("null", 1));
 }
 
-/// Rails, or what is in front of it, closes the connection before anything was asked on it.
 #[tokio::test]
-async fn a_door_that_is_slammed() {
-    let stage = Stage::new().await;
+async fn connections_closed_on_accept_are_a_502() {
+    let harness = Harness::new().await;
     for index in 0..5 {
-        stage.rails.behave(Manners::Slamming, |_| Reply::hang_up());
-        for ask in [Ask::post("allowed").with_secret().json("{}"), user(1_000 + index)] {
-            stage.send(&ask).await.assert_failure(502);
+        harness.rails.set_behavior(Behavior::CloseOnAccept, |_| Reply::hang_up());
+        for request in [Request::post("allowed").with_secret().json("{}"), user(1_000 + index)] {
+            harness.send(&request).await.assert_failure(502);
         }
-        stage.rails.recover();
-        assert_eq!(stage.send(&user(1_000 + index)).await.text(), "null");
-        stage.assert_alive().await;
+        harness.rails.recover();
+        assert_eq!(harness.send(&user(1_000 + index)).await.text(), "null");
+        harness.assert_alive().await;
     }
 }
 
-/// The upload is still under way when Rails has enough: that is not the client's fault.
+/// That is not the client's fault.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn rails_leaves_in_the_middle_of_an_upload() {
-    let stage = Stage::new().await;
-    stage.rails.behave(Manners::Hasty, |_| Reply::hang_up());
+async fn rails_closes_the_connection_during_an_upload() {
+    let harness = Harness::new().await;
+    harness.rails.set_behavior(Behavior::RespondAfterHead, |_| Reply::hang_up());
     let body = noise(5 << 20);
-    for ask in [
-        Ask::post("allowed").with_secret().body(&body),
-        Ask::post("allowed").with_secret().body(&body).chunked(65_536),
+    for request in [
+        Request::post("allowed").with_secret().body(&body),
+        Request::post("allowed").with_secret().body(&body).chunked(65_536),
     ] {
-        let mut wire = stage.gateway.tcp.connect().await;
-        wire.write(&ask.to_bytes("close")).await;
-        wire.answer().await.assert_failure(502);
+        let mut connection = harness.gateway.tcp.connect().await;
+        connection.write(&request.to_bytes("close")).await;
+        connection.read_response().await.assert_failure(502);
     }
-    stage.rails.recover();
-    stage.assert_alive().await;
+    harness.rails.recover();
+    harness.assert_alive().await;
 }
 
-/// It says no without listening to the end; the client hears the no.
+/// Rails refuses the upload without reading all of it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn rails_answers_before_it_has_heard_everything() {
-    let stage = Stage::new().await;
-    stage.rails.behave(Manners::Hasty, |_| Reply::json(413, r#"{"error":"too much"}"#));
+async fn an_early_response_during_an_upload_is_forwarded() {
+    let harness = Harness::new().await;
+    harness.rails.set_behavior(Behavior::RespondAfterHead, |_| Reply::json(413, r#"{"error":"too much"}"#));
     let body = noise(5 << 20);
-    for ask in [
-        Ask::post("allowed").with_secret().body(&body),
-        Ask::post("allowed").with_secret().body(&body).chunked(65_536),
+    for request in [
+        Request::post("allowed").with_secret().body(&body),
+        Request::post("allowed").with_secret().body(&body).chunked(65_536),
     ] {
-        let mut wire = stage.gateway.tcp.connect().await;
-        wire.write(&ask.to_bytes("close")).await;
-        let answer = wire.answer().await;
-        assert_eq!((answer.status, answer.text()), (413, r#"{"error":"too much"}"#));
+        let mut connection = harness.gateway.tcp.connect().await;
+        connection.write(&request.to_bytes("close")).await;
+        let response = connection.read_response().await;
+        assert_eq!((response.status, response.text()), (413, r#"{"error":"too much"}"#));
     }
-    stage.rails.recover();
-    stage.assert_alive().await;
+    harness.rails.recover();
+    harness.assert_alive().await;
 }
 
-/// Nobody listens. As soon as somebody does, all is well.
+/// The first request after Rails listens again is answered.
 #[tokio::test]
-async fn nobody_listens() {
+async fn refused_connections_are_a_503() {
     let setup = Setup::new();
     let socket = setup.dir.file("rails.sock");
-    let gateway = Running::start(setup.settings(&Peer::Unix(socket.clone())));
+    let gateway = RunningGateway::start(setup.settings(&Address::Unix(socket.clone())));
     for _ in 0..2 {
-        for ask in [Ask::post("allowed").with_secret(), user(1_000)] {
-            gateway.tcp.send(&ask).await.assert_failure(503);
+        for request in [Request::post("allowed").with_secret(), user(1_000)] {
+            gateway.tcp.send(&request).await.assert_failure(503);
         }
     }
-    let rails = Rails::on_unix(&socket);
+    let rails = FakeRails::listen_unix(&socket);
     assert_eq!(gateway.tcp.send(&user(1_000)).await.text(), "null");
-    assert_eq!(rails.count(), 1);
+    assert_eq!(rails.request_count(), 1);
 
-    // A port that is taken but closed.
+    // A port that is bound but not listening.
     let held = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     held.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
     let address = held.local_addr().unwrap().as_socket().unwrap();
-    let stage = Running::start(Setup::new().settings(&Peer::Tcp(address)));
-    for ask in [Ask::post("allowed").with_secret(), user(1_000)] {
-        stage.tcp.send(&ask).await.assert_failure(503);
+    let harness = RunningGateway::start(Setup::new().settings(&Address::Tcp(address)));
+    for request in [Request::post("allowed").with_secret(), user(1_000)] {
+        harness.tcp.send(&request).await.assert_failure(503);
     }
     held.listen(128).unwrap();
     held.set_nonblocking(true).unwrap();
-    let rails = Rails::on(tokio::net::TcpListener::from_std(held.into()).unwrap());
-    assert_eq!(stage.tcp.send(&user(1_000)).await.text(), "null");
-    assert_eq!(rails.count(), 1);
+    let rails = FakeRails::listen_on(tokio::net::TcpListener::from_std(held.into()).unwrap());
+    assert_eq!(harness.tcp.send(&user(1_000)).await.text(), "null");
+    assert_eq!(rails.request_count(), 1);
 }
 
-/// Somebody listens and never accepts.
+/// A server that listens and never accepts.
 #[tokio::test]
-async fn a_queue_that_does_not_move() {
+async fn a_full_accept_queue_is_a_503() {
     let held = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     held.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
     held.listen(0).unwrap();
@@ -513,27 +523,27 @@ async fn a_queue_that_does_not_move() {
         waiting.push(stream);
     }
     let setup = Setup::new().text("upstream.connect_timeout", "100ms");
-    let gateway = Running::start(setup.settings(&Peer::Tcp(address)));
-    for ask in [Ask::post("allowed").with_secret(), user(1_000)] {
-        gateway.tcp.send(&ask).await.assert_failure(503);
+    let gateway = RunningGateway::start(setup.settings(&Address::Tcp(address)));
+    for request in [Request::post("allowed").with_secret(), user(1_000)] {
+        gateway.tcp.send(&request).await.assert_failure(503);
     }
 }
 
-/// The client is told what happened, in words that do not give the machine away.
+/// The text says what happened, and nothing about this machine.
 #[tokio::test]
-async fn failures_give_nothing_away() {
+async fn failure_texts_reveal_no_internals() {
     let setup = Setup::new().text("upstream.response_timeout", "100ms");
     let dir = setup.dir.path().display().to_string();
-    let rails = Rails::on_unix(&setup.dir.file("rails.sock"));
-    let stage = setup.in_front_of(rails);
+    let rails = FakeRails::listen_unix(&setup.dir.file("rails.sock"));
+    let harness = setup.start_with(rails);
     for reply in [Reply::hang_up(), Reply::silence(), Reply::bytes("s3cret nonsense\r\n\r\n").then_close()] {
-        stage.rails.always(reply);
-        let answer = stage.send(&Ask::post("allowed").with_secret()).await;
-        answer.assert_failure(answer.status);
-        let text = format!("{answer}");
+        harness.rails.respond_always(reply);
+        let response = harness.send(&Request::post("allowed").with_secret()).await;
+        response.assert_failure(response.status);
+        let text = format!("{response}");
         for hidden in [dir.as_str(), "rails.sock", "s3cret", "nonsense", "hyper", "os error"] {
             assert!(!text.contains(hidden), "{hidden} in {text}");
         }
-        assert!(answer.text().contains("GitLab"), "{answer}");
+        assert!(response.text().contains("GitLab"), "{response}");
     }
 }

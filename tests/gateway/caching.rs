@@ -1,16 +1,16 @@
-//! What is kept, for whom, and what is not.
+//! What is stored, which callers share it, and what is not stored.
 
-use super::client::{Ask, eventually};
+use super::client::{Request, eventually};
 use super::credentials::{now, rfc3339};
-use super::fake::{CHECK, PADDED_KEY, ROOT_KEY, Reply, UNKNOWN_KEY, of_one_request};
-use super::stage::{Setup, Stage};
+use super::fake_rails::{CHECK, PADDED_KEY, ROOT_KEY, Reply, UNKNOWN_KEY, of_one_request};
+use super::harness::{Harness, Setup};
 
 fn escaped(key: &str) -> String {
     key.replace('+', "%2B").replace('/', "%2F").replace('=', "%3D")
 }
 
-/// The hot reads, each in all its spellings.
-fn hot_reads() -> Vec<Vec<String>> {
+/// Targets of the cached endpoints; each row is one entry in all its spellings.
+fn cacheable_targets() -> Vec<Vec<String>> {
     let key = |key: &str| format!("authorized_keys?key={key}");
     let (padded, bare) = (PADDED_KEY, PADDED_KEY.trim_end_matches('='));
     let [unescaped, unescaped_bare] = [padded, bare].map(|text| text.replace('+', "%2B"));
@@ -45,55 +45,56 @@ impl LowercaseEscapes for String {
     }
 }
 
-/// The same question by each kind of caller. Who asks is no part of what is kept.
-fn by_all_callers(target: &str) -> Vec<Ask> {
+/// The same target by each kind of caller. The cache key does not depend on the caller.
+fn for_all_callers(target: &str) -> Vec<Request> {
     let and = match target.split_once('?') {
         Some((_, "")) => "",
         Some(_) => "&",
         None => "?",
     };
     vec![
-        Ask::get(target).with_secret(),
-        Ask::get(target).with_shell_token(),
-        Ask::get(target).with_secret().header("Content-Type", "application/json"),
-        Ask::get(target).with_secret().body(""),
-        Ask::get(&format!("{target}{and}secret_token=s3cret")),
-        Ask::get(target).form("secret_token=s3cret%0A"),
-        Ask::get(target).form("secret_token=s3cret").chunked(1),
+        Request::get(target).with_secret(),
+        Request::get(target).with_shell_token(),
+        Request::get(target).with_secret().header("Content-Type", "application/json"),
+        Request::get(target).with_secret().body(""),
+        Request::get(&format!("{target}{and}secret_token=s3cret")),
+        Request::get(target).form("secret_token=s3cret%0A"),
+        Request::get(target).form("secret_token=s3cret").chunked(1),
     ]
 }
 
 #[tokio::test]
-async fn a_hot_read_reaches_rails_once_whoever_asks_and_however_it_is_spelled() {
-    // The first to ask is a plain reader, and one with a form.
+async fn a_cacheable_read_reaches_rails_once_for_all_callers_and_spellings() {
+    // The first caller shows the secret in a header, then in a form.
     for first in [0, 6] {
-        let stage = Stage::new().await;
-        for spellings in hot_reads() {
-            let before = stage.rails.count();
-            let mut asks: Vec<Ask> = spellings.iter().flat_map(|target| by_all_callers(target)).collect();
-            asks.rotate_left(first);
+        let harness = Harness::new().await;
+        for spellings in cacheable_targets() {
+            let before = harness.rails.request_count();
+            let mut requests: Vec<Request> =
+                spellings.iter().flat_map(|target| for_all_callers(target)).collect();
+            requests.rotate_left(first);
             let mut expected = None;
-            for ask in &asks {
-                for peer in [&stage.gateway.tcp, &stage.gateway.unix] {
-                    let answer = peer.send(ask).await;
-                    let seen = (answer.status, answer.header("content-length").map(str::to_owned));
-                    assert_eq!(&seen, expected.get_or_insert(seen.clone()), "{ask}: {answer}");
-                    assert_eq!(seen.1, Some(answer.body.len().to_string()));
+            for request in &requests {
+                for address in [&harness.gateway.tcp, &harness.gateway.unix] {
+                    let response = address.send(request).await;
+                    let seen = (response.status, response.header("content-length").map(str::to_owned));
+                    assert_eq!(&seen, expected.get_or_insert(seen.clone()), "{request}: {response}");
+                    assert_eq!(seen.1, Some(response.body.len().to_string()));
                 }
             }
-            assert_eq!(stage.rails.count() - before, 1, "{spellings:?}");
+            assert_eq!(harness.rails.request_count() - before, 1, "{spellings:?}");
         }
     }
 }
 
 #[tokio::test]
-async fn an_answer_says_where_it_comes_from() {
-    let stage = Stage::new().await;
-    for spellings in hot_reads() {
-        let ask = Ask::get(&spellings[0]).with_secret();
-        let first = stage.send(&ask).await;
+async fn the_cache_status_header_tells_hits_from_misses() {
+    let harness = Harness::new().await;
+    for spellings in cacheable_targets() {
+        let request = Request::get(&spellings[0]).with_secret();
+        let first = harness.send(&request).await;
         assert_eq!((first.cache_status(), first.header("age")), ("railgate; fwd=miss; stored", None));
-        let second = stage.send(&ask).await;
+        let second = harness.send(&request).await;
         let left = second.cache_status().strip_prefix("railgate; hit; ttl=").unwrap_or_default();
         let left: u64 = left.parse().unwrap_or_else(|_| panic!("{second}"));
         let age: u64 = second.header("age").unwrap().parse().unwrap();
@@ -102,19 +103,18 @@ async fn an_answer_says_where_it_comes_from() {
     }
 }
 
-/// What Rails wrote for one request is not told to another.
 #[tokio::test]
-async fn what_is_replayed_was_not_written_for_one_request() {
-    let stage = Stage::new().await;
-    for spellings in hot_reads() {
-        let ask = Ask::get(&spellings[0]).with_secret();
-        let first = stage.send(&ask).await;
-        let nth = stage.rails.last().nth;
+async fn headers_of_a_single_request_are_not_replayed() {
+    let harness = Harness::new().await;
+    for spellings in cacheable_targets() {
+        let request = Request::get(&spellings[0]).with_secret();
+        let first = harness.send(&request).await;
+        let nth = harness.rails.last_request().nth;
         assert_eq!(first.header("set-cookie"), Some(format!("session={nth}").as_str()));
         assert_eq!(first.header("date"), Some("Mon, 01 Jan 2001 00:00:00 GMT"));
         let mut ids = vec![first.header("x-request-id").unwrap().to_owned()];
         for _ in 0..3 {
-            let hit = stage.send(&ask).await;
+            let hit = harness.send(&request).await;
             for name in ["Set-Cookie", "X-Runtime", "X-Gitlab-Meta", "X-Unheard-Of"] {
                 assert_eq!(hit.header(name), None, "{hit}");
             }
@@ -141,10 +141,10 @@ async fn what_is_replayed_was_not_written_for_one_request() {
     }
 }
 
-/// Rails reads all of these in ways that only Rails knows.
+/// Only Rails knows how it reads these.
 #[tokio::test]
-async fn what_is_not_canonical_reaches_rails_every_time() {
-    let stage = Stage::new().await;
+async fn non_canonical_targets_bypass_the_cache() {
+    let harness = Harness::new().await;
     let plus = PADDED_KEY;
     let key = |value: &str| format!("authorized_keys?key={value}");
     let targets = vec![
@@ -161,7 +161,7 @@ async fn what_is_not_canonical_reaches_rails_every_time() {
         key(&format!("ssh-ed25519%20{ROOT_KEY}")),
         key(&format!("{ROOT_KEY}%20comment")),
         key(&escaped(plus).replace("%2F", "_").replace("%2B", "-")),
-        // A blob that ends in bits that nobody reads, and one that ends in the middle.
+        // A blob whose last bits are unused, and a truncated one.
         key(&escaped("AAAAB3NzaC1yc2EAAAADAQABAAAAgQ+/v/7/7777/x==")),
         key(&ROOT_KEY[..ROOT_KEY.len() - 3]),
         key(&format!("{ROOT_KEY}&key={ROOT_KEY}")),
@@ -218,24 +218,24 @@ async fn what_is_not_canonical_reaches_rails_every_time() {
     ];
     for target in targets {
         for _ in 0..2 {
-            let (answer, seen) = stage.pass(&Ask::get(&target).with_secret()).await;
-            assert_eq!(answer.cache_status(), "railgate; fwd=bypass; detail=request", "{target}");
+            let (response, seen) = harness.send_forwarded(&Request::get(&target).with_secret()).await;
+            assert_eq!(response.cache_status(), "railgate; fwd=bypass; detail=request", "{target}");
             assert_eq!(seen.target, format!("/api/v4/internal/{target}"));
         }
     }
-    // A separator that only some see, as long as the credential is not among the parameters.
+    // Some versions of Rack treat `;` as a separator; here the credential is not among the parameters.
     for target in [format!("authorized_keys?key={ROOT_KEY};a=b"), "discover?key_id=1;user_id=7".into()] {
         for _ in 0..2 {
-            let (answer, _) = stage.pass(&Ask::get(&target).with_shell_token()).await;
-            assert_eq!(answer.cache_status(), "railgate; fwd=bypass; detail=request", "{target}");
+            let (response, _) = harness.send_forwarded(&Request::get(&target).with_shell_token()).await;
+            assert_eq!(response.cache_status(), "railgate; fwd=bypass; detail=request", "{target}");
         }
     }
 }
 
-/// sshd takes whatever user it is given. One entry for two questions would be somebody else's door.
+/// sshd logs in whichever user it is given, so a mixed-up entry would be another user's login.
 #[tokio::test]
-async fn questions_that_differ_are_never_mixed_up() {
-    let stage = Stage::with(|request| {
+async fn different_targets_never_share_an_entry() {
+    let harness = Harness::with(|request| {
         let id = request.param("user_id").unwrap_or("5".to_owned());
         let username = request.param("username").unwrap_or_default();
         let key = request.param("key").unwrap_or_default();
@@ -254,26 +254,26 @@ async fn questions_that_differ_are_never_mixed_up() {
         targets.push(format!("discover?username={name}"));
     }
     for length in 1..40 {
-        // Each is a part of the next, and some differ in their last bit only.
+        // Each is a prefix of the next one, and some differ only in their last bits.
         targets.push(format!("authorized_keys?key={}", "AAAA".repeat(length)));
         targets.push(format!("authorized_keys?key={}AAAB", "AAAA".repeat(length)));
         targets.push(format!("authorized_keys?key={}AAA", "AAAA".repeat(length)));
         targets.push(format!("authorized_keys?key={}AA", "AAAA".repeat(length)));
     }
     for target in &targets {
-        let (answer, _) = stage.pass(&Ask::get(target).with_secret()).await;
-        assert_eq!(answer.cache_status(), "railgate; fwd=miss; stored", "{target}");
+        let (response, _) = harness.send_forwarded(&Request::get(target).with_secret()).await;
+        assert_eq!(response.cache_status(), "railgate; fwd=miss; stored", "{target}");
     }
     for target in &targets {
-        let (answer, arrived) = stage.send_counting(&Ask::get(target).with_secret()).await;
+        let (response, arrived) = harness.send_counting(&Request::get(target).with_secret()).await;
         assert_eq!(arrived, 0, "{target}");
-        assert_eq!(answer.json()["target"], format!("/api/v4/internal/{target}"));
+        assert_eq!(response.json()["target"], format!("/api/v4/internal/{target}"));
     }
 }
 
-/// Should answers ever slip by one on a connection, nobody gets somebody else's.
+/// If responses were ever shifted on a connection, no caller may get the answer meant for another one.
 #[tokio::test]
-async fn an_answer_to_another_question_is_nobodys() {
+async fn a_response_to_another_target_is_refused() {
     let row = |key: &str| format!(r#"{{"id":1,"key":"ssh-rsa {key} root (host)"}}"#);
     let user = |id: u64, name: &str| format!(r#"{{"id":{id},"username":"{name}","name":"n"}}"#);
     let padded = format!("authorized_keys?key={}", escaped(PADDED_KEY));
@@ -286,29 +286,32 @@ async fn an_answer_to_another_question_is_nobodys() {
         ("discover?user_id=7".into(), user(1, "root"), user(7, "rubi")),
         ("discover?username=root".into(), user(7, "rubi"), user(1, "Root")),
     ] {
-        let stage = Stage::new().await;
-        let ask = Ask::get(&target).with_secret();
-        stage.rails.always(Reply::json(200, &wrong));
+        let harness = Harness::new().await;
+        let request = Request::get(&target).with_secret();
+        harness.rails.respond_always(Reply::json(200, &wrong));
         for _ in 0..2 {
-            stage.pass(&ask).await.0.assert_failure(502);
+            harness.send_forwarded(&request).await.0.assert_failure(502);
         }
-        stage.rails.always(Reply::json(200, &right));
-        let (answer, _) = stage.pass(&ask).await;
-        assert_eq!((answer.cache_status(), answer.text()), ("railgate; fwd=miss; stored", right.as_str()));
-        assert!(stage.send(&ask).await.is_hit());
+        harness.rails.respond_always(Reply::json(200, &right));
+        let (response, _) = harness.send_forwarded(&request).await;
+        assert_eq!(
+            (response.cache_status(), response.text()),
+            ("railgate; fwd=miss; stored", right.as_str())
+        );
+        assert!(harness.send(&request).await.is_hit());
     }
 }
 
-/// They ask for something else than the answer, and get it from Rails; nor is that for others.
+/// Their responses differ from the full one, and are not stored.
 #[tokio::test]
-async fn conditional_and_partial_requests_go_past_the_cache() {
-    let stage = Stage::new().await;
-    stage.rails.answer(|request| {
-        let asks = |name: &str| !request.all(name).is_empty();
-        if asks("if-none-match") || asks("if-modified-since") {
+async fn conditional_and_partial_requests_bypass_the_cache() {
+    let harness = Harness::new().await;
+    harness.rails.respond_with(|request| {
+        let requests = |name: &str| !request.header_values(name).is_empty();
+        if requests("if-none-match") || requests("if-modified-since") {
             return Reply::bytes("HTTP/1.1 304 Not Modified\r\nETag: W/\"1\"\r\n\r\n");
         }
-        if asks("range") {
+        if requests("range") {
             return Reply::new(
                 206,
                 "Content-Type: application/json\r\nContent-Range: bytes 0-1/9\r\n",
@@ -327,39 +330,39 @@ async fn conditional_and_partial_requests_go_past_the_cache() {
             ("Range", "bytes=0-1", 206),
             ("If-Range", "\"1\"", 200),
         ] {
-            let plain = Ask::get("discover?key_id=1").with_secret();
+            let plain = Request::get("discover?key_id=1").with_secret();
             if is_warm {
-                stage.send(&plain).await;
-                assert!(stage.send(&plain).await.is_hit());
+                harness.send(&plain).await;
+                assert!(harness.send(&plain).await.is_hit());
             }
-            let (answer, seen) = stage.pass(&plain.header(name, value)).await;
-            assert_eq!((answer.status, seen.header(name)), (status, Some(value)));
-            assert_eq!(answer.cache_status(), "railgate; fwd=bypass; detail=request");
+            let (response, seen) = harness.send_forwarded(&plain.header(name, value)).await;
+            assert_eq!((response.status, seen.header(name)), (status, Some(value)));
+            assert_eq!(response.cache_status(), "railgate; fwd=bypass; detail=request");
         }
     }
 }
 
-/// An answer that is passed on but not kept, and why.
-async fn assert_not_kept(target: &str, cases: &[(Reply, &str)]) {
-    let stage = Stage::new().await;
+/// Each reply is forwarded and not stored, for this reason.
+async fn assert_not_stored(target: &str, cases: &[(Reply, &str)]) {
+    let harness = Harness::new().await;
     for (reply, reason) in cases {
-        stage.rails.always(reply.clone());
+        harness.rails.respond_always(reply.clone());
         let mut bodies = Vec::new();
         for _ in 0..2 {
-            let (answer, _) = stage.pass(&Ask::get(target).with_secret()).await;
+            let (response, _) = harness.send_forwarded(&Request::get(target).with_secret()).await;
             let status = format!("railgate; fwd=miss; detail={reason}");
-            assert_eq!(answer.cache_status(), status, "{target}: {reply:?}");
-            bodies.push(answer.body);
+            assert_eq!(response.cache_status(), status, "{target}: {reply:?}");
+            bodies.push(response.body);
         }
         assert_eq!(bodies[0], bodies[1]);
     }
-    // All that left nothing behind.
-    stage.rails.recover();
-    stage.pass(&Ask::get(target).with_secret()).await;
+    // None of them left an entry.
+    harness.rails.recover();
+    harness.send_forwarded(&Request::get(target).with_secret()).await;
 }
 
 #[tokio::test]
-async fn only_a_key_row_or_the_absence_of_one_is_kept() {
+async fn only_a_key_row_or_the_absence_of_one_is_stored() {
     let json = Reply::json;
     let row = |more: &str| format!(r#"{{"id":1,"key":"ssh-ed25519 {ROOT_KEY} u"{more}}}"#);
     let typed = |headers: &str| Reply::new(200, headers, row(""));
@@ -412,11 +415,11 @@ async fn only_a_key_row_or_the_absence_of_one_is_kept() {
         (expiring("false"), "expired"),
         (Reply::in_chunks(200, "Content-Type: application/json\r\n", r#"{"id":1"#, 3), "shape"),
     ];
-    assert_not_kept(&format!("authorized_keys?key={ROOT_KEY}"), &cases).await;
+    assert_not_stored(&format!("authorized_keys?key={ROOT_KEY}"), &cases).await;
 }
 
 #[tokio::test]
-async fn only_a_user_or_the_absence_of_one_is_kept() {
+async fn only_a_user_or_the_absence_of_one_is_stored() {
     let json = Reply::json;
     let cases = [
         (json(200, "{}"), "shape"),
@@ -432,12 +435,12 @@ async fn only_a_user_or_the_absence_of_one_is_kept() {
         (json(401, r#"{"message":"401 Unauthorized"}"#), "status"),
         (Reply::new(200, "Content-Type: text/html\r\n", "null"), "type"),
     ];
-    assert_not_kept("discover?username=root", &cases).await;
+    assert_not_stored("discover?username=root", &cases).await;
 }
 
-/// A health check must see a change for the worse at once, and one for the better too.
+/// A health check must see every change immediately.
 #[tokio::test]
-async fn bad_news_of_redis_is_never_kept() {
+async fn an_unhealthy_check_is_never_stored() {
     let json = Reply::json;
     let cases = [
         (
@@ -453,18 +456,18 @@ async fn bad_news_of_redis_is_never_kept() {
         (json(503, CHECK), "status"),
         (json(500, CHECK), "status"),
     ];
-    assert_not_kept("check", &cases).await;
+    assert_not_stored("check", &cases).await;
 }
 
 #[tokio::test]
-async fn what_is_too_large_is_passed_on_and_not_kept() {
-    let stage = Setup::new().text("cache.max_body", "1KiB").start().await;
+async fn a_too_large_response_is_forwarded_and_not_stored() {
+    let harness = Setup::new().text("cache.max_body", "1KiB").start().await;
     let of_size = |size: usize| {
         let padded = |padding: &str| format!(r#"{{"id":1,"key":"ssh-ed25519 {ROOT_KEY} {padding}"}}"#);
         padded(&"u".repeat(size - padded("").len()))
     };
     let kind = "Content-Type: application/json\r\n";
-    let ask = Ask::get(&format!("authorized_keys?key={ROOT_KEY}")).with_secret();
+    let request = Request::get(&format!("authorized_keys?key={ROOT_KEY}")).with_secret();
     for size in [1025, 5_000, 1 << 20] {
         let body = of_size(size);
         let until_close = Reply::bytes(format!("HTTP/1.1 200 OK\r\n{kind}\r\n")).then(&body).then_close();
@@ -474,46 +477,46 @@ async fn what_is_too_large_is_passed_on_and_not_kept() {
             Reply::in_chunks(200, kind, &body, 1 << 20),
             until_close,
         ] {
-            stage.rails.always(reply);
-            let (answer, _) = stage.pass(&ask).await;
-            assert_eq!(answer.cache_status(), "railgate; fwd=miss; detail=too_large", "{size}");
-            assert!(answer.body == body.as_bytes(), "{size}: the body has changed");
+            harness.rails.respond_always(reply);
+            let (response, _) = harness.send_forwarded(&request).await;
+            assert_eq!(response.cache_status(), "railgate; fwd=miss; detail=too_large", "{size}");
+            assert!(response.body == body.as_bytes(), "{size}: the body has changed");
         }
     }
-    stage.rails.always(Reply::in_chunks(200, kind, of_size(1024), 100));
-    stage.pass(&ask).await;
-    let (answer, arrived) = stage.send_counting(&ask).await;
-    assert_eq!((answer.is_hit(), arrived, answer.text()), (true, 0, of_size(1024).as_str()));
+    harness.rails.respond_always(Reply::in_chunks(200, kind, of_size(1024), 100));
+    harness.send_forwarded(&request).await;
+    let (response, arrived) = harness.send_counting(&request).await;
+    assert_eq!((response.is_hit(), arrived, response.text()), (true, 0, of_size(1024).as_str()));
 }
 
-/// The row says when the key expires; nothing is kept beyond that.
 #[tokio::test]
-async fn a_key_is_not_kept_beyond_its_expiry() {
-    let stage = Stage::new().await;
-    let ask = Ask::get(&format!("authorized_keys?key={ROOT_KEY}")).with_secret();
+async fn an_entry_does_not_outlive_the_expiry_of_its_key() {
+    let harness = Harness::new().await;
+    let request = Request::get(&format!("authorized_keys?key={ROOT_KEY}")).with_secret();
     let row = |at: i64| {
         let at = rfc3339(at);
         Reply::json(200, &format!(r#"{{"id":1,"key":"ssh-ed25519 {ROOT_KEY} u","expires_at":"{at}"}}"#))
     };
-    stage.rails.always(row(now() + 2));
-    let (answer, _) = stage.pass(&ask).await;
-    if answer.cache_status() == "railgate; fwd=miss; stored" {
-        eventually("the entry to expire", async || (!stage.send(&ask).await.is_hit()).then_some(())).await;
-        assert!(stage.rails.count() == 2);
+    harness.rails.respond_always(row(now() + 2));
+    let (response, _) = harness.send_forwarded(&request).await;
+    if response.cache_status() == "railgate; fwd=miss; stored" {
+        eventually("the entry to expire", async || (!harness.send(&request).await.is_hit()).then_some(()))
+            .await;
+        assert!(harness.rails.request_count() == 2);
     }
-    stage.rails.always(row(now() + 600));
+    harness.rails.respond_always(row(now() + 600));
     eventually("a new row", async || {
-        let answer = stage.send(&ask).await;
-        let left = answer.cache_status().strip_prefix("railgate; hit; ttl=")?.parse::<u64>().unwrap();
-        assert!(left <= 600, "{answer}");
+        let response = harness.send(&request).await;
+        let left = response.cache_status().strip_prefix("railgate; hit; ttl=")?.parse::<u64>().unwrap();
+        assert!(left <= 600, "{response}");
         (left > 10).then_some(())
     })
     .await;
 }
 
 #[tokio::test]
-async fn an_answer_is_good_for_as_long_as_the_operator_says() {
-    let stage = Setup::new()
+async fn an_entry_expires_after_the_configured_ttl() {
+    let harness = Setup::new()
         .text("cache.authorized_keys.ttl", "20ms")
         .text("cache.authorized_keys.negative_ttl", "20ms")
         .text("cache.discover.ttl", "20ms")
@@ -521,21 +524,21 @@ async fn an_answer_is_good_for_as_long_as_the_operator_says() {
         .text("cache.check.ttl", "20ms")
         .start()
         .await;
-    for spellings in hot_reads() {
-        let ask = Ask::get(&spellings[0]).with_secret();
-        let before = stage.rails.count();
-        stage.send(&ask).await;
+    for spellings in cacheable_targets() {
+        let request = Request::get(&spellings[0]).with_secret();
+        let before = harness.rails.request_count();
+        harness.send(&request).await;
         eventually("a second question", async || {
-            stage.send(&ask).await;
-            (stage.rails.count() >= before + 2).then_some(())
+            harness.send(&request).await;
+            (harness.rails.request_count() >= before + 2).then_some(())
         })
         .await;
     }
 }
 
 #[tokio::test]
-async fn a_time_to_live_of_zero_keeps_nothing() {
-    let stage = Setup::new()
+async fn a_zero_ttl_disables_storing() {
+    let harness = Setup::new()
         .text("cache.authorized_keys.ttl", "0s")
         .text("cache.discover.negative_ttl", "0s")
         .text("cache.check.ttl", "0s")
@@ -547,59 +550,62 @@ async fn a_time_to_live_of_zero_keeps_nothing() {
         ("check".into(), "fwd=bypass; detail=request"),
     ] {
         for _ in 0..2 {
-            let (answer, _) = stage.pass(&Ask::get(&target).with_secret()).await;
-            assert_eq!(answer.cache_status(), format!("railgate; {detail}"));
+            let (response, _) = harness.send_forwarded(&Request::get(&target).with_secret()).await;
+            assert_eq!(response.cache_status(), format!("railgate; {detail}"));
         }
     }
-    // The other halves are kept.
+    // The other entries are stored.
     for target in [format!("authorized_keys?key={UNKNOWN_KEY}"), "discover?username=root".into()] {
-        stage.pass(&Ask::get(&target).with_secret()).await;
-        assert!(stage.send(&Ask::get(&target).with_secret()).await.is_hit());
+        harness.send_forwarded(&Request::get(&target).with_secret()).await;
+        assert!(harness.send(&Request::get(&target).with_secret()).await.is_hit());
     }
 }
 
-/// Whoever asks for what is not there must not push out what is.
+/// Look-ups of unknown keys must not evict known ones.
 #[tokio::test]
 async fn the_cache_is_bounded_and_a_scan_does_not_empty_it() {
-    let stage = Setup::new().set("cache.max_entries", 20).set("cache.max_negative_entries", 10).start().await;
-    let hot = Ask::get(&format!("authorized_keys?key={ROOT_KEY}")).with_secret();
-    stage.pass(&hot).await;
-    let mut wire = stage.gateway.tcp.connect().await;
+    let harness =
+        Setup::new().set("cache.max_entries", 20).set("cache.max_negative_entries", 10).start().await;
+    let hot = Request::get(&format!("authorized_keys?key={ROOT_KEY}")).with_secret();
+    harness.send_forwarded(&hot).await;
+    let mut connection = harness.gateway.tcp.connect().await;
     for id in 100..300 {
-        let ask = Ask::get(&format!("discover?key_id={id}")).with_secret();
-        assert_eq!(wire.exchange(&ask).await.text(), "null");
+        let request = Request::get(&format!("discover?key_id={id}")).with_secret();
+        assert_eq!(connection.exchange(&request).await.text(), "null");
     }
-    assert!(stage.send(&hot).await.is_hit(), "the scan pushed the key out");
-    stage.rails.answer(|request| of_one_request(request, 200, r#"{"id":5,"username":"u","name":"u"}"#));
+    assert!(harness.send(&hot).await.is_hit(), "the scan pushed the key out");
+    harness
+        .rails
+        .respond_with(|request| of_one_request(request, 200, r#"{"id":5,"username":"u","name":"u"}"#));
     for id in 1_000..1_200 {
-        let ask = Ask::get(&format!("discover?key_id={id}")).with_secret();
-        assert_eq!(wire.exchange(&ask).await.json()["id"], 5);
+        let request = Request::get(&format!("discover?key_id={id}")).with_secret();
+        assert_eq!(connection.exchange(&request).await.json()["id"], 5);
     }
     eventually("the stores to be in bounds", async || {
-        let positive = stage.metric(r#"railgate_cache_entries{store="positive"}"#).await?;
-        let negative = stage.metric(r#"railgate_cache_entries{store="negative"}"#).await?;
+        let positive = harness.metric(r#"railgate_cache_entries{store="positive"}"#).await?;
+        let negative = harness.metric(r#"railgate_cache_entries{store="negative"}"#).await?;
         (positive <= 20 && negative <= 10).then_some(())
     })
     .await;
-    // The newest are there, the oldest have left.
-    let newest = Ask::get("discover?key_id=1199").with_secret();
-    assert!(wire.exchange(&newest).await.is_hit());
-    let (_, arrived) = stage.send_counting(&Ask::get("discover?key_id=1000").with_secret()).await;
+    // The newest entry is there, the oldest one was evicted.
+    let newest = Request::get("discover?key_id=1199").with_secret();
+    assert!(connection.exchange(&newest).await.is_hit());
+    let (_, arrived) = harness.send_counting(&Request::get("discover?key_id=1000").with_secret()).await;
     assert_eq!(arrived, 1);
 }
 
-/// What is in memory is answered whether Rails is there or not.
 #[tokio::test]
-async fn a_warm_cache_outlives_rails() {
-    let stage = Stage::new().await;
-    let asks: Vec<Ask> = hot_reads().iter().map(|spellings| Ask::get(&spellings[0]).with_secret()).collect();
-    for ask in &asks {
-        stage.pass(ask).await;
+async fn cached_answers_are_served_while_rails_fails() {
+    let harness = Harness::new().await;
+    let requests: Vec<Request> =
+        cacheable_targets().iter().map(|spellings| Request::get(&spellings[0]).with_secret()).collect();
+    for request in &requests {
+        harness.send_forwarded(request).await;
     }
-    stage.rails.always(Reply::hang_up());
-    for ask in &asks {
-        assert!(stage.send(ask).await.is_hit());
+    harness.rails.respond_always(Reply::hang_up());
+    for request in &requests {
+        assert!(harness.send(request).await.is_hit());
     }
-    let (answer, _) = stage.send_counting(&Ask::get("discover?key_id=77").with_secret()).await;
-    answer.assert_failure(502);
+    let (response, _) = harness.send_counting(&Request::get("discover?key_id=77").with_secret()).await;
+    response.assert_failure(502);
 }

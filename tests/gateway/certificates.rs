@@ -1,4 +1,4 @@
-//! An authority, and what it signs.
+//! A certificate authority for tests.
 
 use std::fs;
 use std::path::PathBuf;
@@ -9,49 +9,49 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use tokio_rustls::TlsAcceptor;
 
-use super::stage::Scratch;
+use super::harness::Scratch;
 
-/// Signs what servers and clients show, and is believed by nobody who has not been told.
-pub struct Authority {
+/// Signs the certificates of servers and clients. Only peers that were given its certificate trust it.
+pub struct CertificateAuthority {
     issuer: CertifiedIssuer<'static, KeyPair>,
 }
 
-impl Authority {
+impl CertificateAuthority {
     pub fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         Self { issuer: CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap() }
     }
 
-    /// Its own certificate, in a file.
-    pub fn file(&self, dir: &Scratch, name: &str) -> PathBuf {
+    /// Writes its own certificate to a file.
+    pub fn write_certificate(&self, dir: &Scratch, name: &str) -> PathBuf {
         let path = dir.file(name);
         fs::write(&path, self.issuer.pem()).unwrap();
         path
     }
 
-    /// A certificate for `name` and its key, in files.
-    pub fn sign(&self, dir: &Scratch, name: &str) -> [PathBuf; 2] {
-        let (certificate, key) = self.signed(name);
+    /// Writes a new certificate for `name` and its key to files.
+    pub fn issue_to_files(&self, dir: &Scratch, name: &str) -> [PathBuf; 2] {
+        let (certificate, key) = self.issue(name);
         let paths = [dir.file(&format!("{name}.pem")), dir.file(&format!("{name}.key"))];
         fs::write(&paths[0], certificate.pem()).unwrap();
         fs::write(&paths[1], key.serialize_pem()).unwrap();
         paths
     }
 
-    fn signed(&self, name: &str) -> (rcgen::Certificate, KeyPair) {
+    fn issue(&self, name: &str) -> (rcgen::Certificate, KeyPair) {
         let key = KeyPair::generate().unwrap();
         let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
         (params.signed_by(&key, &self.issuer).unwrap(), key)
     }
 
-    /// A server that is called `name`; with `clients`, for those only who have a certificate of theirs.
-    pub fn server(&self, name: &str, clients: Option<&Self>) -> TlsAcceptor {
+    /// A server named `name`; with `clients`, it requires a client certificate of that authority.
+    pub fn tls_acceptor(&self, name: &str, clients: Option<&Self>) -> TlsAcceptor {
         TlsAcceptor::from(Arc::new(self.server_config(name, clients)))
     }
 
-    /// The same that speaks these protocols.
-    pub fn server_of(&self, name: &str, protocols: &[&[u8]]) -> TlsAcceptor {
+    /// A server that offers these protocols (ALPN).
+    pub fn tls_acceptor_with_protocols(&self, name: &str, protocols: &[&[u8]]) -> TlsAcceptor {
         let mut config = self.server_config(name, None);
         config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
         TlsAcceptor::from(Arc::new(config))
@@ -71,7 +71,7 @@ impl Authority {
                 builder.with_client_cert_verifier(verifier.build().unwrap())
             }
         };
-        let (certificate, key) = self.signed(name);
+        let (certificate, key) = self.issue(name);
         let key = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
         builder.with_single_cert(vec![certificate.der().clone()], key).unwrap()
     }

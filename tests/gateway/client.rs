@@ -1,4 +1,4 @@
-//! A client that sends whatever bytes a test likes, and reads answers strictly.
+//! A client that sends any bytes, and parses responses strictly.
 
 use std::fmt;
 use std::io;
@@ -11,26 +11,26 @@ use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream, UnixStream};
 
-/// Only there so that a broken gateway fails a test instead of hanging it.
-const PATIENCE: Duration = Duration::from_mins(2);
+/// So that a broken gateway fails a test instead of hanging it.
+const DEADLINE: Duration = Duration::from_mins(2);
 
-/// Waits for something that will come, unless something is broken.
+/// Awaits a future; fails the test if it takes longer than `DEADLINE`.
 #[track_caller]
-pub fn soon<F: Future>(what: &str, future: F) -> impl Future<Output = F::Output> {
+pub fn within_deadline<F: Future>(what: &str, future: F) -> impl Future<Output = F::Output> {
     let place = std::panic::Location::caller();
-    let timeout = tokio::time::timeout(PATIENCE, future);
-    async move { timeout.await.unwrap_or_else(|_| panic!("in vain at {place}: {what}")) }
+    let timeout = tokio::time::timeout(DEADLINE, future);
+    async move { timeout.await.unwrap_or_else(|_| panic!("timed out at {place}: {what}")) }
 }
 
-/// Asks again and again until the answer is something.
+/// Polls until there is an output; fails the test after `DEADLINE`.
 #[track_caller]
 pub fn eventually<T, F: Future<Output = Option<T>>>(
     what: &str,
-    mut ask: impl FnMut() -> F,
+    mut poll: impl FnMut() -> F,
 ) -> impl Future<Output = T> {
-    soon(what, async move {
+    within_deadline(what, async move {
         loop {
-            if let Some(output) = ask().await {
+            if let Some(output) = poll().await {
                 return output;
             }
             tokio::time::sleep(Duration::from_millis(2)).await;
@@ -38,15 +38,15 @@ pub fn eventually<T, F: Future<Output = Option<T>>>(
     })
 }
 
-/// A server: where it listens.
+/// Where a server listens.
 #[derive(Clone, Debug)]
-pub enum Peer {
+pub enum Address {
     Tcp(SocketAddr),
     Unix(PathBuf),
 }
 
-impl Peer {
-    /// As `endpoints()` of the gateway writes it.
+impl Address {
+    /// Parses what the gateway's `endpoints()` returns.
     pub fn parse(endpoint: &str) -> Self {
         match endpoint.strip_prefix("unix:") {
             Some(path) => Self::Unix(path.into()),
@@ -54,7 +54,7 @@ impl Peer {
         }
     }
 
-    /// As `upstream.url` of the gateway's configuration has it.
+    /// For `upstream.url` in the gateway's configuration.
     pub fn url(&self) -> String {
         match self {
             Self::Tcp(address) => format!("http://{address}"),
@@ -62,110 +62,116 @@ impl Peer {
         }
     }
 
-    pub async fn try_connect(&self) -> io::Result<Wire> {
+    pub async fn try_connect(&self) -> io::Result<Connection> {
         let stream: Box<dyn Stream> = match self {
             Self::Tcp(address) => Box::new(TcpStream::connect(address).await?),
             Self::Unix(path) => Box::new(UnixStream::connect(path).await?),
         };
-        Ok(Wire { stream, unread: BytesMut::new() })
+        Ok(Connection { stream, unread: BytesMut::new() })
     }
 
-    /// Connects over TCP from this address of loopback.
-    pub async fn connect_from(&self, ip: &str) -> Wire {
+    /// Connects over TCP from this loopback address.
+    pub async fn connect_from(&self, ip: &str) -> Connection {
         let Self::Tcp(address) = self else { panic!("{self:?}") };
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind(format!("{ip}:0").parse().unwrap()).unwrap();
-        let stream = Box::new(soon("a connection", socket.connect(*address)).await.unwrap());
-        Wire { stream, unread: BytesMut::new() }
+        let stream = Box::new(within_deadline("a connection", socket.connect(*address)).await.unwrap());
+        Connection { stream, unread: BytesMut::new() }
     }
 
-    pub async fn connect(&self) -> Wire {
-        soon("a connection", self.try_connect()).await.unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    pub async fn connect(&self) -> Connection {
+        within_deadline("a connection", self.try_connect())
+            .await
+            .unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
     /// Sends one request over a connection of its own, as GitLab Shell does.
-    pub async fn send(&self, ask: &Ask) -> Answer {
-        let mut wire = self.connect().await;
-        wire.write(&ask.to_bytes("close")).await;
-        let answer = wire.answer_to(ask).await;
-        assert_eq!(wire.rest().await, b"", "more than the answer to {ask}: {answer}");
-        answer
+    pub async fn send(&self, request: &Request) -> Response {
+        let mut connection = self.connect().await;
+        connection.write(&request.to_bytes("close")).await;
+        let response = connection.read_response_to(request).await;
+        assert_eq!(connection.read_to_end().await, b"", "more than the answer to {request}: {response}");
+        response
     }
 }
 
 pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 
-/// A connection.
-pub struct Wire {
+/// A connection to a server.
+pub struct Connection {
     stream: Box<dyn Stream>,
     unread: BytesMut,
 }
 
-impl Wire {
-    /// Writes, and does not mind if the peer has heard enough already: what it thinks of it is in
-    /// its answer.
+impl Connection {
+    /// Writes, and ignores a peer that has stopped reading: its response tells.
     pub async fn write(&mut self, bytes: &[u8]) {
-        let _ = soon("the peer to read", self.stream.write_all(bytes)).await;
+        let _ = within_deadline("the peer to read", self.stream.write_all(bytes)).await;
     }
 
-    /// Says that nothing more will come.
-    pub async fn finish(&mut self) {
-        let _ = soon("the end of writing", self.stream.shutdown()).await;
+    /// Closes the sending side.
+    pub async fn shutdown_write(&mut self) {
+        let _ = within_deadline("the end of writing", self.stream.shutdown()).await;
     }
 
-    /// Sends a request, keeps the connection, and reads the answer.
-    pub async fn exchange(&mut self, ask: &Ask) -> Answer {
-        self.write(&ask.to_bytes("keep-alive")).await;
-        self.answer_to(ask).await
+    /// Sends a request over the kept connection, and reads the response.
+    pub async fn exchange(&mut self, request: &Request) -> Response {
+        self.write(&request.to_bytes("keep-alive")).await;
+        self.read_response_to(request).await
     }
 
-    /// Reads the answer to a request that was written.
-    pub async fn answer_to(&mut self, ask: &Ask) -> Answer {
-        let answer = if ask.method == "HEAD" { self.head_only().await } else { self.try_answer().await };
-        answer.unwrap_or_else(|cut| panic!("{cut}, asked: {ask}"))
+    /// Reads the response to a request that was written.
+    pub async fn read_response_to(&mut self, request: &Request) -> Response {
+        let response = if request.method == "HEAD" {
+            self.read_response_head().await
+        } else {
+            self.try_read_response().await
+        };
+        response.unwrap_or_else(|incomplete| panic!("{incomplete}, asked: {request}"))
     }
 
-    /// Reads an answer.
-    pub async fn answer(&mut self) -> Answer {
-        self.try_answer().await.unwrap_or_else(|cut| panic!("{cut}"))
+    pub async fn read_response(&mut self) -> Response {
+        self.try_read_response().await.unwrap_or_else(|incomplete| panic!("{incomplete}"))
     }
 
-    /// Reads an answer that may break off.
-    pub async fn try_answer(&mut self) -> Result<Answer, Cut> {
-        let mut answer = self.head_only().await?;
-        if matches!(answer.status, 204 | 304) {
-            return Ok(answer);
+    /// Reads a response that may be truncated.
+    pub async fn try_read_response(&mut self) -> Result<Response, Incomplete> {
+        let mut response = self.read_response_head().await?;
+        if matches!(response.status, 204 | 304) {
+            return Ok(response);
         }
-        let is_whole = match (answer.header("transfer-encoding"), answer.header("content-length")) {
-            (Some("chunked"), None) => self.chunks(&mut answer.body).await,
+        let is_whole = match (response.header("transfer-encoding"), response.header("content-length")) {
+            (Some("chunked"), None) => self.read_chunks(&mut response.body).await,
             (None, Some(length)) => {
-                let length = length.parse().unwrap_or_else(|_| panic!("Content-Length of {answer}"));
-                self.exactly(length, &mut answer.body).await
+                let length = length.parse().unwrap_or_else(|_| panic!("Content-Length of {response}"));
+                self.read_exactly(length, &mut response.body).await
             }
             (None, None) => {
-                answer.body = self.rest().await;
+                response.body = self.read_to_end().await;
                 true
             }
-            framing => panic!("framed as {framing:?}: {answer}"),
+            framing => panic!("framed as {framing:?}: {response}"),
         };
-        if is_whole { Ok(answer) } else { Err(Cut::Body(answer)) }
+        if is_whole { Ok(response) } else { Err(Incomplete::Body(response)) }
     }
 
-    /// Reads the head of an answer. Interim answers on the way are written down.
-    async fn head_only(&mut self) -> Result<Answer, Cut> {
+    /// Reads the head of the final response, and records interim ones.
+    async fn read_response_head(&mut self) -> Result<Response, Incomplete> {
         let mut interim = Vec::new();
         loop {
-            let Some(head) = self.head().await else { return Err(Cut::Head(self.unread.to_vec())) };
-            let answer = Answer::parse(&head, interim.clone());
-            if answer.status >= 200 {
-                return Ok(answer);
+            let Some(head) = self.read_head().await else {
+                return Err(Incomplete::Head(self.unread.to_vec()));
+            };
+            let response = Response::parse(&head, interim.clone());
+            if response.status >= 200 {
+                return Ok(response);
             }
-            interim.push(answer.status);
+            interim.push(response.status);
         }
     }
 
-    async fn head(&mut self) -> Option<String> {
+    async fn read_head(&mut self) -> Option<String> {
         loop {
             if let Some(end) = position(&self.unread, b"\r\n\r\n") {
                 let head = self.unread.split_to(end + 4).to_vec();
@@ -177,7 +183,7 @@ impl Wire {
         }
     }
 
-    async fn exactly(&mut self, length: usize, into: &mut Vec<u8>) -> bool {
+    async fn read_exactly(&mut self, length: usize, into: &mut Vec<u8>) -> bool {
         while self.unread.len() < length {
             if !self.read_more().await {
                 into.extend_from_slice(&self.unread.split());
@@ -188,14 +194,14 @@ impl Wire {
         true
     }
 
-    async fn chunks(&mut self, into: &mut Vec<u8>) -> bool {
+    async fn read_chunks(&mut self, into: &mut Vec<u8>) -> bool {
         loop {
-            let Some(line) = self.line().await else { return false };
+            let Some(line) = self.read_line().await else { return false };
             let size = usize::from_str_radix(&line, 16).unwrap_or_else(|_| panic!("chunk size {line:?}"));
-            if !self.exactly(size, into).await {
+            if !self.read_exactly(size, into).await {
                 return false;
             }
-            let Some(end) = self.line().await else { return false };
+            let Some(end) = self.read_line().await else { return false };
             assert_eq!(end, "", "a chunk is longer than it says");
             if size == 0 {
                 return true;
@@ -203,7 +209,7 @@ impl Wire {
         }
     }
 
-    async fn line(&mut self) -> Option<String> {
+    async fn read_line(&mut self) -> Option<String> {
         loop {
             if let Some(end) = position(&self.unread, b"\r\n") {
                 let line = self.unread.split_to(end + 2);
@@ -215,38 +221,38 @@ impl Wire {
         }
     }
 
-    /// Reads an interim answer, and nothing else.
-    pub async fn interim(&mut self) {
-        let head = self.head().await.expect("an interim answer");
+    /// Reads a `100 Continue`.
+    pub async fn read_interim(&mut self) {
+        let head = self.read_head().await.expect("an interim answer");
         assert_eq!(head, "HTTP/1.1 100 Continue\r\n\r\n");
     }
 
-    /// Whether the peer has written something, or does so within this time.
-    pub async fn has_something_within(&mut self, time: Duration) -> bool {
+    /// Whether there is something to read, now or within this time.
+    pub async fn is_readable_within(&mut self, time: Duration) -> bool {
         !self.unread.is_empty() || tokio::time::timeout(time, self.read_more()).await.is_ok()
     }
 
-    /// Reads so many bytes at most, and says how many came; none at the end.
-    pub async fn drip(&mut self, most: usize) -> usize {
+    /// Reads at most so many bytes. Returns how many came; 0 at the end.
+    pub async fn read_at_most(&mut self, most: usize) -> usize {
         let mut piece = vec![0; most];
-        soon("the peer to write or to close", self.stream.read(&mut piece)).await.unwrap_or(0)
+        within_deadline("the peer to write or to close", self.stream.read(&mut piece)).await.unwrap_or(0)
     }
 
-    /// The next bytes, as they come.
-    pub async fn some(&mut self) -> Vec<u8> {
+    /// Reads the next bytes, at least one.
+    pub async fn read_some(&mut self) -> Vec<u8> {
         assert!(!self.unread.is_empty() || self.read_more().await, "the peer closed the connection");
         self.unread.split().to_vec()
     }
 
-    /// Everything until the peer closes the connection, or resets it.
-    pub async fn rest(&mut self) -> Vec<u8> {
+    /// Reads until the peer closes or resets the connection.
+    pub async fn read_to_end(&mut self) -> Vec<u8> {
         while self.read_more().await {}
         self.unread.split().to_vec()
     }
 
     async fn read_more(&mut self) -> bool {
         let read = self.stream.read_buf(&mut self.unread);
-        soon("the peer to write or to close", read).await.is_ok_and(|count| count > 0)
+        within_deadline("the peer to write or to close", read).await.is_ok_and(|count| count > 0)
     }
 }
 
@@ -254,35 +260,34 @@ fn position(haystack: &[u8], needle: &[u8]) -> Option<usize> {
     haystack.windows(needle.len()).position(|window| window == needle)
 }
 
-/// What came of an answer that broke off.
+/// What was read of a truncated response.
 #[derive(Debug)]
-pub enum Cut {
+pub enum Incomplete {
     /// No whole head.
     Head(Vec<u8>),
     /// A head, and less of a body than it announced.
-    Body(Answer),
+    Body(Response),
 }
 
-impl fmt::Display for Cut {
+impl fmt::Display for Incomplete {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Head(bytes) => write!(f, "no answer but {:?}", String::from_utf8_lossy(bytes)),
-            Self::Body(answer) => write!(f, "broken off: {answer}"),
+            Self::Body(response) => write!(f, "broken off: {response}"),
         }
     }
 }
 
-/// An answer.
 #[derive(Clone, Debug)]
-pub struct Answer {
+pub struct Response {
     pub status: u16,
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
-    /// The interim answers that came before.
+    /// The statuses of the interim responses before it.
     pub interim: Vec<u16>,
 }
 
-impl Answer {
+impl Response {
     fn parse(head: &str, interim: Vec<u16>) -> Self {
         let mut lines = head.split("\r\n").take_while(|line| !line.is_empty());
         let status_line = lines.next().unwrap_or_default();
@@ -302,15 +307,15 @@ impl Answer {
 
     /// The value of a header, if it is there once. Twice fails the test.
     pub fn header(&self, name: &str) -> Option<&str> {
-        let values = self.all(name);
+        let values = self.header_values(name);
         assert!(values.len() <= 1, "{name} is repeated in {self}");
         values.first().copied()
     }
 
     /// The values of a header that may be repeated.
-    pub fn all(&self, name: &str) -> Vec<&str> {
-        let named = self.headers.iter().filter(|(is, _)| is.eq_ignore_ascii_case(name));
-        named.map(|(_, value)| value.as_str()).collect()
+    pub fn header_values(&self, name: &str) -> Vec<&str> {
+        let matching = self.headers.iter().filter(|(is, _)| is.eq_ignore_ascii_case(name));
+        matching.map(|(_, value)| value.as_str()).collect()
     }
 
     pub fn json(&self) -> Value {
@@ -321,8 +326,8 @@ impl Answer {
         std::str::from_utf8(&self.body).unwrap()
     }
 
-    /// Whether the answer is one of the gateway's own failures, as the clients understand them:
-    /// JSON with a string for a message.
+    /// Asserts that this is a failure of the gateway itself, as clients understand it: JSON with a string
+    /// for a message.
     #[track_caller]
     pub fn assert_failure(&self, status: u16) {
         assert_eq!(self.status, status, "{self}");
@@ -334,7 +339,7 @@ impl Answer {
         assert_eq!(self.header("www-authenticate"), None, "{self}");
     }
 
-    /// Whether the caller was refused, byte for byte as Rails does it.
+    /// Asserts that the caller was refused, byte for byte as Rails does it.
     #[track_caller]
     pub fn assert_unauthorized(&self) {
         self.assert_failure(401);
@@ -343,7 +348,7 @@ impl Answer {
         assert_eq!(self.header("age"), None, "{self}");
     }
 
-    /// The same of a call that only kas may make.
+    /// The same for an endpoint of kas.
     #[track_caller]
     pub fn assert_unauthorized_as_kas(&self) {
         self.assert_failure(401);
@@ -352,7 +357,7 @@ impl Answer {
         assert_eq!(self.header("age"), None, "{self}");
     }
 
-    /// What the gateway says about the cache.
+    /// The header `Cache-Status`, empty without one.
     pub fn cache_status(&self) -> &str {
         self.header("cache-status").unwrap_or_default()
     }
@@ -362,7 +367,7 @@ impl Answer {
     }
 }
 
-impl fmt::Display for Answer {
+impl fmt::Display for Response {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let body = &self.body[..self.body.len().min(300)];
         write!(f, "{} {:?} {:?}", self.status, self.headers, String::from_utf8_lossy(body))
@@ -371,7 +376,7 @@ impl fmt::Display for Answer {
 
 /// A well-formed request.
 #[derive(Clone, Debug)]
-pub struct Ask {
+pub struct Request {
     pub method: String,
     pub target: String,
     pub headers: Vec<(String, String)>,
@@ -387,7 +392,7 @@ enum Framing {
     Chunks(usize),
 }
 
-impl Ask {
+impl Request {
     /// A request to exactly this target.
     pub fn new(method: &str, target: &str) -> Self {
         Self {
@@ -421,7 +426,7 @@ impl Ask {
     }
 
     /// The body without its framing.
-    pub fn plain_body(&self) -> &[u8] {
+    pub fn body_bytes(&self) -> &[u8] {
         &self.body
     }
 
@@ -466,7 +471,7 @@ impl Ask {
     }
 }
 
-impl fmt::Display for Ask {
+impl fmt::Display for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let body = &self.body[..self.body.len().min(300)];
         write!(f, "{} {} {:?} {:?}", self.method, self.target, self.headers, String::from_utf8_lossy(body))
@@ -485,7 +490,7 @@ pub fn chunked(body: &[u8], size: usize) -> Vec<u8> {
     bytes
 }
 
-/// Bytes that look like nothing in particular, the same every time.
+/// Pseudo-random bytes, the same every time.
 pub fn noise(length: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut next = || {

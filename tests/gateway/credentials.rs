@@ -1,15 +1,15 @@
-//! What callers show: the shared secret, and tokens that are right but for one thing.
+//! Credentials of clients: the shared secret, and tokens.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use serde_json::{Map, Value, json};
 
-use super::client::Ask;
+use super::client::Request;
 
-/// The secret that Rails and GitLab Shell share. Its file ends in a line break.
+/// The secret shared by Rails and GitLab Shell. Its file ends in a line break.
 pub const SHELL_SECRET: &str = "s3cret";
-/// The secret that Rails and kas share; its file is Base64.
+/// The secret shared by Rails and kas; its file is Base64.
 pub const KAS_SECRET: [u8; 32] = *b"0123456789abcdef0123456789abcdef";
 
 pub const SECRET_HEADER: &str = "Gitlab-Shared-Secret";
@@ -17,9 +17,9 @@ pub const SHELL_HEADER: &str = "Gitlab-Shell-Api-Request";
 pub const KAS_HEADER: &str = "Gitlab-Kas-Api-Request";
 
 /// Base64 of the secret.
-pub const SECRET: &str = "czNjcmV0";
+pub const ENCODED_SECRET: &str = "czNjcmV0";
 /// Base64 of the secret's file, as the Go shell sends it.
-pub const SECRET_AND_LINE_FEED: &str = "czNjcmV0Cg==";
+pub const ENCODED_SECRET_WITH_LINE_FEED: &str = "czNjcmV0Cg==";
 
 pub fn now() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
@@ -42,39 +42,38 @@ pub fn rfc3339(unix_seconds: i64) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.000Z")
 }
 
-/// A token of GitLab Shell with these claims over the usual ones; `null` leaves a claim out.
-pub fn shell_token(over: &Value) -> String {
+/// A shell token. `overrides` replaces claims; `null` removes one.
+pub fn shell_token(overrides: &Value) -> String {
     let usual = json!({ "iss": "gitlab-shell", "iat": now(), "exp": now() + 60 });
-    token(Algorithm::HS256, SHELL_SECRET.as_bytes(), &usual, over)
+    token(Algorithm::HS256, SHELL_SECRET.as_bytes(), &usual, overrides)
 }
 
-/// A token of kas with these claims over the usual ones; `null` leaves a claim out.
-pub fn kas_token(over: &Value) -> String {
+/// A kas token. `overrides` replaces claims; `null` removes one.
+pub fn kas_token(overrides: &Value) -> String {
     let usual =
         json!({ "iss": "gitlab-kas", "aud": "gitlab", "iat": now(), "nbf": now() - 5, "exp": now() + 600 });
-    token(Algorithm::HS256, &KAS_SECRET, &usual, over)
+    token(Algorithm::HS256, &KAS_SECRET, &usual, overrides)
 }
 
-/// A token that is signed in this way.
-pub fn token(algorithm: Algorithm, secret: &[u8], usual: &Value, over: &Value) -> String {
+pub fn token(algorithm: Algorithm, secret: &[u8], usual: &Value, overrides: &Value) -> String {
     let mut claims: Map<String, Value> = usual.as_object().unwrap().clone();
-    claims.extend(over.as_object().unwrap().clone());
+    claims.extend(overrides.as_object().unwrap().clone());
     claims.retain(|_, value| !value.is_null());
     encode(&Header::new(algorithm), &claims, &EncodingKey::from_secret(secret)).unwrap()
 }
 
-impl Ask {
-    /// The same by a caller who shows the secret.
+impl Request {
+    /// Adds the shared secret.
     pub fn with_secret(self) -> Self {
-        self.header(SECRET_HEADER, SECRET)
+        self.header(SECRET_HEADER, ENCODED_SECRET)
     }
 
-    /// The same by a caller who shows a shell token.
+    /// Adds a shell token.
     pub fn with_shell_token(self) -> Self {
         self.header(SHELL_HEADER, &shell_token(&json!({})))
     }
 
-    /// The same by kas, on behalf of an agent.
+    /// Adds a kas token and an agent's token.
     pub fn with_kas_token(self) -> Self {
         self.header(KAS_HEADER, &kas_token(&json!({}))).header("Authorization", "Bearer agent-token")
     }

@@ -1,16 +1,16 @@
-//! The binary as people meet it first: `railgate demo` and `--help`, through a pipe and on a terminal.
+//! The commands that people try first: `railgate demo` and `--help`, through a pipe and on a terminal.
 
 use std::future::ready;
 use std::io::{Read as _, Write as _};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
 
-use super::client::{Ask, Peer, eventually};
-use super::stage::Setup;
+use super::client::{Address, Request, eventually};
+use super::harness::Setup;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_railgate");
 
-/// A process whose output, both kinds together, is read as it comes.
+/// A process whose standard output and error are collected together.
 pub struct Process {
     pub child: Child,
     printed: Arc<Mutex<Vec<u8>>>,
@@ -18,7 +18,7 @@ pub struct Process {
 
 impl Process {
     /// Runs it with its output in a pipe.
-    pub fn piped(mut command: Command) -> Self {
+    pub fn spawn_piped(mut command: Command) -> Self {
         let (mut out, end) = std::io::pipe().unwrap();
         command.stdin(Stdio::piped()).stdout(end.try_clone().unwrap()).stderr(end);
         let child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
@@ -27,7 +27,7 @@ impl Process {
         let read = Arc::clone(&printed);
         std::thread::spawn(move || {
             let mut piece = [0; 4096];
-            // A terminal that is gone is an error, not an end.
+            // Reading from a closed terminal is an error, not an end.
             while let Ok(count @ 1..) = out.read(&mut piece) {
                 read.lock().unwrap().extend_from_slice(&piece[..count]);
             }
@@ -36,24 +36,24 @@ impl Process {
     }
 
     /// Runs a command line on a terminal of its own (`script` makes one), with these variables.
-    fn on_terminal(line: &str, variables: &[(&str, &str)]) -> Self {
+    fn spawn_on_terminal(line: &str, variables: &[(&str, &str)]) -> Self {
         let mut command = Command::new("script");
         command.args(["--quiet", "--return", "--command", line, "/dev/null"]);
         command.env("TERM", "xterm");
-        // `CI` counts as a wish for colours too.
+        // `CI` enables colours too.
         for name in ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "CI"] {
             command.env_remove(name);
         }
         command.envs(variables.iter().copied());
-        Self::piped(command)
+        Self::spawn_piped(command)
     }
 
     pub fn printed(&self) -> String {
         String::from_utf8_lossy(&self.printed.lock().unwrap()).replace('\r', "")
     }
 
-    /// Waits until this was printed, and gives back all that was.
-    pub async fn has_printed(&self, text: &str) -> String {
+    /// Waits until this was printed. Returns all output so far.
+    pub async fn wait_for_output(&self, text: &str) -> String {
         eventually(text, || ready(Some(self.printed()).filter(|printed| printed.contains(text)))).await
     }
 
@@ -62,7 +62,7 @@ impl Process {
         assert!(Command::new("kill").arg(name).arg(pid).status().unwrap().success());
     }
 
-    pub async fn ended(&mut self) -> ExitStatus {
+    pub async fn wait_for_end(&mut self) -> ExitStatus {
         eventually("the process to end", || ready(self.child.try_wait().unwrap())).await
     }
 }
@@ -83,20 +83,20 @@ fn demo() -> Command {
     command
 }
 
-/// What is to be pasted: everything between the introduction and the last line.
-fn pasted(printed: &str) -> String {
+/// The commands that the demo prints for pasting.
+fn printed_commands(printed: &str) -> String {
     let (_, rest) = printed.split_once("all at once:\n").unwrap();
     rest.split_once("Ctrl-C ends the demo.").unwrap().0.to_owned()
 }
 
-/// The command that is pasted first, line by line as it is printed.
-fn first(pasted: &str) -> String {
+/// The first of these commands.
+fn first_command(pasted: &str) -> String {
     let lines = pasted.lines().skip_while(|line| !line.contains("curl"));
     lines.take_while(|line| !line.is_empty()).flat_map(|line| [line, "\n"]).collect()
 }
 
-/// Pastes lines into a shell.
-async fn paste(lines: String) -> String {
+/// Runs lines in a shell, and returns what they print.
+async fn run_in_shell(lines: String) -> String {
     let run = move || {
         let mut shell = Command::new("sh");
         shell.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -113,13 +113,13 @@ async fn paste(lines: String) -> String {
     tokio::task::spawn_blocking(run).await.unwrap()
 }
 
-/// The lines behind the introduction, without how long each request took.
-fn narrated(printed: &str) -> Vec<String> {
+/// The printed lines about requests, without their durations.
+fn request_lines(printed: &str) -> Vec<String> {
     let (_, lines) = printed.split_once(LAST).unwrap();
     let untimed = |line: &str| {
-        let (told, took) = line.rsplit_once(", ").unwrap_or_else(|| panic!("{line:?}"));
+        let (expected, took) = line.rsplit_once(", ").unwrap_or_else(|| panic!("{line:?}"));
         assert!(took.strip_suffix(" ms").is_some_and(|ms| ms.parse::<f64>().is_ok()), "{line:?}");
-        told.trim().to_owned()
+        expected.trim().to_owned()
     };
     lines.lines().filter(|line| line.starts_with("  ")).map(untimed).collect()
 }
@@ -131,17 +131,17 @@ fn assert_plain_and_narrow(printed: &str) {
     }
 }
 
-/// The fields of this name in answers that curl shows, in their order.
+/// The values of a header field in the responses that curl prints.
 fn fields<'a>(shown: &'a str, name: &str) -> Vec<&'a str> {
     shown.lines().filter_map(|line| line.strip_prefix(name)).map(str::trim).collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_the_demo_prints_is_pasted_and_each_request_is_told() {
-    let mut demo = Process::piped(demo());
-    let printed = demo.has_printed(LAST).await;
-    let lines = pasted(&printed);
-    let shown = paste(lines.clone()).await;
+async fn printed_commands_work_and_each_request_is_printed() {
+    let mut demo = Process::spawn_piped(demo());
+    let printed = demo.wait_for_output(LAST).await;
+    let lines = printed_commands(&printed);
+    let shown = run_in_shell(lines.clone()).await;
     let statuses = shown.match_indices("HTTP/1.1 ").map(|(at, begin)| &shown[at + begin.len()..][..3]);
     assert_eq!(statuses.collect::<Vec<_>>(), ["200", "200", "200", "200", "200", "401"], "{shown}");
     let cache = fields(&shown, "cache-status: railgate; ");
@@ -152,7 +152,7 @@ async fn what_the_demo_prints_is_pasted_and_each_request_is_told() {
     assert_eq!([cache[0], cache[2], cache[3], cache[4]], others);
     assert!(shown.contains("\nrailgate_requests_total{"), "{shown}");
 
-    let mut told = vec![
+    let mut expected = vec![
         "GET /authorized_keys?key=… -> 200, miss: asked Rails, stored",
         "GET /authorized_keys?key=… -> 200, hit: answered from memory",
         "GET /discover?key_id=7 -> 200, miss: asked Rails, stored",
@@ -160,48 +160,48 @@ async fn what_the_demo_prints_is_pasted_and_each_request_is_told() {
         "GET /kubernetes/agent_info -> 200, forwarded to Rails",
         "GET /discover?key_id=7 -> 401, refused: unauthorized (missing)",
     ];
-    assert_eq!(narrated(&demo.has_printed("(missing)").await), told);
+    assert_eq!(request_lines(&demo.wait_for_output("(missing)").await), expected);
 
-    // What is stale for whatever reason is a hit too.
+    // A stale answer is a hit too.
     let (_, admin) = printed.split_once("admin listener on ").unwrap();
-    let admin = Peer::parse(admin.split(".\n").next().unwrap());
-    let purge = Ask::new("POST", "/purge").header("Host", "localhost").json(r#"{"key_id": 7, "soft": true}"#);
+    let admin = Address::parse(admin.split(".\n").next().unwrap());
+    let purge =
+        Request::new("POST", "/purge").header("Host", "localhost").json(r#"{"key_id": 7, "soft": true}"#);
     assert_eq!(admin.send(&purge).await.status, 200);
-    let shown = paste(first(&lines)).await;
+    let shown = run_in_shell(first_command(&lines)).await;
     assert!(shown.contains("detail=stale_while_revalidate"), "{shown}");
-    told.push("GET /authorized_keys?key=… -> 200, hit: stale, Rails is asked anew");
-    assert_eq!(narrated(&demo.has_printed("anew").await), told);
+    expected.push("GET /authorized_keys?key=… -> 200, hit: stale, Rails is asked anew");
+    assert_eq!(request_lines(&demo.wait_for_output("anew").await), expected);
 
     demo.signal("-INT");
-    assert_eq!(demo.ended().await.code(), Some(0));
-    let printed = demo.has_printed("\n\nThe demo has ended.\n").await;
+    assert_eq!(demo.wait_for_end().await.code(), Some(0));
+    let printed = demo.wait_for_output("\n\nThe demo has ended.\n").await;
     assert_plain_and_narrow(&printed);
 }
 
-/// On a terminal, Ctrl-C is a key, and outcomes have colours unless they are not wanted.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_demo_on_a_terminal() {
+async fn the_demo_uses_colours_and_ctrl_c_on_a_terminal() {
     for (variables, has_colours) in [
         (&[][..], true),
         (&[("NO_COLOR", "")][..], true),
         (&[("NO_COLOR", "1")][..], false),
         (&[("TERM", "dumb")][..], false),
     ] {
-        let mut demo = Process::on_terminal(
+        let mut demo = Process::spawn_on_terminal(
             &format!("stty cols 80 rows 24; exec {BINARY} {}", DEMO.join(" ")),
             variables,
         );
-        let printed = demo.has_printed(LAST).await;
-        paste(first(&pasted(&printed)).repeat(2)).await;
-        let printed = demo.has_printed("answered from memory").await;
+        let printed = demo.wait_for_output(LAST).await;
+        run_in_shell(first_command(&printed_commands(&printed)).repeat(2)).await;
+        let printed = demo.wait_for_output("answered from memory").await;
         assert_eq!(
             printed.contains("\x1b[32mhit: answered from memory\x1b[0m, "),
             has_colours,
             "{printed:?}"
         );
         demo.child.stdin.as_mut().unwrap().write_all(b"\x03").unwrap();
-        assert_eq!(demo.ended().await.code(), Some(0), "{variables:?}");
-        let printed = demo.has_printed("\nThe demo has ended.\n").await;
+        assert_eq!(demo.wait_for_end().await.code(), Some(0), "{variables:?}");
+        let printed = demo.wait_for_output("\nThe demo has ended.\n").await;
         assert_plain_and_narrow(
             &printed.replace("\x1b[32m", "").replace("\x1b[33m", "").replace("\x1b[0m", ""),
         );
@@ -210,28 +210,29 @@ async fn the_demo_on_a_terminal() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_log_for_people_has_colours_on_a_terminal_alone() {
+async fn the_pretty_log_has_colours_only_on_a_terminal() {
     let setup = Setup::new().text("log.format", "pretty");
     let config = setup.dir.file("railgate.toml").display().to_string();
-    std::fs::write(&config, setup.config(&Peer::Tcp(([127, 0, 0, 1], 1).into()))).unwrap();
+    std::fs::write(&config, setup.config(&Address::Tcp(([127, 0, 0, 1], 1).into()))).unwrap();
     for (variables, has_colours) in [(&[][..], true), (&[("NO_COLOR", "1")][..], false)] {
-        let mut gateway = Process::on_terminal(&format!("exec {BINARY} run --config {config}"), variables);
-        let printed = gateway.has_printed("ready").await;
+        let mut gateway =
+            Process::spawn_on_terminal(&format!("exec {BINARY} run --config {config}"), variables);
+        let printed = gateway.wait_for_output("ready").await;
         assert_eq!(printed.contains('\x1b'), has_colours, "{printed:?}");
         gateway.child.stdin.as_mut().unwrap().write_all(b"\x03").unwrap();
-        assert_eq!(gateway.ended().await.code(), Some(0));
+        assert_eq!(gateway.wait_for_end().await.code(), Some(0));
     }
 }
 
 #[tokio::test]
-async fn a_demo_that_cannot_start_says_why_in_eighty_columns() {
+async fn a_failed_demo_start_is_explained_in_eighty_columns() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
     let mut command = Command::new(BINARY);
     command.args(["demo", "--port", &port, "--admin-port", "0"]);
-    let mut demo = Process::piped(command);
-    assert_eq!(demo.ended().await.code(), Some(1));
-    let printed = demo.has_printed("--admin-port").await;
+    let mut demo = Process::spawn_piped(command);
+    assert_eq!(demo.wait_for_end().await.code(), Some(1));
+    let printed = demo.wait_for_output("--admin-port").await;
     assert!(printed.starts_with(&format!("cannot listen on 127.0.0.1:{port}: ")), "{printed}");
     assert_plain_and_narrow(&printed);
 }
@@ -261,8 +262,8 @@ async fn help_is_wrapped_between_words() {
         assert!(piped.contains("Usage: railgate"), "{help}: {piped}");
         assert_plain_and_narrow(&piped);
         let line = format!("stty cols 66 rows 24; exec {BINARY} {help}");
-        let mut narrow = Process::on_terminal(&line, &[("NO_COLOR", "1")]);
-        assert!(narrow.ended().await.success(), "{help}");
+        let mut narrow = Process::spawn_on_terminal(&line, &[("NO_COLOR", "1")]);
+        assert!(narrow.wait_for_end().await.success(), "{help}");
         let text = eventually("all of it", || {
             ready(Some(narrow.printed()).filter(|printed| words(printed) == words(&piped)))
         });
@@ -274,7 +275,7 @@ async fn help_is_wrapped_between_words() {
 }
 
 #[test]
-fn without_a_command_help_is_shown_as_narrow() {
+fn help_is_shown_without_a_command() {
     let shown = Command::new(BINARY).env_remove("CLICOLOR_FORCE").output().unwrap();
     assert_eq!(shown.status.code(), Some(2));
     let shown = String::from_utf8(shown.stderr).unwrap();

@@ -1,16 +1,16 @@
-//! The first command of the README, on machines that lack one thing or another. All that it would install or
-//! build is written down instead.
+//! The first command of the README, on machines that lack some programs. What it would install or build is
+//! only recorded.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
-use super::stage::Scratch;
+use super::harness::Scratch;
 
 const REPOSITORY: &str = env!("CARGO_MANIFEST_DIR");
 
-/// A machine with these programs and what every Debian has.
+/// A machine with these programs and those of every Debian.
 struct Machine {
     dir: Scratch,
 }
@@ -31,7 +31,7 @@ impl Machine {
         machine
     }
 
-    /// Runs the script; whether it went well, what it printed, and what was done.
+    /// Runs the script. Returns whether it succeeded, its output, and the recorded actions.
     fn run(&self) -> (bool, String, Vec<String>) {
         let mut command = Command::new(format!("{REPOSITORY}/deploy/demo"));
         command.args(["--port", "0"]).env_clear().env("PATH", self.dir.path()).env("HOME", self.dir.path());
@@ -56,12 +56,12 @@ const UPDATE: &str = "apt-get update -qq";
 const RUN: &str = "cargo run --locked --release -- demo --port 0";
 
 #[test]
-fn what_is_missing_is_installed_or_told_and_the_demo_runs() {
+fn missing_packages_are_installed_or_named_and_the_demo_runs() {
     let install = |what: &str| format!("apt-get install -y -qq --no-install-recommends {what}");
     let (all, curl) = (install("gcc libc6-dev curl"), install("curl"));
     let old = ("rustc", "echo 'rustc 1.63.0'");
     let newer = ("rustc", "echo 'rustc 1.100.0-nightly (0 2026-12-01)'");
-    for (programs, done, told) in [
+    for (programs, done, message) in [
         (&[CARGO, RUSTC, APT, DPKG, ROOT][..], Some(vec![UPDATE, &all, RUN]), "missing: gcc libc6-dev curl"),
         (&[CARGO, RUSTC, CC, APT, DPKG, ROOT], Some(vec![UPDATE, &curl, RUN]), "missing: curl"),
         (&[CARGO, RUSTC, CC, CURL], Some(vec![RUN]), "nothing is missing"),
@@ -81,15 +81,15 @@ fn what_is_missing_is_installed_or_told_and_the_demo_runs() {
         (&[CARGO, old, CC, CURL], None, "this is Rust 1.63.0, but it takes 1.95 or later"),
     ] {
         let machine = Machine::with(programs);
-        let (is_well, printed, log) = machine.run();
-        assert_eq!(is_well, done.is_some(), "{printed}");
-        assert!(printed.contains(told), "{told}: {printed}");
+        let (is_ok, printed, log) = machine.run();
+        assert_eq!(is_ok, done.is_some(), "{printed}");
+        assert!(printed.contains(message), "{message}: {printed}");
         assert_eq!(log, done.unwrap_or_default(), "{printed}");
     }
 }
 
 #[test]
-fn the_readme_begins_with_it_and_names_the_plain_command_beside_it() {
+fn the_readme_begins_with_the_script_and_the_plain_command() {
     let readme = fs::read_to_string(format!("{REPOSITORY}/README.md")).unwrap();
     let commands: Vec<_> = readme.lines().filter_map(|line| line.strip_prefix("    ")).take(2).collect();
     assert_eq!(commands[0].split_whitespace().next(), Some("deploy/demo"));

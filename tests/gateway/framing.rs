@@ -1,16 +1,16 @@
-//! Hostile bytes. Whatever two readers could understand differently is refused, the connection is
-//! closed, and Rails never hears of it.
+//! Hostile bytes. What two readers could understand differently is refused, the connection is closed, and
+//! nothing reaches Rails.
 
 use std::time::Duration;
 
-use super::client::{Ask, Wire, noise};
-use super::credentials::SECRET;
-use super::fake::{Manners, Reply, Valve};
-use super::stage::{Setup, Stage};
+use super::client::{Connection, Request, noise};
+use super::credentials::ENCODED_SECRET;
+use super::fake_rails::{Behavior, Latch, Reply};
+use super::harness::{Harness, Setup};
 
-/// A request head as these lines, with a credential, so that nothing but the framing is wrong.
+/// A request head of these lines, with a valid credential, so that only the framing is wrong.
 fn head(lines: &[&str]) -> Vec<u8> {
-    let mut head = format!("{}\r\nGitlab-Shared-Secret: {SECRET}\r\n", lines[0]);
+    let mut head = format!("{}\r\nGitlab-Shared-Secret: {ENCODED_SECRET}\r\n", lines[0]);
     for line in &lines[1..] {
         head.push_str(line);
         head.push_str("\r\n");
@@ -32,42 +32,43 @@ fn to(target: &str) -> Vec<u8> {
     head(&[&format!("GET {target} HTTP/1.1"), "Host: a"])
 }
 
-/// A request that must never be understood as one.
+/// Bytes that must never be read as a request.
 const SMUGGLED: &str = "GET /api/v4/internal/smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
 
 /// Each is refused with this status: alone, behind a good request on the same connection, and
 /// followed by bytes that would be a request to a reader who disagrees.
 async fn assert_refused(cases: Vec<(Vec<u8>, u16)>) {
-    let stage = Stage::new().await;
+    let harness = Harness::new().await;
     for (bytes, status) in cases {
         let shown = String::from_utf8_lossy(&bytes[..bytes.len().min(300)]).into_owned();
-        let before = stage.rails.count();
-        let mut wire = stage.gateway.tcp.connect().await;
-        wire.write(&bytes).await;
-        assert_refusal(&mut wire, status, &shown).await;
+        let before = harness.rails.request_count();
+        let mut connection = harness.gateway.tcp.connect().await;
+        connection.write(&bytes).await;
+        assert_refusal(&mut connection, status, &shown).await;
 
-        let mut wire = stage.gateway.unix.connect().await;
-        wire.write(&[&bytes, SMUGGLED.as_bytes()].concat()).await;
-        assert_refusal(&mut wire, status, &shown).await;
+        let mut connection = harness.gateway.unix.connect().await;
+        connection.write(&[&bytes, SMUGGLED.as_bytes()].concat()).await;
+        assert_refusal(&mut connection, status, &shown).await;
 
-        let mut wire = stage.gateway.tcp.connect().await;
-        let good = Ask::post("allowed").with_secret().json("{}");
-        wire.write(&[good.to_bytes("keep-alive"), bytes, SMUGGLED.into()].concat()).await;
-        assert_eq!(wire.answer().await.status, 200, "before {shown}");
-        assert_refusal(&mut wire, status, &shown).await;
-        assert_eq!(stage.rails.count(), before + 1, "only the good request reached Rails: {shown}");
+        let mut connection = harness.gateway.tcp.connect().await;
+        let good = Request::post("allowed").with_secret().json("{}");
+        connection.write(&[good.to_bytes("keep-alive"), bytes, SMUGGLED.into()].concat()).await;
+        assert_eq!(connection.read_response().await.status, 200, "before {shown}");
+        assert_refusal(&mut connection, status, &shown).await;
+        assert_eq!(harness.rails.request_count(), before + 1, "only the good request reached Rails: {shown}");
     }
-    assert_eq!(stage.rails.fragments(), Vec::<Vec<u8>>::new());
-    stage.assert_alive().await;
+    assert_eq!(harness.rails.incomplete_requests(), Vec::<Vec<u8>>::new());
+    harness.assert_alive().await;
 }
 
-/// The refusal, and after it nothing.
-async fn assert_refusal(wire: &mut Wire, status: u16, shown: &str) {
-    let answer = wire.try_answer().await.unwrap_or_else(|cut| panic!("{cut}: {shown}"));
-    assert_eq!(answer.status, status, "{answer}: {shown}");
-    answer.assert_failure(status);
-    assert_eq!(answer.header("connection"), Some("close"), "{answer}: {shown}");
-    assert_eq!(wire.rest().await, b"", "{shown}");
+/// Asserts a refusal and the end of the connection.
+async fn assert_refusal(connection: &mut Connection, status: u16, shown: &str) {
+    let response =
+        connection.try_read_response().await.unwrap_or_else(|incomplete| panic!("{incomplete}: {shown}"));
+    assert_eq!(response.status, status, "{response}: {shown}");
+    response.assert_failure(status);
+    assert_eq!(response.header("connection"), Some("close"), "{response}: {shown}");
+    assert_eq!(connection.read_to_end().await, b"", "{shown}");
 }
 
 fn bad(cases: Vec<Vec<u8>>) -> Vec<(Vec<u8>, u16)> {
@@ -75,7 +76,7 @@ fn bad(cases: Vec<Vec<u8>>) -> Vec<(Vec<u8>, u16)> {
 }
 
 #[tokio::test]
-async fn lines_end_in_crlf_and_hold_no_controls() {
+async fn bare_line_feeds_and_control_characters_are_refused() {
     let lenient = |text: &str| text.as_bytes().to_vec();
     assert_refused(bad(vec![
         lenient("GET /api/v4/internal/check HTTP/1.1\nHost: a\r\n\r\n"),
@@ -103,7 +104,7 @@ async fn lines_end_in_crlf_and_hold_no_controls() {
 }
 
 #[tokio::test]
-async fn header_lines_have_one_form() {
+async fn malformed_header_lines_are_refused() {
     assert_refused(bad(vec![
         get(&["A : b"]),
         get(&["A\t: b"]),
@@ -128,7 +129,7 @@ async fn header_lines_have_one_form() {
 }
 
 #[tokio::test]
-async fn request_lines_have_one_form() {
+async fn malformed_request_lines_are_refused() {
     let line = |line: &str| head(&[line, "Host: a"]);
     let path = "/api/v4/internal/check";
     assert_refused(bad(vec![
@@ -154,7 +155,7 @@ async fn request_lines_have_one_form() {
         line("CONNECT a:80 HTTP/1.1"),
         line("PRI * HTTP/2.0"),
         line("OPTIONS * HTTP/1.1"),
-        // A target may name the host, but no other one, no scheme of another port, and no user.
+        // A target may name the host, but only the one in `Host`, without another scheme, port or user.
         line(&format!("GET http://b{path} HTTP/1.1")),
         line(&format!("GET HTTP://B{path} HTTP/1.1")),
         line(&format!("GET http://a:81{path} HTTP/1.1")),
@@ -173,7 +174,7 @@ async fn request_lines_have_one_form() {
         line(&format!("GET http://a/x/..{path} HTTP/1.1")),
         line("GET api/v4/internal/check HTTP/1.1"),
         line("GET ?a=b HTTP/1.1"),
-        // The gate's own way to say that it refused something is no request of a client's.
+        // The gateway's internal mark of a refused request is not accepted from clients.
         line(&format!("RAILGATE-REFUSED {path} HTTP/1.1")),
         line("RAILGATE-REFUSED /host HTTP/1.1"),
         line("railgate-refused /host HTTP/1.1"),
@@ -184,7 +185,7 @@ async fn request_lines_have_one_form() {
 }
 
 #[tokio::test]
-async fn there_is_one_host() {
+async fn missing_repeated_and_malformed_hosts_are_refused() {
     let hosts = |hosts: &[&str]| head(&[&["GET /api/v4/internal/check HTTP/1.1"], hosts].concat());
     let old = |hosts: &[&str]| head(&[&["GET /api/v4/internal/check HTTP/1.0"], hosts].concat());
     assert_refused(bad(vec![
@@ -218,7 +219,7 @@ async fn there_is_one_host() {
 }
 
 #[tokio::test]
-async fn a_body_is_framed_in_one_way() {
+async fn ambiguously_framed_bodies_are_refused() {
     let chunks = "0\r\n\r\n";
     assert_refused(bad(vec![
         post(&["Content-Length: 5", "Transfer-Encoding: chunked"], chunks),
@@ -264,7 +265,7 @@ async fn a_body_is_framed_in_one_way() {
 }
 
 #[tokio::test]
-async fn a_path_has_one_spelling() {
+async fn ambiguous_paths_are_refused() {
     let below = |rest: &str| to(&format!("/api/v4/internal{rest}"));
     assert_refused(bad(vec![
         to("/api//v4/internal/check"),
@@ -329,9 +330,9 @@ async fn a_path_has_one_spelling() {
     .await;
 }
 
-/// Rack would join them, and each reader could pick another part.
+/// Rack would join repeated values, and each reader could pick another one.
 #[tokio::test]
-async fn what_decides_something_is_said_once() {
+async fn repeated_singleton_headers_are_refused() {
     let twice = |line: &str| get(&[line, line]);
     assert_refused(bad(vec![
         get(&["Gitlab-Shared-Secret: czNjcmV0"]),
@@ -346,8 +347,8 @@ async fn what_decides_something_is_said_once() {
 }
 
 #[tokio::test]
-async fn a_head_has_bounds() {
-    let stage = Setup::new().text("limits.head", "2KiB").set("limits.headers", 20).start().await;
+async fn the_head_size_is_limited() {
+    let harness = Setup::new().text("limits.head", "2KiB").set("limits.headers", 20).start().await;
     // `Host` and the credential are counted too.
     let of_headers = |count: usize| get(&vec!["A: b"; count - 2]);
     let of_bytes = |count: usize| {
@@ -363,28 +364,28 @@ async fn a_head_has_bounds() {
         (of_bytes(2049), 431),
         (of_bytes(3000), 431),
         (to(&format!("/api/v4/internal/check?{}", "a".repeat(3000))), 431),
-        // Far more than anybody reads before answering, and without an end.
+        // More than is read before the refusal, and without an end.
         (vec![b'A'; 100_000], 431),
         (get(&[&format!("A: {}", "b".repeat(1 << 20))]), 431),
-        // Its first line is no request line, so nobody waits for how long it gets.
+        // The first line is not a request line, so its size does not matter.
         ("A: b\r\n".repeat(1_000).into_bytes(), 400),
     ] {
         let shown = format!("{} bytes", bytes.len());
-        let mut wire = stage.gateway.tcp.connect().await;
-        wire.write(&bytes).await;
+        let mut connection = harness.gateway.tcp.connect().await;
+        connection.write(&bytes).await;
         if status == 200 {
-            assert_eq!(wire.answer().await.status, 200, "{shown}");
+            assert_eq!(connection.read_response().await.status, 200, "{shown}");
         } else {
-            assert_refusal(&mut wire, status, &shown).await;
+            assert_refusal(&mut connection, status, &shown).await;
         }
     }
-    assert_eq!(stage.rails.count(), 1, "the second good one was a hit");
+    assert_eq!(harness.rails.request_count(), 1, "the second good one was a hit");
 }
 
-/// Beyond what Puma's parser takes, it answers nothing at all, so the gateway does.
+/// Puma closes the connection without a response beyond its limits, so the gateway answers.
 #[tokio::test]
-async fn names_and_targets_have_bounds() {
-    let stage = Stage::new().await;
+async fn names_and_targets_are_limited() {
+    let harness = Harness::new().await;
     let path = |length: usize| to(&format!("/{}", "a".repeat(length - 1)));
     let below = |length: usize| to(&format!("/api/v4/internal/{}", "a".repeat(length - 17)));
     let query = |length: usize| to(&format!("/api/v4/internal/check?{}", "a".repeat(length - 1)));
@@ -412,22 +413,21 @@ async fn names_and_targets_have_bounds() {
         (method("G3T"), 400),
     ] {
         let shown = String::from_utf8_lossy(&bytes[..40]).into_owned();
-        let before = stage.rails.count();
-        let mut wire = stage.gateway.tcp.connect().await;
-        wire.write(&bytes).await;
+        let before = harness.rails.request_count();
+        let mut connection = harness.gateway.tcp.connect().await;
+        connection.write(&bytes).await;
         if matches!(status, 200 | 404) {
-            assert_eq!(wire.answer().await.status, status, "{shown}");
+            assert_eq!(connection.read_response().await.status, status, "{shown}");
         } else {
-            assert_refusal(&mut wire, status, &shown).await;
+            assert_refusal(&mut connection, status, &shown).await;
         }
-        assert_eq!(stage.rails.count() - before, usize::from(status == 200), "{shown}");
+        assert_eq!(harness.rails.request_count() - before, usize::from(status == 200), "{shown}");
     }
 }
 
-/// Whatever the operator allows is served.
 #[tokio::test]
-async fn generous_bounds_hold_too() {
-    let stage = Setup::new().text("limits.head", "64KiB").set("limits.headers", 1_000).start().await;
+async fn raised_limits_are_honoured() {
+    let harness = Setup::new().text("limits.head", "64KiB").set("limits.headers", 1_000).start().await;
     let frame = get(&["A: "]).len();
     let padded = |length: usize| get(&[&format!("A: {}", "b".repeat(length - frame))]);
     for (bytes, status) in [
@@ -437,108 +437,106 @@ async fn generous_bounds_hold_too() {
         (get(&vec!["A: b"; 998]), 200),
         (get(&vec!["A: b"; 999]), 431),
     ] {
-        let mut wire = stage.gateway.tcp.connect().await;
-        wire.write(&bytes).await;
+        let mut connection = harness.gateway.tcp.connect().await;
+        connection.write(&bytes).await;
         if status == 200 {
-            assert_eq!(wire.answer().await.status, 200, "{} bytes", bytes.len());
+            assert_eq!(connection.read_response().await.status, 200, "{} bytes", bytes.len());
         } else {
-            assert_refusal(&mut wire, status, "beyond").await;
+            assert_refusal(&mut connection, status, "beyond").await;
         }
     }
 }
 
-/// A head that has begun must end. It is refused in words, also on a connection that was used.
+/// It is refused with a 408, also on a used connection.
 #[tokio::test]
-async fn a_head_must_come_in_time() {
-    let stage = Setup::new().text("limits.head_timeout", "100ms").start().await;
+async fn a_late_head_is_refused() {
+    let harness = Setup::new().text("limits.head_timeout", "100ms").start().await;
     let whole = get(&[]);
     for sent in [&b"G"[..], b"GET /api/v4/internal/check HTTP/1.1\r\nHost: a\r", &whole[..whole.len() - 1]] {
-        let mut wire = stage.gateway.tcp.connect().await;
-        wire.write(sent).await;
-        assert_refusal(&mut wire, 408, "alone").await;
-        let mut wire = stage.gateway.unix.connect().await;
-        wire.write(&[&whole, sent].concat()).await;
-        assert_eq!(wire.answer().await.status, 200);
-        assert_refusal(&mut wire, 408, "behind a good one").await;
+        let mut connection = harness.gateway.tcp.connect().await;
+        connection.write(sent).await;
+        assert_refusal(&mut connection, 408, "alone").await;
+        let mut connection = harness.gateway.unix.connect().await;
+        connection.write(&[&whole, sent].concat()).await;
+        assert_eq!(connection.read_response().await.status, 200);
+        assert_refusal(&mut connection, 408, "behind a good one").await;
     }
-    assert_eq!(stage.rails.count(), 1);
+    assert_eq!(harness.rails.request_count(), 1);
 }
 
-/// A drop at a time is no way around the limit.
 #[tokio::test]
-async fn a_head_that_trickles_in_is_late_all_the_same() {
-    let stage = Setup::new().text("limits.head_timeout", "100ms").start().await;
-    let mut wire = stage.gateway.tcp.connect().await;
-    wire.write(b"GET /api/v4/internal/check HTTP/1.1\r\n").await;
-    while !wire.has_something_within(Duration::from_millis(5)).await {
-        wire.write(b"A: b\r\n").await;
+async fn a_trickling_head_is_refused() {
+    let harness = Setup::new().text("limits.head_timeout", "100ms").start().await;
+    let mut connection = harness.gateway.tcp.connect().await;
+    connection.write(b"GET /api/v4/internal/check HTTP/1.1\r\n").await;
+    while !connection.is_readable_within(Duration::from_millis(5)).await {
+        connection.write(b"A: b\r\n").await;
     }
-    assert_refusal(&mut wire, 408, "trickling").await;
+    assert_refusal(&mut connection, 408, "trickling").await;
 }
 
-/// However the bytes are cut on their way, they mean the same.
 #[tokio::test]
-async fn requests_may_come_in_drops() {
-    let stage = Stage::new().await;
-    let ask = Ask::post("allowed").with_secret().json(r#"{"a":"b\r\n\r\n"}"#);
-    for bytes in [ask.to_bytes("close"), ask.chunked(1).to_bytes("close")] {
-        let mut wire = stage.gateway.tcp.connect().await;
+async fn requests_may_arrive_byte_by_byte() {
+    let harness = Harness::new().await;
+    let request = Request::post("allowed").with_secret().json(r#"{"a":"b\r\n\r\n"}"#);
+    for bytes in [request.to_bytes("close"), request.chunked(1).to_bytes("close")] {
+        let mut connection = harness.gateway.tcp.connect().await;
         for byte in bytes {
-            wire.write(&[byte]).await;
+            connection.write(&[byte]).await;
             tokio::task::yield_now().await;
         }
-        assert_eq!(wire.answer().await.status, 200);
-        assert_eq!(stage.rails.last().body, br#"{"a":"b\r\n\r\n"}"#);
+        assert_eq!(connection.read_response().await.status, 200);
+        assert_eq!(harness.rails.last_request().body, br#"{"a":"b\r\n\r\n"}"#);
     }
 }
 
-/// Many requests at once on one connection, answered in their order; then one that is none.
+/// With a malformed one at the end.
 #[tokio::test]
-async fn requests_in_a_row_are_answered_in_their_order() {
-    let stage = Stage::new().await;
+async fn pipelined_requests_are_answered_in_order() {
+    let harness = Harness::new().await;
     let mut bytes = Vec::new();
     for index in 0..20 {
-        let ask = Ask::post(&format!("allowed?n={index}")).with_secret();
+        let request = Request::post(&format!("allowed?n={index}")).with_secret();
         bytes.extend(match index % 3 {
-            0 => ask.body(format!("body {index}")).to_bytes("keep-alive"),
-            1 => ask.body(format!("body {index}")).chunked(2).to_bytes("keep-alive"),
-            _ => ask.to_bytes("keep-alive"),
+            0 => request.body(format!("body {index}")).to_bytes("keep-alive"),
+            1 => request.body(format!("body {index}")).chunked(2).to_bytes("keep-alive"),
+            _ => request.to_bytes("keep-alive"),
         });
     }
     bytes.extend_from_slice(b"GET /api/v4/internal/check HTTP/1.1\nHost: a\n\n");
     bytes.extend_from_slice(SMUGGLED.as_bytes());
-    let mut wire = stage.gateway.tcp.connect().await;
-    wire.write(&bytes).await;
+    let mut connection = harness.gateway.tcp.connect().await;
+    connection.write(&bytes).await;
     for index in 0..20 {
-        let answer = wire.answer().await;
-        assert_eq!((answer.status, answer.json()["nth"].as_u64()), (200, Some(index)), "{answer}");
+        let response = connection.read_response().await;
+        assert_eq!((response.status, response.json()["nth"].as_u64()), (200, Some(index)), "{response}");
     }
-    assert_refusal(&mut wire, 400, "at the end").await;
-    let targets: Vec<String> = stage.rails.requests().into_iter().map(|request| request.target).collect();
+    assert_refusal(&mut connection, 400, "at the end").await;
+    let targets: Vec<String> = harness.rails.requests().into_iter().map(|request| request.target).collect();
     let expected: Vec<String> = (0..20).map(|index| format!("/api/v4/internal/allowed?n={index}")).collect();
     assert_eq!(targets, expected);
 }
 
-/// The good request is still with Rails when the bad one comes.
+/// The good request still waits for Rails when the bad one comes.
 #[tokio::test]
-async fn a_refusal_waits_for_its_turn() {
-    let stage = Stage::new().await;
-    let valve = Valve::shut();
-    stage.rails.always(Reply::json(200, "{}").after(&valve));
-    let mut wire = stage.gateway.tcp.connect().await;
-    let good = Ask::post("allowed").with_secret();
-    wire.write(&[good.to_bytes("keep-alive"), b"GET / HTTP/1.1\nHost: a\n\n".to_vec()].concat()).await;
-    stage.rails.has_got(1).await;
-    valve.open();
-    assert_eq!(wire.answer().await.status, 200);
-    assert_refusal(&mut wire, 400, "after its turn").await;
+async fn a_refusal_is_sent_after_earlier_responses() {
+    let harness = Harness::new().await;
+    let latch = Latch::closed();
+    harness.rails.respond_always(Reply::json(200, "{}").after(&latch));
+    let mut connection = harness.gateway.tcp.connect().await;
+    let good = Request::post("allowed").with_secret();
+    connection.write(&[good.to_bytes("keep-alive"), b"GET / HTTP/1.1\nHost: a\n\n".to_vec()].concat()).await;
+    harness.rails.wait_for_requests(1).await;
+    latch.open();
+    assert_eq!(connection.read_response().await.status, 200);
+    assert_refusal(&mut connection, 400, "after its turn").await;
 }
 
-/// A body that is malformed further on: its request may be on its way already, but Rails never
-/// sees it whole, and what follows is never taken for a request.
+/// The request may be on its way already, but Rails never gets it completely, and what follows is not taken
+/// for a request.
 #[tokio::test]
-async fn malformed_chunks_end_a_request() {
-    let stage = Stage::new().await;
+async fn malformed_chunks_are_refused() {
+    let harness = Harness::new().await;
     for body in [
         "5\nhello\r\n0\r\n\r\n",
         "5\r\nhello\n0\r\n\r\n",
@@ -582,224 +580,237 @@ async fn malformed_chunks_end_a_request() {
         let typed = "Content-Type: application/x-www-form-urlencoded";
         let chunked = "Transfer-Encoding: chunked";
         // Streamed: the credential is in the header.
-        let mut wire = stage.gateway.tcp.connect().await;
-        wire.write(&[post(&[typed, chunked], body), SMUGGLED.into()].concat()).await;
-        assert_refusal(&mut wire, 400, body).await;
-        // Collected: the credential could be in the body.
-        let mut wire = stage.gateway.unix.connect().await;
+        let mut connection = harness.gateway.tcp.connect().await;
+        connection.write(&[post(&[typed, chunked], body), SMUGGLED.into()].concat()).await;
+        assert_refusal(&mut connection, 400, body).await;
+        // Buffered: the credential could be in the body.
+        let mut connection = harness.gateway.unix.connect().await;
         let head =
             format!("POST /api/v4/internal/allowed HTTP/1.1\r\nHost: a\r\n{typed}\r\n{chunked}\r\n\r\n");
-        wire.write(format!("{head}{body}{SMUGGLED}").as_bytes()).await;
-        assert_refusal(&mut wire, 400, body).await;
-        assert_eq!(stage.rails.count(), 0, "{body:?}");
+        connection.write(format!("{head}{body}{SMUGGLED}").as_bytes()).await;
+        assert_refusal(&mut connection, 400, body).await;
+        assert_eq!(harness.rails.request_count(), 0, "{body:?}");
     }
-    // A credential does not come too late.
+    // Credentials in trailers are dropped.
     let trailer = "5\r\nhello\r\n0\r\nGitlab-Shared-Secret: eA==\r\nX-Trailer: a\r\n\r\n";
-    let mut wire = stage.gateway.tcp.connect().await;
-    wire.write(&post(&["Transfer-Encoding: chunked", "Trailer: X-Trailer", "TE: trailers"], trailer)).await;
-    assert_eq!(wire.answer().await.status, 200);
-    let seen = stage.rails.last();
+    let mut connection = harness.gateway.tcp.connect().await;
+    connection
+        .write(&post(&["Transfer-Encoding: chunked", "Trailer: X-Trailer", "TE: trailers"], trailer))
+        .await;
+    assert_eq!(connection.read_response().await.status, 200);
+    let seen = harness.rails.last_request();
     assert_eq!(seen.body, b"hello");
     assert_eq!((seen.header("trailer"), seen.trailers.as_str()), (None, ""), "none of them passes");
 }
 
-/// A client that leaves in the middle of its body leaves no whole request behind.
+/// The client disconnects in the middle of its body.
 #[tokio::test]
-async fn a_body_that_breaks_off_is_no_request() {
-    let stage = Stage::new().await;
-    let cut = |bytes: Vec<u8>| bytes[..bytes.len() - 1].to_vec();
-    let form = Ask::post("allowed").form("secret_token=s3cret&a=b");
+async fn a_truncated_body_never_reaches_rails() {
+    let harness = Harness::new().await;
+    let incomplete = |bytes: Vec<u8>| bytes[..bytes.len() - 1].to_vec();
+    let form = Request::post("allowed").form("secret_token=s3cret&a=b");
     let streamed = form.clone().with_secret();
-    let asks = [form.clone(), form.chunked(5), streamed.clone(), streamed.chunked(5)];
-    for ask in &asks {
-        let mut wire = stage.gateway.tcp.connect().await;
-        wire.write(&cut(ask.to_bytes("close"))).await;
-        wire.finish().await;
-        drop(wire);
+    let requests = [form.clone(), form.chunked(5), streamed.clone(), streamed.chunked(5)];
+    for request in &requests {
+        let mut connection = harness.gateway.tcp.connect().await;
+        connection.write(&incomplete(request.to_bytes("close"))).await;
+        connection.shutdown_write().await;
+        drop(connection);
     }
     // The four are over once nothing is in flight; then their connections to Rails are, too.
-    stage.reaches("railgate_requests_in_flight", 0).await;
-    stage.reaches("railgate_upstream_connections", 0).await;
-    assert_eq!(stage.rails.count(), 0);
-    stage.assert_alive().await;
-    assert_eq!(stage.rails.count(), 1);
+    harness.wait_for_metric("railgate_requests_in_flight", 0).await;
+    harness.wait_for_metric("railgate_upstream_connections", 0).await;
+    assert_eq!(harness.rails.request_count(), 0);
+    harness.assert_alive().await;
+    assert_eq!(harness.rails.request_count(), 1);
 }
 
-/// `Content-Length` frames the body of a GET too; what is in it is no request.
+/// `Content-Length` frames the body of a GET too.
 #[tokio::test]
-async fn the_body_of_a_get_is_no_place_to_hide_a_request() {
-    let stage = Stage::new().await;
+async fn the_body_of_a_get_is_not_a_request() {
+    let harness = Harness::new().await;
     let length = SMUGGLED.len();
-    let mut wire = stage.gateway.tcp.connect().await;
-    wire.write(&get(&[&format!("Content-Length: {length}")])).await;
-    wire.write(SMUGGLED.as_bytes()).await;
-    let answer = wire.answer().await;
-    assert_eq!(answer.status, 200, "{answer}");
-    assert_eq!(stage.rails.last().body, SMUGGLED.as_bytes());
-    // The underscore is Rack's to misread, so the line is dropped and the length counts.
-    wire.write(&post(&["Transfer_Encoding: chunked", "Content-Length: 5"], "0\r\n\r\n")).await;
-    assert_eq!(wire.answer().await.status, 200);
-    let seen = stage.rails.last();
+    let mut connection = harness.gateway.tcp.connect().await;
+    connection.write(&get(&[&format!("Content-Length: {length}")])).await;
+    connection.write(SMUGGLED.as_bytes()).await;
+    let response = connection.read_response().await;
+    assert_eq!(response.status, 200, "{response}");
+    assert_eq!(harness.rails.last_request().body, SMUGGLED.as_bytes());
+    // Rack would misread the underscore, so the line is dropped and the length counts.
+    connection.write(&post(&["Transfer_Encoding: chunked", "Content-Length: 5"], "0\r\n\r\n")).await;
+    assert_eq!(connection.read_response().await.status, 200);
+    let seen = harness.rails.last_request();
     assert_eq!((seen.body.as_slice(), seen.header("transfer-encoding")), (&b"0\r\n\r\n"[..], None));
-    assert_eq!((seen.header("transfer_encoding"), stage.rails.count()), (None, 2));
+    assert_eq!((seen.header("transfer_encoding"), harness.rails.request_count()), (None, 2));
 }
 
-/// Rails answers before it has heard everything; the rest of the body is still no request.
+/// Rails responds before it has read everything.
 #[tokio::test]
-async fn the_rest_of_an_answered_request_is_no_request() {
-    let stage = Stage::new().await;
-    stage.rails.behave(Manners::Hasty, |_| Reply::json(403, "{}"));
-    let mut wire = stage.gateway.tcp.connect().await;
+async fn the_rest_of_an_answered_request_is_not_a_request() {
+    let harness = Harness::new().await;
+    harness.rails.set_behavior(Behavior::RespondAfterHead, |_| Reply::json(403, "{}"));
+    let mut connection = harness.gateway.tcp.connect().await;
     // An endpoint whose small bodies are not read before they are sent on.
     let length = 3 + SMUGGLED.len();
     let begun =
         format!("POST /api/v4/internal/pages HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\nabc");
-    wire.write(begun.as_bytes()).await;
-    assert_eq!(wire.answer().await.status, 403);
-    wire.write(SMUGGLED.as_bytes()).await;
-    wire.write(&Ask::get("pages").to_bytes("close")).await;
+    connection.write(begun.as_bytes()).await;
+    assert_eq!(connection.read_response().await.status, 403);
+    connection.write(SMUGGLED.as_bytes()).await;
+    connection.write(&Request::get("pages").to_bytes("close")).await;
     // Either the connection is closed, or what was announced is read as a body.
-    wire.rest().await;
-    let smuggled = stage.rails.requests().iter().filter(|request| request.is_for("smuggled")).count();
+    connection.read_to_end().await;
+    let smuggled = harness.rails.requests().iter().filter(|request| request.is_for("smuggled")).count();
     assert_eq!(smuggled, 0, "the body was taken for a request");
 }
 
 #[tokio::test]
-async fn a_client_that_waits_to_be_asked_is_asked_if_it_is_let_in() {
-    let stage = Stage::new().await;
+async fn expect_continue_is_answered_after_authentication() {
+    let harness = Harness::new().await;
     let expecting = ["Expect: 100-continue", "Content-Length: 5"];
-    let mut wire = stage.gateway.tcp.connect().await;
-    wire.write(&post(&expecting, "")).await;
-    wire.interim().await;
-    wire.write(b"hello").await;
-    let answer = wire.answer().await;
-    assert_eq!(answer.status, 200, "{answer}");
-    let seen = stage.rails.last();
+    let mut connection = harness.gateway.tcp.connect().await;
+    connection.write(&post(&expecting, "")).await;
+    connection.read_interim().await;
+    connection.write(b"hello").await;
+    let response = connection.read_response().await;
+    assert_eq!(response.status, 200, "{response}");
+    let seen = harness.rails.last_request();
     assert_eq!((seen.body.as_slice(), seen.header("expect")), (&b"hello"[..], None));
     for head in [
         "POST /api/v4/internal/allowed HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n",
         "POST /api/v4/internal/../x HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n",
         "POST /elsewhere HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n",
     ] {
-        let mut wire = stage.gateway.tcp.connect().await;
-        wire.write(head.replace("Length: 5\r\n", "Length: 5\r\nContent-Type: a/b\r\n").as_bytes()).await;
-        let answer = wire.answer().await;
-        assert!(matches!(answer.status, 400 | 401 | 404), "{answer}");
-        assert_eq!(answer.interim, Vec::<u16>::new(), "{answer}");
+        let mut connection = harness.gateway.tcp.connect().await;
+        connection
+            .write(head.replace("Length: 5\r\n", "Length: 5\r\nContent-Type: a/b\r\n").as_bytes())
+            .await;
+        let response = connection.read_response().await;
+        assert!(matches!(response.status, 400 | 401 | 404), "{response}");
+        assert_eq!(response.interim, Vec::<u16>::new(), "{response}");
         // What it may still send is no request: either is closed, or the body is taken as one.
-        wire.finish().await;
-        assert_eq!(wire.rest().await, b"");
+        connection.shutdown_write().await;
+        assert_eq!(connection.read_to_end().await, b"");
     }
-    assert_eq!(stage.rails.count(), 1);
+    assert_eq!(harness.rails.request_count(), 1);
 }
 
-/// So is one whose credential can only be in what it still has to send.
+/// The credential can only be in the body.
 #[tokio::test]
-async fn a_client_is_asked_for_a_body_that_has_to_be_searched() {
-    let stage = Stage::new().await;
+async fn expect_continue_is_answered_for_a_body_to_be_searched() {
+    let harness = Harness::new().await;
     let body = "secret_token=s3cret";
-    let ask = Ask::post("allowed").form(body).header("Expect", "100-continue");
-    let bytes = ask.to_bytes("close");
-    let mut wire = stage.gateway.tcp.connect().await;
-    wire.write(&bytes[..bytes.len() - body.len()]).await;
-    wire.interim().await;
-    wire.write(body.as_bytes()).await;
-    assert_eq!(wire.answer().await.status, 200);
-    assert_eq!(stage.rails.last().body, body.as_bytes());
+    let request = Request::post("allowed").form(body).header("Expect", "100-continue");
+    let bytes = request.to_bytes("close");
+    let mut connection = harness.gateway.tcp.connect().await;
+    connection.write(&bytes[..bytes.len() - body.len()]).await;
+    connection.read_interim().await;
+    connection.write(body.as_bytes()).await;
+    assert_eq!(connection.read_response().await.status, 200);
+    assert_eq!(harness.rails.last_request().body, body.as_bytes());
 }
 
-/// The body of a request that was refused is still a body.
 #[tokio::test]
-async fn the_body_of_a_refused_request_is_no_request() {
-    let stage = Stage::new().await;
+async fn the_body_of_a_refused_request_is_not_a_request() {
+    let harness = Harness::new().await;
     for size in [1, 10, 1_000, 20_000] {
         let body = SMUGGLED.repeat(size);
-        for ask in [
-            Ask::post("allowed").header("Gitlab-Shell-Api-Request", "x").body(&body),
-            Ask::post("allowed").header("Gitlab-Shell-Api-Request", "x").body(&body).chunked(5_000),
-            Ask::post("allowed").header("Content-Type", "a/b").body(&body),
-            Ask::get("check").body(&body),
-            Ask::new("POST", "/elsewhere").body(&body),
-            Ask::post("allowed;a").body(&body),
+        for request in [
+            Request::post("allowed").header("Gitlab-Shell-Api-Request", "x").body(&body),
+            Request::post("allowed").header("Gitlab-Shell-Api-Request", "x").body(&body).chunked(5_000),
+            Request::post("allowed").header("Content-Type", "a/b").body(&body),
+            Request::get("check").body(&body),
+            Request::new("POST", "/elsewhere").body(&body),
+            Request::post("allowed;a").body(&body),
         ] {
-            let mut wire = stage.gateway.tcp.connect().await;
-            wire.write(&ask.to_bytes("keep-alive")).await;
-            wire.write(&Ask::get("pages").to_bytes("close")).await;
-            let answer = wire.answer().await;
-            answer.assert_failure(answer.status);
+            let mut connection = harness.gateway.tcp.connect().await;
+            connection.write(&request.to_bytes("keep-alive")).await;
+            connection.write(&Request::get("pages").to_bytes("close")).await;
+            let response = connection.read_response().await;
+            response.assert_failure(response.status);
             // Either the connection is closed, or the request behind the body is answered.
-            wire.rest().await;
+            connection.read_to_end().await;
         }
     }
-    assert!(stage.rails.requests().iter().all(|request| request.is_for("pages")));
+    assert!(harness.rails.requests().iter().all(|request| request.is_for("pages")));
 }
 
-/// After what was to be the last request, nothing is a request.
 #[tokio::test]
-async fn what_follows_the_last_request_is_not_read() {
-    let stage = Stage::new().await;
+async fn bytes_after_the_last_request_are_not_read() {
+    let harness = Harness::new().await;
     let old = b"GET /api/v4/internal/pages HTTP/1.0\r\nHost: a\r\n\r\n".to_vec();
-    for last in [Ask::get("pages").to_bytes("close"), Ask::post("pages").body("x").to_bytes("CLOSE"), old] {
-        let mut wire = stage.gateway.tcp.connect().await;
-        wire.write(&[&last, SMUGGLED.as_bytes()].concat()).await;
-        assert_eq!(wire.answer().await.status, 200);
-        assert_eq!(wire.rest().await, b"");
+    for last in
+        [Request::get("pages").to_bytes("close"), Request::post("pages").body("x").to_bytes("CLOSE"), old]
+    {
+        let mut connection = harness.gateway.tcp.connect().await;
+        connection.write(&[&last, SMUGGLED.as_bytes()].concat()).await;
+        assert_eq!(connection.read_response().await.status, 200);
+        assert_eq!(connection.read_to_end().await, b"");
     }
-    assert!(stage.rails.requests().iter().all(|request| request.is_for("pages")));
-    assert_eq!(stage.rails.count(), 3);
+    assert!(harness.rails.requests().iter().all(|request| request.is_for("pages")));
+    assert_eq!(harness.rails.request_count(), 3);
 }
 
-/// Many requests of all kinds on one connection, cut anywhere: Rails sees each as it was sent.
+/// Many requests of all kinds on one connection: Rails gets each as it was sent.
 #[tokio::test]
-async fn requests_may_be_cut_anywhere() {
-    let stage = Stage::with(|request| Reply::json(200, &format!("{:?}", request.target))).await;
+async fn requests_may_be_split_anywhere() {
+    let harness = Harness::with(|request| Reply::json(200, &format!("{:?}", request.target))).await;
     let dice = noise(1 << 20);
     let mut dice = dice.chunks(2).map(|pair| usize::from(pair[0]) << 8 | usize::from(pair[1]));
     let mut roll = |sides: usize| dice.next().unwrap() % sides;
     for round in 0..40 {
-        let asks: Vec<Ask> = (0..10)
+        let requests: Vec<Request> = (0..10)
             .map(|index| {
-                let ask = Ask::post(&format!("allowed?n={round}-{index}")).with_secret();
+                let request = Request::post(&format!("allowed?n={round}-{index}")).with_secret();
                 let body = noise([0, 1, 50, 5_000, 20_000][roll(5)]);
                 match roll(4) {
-                    0 => ask,
-                    1 => ask.body(body).chunked(1 + roll(5_000)),
-                    2 => ask.body(body).header("X-Padding", &"x".repeat(roll(10_000))),
-                    _ => ask.body(body),
+                    0 => request,
+                    1 => request.body(body).chunked(1 + roll(5_000)),
+                    2 => request.body(body).header("X-Padding", &"x".repeat(roll(10_000))),
+                    _ => request.body(body),
                 }
             })
             .collect();
-        let bytes: Vec<u8> = asks.iter().flat_map(|ask| ask.to_bytes("keep-alive")).collect();
-        let before = stage.rails.count();
-        let mut wire = stage.gateway.unix.connect().await;
+        let bytes: Vec<u8> = requests.iter().flat_map(|request| request.to_bytes("keep-alive")).collect();
+        let before = harness.rails.request_count();
+        let mut connection = harness.gateway.unix.connect().await;
         let mut rest = bytes.as_slice();
         while !rest.is_empty() {
             let longest = [3, 100, 20_000][roll(3)];
             let (piece, others) = rest.split_at((1 + roll(longest)).min(rest.len()));
-            wire.write(piece).await;
+            connection.write(piece).await;
             rest = others;
             if roll(2) == 0 {
                 tokio::task::yield_now().await;
             }
         }
-        for ask in &asks {
-            assert_eq!(wire.answer().await.text(), format!("{:?}", ask.target));
+        for request in &requests {
+            assert_eq!(connection.read_response().await.text(), format!("{:?}", request.target));
         }
-        for (ask, seen) in asks.iter().zip(&stage.rails.requests()[before..]) {
-            assert!(seen.target == ask.target && seen.body == ask.plain_body(), "{ask}: {}", seen.head);
+        for (request, seen) in requests.iter().zip(&harness.rails.requests()[before..]) {
+            assert!(
+                seen.target == request.target && seen.body == request.body_bytes(),
+                "{request}: {}",
+                seen.head
+            );
         }
     }
 }
 
 #[tokio::test]
-async fn old_clients_are_answered_in_their_way() {
-    let stage = Stage::new().await;
-    stage.rails.always(Reply::in_chunks(200, "Content-Type: text/plain\r\n", "hello", 2));
-    let mut wire = stage.gateway.tcp.connect().await;
-    wire.write(&head(&["POST /api/v4/internal/allowed HTTP/1.0", "Host: a", "Content-Length: 2"])).await;
-    wire.write(b"{}").await;
-    let answer = wire.answer().await;
-    assert_eq!((answer.status, answer.text(), answer.header("transfer-encoding")), (200, "hello", None));
-    assert_eq!(stage.rails.last().body, b"{}");
-    assert_eq!(wire.rest().await, b"");
+async fn http10_clients_get_http10_framing() {
+    let harness = Harness::new().await;
+    harness.rails.respond_always(Reply::in_chunks(200, "Content-Type: text/plain\r\n", "hello", 2));
+    let mut connection = harness.gateway.tcp.connect().await;
+    connection
+        .write(&head(&["POST /api/v4/internal/allowed HTTP/1.0", "Host: a", "Content-Length: 2"]))
+        .await;
+    connection.write(b"{}").await;
+    let response = connection.read_response().await;
+    assert_eq!(
+        (response.status, response.text(), response.header("transfer-encoding")),
+        (200, "hello", None)
+    );
+    assert_eq!(harness.rails.last_request().body, b"{}");
+    assert_eq!(connection.read_to_end().await, b"");
 }

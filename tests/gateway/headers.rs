@@ -1,41 +1,45 @@
-//! Which headers cross the gateway, in which direction, and which it writes itself.
+//! Which headers the gateway forwards in each direction, and which it writes itself.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::json;
 
-use super::client::Ask;
-use super::credentials::{KAS_HEADER, SECRET, SECRET_HEADER, SHELL_HEADER, shell_token};
-use super::fake::{ROOT_KEY, Rails, Reply};
-use super::stage::{Setup, Stage};
+use super::client::Request;
+use super::credentials::{ENCODED_SECRET, KAS_HEADER, SECRET_HEADER, SHELL_HEADER, shell_token};
+use super::fake_rails::{FakeRails, ROOT_KEY, Reply};
+use super::harness::{Harness, Setup};
 
-/// A request that is passed on, and one that fills the cache: they take different ways. Each call
-/// asks for another user, so that nothing is answered from memory.
-fn both_ways(ask: impl Fn(Ask) -> Ask) -> [Ask; 2] {
+/// A forwarded request and a cache fill: they are handled on different paths. Each call uses another user,
+/// so that nothing is cached.
+fn for_both_paths(request: impl Fn(Request) -> Request) -> [Request; 2] {
     static USER: AtomicUsize = AtomicUsize::new(1_000);
     let user = USER.fetch_add(1, Ordering::Relaxed);
-    [ask(Ask::post("allowed").with_secret()), ask(Ask::get(&format!("discover?key_id={user}")).with_secret())]
+    [
+        request(Request::post("allowed").with_secret()),
+        request(Request::get(&format!("discover?key_id={user}")).with_secret()),
+    ]
 }
 
 /// Rack makes one variable of `Gitlab_Shared_Secret` and `Gitlab-Shared-Secret`.
 #[tokio::test]
-async fn names_with_underscores_stop_here_and_open_nothing() {
-    let stage = Stage::new().await;
+async fn headers_with_underscores_are_dropped_and_do_not_authenticate() {
+    let harness = Harness::new().await;
     let token = shell_token(&json!({}));
     for (name, value) in [
-        ("Gitlab_Shared_Secret", SECRET),
-        ("Gitlab-Shared_Secret", SECRET),
-        ("GITLAB_SHARED_SECRET", SECRET),
+        ("Gitlab_Shared_Secret", ENCODED_SECRET),
+        ("Gitlab-Shared_Secret", ENCODED_SECRET),
+        ("GITLAB_SHARED_SECRET", ENCODED_SECRET),
         ("Gitlab_Shell_Api_Request", &token),
-        ("_", SECRET),
+        ("_", ENCODED_SECRET),
     ] {
-        for ask in [Ask::get("check"), Ask::post("allowed"), Ask::get("discover?key_id=1")] {
-            stage.send(&ask.header(name, value)).await.assert_unauthorized();
+        for request in [Request::get("check"), Request::post("allowed"), Request::get("discover?key_id=1")] {
+            harness.send(&request.header(name, value)).await.assert_unauthorized();
         }
-        assert_eq!(stage.rails.count(), 0, "{name}");
+        assert_eq!(harness.rails.request_count(), 0, "{name}");
     }
-    let spoofed = |ask: Ask| {
-        ask.header("Gitlab_Shared_Secret", "eHh4")
+    let spoofed = |request: Request| {
+        request
+            .header("Gitlab_Shared_Secret", "eHh4")
             .header("X_Forwarded_For", "1.1.1.1")
             .header("X_Forwarded-Host", "evil.example")
             .header("Content_Type", "text/plain")
@@ -43,18 +47,18 @@ async fn names_with_underscores_stop_here_and_open_nothing() {
             .header("x_request_id", "x")
             .header("_", "x")
     };
-    for ask in both_ways(spoofed) {
-        let (answer, seen) = stage.pass(&ask).await;
-        assert_eq!(answer.status, 200, "{answer}");
+    for request in for_both_paths(spoofed) {
+        let (response, seen) = harness.send_forwarded(&request).await;
+        assert_eq!(response.status, 200, "{response}");
         assert!(seen.headers.iter().all(|(name, _)| !name.contains('_')), "{}", seen.head);
-        assert_eq!(seen.header(SECRET_HEADER), Some(SECRET));
+        assert_eq!(seen.header(SECRET_HEADER), Some(ENCODED_SECRET));
     }
 }
 
-/// By these a client could show Rails another request than the gateway judged.
+/// With these a client could show Rails another request than the one that the gateway checked.
 #[tokio::test]
-async fn names_by_which_rails_could_be_led_astray_stop_here() {
-    let stage = Stage::new().await;
+async fn headers_that_could_mislead_rails_are_dropped() {
+    let harness = Harness::new().await;
     let names = [
         "Forwarded",
         "Proxy",
@@ -75,23 +79,26 @@ async fn names_by_which_rails_could_be_led_astray_stop_here() {
         "X-Sendfile-Type",
     ];
     for name in names {
-        for ask in both_ways(|ask| ask.header(name, "/evil").header(&name.to_uppercase(), "for=evil")) {
-            let (_, seen) = stage.pass(&ask).await;
-            assert_eq!(seen.all(name), Vec::<&str>::new(), "{}", seen.head);
+        for request in
+            for_both_paths(|request| request.header(name, "/evil").header(&name.to_uppercase(), "for=evil"))
+        {
+            let (_, seen) = harness.send_forwarded(&request).await;
+            assert_eq!(seen.header_values(name), Vec::<&str>::new(), "{}", seen.head);
             assert!(!seen.head.contains("evil"), "{}", seen.head);
         }
     }
 }
 
 #[tokio::test]
-async fn headers_of_one_connection_stay_with_it() {
-    let stage = Stage::new().await;
+async fn hop_by_hop_headers_are_not_forwarded() {
+    let harness = Harness::new().await;
     let headers = "Content-Type: application/json\r\nConnection: X-Of-Rails, Keep-Alive\r\nX-Of-Rails: 1\r\n\
                    Keep-Alive: timeout=5\r\nProxy-Connection: keep-alive\r\nUpgrade: h2c\r\nTE: trailers\r\n\
                    Proxy-Authenticate: Basic\r\nX-Kept: 1\r\n";
-    stage.rails.always(Reply::new(200, headers, r#"{"id":1,"username":"root","name":"r"}"#));
-    let hop_by_hop = |ask: Ask| {
-        ask.header("Connection", "X-Mine, close, X-OTHER,, Upgrade")
+    harness.rails.respond_always(Reply::new(200, headers, r#"{"id":1,"username":"root","name":"r"}"#));
+    let hop_by_hop = |request: Request| {
+        request
+            .header("Connection", "X-Mine, close, X-OTHER,, Upgrade")
             .header("Connection", "x-third")
             .header("X-Mine", "1")
             .header("X-Other", "1")
@@ -102,8 +109,8 @@ async fn headers_of_one_connection_stay_with_it() {
             .header("TE", "gzip")
             .header("Upgrade", "h2c")
     };
-    for ask in both_ways(hop_by_hop) {
-        let (answer, seen) = stage.pass(&ask).await;
+    for request in for_both_paths(hop_by_hop) {
+        let (response, seen) = harness.send_forwarded(&request).await;
         for name in [
             "X-Mine",
             "X-Other",
@@ -114,22 +121,22 @@ async fn headers_of_one_connection_stay_with_it() {
             "TE",
             "Upgrade",
         ] {
-            assert_eq!(seen.all(name), Vec::<&str>::new(), "{}", seen.head);
+            assert_eq!(seen.header_values(name), Vec::<&str>::new(), "{}", seen.head);
         }
-        // None is needed: the connection to Rails is kept.
+        // The connection to Rails is kept, so it needs none.
         assert_eq!(seen.header("connection"), None, "{}", seen.head);
         for name in ["X-Of-Rails", "Keep-Alive", "Proxy-Connection", "Upgrade", "TE", "Proxy-Authenticate"] {
-            assert_eq!(answer.all(name), Vec::<&str>::new(), "{answer}");
+            assert_eq!(response.header_values(name), Vec::<&str>::new(), "{response}");
         }
-        assert_eq!(answer.header("connection"), Some("close"), "{answer}");
-        assert_eq!(answer.header("x-kept"), Some("1"), "{answer}");
+        assert_eq!(response.header("connection"), Some("close"), "{response}");
+        assert_eq!(response.header("x-kept"), Some("1"), "{response}");
     }
 }
 
-/// Named in `Connection`, all the same: what Rails decides by must be what the gateway saw.
+/// Although named in `Connection`: Rails must decide by the same values as the gateway.
 #[tokio::test]
-async fn connection_can_name_nothing_away_that_counts() {
-    let stage = Stage::new().await;
+async fn connection_cannot_remove_essential_headers() {
+    let harness = Harness::new().await;
     let names = [
         "Host",
         "Content-Length",
@@ -144,7 +151,7 @@ async fn connection_can_name_nothing_away_that_counts() {
         "X-Forwarded-Host",
     ];
     for name in names {
-        let ask = Ask::post("allowed")
+        let request = Request::post("allowed")
             .with_secret()
             .with_shell_token()
             .header(KAS_HEADER, "x")
@@ -153,91 +160,97 @@ async fn connection_can_name_nothing_away_that_counts() {
             .header("Connection", &format!("close, {}", name.to_lowercase()))
             .header("X-Forwarded-For", "203.0.113.7")
             .json("{}");
-        let (_, seen) = stage.pass(&ask).await;
+        let (_, seen) = harness.send_forwarded(&request).await;
         assert!(seen.header(name).is_some(), "{name} was named away: {}", seen.head);
         assert_eq!(seen.body, b"{}");
     }
 }
 
 #[tokio::test]
-async fn rails_learns_where_a_request_comes_from() {
-    let stage = Stage::new().await;
-    // The host that one caller asked for must not be in an answer that others get.
+async fn forwarded_headers_tell_rails_the_client() {
+    let harness = Harness::new().await;
+    // The host of one client must not get into a response that others share.
     let hosts = [Some("gateway.example:8181"), None];
-    for (ask, host) in both_ways(|ask| ask).into_iter().zip(hosts) {
-        let (_, seen) = stage.pass(&ask).await;
+    for (request, host) in for_both_paths(|request| request).into_iter().zip(hosts) {
+        let (_, seen) = harness.send_forwarded(&request).await;
         assert_eq!(seen.header("x-forwarded-for"), Some("127.0.0.1"));
         assert_eq!(seen.header("x-forwarded-host"), host);
         assert_eq!(seen.header("x-forwarded-proto"), Some("http"));
     }
-    let claims = |ask: Ask| {
-        ask.header("X-Forwarded-For", "203.0.113.7")
+    let claims = |request: Request| {
+        request
+            .header("X-Forwarded-For", "203.0.113.7")
             .header("X-Forwarded-For", "198.51.100.1, 198.51.100.2")
             .header("X-Forwarded-Host", "evil.example")
             .header("X-Forwarded-Proto", "https")
     };
-    for (ask, host) in both_ways(claims).into_iter().zip(hosts) {
-        let (_, seen) = stage.pass(&ask).await;
+    for (request, host) in for_both_paths(claims).into_iter().zip(hosts) {
+        let (_, seen) = harness.send_forwarded(&request).await;
         let chain = "203.0.113.7, 198.51.100.1, 198.51.100.2, 127.0.0.1";
         assert_eq!(seen.header("x-forwarded-for"), Some(chain));
         assert_eq!(seen.header("x-forwarded-host"), host);
         assert_eq!(seen.header("x-forwarded-proto"), Some("http"));
     }
     // A peer on a unix socket has no address.
-    stage.gateway.unix.send(&Ask::post("allowed").with_secret()).await;
-    assert_eq!(stage.rails.last().header("x-forwarded-for"), None);
-    let ask = Ask::post("allowed").with_secret().header("X-Forwarded-For", "203.0.113.7");
-    stage.gateway.unix.send(&ask).await;
-    assert_eq!(stage.rails.last().header("x-forwarded-for"), Some("203.0.113.7"));
+    harness.gateway.unix.send(&Request::post("allowed").with_secret()).await;
+    assert_eq!(harness.rails.last_request().header("x-forwarded-for"), None);
+    let request = Request::post("allowed").with_secret().header("X-Forwarded-For", "203.0.113.7");
+    harness.gateway.unix.send(&request).await;
+    assert_eq!(harness.rails.last_request().header("x-forwarded-for"), Some("203.0.113.7"));
 }
 
 #[tokio::test]
-async fn rails_sees_the_host_that_the_operator_wants() {
-    let stage = Stage::new().await;
-    let (_, seen) = stage.pass(&Ask::post("allowed").with_secret()).await;
-    assert_eq!(Some(format!("http://{}", seen.header("host").unwrap())), Some(stage.rails.peer.url()));
+async fn rails_gets_the_configured_host() {
+    let harness = Harness::new().await;
+    let (_, seen) = harness.send_forwarded(&Request::post("allowed").with_secret()).await;
+    assert_eq!(Some(format!("http://{}", seen.header("host").unwrap())), Some(harness.rails.address.url()));
 
-    let stage = Setup::new().text("upstream.host", "gitlab.example:443").start().await;
-    for ask in both_ways(|ask| ask) {
-        let (_, seen) = stage.pass(&ask).await;
+    let harness = Setup::new().text("upstream.host", "gitlab.example:443").start().await;
+    for request in for_both_paths(|request| request) {
+        let (_, seen) = harness.send_forwarded(&request).await;
         assert_eq!(seen.header("host"), Some("gitlab.example:443"));
     }
 
     let setup = Setup::new();
-    let rails = Rails::on_unix(&setup.dir.file("rails.sock"));
-    let stage = setup.in_front_of(rails);
-    let (_, seen) = stage.pass(&Ask::post("allowed").with_secret()).await;
+    let rails = FakeRails::listen_unix(&setup.dir.file("rails.sock"));
+    let harness = setup.start_with(rails);
+    let (_, seen) = harness.send_forwarded(&Request::post("allowed").with_secret()).await;
     assert_eq!(seen.header("host"), Some("localhost"));
 }
 
 #[tokio::test]
-async fn a_request_has_one_id_everywhere() {
-    let stage = Stage::new().await;
+async fn a_request_has_one_id_in_request_and_response() {
+    let harness = Harness::new().await;
     let key = format!("authorized_keys?key={ROOT_KEY}");
     for good in ["01ARZ3NDEKTSV4RRFFQ69G5FAV", "a-b_c@d", &"a".repeat(255)] {
-        let ask = Ask::post("allowed").with_secret().header("X-Request-Id", good);
-        let (answer, seen) = stage.pass(&ask).await;
-        assert_eq!((answer.header("x-request-id"), seen.header("x-request-id")), (Some(good), Some(good)));
-        // A hit has its own caller's, too.
-        let ask = Ask::get(&key).with_secret().header("X-Request-Id", good);
-        assert_eq!(stage.send(&ask).await.header("x-request-id"), Some(good));
+        let request = Request::post("allowed").with_secret().header("X-Request-Id", good);
+        let (response, seen) = harness.send_forwarded(&request).await;
+        assert_eq!((response.header("x-request-id"), seen.header("x-request-id")), (Some(good), Some(good)));
+        // Also on a hit.
+        let request = Request::get(&key).with_secret().header("X-Request-Id", good);
+        assert_eq!(harness.send(&request).await.header("x-request-id"), Some(good));
     }
-    // Rails would drop these, and the two logs would not meet.
+    // Rails would drop these, and the two logs could not be matched.
     let mut ids = Vec::new();
     for bad in ["", "a b", "a.b", "a\"b", "\u{e9}", &"a".repeat(256)] {
-        let ask = Ask::post("allowed").with_secret().header("X-Request-Id", bad);
-        let (answer, seen) = stage.pass(&ask).await;
-        let id = answer.header("x-request-id").unwrap().to_owned();
+        let request = Request::post("allowed").with_secret().header("X-Request-Id", bad);
+        let (response, seen) = harness.send_forwarded(&request).await;
+        let id = response.header("x-request-id").unwrap().to_owned();
         assert_eq!(seen.header("x-request-id"), Some(id.as_str()));
         assert_ne!(id, bad);
         ids.push(id);
     }
-    let twice = Ask::post("allowed").with_secret().header("X-Request-Id", "a").header("X-Request-Id", "b");
-    let (answer, seen) = stage.pass(&twice).await;
-    assert_eq!(answer.header("x-request-id"), seen.header("x-request-id"));
-    for ask in [Ask::get(&key).with_secret(), Ask::get("check"), Ask::new("GET", "/"), Ask::new("GET", "/..")]
-    {
-        ids.push(stage.send(&ask).await.header("x-request-id").unwrap().to_owned());
+    let twice =
+        Request::post("allowed").with_secret().header("X-Request-Id", "a").header("X-Request-Id", "b");
+    let (response, seen) = harness.send_forwarded(&twice).await;
+    assert_eq!(response.header("x-request-id"), seen.header("x-request-id"));
+    for request in [
+        Request::get(&key).with_secret(),
+        Request::get("check"),
+        Request::new("GET", "/"),
+        Request::new("GET", "/.."),
+    ] {
+        ids.push(harness.send(&request).await.header("x-request-id").unwrap().to_owned());
     }
     let count = ids.len();
     ids.sort_unstable();
@@ -245,10 +258,9 @@ async fn a_request_has_one_id_everywhere() {
     assert_eq!(ids.len(), count, "an id was given twice");
 }
 
-/// Everything else is the endpoints' own business.
 #[tokio::test]
-async fn all_other_headers_pass_as_they_are() {
-    let stage = Stage::new().await;
+async fn all_other_headers_are_forwarded_unchanged() {
+    let harness = Harness::new().await;
     let sent = [
         ("User-Agent", "GitLab-Shell"),
         ("X-GitLab-Client-Name", "gitlab-shell"),
@@ -262,25 +274,26 @@ async fn all_other_headers_pass_as_they_are() {
         ("X-Empty", ""),
         ("X-Odd", "!#$%&'*+-.^_`|~ \"(),/:;<=>?@[\\]{}\t\u{e9}"),
     ];
-    let mut ask = Ask::post("allowed").with_secret().json("{}").header("X-Twice", "1").header("X-Twice", "2");
-    ask = ask.header("Via", "1.1 x");
+    let mut request =
+        Request::post("allowed").with_secret().json("{}").header("X-Twice", "1").header("X-Twice", "2");
+    request = request.header("Via", "1.1 x");
     for (name, value) in sent {
-        ask = ask.header(name, value);
+        request = request.header(name, value);
     }
     let answered = "Content-Type: application/json\r\nSet-Cookie: a=b\r\nSet-Cookie: c=d\r\n\
                     X-Odd: \"(),/:;<=>?@[\\]{}\r\nX-Empty:\r\nServer: rails\r\nETag: W/\"1\"\r\n\
                     Retry-After: 60\r\nWWW-Authenticate: Basic\r\nX_Under: score\r\nVia: 1.1 rails\r\n\
                     Date: Mon, 01 Jan 2001 00:00:00 GMT\r\nCache-Status: other; hit\r\n";
-    stage.rails.always(Reply::new(200, answered, "{}"));
-    let (answer, seen) = stage.pass(&ask).await;
+    harness.rails.respond_always(Reply::new(200, answered, "{}"));
+    let (response, seen) = harness.send_forwarded(&request).await;
     for (name, value) in sent {
         assert_eq!(seen.header(name), Some(value), "{}", seen.head);
     }
-    assert_eq!(seen.all("x-twice"), ["1", "2"]);
-    // The gateway's own name comes behind those who had the request before.
-    let [before, own] = seen.all("via")[..] else { panic!("{}", seen.head) };
+    assert_eq!(seen.header_values("x-twice"), ["1", "2"]);
+    // The gateway appends its own name to `Via`.
+    let [before, own] = seen.header_values("via")[..] else { panic!("{}", seen.head) };
     assert!(before == "1.1 x" && own.starts_with("1.1 railgate-"), "{}", seen.head);
-    assert_eq!(answer.all("set-cookie"), ["a=b", "c=d"]);
+    assert_eq!(response.header_values("set-cookie"), ["a=b", "c=d"]);
     for (name, value) in [
         ("x-odd", "\"(),/:;<=>?@[\\]{}"),
         ("x-empty", ""),
@@ -292,27 +305,27 @@ async fn all_other_headers_pass_as_they_are() {
         ("via", "1.1 rails"),
         ("date", "Mon, 01 Jan 2001 00:00:00 GMT"),
     ] {
-        assert_eq!(answer.header(name), Some(value), "{answer}");
+        assert_eq!(response.header(name), Some(value), "{response}");
     }
-    assert_eq!(answer.all("cache-status"), ["other; hit", "railgate; fwd=bypass; detail=route"]);
+    assert_eq!(response.header_values("cache-status"), ["other; hit", "railgate; fwd=bypass; detail=route"]);
 }
 
-/// A proxy between the gateway and Rails may want to know the caller as well (`http_settings` of
-/// GitLab Shell has a user and a password for it), for a read that fills the cache, too.
+/// A proxy between the gateway and Rails may require Basic authentication (`http_settings` of GitLab Shell
+/// has a user and a password for it).
 #[tokio::test]
-async fn basic_credentials_reach_rails_on_every_way() {
-    let stage = Stage::new().await;
-    for ask in both_ways(|ask| ask.header("Authorization", "Basic dTpw")) {
-        let (_, seen) = stage.pass(&ask).await;
-        assert_eq!(seen.header("authorization"), Some("Basic dTpw"), "{ask}: {}", seen.head);
+async fn basic_credentials_are_forwarded_on_every_path() {
+    let harness = Harness::new().await;
+    for request in for_both_paths(|request| request.header("Authorization", "Basic dTpw")) {
+        let (_, seen) = harness.send_forwarded(&request).await;
+        assert_eq!(seen.header("authorization"), Some("Basic dTpw"), "{request}: {}", seen.head);
     }
 }
 
-/// What fills the cache says nothing by which Rails could make an answer for one caller alone.
+/// The request must not contain anything that could make the response specific to one client.
 #[tokio::test]
-async fn a_read_for_the_cache_asks_for_the_plain_answer() {
-    let stage = Stage::new().await;
-    let ask = Ask::get("discover?key_id=1")
+async fn a_cache_fill_requests_the_plain_response() {
+    let harness = Harness::new().await;
+    let request = Request::get("discover?key_id=1")
         .with_secret()
         .header("Content-Type", "application/json")
         .header("User-Agent", "GitLab-Shell")
@@ -325,8 +338,8 @@ async fn a_read_for_the_cache_asks_for_the_plain_answer() {
         .header("X-Anything", "1")
         .header("Expect", "100-continue")
         .header("Cache-Control", "no-cache");
-    let (answer, seen) = stage.pass(&ask).await;
-    assert_eq!(answer.cache_status(), "railgate; fwd=miss; stored");
+    let (response, seen) = harness.send_forwarded(&request).await;
+    assert_eq!(response.cache_status(), "railgate; fwd=miss; stored");
     for name in [
         "Accept-Encoding",
         "Accept",
@@ -339,10 +352,10 @@ async fn a_read_for_the_cache_asks_for_the_plain_answer() {
         "Content-Length",
         "Transfer-Encoding",
     ] {
-        assert_eq!(seen.all(name), Vec::<&str>::new(), "{}", seen.head);
+        assert_eq!(seen.header_values(name), Vec::<&str>::new(), "{}", seen.head);
     }
     assert_eq!(seen.header("user-agent"), Some("GitLab-Shell"));
     assert_eq!(seen.header("content-type"), Some("application/json"));
     assert_eq!(seen.header("x-gitlab-client-name"), Some("gitlab-shell"));
-    assert_eq!(seen.header(SECRET_HEADER), Some(SECRET));
+    assert_eq!(seen.header(SECRET_HEADER), Some(ENCODED_SECRET));
 }

@@ -1,4 +1,4 @@
-//! `railgate hook install` in front of a GitLab whose API is the test's.
+//! `railgate hook install` with a scripted API of GitLab.
 
 use std::fs;
 use std::process::{Command, Output};
@@ -7,9 +7,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
-use super::certificates::Authority;
-use super::fake::{Rails, Reply, Request};
-use super::stage::Scratch;
+use super::certificates::CertificateAuthority;
+use super::fake_rails::{FakeRails, ReceivedRequest, Reply};
+use super::harness::Scratch;
 
 struct Operator {
     dir: Scratch,
@@ -21,12 +21,12 @@ const TOKEN: &str = "token_file";
 const SIGNING_TOKEN: &str = "signing_token_file";
 
 impl Operator {
-    /// With a gateway that takes a token.
+    /// For a gateway with `token_file`.
     fn new() -> Self {
         Self::with(&[TOKEN], 32)
     }
 
-    /// With a gateway that takes these, a signing token of so many bytes among them.
+    /// For a gateway with these token files, and a signing token of so many bytes.
     fn with(kinds: &[&str], length: usize) -> Self {
         let dir = Scratch::new();
         for (name, text) in [("shell_secret", "s3cret"), (TOKEN, "h00k"), ("api_token", "glpat-a\n")] {
@@ -44,7 +44,7 @@ impl Operator {
         Self { dir }
     }
 
-    /// Runs the command, and says how it ended and what it printed.
+    /// Runs the command. Returns whether it succeeded, and its output.
     async fn install(&self, gitlab: &str, more: &[&str]) -> (bool, String) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_railgate"));
         command.args(["hook", "install", "--gitlab", gitlab]);
@@ -52,9 +52,12 @@ impl Operator {
         command.arg("--api-token-file").arg(self.dir.file("api_token")).args(more);
         let Output { status, stdout, stderr } =
             tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
-        let told = String::from_utf8([stdout, stderr].concat()).unwrap();
-        assert!(!told.contains("glpat-a") && !told.contains("h00k") && !told.contains("whsec_B"), "{told}");
-        (status.success(), told)
+        let output = String::from_utf8([stdout, stderr].concat()).unwrap();
+        assert!(
+            !output.contains("glpat-a") && !output.contains("h00k") && !output.contains("whsec_B"),
+            "{output}"
+        );
+        (status.success(), output)
     }
 }
 
@@ -62,8 +65,8 @@ fn signing_token(length: usize) -> String {
     format!("whsec_{}", STANDARD.encode(vec![7; length]))
 }
 
-/// A GitLab with these hooks, which can be changed; one more is number 9. It does not say which release it is.
-fn gitlab(hooks: Value) -> impl Fn(&Request) -> Reply + Send + Sync {
+/// A GitLab of unknown release with these hooks, which can be changed; a new one gets the id 9.
+fn gitlab(hooks: Value) -> impl Fn(&ReceivedRequest) -> Reply + Send + Sync {
     move |request| {
         let is_shown = request.header("authorization") == Some("Bearer glpat-a");
         match (request.method.as_str(), request.target.as_str()) {
@@ -79,50 +82,50 @@ fn gitlab(hooks: Value) -> impl Fn(&Request) -> Reply + Send + Sync {
 
 #[tokio::test]
 async fn a_hook_is_installed_once() {
-    let (operator, rails) = (Operator::new(), Rails::on_tcp().await);
-    let url = format!("{}/git", rails.peer.url());
-    // A page that is full has another one behind it.
+    let (operator, rails) = (Operator::new(), FakeRails::listen_tcp().await);
+    let url = format!("{}/git", rails.address.url());
+    // After a full page, the next one is requested.
     let others: Vec<Value> = (0..100).map(|id| json!({"id": id, "url": "http://other"})).collect();
-    rails.answer(gitlab(json!(others)));
-    let (is_done, told) = operator.install(&url, &[]).await;
-    assert!(is_done && told.contains("from now on (System Hook 9)"), "{told}");
-    assert_eq!(rails.count(), 3);
-    let asked: Value = serde_json::from_slice(&rails.last().body).unwrap();
+    rails.respond_with(gitlab(json!(others)));
+    let (is_done, output) = operator.install(&url, &[]).await;
+    assert!(is_done && output.contains("from now on (System Hook 9)"), "{output}");
+    assert_eq!(rails.request_count(), 3);
+    let asked: Value = serde_json::from_slice(&rails.last_request().body).unwrap();
     assert_eq!(
         (&asked["url"], &asked["token"], &asked["push_events"]),
         (&json!(URL), &json!("h00k"), &json!(false))
     );
 
-    rails.answer(gitlab(json!([{"id": 3, "url": "http://other"}, {"id": 4, "url": URL}])));
-    let (is_done, told) = operator.install(&url, &[]).await;
-    assert!(is_done && told.contains("already (System Hook 4), with the tokens"), "{told}");
-    assert_eq!((rails.count(), rails.last().method.as_str()), (5, "PUT"));
+    rails.respond_with(gitlab(json!([{"id": 3, "url": "http://other"}, {"id": 4, "url": URL}])));
+    let (is_done, output) = operator.install(&url, &[]).await;
+    assert!(is_done && output.contains("already (System Hook 4), with the tokens"), "{output}");
+    assert_eq!((rails.request_count(), rails.last_request().method.as_str()), (5, "PUT"));
     assert_eq!(
-        serde_json::from_slice::<Value>(&rails.last().body).unwrap(),
+        serde_json::from_slice::<Value>(&rails.last_request().body).unwrap(),
         json!({"url": URL, "token": "h00k"})
     );
 
-    // Not all releases have an API for that.
+    // Not all releases can change a hook.
     for status in [404, 405] {
         let script = gitlab(json!([{"id": 4, "url": URL}]));
-        rails.answer(move |request| match request.method.as_str() {
+        rails.respond_with(move |request| match request.method.as_str() {
             "PUT" => Reply::json(status, r#"{"error":"no"}"#),
             _ => script(request),
         });
-        let (is_done, told) = operator.install(&url, &[]).await;
+        let (is_done, output) = operator.install(&url, &[]).await;
         let advice = "already (System Hook 4), and cannot change a hook over its API. If its tokens are not";
-        assert!(is_done && told.contains(advice), "{told}");
+        assert!(is_done && output.contains(advice), "{output}");
     }
 }
 
-/// What a GitLab of this release is told of the tokens, and what is printed.
+/// By release of GitLab and configured tokens: what is sent, and what is printed.
 #[tokio::test]
-async fn a_signing_token_is_set_where_gitlab_takes_it() {
+async fn a_signing_token_is_set_where_gitlab_supports_it() {
     const UNSURE: &str =
         "from now on (System Hook 9).\nIf railgate_hooks_refused_total rises, it does not sign";
     const SURE: &str = "from now on (System Hook 9).\n";
     const TOO_OLD: &str = "which does not sign: name a file with one word as hooks.token_file";
-    for (version, kinds, sent, told) in [
+    for (version, kinds, sent, expected) in [
         (Some("18.9.1-ee"), &[SIGNING_TOKEN][..], Some((false, true)), UNSURE),
         (Some("19.0.1"), &[TOKEN, SIGNING_TOKEN], Some((true, true)), SURE),
         (Some("19.0.1"), &[TOKEN], Some((true, false)), SURE),
@@ -133,17 +136,17 @@ async fn a_signing_token_is_set_where_gitlab_takes_it() {
         (None, &[SIGNING_TOKEN], Some((false, true)), UNSURE),
         (None, &[TOKEN, SIGNING_TOKEN], Some((true, true)), SURE),
     ] {
-        let (operator, rails) = (Operator::with(kinds, 32), Rails::on_tcp().await);
+        let (operator, rails) = (Operator::with(kinds, 32), FakeRails::listen_tcp().await);
         let script = gitlab(json!([]));
-        rails.answer(move |request| match (request.target.as_str(), version) {
+        rails.respond_with(move |request| match (request.target.as_str(), version) {
             ("/git/api/v4/version", Some(version)) => {
                 Reply::json(200, &json!({"version": version, "revision": "a1"}).to_string())
             }
             _ => script(request),
         });
-        let (is_done, said) = operator.install(&format!("{}/git", rails.peer.url()), &[]).await;
-        assert!(is_done == sent.is_some() && said.contains(told), "{version:?} {kinds:?}: {said}");
-        assert_eq!(said.contains("If railgate_hooks_refused_total"), told == UNSURE, "{said}");
+        let (is_done, output) = operator.install(&format!("{}/git", rails.address.url()), &[]).await;
+        assert!(is_done == sent.is_some() && output.contains(expected), "{version:?} {kinds:?}: {output}");
+        assert_eq!(output.contains("If railgate_hooks_refused_total"), expected == UNSURE, "{output}");
         let posted = rails.requests().into_iter().find(|request| request.method == "POST");
         let posted = posted.map(|request| {
             let hook: Value = serde_json::from_slice(&request.body).unwrap();
@@ -157,46 +160,48 @@ async fn a_signing_token_is_set_where_gitlab_takes_it() {
 }
 
 #[tokio::test]
-async fn a_hook_that_is_there_gets_the_signing_token() {
-    let (operator, rails) = (Operator::with(&[SIGNING_TOKEN], 32), Rails::on_tcp().await);
-    rails.answer(gitlab(json!([{"id": 4, "url": URL}])));
-    let (is_done, told) = operator.install(&format!("{}/git", rails.peer.url()), &[]).await;
-    assert!(is_done && told.contains("with the tokens") && told.contains("it does not sign"), "{told}");
-    let put: Value = serde_json::from_slice(&rails.last().body).unwrap();
+async fn an_existing_hook_gets_the_signing_token() {
+    let (operator, rails) = (Operator::with(&[SIGNING_TOKEN], 32), FakeRails::listen_tcp().await);
+    rails.respond_with(gitlab(json!([{"id": 4, "url": URL}])));
+    let (is_done, output) = operator.install(&format!("{}/git", rails.address.url()), &[]).await;
+    assert!(is_done && output.contains("with the tokens") && output.contains("it does not sign"), "{output}");
+    let put: Value = serde_json::from_slice(&rails.last_request().body).unwrap();
     assert_eq!(put, json!({"url": URL, "signing_token": signing_token(32)}));
 }
 
 #[tokio::test]
-async fn a_signing_token_that_gitlab_does_not_take_is_told_before_anything_is_asked() {
+async fn an_invalid_signing_token_is_reported_before_any_request() {
     for length in [1, 24, 31, 33, 64] {
-        let (operator, rails) = (Operator::with(&[TOKEN, SIGNING_TOKEN], length), Rails::on_tcp().await);
-        let (is_done, told) = operator.install(&rails.peer.url(), &[]).await;
+        let (operator, rails) =
+            (Operator::with(&[TOKEN, SIGNING_TOKEN], length), FakeRails::listen_tcp().await);
+        let (is_done, output) = operator.install(&rails.address.url(), &[]).await;
         let expected = format!("Base64 of 32 bytes, and this is of {length}: write what `printf 'whsec_%s");
-        assert!(!is_done && told.contains(&expected), "{told}");
-        assert_eq!(rails.count(), 0);
+        assert!(!is_done && output.contains(&expected), "{output}");
+        assert_eq!(rails.request_count(), 0);
     }
 }
 
 #[tokio::test]
-async fn over_tls_gitlab_has_to_prove_who_it_is() {
-    let (operator, authority) = (Operator::new(), Authority::new());
-    let rails = Rails::on_tls(authority.server("localhost", None)).await;
-    rails.answer(gitlab(json!([])));
-    let url = rails.peer.url().replace("http://127.0.0.1", "https://localhost") + "/git";
-    let file = authority.file(&operator.dir, "ca.pem").display().to_string();
-    let (is_done, told) = operator.install(&url, &["--ca-file", &file]).await;
-    assert!(is_done && told.contains("System Hook 9"), "{told}");
-    let file = Authority::new().file(&operator.dir, "other.pem").display().to_string();
-    let (is_done, told) = operator.install(&url, &["--ca-file", &file]).await;
-    assert!(!is_done && told.contains("invalid peer certificate"), "{told}");
-    assert_eq!(rails.count(), 2);
+async fn the_certificate_of_gitlab_is_verified() {
+    let (operator, authority) = (Operator::new(), CertificateAuthority::new());
+    let rails = FakeRails::listen_tls(authority.tls_acceptor("localhost", None)).await;
+    rails.respond_with(gitlab(json!([])));
+    let url = rails.address.url().replace("http://127.0.0.1", "https://localhost") + "/git";
+    let file = authority.write_certificate(&operator.dir, "ca.pem").display().to_string();
+    let (is_done, output) = operator.install(&url, &["--ca-file", &file]).await;
+    assert!(is_done && output.contains("System Hook 9"), "{output}");
+    let file =
+        CertificateAuthority::new().write_certificate(&operator.dir, "other.pem").display().to_string();
+    let (is_done, output) = operator.install(&url, &["--ca-file", &file]).await;
+    assert!(!is_done && output.contains("invalid peer certificate"), "{output}");
+    assert_eq!(rails.request_count(), 2);
 }
 
 #[tokio::test]
-async fn what_goes_wrong_is_told_with_what_to_do() {
-    let (operator, rails) = (Operator::new(), Rails::on_tcp().await);
-    let url = rails.peer.url();
-    for (answer, told) in [
+async fn errors_are_reported_with_a_remedy() {
+    let (operator, rails) = (Operator::new(), FakeRails::listen_tcp().await);
+    let url = rails.address.url();
+    for (response, expected) in [
         (Reply::json(401, r#"{"message":"401 Unauthorized"}"#), "401 Unauthorized; the API token is wrong"),
         (Reply::json(403, r#"{"message":"403 Forbidden"}"#), "the scope `api`"),
         (Reply::json(404, r#"{"error":"404 Not Found"}"#), "is this the URL of a GitLab"),
@@ -215,20 +220,20 @@ async fn what_goes_wrong_is_told_with_what_to_do() {
         (Reply::new(200, "", "<html>"), "not that of GitLab's API"),
         (Reply::hang_up(), "no answer of http://127.0.0.1"),
     ] {
-        rails.always(answer.clone());
-        let (is_done, said) = operator.install(&url, &[]).await;
-        assert!(!is_done && said.contains(told), "{answer:?}: {said}");
+        rails.respond_always(response.clone());
+        let (is_done, output) = operator.install(&url, &[]).await;
+        assert!(!is_done && output.contains(expected), "{response:?}: {output}");
     }
-    for (gitlab, more, told) in [
+    for (gitlab, more, expected) in [
         ("http://gitlab.example.com", &[][..], "would send the API token in clear"),
         ("gitlab.example.com", &[], "must begin with"),
         ("http://localhost", &["--ca-file", "/nowhere"], "is for a --gitlab that begins with https://"),
         ("https://gitlab.example.com", &["--ca-file", "/nowhere"], "--ca-file /nowhere: cannot be read"),
     ] {
-        let (is_done, said) = operator.install(gitlab, more).await;
-        assert!(!is_done && said.contains(told), "{gitlab}: {said}");
+        let (is_done, output) = operator.install(gitlab, more).await;
+        assert!(!is_done && output.contains(expected), "{gitlab}: {output}");
     }
     fs::write(operator.dir.file("api_token"), "").unwrap();
-    let (is_done, said) = operator.install(&url, &[]).await;
-    assert!(!is_done && said.contains("api_token: is empty"), "{said}");
+    let (is_done, output) = operator.install(&url, &[]).await;
+    assert!(!is_done && output.contains("api_token: is empty"), "{output}");
 }

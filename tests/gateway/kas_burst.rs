@@ -1,36 +1,36 @@
-//! What kas sends at once after a pause: its own bound is 50 requests a second, 250 in a burst.
+//! Bursts of kas after a pause. kas limits itself to 50 requests a second, 250 in a burst.
 
-use super::client::Ask;
-use super::fake::{Reply, Valve};
-use super::stage::Setup;
+use super::client::Request;
+use super::fake_rails::{Latch, Reply};
+use super::harness::Setup;
 
 const BURST: usize = 250;
-/// Of which Rails gets so many at one time.
+/// The default concurrency of the class.
 const AT_ONCE: usize = 100;
 
-/// None of them is refused, and Rails has threads left for those who log in.
+/// None is refused, and other classes still reach Rails.
 #[tokio::test]
-async fn a_burst_of_kas_waits_for_its_turn() {
-    let stage = Setup::new().text("upstream.classes.kas.queue_timeout", "10m").start().await;
-    let valve = Valve::shut();
-    stage.rails.always(Reply::json(200, "{}").after(&valve));
-    let ask = Ask::get("agents/agentk/agent_info").with_kas_token();
-    let mut wires = Vec::new();
+async fn a_burst_of_kas_requests_is_queued() {
+    let harness = Setup::new().text("upstream.classes.kas.queue_timeout", "10m").start().await;
+    let latch = Latch::closed();
+    harness.rails.respond_always(Reply::json(200, "{}").after(&latch));
+    let request = Request::get("agents/agentk/agent_info").with_kas_token();
+    let mut connections = Vec::new();
     for _ in 0..BURST {
-        let mut wire = stage.gateway.tcp.connect().await;
-        wire.write(&ask.to_bytes("keep-alive")).await;
-        wires.push(wire);
+        let mut connection = harness.gateway.tcp.connect().await;
+        connection.write(&request.to_bytes("keep-alive")).await;
+        connections.push(connection);
     }
-    stage.reaches(r#"railgate_upstream_in_flight{class="kas"}"#, AT_ONCE).await;
-    stage.reaches(r#"railgate_upstream_queue{class="kas"}"#, BURST - AT_ONCE).await;
-    stage.rails.has_got(AT_ONCE).await;
-    // Meanwhile another class goes on.
-    let mut login = stage.begin(&Ask::get("discover?key_id=1").with_secret()).await;
-    stage.rails.has_got(AT_ONCE + 1).await;
-    valve.open();
-    assert_eq!(login.answer().await.status, 200);
-    for mut wire in wires {
-        assert_eq!(wire.answer().await.status, 200);
+    harness.wait_for_metric(r#"railgate_upstream_in_flight{class="kas"}"#, AT_ONCE).await;
+    harness.wait_for_metric(r#"railgate_upstream_queue{class="kas"}"#, BURST - AT_ONCE).await;
+    harness.rails.wait_for_requests(AT_ONCE).await;
+    // Meanwhile another class is served.
+    let mut login = harness.start_request(&Request::get("discover?key_id=1").with_secret()).await;
+    harness.rails.wait_for_requests(AT_ONCE + 1).await;
+    latch.open();
+    assert_eq!(login.read_response().await.status, 200);
+    for mut connection in connections {
+        assert_eq!(connection.read_response().await.status, 200);
     }
-    assert_eq!(stage.rails.count(), BURST + 1);
+    assert_eq!(harness.rails.request_count(), BURST + 1);
 }

@@ -1,4 +1,4 @@
-//! Everything that is logged in this process, at every level.
+//! The captured log of this process, at every level.
 
 use std::io::{self, Write};
 use std::sync::{Condvar, Mutex, MutexGuard, Once, PoisonError};
@@ -11,19 +11,19 @@ use tracing_subscriber::fmt::MakeWriter;
 
 static LOG: Mutex<String> = Mutex::new(String::new());
 
-/// How much has been logged so far.
-pub fn length() -> usize {
+/// The current end of the captured log.
+pub fn position() -> usize {
     log().len()
 }
 
-/// What was logged behind this place, a line for each event.
+/// The log since this position, a line for each event.
 pub fn since(place: usize) -> String {
     log()[place..].to_owned()
 }
 
-/// The lines with this text, once there are so many.
+/// Waits until so many lines contain this text, and returns them.
 #[track_caller]
-pub fn mentioning(text: &str, count: usize) -> impl Future<Output = Vec<String>> {
+pub fn wait_for_lines(text: &str, count: usize) -> impl Future<Output = Vec<String>> {
     let text = text.to_owned();
     eventually("lines of the log", move || {
         let found: Vec<_> = log().lines().filter(|line| line.contains(&text)).map(str::to_owned).collect();
@@ -31,8 +31,8 @@ pub fn mentioning(text: &str, count: usize) -> impl Future<Output = Vec<String>>
     })
 }
 
-/// The line of the request with this id, which no other test uses.
-pub async fn line_of(id: &str) -> Value {
+/// Waits for the line of the request with this id, which no other test uses.
+pub async fn wait_for_request_line(id: &str) -> Value {
     let id = format!("\"{id}\"");
     let is_meant = |line: &&str| line.contains("\"correlation_id\"") && line.contains(&id);
     let line = eventually("the line of the request", async || {
@@ -45,7 +45,7 @@ fn log() -> MutexGuard<'static, String> {
     LOG.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Begins to write everything down.
+/// Starts capturing.
 pub fn capture() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -58,32 +58,31 @@ pub fn capture() {
     });
 }
 
-/// Keeps the thread that logs a line with this text in the middle of doing so: it hangs, until this is
-/// dropped.
-pub struct Hang {
+/// Blocks the thread that logs a line with this text, until this is dropped.
+pub struct LogBlocker {
     text: String,
 }
 
-static HANGS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+static BLOCKED: Mutex<Vec<String>> = Mutex::new(Vec::new());
 static RELEASED: Condvar = Condvar::new();
 
-impl Hang {
+impl LogBlocker {
     pub fn on(text: impl Into<String>) -> Self {
         let hang = Self { text: text.into() };
-        hangs().push(hang.text.clone());
+        blocked().push(hang.text.clone());
         hang
     }
 }
 
-impl Drop for Hang {
+impl Drop for LogBlocker {
     fn drop(&mut self) {
-        hangs().retain(|text| *text != self.text);
+        blocked().retain(|text| *text != self.text);
         RELEASED.notify_all();
     }
 }
 
-fn hangs() -> MutexGuard<'static, Vec<String>> {
-    HANGS.lock().unwrap_or_else(PoisonError::into_inner)
+fn blocked() -> MutexGuard<'static, Vec<String>> {
+    BLOCKED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 struct Sink;
@@ -92,8 +91,8 @@ impl Write for Sink {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let line = String::from_utf8_lossy(bytes);
         log().push_str(&line);
-        let is_meant = |hangs: &mut Vec<String>| hangs.iter().any(|text| line.contains(text));
-        drop(RELEASED.wait_while(hangs(), is_meant));
+        let is_meant = |blocked: &mut Vec<String>| blocked.iter().any(|text| line.contains(text));
+        drop(RELEASED.wait_while(blocked(), is_meant));
         Ok(bytes.len())
     }
 

@@ -1,4 +1,4 @@
-//! What a connection costs whose request waits: its body stays where it is.
+//! Memory per waiting request: its body stays in the kernel's buffers.
 
 use std::fs;
 use std::process::{Child, Command, Stdio};
@@ -6,31 +6,31 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 
-use super::client::{Ask, Peer, eventually, noise, soon};
-use super::fake::Reply;
-use super::stage::{Setup, Stage};
+use super::client::{Address, Request, eventually, noise, within_deadline};
+use super::fake_rails::Reply;
+use super::harness::{Harness, Setup};
 
 const CONNECTIONS: u64 = 500;
 const BODY: usize = 1 << 20;
-/// Bytes of memory of each, at most.
-const MOST: u64 = 160 * 1024;
+/// The most memory per connection, in bytes.
+const MAX_PER_CONNECTION: u64 = 160 * 1024;
 
-struct Gateway {
+struct GatewayProcess {
     process: Child,
 }
 
-impl Gateway {
-    /// What it has in memory, in bytes.
+impl GatewayProcess {
+    /// Resident memory in bytes.
     fn resident(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
         let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
         line.split_ascii_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
     }
 
-    /// The same once it does not change any more.
+    /// Waits until the memory does not change any more.
     async fn settled(&self) -> u64 {
         let (mut last, mut same) = (0, 0);
-        soon("the memory to stay as it is", async {
+        within_deadline("the memory to stay as it is", async {
             while same < 20 {
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 let now = self.resident();
@@ -43,16 +43,16 @@ impl Gateway {
     }
 }
 
-impl Drop for Gateway {
+impl Drop for GatewayProcess {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
 }
 
-/// Rails takes connections and reads nothing, or does not even do that much.
+/// Rails accepts connections without reading, or the request waits for admission.
 #[tokio::test]
-async fn a_body_that_rails_does_not_read_is_not_kept_in_memory() {
+async fn bodies_waiting_for_rails_are_not_buffered() {
     railgate::server::open_files::raise_limit();
     for concurrency in [10_000, 1] {
         let setup = Setup::new().set("upstream.classes.access.concurrency", concurrency);
@@ -68,70 +68,72 @@ async fn a_body_that_rails_does_not_read_is_not_kept_in_memory() {
         socket.listen(2_000).unwrap();
         let rails = TcpListener::from_std(socket.into()).unwrap();
         let config = setup.dir.file("railgate.toml");
-        fs::write(&config, setup.config(&Peer::Tcp(rails.local_addr().unwrap()))).unwrap();
+        fs::write(&config, setup.config(&Address::Tcp(rails.local_addr().unwrap()))).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_railgate"));
         command.arg("run").arg("--config").arg(&config).stdout(Stdio::null());
-        let gateway = Gateway { process: command.spawn().unwrap() };
-        let (peer, admin) = (Peer::Unix(setup.socket()), Peer::Unix(admin));
-        eventually("the gateway to listen", async || peer.try_connect().await.ok()).await;
+        let gateway = GatewayProcess { process: command.spawn().unwrap() };
+        let (address, admin) = (Address::Unix(setup.socket()), Address::Unix(admin));
+        eventually("the gateway to listen", async || address.try_connect().await.ok()).await;
 
         let before = gateway.settled().await;
         let bytes =
-            std::sync::Arc::new(Ask::post("allowed").with_secret().body(noise(BODY)).to_bytes("close"));
+            std::sync::Arc::new(Request::post("allowed").with_secret().body(noise(BODY)).to_bytes("close"));
         let mut clients = tokio::task::JoinSet::new();
         for _ in 0..CONNECTIONS {
-            let mut wire = peer.connect().await;
+            let mut connection = address.connect().await;
             let bytes = std::sync::Arc::clone(&bytes);
             clients.spawn(async move {
-                wire.write(&bytes).await;
-                wire.rest().await
+                connection.write(&bytes).await;
+                connection.read_to_end().await
             });
         }
         eventually("all requests", async || {
-            let metrics = admin.send(&Ask::new("GET", "/metrics")).await;
+            let metrics = admin.send(&Request::new("GET", "/metrics")).await;
             metrics.text().contains(&format!("\nrailgate_requests_in_flight {CONNECTIONS}\n")).then_some(())
         })
         .await;
         let each = (gateway.settled().await - before) / CONNECTIONS;
         println!("{} KiB for each connection, {concurrency} at a time", each / 1024);
-        assert!(each < MOST, "{each} bytes for each connection, {concurrency} at a time");
+        assert!(each < MAX_PER_CONNECTION, "{each} bytes for each connection, {concurrency} at a time");
     }
 }
 
-/// Chunks that are there together may be made one. What is in them stays what it was.
+/// Chunks that arrive together may be merged. The body stays the same.
 #[tokio::test]
 async fn many_small_chunks_arrive_as_one_body() {
-    let stage = Stage::new().await;
+    let harness = Harness::new().await;
     for size in [1, 2, 7, 100, 5_000] {
         let body = noise(60_000);
-        let ask = Ask::post("allowed").with_secret().body(&body).chunked(size);
-        for peer in [&stage.gateway.tcp, &stage.gateway.unix] {
-            let mut wire = peer.connect().await;
-            let bytes = ask.to_bytes("keep-alive");
-            // Cut wherever it happens to be.
+        let request = Request::post("allowed").with_secret().body(&body).chunked(size);
+        for address in [&harness.gateway.tcp, &harness.gateway.unix] {
+            let mut connection = address.connect().await;
+            let bytes = request.to_bytes("keep-alive");
+            // Split at arbitrary places.
             for piece in bytes.chunks(9_973) {
-                wire.write(piece).await;
+                connection.write(piece).await;
             }
-            assert_eq!(wire.answer().await.status, 200);
-            assert!(stage.rails.last().body == body, "chunks of {size}");
-            assert_eq!(wire.exchange(&ask).await.status, 200);
+            assert_eq!(connection.read_response().await.status, 200);
+            assert!(harness.rails.last_request().body == body, "chunks of {size}");
+            assert_eq!(connection.exchange(&request).await.status, 200);
         }
     }
 }
 
-/// By hand: `cargo test --test gateway what_small_chunks_cost -- --ignored --nocapture`.
+/// By hand: `cargo test --test gateway time_for_small_chunks -- --ignored --nocapture`.
 #[tokio::test]
 #[ignore = "prints a figure"]
-async fn what_small_chunks_cost() {
-    let stage = Stage::new().await;
-    stage.rails.always(Reply::json(200, "{}"));
-    let ask = Ask::post("allowed").with_secret().body(noise(1_000_000));
-    for ask in [ask.clone(), ask.clone().chunked(1), ask.clone().chunked(1), ask.chunked(100_000)] {
-        let bytes = ask.to_bytes("close");
-        let mut wire = stage.gateway.unix.connect().await;
+async fn time_for_small_chunks() {
+    let harness = Harness::new().await;
+    harness.rails.respond_always(Reply::json(200, "{}"));
+    let request = Request::post("allowed").with_secret().body(noise(1_000_000));
+    for request in
+        [request.clone(), request.clone().chunked(1), request.clone().chunked(1), request.chunked(100_000)]
+    {
+        let bytes = request.to_bytes("close");
+        let mut connection = harness.gateway.unix.connect().await;
         let begun = std::time::Instant::now();
-        wire.write(&bytes).await;
-        assert_eq!(wire.answer().await.status, 200);
+        connection.write(&bytes).await;
+        assert_eq!(connection.read_response().await.status, 200);
         println!("{} bytes on the wire: {:?}", bytes.len(), begun.elapsed());
     }
 }

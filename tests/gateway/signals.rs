@@ -1,44 +1,44 @@
-//! Signals that the binary gets while it serves.
+//! Signals to the running binary.
 
-use super::client::{Ask, Peer};
+use super::client::{Address, Request};
 use super::demo::Process;
-use super::fake::{Rails, Reply};
-use super::stage::Setup;
+use super::fake_rails::{FakeRails, Reply};
+use super::harness::Setup;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_signal_that_would_reload_others_ends_nothing_and_is_told() {
-    let rails = Rails::on_tcp().await;
+async fn reload_signals_are_ignored_and_logged() {
+    let rails = FakeRails::listen_tcp().await;
     let setup = Setup::new();
     let config = setup.dir.file("railgate.toml").display().to_string();
-    std::fs::write(&config, setup.config(&rails.peer)).unwrap();
+    std::fs::write(&config, setup.config(&rails.address)).unwrap();
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_railgate"));
     command.args(["run", "--config", &config]);
-    let mut gateway = Process::piped(command);
-    gateway.has_printed(r#""message":"ready""#).await;
+    let mut gateway = Process::spawn_piped(command);
+    gateway.wait_for_output(r#""message":"ready""#).await;
 
-    let client = Peer::Unix(setup.socket());
+    let client = Address::Unix(setup.socket());
     for (signal, name) in [("-HUP", "SIGHUP"), ("-USR1", "SIGUSR1"), ("-USR2", "SIGUSR2")] {
         gateway.signal(signal);
-        let printed = gateway.has_printed(&format!(r#""signal":"{name}""#)).await;
+        let printed = gateway.wait_for_output(&format!(r#""signal":"{name}""#)).await;
         assert!(
             printed.lines().last().unwrap().contains("a signal was ignored: there is no reload"),
             "{printed}"
         );
-        assert_eq!(client.send(&Ask::get("check").with_secret()).await.status, 200, "{name}");
+        assert_eq!(client.send(&Request::get("check").with_secret()).await.status, 200, "{name}");
     }
     gateway.signal("-PIPE");
-    assert_eq!(client.send(&Ask::get("check").with_secret()).await.status, 200);
+    assert_eq!(client.send(&Request::get("check").with_secret()).await.status, 200);
 
-    // Nor is it a second signal to one that drains.
-    rails.always(Reply::silence());
-    let mut wire = client.connect().await;
-    wire.write(&Ask::post("allowed").with_secret().to_bytes("close")).await;
+    // During a drain it does not count as a second signal.
+    rails.respond_always(Reply::silence());
+    let mut connection = client.connect().await;
+    connection.write(&Request::post("allowed").with_secret().to_bytes("close")).await;
     super::client::eventually("the request to be at Rails", || {
         std::future::ready(rails.requests().into_iter().find(|request| request.target.contains("allowed")))
     })
     .await;
     gateway.signal("-TERM");
-    gateway.has_printed(r#""signal":"SIGTERM""#).await;
+    gateway.wait_for_output(r#""signal":"SIGTERM""#).await;
     let before = gateway.printed().matches("SIGHUP").count();
     gateway.signal("-HUP");
     super::client::eventually("another line", || {
@@ -47,5 +47,5 @@ async fn a_signal_that_would_reload_others_ends_nothing_and_is_told() {
     .await;
     assert!(gateway.child.try_wait().unwrap().is_none());
     gateway.signal("-TERM");
-    assert_eq!(gateway.ended().await.code(), Some(1));
+    assert_eq!(gateway.wait_for_end().await.code(), Some(1));
 }

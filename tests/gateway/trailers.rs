@@ -1,18 +1,18 @@
-//! Trailers of Rails pass, but for those that would decide something too late; those of clients do not.
+//! Trailers of Rails are forwarded, except for fields that must not come late; those of clients are dropped.
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::client::{Peer, Wire};
-use super::credentials::{SECRET, SECRET_HEADER};
-use super::stage::{Running, Setup};
+use super::client::{Address, Connection};
+use super::credentials::{ENCODED_SECRET, SECRET_HEADER};
+use super::harness::{RunningGateway, Setup};
 
-/// A gateway, and where its Rails is to be.
-async fn stage() -> (Running, TcpListener, Setup) {
+/// A gateway, and the listener of its Rails.
+async fn harness() -> (RunningGateway, TcpListener, Setup) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let setup = Setup::new();
-    let rails = Peer::parse(&listener.local_addr().unwrap().to_string());
-    (Running::start(setup.settings(&rails)), listener, setup)
+    let rails = Address::parse(&listener.local_addr().unwrap().to_string());
+    (RunningGateway::start(setup.settings(&rails)), listener, setup)
 }
 
 async fn read_until(stream: &mut TcpStream, end: &str) -> String {
@@ -23,21 +23,23 @@ async fn read_until(stream: &mut TcpStream, end: &str) -> String {
     String::from_utf8(read).unwrap()
 }
 
-/// What Rails gets of a request, and the client of the answer.
-async fn exchange(request: &str, answer: &str) -> (String, String) {
-    let (gateway, listener, _setup) = stage().await;
-    let mut wire: Wire = gateway.tcp.connect().await;
-    wire.write(request.replace("SECRET", &format!("{SECRET_HEADER}: {SECRET}")).as_bytes()).await;
+/// What Rails gets of the request, and the client of the response, in lower case.
+async fn exchange(request: &str, response: &str) -> (String, String) {
+    let (gateway, listener, _setup) = harness().await;
+    let mut connection: Connection = gateway.tcp.connect().await;
+    connection
+        .write(request.replace("SECRET", &format!("{SECRET_HEADER}: {ENCODED_SECRET}")).as_bytes())
+        .await;
     let (mut rails, _) = listener.accept().await.unwrap();
     let seen = read_until(&mut rails, if request.contains("chunked") { "\r\n\r\n" } else { "{}" }).await;
-    // The head ends in an empty line, and so do the trailers.
+    // Both the head and the trailers end in an empty line.
     let seen = if seen.matches("\r\n\r\n").count() < 2 && request.contains("chunked") {
         seen + &read_until(&mut rails, "\r\n\r\n").await
     } else {
         seen
     };
-    rails.write_all(answer.as_bytes()).await.unwrap();
-    let got = String::from_utf8(wire.rest().await).unwrap();
+    rails.write_all(response.as_bytes()).await.unwrap();
+    let got = String::from_utf8(connection.read_to_end().await).unwrap();
     (seen.to_lowercase(), got.to_lowercase())
 }
 
@@ -45,7 +47,7 @@ const ANSWER: &str = "HTTP/1.1 200 OK\r\nTrailer: X-Sum, Set-Cookie, X-Forwarded
                       2\r\n{}\r\n0\r\nX-Sum: 7\r\nSet-Cookie: a=b\r\nX-Forwarded-For: 1.2.3.4\r\nX-Other: 1\r\n\r\n";
 
 #[tokio::test]
-async fn trailers_of_rails_are_for_clients_who_want_them() {
+async fn response_trailers_are_forwarded_only_if_requested() {
     let request = |te: &str| {
         format!(
             "POST /api/v4/internal/allowed HTTP/1.1\r\nHost: a\r\nSECRET\r\n{te}\r\n\
@@ -63,7 +65,7 @@ async fn trailers_of_rails_are_for_clients_who_want_them() {
 }
 
 #[tokio::test]
-async fn trailers_of_clients_end_here() {
+async fn request_trailers_are_dropped() {
     let request = "POST /api/v4/internal/allowed HTTP/1.1\r\nHost: a\r\nSECRET\r\nConnection: close\r\n\
                    Trailer: X-Sum, Gitlab-Shared-Secret, Authorization\r\nTransfer-Encoding: chunked\r\n\r\n\
                    2\r\n{}\r\n0\r\nX-Sum: 7\r\nGitlab-Shared-Secret: eA==\r\nAuthorization: Bearer x\r\nX-Other: 1\r\n\r\n";

@@ -1,6 +1,6 @@
 # frozen_string_literal: true
 
-# Rails finds its database through this variable, before anything of it is loaded.
+# Rails reads this variable when it is loaded.
 ENV['DATABASE_URL'] = "sqlite3:#{File.join(ENV.fetch('RAILS_DIR'), 'gitlab.sqlite3')}"
 
 require 'rails'
@@ -19,8 +19,8 @@ require_relative 'app/kas_api'
 require_relative 'app/api'
 
 module SampleGitlab
-  # The whole default middleware stack of Rails is kept (method override, request id, runtime, ETag, conditional GET, …):
-  # the gateway has to get along with what it does to requests and answers.
+  # The whole default middleware stack of Rails is kept (method override, request id, runtime, ETag, conditional GET,
+  # …): the gateway has to cope with its effect on requests and responses.
   class Application < Rails::Application
     config.root = ENV.fetch('RAILS_DIR')
     config.load_defaults 6.1

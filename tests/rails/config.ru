@@ -2,14 +2,14 @@
 
 require_relative 'application'
 
-# A real GitLab takes its time to load, and nothing listens meanwhile: Puma binds its sockets once this file is read.
+# A real GitLab takes a while to load, and does not listen meanwhile: Puma binds its sockets after this file is read.
 sleep [Float(ENV.fetch('RAILS_BOOTED_AT', '0')) - Time.now.to_f, 0].max
 
 SampleGitlab::Application.initialize!
 Database.prepare
 
-# A GitLab is loaded as a whole before it listens. Here, what is loaded with the first requests is loaded with these: two
-# that come at the same time may wait for each other, Grape's lock with the one, that of an autoloaded file with the other.
+# A GitLab is loaded completely before it listens. Here, these requests load what is loaded lazily: two concurrent
+# first requests may deadlock, one with Grape's lock, the other with that of an autoloaded file.
 API::Root.compile!
 [['GET', 'check'], ['GET', 'discover?key_id=1'], ['POST', 'allowed?key_id=1&project=gnuwget/wget2'],
  ['POST', 'pre_receive?gl_repository=project-1'], ['GET', 'kubernetes/agent_info']].each do |method, endpoint|
@@ -20,6 +20,6 @@ API::Root.compile!
 end
 Controls.reset
 
-# The controls come before Rails: what a test asks about is never counted as traffic.
+# The controls come before Rails, so that they are not counted as requests.
 map('/-') { run Controls.new }
 map(ENV.fetch('RAILS_RELATIVE_ROOT', '/')) { run SampleGitlab::Application }

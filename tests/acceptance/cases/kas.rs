@@ -4,23 +4,23 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
+use super::super::client::Request;
 use super::super::credentials::{KAS_HEADER, KAS_SECRET, SHELL_SECRET, kas_token, now, sign};
-use super::super::wire::Ask;
-use super::{By, Case};
+use super::{AnsweredBy, Case};
 
-fn endpoints() -> Vec<(Ask, u16)> {
+fn endpoints() -> Vec<(Request, u16)> {
     vec![
-        (Ask::get("kubernetes/agent_info").with_agent_token(), 200),
-        (Ask::get("kubernetes/project_info?id=1").with_agent_token(), 200),
-        (Ask::post("kubernetes/usage_metrics").json(r#"{"gitops_sync_count":1}"#), 204),
+        (Request::get("kubernetes/agent_info").with_agent_token(), 200),
+        (Request::get("kubernetes/project_info?id=1").with_agent_token(), 200),
+        (Request::post("kubernetes/usage_metrics").json(r#"{"gitops_sync_count":1}"#), 204),
     ]
 }
 
 /// Makes a token when it is needed.
-type Make = fn() -> String;
+type MakeToken = fn() -> String;
 
-/// Tokens that are refused, each for one reason.
-fn bad_tokens() -> Vec<(&'static str, Make)> {
+/// Invalid tokens, each for one reason.
+fn bad_tokens() -> Vec<(&'static str, MakeToken)> {
     vec![
         ("an empty token", String::new),
         ("rubbish", || "rubbish".into()),
@@ -38,22 +38,27 @@ fn claims() -> Value {
     json!({ "iss": "gitlab-kas", "exp": now() + 60 })
 }
 
-/// Puts the token of kas on a request, and no agent's.
-fn as_kas(ask: Ask) -> Ask {
-    ask.header(KAS_HEADER, &kas_token(&json!({})))
+/// Adds a kas token, but no agent's token.
+fn as_kas(request: Request) -> Request {
+    request.header(KAS_HEADER, &kas_token(&json!({})))
 }
 
 pub fn all() -> Vec<Case> {
     let mut cases = Vec::new();
-    for (ask, status) in endpoints() {
-        let name = |what: &str| format!("{} with {what}", ask.target);
-        let refused = |what: &str, ask: Ask| Case::new(name(what), ask, 401, By::Gateway);
-        cases.push(Case::new(name("a token"), ask.clone(), status, By::Rails).showing(as_kas));
-        cases.push(refused("nothing", ask.clone()));
-        cases.push(refused("the shell's secret", ask.clone().with_secret()));
-        cases.push(refused("the shell's token", ask.clone()).showing(Ask::with_shell_token));
+    for (request, status) in endpoints() {
+        let name = |what: &str| format!("{} with {what}", request.target);
+        let refused = |what: &str, request: Request| Case::new(name(what), request, 401, AnsweredBy::Gateway);
+        cases.push(
+            Case::new(name("a token"), request.clone(), status, AnsweredBy::Rails).with_credential(as_kas),
+        );
+        cases.push(refused("nothing", request.clone()));
+        cases.push(refused("the shell's secret", request.clone().with_secret()));
+        cases.push(refused("the shell's token", request.clone()).with_credential(Request::with_shell_token));
         for (what, token) in bad_tokens() {
-            cases.push(refused(what, ask.clone()).showing(move |ask| ask.header(KAS_HEADER, &token())));
+            cases.push(
+                refused(what, request.clone())
+                    .with_credential(move |request| request.header(KAS_HEADER, &token())),
+            );
         }
     }
     cases.extend(agents());
@@ -62,15 +67,15 @@ pub fn all() -> Vec<Case> {
     cases
 }
 
-/// The agent's own token is judged by Rails.
+/// Rails verifies the agent's own token.
 fn agents() -> Vec<Case> {
-    let case = |name, ask| Case::new(name, ask, 403, By::Rails).showing(as_kas);
-    let ask = || Ask::get("kubernetes/agent_info");
+    let case = |name, request| Case::new(name, request, 403, AnsweredBy::Rails).with_credential(as_kas);
+    let request = || Request::get("kubernetes/agent_info");
     vec![
-        case("no agent token", ask()),
-        case("no agent token", Ask::get("kubernetes/project_info?id=1")),
-        case("another agent token", ask().header("Authorization", "Bearer x")),
-        case("agent token as Basic", ask().header("Authorization", "Basic eDp5")),
+        case("no agent token", request()),
+        case("no agent token", Request::get("kubernetes/project_info?id=1")),
+        case("another agent token", request().header("Authorization", "Bearer x")),
+        case("agent token as Basic", request().header("Authorization", "Basic eDp5")),
     ]
 }
 
@@ -79,7 +84,7 @@ fn projects() -> Vec<Case> {
         ("?id=2", 200), // private, but the agent's own
         ("?id=gnuwget%2Fwget2", 200),
         ("?id=3", 404), // internal
-        ("?id=4", 404), // somebody else's
+        ("?id=4", 404), // another user's
         ("?id=6", 404), // public, but for its code
         ("?id=404", 404),
         ("?id=no%2Fsuch", 404),
@@ -87,7 +92,8 @@ fn projects() -> Vec<Case> {
     ];
     let case = |(query, status): (&str, u16)| {
         let target = format!("kubernetes/project_info{query}");
-        Case::new(target.clone(), Ask::get(&target), status, By::Rails).showing(Ask::with_kas_token)
+        Case::new(target.clone(), Request::get(&target), status, AnsweredBy::Rails)
+            .with_credential(Request::with_kas_token)
     };
     rows.map(case).into()
 }
@@ -102,8 +108,8 @@ fn metrics() -> Vec<Case> {
         ("{no JSON", 400),
     ];
     let case = |(json, status): (&str, u16)| {
-        let ask = Ask::post("kubernetes/usage_metrics").json(json);
-        Case::new(format!("usage_metrics {json}"), ask, status, By::Rails).showing(as_kas)
+        let request = Request::post("kubernetes/usage_metrics").json(json);
+        Case::new(format!("usage_metrics {json}"), request, status, AnsweredBy::Rails).with_credential(as_kas)
     };
     rows.map(case).into()
 }

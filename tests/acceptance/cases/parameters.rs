@@ -1,7 +1,7 @@
 //! The secret as a parameter: in the query, in a form, in JSON, and in several of them at once.
 
-use super::super::wire::Ask;
-use super::{By, Case, Question};
+use super::super::client::Request;
+use super::{AnsweredBy, Case, TestRequest};
 
 pub fn all() -> Vec<Case> {
     let mut cases = in_queries();
@@ -10,9 +10,9 @@ pub fn all() -> Vec<Case> {
 }
 
 fn in_queries() -> Vec<Case> {
-    let check = |query: &str| Ask::get(&format!("check{query}"));
-    let bad = |name, ask| Case::new(name, ask, 401, By::Gateway);
-    let good = |name, ask| Case::new(name, ask, 200, By::Either);
+    let check = |query: &str| Request::get(&format!("check{query}"));
+    let bad = |name, request| Case::new(name, request, 401, AnsweredBy::Gateway);
+    let good = |name, request| Case::new(name, request, 200, AnsweredBy::Either);
     vec![
         bad("good header, wrong parameter", check("?secret_token=bad").with_secret()),
         bad("good header, empty parameter", check("?secret_token=").with_secret()),
@@ -38,19 +38,28 @@ fn in_queries() -> Vec<Case> {
 }
 
 fn in_bodies() -> Vec<Case> {
-    let check = || Ask::new("GET", "/api/v4/internal/check");
-    let hook = |query: &str| Ask::post(&format!("pre_receive{query}"));
-    let good = |name, ask| Case::new(name, ask, 200, By::Rails);
-    let bad = |name, ask| Case::new(name, ask, 401, By::Gateway);
-    // Who shows the secret outside of the body gets as far as Rails, which looks into the body too.
-    let overruled = |name, ask| Case::new(name, ask, 401, By::Rails);
+    let check = || Request::new("GET", "/api/v4/internal/check");
+    let hook = |query: &str| Request::post(&format!("pre_receive{query}"));
+    let good = |name, request| Case::new(name, request, 200, AnsweredBy::Rails);
+    let bad = |name, request| Case::new(name, request, 401, AnsweredBy::Gateway);
+    // With a valid secret outside of the body the request reaches Rails, which also checks the one in the
+    // body.
+    let overruled = |name, request| Case::new(name, request, 401, AnsweredBy::Rails);
     vec![
         // The Ruby GitLab Shell sends a form even with GET.
-        Case::new("form with GET", check().form("secret_token=s3cret%0A"), 200, By::Either),
-        Case::new("form with GET, in chunks", check().form("secret_token=s3cret").chunked(), 200, By::Either),
+        Case::new("form with GET", check().form("secret_token=s3cret%0A"), 200, AnsweredBy::Either),
+        Case::new(
+            "form with GET, in chunks",
+            check().form("secret_token=s3cret").chunked(),
+            200,
+            AnsweredBy::Either,
+        ),
         bad("wrong form with GET", check().form("secret_token=bad")),
         overruled("wrong form, good header", check().form("secret_token=bad").with_secret()),
-        overruled("wrong form, good query", Ask::get("check?secret_token=s3cret").form("secret_token=bad")),
+        overruled(
+            "wrong form, good query",
+            Request::get("check?secret_token=s3cret").form("secret_token=bad"),
+        ),
         bad("JSON with GET is not read", check().json(r#"{"secret_token":"s3cret"}"#)),
         good("form", hook("").form("secret_token=s3cret&gl_repository=project-1")),
         good("form in chunks", hook("").form("secret_token=s3cret&gl_repository=project-1").chunked()),
@@ -75,10 +84,10 @@ fn in_bodies() -> Vec<Case> {
     ]
 }
 
-/// Parameters that only Rack can tell the meaning of.
-pub fn odd() -> Vec<Question> {
-    let check = |query: &str| Ask::get(&format!("check?{query}"));
-    let hook = || Ask::post("pre_receive");
+/// Parameters whose meaning depends on Rack.
+pub fn unusual() -> Vec<TestRequest> {
+    let check = |query: &str| Request::get(&format!("check?{query}"));
+    let hook = || Request::post("pre_receive");
     let rows = vec![
         ("semicolon before the secret", check("a=1;secret_token=s3cret")),
         ("semicolon behind the secret", check("secret_token=bad;secret_token=s3cret")),
@@ -87,24 +96,27 @@ pub fn odd() -> Vec<Question> {
         ("list", check("secret_token[]=s3cret").with_secret()),
         ("hash", check("secret_token[a]=s3cret").with_secret()),
         ("escape without digits", check("a=%").with_secret()),
-        ("escape without digits, nobody", check("a=%zz")),
+        ("escape without digits, no credential", check("a=%zz")),
         ("no UTF-8", check("secret_token=%ff").with_secret()),
-        ("no UTF-8, nobody", check("secret_token=%ff")),
+        ("no UTF-8, no credential", check("secret_token=%ff")),
         ("text and hash", check("a=1&a[b]=2").with_secret()),
-        ("space behind the separator", Ask::get("check").form("a=1& secret_token=s3cret")),
+        ("space behind the separator", Request::get("check").form("a=1& secret_token=s3cret")),
         ("JSON number", hook().json(r#"{"secret_token":5}"#).with_secret()),
         ("JSON text", hook().json(r#""secret_token""#).with_secret()),
         ("JSON twice", hook().json(r#"{"secret_token":"s3cret","secret_token":"bad"}"#)),
         ("JSON twice, reversed", hook().json(r#"{"secret_token":"bad","secret_token":"s3cret"}"#)),
-        ("no JSON, nobody", hook().json("{bad")),
+        ("no JSON, no credential", hook().json("{bad")),
         ("no JSON", hook().json("{bad").with_secret()),
-        ("body of no type", Ask { body: b"secret_token=s3cret".to_vec(), ..hook() }),
-        ("GET with a body of no type", Ask { body: b"secret_token=s3cret".to_vec(), ..Ask::get("check") }),
-        ("body of an unknown type, nobody", hook().body("application/xml", "<a/>")),
+        ("body of no type", Request { body: b"secret_token=s3cret".to_vec(), ..hook() }),
+        (
+            "GET with a body of no type",
+            Request { body: b"secret_token=s3cret".to_vec(), ..Request::get("check") },
+        ),
+        ("body of an unknown type, no credential", hook().body("application/xml", "<a/>")),
         ("body of an unknown type", hook().body("application/xml", "<a/>").with_secret()),
         ("multipart", hook().body(MULTIPART.0, MULTIPART.1)),
     ];
-    rows.into_iter().map(|(name, ask)| Question::new(name, ask)).collect()
+    rows.into_iter().map(|(name, request)| TestRequest::new(name, request)).collect()
 }
 
 const MULTIPART: (&str, &str) = (

@@ -1,8 +1,8 @@
-//! What the nine shell endpoints have to say, beside their plain good answer.
+//! Other outcomes of the nine shell endpoints than the plain success.
 
+use super::super::client::Request;
 use super::super::keys;
-use super::super::wire::Ask;
-use super::{By, Case};
+use super::{AnsweredBy, Case};
 
 pub fn all() -> Vec<Case> {
     let parts = [allowed(), lfs(), keys_and_users(), recovery_codes(), access_tokens(), hooks()];
@@ -14,9 +14,9 @@ fn posts(endpoint: &str, rows: &[(&str, u16)]) -> Vec<Case> {
     let case = |(form, status): &(&str, u16)| {
         Case::new(
             format!("{endpoint} {form}"),
-            Ask::post(endpoint).form(form).with_secret(),
+            Request::post(endpoint).form(form).with_secret(),
             *status,
-            By::Rails,
+            AnsweredBy::Rails,
         )
     };
     rows.iter().map(case).collect()
@@ -35,16 +35,16 @@ fn allowed() -> Vec<Case> {
             ("key_id=1&project=outcome/denied", 401),
             ("key_id=1&project=no/such", 404),
             ("key_id=1&project=outcome/busy", 429),
-            ("key_id=1&project=outcome/odd", 500),
+            ("key_id=1&project=outcome/unknown", 500),
             ("key_id=1&project=outcome/crash", 500),
             ("key_id=1&project=outcome/timeout", 503),
             ("", 404),
         ],
     );
     let json = r#"{"key_id":"1","project":"gnuwget/wget2","changes":"a b refs/heads/c\n","env":"{}"}"#;
-    let ask = || Ask::post("allowed").json(json).with_shell_token();
-    cases.push(Case::new("allowed as JSON", ask(), 200, By::Rails));
-    cases.push(Case::new("allowed as JSON in chunks", ask().chunked(), 200, By::Rails));
+    let request = || Request::post("allowed").json(json).with_shell_token();
+    cases.push(Case::new("allowed as JSON", request(), 200, AnsweredBy::Rails));
+    cases.push(Case::new("allowed as JSON in chunks", request().chunked(), 200, AnsweredBy::Rails));
     cases
 }
 
@@ -61,7 +61,7 @@ fn lfs() -> Vec<Case> {
     )
 }
 
-/// The hot reads. Who answers is left open here; `caching` counts.
+/// The cached endpoints. Which side responds is left open here; `caching` counts.
 fn keys_and_users() -> Vec<Case> {
     let root = keys::of_root();
     let rows = [
@@ -108,8 +108,8 @@ fn keys_and_users() -> Vec<Case> {
     ];
     rows.into_iter()
         .map(|(target, status)| {
-            let ask = Ask::get(&target).with_secret();
-            Case::new(format!("GET {target}"), ask, status, By::Either)
+            let request = Request::get(&target).with_secret();
+            Case::new(format!("GET {target}"), request, status, AnsweredBy::Either)
         })
         .collect()
 }
@@ -120,15 +120,15 @@ fn recovery_codes() -> Vec<Case> {
         &[
             ("user_id=1", 200),
             ("key_id=77", 200),  // no such key
-            ("key_id=5", 200),   // nobody's key
+            ("key_id=5", 200),   // a key without an owner
             ("key_id=6", 200),   // a deploy key
             ("user_id=77", 200), // no such user
             ("key_id=2", 200),   // no two factors
             ("", 500),
         ],
     );
-    let wrong_method = Ask::get("two_factor_recovery_codes?key_id=1").with_secret();
-    cases.push(Case::new("recovery codes by GET", wrong_method, 404, By::Rails));
+    let wrong_method = Request::get("two_factor_recovery_codes?key_id=1").with_secret();
+    cases.push(Case::new("recovery codes by GET", wrong_method, 404, AnsweredBy::Rails));
     cases
 }
 
@@ -162,10 +162,15 @@ fn hooks() -> Vec<Case> {
         r#"{{"gl_repository":"project-1","identifier":"user-1","changes":"{}"}}"#,
         changes.repeat(20_000)
     );
-    let ask = Ask::post("post_receive").json(&long).with_secret();
-    cases.push(Case::new("post_receive of 20000 refs", ask.clone(), 200, By::Rails));
-    cases.push(Case::new("post_receive of 20000 refs in chunks", ask.clone().chunked(), 200, By::Rails));
-    let polite = ask.header("Expect", "100-continue");
-    cases.push(Case::new("post_receive of 20000 refs, announced", polite, 200, By::Rails));
+    let request = Request::post("post_receive").json(&long).with_secret();
+    cases.push(Case::new("post_receive of 20000 refs", request.clone(), 200, AnsweredBy::Rails));
+    cases.push(Case::new(
+        "post_receive of 20000 refs in chunks",
+        request.clone().chunked(),
+        200,
+        AnsweredBy::Rails,
+    ));
+    let polite = request.header("Expect", "100-continue");
+    cases.push(Case::new("post_receive of 20000 refs, announced", polite, 200, AnsweredBy::Rails));
     cases
 }

@@ -1,7 +1,7 @@
 # frozen_string_literal: true
 
 module API
-  # Everything under /api/v4: the frame around the endpoints, as in GitLab's `lib/api/api.rb`.
+  # Everything under /api/v4: the setup around the endpoints, as in GitLab's `lib/api/api.rb`.
   class Root < Grape::API
     prefix :api
     version 'v4', using: :path
@@ -26,11 +26,11 @@ module API
 
     helpers CommonHelpers
 
-    # The narrower name first: the before block of the shell family must not run for kas.
+    # The more specific namespace first: the before block of the shell endpoints must not run for kas.
     mount KasAPI
     mount ShellAPI
 
-    # Wins over Grape's own 405, so a wrong method is "not found" too.
+    # Takes precedence over Grape's own 405, so that a wrong method is "not found" too.
     route(:any, '*path') { error!('404 Not Found', 404) }
   end
 end

@@ -1,6 +1,7 @@
 # frozen_string_literal: true
 
-# How Rails knows its callers. Written like GitLab's own code, step by step, because the order of the steps is the contract.
+# How Rails authenticates its callers. Written like GitLab's own code, step by step, because the order of the steps is
+# the contract.
 module Authentication
   # gitlab-shell and Gitaly: a secret as parameter or header, or a token signed with it.
   module Shell

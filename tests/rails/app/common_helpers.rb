@@ -1,8 +1,8 @@
 # frozen_string_literal: true
 
-# Shared by all endpoints, with the names and the texts they have in GitLab.
+# Helpers of all endpoints, with the names and texts they have in GitLab.
 module CommonHelpers
-  # Who acts: found by the first of these parameters that is there at all, even when it is empty.
+  # The acting key or user: found by the first of these parameters that is present, even when it is empty.
   Actor = Struct.new(:key, :user) do
     def self.from_params(params)
       if params[:key_id]

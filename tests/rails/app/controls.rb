@@ -1,7 +1,7 @@
 # frozen_string_literal: true
 
-# What a test may ask of this Rails, and set in it. None of it exists in GitLab, but for this, which tells that this process
-# answers:
+# What a test can query and control in this Rails. None of it exists in GitLab, except this, which tells that the
+# process responds:
 #
 #   GET    /-/readiness
 #
@@ -50,9 +50,9 @@ class Controls
   self.redis_up = true
   @released = false
 
-  # The middleware that counts.
+  # Middleware that counts requests.
   class Count
-    # Outlives this process, as its counters do not.
+    # Unlike the counters, this file outlives the process.
     ARRIVED = File.open(File.join(ENV.fetch('RAILS_DIR'), 'arrived.log'), 'a').tap { |file| file.sync = true }
     private_constant :ARRIVED
 

@@ -9,10 +9,10 @@ class User < ActiveRecord::Base
 end
 
 class Key < ActiveRecord::Base
-  # A key may be for signing commits only; such a key opens no door.
+  # A key may be for signing commits only; such a key cannot log in.
   scope :auth, -> { where(signing_only: false) }
 
-  # The text is rebuilt on the way out: the comment the owner wrote is replaced by who and where.
+  # The comment of the owner is replaced by name and host.
   def publishable_key
     algorithm, blob, = key.split
     "#{algorithm} #{blob} #{owner&.name} (localhost)"
@@ -27,7 +27,8 @@ class Key < ActiveRecord::Base
   end
 end
 
-# Deploy keys live in the same table. They act for whoever made them, and for the ghost when that user is gone.
+# Deploy keys are in the same table. They act for the user who created them, and for the ghost user when that one is
+# deleted.
 class DeployKey < Key
   def owner
     super || User.find(User::GHOST_ID)
@@ -52,7 +53,7 @@ class Project < ActiveRecord::Base
     id.to_s.match?(/\A\d+\z/) ? find_by(id: id) : find_by(path: id)
   end
 
-  # "project-7" as Gitaly says it, or "group/name" as people do.
+  # "project-7" as Gitaly names it, or "group/name" as users do.
   def self.from_params(params)
     repository = params[:gl_repository]
     repository ? find_by(id: repository.to_s[/\Aproject-(\d+)\z/, 1]) : find_by(path: params[:project])
@@ -63,7 +64,7 @@ class Agent < ActiveRecord::Base
   belongs_to :project
 end
 
-# The tables and everything in them. Fixed data, so that two answers to one question are equal to the byte.
+# The tables and their data. It is fixed, so that two responses to one request are equal to the byte.
 module Database
   CREATED_AT = Time.utc(2019, 6, 27, 15, 29, 2.219r)
 
@@ -131,8 +132,8 @@ module Database
     Project.create!(id: 4, path: 'rubi/private', visibility: 'private')
     Project.create!(id: 6, path: 'rubi/code-private', visibility: 'public', code_private: true)
     Project.create!(id: 8, path: 'rubi/no-lfs', visibility: 'public', lfs_enabled: false)
-    # What `allowed` says about these is in `ShellAPI`.
-    %w[geo denied timeout odd busy crash held].each do |outcome|
+    # The outcomes of `allowed` for these are in `ShellAPI`.
+    %w[geo denied timeout unknown busy crash held].each do |outcome|
       Project.create!(path: "outcome/#{outcome}", visibility: 'public', outcome: outcome)
     end
   end
@@ -162,7 +163,7 @@ module Database
   end
 end
 
-# The lenient Base64 decoder below is Rails' own choice, and a good part of what a gateway may get wrong.
+# Rails itself uses this lenient Base64 decoder, and a gateway could easily differ from it.
 module Fingerprint
   module_function
 

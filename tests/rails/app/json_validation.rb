@@ -1,7 +1,7 @@
 # frozen_string_literal: true
 
-# What GitLab of 2026 does before its API: requests whose body is JSON, or may be, are let in before that body is read, and
-# the body has bounds. Forms pass by.
+# What a GitLab of 2026 does before its API: requests whose body is or may be JSON are authenticated before the body is
+# read, and the body is bounded. Forms are not affected.
 class JsonValidation
   PREFIX = '/api/v4/internal/'
   SHELL = /\A(allowed|lfs_authenticate|two_factor_\w+|personal_access_token|pre_receive|post_receive)\z/
@@ -17,13 +17,13 @@ class JsonValidation
   end
 
   def call(env)
-    return @app.call(env) unless concerned?(env)
+    return @app.call(env) unless applies_to?(env)
 
     request = Rack::Request.new(env)
     if request.get?
-      without_body(env)
+      drop_body(env)
     else
-      return refuse(401, 'Unauthorized') unless let_in?(env)
+      return refuse(401, 'Unauthorized') unless authenticated?(env)
 
       error = error_in(request)
       return refuse(400, error) if error
@@ -33,17 +33,17 @@ class JsonValidation
 
   private
 
-  def concerned?(env)
+  def applies_to?(env)
     media_type = Rack::Request.new(env).media_type
     ENV['RAILS_ERA'] == 'today' && env['PATH_INFO'].start_with?(PREFIX) && [nil, '', 'application/json'].include?(media_type)
   end
 
-  def without_body(env)
+  def drop_body(env)
     env['rack.input'] = StringIO.new('{}')
     env['CONTENT_LENGTH'] = '2'
   end
 
-  def let_in?(env)
+  def authenticated?(env)
     return false unless %w[POST PUT PATCH DELETE].include?(env['REQUEST_METHOD'])
 
     case env['PATH_INFO'].delete_prefix(PREFIX)
@@ -74,7 +74,8 @@ class JsonValidation
     end
   end
 
-  # Workhorse remembers that a caller of `allowed` has had a 429, and says the next ones itself, in plain text of no type.
+  # Workhorse remembers that a caller of `allowed` got a 429, and answers its next requests itself, in plain text
+  # without a content type.
   def limited(request)
     return unless request.query_string.include?('outcome%2Flimited')
 

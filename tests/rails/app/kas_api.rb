@@ -1,6 +1,6 @@
 # frozen_string_literal: true
 
-# What the Kubernetes agent server (kas) calls, as in GitLab 13.4, but for how its token is refused.
+# The endpoints of the Kubernetes agent server (kas), as in GitLab 13.4, except for the refusal of its token.
 class KasAPI < Grape::API
   helpers do
     def agent

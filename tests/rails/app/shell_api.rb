@@ -1,6 +1,6 @@
 # frozen_string_literal: true
 
-# What gitlab-shell and Gitaly call.
+# The endpoints of gitlab-shell and Gitaly.
 class ShellAPI < Grape::API
   VALID_SCOPES = %w[api read_api read_repository read_user sudo write_repository].freeze
 
@@ -23,7 +23,7 @@ class ShellAPI < Grape::API
       )
     end
 
-    def sent_to_the_primary
+    def redirect_to_geo_primary
       data = { api_endpoints: %w[/api/v4/geo/proxy_git_ssh/info_refs], gl_username: actor.user&.username,
                primary_repo: 'https://primary.example/outcome/geo.git' }
       respond(code: 300, payload: { action: 'geo_proxy_to_primary', data: data }, gl_console_messages: [])
@@ -41,16 +41,16 @@ class ShellAPI < Grape::API
       case project.outcome
       when nil then access_granted(project)
       when 'held' then Controls.wait_for_release && access_granted(project)
-      when 'geo' then sent_to_the_primary
+      when 'geo' then redirect_to_geo_primary
       when 'denied' then respond(code: 401, success: false, message: 'You are not allowed to push code to this project.')
       when 'timeout' then respond(code: 503, success: false, message: 'Push operation timed out')
-      when 'odd' then respond(code: 500, success: false, message: 'Unknown check result')
+      when 'unknown' then respond(code: 500, success: false, message: 'Unknown check result')
       when 'busy' then rate_limited
       else raise "outcome #{project.outcome}"
       end
     end
 
-    # Why this actor may not do a thing that is only for people. nil: go on.
+    # The reason why this actor may not do what only users may do, or nil.
     def reason_against_actor(deploy_key_text)
       return ('Could not find the given user' if params[:user_id] && actor.user.nil?) unless params[:key_id]
 
@@ -65,8 +65,8 @@ class ShellAPI < Grape::API
       return 'No token name specified' if params[:name].blank?
       return 'No token scopes specified' if scopes.blank?
 
-      odd = scopes.find { |scope| VALID_SCOPES.exclude?(scope) }
-      return "Invalid scope: '#{odd}'. Valid scopes are: #{VALID_SCOPES}" if odd
+      invalid = scopes.find { |scope| VALID_SCOPES.exclude?(scope) }
+      return "Invalid scope: '#{invalid}'. Valid scopes are: #{VALID_SCOPES}" if invalid
 
       Date.parse(params[:expires_at]) if params[:expires_at].present?
       'Failed to create token: Name is too long' if params[:name].length > 255
@@ -74,18 +74,18 @@ class ShellAPI < Grape::API
       "Invalid token expiry date: '#{params[:expires_at]}'"
     end
 
-    # An expired key is as good as none; that of a blocked user is not.
-    def refuse_as_today(key)
+    # An expired key is treated like an unknown one; that of a blocked user is not.
+    def refuse_expired_or_blocked(key)
       not_found!('Key') if key.expired?
       message!(401, '401 Unauthorized - Key') if key.owner&.blocked
     end
 
-    # GitLab draws these at random; here they follow from who asks, so that two answers can be compared.
-    def made_up(*parts)
+    # GitLab generates these at random; here they depend on the caller, so that two responses can be compared.
+    def deterministic_secret(*parts)
       Digest::SHA256.hexdigest(parts.join("\0"))
     end
 
-    # Up to 15.4 a fingerprint in the parameters beats the key, even an empty one.
+    # Up to 15.4, a fingerprint in the parameters takes precedence over the key, even an empty one.
     def find_key
       if ENV['RAILS_ERA'] == 'secret'
         Key.auth.find_by(fingerprint: params.fetch(:fingerprint) { Fingerprint.md5(params.fetch(:key)) })
@@ -109,7 +109,7 @@ class ShellAPI < Grape::API
       deploy_key = actor.key.is_a?(DeployKey)
       {
         username: deploy_key ? "lfs+deploy-key-#{actor.key.id}" : actor.user&.username,
-        lfs_token: made_up('lfs', actor.identifier, project.path),
+        lfs_token: deterministic_secret('lfs', actor.identifier, project.path),
         repository_http_path: "http://localhost/#{project.path}.git",
         expires_in: 1800
       }
@@ -118,12 +118,12 @@ class ShellAPI < Grape::API
     get '/authorized_keys' do
       key = find_key
       not_found!('Key') unless key
-      refuse_as_today(key) if ENV['RAILS_ERA'] == 'today'
+      refuse_expired_or_blocked(key) if ENV['RAILS_ERA'] == 'today'
 
       { id: key.id, title: key.title, key: key.publishable_key, created_at: key.created_at, expires_at: key.expires_at }
     end
 
-    # Nobody found is no error: the body is the word `null`.
+    # An unknown user is no error: the body is the word `null`.
     get('/discover') { actor.user&.slice(:id, :username, :name) }
 
     get '/check' do
@@ -136,7 +136,7 @@ class ShellAPI < Grape::API
       reason ||= 'Two-factor authentication is not enabled for this user' unless reason || actor.user.two_factor_enabled
       next refuse(reason) if reason
 
-      { success: true, recovery_codes: (0...10).map { |n| made_up('recovery', actor.user.id, n)[0, 16] } }
+      { success: true, recovery_codes: (0...10).map { |n| deterministic_secret('recovery', actor.user.id, n)[0, 16] } }
     end
 
     post '/personal_access_token' do
@@ -145,7 +145,7 @@ class ShellAPI < Grape::API
       reason ||= reason_against_token
       next refuse(reason) if reason
 
-      token = made_up('token', actor.user.id, params[:name])[0, 20]
+      token = deterministic_secret('token', actor.user.id, params[:name])[0, 20]
       { success: true, token: token, scopes: params[:scopes], expires_at: params[:expires_at].presence }
     end
 

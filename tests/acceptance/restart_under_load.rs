@@ -1,0 +1,181 @@
+//! Rails is restarted under load without failing requests.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::client::Request;
+use super::harness::{Gateway, Harness, Transport, eventually};
+use super::keys;
+
+const REQUESTS: usize = 2_000;
+const CLIENTS: usize = 32;
+const RESTARTS: usize = 3;
+/// How long Rails is down each time, in addition to its start.
+const DOWNTIME: Duration = Duration::from_secs(3);
+
+/// Requests of git, sshd and Gitaly in about their usual mix: a clone looks up the key and checks access, a
+/// push calls back twice more.
+fn request(number: usize) -> Request {
+    let key = format!("authorized_keys?key={}", keys::of_root());
+    let request = match number % 8 {
+        0 | 1 => Request::get(&key),
+        2 => Request::get("discover?key_id=1"),
+        3..=5 => Request::post("allowed")
+            .form("key_id=1&project=gnuwget/wget2&action=git-upload-pack&changes=_any"),
+        6 => Request::post("pre_receive").form("gl_repository=project-1"),
+        _ => Request::post("post_receive").form("gl_repository=project-1&identifier=key-1&changes=x"),
+    };
+    request.with_secret().header("X-Request-Id", &format!("restart-{number}"))
+}
+
+struct Outcome {
+    number: usize,
+    status: Option<u16>,
+    took: Duration,
+}
+
+/// The same, but every eighth request looks up a new key.
+fn request_or_unknown_key(number: usize) -> Request {
+    if !is_unknown_key(number) {
+        return request(number);
+    }
+    let request = Request::get(&format!("authorized_keys?key=AAAAC3NzaC1lZDI1NTE5AAAAI{number:043}"));
+    request.with_secret().header("X-Request-Id", &format!("restart-{number}"))
+}
+
+fn is_unknown_key(number: usize) -> bool {
+    number % 8 == 1
+}
+
+fn load(
+    gateway: &Gateway,
+    request: fn(usize) -> Request,
+    next: &AtomicUsize,
+    outcomes: &Mutex<Vec<Outcome>>,
+) {
+    loop {
+        let number = next.fetch_add(1, Ordering::Relaxed);
+        if number >= REQUESTS {
+            return;
+        }
+        let begun = Instant::now();
+        // A connection for each request, as GitLab Shell makes them.
+        let response = gateway.addresses()[number % 2].try_send(&request(number));
+        let (status, took) = (response.ok().map(|response| response.status), begun.elapsed());
+        outcomes.lock().unwrap().push(Outcome { number, status, took });
+    }
+}
+
+#[test]
+fn all_requests_succeed_while_rails_restarts_under_load() {
+    for transport in [Transport::Tcp, Transport::Unix] {
+        let mut harness = Harness::new();
+        let gateway = harness.gateway_with_long_hold(transport);
+        let (next, outcomes) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+        thread::scope(|scope| {
+            for _ in 0..CLIENTS {
+                scope.spawn(|| load(&gateway, request, &next, &outcomes));
+            }
+            for restart in 1..=RESTARTS {
+                let due = REQUESTS * restart / (RESTARTS + 2);
+                eventually("enough answers", || outcomes.lock().unwrap().len() >= due);
+                harness.terminate_rails();
+                thread::sleep(DOWNTIME);
+                harness.restart_rails();
+            }
+        });
+        let outcomes = outcomes.into_inner().unwrap();
+        report(transport, &outcomes, &harness.arrived_request_ids());
+        let log = gateway.log();
+        let longest = outcomes.iter().max_by_key(|outcome| outcome.took).unwrap().number;
+        let id = format!("\"restart-{longest}\"");
+        println!("{}", log.lines().find(|line| line.contains(&id)).unwrap_or_default());
+        assert!(log.contains("queue_duration_s"), "no request was held");
+    }
+}
+
+/// A Puma that loads GitLab does not listen for a while. With the default configuration, only lookups of
+/// unknown keys fail meanwhile.
+#[test]
+fn only_lookups_of_unknown_keys_fail_while_rails_boots_slowly() {
+    const BOOT: Duration = Duration::from_secs(15);
+    // As long as the other requests are held, with a margin for a busy machine.
+    const MAX_DOWNTIME: Duration = Duration::from_secs(25);
+    let transport = Transport::Unix;
+    let mut harness = Harness::new();
+    let gateway = harness.gateway_with_short_ttl(transport, "stale_while_revalidate = \"0s\"");
+    for known in [0, 2] {
+        assert_eq!(gateway.tcp.send(&request(known)).status, 200);
+    }
+    let (next, outcomes) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let mut down = Duration::ZERO;
+    thread::scope(|scope| {
+        for _ in 0..CLIENTS {
+            scope.spawn(|| load(&gateway, request_or_unknown_key, &next, &outcomes));
+        }
+        eventually("enough answers", || outcomes.lock().unwrap().len() >= REQUESTS / 4);
+        let begun = Instant::now();
+        harness.terminate_rails();
+        harness.restart_rails_with_boot_time(BOOT);
+        down = begun.elapsed();
+    });
+    let outcomes = outcomes.into_inner().unwrap();
+    assert_eq!(outcomes.len(), REQUESTS);
+    let failed: Vec<(usize, Option<u16>)> = outcomes
+        .iter()
+        .filter(|outcome| outcome.status != Some(200) && !is_unknown_key(outcome.number))
+        .map(|outcome| (outcome.number, outcome.status))
+        .collect();
+    let unknown = |status| {
+        let with = |outcome: &&Outcome| is_unknown_key(outcome.number) && outcome.status == Some(status);
+        outcomes.iter().filter(with).count()
+    };
+    println!(
+        "{down:?} down: {} failed, unknown keys: {} 404, {} 503",
+        failed.len(),
+        unknown(404),
+        unknown(503)
+    );
+    assert!(down >= BOOT && unknown(404) > 0 && unknown(503) > 0);
+    assert_eq!(unknown(200), 0);
+    assert!(failed.is_empty() || down > MAX_DOWNTIME, "{down:?} down: {failed:?}");
+    let log = gateway.log();
+    for text in ["Rails cannot be reached", "Rails is still away", "Rails can be reached again", "\"cause\""]
+    {
+        assert!(log.contains(text), "{text}");
+    }
+}
+
+fn report(transport: Transport, outcomes: &[Outcome], arrived: &[String]) {
+    let mut times: HashMap<&str, usize> = HashMap::new();
+    for id in arrived {
+        *times.entry(id.as_str()).or_default() += 1;
+    }
+    let arrived = |number: usize| times.get(format!("restart-{number}").as_str()).copied().unwrap_or(0);
+    let is_read = |number: usize| number % 8 < 3;
+    let failed: Vec<(usize, Option<u16>, usize)> = outcomes
+        .iter()
+        .filter(|outcome| outcome.status != Some(200))
+        .map(|outcome| (outcome.number, outcome.status, arrived(outcome.number)))
+        .collect();
+    let mut took: Vec<Duration> = outcomes.iter().map(|outcome| outcome.took).collect();
+    took.sort();
+    let at = |percent: usize| took[(took.len() - 1) * percent / 100];
+    println!(
+        "{transport:?}: {} answered, {} failed, p50 {:?}, p90 {:?}, p99 {:?}, longest {:?}",
+        outcomes.len(),
+        failed.len(),
+        at(50),
+        at(90),
+        at(99),
+        at(100)
+    );
+    assert_eq!(outcomes.len(), REQUESTS);
+    assert!(failed.iter().all(|(.., arrived)| *arrived > 0), "failed and never came to Rails: {failed:?}");
+    let twice: Vec<usize> =
+        (0..REQUESTS).filter(|number| !is_read(*number) && arrived(*number) > 1).collect();
+    assert!(twice.is_empty(), "executed twice: {twice:?}");
+}
