@@ -28,7 +28,7 @@ use tower::Service;
 use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::heartbeat::Heartbeats;
-use crate::metrics::{Exposition, Metrics};
+use crate::metrics::{ExpositionFormat, Metrics};
 use crate::refusal::Refusal;
 use crate::secret::Token;
 use crate::server::wire::REFUSED;
@@ -117,7 +117,7 @@ impl Admin {
         match path {
             "/metrics" => {
                 let accept = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
-                let (metrics, format) = (Arc::clone(&self.metrics), Exposition::accepted(accept));
+                let (metrics, format) = (Arc::clone(&self.metrics), ExpositionFormat::negotiate(accept));
                 match self.on_a_thread(&self.turns.metrics, move |_| metrics.encode(format)).await {
                     Some(series) => typed(StatusCode::OK, format.content_type(), series),
                     None => went_wrong(),
@@ -197,7 +197,7 @@ impl Admin {
     ) -> Option<T> {
         // With the work, not with the caller, who may leave while it goes on.
         let turn = Arc::clone(turns).acquire_owned().await.ok()?;
-        let working = self.cache.on_a_thread(move |cache| {
+        let working = self.cache.run_blocking(move |cache| {
             let done = work(cache);
             drop(turn);
             done

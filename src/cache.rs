@@ -1,13 +1,13 @@
-//! Answers that Rails gave, kept for as long as the operator allows.
+//! Answers of Rails, kept for as long as the operator allows.
 //!
-//! What may be kept and for how long is decided in [`freshness`], under which name in [`key`];
-//! here is where they meet memory. moka bounds the memory, and nothing else: whether an entry is
-//! still good is read off the entry itself, by the clock that the caller passes in.
+//! [`freshness`] decides what may be stored and for how long, [`key`] under which key; this module
+//! keeps it in memory. moka bounds the memory, and nothing else: whether an entry is still usable is
+//! read off the entry itself, by the clock that the caller passes in.
 //!
-//! For how long an answer is good for what is decided in [`ages`]; whether Rails fails, [`outage`] knows.
+//! [`ages`] says what an answer may be used for at which age; [`outage`] knows whether Rails fails.
 //!
 //! Two fences keep a wrong answer out. A *flight* (one request to Rails for a key that many wait
-//! for) may store only while it is registered, and an invalidation or a [`purge`] strikes it off; both
+//! for) may store only while it is registered, and an invalidation or a [`purge`] fences it off; both
 //! happen under one lock. A *generation* on every entry makes whatever began before a flush unusable.
 
 pub mod ages;
@@ -33,48 +33,48 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
-pub use self::ages::{Lifetime, Lifetimes, Phase};
-use self::bounds::{Bounds, memory, store};
-pub use self::counts::{Counts, Refreshed};
-use self::entry::Heads;
-pub use self::entry::{Entry, Sign};
+pub use self::ages::{Freshness, Lifetime, Lifetimes};
+use self::bounds::{StoreLimits, build_store, entry_bytes};
+pub use self::counts::{CacheCounters, RefreshOutcome};
+use self::entry::HeaderInterner;
+pub use self::entry::{Entry, EntryKind};
 use self::flight::Flights;
-pub use self::flight::{Boarding, Landed, Lease, Trouble, Wait};
-pub use self::freshness::NoStore;
+pub use self::flight::{FillError, FillGuard, FillOutcome, FillWaiter, LeaderOrFollower};
+pub use self::freshness::NoStoreReason;
 pub use self::key::Key;
 use self::outage::Outage;
-use self::shadow::Shadow;
+use self::shadow::{Shadow, ShadowSettings};
 use crate::clock::Clock;
 use crate::route::Caching;
 
-/// What `[cache]` of the configuration says.
+/// Section `[cache]` of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Settings {
-    /// How many positive entries there may be.
+pub struct CacheSettings {
+    /// The most positive entries.
     pub max_entries: u64,
-    /// How many negative entries (unknown keys, `null` users) there may be beside them.
+    /// The most negative entries (unknown keys, `null` users), in addition.
     pub max_negative_entries: u64,
-    /// Bytes of memory for all of them, with what is needed beside their bodies. A tenth of it is for
+    /// Bytes of memory for all entries, with what is needed beside their bodies. A tenth of it is for
     /// the negative ones.
     pub max_bytes: usize,
-    /// Bytes of the largest body that is kept.
+    /// Bytes of the largest body that is stored.
     pub max_body: usize,
-    /// How long a caller waits for somebody else's request to Rails before it asks by itself. As
-    /// long as Rails has for an answer, or a slow Rails would be asked by the whole crowd.
+    /// How long a caller waits for another caller's request to Rails before it sends its own. As long
+    /// as Rails has for an answer, or all waiting callers would ask a slow Rails.
     pub wait: Duration,
     /// How long a caller waits for Rails when a stale answer is at hand.
     pub stale_wait: Duration,
-    /// For how many stale answers Rails may be asked behind the callers' backs at one time.
+    /// How many stale answers may be refreshed in the background at the same time.
     pub max_refreshes: usize,
-    /// The file in which the cache outlives a restart, if any.
+    /// The file in which the cache survives a restart, if any.
     pub snapshot: Option<PathBuf>,
-    /// How many answers are compared with Rails.
-    pub shadow: shadow::Settings,
-    /// How long answers stay good.
+    /// Which cached answers are compared with Rails.
+    pub shadow: ShadowSettings,
+    /// How long answers stay usable.
     pub lifetimes: Lifetimes,
 }
 
-impl Default for Settings {
+impl Default for CacheSettings {
     fn default() -> Self {
         Self {
             max_entries: 1_000_000,
@@ -85,7 +85,7 @@ impl Default for Settings {
             stale_wait: Duration::from_secs(3),
             max_refreshes: 16,
             snapshot: None,
-            shadow: shadow::Settings::default(),
+            shadow: ShadowSettings::default(),
             lifetimes: Lifetimes::default(),
         }
     }
@@ -99,86 +99,85 @@ pub struct Cache {
     positive: Store,
     /// A store of its own: scans for unknown keys must not push out the known ones.
     negative: Store,
-    bounds: [Bounds; 2],
+    limits: [StoreLimits; 2],
     flights: Flights,
     /// By endpoint.
     outages: [Outage; 3],
-    refreshes: Arc<Semaphore>,
+    refresh_permits: Arc<Semaphore>,
     shadow: Shadow,
-    /// Whoever looks through all entries.
-    searches: TaskTracker,
-    heads: Heads,
+    blocking_tasks: TaskTracker,
+    header_interner: HeaderInterner,
     generation: AtomicU64,
-    counts: Arc<Counts>,
-    /// For what ends at a time of the wall clock; ages are told by those who ask.
+    counters: Arc<CacheCounters>,
+    /// For expiry dates, which are wall-clock times; callers pass the time for ages.
     clock: Clock,
 }
 
-/// Whether somebody is to renew a stale answer.
+/// Whether the caller may refresh a stale answer.
 #[derive(Debug)]
-pub enum Refresh {
-    /// Ask Rails, land the lease, and drop the permit.
-    Begun(Lease, OwnedSemaphorePermit),
-    /// Somebody does already, or has done.
-    Unneeded,
-    /// Rails is being asked for as many as it may be.
-    TooMany,
+pub enum RefreshAttempt {
+    /// Ask Rails, complete the fill, then drop the permit.
+    Started(FillGuard, OwnedSemaphorePermit),
+    /// Another caller is refreshing it, or has done so.
+    NotNeeded,
+    /// `max_refreshes` are running already.
+    LimitReached,
 }
 
-/// An entry that is good for something.
+/// A usable entry.
 #[derive(Clone, Debug)]
 pub struct Hit {
     /// The answer.
     pub entry: Arc<Entry>,
-    /// For what.
-    pub phase: Phase,
+    /// What it may be used for.
+    pub freshness: Freshness,
 }
 
 impl Cache {
-    /// An empty cache.
-    pub fn new(settings: &Settings) -> Arc<Self> {
+    /// An empty cache on the system clock.
+    pub fn new(settings: &CacheSettings) -> Arc<Self> {
         Self::with_clock(settings, Clock::System)
     }
 
-    /// The same with another wall clock than the machine's.
-    pub fn with_clock(settings: &Settings, clock: Clock) -> Arc<Self> {
-        let counts = Arc::new(Counts::default());
-        let for_negative = settings.max_bytes as u64 / 10;
-        let positive = Bounds::new(settings.max_entries, settings.max_bytes as u64 - for_negative);
-        let negative = Bounds::new(settings.max_negative_entries, for_negative);
+    /// An empty cache on another wall clock than the machine's.
+    pub fn with_clock(settings: &CacheSettings, clock: Clock) -> Arc<Self> {
+        let counters = Arc::new(CacheCounters::default());
+        let negative_bytes = settings.max_bytes as u64 / 10;
+        let positive = StoreLimits::new(settings.max_entries, settings.max_bytes as u64 - negative_bytes);
+        let negative = StoreLimits::new(settings.max_negative_entries, negative_bytes);
         Arc::new(Self {
-            positive: store(Sign::Positive, positive, &settings.lifetimes, &counts),
-            negative: store(Sign::Negative, negative, &settings.lifetimes, &counts),
-            bounds: [positive, negative],
+            positive: build_store(EntryKind::Positive, positive, &settings.lifetimes, &counters),
+            negative: build_store(EntryKind::Negative, negative, &settings.lifetimes, &counters),
+            limits: [positive, negative],
             flights: Flights::default(),
             outages: Default::default(),
-            refreshes: Arc::new(Semaphore::new(settings.max_refreshes)),
+            refresh_permits: Arc::new(Semaphore::new(settings.max_refreshes)),
             shadow: Shadow::new(settings.shadow),
-            searches: TaskTracker::new(),
-            heads: Heads::default(),
+            blocking_tasks: TaskTracker::new(),
+            header_interner: HeaderInterner::default(),
             generation: AtomicU64::new(0),
-            counts,
+            counters,
             clock,
         })
     }
 
-    /// The answer for `key`, if there is one that is good for anything at `now`.
+    /// The answer for `key`, if there is one that is usable at `now`.
     pub fn lookup(&self, key: &Key, now: Instant) -> Option<Hit> {
         [&self.positive, &self.negative].into_iter().find_map(|store| {
             let entry = store.get(key)?;
-            let phase = self.phase(&entry, now)?;
-            Some(Hit { entry, phase })
+            let freshness = self.freshness(&entry, now)?;
+            Some(Hit { entry, freshness })
         })
     }
 
-    fn phase(&self, entry: &Entry, now: Instant) -> Option<Phase> {
-        entry.phase(now, self.generation()).filter(|_| !self.has_ended(entry))
+    fn freshness(&self, entry: &Entry, now: Instant) -> Option<Freshness> {
+        entry.freshness(now, self.generation()).filter(|_| !self.has_expired(entry))
     }
 
-    /// Whether what an entry tells of has ended by the wall clock, so that it must not be given, however
-    /// young it is: an answer of [`Self::lookup`] has not.
-    pub fn has_ended(&self, entry: &Entry) -> bool {
-        entry.has_ended(|| self.clock.unix_seconds())
+    /// Whether the expiry date in the answer has passed by the wall clock, so that it must not be served,
+    /// however young it is. [`Self::lookup`] has checked it already.
+    pub fn has_expired(&self, entry: &Entry) -> bool {
+        entry.has_expired(|| self.clock.unix_seconds())
     }
 
     fn generation(&self) -> u64 {
@@ -186,26 +185,28 @@ impl Cache {
     }
 
     /// Joins the flight for `key`, or begins it. Looks once more under the lock, so that of any
-    /// number of callers who missed, exactly one is told to ask Rails.
-    pub fn board(self: &Arc<Self>, key: &Key, now: Instant) -> Boarding {
-        self.flights.board(key, || self.fresh(key, now), || self.lease(key, now))
+    /// number of callers who missed, exactly one becomes the leader.
+    pub fn lead_or_follow(self: &Arc<Self>, key: &Key, now: Instant) -> LeaderOrFollower {
+        self.flights.lead_or_follow(key, || self.lookup_fresh(key, now), || self.fill_guard(key, now))
     }
 
-    /// The right to renew a stale answer: for one caller, as long as nobody asks already, and not for
-    /// too many keys at one time.
-    pub fn refresh(self: &Arc<Self>, key: &Key, now: Instant) -> Refresh {
-        let Ok(permit) = Arc::clone(&self.refreshes).try_acquire_owned() else { return Refresh::TooMany };
-        match self.board(key, now) {
-            Boarding::Lead(lease) => Refresh::Begun(lease, permit),
-            Boarding::Hit(_) | Boarding::Follow(_) => Refresh::Unneeded,
+    /// The right to refresh a stale answer: for one caller, unless a flight for it is under way, and not for
+    /// too many keys at the same time.
+    pub fn try_refresh(self: &Arc<Self>, key: &Key, now: Instant) -> RefreshAttempt {
+        let Ok(permit) = Arc::clone(&self.refresh_permits).try_acquire_owned() else {
+            return RefreshAttempt::LimitReached;
+        };
+        match self.lead_or_follow(key, now) {
+            LeaderOrFollower::Leader(guard) => RefreshAttempt::Started(guard, permit),
+            LeaderOrFollower::Hit(_) | LeaderOrFollower::Follower(_) => RefreshAttempt::NotNeeded,
         }
     }
 
-    fn fresh(&self, key: &Key, now: Instant) -> Option<Hit> {
-        self.lookup(key, now).filter(|hit| hit.phase == Phase::Fresh)
+    fn lookup_fresh(&self, key: &Key, now: Instant) -> Option<Hit> {
+        self.lookup(key, now).filter(|hit| hit.freshness == Freshness::Fresh)
     }
 
-    /// Whether Rails fails to answer for an endpoint. One that fails alone says nothing of the others.
+    /// The outage state of an endpoint. One endpoint that fails alone says nothing of the others.
     pub fn outage(&self, caching: Caching) -> &Outage {
         let [keys, users, instance] = &self.outages;
         match caching {
@@ -215,18 +216,18 @@ impl Cache {
         }
     }
 
-    /// Whether what is kept is what Rails says.
+    /// The comparison of cached answers with Rails.
     pub fn shadow(&self) -> &Shadow {
         &self.shadow
     }
 
-    fn lease(self: &Arc<Self>, key: &Key, now: Instant) -> Lease {
-        Lease::new(Arc::clone(self), key.clone(), now, self.generation())
+    fn fill_guard(self: &Arc<Self>, key: &Key, now: Instant) -> FillGuard {
+        FillGuard::new(Arc::clone(self), key.clone(), now, self.generation())
     }
 
-    /// Drops the answer for `key` and strikes off the flight that may be under way for it.
+    /// Drops the answer for `key` and fences off the flight that may be under way for it.
     pub fn invalidate(&self, key: &Key) {
-        self.flights.strike(key, || self.remove(key));
+        self.flights.fence_off(key, || self.remove(key));
     }
 
     fn remove(&self, key: &Key) {
@@ -242,75 +243,75 @@ impl Cache {
     }
 
     /// Whether an entry would fit into its store if that were empty.
-    fn has_room_for(&self, key: &Key, entry: &Entry) -> bool {
-        let bounds = self.bounds.get(entry.sign as usize);
-        bounds.is_some_and(|bounds| memory(key, entry) <= bounds.capacity)
+    fn fits_into_store(&self, key: &Key, entry: &Entry) -> bool {
+        let limits = self.limits.get(entry.kind as usize);
+        limits.is_some_and(|limits| entry_bytes(key, entry) <= limits.max_weight)
     }
 
-    /// Called by a lease, under the lock of its flight.
+    /// Called by a fill guard, under the lock of its flight.
     fn insert(&self, key: Key, entry: Arc<Entry>) {
-        if let Some(stored) = self.counts.stored.get(entry.sign as usize) {
+        if let Some(stored) = self.counters.stored.get(entry.kind as usize) {
             stored.fetch_add(1, Ordering::Relaxed);
         }
-        self.put(key, entry);
+        self.insert_uncounted(key, entry);
     }
 
-    fn put(&self, key: Key, entry: Arc<Entry>) {
-        let (store, other) = match entry.sign {
-            Sign::Positive => (&self.positive, &self.negative),
-            Sign::Negative => (&self.negative, &self.positive),
+    fn insert_uncounted(&self, key: Key, entry: Arc<Entry>) {
+        let (store, other) = match entry.kind {
+            EntryKind::Positive => (&self.positive, &self.negative),
+            EntryKind::Negative => (&self.negative, &self.positive),
         };
         other.invalidate(&key);
-        if let Some(bytes) = self.counts.bytes.get(entry.sign as usize) {
-            bytes.fetch_add(memory(&key, &entry), Ordering::Relaxed);
+        if let Some(bytes) = self.counters.bytes.get(entry.kind as usize) {
+            bytes.fetch_add(entry_bytes(&key, &entry), Ordering::Relaxed);
         }
         store.insert(key, entry);
     }
 
-    /// Looks through all entries, or many, on a thread of its own: of a million, it takes seconds.
-    pub fn on_a_thread<T: Send + 'static>(
+    /// Runs `work` on a blocking thread: going through a million entries takes seconds.
+    pub fn run_blocking<T: Send + 'static>(
         self: &Arc<Self>,
         work: impl FnOnce(&Self) -> T + Send + 'static,
     ) -> JoinHandle<T> {
-        let (cache, token) = (Arc::clone(self), self.searches.token());
+        let (cache, token) = (Arc::clone(self), self.blocking_tasks.token());
         tokio::task::spawn_blocking(move || {
-            let done = work(&cache);
+            let result = work(&cache);
             drop(token);
-            done
+            result
         })
     }
 
-    /// Waits until nobody does, whoever may have left that began it.
-    pub async fn is_quiet(&self) {
-        self.searches.close();
-        self.searches.wait().await;
+    /// Waits for all of [`Self::run_blocking`], including those whose join handle was dropped.
+    pub async fn wait_for_blocking_tasks(&self) {
+        self.blocking_tasks.close();
+        self.blocking_tasks.wait().await;
     }
 
     /// Lets moka do its housekeeping, which otherwise waits for the next look-up.
-    pub fn upkeep(&self) {
+    pub fn run_maintenance(&self) {
         self.positive.run_pending_tasks();
         self.negative.run_pending_tasks();
     }
 
-    /// How many entries there are, about: positive, negative.
+    /// The approximate number of entries: positive, negative.
     pub fn entry_counts(&self) -> [u64; 2] {
         [self.positive.entry_count(), self.negative.entry_count()]
     }
 
-    /// What happened to entries so far.
-    pub fn counts(&self) -> &Counts {
-        &self.counts
+    /// For the metrics.
+    pub fn counters(&self) -> &CacheCounters {
+        &self.counters
     }
 
-    /// Counts a refresh that has come to its end.
-    pub fn refreshed(&self, how: Refreshed) {
-        if let Some(count) = self.counts.refreshes.get(how as usize) {
+    /// Counts a refresh that has ended.
+    pub fn count_refresh(&self, outcome: RefreshOutcome) {
+        if let Some(count) = self.counters.refreshes.get(outcome as usize) {
             count.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// How many keys are being asked for right now.
-    pub fn flights(&self) -> usize {
+    /// How many keys are being filled now.
+    pub fn fills_in_flight(&self) -> usize {
         self.flights.len()
     }
 }

@@ -13,21 +13,21 @@ pub enum Clock {
     /// The machine's clocks. The monotonic one follows tokio's, so paused time works in tests.
     #[default]
     System,
-    /// A clock that moves only when it is told to.
-    Manual(Manual),
+    /// For tests.
+    Manual(ManualClock),
 }
 
 impl Clock {
     /// Whole seconds since the Unix epoch, as JWT claims count them (RFC 7519 §2, `NumericDate`).
     pub fn unix_seconds(&self) -> i64 {
-        i64::try_from(self.unix().as_secs()).unwrap_or(i64::MAX)
+        i64::try_from(self.unix_time().as_secs()).unwrap_or(i64::MAX)
     }
 
     /// Time since the Unix epoch, for what outlives the process.
-    pub fn unix(&self) -> Duration {
+    pub fn unix_time(&self) -> Duration {
         match self {
             Self::System => SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
-            Self::Manual(manual) => manual.unix(),
+            Self::Manual(manual) => manual.unix_time(),
         }
     }
 
@@ -40,21 +40,21 @@ impl Clock {
     }
 }
 
-/// Time that stands still until [`Manual::advance`] is called.
+/// Time that stands still until [`ManualClock::advance`] is called.
 #[derive(Clone, Debug)]
-pub struct Manual {
-    base: Instant,
-    base_unix: Duration,
+pub struct ManualClock {
+    start: Instant,
+    unix_start: Duration,
     elapsed_ms: Arc<AtomicU64>,
     /// How far the wall clock was set ahead of the monotonic one.
-    stepped_ms: Arc<AtomicI64>,
+    wall_offset_ms: Arc<AtomicI64>,
 }
 
-impl Manual {
+impl ManualClock {
     /// A clock that shows `unix_seconds`.
     pub fn at(unix_seconds: i64) -> Self {
-        let base_unix = Duration::from_secs(u64::try_from(unix_seconds).unwrap_or_default());
-        Self { base: Instant::now(), base_unix, elapsed_ms: Arc::default(), stepped_ms: Arc::default() }
+        let unix_start = Duration::from_secs(u64::try_from(unix_seconds).unwrap_or_default());
+        Self { start: Instant::now(), unix_start, elapsed_ms: Arc::default(), wall_offset_ms: Arc::default() }
     }
 
     /// Moves both the wall and the monotonic time forward, to the millisecond.
@@ -63,16 +63,16 @@ impl Manual {
         self.elapsed_ms.fetch_add(ms, Ordering::SeqCst);
     }
 
-    /// Sets the wall clock ahead by so many seconds, or back; the monotonic one does not notice.
+    /// Sets the wall clock ahead by so many seconds, or back; the monotonic one does not change.
     pub fn step_wall(&self, seconds: i64) {
-        self.stepped_ms.fetch_add(seconds.saturating_mul(1_000), Ordering::SeqCst);
+        self.wall_offset_ms.fetch_add(seconds.saturating_mul(1_000), Ordering::SeqCst);
     }
 
-    fn unix(&self) -> Duration {
-        let stepped = self.stepped_ms.load(Ordering::SeqCst);
-        let by = Duration::from_millis(stepped.unsigned_abs());
-        let unstepped = self.base_unix + self.elapsed();
-        if stepped < 0 { unstepped.saturating_sub(by) } else { unstepped + by }
+    fn unix_time(&self) -> Duration {
+        let offset_ms = self.wall_offset_ms.load(Ordering::SeqCst);
+        let offset = Duration::from_millis(offset_ms.unsigned_abs());
+        let unstepped = self.unix_start + self.elapsed();
+        if offset_ms < 0 { unstepped.saturating_sub(offset) } else { unstepped + offset }
     }
 
     fn elapsed(&self) -> Duration {
@@ -80,6 +80,6 @@ impl Manual {
     }
 
     fn now(&self) -> Instant {
-        self.base + self.elapsed()
+        self.start + self.elapsed()
     }
 }

@@ -46,7 +46,7 @@ pub struct Settings {
     /// Who is let in.
     pub auth: crate::auth::Settings,
     /// What is kept.
-    pub cache: crate::cache::Settings,
+    pub cache: crate::cache::CacheSettings,
     /// Bounds on clients.
     pub limits: server::Limits,
     /// What is logged.

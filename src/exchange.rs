@@ -15,7 +15,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::auth::{Caller, CallerKind, Rejection};
 use crate::body::Body;
-use crate::cache::{Key, NoStore};
+use crate::cache::{Key, NoStoreReason};
 use crate::failure::{Failure, Side};
 use crate::header::RequestId;
 use crate::progress::Progress;
@@ -108,7 +108,7 @@ pub enum CacheOutcome {
     /// Answered by Rails, and stored.
     Stored,
     /// Answered by Rails, and not stored.
-    Unstored(NoStore),
+    Unstored(NoStoreReason),
     /// Answered by the request that another caller had under way.
     Shared,
     /// Waited for another caller's request, which brought nothing to share, then asked Rails.
@@ -141,15 +141,15 @@ impl CacheOutcome {
             // hit says how long it stays good.
             Self::Unreached | Self::Hit | Self::StaleWhileRevalidate | Self::StaleIfError => "railgate",
             Self::Stored => "railgate; fwd=miss; stored",
-            Self::Unstored(NoStore::Status) => "railgate; fwd=miss; detail=status",
-            Self::Unstored(NoStore::Type) => "railgate; fwd=miss; detail=type",
-            Self::Unstored(NoStore::TooLarge) => "railgate; fwd=miss; detail=too_large",
-            Self::Unstored(NoStore::Shape) => "railgate; fwd=miss; detail=shape",
-            Self::Unstored(NoStore::Unhealthy) => "railgate; fwd=miss; detail=unhealthy",
-            Self::Unstored(NoStore::Mismatch) => "railgate; fwd=miss; detail=mismatch",
-            Self::Unstored(NoStore::Expired) => "railgate; fwd=miss; detail=expired",
-            Self::Unstored(NoStore::Disabled) => "railgate; fwd=miss; detail=disabled",
-            Self::Unstored(NoStore::Fenced) => "railgate; fwd=miss; detail=fenced",
+            Self::Unstored(NoStoreReason::Status) => "railgate; fwd=miss; detail=status",
+            Self::Unstored(NoStoreReason::Type) => "railgate; fwd=miss; detail=type",
+            Self::Unstored(NoStoreReason::TooLarge) => "railgate; fwd=miss; detail=too_large",
+            Self::Unstored(NoStoreReason::Shape) => "railgate; fwd=miss; detail=shape",
+            Self::Unstored(NoStoreReason::Unhealthy) => "railgate; fwd=miss; detail=unhealthy",
+            Self::Unstored(NoStoreReason::Mismatch) => "railgate; fwd=miss; detail=mismatch",
+            Self::Unstored(NoStoreReason::Expired) => "railgate; fwd=miss; detail=expired",
+            Self::Unstored(NoStoreReason::Disabled) => "railgate; fwd=miss; detail=disabled",
+            Self::Unstored(NoStoreReason::Fenced) => "railgate; fwd=miss; detail=fenced",
             Self::Shared => "railgate; fwd=miss; collapsed",
             Self::Alone => "railgate; fwd=miss; detail=alone",
         })

@@ -13,7 +13,7 @@ use http::{Response, StatusCode};
 
 use crate::auth::Rejection;
 use crate::body::{self, Body};
-use crate::cache::Trouble;
+use crate::cache::FillError;
 use crate::refusal::Refusal;
 use crate::route::Access;
 use crate::upstream;
@@ -56,7 +56,7 @@ pub enum Failure {
     /// Rails cannot be reached, or its answer is unusable.
     Upstream(upstream::Error),
     /// The same of another caller's request, which this one waited for.
-    SharedTrouble(Trouble),
+    SharedTrouble(FillError),
     /// A bug: a layer panicked.
     Panicked,
 }
@@ -97,11 +97,11 @@ impl Failure {
                 }
                 _ => StatusCode::BAD_GATEWAY,
             },
-            Self::UnverifiedBodiesFull | Self::SharedTrouble(Trouble::Unreachable | Trouble::Busy) => {
+            Self::UnverifiedBodiesFull | Self::SharedTrouble(FillError::Unreachable | FillError::Busy) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
-            Self::SharedTrouble(Trouble::Timeout | Trouble::Slow) => StatusCode::GATEWAY_TIMEOUT,
-            Self::SharedTrouble(Trouble::Broken) => StatusCode::BAD_GATEWAY,
+            Self::SharedTrouble(FillError::Timeout | FillError::Slow) => StatusCode::GATEWAY_TIMEOUT,
+            Self::SharedTrouble(FillError::Broken) => StatusCode::BAD_GATEWAY,
             Self::Panicked => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -136,10 +136,10 @@ impl Failure {
                 upstream::Error::Unusable(_) => "upstream_unusable",
                 upstream::Error::NeedsWorkhorse(_) => "upstream_needs_workhorse",
             },
-            Self::SharedTrouble(Trouble::Unreachable) => "upstream_unreachable",
-            Self::SharedTrouble(Trouble::Timeout | Trouble::Slow) => "upstream_timeout",
-            Self::SharedTrouble(Trouble::Busy) => "upstream_busy",
-            Self::SharedTrouble(Trouble::Broken) => "upstream_broke_off",
+            Self::SharedTrouble(FillError::Unreachable) => "upstream_unreachable",
+            Self::SharedTrouble(FillError::Timeout | FillError::Slow) => "upstream_timeout",
+            Self::SharedTrouble(FillError::Busy) => "upstream_busy",
+            Self::SharedTrouble(FillError::Broken) => "upstream_broke_off",
             Self::Panicked => "panicked",
         }
     }
@@ -163,7 +163,9 @@ impl Failure {
             }
             Self::BodyBrokeOff => "400 Bad Request: the request body is incomplete or malformed",
             Self::Upstream(upstream::Error::Shed(_) | upstream::Error::HoldFull(..))
-            | Self::SharedTrouble(Trouble::Busy) => "GitLab is busy at the moment. Please try again shortly.",
+            | Self::SharedTrouble(FillError::Busy) => {
+                "GitLab is busy at the moment. Please try again shortly."
+            }
             Self::Upstream(_) | Self::SharedTrouble(_) => match self.status() {
                 StatusCode::SERVICE_UNAVAILABLE => {
                     "GitLab is not reachable at the moment. Please try again shortly."
@@ -258,11 +260,11 @@ mod tests {
             Failure::Upstream(upstream::Error::HoldFull("x".into(), std::io::Error::other("y"))),
             Failure::Upstream(upstream::Error::Shed(upstream::lanes::Shed::QueueFull)),
             Failure::Upstream(upstream::Error::BrokeOff(crate::body::Error::TooSlow)),
-            Failure::SharedTrouble(Trouble::Unreachable),
-            Failure::SharedTrouble(Trouble::Timeout),
-            Failure::SharedTrouble(Trouble::Broken),
-            Failure::SharedTrouble(Trouble::Busy),
-            Failure::SharedTrouble(Trouble::Slow),
+            Failure::SharedTrouble(FillError::Unreachable),
+            Failure::SharedTrouble(FillError::Timeout),
+            Failure::SharedTrouble(FillError::Broken),
+            Failure::SharedTrouble(FillError::Busy),
+            Failure::SharedTrouble(FillError::Slow),
             Failure::Panicked,
         ];
         failures.extend(Refusal::ALL.iter().map(|refusal| Failure::Refused(*refusal)));

@@ -30,7 +30,7 @@ use self::credential::Shown;
 use self::event::Event;
 pub use self::event::Kind;
 use crate::cache::Cache;
-use crate::cache::purge::{How, Selector};
+use crate::cache::purge::{PurgeMode, Selector};
 use crate::clock::Clock;
 use crate::refusal::Refusal;
 use crate::secret::{SigningToken, Token};
@@ -248,10 +248,10 @@ impl Hooks {
 /// once more: the same, and the keys that were known to be a user's, which nothing says any more once it
 /// is gone.
 async fn drop_all(cache: &Arc<Cache>, kind: Kind, wrong: Vec<Selector>, named: usize) -> Vec<Selector> {
-    let dropping = cache.on_a_thread(move |cache| {
-        let purged = cache.purge(&wrong, How::Hard);
+    let dropping = cache.run_blocking(move |cache| {
+        let purged = cache.purge(&wrong, PurgeMode::Hard);
         tracing::info!(purged = named + purged.entries, event = kind.as_str(), "hook");
-        wrong.into_iter().chain(purged.key_rows.into_iter().map(Selector::KeyId)).collect()
+        wrong.into_iter().chain(purged.key_row_ids.into_iter().map(Selector::KeyId)).collect()
     });
     dropping.await.unwrap_or_default()
 }
@@ -327,7 +327,7 @@ mod tests {
                 signing_token: None,
                 settle: Duration::ZERO,
             };
-            let cache = Cache::new(&cache::Settings::default());
+            let cache = Cache::new(&cache::CacheSettings::default());
             let hooks = Hooks::new(settings, cache, Arc::default(), Clock::System);
             let event = Event { kind: Kind::UserDestroy, wrong: vec![Selector::All] };
             let answered =

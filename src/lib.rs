@@ -77,11 +77,11 @@ use crate::config::Settings;
 use crate::header::via::Pseudonym;
 use crate::heartbeat::{Heartbeat, Heartbeats};
 use crate::hooks::Hooks;
-use crate::metrics::{Metrics, Sources};
+use crate::metrics::{MetricSources, Metrics};
 use crate::server::open_files::{self, Demand};
 use crate::server::{Capacity, Limits, Listener, Server, Socket};
 use crate::upstream::{State, Upstream};
-use crate::warm::Warm;
+use crate::warm::WarmRestart;
 use crate::worker::{HooksThread, Worker};
 
 /// A gateway whose sockets are bound, and that answers nothing yet.
@@ -91,7 +91,7 @@ pub struct Gateway {
     endpoints: Vec<String>,
     admin: (Socket, Admin),
     hooks: Option<HooksThread>,
-    warm: Option<Warm>,
+    warm: Option<WarmRestart>,
     checks: upstream::Watch,
     heartbeats: Arc<Heartbeats>,
     /// How long the threads have to end.
@@ -107,14 +107,14 @@ impl Gateway {
     /// `log`, by the one who writes the log, is shown among the metrics.
     pub fn bind(settings: Settings, log: Arc<log::Counts>) -> io::Result<Self> {
         let mut sockets = Sockets::bind(&settings)?;
-        let (warm, hook_counts) = (Warm::new(&settings), Arc::<hooks::Counts>::default());
+        let (warm, hook_counts) = (WarmRestart::new(&settings), Arc::<hooks::Counts>::default());
         let upstream = Arc::new(State::new(&settings.upstream));
         let checks = upstream::Watch::new(&settings.upstream, &upstream);
         let cache = Cache::new(&settings.cache);
         let bodies = Arc::new(UnverifiedBodies::new(settings.auth.max_unverified));
         let heartbeats = heartbeats(&settings);
         let auth = Arc::new(ArcSwap::from_pointee(Auth::new(settings.auth)));
-        let metrics = Arc::new(Metrics::new(Sources {
+        let metrics = Arc::new(Metrics::new(MetricSources {
             auth: Arc::clone(&auth),
             bodies: Arc::clone(&bodies),
             cache: Arc::clone(&cache),
@@ -135,7 +135,7 @@ impl Gateway {
                 upstream: Arc::new(Upstream::new(&settings.upstream, Arc::clone(&upstream))),
                 mint: settings.mint.clone(),
                 forward_prefixes: settings.forward_prefixes.clone(),
-                tally: metrics.tally(),
+                worker_metrics: metrics.add_worker(),
                 log_requests: settings.log.requests,
                 name: name.clone(),
                 clock: Clock::System,
@@ -231,7 +231,7 @@ impl Gateway {
         admin_server.drain().await;
         upkeep.shutdown().await;
         // Whoever purges may have left, but what is being purged is not to be saved.
-        cache.is_quiet().await;
+        cache.wait_for_blocking_tasks().await;
         if let Some(warm) = warm {
             warm.save(Arc::clone(&cache)).await;
         }
@@ -319,7 +319,7 @@ const GRACE: Duration = Duration::from_secs(5);
 /// its time, so it has a thread meanwhile.
 async fn keep_up(cache: Arc<Cache>) {
     loop {
-        let _ = cache.on_a_thread(Cache::upkeep).await;
+        let _ = cache.run_blocking(Cache::run_maintenance).await;
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }

@@ -1,4 +1,4 @@
-//! Every series that the gateway exposes, in one place. Labels come from the route table and from
+//! Every series that the gateway exposes, in one place. Label values come from the route table and from
 //! closed enums, so that no caller can make new series.
 
 mod exposition;
@@ -19,23 +19,22 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
-pub use self::exposition::Exposition;
-pub use self::sources::Sources;
-use self::sources::single;
-use self::tally::{By, Counts, HIT_BOUNDS, Request, UPSTREAM_BOUNDS};
-pub use self::tally::{Seen, Tally};
+pub use self::exposition::ExpositionFormat;
+pub use self::sources::MetricSources;
+use self::sources::encode_single;
+pub use self::tally::{FinishedRequest, WorkerMetrics};
+use self::tally::{HIT_BOUNDS, MapBy, RequestKey, RequestMetrics, UPSTREAM_BOUNDS};
 use crate::exchange::CacheOutcome;
 
-/// All that is counted.
+/// The registry that operators scrape.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
-    tallies: Tallies,
+    workers: AllWorkers,
 }
 
-/// One for each worker.
 #[derive(Clone, Debug, Default)]
-struct Tallies(Arc<Mutex<Vec<Arc<Tally>>>>);
+struct AllWorkers(Arc<Mutex<Vec<Arc<WorkerMetrics>>>>);
 
 /// Labels of `railgate_requests_total`.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord, EncodeLabelSet)]
@@ -47,47 +46,47 @@ struct RequestLabels {
 }
 
 impl Metrics {
-    /// Registers every series; those of `sources` are read when somebody scrapes.
-    pub fn new(sources: Sources) -> Self {
-        let tallies = Tallies::default();
+    /// Registers every series; those of `sources` are read at each scrape.
+    pub fn new(sources: MetricSources) -> Self {
+        let workers = AllWorkers::default();
         let mut root = Registry::default();
         let registry = root.sub_registry_with_prefix("railgate");
         let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("build", "The version that is running", build);
-        registry.register_collector(Box::new(tallies.clone()));
+        registry.register_collector(Box::new(workers.clone()));
         registry.register_collector(Box::new(sources));
         // Every Prometheus client library gives these the same names, without a prefix.
-        root.register_collector(Box::new(process::Process));
-        Self { registry: root, tallies }
+        root.register_collector(Box::new(process::ProcessCollector));
+        Self { registry: root, workers }
     }
 
-    /// A tally for one more worker.
-    pub fn tally(&self) -> Arc<Tally> {
-        let tally = Arc::default();
-        self.tallies.0.lock().push(Arc::clone(&tally));
-        tally
+    /// The counters for one more worker.
+    pub fn add_worker(&self) -> Arc<WorkerMetrics> {
+        let worker = Arc::default();
+        self.workers.0.lock().push(Arc::clone(&worker));
+        worker
     }
 
-    /// All series in this format.
-    pub fn encode(&self, format: Exposition) -> String {
+    /// The body of a scrape.
+    pub fn encode(&self, format: ExpositionFormat) -> String {
         let mut text = String::new();
         // Writing to a String cannot fail.
         let _ = prometheus_client::encoding::text::encode(&mut text, &self.registry);
-        format.of(text)
+        format.convert(text)
     }
 }
 
-impl Collector for Tallies {
+impl Collector for AllWorkers {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let mut sum = Counts::default();
-        for tally in &*self.0.lock() {
-            tally.add_to(&mut sum);
+        let mut sum = RequestMetrics::default();
+        for worker in &*self.0.lock() {
+            worker.add_to(&mut sum);
         }
         sum.encode(&mut encoder)
     }
 }
 
-impl Counts {
+impl RequestMetrics {
     fn encode(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let mut family = encoder.encode_descriptor(
             "requests",
@@ -95,30 +94,30 @@ impl Counts {
             None,
             MetricType::Counter,
         )?;
-        for (labels, count) in summed(self.requests.iter().map(|(request, count)| (request.labels(), *count)))
-        {
+        for (labels, count) in sum_by_label(self.requests.iter().map(|(key, count)| (key.labels(), *count))) {
             ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
         }
         let in_flight = ConstGauge::new(self.in_flight);
-        single(encoder, "requests_in_flight", "Requests that are being answered now", &in_flight)?;
+        encode_single(encoder, "requests_in_flight", "Requests that are being answered now", &in_flight)?;
         self.encode_durations(encoder)?;
-        let unstored = self.requests.iter().filter_map(|(request, count)| match request.cache {
+        let unstored = self.requests.iter().filter_map(|(key, count)| match key.cache {
             CacheOutcome::Unstored(reason) => Some((reason.as_str(), *count)),
             _ => None,
         });
-        let of =
-            |counts: &By<&'static str, u64>| summed(counts.iter().map(|(reason, count)| (*reason, *count)));
+        let by_reason = |counts: &MapBy<&'static str, u64>| {
+            sum_by_label(counts.iter().map(|(reason, count)| (*reason, *count)))
+        };
         for (name, help, counts) in [
-            ("auth_refusals", "Callers not let in, by reason", of(&self.auth_refusals)),
+            ("auth_refusals", "Callers not let in, by reason", by_reason(&self.auth_refusals)),
             (
                 "failures",
                 "Requests that ended here without an answer from Rails, by reason",
-                of(&self.failures),
+                by_reason(&self.failures),
             ),
             (
                 "cache_unstored",
                 "Answers of cacheable endpoints that were not stored, by reason",
-                summed(unstored),
+                sum_by_label(unstored),
             ),
         ] {
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
@@ -127,7 +126,7 @@ impl Counts {
             }
         }
         let gone = ConstCounter::new(self.clients_gone);
-        single(encoder, "clients_gone", "Clients that left before they had their whole answer", &gone)
+        encode_single(encoder, "clients_gone", "Clients that left before they had their whole answer", &gone)
     }
 
     fn encode_durations(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
@@ -164,8 +163,8 @@ impl Counts {
     }
 }
 
-/// Counts by label, in the order of the labels, so that two scrapes show the same order.
-fn summed<L: Ord>(counts: impl Iterator<Item = (L, u64)>) -> BTreeMap<L, u64> {
+/// Adds up equal labels, in the order of the labels, so that two scrapes show the same order.
+fn sum_by_label<L: Ord>(counts: impl Iterator<Item = (L, u64)>) -> BTreeMap<L, u64> {
     let mut sums = BTreeMap::new();
     for (label, count) in counts {
         *sums.entry(label).or_default() += count;
@@ -173,9 +172,9 @@ fn summed<L: Ord>(counts: impl Iterator<Item = (L, u64)>) -> BTreeMap<L, u64> {
     sums
 }
 
-impl Request {
+impl RequestKey {
     fn labels(&self) -> RequestLabels {
-        let status = match self.class {
+        let status = match self.status_class {
             0 => "none",
             1 => "1xx",
             2 => "2xx",

@@ -1,4 +1,4 @@
-//! How far a request to Rails has come, for callers who wait for its answer: they have to tell a Rails that
+//! How far a request to Rails has come, for the callers who wait for its answer: they have to tell a Rails that
 //! fails from one that is busy.
 
 use std::sync::Arc;
@@ -7,56 +7,56 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// When a server has answered last.
+/// When a server answered last.
 #[derive(Debug)]
 pub struct LastAnswer {
-    since: Instant,
+    created_at: Instant,
     /// Microseconds after that; 0 while there was none.
-    at_us: AtomicU64,
+    answered_at_us: AtomicU64,
 }
 
 impl LastAnswer {
-    /// None so far.
+    /// No answer yet; none can be recorded that is older than `now`.
     pub fn new(now: Instant) -> Self {
-        Self { since: now, at_us: AtomicU64::new(0) }
+        Self { created_at: now, answered_at_us: AtomicU64::new(0) }
     }
 
-    /// There is one now.
-    pub fn is_now(&self, now: Instant) {
-        let us = now.saturating_duration_since(self.since).as_micros();
-        self.at_us.store(u64::try_from(us).unwrap_or(u64::MAX).max(1), Ordering::Relaxed);
+    /// The server answers a request.
+    pub fn record(&self, now: Instant) {
+        let us = now.saturating_duration_since(self.created_at).as_micros();
+        self.answered_at_us.store(u64::try_from(us).unwrap_or(u64::MAX).max(1), Ordering::Relaxed);
     }
 
-    /// Whether the server is busy and does not fail, as one sees who has asked it at `asked` and has no
+    /// Whether the server is busy rather than failing, for a request that was sent at `sent_at` and has no
     /// answer: whether it answered others in the second half of that time. What it answered before may have
     /// been the last that it did.
-    pub fn is_busy(&self, asked: Instant, now: Instant) -> bool {
-        let half = now.saturating_duration_since(asked) / 2;
-        let at_us = self.at_us.load(Ordering::Relaxed);
-        at_us > 0 && self.since + Duration::from_micros(at_us) >= asked + half
+    pub fn is_busy(&self, sent_at: Instant, now: Instant) -> bool {
+        let half = now.saturating_duration_since(sent_at) / 2;
+        let us = self.answered_at_us.load(Ordering::Relaxed);
+        us > 0 && self.created_at + Duration::from_micros(us) >= sent_at + half
     }
 }
 
-/// Where a request is.
+/// When a request was sent, and to which server.
 #[derive(Debug, Default)]
 pub struct Progress {
     sent: Mutex<Option<(Instant, Arc<LastAnswer>)>>,
 }
 
 impl Progress {
-    /// It is being sent to a server.
-    pub fn is_sent(&self, now: Instant, to: &Arc<LastAnswer>) {
+    /// It is being sent, perhaps again.
+    pub fn record_sent(&self, now: Instant, to: &Arc<LastAnswer>) {
         *self.sent.lock() = Some((now, Arc::clone(to)));
     }
 
-    /// When it was sent last; not while it waits for its turn.
-    pub fn sent(&self) -> Option<Instant> {
-        self.sent.lock().as_ref().map(|(sent, _)| *sent)
+    /// When it was sent last; `None` while it waits in a queue.
+    pub fn sent_at(&self) -> Option<Instant> {
+        self.sent.lock().as_ref().map(|(sent_at, _)| *sent_at)
     }
 
     /// Whether the server that has it answers others.
-    pub fn is_busy(&self, now: Instant) -> bool {
-        self.sent.lock().as_ref().is_some_and(|(sent, last)| last.is_busy(*sent, now))
+    pub fn is_server_busy(&self, now: Instant) -> bool {
+        self.sent.lock().as_ref().is_some_and(|(sent_at, last)| last.is_busy(*sent_at, now))
     }
 }
 
@@ -70,23 +70,23 @@ mod tests {
         let at = |ms: u64| begin + Duration::from_millis(ms);
         let last = Arc::new(LastAnswer::new(begin));
         let progress = Progress::default();
-        assert!(!progress.is_busy(at(10)) && progress.sent().is_none());
-        progress.is_sent(at(100), &last);
-        assert_eq!(progress.sent(), Some(at(100)));
-        assert!(!progress.is_busy(at(200)), "it has never answered");
+        assert!(!progress.is_server_busy(at(10)) && progress.sent_at().is_none());
+        progress.record_sent(at(100), &last);
+        assert_eq!(progress.sent_at(), Some(at(100)));
+        assert!(!progress.is_server_busy(at(200)), "it has never answered");
         for (answered, busy) in [(50, false), (100, false), (149, false), (150, true), (200, true)] {
-            last.is_now(at(answered));
-            assert_eq!(progress.is_busy(at(200)), busy, "{answered}");
+            last.record(at(answered));
+            assert_eq!(progress.is_server_busy(at(200)), busy, "{answered}");
         }
-        progress.is_sent(at(300), &last);
-        assert!(!progress.is_busy(at(400)), "that was before");
+        progress.record_sent(at(300), &last);
+        assert!(!progress.is_server_busy(at(400)), "that was before");
     }
 
     #[test]
-    fn an_answer_at_the_very_beginning_is_one() {
+    fn an_answer_at_time_zero_counts() {
         let begin = Instant::now();
         let last = LastAnswer::new(begin);
-        last.is_now(begin);
+        last.record(begin);
         assert!(last.is_busy(begin, begin));
     }
 }

@@ -20,7 +20,7 @@ use crate::layer::hygiene::{Hygiene, HygieneLayer};
 use crate::layer::observe::{Observe, ObserveLayer};
 use crate::layer::rescue::{Rescue, RescueLayer};
 use crate::layer::serve_cached::{ServeCached, ServeCachedLayer};
-use crate::metrics::Tally;
+use crate::metrics::WorkerMetrics;
 use crate::upstream::Upstream;
 
 /// The whole gateway as one service.
@@ -36,7 +36,7 @@ pub struct Parts {
     /// The entries.
     pub cache: Arc<Cache>,
     /// What is cached, and for how long.
-    pub cache_settings: cache::Settings,
+    pub cache_settings: cache::CacheSettings,
     /// Rails.
     pub upstream: Arc<Upstream>,
     /// What Rails is shown in place of what GitLab Shell has shown, if it wants something else.
@@ -44,7 +44,7 @@ pub struct Parts {
     /// Path prefixes outside the internal API that are forwarded.
     pub forward_prefixes: Vec<String>,
     /// Where requests are counted.
-    pub tally: Arc<Tally>,
+    pub worker_metrics: Arc<WorkerMetrics>,
     /// Whether requests that went well are logged too.
     pub log_requests: bool,
     /// By what this gateway knows the requests that it has sent.
@@ -65,7 +65,7 @@ pub fn build(parts: Parts) -> Stack {
         upstream,
         mint,
         forward_prefixes,
-        tally,
+        worker_metrics,
         log_requests,
         name,
         clock,
@@ -73,7 +73,7 @@ pub fn build(parts: Parts) -> Stack {
     } = parts;
     ServiceBuilder::new()
         // Outermost: sees every request and every answer, failed and abandoned ones included.
-        .layer(ObserveLayer::new(tally, clock.clone(), log_requests))
+        .layer(ObserveLayer::new(worker_metrics, clock.clone(), log_requests))
         // Right below, so that whatever fails further down has one shape, and is observed.
         .layer(RescueLayer)
         // Before anyone looks at path or headers: they must have one meaning.

@@ -119,7 +119,7 @@ fn start<F: Future<Output = bool>>(
 }
 
 fn runtime() -> io::Result<Runtime> {
-    runtime::Builder::new_current_thread().enable_all().on_thread_park(turn::ends).build()
+    runtime::Builder::new_current_thread().enable_all().on_thread_park(turn::end_iteration).build()
 }
 
 async fn serve(
@@ -154,8 +154,8 @@ mod tests {
         runtime().unwrap().block_on(async {
             // It waits, so a turn ends.
             tokio::time::sleep(Duration::from_millis(1)).await;
-            let (mut pace, cx) = (turn::Pace::default(), Context::from_waker(Waker::noop()));
-            assert!((0..10).any(|_| pace.poll_send(1, &cx).is_pending()));
+            let (mut pacer, cx) = (turn::WritePacer::default(), Context::from_waker(Waker::noop()));
+            assert!((0..10).any(|_| pacer.poll_ready(1, &cx).is_pending()));
         });
     }
 }

@@ -4,8 +4,8 @@ use http::StatusCode;
 use serde_json::{Value, json};
 
 use super::purge::selector;
-use crate::cache::inspect::Sight;
-use crate::cache::{Cache, Phase};
+use crate::cache::inspect::EntryInfo;
+use crate::cache::{Cache, Freshness};
 use crate::clock::Clock;
 use crate::route::Caching;
 
@@ -15,7 +15,7 @@ const MOST: usize = 100;
 /// How many entries there are of each endpoint.
 pub(super) fn totals(cache: &Cache) -> Value {
     let of = |caching: Caching| {
-        let [positive, negative] = cache.totals(caching);
+        let [positive, negative] = cache.entry_counts_of(caching);
         (caching.as_str().to_owned(), json!({ "positive": positive, "negative": negative }))
     };
     Value::Object(Caching::KEPT.into_iter().map(of).collect())
@@ -33,20 +33,20 @@ pub(super) fn inspect(cache: &Cache, body: &[u8]) -> (StatusCode, Value) {
     }
 }
 
-fn entry(sight: &Sight) -> Value {
+fn entry(info: &EntryInfo) -> Value {
     json!({
-        "route": sight.caching.as_str(),
-        "key": sight.key,
-        "store": sight.sign.as_str(),
-        "state": match sight.phase {
-            Some(Phase::Fresh) => "fresh",
-            Some(Phase::Revalidate) => "stale_while_revalidate",
-            Some(Phase::OnError) => "stale_if_error",
+        "route": info.caching.as_str(),
+        "key": info.key,
+        "store": info.kind.as_str(),
+        "state": match info.freshness {
+            Some(Freshness::Fresh) => "fresh",
+            Some(Freshness::StaleWhileRevalidate) => "stale_while_revalidate",
+            Some(Freshness::StaleIfError) => "stale_if_error",
             None => "gone",
         },
-        "age_s": sight.age.as_secs(),
-        "ttl_s": sight.fresh_for,
-        "hits": sight.hits,
-        "id": sight.subject,
+        "age_s": info.age.as_secs(),
+        "ttl_s": info.remaining_ttl_s,
+        "hits": info.hits,
+        "id": info.subject_id,
     })
 }

@@ -4,7 +4,7 @@ use http::StatusCode;
 use serde_json::{Map, Value, json};
 
 use crate::cache::Cache;
-use crate::cache::purge::{How, Selector};
+use crate::cache::purge::{PurgeMode, Selector};
 use crate::route::Caching;
 
 /// Bytes of the largest body; long SSH keys have 20 KiB.
@@ -13,9 +13,9 @@ pub(super) const MOST: usize = 64 * 1024;
 /// Drops what `body` means.
 pub(super) fn purge(cache: &Cache, body: &[u8]) -> (StatusCode, Value) {
     match read(body) {
-        Ok((selector, how)) => {
-            let purged = cache.purge(std::slice::from_ref(&selector), how).entries;
-            tracing::info!(purged, what = name(&selector), soft = how == How::Soft, "purged");
+        Ok((selector, mode)) => {
+            let purged = cache.purge(std::slice::from_ref(&selector), mode).entries;
+            tracing::info!(purged, what = name(&selector), soft = mode == PurgeMode::Soft, "purged");
             (StatusCode::OK, json!({ "purged": purged }))
         }
         Err(wrong) => (StatusCode::BAD_REQUEST, json!({ "message": format!("400 Bad Request: {wrong}") })),
@@ -36,14 +36,14 @@ fn object(body: &[u8]) -> Result<Map<String, Value>, String> {
     }
 }
 
-fn read(body: &[u8]) -> Result<(Selector, How), String> {
+fn read(body: &[u8]) -> Result<(Selector, PurgeMode), String> {
     let mut said = object(body)?;
-    let how = match said.remove("soft") {
-        None | Some(Value::Bool(false)) => How::Hard,
-        Some(Value::Bool(true)) => How::Soft,
+    let mode = match said.remove("soft") {
+        None | Some(Value::Bool(false)) => PurgeMode::Hard,
+        Some(Value::Bool(true)) => PurgeMode::Soft,
         Some(_) => return Err("soft has to be true or false".into()),
     };
-    Ok((meant(said)?, how))
+    Ok((meant(said)?, mode))
 }
 
 fn meant(said: Map<String, Value>) -> Result<Selector, String> {
@@ -88,15 +88,15 @@ mod tests {
 
     #[test]
     fn what_is_asked_for_is_read() {
-        for (body, selector, how) in [
-            (r#"{"key_id":7}"#, Selector::KeyId(7), How::Hard),
-            (r#"{"user_id":7,"soft":true}"#, Selector::UserId(7), How::Soft),
-            (r#"{"soft":false,"username":"root"}"#, Selector::Username("root".into()), How::Hard),
-            (r#"{"route":"discover"}"#, Selector::Route(Caching::Discover), How::Hard),
-            (r#"{"ssh_key":"AAAA"}"#, Selector::ssh_key("AAAA").unwrap(), How::Hard),
-            (r#"{"all":true}"#, Selector::All, How::Hard),
+        for (body, selector, mode) in [
+            (r#"{"key_id":7}"#, Selector::KeyId(7), PurgeMode::Hard),
+            (r#"{"user_id":7,"soft":true}"#, Selector::UserId(7), PurgeMode::Soft),
+            (r#"{"soft":false,"username":"root"}"#, Selector::Username("root".into()), PurgeMode::Hard),
+            (r#"{"route":"discover"}"#, Selector::Route(Caching::Discover), PurgeMode::Hard),
+            (r#"{"ssh_key":"AAAA"}"#, Selector::ssh_key("AAAA").unwrap(), PurgeMode::Hard),
+            (r#"{"all":true}"#, Selector::All, PurgeMode::Hard),
         ] {
-            assert_eq!(read(body.as_bytes()), Ok((selector, how)), "{body}");
+            assert_eq!(read(body.as_bytes()), Ok((selector, mode)), "{body}");
         }
     }
 

@@ -1,4 +1,4 @@
-//! How much may be kept, and how moka is told.
+//! How much may be stored, and how moka is told.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -6,53 +6,58 @@ use std::sync::atomic::Ordering;
 use moka::notification::RemovalCause;
 use moka::policy::EvictionPolicy;
 
-use super::{Counts, Entry, Key, Lifetimes, Moka, Sign, Store};
+use super::{CacheCounters, Entry, EntryKind, Key, Lifetimes, Moka, Store};
 
 /// What a store may hold, in the one unit that moka counts.
 ///
-/// Every entry counts as at least its share of the bytes, so that both bounds hold: that many
+/// Every entry weighs at least `min_weight`, its share of the bytes, so that both bounds hold: that many
 /// entries, however small, and that many bytes, however large the entries are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Bounds {
-    pub(super) capacity: u64,
-    pub(super) share: u32,
+pub(super) struct StoreLimits {
+    pub(super) max_weight: u64,
+    pub(super) min_weight: u32,
 }
 
-impl Bounds {
-    pub(super) fn new(entries: u64, bytes: u64) -> Self {
-        let share = u32::try_from(bytes / entries.max(1)).unwrap_or(u32::MAX).max(1);
-        Self { capacity: bytes.min(entries.saturating_mul(share.into())), share }
+impl StoreLimits {
+    pub(super) fn new(max_entries: u64, max_bytes: u64) -> Self {
+        let min_weight = u32::try_from(max_bytes / max_entries.max(1)).unwrap_or(u32::MAX).max(1);
+        Self { max_weight: max_bytes.min(max_entries.saturating_mul(min_weight.into())), min_weight }
     }
 
     pub(super) fn weigh(self, bytes: u64) -> u32 {
-        u32::try_from(bytes).unwrap_or(u32::MAX).max(self.share)
+        u32::try_from(bytes).unwrap_or(u32::MAX).max(self.min_weight)
     }
 }
 
 /// What an entry takes beside its body: itself, moka's bookkeeping, the allocator's rounding. Measured
 /// (`tests/bench/compare memory`), not added up.
-const BESIDE_THE_BODY: u64 = 560;
+const ENTRY_OVERHEAD: u64 = 560;
 
-pub(super) fn memory(key: &Key, entry: &Entry) -> u64 {
-    BESIDE_THE_BODY + (key.length_elsewhere() + entry.length()) as u64
+pub(super) fn entry_bytes(key: &Key, entry: &Entry) -> u64 {
+    ENTRY_OVERHEAD + (key.heap_bytes() + entry.heap_bytes()) as u64
 }
 
 /// LRU on purpose: moka's default (`TinyLFU`) refuses new keys while the store is full of hot
 /// ones, and here a new key is an active user who has just arrived.
-pub(super) fn store(sign: Sign, bounds: Bounds, lifetimes: &Lifetimes, counts: &Arc<Counts>) -> Store {
-    let counts = Arc::clone(counts);
+pub(super) fn build_store(
+    kind: EntryKind,
+    limits: StoreLimits,
+    lifetimes: &Lifetimes,
+    counters: &Arc<CacheCounters>,
+) -> Store {
+    let counters = Arc::clone(counters);
     Moka::builder()
-        .max_capacity(bounds.capacity)
-        .weigher(move |key, entry: &Arc<Entry>| bounds.weigh(memory(key, entry)))
-        .time_to_live(lifetimes.longest(sign))
+        .max_capacity(limits.max_weight)
+        .weigher(move |key, entry: &Arc<Entry>| limits.weigh(entry_bytes(key, entry)))
+        .time_to_live(lifetimes.max_age(kind))
         .eviction_policy(EvictionPolicy::lru())
         .eviction_listener(move |key, entry, cause| {
-            if let Some(bytes) = counts.bytes.get(sign as usize) {
-                bytes.fetch_sub(memory(&key, &entry), Ordering::Relaxed);
+            if let Some(bytes) = counters.bytes.get(kind as usize) {
+                bytes.fetch_sub(entry_bytes(&key, &entry), Ordering::Relaxed);
             }
             let count = match cause {
-                RemovalCause::Size => counts.evicted.get(sign as usize),
-                RemovalCause::Expired => counts.expired.get(sign as usize),
+                RemovalCause::Size => counters.evicted.get(kind as usize),
+                RemovalCause::Expired => counters.expired.get(kind as usize),
                 RemovalCause::Explicit | RemovalCause::Replaced => None,
             };
             if let Some(count) = count {

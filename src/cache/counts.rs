@@ -1,40 +1,40 @@
-//! What happened to entries, for the metrics.
+//! What has happened to entries, for the metrics.
 
 use std::sync::atomic::AtomicU64;
 
-/// What happened to entries, for the metrics.
+/// What has happened to entries, for the metrics.
 #[derive(Debug, Default)]
-pub struct Counts {
-    /// Entries stored, by sign.
+pub struct CacheCounters {
+    /// Answers of Rails that were stored, by kind.
     pub stored: [AtomicU64; 2],
-    /// Entries pushed out because a store was full, by sign.
+    /// Entries pushed out because a store was full, by kind.
     pub evicted: [AtomicU64; 2],
-    /// Entries whose time was up when moka dropped them, by sign.
+    /// Entries that moka dropped after their greatest age, by kind.
     pub expired: [AtomicU64; 2],
-    /// Memory that entries take, by sign.
+    /// Memory that entries take now, by kind.
     pub bytes: [AtomicU64; 2],
-    /// Stale answers for which Rails was asked behind the callers' backs, by what came of it.
+    /// Refreshes in the background, by [`RefreshOutcome`].
     pub refreshes: [AtomicU64; 3],
-    /// Entries dropped or marked stale because of a purge.
+    /// Entries dropped or marked stale by a purge.
     pub purged: AtomicU64,
-    /// Answers that arrived after an invalidation and were not stored.
+    /// Answers that came after an invalidation and were not stored.
     pub fenced: AtomicU64,
 }
 
-/// What came of asking Rails for a stale answer.
+/// How the refresh of a stale answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
-pub enum Refreshed {
+pub enum RefreshOutcome {
     /// It is fresh again.
     Stored = 0,
-    /// Rails said something that is not kept.
+    /// Rails gave an answer that is not stored.
     Unstored = 1,
     /// Rails failed.
     Failed = 2,
 }
 
-impl Refreshed {
-    /// All of them, in the order of [`Counts::refreshes`].
+impl RefreshOutcome {
+    /// In the order of [`CacheCounters::refreshes`].
     pub const ALL: [Self; 3] = [Self::Stored, Self::Unstored, Self::Failed];
 
     /// The label in metrics.

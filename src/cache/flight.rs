@@ -1,9 +1,9 @@
-//! One request to Rails for each key, however many callers wait for it.
+//! One request to Rails for each key, however many callers wait for it (single-flight).
 //!
-//! The first caller to miss gets a [`Lease`]; the others wait for it to land. The lease is held
-//! by a task of its own, so it does not end when that first caller hangs up. What lands is only
-//! ever a stored entry or the news that there is none: an answer that could not be kept was
-//! meant for one caller alone, and each of the others asks Rails by itself.
+//! The first caller to miss becomes the leader and gets a [`FillGuard`]; the others follow and wait for
+//! its outcome. The guard is held by a task of its own, so the fill does not end when the leader
+//! hangs up. The outcome is only ever a stored entry or the news that there is none: an answer that could
+//! not be stored was meant for the leader alone, and each follower asks Rails by itself.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,25 +15,25 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::entry::Entry;
-use super::freshness::{NoStore, Storable};
+use super::freshness::{NoStoreReason, Storable};
 use super::key::Key;
 use super::{Cache, Hit};
 use crate::progress::Progress;
 
-/// How a flight ended.
+/// How a flight ended, for its followers.
 #[derive(Clone, Debug)]
-pub enum Landed {
-    /// The answer is stored, and good for everybody.
+pub enum FillOutcome {
+    /// The answer is stored, and every follower may have it.
     Stored(Arc<Entry>),
-    /// Rails did not answer; asking again at once would not help anybody.
-    Failed(Trouble),
+    /// Rails did not answer; asking again at once would not help.
+    Failed(FillError),
     /// Rails answered, but not with something that can be shared.
     NotShared,
 }
 
-/// Why a flight brought no answer at all, for whoever asks.
+/// Why a flight brought no answer at all, whoever asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Trouble {
+pub enum FillError {
     /// Rails cannot be reached.
     Unreachable,
     /// Rails did not answer in time.
@@ -46,183 +46,183 @@ pub enum Trouble {
     Slow,
 }
 
-/// What a caller who missed is to do.
+/// What a caller who missed has to do.
 #[derive(Debug)]
-pub enum Boarding {
-    /// Somebody was faster: here it is.
+pub enum LeaderOrFollower {
+    /// Another caller was faster: the entry is there.
     Hit(Hit),
-    /// Ask Rails, and land the lease.
-    Lead(Lease),
-    /// Wait for the one who asks.
-    Follow(Wait),
+    /// Ask Rails, and complete the fill.
+    Leader(FillGuard),
+    /// Wait for the leader.
+    Follower(FillWaiter),
 }
 
 /// The flights under way.
 #[derive(Debug, Default)]
 pub(super) struct Flights {
-    waiting: Mutex<HashMap<Key, Wait>>,
+    waiters: Mutex<HashMap<Key, FillWaiter>>,
 }
 
 impl Flights {
-    pub(super) fn board(
+    pub(super) fn lead_or_follow(
         &self,
         key: &Key,
         lookup: impl FnOnce() -> Option<Hit>,
-        lease: impl FnOnce() -> Lease,
-    ) -> Boarding {
-        let mut waiting = self.waiting.lock();
-        if let Some(wait) = waiting.get(key) {
-            return Boarding::Follow(wait.clone());
+        new_guard: impl FnOnce() -> FillGuard,
+    ) -> LeaderOrFollower {
+        let mut waiters = self.waiters.lock();
+        if let Some(waiter) = waiters.get(key) {
+            return LeaderOrFollower::Follower(waiter.clone());
         }
         if let Some(hit) = lookup() {
-            return Boarding::Hit(hit);
+            return LeaderOrFollower::Hit(hit);
         }
-        let lease = lease();
-        waiting.insert(key.clone(), lease.to_wait());
-        Boarding::Lead(lease)
+        let guard = new_guard();
+        waiters.insert(key.clone(), guard.waiter());
+        LeaderOrFollower::Leader(guard)
     }
 
-    /// Strikes the flight for `key` off, so that what it brings is not stored, and runs `drop`
-    /// before any flight can land.
-    pub(super) fn strike(&self, key: &Key, drop: impl FnOnce()) {
-        let mut waiting = self.waiting.lock();
-        waiting.remove(key);
-        drop();
+    /// Ends the registration of the flight for `key`, so that what it brings is not stored, and runs
+    /// `invalidate` before any flight can store.
+    pub(super) fn fence_off(&self, key: &Key, invalidate: impl FnOnce()) {
+        let mut waiters = self.waiters.lock();
+        waiters.remove(key);
+        invalidate();
     }
 
-    /// Strikes off all of them that are meant.
-    pub(super) fn strike_all(&self, is_meant: impl Fn(&Key) -> bool) {
-        self.waiting.lock().retain(|key, _| !is_meant(key));
+    /// Fences off every flight whose key matches.
+    pub(super) fn fence_off_matching(&self, is_match: impl Fn(&Key) -> bool) {
+        self.waiters.lock().retain(|key, _| !is_match(key));
     }
 
     pub(super) fn len(&self) -> usize {
-        self.waiting.lock().len()
+        self.waiters.lock().len()
     }
 }
 
-/// The right, and the duty, to ask Rails for one key. Dropping it tells the callers who wait
-/// that nothing came.
+/// The leader's right, and duty, to ask Rails for one key. Dropping it tells the followers that
+/// there is nothing to share.
 #[derive(Debug)]
-pub struct Lease {
+pub struct FillGuard {
     cache: Arc<Cache>,
     key: Key,
-    /// When Rails was asked: how old the answer is counts from here.
-    begun: Instant,
+    /// When Rails was asked: the age of the answer counts from here.
+    requested_at: Instant,
     generation: u64,
-    news: watch::Sender<Option<Landed>>,
+    outcome: watch::Sender<Option<FillOutcome>>,
     progress: Arc<Progress>,
 }
 
-impl Lease {
-    pub(super) fn new(cache: Arc<Cache>, key: Key, begun: Instant, generation: u64) -> Self {
-        let (news, progress) = (watch::Sender::new(None), Arc::default());
-        Self { cache, key, begun, generation, news, progress }
+impl FillGuard {
+    pub(super) fn new(cache: Arc<Cache>, key: Key, requested_at: Instant, generation: u64) -> Self {
+        let (outcome, progress) = (watch::Sender::new(None), Arc::default());
+        Self { cache, key, requested_at, generation, outcome, progress }
     }
 
-    fn to_wait(&self) -> Wait {
-        Wait { news: self.news.subscribe(), progress: Arc::clone(&self.progress) }
+    fn waiter(&self) -> FillWaiter {
+        FillWaiter { outcome: self.outcome.subscribe(), progress: Arc::clone(&self.progress) }
     }
 
-    /// Stores an answer and hands it to the callers who wait, unless an invalidation came since
-    /// the lease began.
+    /// Stores an answer and shares it with the followers, unless an invalidation came since
+    /// Rails was asked.
     pub fn store(
         self,
         status: StatusCode,
         headers: &HeaderMap,
         body: &[u8],
         storable: Storable,
-    ) -> Result<(), NoStore> {
-        let with = (&self.cache.heads, self.generation);
-        let entry = Arc::new(Entry::new(status, headers, body, storable, self.begun, with));
-        if !self.cache.has_room_for(&self.key, &entry) {
-            self.reject();
-            return Err(NoStore::TooLarge);
+    ) -> Result<(), NoStoreReason> {
+        let context = (&self.cache.header_interner, self.generation);
+        let entry = Arc::new(Entry::new(status, headers, body, storable, self.requested_at, context));
+        if !self.cache.fits_into_store(&self.key, &entry) {
+            self.drop_entry();
+            return Err(NoStoreReason::TooLarge);
         }
-        let mut waiting = self.cache.flights.waiting.lock();
-        let registered = waiting.get(&self.key).is_some_and(|wait| self.is_mine(wait));
-        if !registered || self.cache.generation.load(Ordering::Acquire) != self.generation {
-            self.cache.counts.fenced.fetch_add(1, Ordering::Relaxed);
-            return Err(NoStore::Fenced);
+        let mut waiters = self.cache.flights.waiters.lock();
+        let is_registered = waiters.get(&self.key).is_some_and(|waiter| self.is_own(waiter));
+        if !is_registered || self.cache.generation.load(Ordering::Acquire) != self.generation {
+            self.cache.counters.fenced.fetch_add(1, Ordering::Relaxed);
+            return Err(NoStoreReason::Fenced);
         }
         self.cache.insert(self.key.clone(), Arc::clone(&entry));
-        waiting.remove(&self.key);
-        drop(waiting);
-        self.news.send_replace(Some(Landed::Stored(entry)));
+        waiters.remove(&self.key);
+        drop(waiters);
+        self.outcome.send_replace(Some(FillOutcome::Stored(entry)));
         Ok(())
     }
 
-    /// Rails answered with something that is not kept, so what is kept is not what Rails says any
-    /// more: it goes, unless an invalidation came since the lease began, and others may have asked.
-    pub fn reject(self) {
-        let mut waiting = self.cache.flights.waiting.lock();
-        if waiting.get(&self.key).is_some_and(|wait| self.is_mine(wait)) {
+    /// Rails gave an answer that is not stored, so the entry does not say what Rails says any
+    /// more: drops it, unless an invalidation came since Rails was asked, and others may have asked.
+    pub fn drop_entry(self) {
+        let mut waiters = self.cache.flights.waiters.lock();
+        if waiters.get(&self.key).is_some_and(|waiter| self.is_own(waiter)) {
             self.cache.remove(&self.key);
-            waiting.remove(&self.key);
+            waiters.remove(&self.key);
         }
     }
 
     /// When Rails was asked.
-    pub fn begun(&self) -> Instant {
-        self.begun
+    pub fn requested_at(&self) -> Instant {
+        self.requested_at
     }
 
-    /// Where the request is that asks.
+    /// How far the request to Rails has come.
     pub fn progress(&self) -> &Arc<Progress> {
         &self.progress
     }
 
-    /// What is being asked.
+    /// What Rails is asked for.
     pub fn key(&self) -> &Key {
         &self.key
     }
 
-    /// Tells the callers who wait that Rails did not answer.
-    pub fn fail(self, trouble: Trouble) {
-        self.leave();
-        self.news.send_replace(Some(Landed::Failed(trouble)));
+    /// Tells the followers that Rails did not answer.
+    pub fn fail(self, error: FillError) {
+        self.unregister();
+        self.outcome.send_replace(Some(FillOutcome::Failed(error)));
     }
 
-    fn is_mine(&self, wait: &Wait) -> bool {
-        Arc::ptr_eq(&self.progress, &wait.progress)
+    fn is_own(&self, waiter: &FillWaiter) -> bool {
+        Arc::ptr_eq(&self.progress, &waiter.progress)
     }
 
-    fn leave(&self) {
-        let mut waiting = self.cache.flights.waiting.lock();
-        if waiting.get(&self.key).is_some_and(|wait| self.is_mine(wait)) {
-            waiting.remove(&self.key);
+    fn unregister(&self) {
+        let mut waiters = self.cache.flights.waiters.lock();
+        if waiters.get(&self.key).is_some_and(|waiter| self.is_own(waiter)) {
+            waiters.remove(&self.key);
         }
     }
 }
 
-impl Drop for Lease {
+impl Drop for FillGuard {
     fn drop(&mut self) {
-        self.leave();
-        self.news.send_if_modified(|news| {
-            let unsaid = news.is_none();
-            news.get_or_insert(Landed::NotShared);
-            unsaid
+        self.unregister();
+        self.outcome.send_if_modified(|outcome| {
+            let is_unset = outcome.is_none();
+            outcome.get_or_insert(FillOutcome::NotShared);
+            is_unset
         });
     }
 }
 
-/// A place among the callers who wait.
+/// Waits for the outcome of a flight.
 #[derive(Clone, Debug)]
-pub struct Wait {
-    news: watch::Receiver<Option<Landed>>,
+pub struct FillWaiter {
+    outcome: watch::Receiver<Option<FillOutcome>>,
     progress: Arc<Progress>,
 }
 
-impl Wait {
-    /// Where the request is that they wait for.
+impl FillWaiter {
+    /// How far the leader's request to Rails has come.
     pub fn progress(&self) -> &Arc<Progress> {
         &self.progress
     }
 
-    /// How the flight ended.
-    pub async fn landed(mut self) -> Landed {
-        match self.news.wait_for(Option::is_some).await {
-            Ok(news) => news.clone().unwrap_or(Landed::NotShared),
-            Err(_) => Landed::NotShared,
+    /// Waits for as long as the flight takes, without a limit.
+    pub async fn outcome(mut self) -> FillOutcome {
+        match self.outcome.wait_for(Option::is_some).await {
+            Ok(outcome) => outcome.clone().unwrap_or(FillOutcome::NotShared),
+            Err(_) => FillOutcome::NotShared,
         }
     }
 }

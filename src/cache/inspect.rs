@@ -1,62 +1,62 @@
-//! What is kept, for operators: never an answer itself.
+//! What is cached, for operators: never an answer itself.
 
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 
-use super::entry::Sign;
+use super::entry::EntryKind;
 use super::purge::Selector;
-use super::{Cache, Key, Phase};
+use super::{Cache, Freshness, Key};
 use crate::route::Caching;
 
-/// What is known of one entry.
+/// What operators are shown of one entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Sight {
+pub struct EntryInfo {
     /// What was asked for; an SSH key as its fingerprint.
     pub key: String,
-    /// Of which endpoint.
+    /// The endpoint.
     pub caching: Caching,
-    /// Whether it says that something is there.
-    pub sign: Sign,
-    /// What it is good for; `None` if for nothing any more.
-    pub phase: Option<Phase>,
+    /// Which store it is in.
+    pub kind: EntryKind,
+    /// What it may be used for; `None` if for nothing any more.
+    pub freshness: Option<Freshness>,
     /// How long ago Rails was asked for it.
     pub age: Duration,
-    /// Whole seconds for which it stays fresh; less than 0 since it is not.
-    pub fresh_for: i64,
-    /// How often it was given.
+    /// Whole seconds for which it stays fresh; below 0 once it is stale.
+    pub remaining_ttl_s: i64,
+    /// How often it was served.
     pub hits: u32,
-    /// The id of the key row or user that it tells of.
-    pub subject: Option<u64>,
+    /// The id of the key row or user that the answer is about.
+    pub subject_id: Option<u64>,
 }
 
 impl Cache {
-    /// The entries that are meant, and how many there are, of which no more than `most` are shown.
-    pub fn inspect(&self, selector: &Selector, now: Instant, most: usize) -> (Vec<Sight>, usize) {
-        let meant = self.find(std::slice::from_ref(selector));
-        let seen = meant.iter().take(most).map(|(key, entry)| Sight {
-            key: name(key),
+    /// The first `limit` of the entries that match, and how many match.
+    pub fn inspect(&self, selector: &Selector, now: Instant, limit: usize) -> (Vec<EntryInfo>, usize) {
+        let matches = self.find_matches(std::slice::from_ref(selector));
+        let shown = matches.iter().take(limit).map(|(key, entry)| EntryInfo {
+            key: display_name(key),
             caching: key.caching(),
-            sign: entry.sign,
-            phase: self.phase(entry, now),
+            kind: entry.kind,
+            freshness: self.freshness(entry, now),
             age: entry.age(now),
-            fresh_for: entry.fresh_for(now),
+            remaining_ttl_s: entry.remaining_ttl_s(now),
             hits: entry.hits(),
-            subject: entry.subject(),
+            subject_id: entry.subject_id(),
         });
-        (seen.collect(), meant.len())
+        (shown.collect(), matches.len())
     }
 
-    /// How many entries of an endpoint there are: positive, negative.
-    pub fn totals(&self, caching: Caching) -> [usize; 2] {
+    /// How many entries an endpoint has: positive, negative.
+    pub fn entry_counts_of(&self, caching: Caching) -> [usize; 2] {
         [&self.positive, &self.negative]
             .map(|store| store.iter().filter(|(key, _)| key.caching() == caching).count())
     }
 }
 
 /// As the parameter that asks for it; an SSH key as `ssh-keygen -l` prints it.
-pub(super) fn name(key: &Key) -> String {
+pub(super) fn display_name(key: &Key) -> String {
     match key {
         Key::SshKey(digest) => format!("SHA256:{}", STANDARD_NO_PAD.encode(digest)),
         Key::UserOfKey(id) => format!("key_id={id}"),

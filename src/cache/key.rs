@@ -1,4 +1,4 @@
-//! Under which name an answer is kept. There is one constructor, and it is complete: everything
+//! Under which key an answer is stored. There is one constructor, and it is complete: everything
 //! that can change the answer is in the key, or the request is not cached at all.
 //!
 //! Rails looks keys up by a digest of what a lenient Base64 decoder makes of `key` (contract
@@ -12,13 +12,13 @@ use crate::params::{Pair, Params};
 use crate::route::Caching;
 use crate::strict_base64;
 
-/// The name of an entry. Distinct questions have distinct keys: by kind, then by value. The order of the
-/// kinds is that of saved caches.
+/// Distinct questions have distinct keys: by variant, then by value. Snapshots store the variants by their
+/// order.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Deserialize, serde::Serialize)]
 pub enum Key {
     /// SHA-256 of the whole SSH public key blob. Never a part of it: sshd trusts the answer.
     SshKey([u8; 32]),
-    /// The user behind a key id.
+    /// The user who owns the key row with this id.
     UserOfKey(u64),
     /// The user with this id.
     UserById(u64),
@@ -46,9 +46,11 @@ impl Key {
         };
         match (caching, first.map(Pair::name), value.as_deref()) {
             (Caching::AuthorizedKeys, Some(b"key"), Some(value)) => ssh_key(value),
-            (Caching::Discover, Some(b"key_id"), Some(value)) => id(value).map(Self::UserOfKey),
-            (Caching::Discover, Some(b"user_id"), Some(value)) => id(value).map(Self::UserById),
-            (Caching::Discover, Some(b"username"), Some(value)) => username(value).map(Self::UserByName),
+            (Caching::Discover, Some(b"key_id"), Some(value)) => parse_id(value).map(Self::UserOfKey),
+            (Caching::Discover, Some(b"user_id"), Some(value)) => parse_id(value).map(Self::UserById),
+            (Caching::Discover, Some(b"username"), Some(value)) => {
+                parse_username(value).map(Self::UserByName)
+            }
             (Caching::Check, None, None) => Some(Self::Instance),
             _ => None,
         }
@@ -61,7 +63,7 @@ impl Key {
         ssh_key(base64)
     }
 
-    /// The endpoint whose answers it names.
+    /// The endpoint whose answers are stored under it.
     pub const fn caching(&self) -> Caching {
         match self {
             Self::SshKey(_) => Caching::AuthorizedKeys,
@@ -70,18 +72,18 @@ impl Key {
         }
     }
 
-    /// The id of the key row that is asked about.
-    pub(super) fn id_of_key_row(&self) -> Option<u64> {
+    /// The id of the key row whose owner is asked for.
+    pub(super) fn key_row_id(&self) -> Option<u64> {
         if let Self::UserOfKey(id) = self { Some(*id) } else { None }
     }
 
-    /// Bytes that the key keeps outside itself.
-    pub(super) fn length_elsewhere(&self) -> usize {
+    /// Bytes that it has outside itself.
+    pub(super) fn heap_bytes(&self) -> usize {
         if let Self::UserByName(name) = self { name.len() } else { 0 }
     }
 
-    /// Whether a positive answer is one to this question, as far as it says. A connection on which
-    /// answers have slipped by one would give everybody the next one's identity.
+    /// Whether a positive answer belongs to this question, as far as it says so. A connection on which
+    /// answers have slipped by one would give each caller the next one's identity.
     pub fn is_answered_by(&self, body: &Value) -> bool {
         let text = |name: &str| body.get(name).and_then(Value::as_str);
         match self {
@@ -97,24 +99,24 @@ impl Key {
     }
 }
 
-fn ssh_key(text: &[u8]) -> Option<Key> {
-    let blob = strict_base64::decode(text).filter(|blob| !blob.is_empty())?;
+fn ssh_key(base64: &[u8]) -> Option<Key> {
+    let blob = strict_base64::decode(base64).filter(|blob| !blob.is_empty())?;
     digest(&SHA256, &blob).as_ref().try_into().ok().map(Key::SshKey)
 }
 
 /// `[1-9][0-9]{0,18}`, the only spelling that Rails' integer cast does not change, within int64.
-fn id(text: &[u8]) -> Option<u64> {
-    let canonical = !text.starts_with(b"0") && text.iter().all(u8::is_ascii_digit);
+fn parse_id(text: &[u8]) -> Option<u64> {
+    let is_canonical = !text.starts_with(b"0") && text.iter().all(u8::is_ascii_digit);
     let id = std::str::from_utf8(text).ok()?.parse::<u64>().ok()?;
-    (canonical && i64::try_from(id).is_ok()).then_some(id)
+    (is_canonical && i64::try_from(id).is_ok()).then_some(id)
 }
 
 /// The characters of a GitLab user name. Case is kept: Rails ignores it, so two spellings may be
 /// two entries, which is safe; one entry for two users would not be.
-fn username(text: &[u8]) -> Option<Box<str>> {
-    let plain = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.');
-    let is_plain = (1..=255).contains(&text.len()) && text.iter().all(plain);
-    std::str::from_utf8(text).ok().filter(|_| is_plain).map(Into::into)
+fn parse_username(text: &[u8]) -> Option<Box<str>> {
+    let is_allowed = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.');
+    let is_canonical = (1..=255).contains(&text.len()) && text.iter().all(is_allowed);
+    std::str::from_utf8(text).ok().filter(|_| is_canonical).map(Into::into)
 }
 
 #[cfg(test)]
@@ -143,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_canonical_is_not_cached() {
+    fn queries_that_are_not_canonical_have_no_key() {
         for (caching, query) in [
             (Caching::AuthorizedKeys, ""),
             (Caching::AuthorizedKeys, "key="),

@@ -1,63 +1,64 @@
-//! Whether Rails fails to answer for one endpoint, as far as those know who ask it for the cache.
+//! Whether Rails fails to answer for one endpoint, as far as the cache has asked it.
 //!
-//! While it does, stale answers are given at once: nobody waits for what is known to fail, and
-//! hardly anybody tries. Rails that has just come back is slow and has everybody's questions to
-//! answer, so stale answers are given for some seconds more, while they are renewed. What counts as
-//! a failure, those say who ask.
+//! During an outage, stale answers are served at once: no caller waits for a request that is likely to
+//! fail, and about one request a second is sent. When Rails is back, it is slow and has many requests to
+//! answer, so stale answers are served for some seconds more, while they are refreshed. The caller of
+//! this module decides what counts as a failure.
 
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// How long after a try Rails is left alone.
-const PAUSE: Duration = Duration::from_secs(1);
+/// How long after a request no other one is sent to a Rails that fails.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long a failure is news. If nobody has tried since, the next one waits for Rails again.
-const NEWS: Duration = Duration::from_secs(30);
+/// How long after its last failure an outage goes on. If none came since, the next caller waits for Rails
+/// again.
+const FAILURE_MEMORY: Duration = Duration::from_secs(30);
 
-/// How long after its end an outage still counts as one; again from whenever there is more to renew
-/// than may be asked for, but not for longer than the second.
+/// How long after the first answer an outage still counts as one; the time starts again whenever more
+/// entries need a refresh than may be refreshed at the same time, up to the maximum.
 const RECOVERY: Duration = Duration::from_secs(10);
-const LONGEST_RECOVERY: Duration = Duration::from_secs(300);
+const MAX_RECOVERY: Duration = Duration::from_secs(300);
 
-/// What is known.
+/// The state of one endpoint.
 #[derive(Debug, Default)]
 pub struct Outage {
-    state: Mutex<State>,
+    state: Mutex<OutageState>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-struct State {
-    /// When Rails answered last: a request sent before that tells nothing new by failing.
-    answered: Option<Instant>,
-    phase: Phase,
+struct OutageState {
+    /// When Rails answered last: the failure of a request that was sent before is no news.
+    answered_at: Option<Instant>,
+    phase: OutagePhase,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-enum Phase {
+enum OutagePhase {
     #[default]
-    None,
-    /// Rails has failed since `since`, `last` for the last time; the next to ask may do so from `next` on.
-    Failing { since: Instant, last: Instant, next: Instant },
+    Up,
+    /// Rails has failed since `since`; the next request may be sent at `next_attempt`.
+    Failing { since: Instant, last_failure: Instant, next_attempt: Instant },
     /// It has answered again.
     Recovering { until: Instant, at_most: Instant },
 }
 
 impl Outage {
-    /// Rails failed to answer what it was asked at `asked`.
-    pub fn failed(&self, asked: Instant, now: Instant, why: &str) {
+    /// Rails failed to answer a request that was sent at `requested_at`.
+    pub fn record_failure(&self, requested_at: Instant, now: Instant, why: &str) {
         let mut state = self.state.lock();
-        if state.answered.is_some_and(|answered| asked < answered) {
+        if state.answered_at.is_some_and(|answered_at| requested_at < answered_at) {
             return;
         }
-        let (since, next) = match state.phase {
-            Phase::Failing { since, next, .. } => (since, next),
-            Phase::None | Phase::Recovering { .. } => (now, now + PAUSE),
+        let (since, next_attempt) = match state.phase {
+            OutagePhase::Failing { since, next_attempt, .. } => (since, next_attempt),
+            OutagePhase::Up | OutagePhase::Recovering { .. } => (now, now + RETRY_INTERVAL),
         };
-        let is_news = !matches!(state.phase, Phase::Failing { .. });
-        state.phase = Phase::Failing { since, last: now, next };
+        let is_start = !matches!(state.phase, OutagePhase::Failing { .. });
+        state.phase = OutagePhase::Failing { since, last_failure: now, next_attempt };
         drop(state);
-        if is_news {
+        if is_start {
             tracing::warn!(
                 why,
                 "Rails fails; known keys and users are answered from memory, if need be with stale answers"
@@ -66,47 +67,47 @@ impl Outage {
     }
 
     /// Rails answered, whatever it said.
-    pub fn answered(&self, now: Instant) {
+    pub fn record_answer(&self, now: Instant) {
         let mut state = self.state.lock();
-        state.answered = Some(now);
-        if let Phase::Failing { since, .. } = state.phase {
-            state.phase = Phase::Recovering { until: now + RECOVERY, at_most: now + LONGEST_RECOVERY };
+        state.answered_at = Some(now);
+        if let OutagePhase::Failing { since, .. } = state.phase {
+            state.phase = OutagePhase::Recovering { until: now + RECOVERY, at_most: now + MAX_RECOVERY };
             drop(state);
             let after_s = now.saturating_duration_since(since).as_secs();
             tracing::info!(after_s, "Rails answers again; what is stale is renewed");
         }
     }
 
-    /// There is more to renew than may be asked for at one time.
-    pub fn has_a_backlog(&self, now: Instant) {
-        if let Phase::Recovering { until, at_most } = &mut self.state.lock().phase
+    /// More entries need a refresh than may be refreshed at the same time.
+    pub fn extend_recovery(&self, now: Instant) {
+        if let OutagePhase::Recovering { until, at_most } = &mut self.state.lock().phase
             && now < *until
         {
             *until = (now + RECOVERY).min(*at_most);
         }
     }
 
-    /// Whether a stale answer is to be given without waiting for Rails.
-    pub fn is_on(&self, now: Instant) -> bool {
+    /// Whether a stale answer is to be served without waiting for Rails.
+    pub fn is_active(&self, now: Instant) -> bool {
         match self.state.lock().phase {
-            Phase::None => false,
-            Phase::Failing { last, .. } => now < last + NEWS,
-            Phase::Recovering { until, .. } => now < until,
+            OutagePhase::Up => false,
+            OutagePhase::Failing { last_failure, .. } => now < last_failure + FAILURE_MEMORY,
+            OutagePhase::Recovering { until, .. } => now < until,
         }
     }
 
-    /// Whether Rails may be asked for a stale answer. While it fails, one caller in a while may.
-    pub fn may_ask(&self, now: Instant) -> bool {
+    /// Whether a stale answer may be refreshed. While Rails fails, one request per [`RETRY_INTERVAL`] is sent.
+    pub fn may_refresh(&self, now: Instant) -> bool {
         match self.state.lock().phase {
-            Phase::Failing { next, .. } => now >= next,
-            Phase::None | Phase::Recovering { .. } => true,
+            OutagePhase::Failing { next_attempt, .. } => now >= next_attempt,
+            OutagePhase::Up | OutagePhase::Recovering { .. } => true,
         }
     }
 
-    /// Somebody asks.
-    pub fn asks(&self, now: Instant) {
-        if let Phase::Failing { next, .. } = &mut self.state.lock().phase {
-            *next = now + PAUSE;
+    /// A refresh has been started.
+    pub fn record_refresh(&self, now: Instant) {
+        if let OutagePhase::Failing { next_attempt, .. } = &mut self.state.lock().phase {
+            *next_attempt = now + RETRY_INTERVAL;
         }
     }
 }
@@ -120,57 +121,61 @@ mod tests {
     }
 
     #[test]
-    fn one_caller_in_a_while_asks_a_rails_that_fails() {
+    fn one_request_a_second_is_sent_to_a_failing_rails() {
         let (outage, begin) = (Outage::default(), Instant::now());
-        assert!(!outage.is_on(begin) && outage.may_ask(begin));
-        outage.answered(begin);
-        assert!(!outage.is_on(begin), "an answer without a failure before it is nothing new");
-        outage.failed(begin, begin, "test");
-        for (at, may_ask) in
+        assert!(!outage.is_active(begin) && outage.may_refresh(begin));
+        outage.record_answer(begin);
+        assert!(!outage.is_active(begin), "an answer without a failure before it is nothing new");
+        outage.record_failure(begin, begin, "test");
+        for (at, may_refresh) in
             [(0, false), (999, false), (1_000, true), (1_000, false), (1_999, false), (2_000, true)]
         {
             let at = begin + ms(at);
-            assert_eq!((outage.is_on(at), outage.may_ask(at)), (true, may_ask), "{at:?}");
-            if may_ask {
-                outage.asks(at);
+            assert_eq!((outage.is_active(at), outage.may_refresh(at)), (true, may_refresh), "{at:?}");
+            if may_refresh {
+                outage.record_refresh(at);
             }
-            // Others who fail meanwhile are no reason not to try.
-            outage.failed(at, at, "test");
+            // Other failures meanwhile do not put off the next attempt.
+            outage.record_failure(at, at, "test");
         }
     }
 
     #[test]
-    fn an_old_failure_is_no_news() {
+    fn an_outage_ends_without_new_failures() {
         let (outage, begin) = (Outage::default(), Instant::now());
-        outage.failed(begin, begin, "test");
-        assert!(outage.is_on(begin + NEWS.saturating_sub(ms(1))) && !outage.is_on(begin + NEWS));
-        outage.failed(begin + NEWS, begin + NEWS, "test");
-        assert!(outage.is_on(begin + NEWS));
+        outage.record_failure(begin, begin, "test");
+        assert!(
+            outage.is_active(begin + FAILURE_MEMORY.saturating_sub(ms(1)))
+                && !outage.is_active(begin + FAILURE_MEMORY)
+        );
+        outage.record_failure(begin + FAILURE_MEMORY, begin + FAILURE_MEMORY, "test");
+        assert!(outage.is_active(begin + FAILURE_MEMORY));
         // Whoever asked before Rails answered cannot know better by failing later.
-        outage.answered(begin + NEWS * 2);
-        let end = begin + NEWS * 2 + RECOVERY;
-        outage.failed(begin + NEWS, end, "test");
-        assert!(!outage.is_on(end));
-        outage.failed(end, end, "test");
-        assert!(outage.is_on(end));
+        outage.record_answer(begin + FAILURE_MEMORY * 2);
+        let end = begin + FAILURE_MEMORY * 2 + RECOVERY;
+        outage.record_failure(begin + FAILURE_MEMORY, end, "test");
+        assert!(!outage.is_active(end));
+        outage.record_failure(end, end, "test");
+        assert!(outage.is_active(end));
     }
 
     #[test]
-    fn an_outage_ends_some_time_after_the_first_answer_or_when_all_is_renewed() {
+    fn recovery_ends_some_time_after_the_first_answer_or_once_all_is_refreshed() {
         let (outage, begin) = (Outage::default(), Instant::now());
-        outage.failed(begin, begin, "test");
-        outage.answered(begin + PAUSE);
-        outage.answered(begin + PAUSE * 5);
-        let (end, before) = (begin + PAUSE + RECOVERY, begin + PAUSE + RECOVERY.saturating_sub(ms(1)));
-        assert!(outage.is_on(before) && outage.may_ask(before));
-        assert!(!outage.is_on(end) && outage.may_ask(end));
-        outage.has_a_backlog(end);
-        assert!(!outage.is_on(end), "what is over is over");
-        outage.has_a_backlog(before);
-        assert!(outage.is_on(end) && !outage.is_on(before + RECOVERY));
+        outage.record_failure(begin, begin, "test");
+        outage.record_answer(begin + RETRY_INTERVAL);
+        outage.record_answer(begin + RETRY_INTERVAL * 5);
+        let (end, before) =
+            (begin + RETRY_INTERVAL + RECOVERY, begin + RETRY_INTERVAL + RECOVERY.saturating_sub(ms(1)));
+        assert!(outage.is_active(before) && outage.may_refresh(before));
+        assert!(!outage.is_active(end) && outage.may_refresh(end));
+        outage.extend_recovery(end);
+        assert!(!outage.is_active(end), "what is over is over");
+        outage.extend_recovery(before);
+        assert!(outage.is_active(end) && !outage.is_active(before + RECOVERY));
         for second in 0..1_000 {
-            outage.has_a_backlog(begin + PAUSE * second);
+            outage.extend_recovery(begin + RETRY_INTERVAL * second);
         }
-        assert!(!outage.is_on(begin + PAUSE + LONGEST_RECOVERY), "but not for ever");
+        assert!(!outage.is_active(begin + RETRY_INTERVAL + MAX_RECOVERY), "but not for ever");
     }
 }

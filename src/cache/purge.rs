@@ -1,9 +1,9 @@
-//! Dropping answers before their time, because somebody knows that they are not true any more.
+//! Dropping answers before their time, because an operator or GitLab says that they are not true any more.
 //!
-//! First the flights that could bring such an answer are struck off, then the entries are looked
+//! First the flights that could bring such an answer are fenced off, then the entries are looked
 //! through. So an answer that was on its way is not stored, and one that Rails gives from now on may
-//! be. What an entry is about, its key says, and its answer: which key row an SSH key is, and whose,
-//! only Rails knows.
+//! be. What an entry is about follows from its key and its answer: only the answer of Rails says which
+//! key row an SSH key is, and whose.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -16,69 +16,74 @@ use super::entry::Entry;
 use super::{Cache, Key};
 use crate::route::Caching;
 
-/// Which answers are meant.
+/// Which answers to purge or to show.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Selector {
     /// About this SSH key: SHA-256 of its blob.
     SshKey([u8; 32]),
-    /// About the key row with this id: the SSH key that it is, and the user behind it.
+    /// About the key row with this id: its SSH key, and the user who owns it.
     KeyId(u64),
-    /// About this user, by whatever it was asked for, the SSH keys that are known to be theirs, and those
-    /// of owners who are blocked, who may be this one.
+    /// About this user, whatever the look-up was by; the SSH keys that are known to be theirs; and those
+    /// of blocked owners, since this user may be one.
     UserId(u64),
     /// The same by name, whose case does not matter.
     Username(String),
     /// Of one endpoint.
     Route(Caching),
-    /// All.
+    /// Everything.
     All,
 }
 
-/// What becomes of them.
+/// What a purge does with the entries that match.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum How {
-    /// They are gone.
+pub enum PurgeMode {
+    /// They are dropped.
     Hard,
-    /// They are stale, as if their `ttl` had ended. Those that are never used stale are gone.
+    /// They become stale, as if their `ttl` had ended. Those that are never used stale are dropped.
     Soft,
 }
 
 /// What a purge has found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Purged {
-    /// How many entries there were.
+pub struct PurgeResult {
+    /// How many entries matched.
     pub entries: usize,
-    /// If a user was meant, the key rows that are known to be theirs: once the entries are gone, nothing
-    /// says so.
-    pub key_rows: Vec<u64>,
+    /// For selectors of users, the ids of the key rows that are known to be theirs: once the entries are
+    /// dropped, nothing says so.
+    pub key_row_ids: Vec<u64>,
 }
 
 /// Whether a word is the type of an SSH key (RFC 4253 §6.6, RFC 5656, and OpenSSH's own).
-fn is_type(word: &str) -> bool {
-    ["ssh-", "ecdsa-sha2-", "sk-ssh-", "sk-ecdsa-"].iter().any(|start| word.starts_with(start))
+fn is_ssh_key_type(word: &str) -> bool {
+    ["ssh-", "ecdsa-sha2-", "sk-ssh-", "sk-ecdsa-"].iter().any(|prefix| word.starts_with(prefix))
 }
 
 impl Selector {
     /// The selector of an SSH key in any spelling: Base64 with or without padding, a line of a `.pub`
-    /// file, or a fingerprint as `ssh-keygen -l` prints it (`SHA256:…`, with or without what is around).
+    /// file, or a fingerprint as `ssh-keygen -l` prints it (`SHA256:…`, with or without the words around it).
     pub fn ssh_key(text: &str) -> Option<Self> {
         let words: Vec<&str> = text.split_ascii_whitespace().collect();
         if let Some(digest) = words.iter().find_map(|word| word.strip_prefix("SHA256:")) {
             let digest = STANDARD_NO_PAD.decode(digest.trim_end_matches('=')).ok()?;
             return digest.try_into().ok().map(Self::SshKey);
         }
-        let of = |word: &str| match Key::of_ssh_key(word.as_bytes())? {
+        let from_base64 = |word: &str| match Key::of_ssh_key(word.as_bytes())? {
             Key::SshKey(digest) => Some(Self::SshKey(digest)),
             _ => None,
         };
         // Behind its type, wherever that is: a line of `authorized_keys` may begin with options, and
         // words of a comment may be Base64 too.
-        let mut typed = words.iter().zip(words.iter().skip(1)).filter(|(word, _)| is_type(word)).peekable();
-        if typed.peek().is_none() { of(words.first()?) } else { typed.find_map(|(_, key)| of(key)) }
+        let pairs = words.iter().zip(words.iter().skip(1));
+        let mut typed = pairs.filter(|(word, _)| is_ssh_key_type(word)).peekable();
+        if typed.peek().is_none() {
+            from_base64(words.first()?)
+        } else {
+            typed.find_map(|(_, word)| from_base64(word))
+        }
     }
 
-    /// Whether an answer that is on its way may turn out to be meant.
-    fn may_mean(&self, key: &Key) -> bool {
+    /// Whether the answer of a flight for `key` may turn out to match.
+    fn may_match(&self, key: &Key) -> bool {
         match self {
             Self::SshKey(digest) => matches!(key, Key::SshKey(other) if other == digest),
             Self::KeyId(id) => {
@@ -90,62 +95,64 @@ impl Selector {
         }
     }
 
-    /// Whether an answer is meant, as far as it says so itself.
-    fn means(&self, key: &Key, entry: &Entry) -> bool {
+    /// Whether an entry matches, as far as its own answer says.
+    fn matches(&self, key: &Key, entry: &Entry) -> bool {
         let is_discover = key.caching() == Caching::Discover;
         match self {
-            Self::SshKey(_) | Self::Route(_) | Self::All => self.may_mean(key),
+            Self::SshKey(_) | Self::Route(_) | Self::All => self.may_match(key),
             Self::KeyId(id) => match key {
                 Key::UserOfKey(other) => other == id,
-                Key::SshKey(_) => entry.subject() == Some(*id),
+                Key::SshKey(_) => entry.subject_id() == Some(*id),
                 _ => false,
             },
-            // Whose it is, the answer does not say.
-            Self::UserId(_) | Self::Username(_) if entry.is_of_blocked_owner() => true,
-            Self::UserId(id) => is_discover && (*key == Key::UserById(*id) || entry.subject() == Some(*id)),
+            // The answer does not say whose key it is.
+            Self::UserId(_) | Self::Username(_) if entry.is_about_blocked_owner() => true,
+            Self::UserId(id) => {
+                is_discover && (*key == Key::UserById(*id) || entry.subject_id() == Some(*id))
+            }
             Self::Username(name) => {
-                let is_asked_for = matches!(key, Key::UserByName(other) if other.eq_ignore_ascii_case(name));
-                is_discover && (is_asked_for || entry.is_of_user(name))
+                let is_key = matches!(key, Key::UserByName(other) if other.eq_ignore_ascii_case(name));
+                is_discover && (is_key || entry.is_about_username(name))
             }
         }
     }
 }
 
 impl Cache {
-    /// Drops what is kept under the very key that a selector names, and whatever may be under way of what any
-    /// of these means: as much of a [`Self::purge`] as takes no time. How many entries there were.
+    /// The part of a [`Self::purge`] that takes no time: drops the entry under the very key that a selector
+    /// names, and fences off every flight that may match. Says how many entries there were.
     pub fn purge_by_key(&self, selectors: &[Selector]) -> usize {
-        self.flights.strike_all(|key| selectors.iter().any(|selector| selector.may_mean(key)));
+        self.flights.fence_off_matching(|key| selectors.iter().any(|selector| selector.may_match(key)));
         let keys = selectors.iter().filter_map(|selector| match selector {
             Selector::SshKey(digest) => Some(Key::SshKey(*digest)),
             Selector::KeyId(id) => Some(Key::UserOfKey(*id)),
             Selector::UserId(id) => Some(Key::UserById(*id)),
             _ => None,
         });
-        let is_kept = |key: &Key| self.positive.contains_key(key) || self.negative.contains_key(key);
-        let count = keys.filter(is_kept).map(|key| self.remove(&key)).count();
-        self.counts.purged.fetch_add(count as u64, Ordering::Relaxed);
+        let is_stored = |key: &Key| self.positive.contains_key(key) || self.negative.contains_key(key);
+        let count = keys.filter(is_stored).map(|key| self.remove(&key)).count();
+        self.counters.purged.fetch_add(count as u64, Ordering::Relaxed);
         count
     }
 
-    /// Drops what any of these means, and whatever may be under way of it. Looks through all entries,
-    /// unless it is about SSH keys alone: with very many, not something to be done where others wait.
-    pub fn purge(&self, selectors: &[Selector], how: How) -> Purged {
-        self.flights.strike_all(|key| selectors.iter().any(|selector| selector.may_mean(key)));
-        let meant = self.find(selectors);
-        for (key, entry) in &meant {
-            if how == How::Soft && entry.is_ever_stale() {
-                entry.soften();
+    /// Drops the entries that match any selector, and fences off the flights that may. Looks through all
+    /// entries, unless all selectors are SSH keys: use a blocking thread.
+    pub fn purge(&self, selectors: &[Selector], mode: PurgeMode) -> PurgeResult {
+        self.flights.fence_off_matching(|key| selectors.iter().any(|selector| selector.may_match(key)));
+        let matches = self.find_matches(selectors);
+        for (key, entry) in &matches {
+            if mode == PurgeMode::Soft && entry.is_ever_usable_stale() {
+                entry.mark_stale();
             } else {
                 self.remove(key);
             }
         }
-        self.counts.purged.fetch_add(meant.len() as u64, Ordering::Relaxed);
-        Purged { entries: meant.len(), key_rows: key_rows_of_users(selectors, &meant) }
+        self.counters.purged.fetch_add(matches.len() as u64, Ordering::Relaxed);
+        PurgeResult { entries: matches.len(), key_row_ids: key_row_ids_of_users(selectors, &matches) }
     }
 
-    /// The entries that are meant.
-    pub(super) fn find(&self, selectors: &[Selector]) -> Vec<Meant> {
+    /// The entries that match any selector.
+    pub(super) fn find_matches(&self, selectors: &[Selector]) -> Vec<Match> {
         let digests = selectors.iter().map(|selector| match selector {
             Selector::SshKey(digest) => Some(Key::SshKey(*digest)),
             _ => None,
@@ -155,33 +162,34 @@ impl Cache {
             let entries = keys.iter().flat_map(|key| stores.map(|store| Some((key, store.get(key)?))));
             return entries.flatten().map(|(key, entry)| (Arc::new(key.clone()), entry)).collect();
         }
-        let is_meant = |key: &Key, entry: &Entry| selectors.iter().any(|selector| selector.means(key, entry));
-        let mut meant = self.find_where(is_meant);
-        let rows: HashSet<u64> = key_rows_of_users(selectors, &meant).into_iter().collect();
-        if !rows.is_empty() {
-            meant.extend(self.find_where(|key, entry| {
-                let is_theirs = entry.subject().is_some_and(|id| rows.contains(&id));
-                matches!(key, Key::SshKey(_)) && is_theirs && !is_meant(key, entry)
+        let is_match =
+            |key: &Key, entry: &Entry| selectors.iter().any(|selector| selector.matches(key, entry));
+        let mut matches = self.find_where(is_match);
+        let row_ids: HashSet<u64> = key_row_ids_of_users(selectors, &matches).into_iter().collect();
+        if !row_ids.is_empty() {
+            matches.extend(self.find_where(|key, entry| {
+                let is_theirs = entry.subject_id().is_some_and(|id| row_ids.contains(&id));
+                matches!(key, Key::SshKey(_)) && is_theirs && !is_match(key, entry)
             }));
         }
-        meant
+        matches
     }
 
-    fn find_where(&self, is_meant: impl Fn(&Key, &Entry) -> bool) -> Vec<Meant> {
+    fn find_where(&self, is_match: impl Fn(&Key, &Entry) -> bool) -> Vec<Match> {
         let entries = self.positive.iter().chain(self.negative.iter());
-        entries.filter(|(key, entry)| is_meant(key, entry)).collect()
+        entries.filter(|(key, entry)| is_match(key, entry)).collect()
     }
 }
 
-type Meant = (Arc<Key>, Arc<Entry>);
+type Match = (Arc<Key>, Arc<Entry>);
 
-/// The key rows that are known to be of the users who are meant: `discover` was asked for them by id.
-fn key_rows_of_users(selectors: &[Selector], meant: &[Meant]) -> Vec<u64> {
+/// The key rows that are known to be owned by the selected users: `discover` was asked for them by id.
+fn key_row_ids_of_users(selectors: &[Selector], matches: &[Match]) -> Vec<u64> {
     let is_of_user = |selector: &&Selector| matches!(selector, Selector::UserId(_) | Selector::Username(_));
     let of_users: Vec<&Selector> = selectors.iter().filter(is_of_user).collect();
     let theirs =
-        meant.iter().filter(|(key, entry)| of_users.iter().any(|selector| selector.means(key, entry)));
-    theirs.filter_map(|(key, _)| key.id_of_key_row()).collect()
+        matches.iter().filter(|(key, entry)| of_users.iter().any(|selector| selector.matches(key, entry)));
+    theirs.filter_map(|(key, _)| key.key_row_id()).collect()
 }
 
 #[cfg(test)]

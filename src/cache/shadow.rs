@@ -1,8 +1,9 @@
-//! Whether what is kept is still what Rails says: a few answers from memory are compared with Rails,
-//! behind the callers' backs, so that how often they are wrong is known and not believed.
+//! Shadow checks: a few cached answers are compared with what Rails says now, in the background, so that
+//! how often they are wrong is measured.
 //!
-//! Which answers, at random; how many, the operator says; none while Rails is slow, since a check is
-//! nobody's need. Here are the draw, the budget and the verdict; who asks is the layer.
+//! Answers are sampled at random at a rate that the operator sets, and none while Rails is slow, since
+//! no caller needs the check. Here are the sampling, the budget and the comparison; the layer sends the
+//! requests.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -14,50 +15,50 @@ use http::StatusCode;
 use parking_lot::Mutex;
 use serde_json::Value;
 
-use super::entry::{Entry, Sign};
-use super::freshness::NoStore;
+use super::entry::{Entry, EntryKind};
+use super::freshness::NoStoreReason;
 use super::inspect;
 use super::key::Key;
 use crate::route::Caching;
 
-/// What `[cache.shadow]` of the configuration says.
+/// Section `[cache.shadow]` of the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Settings {
-    /// Of how many answers from memory one is compared; 0 if none is.
+pub struct ShadowSettings {
+    /// One in so many fresh hits is sampled; 0 for none.
     pub one_in: u64,
-    /// How many are compared in a second, at most.
+    /// The most checks in a second.
     pub max_per_second: u32,
-    /// From which time on Rails is slow.
-    pub slow: Duration,
+    /// A Rails that takes so long or longer counts as slow.
+    pub slow_after: Duration,
 }
 
-impl Default for Settings {
+impl Default for ShadowSettings {
     fn default() -> Self {
-        Self { one_in: 1_000, max_per_second: 5, slow: Duration::from_millis(500) }
+        Self { one_in: 1_000, max_per_second: 5, slow_after: Duration::from_millis(500) }
     }
 }
 
-/// How long a Rails that was slow is left alone.
+/// How long there are no checks after Rails was slow or failed.
 const PAUSE: Duration = Duration::from_secs(30);
 
-/// What a comparison has shown.
+/// What a check has shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
-pub enum Verdict {
+pub enum ShadowOutcome {
     /// Rails says the same.
     Agreed = 0,
-    /// Rails does not know, or does not let in, whom it knew.
+    /// Rails does not know the key or the user any more, or refuses them.
     Revoked = 1,
     /// Rails says something else of the key or the user.
     Changed = 2,
-    /// Rails knows somebody whom it did not know.
+    /// Rails knows a key or a user that it did not know.
     New = 3,
-    /// Rails said nothing that could be compared.
+    /// Rails gave no answer that can be compared.
     Failed = 4,
 }
 
-impl Verdict {
-    /// All of them, in the order of their numbers.
+impl ShadowOutcome {
+    /// In the order of their numbers.
     pub const ALL: [Self; 5] = [Self::Agreed, Self::Revoked, Self::Changed, Self::New, Self::Failed];
 
     /// The label in metrics and logs.
@@ -71,140 +72,154 @@ impl Verdict {
         }
     }
 
-    /// Whether what is kept is wrong.
+    /// Whether the cached answer is wrong.
     pub const fn is_wrong(self) -> bool {
         matches!(self, Self::Revoked | Self::Changed | Self::New)
     }
 }
 
-/// How old answers are that turn out to be wrong: up to so many seconds.
-pub const AGES: [f64; 8] = [1.0, 5.0, 15.0, 30.0, 60.0, 300.0, 3_600.0, f64::INFINITY];
+/// Upper bounds, in seconds, for the ages of answers that turn out to be wrong.
+pub const AGE_BUCKETS: [f64; 8] = [1.0, 5.0, 15.0, 30.0, 60.0, 300.0, 3_600.0, f64::INFINITY];
 
-/// What has been found so far.
+/// For the metrics.
 #[derive(Debug, Default)]
-pub struct Counts {
-    /// Comparisons: of keys and of users, by [`Verdict`].
-    pub verdicts: [[AtomicU64; Verdict::ALL.len()]; 2],
-    /// Wrong answers, by the first of [`AGES`] that they are not older than.
-    pub wrong: [AtomicU64; AGES.len()],
+pub struct ShadowCounters {
+    /// Checks of keys and of users, by [`ShadowOutcome`].
+    pub outcomes: [[AtomicU64; ShadowOutcome::ALL.len()]; 2],
+    /// Wrong answers, by the first of [`AGE_BUCKETS`] that they are not older than.
+    pub wrong_by_age: [AtomicU64; AGE_BUCKETS.len()],
     /// The sum of their ages, in milliseconds.
-    pub wrong_ms: AtomicU64,
+    pub wrong_age_sum_ms: AtomicU64,
 }
 
-/// Draws the answers that are compared.
+/// Samples the answers to check, and counts what was found.
 #[derive(Debug)]
 pub struct Shadow {
-    settings: Settings,
-    /// Numbers up to this one are drawn; `None` if none are.
-    limit: Option<u64>,
+    settings: ShadowSettings,
+    /// A random number up to this one is a sample; `None` if none is.
+    sample_limit: Option<u64>,
     budget: Mutex<Budget>,
-    counts: Counts,
+    counters: ShadowCounters,
 }
 
 #[derive(Debug, Default)]
 struct Budget {
-    second: Option<Instant>,
+    window_start: Option<Instant>,
     spent: u32,
     paused_until: Option<Instant>,
 }
 
 impl Shadow {
-    pub(super) fn new(settings: Settings) -> Self {
-        let limit = u64::MAX.checked_div(settings.one_in);
-        Self { settings, limit, budget: Mutex::default(), counts: Counts::default() }
+    pub(super) fn new(settings: ShadowSettings) -> Self {
+        let sample_limit = u64::MAX.checked_div(settings.one_in);
+        Self { settings, sample_limit, budget: Mutex::default(), counters: ShadowCounters::default() }
     }
 
-    /// Whether an answer from memory that has just been given is among those that are compared. Asked for
-    /// each of them, so it takes no lock.
-    pub fn draws(&self) -> bool {
-        self.limit.is_some_and(|limit| fastrand::u64(..) <= limit)
+    /// Decides at random whether a fresh hit is checked. Called for each of them, so it takes no lock.
+    pub fn sample(&self) -> bool {
+        self.sample_limit.is_some_and(|limit| fastrand::u64(..) <= limit)
     }
 
-    /// Whether one more may be compared now.
-    pub fn may_spend(&self, now: Instant) -> bool {
+    /// Whether one more check may run now; if so, it is counted.
+    pub fn try_spend(&self, now: Instant) -> bool {
         let mut budget = self.budget.lock();
         if budget.paused_until.is_some_and(|until| now < until) {
             return false;
         }
-        if budget.second.is_none_or(|second| now >= second + Duration::from_secs(1)) {
-            (budget.second, budget.spent) = (Some(now), 0);
+        if budget.window_start.is_none_or(|start| now >= start + Duration::from_secs(1)) {
+            (budget.window_start, budget.spent) = (Some(now), 0);
         }
         budget.spent += 1;
         budget.spent <= self.settings.max_per_second
     }
 
-    /// Rails needed so long for an answer, or has not given it yet.
-    pub fn took(&self, time: Duration, now: Instant) {
-        if time >= self.settings.slow {
+    /// Rails took so long for an answer, or longer.
+    pub fn record_latency(&self, latency: Duration, now: Instant) {
+        if latency >= self.settings.slow_after {
             self.pause(now);
         }
     }
 
-    /// Rails fails.
+    /// Stops checks for some time.
     pub fn pause(&self, now: Instant) {
         self.budget.lock().paused_until = Some(now + PAUSE);
     }
 
-    /// From which time on Rails is slow.
-    pub fn slow(&self) -> Duration {
-        self.settings.slow
+    /// From which latency on Rails counts as slow.
+    pub fn slow_after(&self) -> Duration {
+        self.settings.slow_after
     }
 
-    /// Counts what a comparison has shown of what is kept, at `asked`; and writes down what is wrong.
-    pub fn found(&self, key: &Key, kept: &Entry, asked: Instant, (verdict, said): (Verdict, &[u8])) {
-        let (caching, age) = (key.caching(), kept.age(asked));
-        let of_endpoint = self.counts.verdicts.get(usize::from(caching == Caching::Discover));
-        if let Some(count) = of_endpoint.and_then(|counts| counts.get(verdict as usize)) {
+    /// Counts the outcome of a check that began at `requested_at`, and logs one that found a wrong answer
+    /// (`current` is the body that Rails gave).
+    pub fn record_outcome(
+        &self,
+        key: &Key,
+        cached: &Entry,
+        requested_at: Instant,
+        (outcome, current): (ShadowOutcome, &[u8]),
+    ) {
+        let (caching, age) = (key.caching(), cached.age(requested_at));
+        let of_endpoint = self.counters.outcomes.get(usize::from(caching == Caching::Discover));
+        if let Some(count) = of_endpoint.and_then(|counts| counts.get(outcome as usize)) {
             count.fetch_add(1, Ordering::Relaxed);
         }
-        if verdict.is_wrong() {
-            let place = AGES.iter().position(|most| age.as_secs_f64() <= *most).unwrap_or(AGES.len() - 1);
-            if let Some(count) = self.counts.wrong.get(place) {
+        if outcome.is_wrong() {
+            let bucket = AGE_BUCKETS.iter().position(|bound| age.as_secs_f64() <= *bound);
+            let bucket = bucket.unwrap_or(AGE_BUCKETS.len() - 1);
+            if let Some(count) = self.counters.wrong_by_age.get(bucket) {
                 count.fetch_add(1, Ordering::Relaxed);
             }
             let ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
-            self.counts.wrong_ms.fetch_add(ms, Ordering::Relaxed);
+            self.counters.wrong_age_sum_ms.fetch_add(ms, Ordering::Relaxed);
             tracing::warn!(
-                found = verdict.as_str(),
+                found = outcome.as_str(),
                 route = caching.as_str(),
-                key = name_without_names(key),
-                kept = hash(kept.body()),
-                said = hash(said),
+                key = redacted_name(key),
+                kept = hash(cached.body()),
+                said = hash(current),
                 age_s = age.as_secs_f64(),
                 "an answer from memory was not what Rails says; it is dropped"
             );
         }
     }
 
-    /// What has been found so far.
-    pub fn counts(&self) -> &Counts {
-        &self.counts
+    /// For the metrics.
+    pub fn counters(&self) -> &ShadowCounters {
+        &self.counters
     }
 }
 
-/// Compares what is kept with what Rails says now: its status, its body, and how that is judged.
-pub fn compare(kept: &Entry, status: StatusCode, body: &[u8], judged: Result<Sign, NoStore>) -> Verdict {
-    let not_what_it_was = match kept.sign {
-        Sign::Positive => Verdict::Revoked,
-        Sign::Negative => Verdict::New,
+/// Compares a cached answer with what Rails says now: its status, its body, and whether that could be stored.
+pub fn compare(
+    cached: &Entry,
+    status: StatusCode,
+    body: &[u8],
+    storable_kind: Result<EntryKind, NoStoreReason>,
+) -> ShadowOutcome {
+    let gone_or_new = match cached.kind {
+        EntryKind::Positive => ShadowOutcome::Revoked,
+        EntryKind::Negative => ShadowOutcome::New,
     };
-    match (kept.sign, judged) {
-        (Sign::Positive, Ok(Sign::Positive)) if is_same(kept.body(), body) => Verdict::Agreed,
-        (Sign::Positive, Ok(Sign::Positive)) => Verdict::Changed,
-        (Sign::Negative, Ok(Sign::Negative)) => Verdict::Agreed,
-        (_, Ok(_) | Err(NoStore::Disabled | NoStore::Expired)) => not_what_it_was,
-        // Newer releases say so of an expired key or a blocked owner (contract §0), but they also say it
-        // of a caller's credential.
-        (Sign::Positive, Err(NoStore::Status)) if is_refused(status) && !is_about_the_caller(body) => {
-            Verdict::Revoked
+    match (cached.kind, storable_kind) {
+        (EntryKind::Positive, Ok(EntryKind::Positive)) if is_same(cached.body(), body) => {
+            ShadowOutcome::Agreed
+        }
+        (EntryKind::Positive, Ok(EntryKind::Positive)) => ShadowOutcome::Changed,
+        (EntryKind::Negative, Ok(EntryKind::Negative)) => ShadowOutcome::Agreed,
+        (_, Ok(_) | Err(NoStoreReason::Disabled | NoStoreReason::Expired)) => gone_or_new,
+        // Newer releases answer so for an expired key or a blocked owner (contract §0), but also for a
+        // caller's bad credential.
+        (EntryKind::Positive, Err(NoStoreReason::Status)) if is_refusal(status) && !is_about_caller(body) => {
+            ShadowOutcome::Revoked
         }
         // A page that says to come back later, an answer to another question, a redirect: it says nothing
         // of the key.
-        _ => Verdict::Failed,
+        _ => ShadowOutcome::Failed,
     }
 }
 
-const fn is_refused(status: StatusCode) -> bool {
+const fn is_refusal(status: StatusCode) -> bool {
     matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
 }
 
@@ -212,30 +227,30 @@ const fn is_refused(status: StatusCode) -> bool {
 const REFUSALS_OF_CALLERS: [&[u8]; 3] =
     [br#"{"message":"401 Unauthorized"}"#, br#"{"error":"Unauthorized"}"#, br#"{"message":"403 Forbidden"}"#];
 
-fn is_about_the_caller(body: &[u8]) -> bool {
+fn is_about_caller(body: &[u8]) -> bool {
     REFUSALS_OF_CALLERS.contains(&body)
 }
 
-/// What an answer of newer releases tells of a key beside what it is: each use of it changes that.
-const RESTLESS: &str = "last_used_at";
+/// A field of a key in the answers of newer releases that changes with each use of the key.
+const VOLATILE_FIELD: &str = "last_used_at";
 
-fn is_same(kept: &[u8], said: &[u8]) -> bool {
-    let without = |body: &[u8]| {
+fn is_same(cached: &[u8], current: &[u8]) -> bool {
+    let without_volatile_field = |body: &[u8]| {
         let mut body = serde_json::from_slice::<Value>(body).unwrap_or_default();
         if let Value::Object(fields) = &mut body {
-            fields.remove(RESTLESS);
+            fields.remove(VOLATILE_FIELD);
         }
         body
     };
-    kept == said || without(kept) == without(said)
+    cached == current || without_volatile_field(cached) == without_volatile_field(current)
 }
 
-/// An SSH key as its fingerprint; what else is asked for as the same kind of hash, of `user_id=7` and
+/// An SSH key as its fingerprint; any other key as the same kind of hash, of `user_id=7` and
 /// the like.
-fn name_without_names(key: &Key) -> String {
+fn redacted_name(key: &Key) -> String {
     match key {
-        Key::SshKey(_) => inspect::name(key),
-        _ => hash(inspect::name(key).as_bytes()),
+        Key::SshKey(_) => inspect::display_name(key),
+        _ => hash(inspect::display_name(key).as_bytes()),
     }
 }
 
@@ -249,78 +264,114 @@ mod tests {
 
     use super::*;
     use crate::cache::Lifetimes;
-    use crate::cache::entry::Heads;
+    use crate::cache::entry::HeaderInterner;
     use crate::cache::freshness::Storable;
 
-    fn kept(sign: Sign, body: &str) -> Entry {
-        let ages = Lifetimes::default().of(Caching::Discover, sign);
-        let storable = Storable { sign, ages, expires: None, subject: None };
-        let with = (&Heads::default(), 0);
+    fn entry(kind: EntryKind, body: &str) -> Entry {
+        let age_limits = Lifetimes::default().age_limits(Caching::Discover, kind);
+        let storable = Storable { kind, age_limits, expires_at: None, subject_id: None };
+        let with = (&HeaderInterner::default(), 0);
         Entry::new(StatusCode::OK, &HeaderMap::new(), body.as_bytes(), storable, Instant::now(), with)
     }
 
     #[test]
-    fn what_rails_says_now_is_a_verdict_on_what_it_said() {
+    fn a_cached_answer_is_compared_with_the_current_one() {
         const ROW: &str = r#"{"id":1,"key":"k","last_used_at":"x"}"#;
-        let (positive, negative) = (kept(Sign::Positive, ROW), kept(Sign::Negative, "null"));
-        let (known, unknown) = (Ok(Sign::Positive), Ok(Sign::Negative));
-        for (entry, status, body, judged, verdict) in [
-            (&positive, 200, ROW, known, Verdict::Agreed),
-            (&positive, 200, r#"{ "key":"k", "id":1 }"#, known, Verdict::Agreed),
-            (&positive, 200, r#"{"id":1,"key":"k","last_used_at":"y"}"#, known, Verdict::Agreed),
-            (&positive, 200, r#"{"id":2,"key":"k","last_used_at":"x"}"#, known, Verdict::Changed),
-            (&positive, 200, r#"{"id":1,"key":"k","expires_at":"x"}"#, known, Verdict::Changed),
-            (&positive, 404, "", unknown, Verdict::Revoked),
-            (&positive, 404, "", Err(NoStore::Disabled), Verdict::Revoked),
-            (&positive, 200, ROW, Err(NoStore::Expired), Verdict::Revoked),
-            (&positive, 200, "[]", Err(NoStore::Shape), Verdict::Failed),
-            (&positive, 200, "<html>", Err(NoStore::Type), Verdict::Failed),
-            (&positive, 200, "", Err(NoStore::TooLarge), Verdict::Failed),
-            (&positive, 401, r#"{"message":"401 Unauthorized - Key"}"#, unknown, Verdict::Revoked),
-            (&positive, 403, r#"{"message":"403 Blocked"}"#, Err(NoStore::Status), Verdict::Revoked),
-            (&positive, 403, r#"{"message":"403 Forbidden"}"#, Err(NoStore::Status), Verdict::Failed),
-            (&positive, 401, r#"{"message":"401 Unauthorized"}"#, Err(NoStore::Status), Verdict::Failed),
-            (&positive, 401, r#"{"error":"Unauthorized"}"#, Err(NoStore::Status), Verdict::Failed),
-            (&positive, 404, r#"{"error":"404 Not Found"}"#, Err(NoStore::Shape), Verdict::Failed),
-            (&positive, 200, ROW, Err(NoStore::Mismatch), Verdict::Failed),
-            (&negative, 200, "null", unknown, Verdict::Agreed),
-            (&negative, 200, ROW, known, Verdict::New),
-            (&negative, 200, ROW, Err(NoStore::Disabled), Verdict::New),
-            (&negative, 200, ROW, Err(NoStore::Expired), Verdict::New),
-            (&negative, 401, r#"{"message":"401 Unauthorized - Key"}"#, unknown, Verdict::Agreed),
+        let (positive, negative) = (entry(EntryKind::Positive, ROW), entry(EntryKind::Negative, "null"));
+        let (known, unknown) = (Ok(EntryKind::Positive), Ok(EntryKind::Negative));
+        for (entry, status, body, judged, outcome) in [
+            (&positive, 200, ROW, known, ShadowOutcome::Agreed),
+            (&positive, 200, r#"{ "key":"k", "id":1 }"#, known, ShadowOutcome::Agreed),
+            (&positive, 200, r#"{"id":1,"key":"k","last_used_at":"y"}"#, known, ShadowOutcome::Agreed),
+            (&positive, 200, r#"{"id":2,"key":"k","last_used_at":"x"}"#, known, ShadowOutcome::Changed),
+            (&positive, 200, r#"{"id":1,"key":"k","expires_at":"x"}"#, known, ShadowOutcome::Changed),
+            (&positive, 404, "", unknown, ShadowOutcome::Revoked),
+            (&positive, 404, "", Err(NoStoreReason::Disabled), ShadowOutcome::Revoked),
+            (&positive, 200, ROW, Err(NoStoreReason::Expired), ShadowOutcome::Revoked),
+            (&positive, 200, "[]", Err(NoStoreReason::Shape), ShadowOutcome::Failed),
+            (&positive, 200, "<html>", Err(NoStoreReason::Type), ShadowOutcome::Failed),
+            (&positive, 200, "", Err(NoStoreReason::TooLarge), ShadowOutcome::Failed),
+            (&positive, 401, r#"{"message":"401 Unauthorized - Key"}"#, unknown, ShadowOutcome::Revoked),
+            (
+                &positive,
+                403,
+                r#"{"message":"403 Blocked"}"#,
+                Err(NoStoreReason::Status),
+                ShadowOutcome::Revoked,
+            ),
+            (
+                &positive,
+                403,
+                r#"{"message":"403 Forbidden"}"#,
+                Err(NoStoreReason::Status),
+                ShadowOutcome::Failed,
+            ),
+            (
+                &positive,
+                401,
+                r#"{"message":"401 Unauthorized"}"#,
+                Err(NoStoreReason::Status),
+                ShadowOutcome::Failed,
+            ),
+            (
+                &positive,
+                401,
+                r#"{"error":"Unauthorized"}"#,
+                Err(NoStoreReason::Status),
+                ShadowOutcome::Failed,
+            ),
+            (
+                &positive,
+                404,
+                r#"{"error":"404 Not Found"}"#,
+                Err(NoStoreReason::Shape),
+                ShadowOutcome::Failed,
+            ),
+            (&positive, 200, ROW, Err(NoStoreReason::Mismatch), ShadowOutcome::Failed),
+            (&negative, 200, "null", unknown, ShadowOutcome::Agreed),
+            (&negative, 200, ROW, known, ShadowOutcome::New),
+            (&negative, 200, ROW, Err(NoStoreReason::Disabled), ShadowOutcome::New),
+            (&negative, 200, ROW, Err(NoStoreReason::Expired), ShadowOutcome::New),
+            (&negative, 401, r#"{"message":"401 Unauthorized - Key"}"#, unknown, ShadowOutcome::Agreed),
         ] {
             let status = StatusCode::from_u16(status).unwrap();
             assert_eq!(
                 compare(entry, status, body.as_bytes(), judged),
-                verdict,
+                outcome,
                 "{status} {body} {judged:?}"
             );
         }
         for status in [301, 400, 408, 429, 500, 502, 503] {
             let status = StatusCode::from_u16(status).unwrap();
             for entry in [&positive, &negative] {
-                assert_eq!(compare(entry, status, b"", Err(NoStore::Status)), Verdict::Failed, "{status}");
+                assert_eq!(
+                    compare(entry, status, b"", Err(NoStoreReason::Status)),
+                    ShadowOutcome::Failed,
+                    "{status}"
+                );
             }
         }
     }
 
     #[test]
-    fn no_more_are_drawn_than_the_budget_allows_and_none_while_rails_is_slow() {
-        let all = Settings { one_in: 1, max_per_second: 3, slow: Duration::from_millis(500) };
+    fn checks_are_limited_and_paused_while_rails_is_slow() {
+        let all = ShadowSettings { one_in: 1, max_per_second: 3, slow_after: Duration::from_millis(500) };
         let (shadow, begin) = (Shadow::new(all), Instant::now());
         let ms = Duration::from_millis;
-        let drawn = |at| (0..100).filter(|_| shadow.draws() && shadow.may_spend(begin + at)).count();
+        let drawn = |at| (0..100).filter(|_| shadow.sample() && shadow.try_spend(begin + at)).count();
         assert_eq!([drawn(ms(0)), drawn(ms(999)), drawn(ms(1_000)), drawn(ms(1_500))], [3, 0, 3, 0]);
-        shadow.took(ms(499), begin + ms(2_000));
+        shadow.record_latency(ms(499), begin + ms(2_000));
         assert_eq!(drawn(ms(2_000)), 3);
-        shadow.took(ms(500), begin + ms(3_000));
+        shadow.record_latency(ms(500), begin + ms(3_000));
         assert_eq!([drawn(ms(3_000)), drawn(ms(32_999)), drawn(ms(33_000))], [0, 0, 3]);
     }
 
     #[test]
-    fn one_in_so_many_is_drawn() {
-        let of = |one_in| Shadow::new(Settings { one_in, max_per_second: u32::MAX, ..Settings::default() });
-        let drawn = |shadow: &Shadow| (0..100_000).filter(|_| shadow.draws()).count();
+    fn one_in_so_many_hits_is_sampled() {
+        let of = |one_in| {
+            Shadow::new(ShadowSettings { one_in, max_per_second: u32::MAX, ..ShadowSettings::default() })
+        };
+        let drawn = |shadow: &Shadow| (0..100_000).filter(|_| shadow.sample()).count();
         assert_eq!((drawn(&of(0)), drawn(&of(1))), (0, 100_000));
         // Eight standard deviations around 10,000.
         let tenth = drawn(&of(10));
@@ -330,7 +381,7 @@ mod tests {
     #[test]
     fn the_log_has_hashes_only() {
         let key = Key::UserByName("rubi".into());
-        assert_eq!(name_without_names(&key), hash(b"username=rubi"));
-        assert!(name_without_names(&Key::SshKey([7; 32])).starts_with("SHA256:BwcHB"));
+        assert_eq!(redacted_name(&key), hash(b"username=rubi"));
+        assert!(redacted_name(&Key::SshKey([7; 32])).starts_with("SHA256:BwcHB"));
     }
 }

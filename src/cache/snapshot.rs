@@ -1,9 +1,9 @@
-//! What is kept, saved when the gateway stops and loaded when it starts, so that a restart is not met
-//! by everybody's questions at once, and known keys stay known if Rails is down just then.
+//! The cache, saved when the gateway stops and loaded when it starts, so that after a restart callers do
+//! not all ask Rails at once, and known keys stay known if Rails is down just then.
 //!
-//! A file says who may log in, so it is believed only if it is sealed: by a key that is made of the
-//! secret of GitLab Shell and of where Rails is. And it is used once: it is removed before it is read,
-//! since what is purged later must not come back after a crash. What is loaded is as old as it is, the
+//! A file says who may log in, so it is trusted only if its MAC is right: the MAC key is derived from the
+//! secret of GitLab Shell and from where Rails is. And it is used once: it is removed before it is read,
+//! since what is purged later must not come back after a crash. A loaded answer is as old as it is, the
 //! time in between included. Negative answers are not saved: they live for seconds.
 
 pub(super) mod file;
@@ -15,20 +15,20 @@ use std::time::{Duration, Instant};
 
 use aws_lc_rs::hmac;
 
-use self::file::{Frame, Reader, Writer};
-use super::{Cache, Entry, Key, Lifetimes, Sign};
+use self::file::{Frame, SnapshotReader, SnapshotWriter};
+use super::{Cache, Entry, EntryKind, Key, Lifetimes};
 use crate::secret::ShellSecret;
 
-/// A place for a saved cache, and by what a file there is known as one's own.
+/// Where the cache is saved, and the key of the MAC by which a file is known as this gateway's own.
 #[derive(Clone, Debug)]
-pub struct Snapshot {
+pub struct SnapshotFile {
     path: PathBuf,
-    seal: hmac::Key,
+    mac_key: hmac::Key,
 }
 
-/// When it is: for ages, and for what outlives the process.
+/// When a snapshot is saved or loaded: for ages, and for what outlives the process.
 #[derive(Clone, Copy, Debug)]
-pub struct Now {
+pub struct SnapshotTime {
     /// On the monotonic clock.
     pub instant: Instant,
     /// Since the Unix epoch.
@@ -37,31 +37,31 @@ pub struct Now {
 
 /// What was loaded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Loaded {
-    /// Entries that are good for something.
+pub struct LoadSummary {
+    /// Entries that are usable.
     pub entries: usize,
-    /// Entries that are good for nothing any more, or for which there is no room.
+    /// Entries that are not usable any more, or for which there is no room.
     pub left_out: usize,
     /// How long ago they were saved.
-    pub saved: Duration,
+    pub saved_ago: Duration,
 }
 
 /// Why nothing was loaded.
 #[derive(Debug, thiserror::Error)]
-pub enum NotLoaded {
+pub enum LoadError {
     /// There is no file.
     #[error("there is none")]
-    None,
+    NotFound,
     /// It cannot be read, or not be removed.
     #[error("it cannot be used: {0}")]
-    Unreadable(#[from] io::Error),
+    Io(#[from] io::Error),
     /// It is no snapshot, or one that was changed or cut off.
     #[error("it is damaged: {0}")]
     Damaged(#[from] Damage),
-    /// A version that is not known here.
+    /// A format that this release does not know.
     #[error("it is of another version of railgate")]
     OtherVersion,
-    /// Sealed with another secret, or for another Rails.
+    /// Saved with another secret, or in front of another Rails.
     #[error("it was saved with another secret, or in front of another upstream.url")]
     Foreign,
     /// By its own account it was saved after now.
@@ -74,24 +74,25 @@ pub enum NotLoaded {
 pub enum Damage {
     /// It is something else.
     #[error("it does not begin like a snapshot")]
-    Begin,
+    Magic,
     /// It was cut off.
     #[error("it ends too early")]
-    End,
+    Truncated,
     /// Something in it is not what was written.
-    #[error("its seal does not fit what is in it")]
-    Seal,
-    /// The seal fits, but what is in it makes no sense.
-    #[error("its seal fits, but not its content")]
+    #[error("its MAC does not match its content")]
+    Mac,
+    /// The MAC is right, but the content makes no sense.
+    #[error("its MAC is right, but its content cannot be read")]
     Frame,
 }
 
-impl Snapshot {
-    /// A file at `path` of a gateway that has this secret, in front of this Rails.
+impl SnapshotFile {
+    /// A file at `path` of a gateway that has this secret. `upstream` is any text that tells one Rails
+    /// from another.
     pub fn new(path: PathBuf, secret: &ShellSecret, upstream: &str) -> Self {
         let secret = hmac::Key::new(hmac::HMAC_SHA256, secret.as_hmac_key());
-        let seal = hmac::sign(&secret, format!("railgate cache\0{upstream}").as_bytes());
-        Self { path, seal: hmac::Key::new(hmac::HMAC_SHA256, seal.as_ref()) }
+        let derived = hmac::sign(&secret, format!("railgate cache\0{upstream}").as_bytes());
+        Self { path, mac_key: hmac::Key::new(hmac::HMAC_SHA256, derived.as_ref()) }
     }
 
     /// Where it is.
@@ -99,15 +100,15 @@ impl Snapshot {
         &self.path
     }
 
-    /// Whether a file could be written.
-    pub fn try_to_write(&self) -> io::Result<()> {
-        file::must_be_free(&self.path)?;
-        drop(file::create(&self.part())?);
-        std::fs::remove_file(self.part())
+    /// An error if the file could not be written.
+    pub fn check_writable(&self) -> io::Result<()> {
+        file::check_replaceable(&self.path)?;
+        drop(file::create(&self.temporary_path())?);
+        std::fs::remove_file(self.temporary_path())
     }
 
-    /// Beside the file, so that it takes its place at one stroke.
-    fn part(&self) -> PathBuf {
+    /// Beside the file, so that renaming it replaces the file atomically.
+    fn temporary_path(&self) -> PathBuf {
         let mut name = self.path.clone().into_os_string();
         name.push(".part");
         name.into()
@@ -115,49 +116,49 @@ impl Snapshot {
 }
 
 impl Cache {
-    /// Writes what is good for something to a file, which takes the place of the one that may be there
-    /// once it is complete. Says how many entries there were.
+    /// Writes the usable positive entries to a file, which replaces the one that may be there once it is
+    /// complete. Says how many entries there were.
     ///
-    /// The file is not forced onto the disk: after a power cut it is not sealed, and not believed.
-    pub fn save(&self, to: &Snapshot, now: Now) -> io::Result<usize> {
-        file::must_be_free(&to.path)?;
-        let part = to.part();
-        // What is there already, and is none of ours, is not ours to remove.
-        let created = file::create(&part)?;
-        let saved = Writer::begin(created, &to.seal, now.unix)
-            .and_then(|file| self.write(file, now.instant))
-            .and_then(|count| std::fs::rename(&part, &to.path).map(|()| count));
+    /// The file is not forced onto the disk: after a power cut its MAC is wrong, and it is not trusted.
+    pub fn save(&self, to: &SnapshotFile, now: SnapshotTime) -> io::Result<usize> {
+        file::check_replaceable(&to.path)?;
+        let temporary = to.temporary_path();
+        // Any other file that is there already is not removed.
+        let created = file::create(&temporary)?;
+        let saved = SnapshotWriter::start(created, &to.mac_key, now.unix)
+            .and_then(|writer| self.write_entries(writer, now.instant))
+            .and_then(|count| std::fs::rename(&temporary, &to.path).map(|()| count));
         if saved.is_err() {
-            // What failed first is the news.
-            let _ = std::fs::remove_file(&part);
+            // The first error is the one to report.
+            let _ = std::fs::remove_file(&temporary);
         }
         saved
     }
 
-    fn write(&self, mut file: Writer, now: Instant) -> io::Result<usize> {
+    fn write_entries(&self, mut writer: SnapshotWriter, now: Instant) -> io::Result<usize> {
         let mut count = 0;
         for (key, entry) in &self.positive {
             // The state of the instance is out of date within a second.
-            if *key != Key::Instance && self.phase(&entry, now).is_some() {
-                file.put(&key, &entry, now)?;
+            if *key != Key::Instance && self.freshness(&entry, now).is_some() {
+                writer.write_entry(&key, &entry, now)?;
                 count += 1;
             }
         }
-        file.end()?;
+        writer.finish()?;
         Ok(count)
     }
 
-    /// Reads what was saved, and removes the file. To be called before anything is served: whoever drops
-    /// something must not be overtaken by it. With `is_stale`, nothing of it is fresh, since somebody may
-    /// have said meanwhile what is wrong of it.
+    /// Reads what was saved, and removes the file. To be called before anything is served: an entry that is
+    /// purged must not be loaded afterwards. With `mark_stale`, all entries are stale, since changes
+    /// may have been missed meanwhile.
     pub fn load(
         &self,
-        from: &Snapshot,
-        now: Now,
+        from: &SnapshotFile,
+        now: SnapshotTime,
         lifetimes: &Lifetimes,
-        is_stale: bool,
-    ) -> Result<Loaded, NotLoaded> {
-        let loaded = self.read(from, now, lifetimes, is_stale);
+        mark_stale: bool,
+    ) -> Result<LoadSummary, LoadError> {
+        let loaded = self.read_entries(from, now, lifetimes, mark_stale);
         if loaded.is_err() {
             // All of it or nothing.
             self.invalidate_all();
@@ -165,45 +166,45 @@ impl Cache {
         loaded
     }
 
-    fn read(
+    fn read_entries(
         &self,
-        from: &Snapshot,
-        now: Now,
+        from: &SnapshotFile,
+        now: SnapshotTime,
         lifetimes: &Lifetimes,
-        is_stale: bool,
-    ) -> Result<Loaded, NotLoaded> {
-        let mut file = Reader::open(&from.path, &from.seal)?;
-        let saved = now.unix.checked_sub(file.saved()).ok_or(NotLoaded::FromTheFuture)?;
-        let mut loaded = Loaded { saved, ..Loaded::default() };
-        let mut heads = Vec::new();
-        while let Some(frame) = file.frame()? {
-            let record = match frame {
-                Frame::Head(headers) => {
-                    heads.push(self.heads.of(&file::map(&headers)?));
+        mark_stale: bool,
+    ) -> Result<LoadSummary, LoadError> {
+        let mut reader = SnapshotReader::open(&from.path, &from.mac_key)?;
+        let saved_ago = now.unix.checked_sub(reader.saved_at()).ok_or(LoadError::FromTheFuture)?;
+        let mut summary = LoadSummary { saved_ago, ..LoadSummary::default() };
+        let mut header_maps = Vec::new();
+        while let Some(frame) = reader.read_frame()? {
+            let saved = match frame {
+                Frame::Headers(headers) => {
+                    header_maps.push(self.header_interner.intern(&file::header_map(&headers)?));
                     continue;
                 }
-                Frame::Entry(record) => record,
+                Frame::Entry(saved) => saved,
             };
-            let head = heads.get(record.head).ok_or(Damage::Frame)?;
-            let ages = lifetimes.of(record.key.caching(), Sign::Positive);
+            let headers = header_maps.get(saved.header_map).ok_or(Damage::Frame)?;
+            let age_limits = lifetimes.age_limits(saved.key.caching(), EntryKind::Positive);
             // Longer ago than this clock goes back: too old for anything.
-            let asked = now.instant.checked_sub(record.age.saturating_add(saved));
-            let entry = asked.and_then(|asked| {
-                let entry = Entry::restored(&record, head, (asked, ages), self.generation())?;
-                if is_stale {
-                    entry.soften();
+            let requested_at = now.instant.checked_sub(saved.age.saturating_add(saved_ago));
+            let entry = requested_at.and_then(|requested_at| {
+                let entry = Entry::restored(&saved, headers, (requested_at, age_limits), self.generation())?;
+                if mark_stale {
+                    entry.mark_stale();
                 }
-                let is_good = self.phase(&entry, now.instant).is_some();
-                (is_good && !ages.is_none() && self.has_room_for(&record.key, &entry)).then_some(entry)
+                let is_usable = self.freshness(&entry, now.instant).is_some() && !age_limits.is_disabled();
+                (is_usable && self.fits_into_store(&saved.key, &entry)).then_some(entry)
             });
             let Some(entry) = entry else {
-                loaded.left_out += 1;
+                summary.left_out += 1;
                 continue;
             };
-            self.put(record.key, Arc::new(entry));
-            loaded.entries += 1;
+            self.insert_uncounted(saved.key, Arc::new(entry));
+            summary.entries += 1;
         }
-        Ok(loaded)
+        Ok(summary)
     }
 }
 

@@ -99,7 +99,7 @@ fn loopback(port: u16) -> Endpoint {
 fn settings(options: &Options, secrets: &Secrets, rails_at: &str) -> io::Result<Settings> {
     let unusable = |error: LoadError| io::Error::other(error);
     // What is told of each request is to be the same each time.
-    let shadow = cache::shadow::Settings { one_in: 0, ..cache::shadow::Settings::default() };
+    let shadow = cache::shadow::ShadowSettings { one_in: 0, ..cache::shadow::ShadowSettings::default() };
     Ok(Settings {
         workers: 1,
         listen: vec![ListenSettings {
@@ -127,7 +127,7 @@ fn settings(options: &Options, secrets: &Secrets, rails_at: &str) -> io::Result<
                 audience: None,
             }),
         },
-        cache: cache::Settings { shadow, ..cache::Settings::default() },
+        cache: cache::CacheSettings { shadow, ..cache::CacheSettings::default() },
         limits: Limits::default(),
         log: Log::default(),
     })

@@ -9,8 +9,8 @@ use super::scalars::{
 };
 use crate::cache::{self, Lifetime, Lifetimes, shadow};
 
-pub(super) fn cache(document: &Document<'_>, root: &mut Section<'_, '_>) -> cache::Settings {
-    let defaults = cache::Settings::default();
+pub(super) fn cache(document: &Document<'_>, root: &mut Section<'_, '_>) -> cache::CacheSettings {
+    let defaults = cache::CacheSettings::default();
     let Some(mut section) = root.section("cache") else { return defaults };
     let known = defaults.lifetimes;
     let authorized_keys = lifetime(document, &mut section, "authorized_keys", known.authorized_keys);
@@ -30,7 +30,7 @@ pub(super) fn cache(document: &Document<'_>, root: &mut Section<'_, '_>) -> cach
         );
     }
     let shadow = shadow(&mut section, defaults.shadow);
-    let settings = cache::Settings {
+    let settings = cache::CacheSettings {
         max_entries: section
             .count("max_entries", 1..1_000_000_001)
             .map_or(defaults.max_entries, |count| count.value),
@@ -76,14 +76,14 @@ fn snapshot(document: &Document<'_>, section: &mut Section<'_, '_>) -> Option<Pa
     Some(path.value)
 }
 
-fn shadow(cache: &mut Section<'_, '_>, known: shadow::Settings) -> shadow::Settings {
+fn shadow(cache: &mut Section<'_, '_>, known: shadow::ShadowSettings) -> shadow::ShadowSettings {
     let Some(mut section) = cache.section("shadow") else { return known };
-    let settings = shadow::Settings {
+    let settings = shadow::ShadowSettings {
         one_in: section.count("one_in", 0..1_000_000_001).map_or(known.one_in, |count| count.value),
         max_per_second: section
             .count("max_per_second", 1..10_001)
             .map_or(known.max_per_second, |count| u32::try_from(count.value).unwrap_or(u32::MAX)),
-        slow: duration(&mut section, "slow", known.slow, MILLISECOND..=HOUR),
+        slow_after: duration(&mut section, "slow", known.slow_after, MILLISECOND..=HOUR),
     };
     section.finish();
     settings

@@ -22,7 +22,7 @@ use crate::clock::Clock;
 use crate::exchange::{Exchange, Record};
 use crate::failure::{Failure, Side};
 use crate::header::{REQUEST_ID, RequestId};
-use crate::metrics::{Seen, Tally};
+use crate::metrics::{FinishedRequest, WorkerMetrics};
 use crate::server::Inbound;
 use crate::upstream;
 
@@ -39,7 +39,7 @@ pub struct ObserveLayer {
 
 #[derive(Debug)]
 struct Shared {
-    tally: Arc<Tally>,
+    worker_metrics: Arc<WorkerMetrics>,
     clock: Clock,
     /// Whether requests that went well are logged too.
     log_all: bool,
@@ -53,9 +53,9 @@ pub struct Observe<S> {
 }
 
 impl ObserveLayer {
-    /// Counts in `tally`; logs every request, or only those that failed here.
-    pub fn new(tally: Arc<Tally>, clock: Clock, log_all: bool) -> Self {
-        Self { shared: Arc::new(Shared { tally, clock, log_all }) }
+    /// Counts in `worker_metrics`; logs every request, or only those that failed here.
+    pub fn new(worker_metrics: Arc<WorkerMetrics>, clock: Clock, log_all: bool) -> Self {
+        Self { shared: Arc::new(Shared { worker_metrics, clock, log_all }) }
     }
 }
 
@@ -95,7 +95,7 @@ where
             status: None,
             sent: 0,
         };
-        self.shared.tally.in_flight.fetch_add(1, Ordering::Relaxed);
+        self.shared.worker_metrics.in_flight.fetch_add(1, Ordering::Relaxed);
         Observing { answer: self.inner.call(exchange), watch: Some(watch) }
     }
 }
@@ -118,11 +118,16 @@ struct Watch {
 impl Watch {
     /// The end. A client that was not given `all` of the answer has left, unless Rails broke off.
     fn end(self, all: bool) {
-        self.shared.tally.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.shared.worker_metrics.in_flight.fetch_sub(1, Ordering::Relaxed);
         let notes = self.record.notes();
         let whole = all || notes.side == Some(Side::Upstream);
         let took = self.shared.clock.now().saturating_duration_since(self.begun);
-        self.shared.tally.record(&Seen { notes: &notes, status: self.status, whole, took });
+        self.shared.worker_metrics.record(&FinishedRequest {
+            notes: &notes,
+            status: self.status,
+            is_whole: whole,
+            duration: took,
+        });
         line::write(&self, &notes, took, whole);
     }
 }

@@ -1,5 +1,5 @@
-//! Answers the hot reads from memory, and fetches what is not there once for all who ask. What is
-//! stale it answers while Rails is asked anew, or while Rails fails.
+//! Answers cacheable requests from memory. On a miss it sends one request to Rails for all callers who ask. A
+//! stale answer is served while Rails is asked again, or while Rails fails.
 
 mod fall_back;
 mod fill;
@@ -20,12 +20,13 @@ use tokio_util::task::TaskTracker;
 use tower::{Layer, Service};
 
 use self::fall_back::or_stale;
-use self::give::{marked, replay, share};
-use self::rules::{gave_no_answer, heeded, may_be_kept};
+use self::give::{replay, replay_shared, with_cache_status};
+use self::rules::{invalidate_if_refused, is_cacheable, is_no_answer};
 use super::{Answer, Later, NowOr, now};
 use crate::body::Body;
 use crate::cache::{
-    Boarding, Cache, Entry, Hit, Key, Landed, Lease, Phase, Refresh, Refreshed, Settings, Wait,
+    Cache, CacheSettings, Entry, FillGuard, FillOutcome, FillWaiter, Freshness, Hit, Key, LeaderOrFollower,
+    RefreshAttempt, RefreshOutcome,
 };
 use crate::clock::Clock;
 use crate::exchange::{Authenticated, CacheOutcome, Record};
@@ -37,13 +38,13 @@ use crate::upstream::MayWait;
 /// Puts [`ServeCached`] in front of a service.
 #[derive(Clone, Debug)]
 pub struct ServeCachedLayer {
-    shared: Arc<Shared>,
+    shared: Arc<ServeCachedShared>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct ServeCachedShared {
     cache: Arc<Cache>,
-    settings: Settings,
+    settings: CacheSettings,
     clock: Clock,
     /// Owns the fills, which outlive the callers that began them.
     fills: TaskTracker,
@@ -53,13 +54,13 @@ struct Shared {
 #[derive(Clone, Debug)]
 pub struct ServeCached<S> {
     inner: S,
-    shared: Arc<Shared>,
+    shared: Arc<ServeCachedShared>,
 }
 
 impl ServeCachedLayer {
     /// Serves from `cache`; fills run as tasks of `fills`.
-    pub fn new(cache: Arc<Cache>, settings: Settings, clock: Clock, fills: TaskTracker) -> Self {
-        Self { shared: Arc::new(Shared { cache, settings, clock, fills }) }
+    pub fn new(cache: Arc<Cache>, settings: CacheSettings, clock: Clock, fills: TaskTracker) -> Self {
+        Self { shared: Arc::new(ServeCachedShared { cache, settings, clock, fills }) }
     }
 }
 
@@ -71,26 +72,26 @@ impl<S> Layer<S> for ServeCachedLayer {
     }
 }
 
-/// An answer from memory, one of Rails as it passes by, or one that others wait for too.
-pub type Serving<F> = NowOr<Either<Marked<F>, Later>>;
+/// An answer from memory, one of Rails that passes through, or one that other callers may be waiting for.
+pub type ServeCachedFuture<F> = NowOr<Either<PassThroughFuture<F>, Later>>;
 
 pin_project! {
-    /// An answer of Rails that passes by.
-    pub struct Marked<F> {
+    /// An answer of Rails that passes through.
+    pub struct PassThroughFuture<F> {
         #[pin]
-        answer: F,
+        inner: F,
         outcome: CacheOutcome,
         record: Record,
     }
 }
 
-impl<F: Future<Output = Answer>> Future for Marked<F> {
+impl<F: Future<Output = Answer>> Future for PassThroughFuture<F> {
     type Output = Answer;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer> {
         let this = self.project();
-        let answer = ready!(this.answer.poll(cx))?;
-        Poll::Ready(Ok(marked(answer, *this.outcome, this.record)))
+        let response = ready!(this.inner.poll(cx))?;
+        Poll::Ready(Ok(with_cache_status(response, *this.outcome, this.record)))
     }
 }
 
@@ -101,7 +102,7 @@ where
 {
     type Response = S::Response;
     type Error = Failure;
-    type Future = Serving<S::Future>;
+    type Future = ServeCachedFuture<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
         self.inner.poll_ready(cx)
@@ -110,27 +111,27 @@ where
     fn call(&mut self, mut call: Authenticated) -> Self::Future {
         let caching = call.found.route.caching;
         let key = match caching {
-            Caching::Never => return self.pass(call, CacheOutcome::Never),
+            Caching::Never => return self.pass_through(call, CacheOutcome::Never),
             // Rails of today refuses these methods, and what it says of that is not about the key.
             _ if matches!(*call.exchange.request.method(), Method::HEAD | Method::OPTIONS) => None,
-            _ if self.shared.settings.lifetimes.keeps(caching) => call.key.take(),
+            _ if self.shared.settings.lifetimes.is_enabled(caching) => call.key.take(),
             _ => None,
         };
-        let Some(key) = key else { return self.pass(call, CacheOutcome::Bypass) };
-        if !may_be_kept(&call) {
-            return self.pass_and_heed(call, key);
+        let Some(key) = key else { return self.pass_through(call, CacheOutcome::Bypass) };
+        if !is_cacheable(&call) {
+            return self.pass_and_invalidate(call, key);
         }
         let now_is = self.shared.clock.now();
         match self.shared.cache.lookup(&key, now_is) {
-            None => self.ask(call, &key, false, now_is),
-            Some(hit) if hit.phase == Phase::Fresh => {
-                let answer = replay(&hit.entry, CacheOutcome::Hit, now_is, &call.exchange.record);
-                if self.shared.cache.shadow().draws() && self.shared.may_be_compared(&key, now_is) {
-                    self.verify(call, key, hit.entry);
+            None => self.fetch(call, &key, false, now_is),
+            Some(hit) if hit.freshness == Freshness::Fresh => {
+                let response = replay(&hit.entry, CacheOutcome::Hit, now_is, &call.exchange.record);
+                if self.shared.cache.shadow().sample() && self.shared.may_shadow_check(&key, now_is) {
+                    self.shadow_check(call, key, hit.entry);
                 }
-                now(Ok(answer))
+                now(Ok(response))
             }
-            Some(hit) => self.stale(call, &key, hit, now_is),
+            Some(hit) => self.serve_stale(call, &key, hit, now_is),
         }
     }
 }
@@ -140,159 +141,169 @@ where
     S: Service<Authenticated, Response = Response<Body>, Error = Failure> + Clone + Send + 'static,
     S::Future: Send,
 {
-    fn pass(&mut self, call: Authenticated, outcome: CacheOutcome) -> Serving<S::Future> {
+    fn pass_through(&mut self, call: Authenticated, outcome: CacheOutcome) -> ServeCachedFuture<S::Future> {
         let record = call.exchange.record.clone();
-        Either::Right(Either::Left(Marked { answer: self.inner.call(call), outcome, record }))
+        Either::Right(Either::Left(PassThroughFuture { inner: self.inner.call(call), outcome, record }))
     }
 
-    /// The same for a question whose answer may be known in another form.
-    fn pass_and_heed(&mut self, call: Authenticated, key: Key) -> Serving<S::Future> {
+    /// The same for a request that asks in another form for what may be stored under `key`.
+    fn pass_and_invalidate(&mut self, call: Authenticated, key: Key) -> ServeCachedFuture<S::Future> {
         let (shared, record) = (Arc::clone(&self.shared), call.exchange.record.clone());
-        let answer = self.inner.call(call);
+        let inner = self.inner.call(call);
         Either::Right(Either::Right(Box::pin(async move {
-            Ok(marked(heeded(answer.await?, &key, &shared.cache).await?, CacheOutcome::Bypass, &record))
+            let response = invalidate_if_refused(inner.await?, &key, &shared.cache).await?;
+            Ok(with_cache_status(response, CacheOutcome::Bypass, &record))
         })))
     }
 
-    /// Answers with what is stale, and lets Rails be asked for the next ones; or asks for this one, if
-    /// the answer is only to be used when Rails fails, and nothing says that it does.
-    fn stale(&mut self, call: Authenticated, key: &Key, hit: Hit, now_is: Instant) -> Serving<S::Future> {
+    /// Serves the stale entry and refreshes it in the background. An entry that may only be used if Rails
+    /// fails is fetched first, unless there is an outage.
+    fn serve_stale(
+        &mut self,
+        call: Authenticated,
+        key: &Key,
+        hit: Hit,
+        now_is: Instant,
+    ) -> ServeCachedFuture<S::Future> {
         let outage = self.shared.cache.outage(key.caching());
-        let outcome = match hit.phase {
-            _ if outage.is_on(now_is) => CacheOutcome::StaleIfError,
-            Phase::OnError => return self.ask(call, key, true, now_is),
-            Phase::Fresh | Phase::Revalidate => CacheOutcome::StaleWhileRevalidate,
+        let outcome = match hit.freshness {
+            _ if outage.is_active(now_is) => CacheOutcome::StaleIfError,
+            Freshness::StaleIfError => return self.fetch(call, key, true, now_is),
+            Freshness::Fresh | Freshness::StaleWhileRevalidate => CacheOutcome::StaleWhileRevalidate,
         };
-        let answer = replay(&hit.entry, outcome, now_is, &call.exchange.record);
-        if outage.may_ask(now_is) {
+        let response = replay(&hit.entry, outcome, now_is, &call.exchange.record);
+        if outage.may_refresh(now_is) {
             self.refresh(call, key, now_is);
         }
-        now(Ok(answer))
+        now(Ok(response))
     }
 
-    /// Asks Rails behind the caller's back, unless somebody does already or enough is being asked.
+    /// Asks Rails in the background, unless the key is being fetched already or the limit is reached.
     fn refresh(&mut self, mut call: Authenticated, key: &Key, now_is: Instant) {
         let outage = self.shared.cache.outage(key.caching());
-        let (lease, permit) = match self.shared.cache.refresh(key, now_is) {
-            Refresh::Begun(lease, permit) => (lease, permit),
-            Refresh::Unneeded => return,
-            Refresh::TooMany => return outage.has_a_backlog(now_is),
+        let (guard, permit) = match self.shared.cache.try_refresh(key, now_is) {
+            RefreshAttempt::Started(guard, permit) => (guard, permit),
+            RefreshAttempt::NotNeeded => return,
+            RefreshAttempt::LimitReached => return outage.extend_recovery(now_is),
         };
-        outage.asks(now_is);
-        // What it learns is not about the request that has its answer.
+        outage.record_refresh(now_is);
+        // Its own record: the caller's request has been answered.
         let record = Record::default();
         call.exchange.record = record.clone();
         call.may_wait = MayWait::No;
-        let filling = self.fill(call, lease);
+        let fill = self.fill(call, guard);
         let cache = Arc::clone(&self.shared.cache);
         self.shared.fills.spawn(async move {
-            let failed = gave_no_answer(&filling.await);
-            cache.refreshed(match record.notes().cache {
-                CacheOutcome::Stored => Refreshed::Stored,
-                _ if failed => Refreshed::Failed,
-                _ => Refreshed::Unstored,
+            let has_failed = is_no_answer(&fill.await);
+            cache.count_refresh(match record.notes().cache {
+                CacheOutcome::Stored => RefreshOutcome::Stored,
+                _ if has_failed => RefreshOutcome::Failed,
+                _ => RefreshOutcome::Unstored,
             });
             drop(permit);
         });
     }
 
-    /// Compares what was given with what Rails says, behind the caller's back.
-    fn verify(&mut self, mut call: Authenticated, key: Key, kept: Arc<Entry>) {
+    /// Compares the entry that was just served with what Rails says, in the background.
+    fn shadow_check(&mut self, mut call: Authenticated, key: Key, cached: Arc<Entry>) {
         call.exchange.record = Record::default();
         call.may_wait = MayWait::No;
-        let answer = self.inner.call(fill::canonical(call, self.shared.settings.max_body));
-        self.shared.fills.spawn(verify::verify(answer, key, kept, Arc::clone(&self.shared)));
+        let inner = self.inner.call(fill::fill_request(call, self.shared.settings.max_body));
+        self.shared.fills.spawn(verify::shadow_check(inner, key, cached, Arc::clone(&self.shared)));
     }
 
-    /// Asks Rails, or waits for the one who does. If Rails fails and `is_stale`, what is kept has to do.
-    fn ask(
+    /// Asks Rails, or waits for the caller who does. With `has_stale`, a stale entry is served if Rails
+    /// fails.
+    fn fetch(
         &mut self,
         mut call: Authenticated,
         key: &Key,
-        is_stale: bool,
+        has_stale: bool,
         now_is: Instant,
-    ) -> Serving<S::Future> {
-        call.may_wait = if is_stale { MayWait::ForItsTurn } else { MayWait::ForRails };
+    ) -> ServeCachedFuture<S::Future> {
+        call.may_wait = if has_stale { MayWait::ForItsTurn } else { MayWait::ForRails };
         let (shared, record) = (Arc::clone(&self.shared), call.exchange.record.clone());
-        let stale = |progress: &Arc<Progress>| is_stale.then(|| (key.clone(), Arc::clone(progress)));
-        match shared.cache.board(key, now_is) {
-            Boarding::Hit(hit) => now(Ok(replay(&hit.entry, CacheOutcome::Hit, now_is, &record))),
-            Boarding::Lead(lease) => {
-                let stale = stale(lease.progress());
-                // In a task of its own, so that the callers who wait do not depend on this one staying
+        let stale = |progress: &Arc<Progress>| has_stale.then(|| (key.clone(), Arc::clone(progress)));
+        match shared.cache.lead_or_follow(key, now_is) {
+            LeaderOrFollower::Hit(hit) => now(Ok(replay(&hit.entry, CacheOutcome::Hit, now_is, &record))),
+            LeaderOrFollower::Leader(guard) => {
+                let stale = stale(guard.progress());
+                // In a task of its own, so that the followers do not depend on the leader staying
                 // connected.
-                let filling = self.fill(call, lease);
-                let (to_leader, leader) = oneshot::channel();
+                let fill = self.fill(call, guard);
+                let (to_leader, from_fill) = oneshot::channel();
                 self.shared.fills.spawn(async move {
-                    // The caller may have left; the others have what they waited for.
-                    let _ = to_leader.send(filling.await);
+                    // The leader may have hung up; the followers have their outcome.
+                    let _ = to_leader.send(fill.await);
                 });
-                let answer = async move { leader.await.unwrap_or(Err(Failure::Panicked)) };
-                Either::Right(Either::Right(Box::pin(or_stale(answer, stale, shared, record))))
+                let result = async move { from_fill.await.unwrap_or(Err(Failure::Panicked)) };
+                Either::Right(Either::Right(Box::pin(or_stale(result, stale, shared, record))))
             }
-            Boarding::Follow(wait) => {
+            LeaderOrFollower::Follower(waiter) => {
                 // The ready service goes along; a clone takes its place (tower#547).
                 let clone = self.inner.clone();
                 let inner = std::mem::replace(&mut self.inner, clone);
-                let stale = stale(wait.progress());
+                let stale = stale(waiter.progress());
                 call.since = Some(now_is);
-                let answer = follow(wait, inner, call, Arc::clone(&shared), (key.clone(), is_stale));
-                Either::Right(Either::Right(Box::pin(or_stale(answer, stale, shared, record))))
+                let result = follow(waiter, inner, call, Arc::clone(&shared), (key.clone(), has_stale));
+                Either::Right(Either::Right(Box::pin(or_stale(result, stale, shared, record))))
             }
         }
     }
 
-    fn fill(&mut self, mut call: Authenticated, lease: Lease) -> impl Future<Output = Answer> + use<S> {
-        call.progress = Some(Arc::clone(lease.progress()));
+    fn fill(&mut self, mut call: Authenticated, guard: FillGuard) -> impl Future<Output = Answer> + use<S> {
+        call.progress = Some(Arc::clone(guard.progress()));
         let caching = call.found.route.caching;
         let record = call.exchange.record.clone();
-        let answer = self.inner.call(fill::canonical(call, self.shared.settings.max_body));
+        let inner = self.inner.call(fill::fill_request(call, self.shared.settings.max_body));
         let shared = Arc::clone(&self.shared);
-        async move { fill::fill(answer, lease, caching, &shared, &record).await }
+        async move { fill::fill(inner, guard, caching, &shared, &record).await }
     }
 }
 
-/// Waits for what another caller's request brings.
+/// Waits for the leader's fill; asks Rails by itself if that brings nothing to share.
 async fn follow<S>(
-    wait: Wait,
+    waiter: FillWaiter,
     mut inner: S,
     call: Authenticated,
-    shared: Arc<Shared>,
-    (key, is_stale): (Key, bool),
+    shared: Arc<ServeCachedShared>,
+    (key, has_stale): (Key, bool),
 ) -> Answer
 where
     S: Service<Authenticated, Response = Response<Body>, Error = Failure>,
 {
     let record = call.exchange.record.clone();
-    let landed = tokio::time::timeout(shared.settings.wait, wait.landed()).await;
-    match landed.unwrap_or(Landed::NotShared) {
-        // It may have ended since, or by a clock that was set ahead while it came.
-        Landed::Stored(entry) if !shared.cache.has_ended(&entry) => Ok(share(&entry, &shared, &record)),
-        Landed::Failed(trouble) => Err(Failure::SharedTrouble(trouble)),
-        Landed::Stored(_) | Landed::NotShared => {
-            // If Rails has just failed to answer, it is not asked by all who could do without.
-            if let Some(entry) = is_stale.then(|| shared.in_an_outage(&key)).flatten() {
+    let outcome = tokio::time::timeout(shared.settings.wait, waiter.outcome()).await;
+    match outcome.unwrap_or(FillOutcome::NotShared) {
+        // It may have expired since, or by a clock that was set ahead while it came.
+        FillOutcome::Stored(entry) if !shared.cache.has_expired(&entry) => {
+            Ok(replay_shared(&entry, &shared, &record))
+        }
+        FillOutcome::Failed(error) => Err(Failure::SharedTrouble(error)),
+        FillOutcome::Stored(_) | FillOutcome::NotShared => {
+            // If Rails has just failed to answer, callers with a stale entry do not ask it, too.
+            if let Some(entry) = has_stale.then(|| shared.lookup_in_outage(&key)).flatten() {
                 return Ok(replay(&entry, CacheOutcome::StaleIfError, shared.clock.now(), &record));
             }
-            let answer = heeded(inner.call(call).await?, &key, &shared.cache).await?;
-            Ok(marked(answer, CacheOutcome::Alone, &record))
+            let response = invalidate_if_refused(inner.call(call).await?, &key, &shared.cache).await?;
+            Ok(with_cache_status(response, CacheOutcome::Alone, &record))
         }
     }
 }
 
-impl Shared {
-    /// Not the instance, whose state is out of date within a second; nor while Rails fails; nor more than the
+impl ServeCachedShared {
+    /// Not the instance, whose state is out of date within a second; nor during an outage; nor more than the
     /// budget allows.
-    fn may_be_compared(&self, key: &Key, now_is: Instant) -> bool {
-        let is_of_interest =
-            key.caching() != Caching::Check && !self.cache.outage(key.caching()).is_on(now_is);
-        is_of_interest && self.cache.shadow().may_spend(now_is)
+    fn may_shadow_check(&self, key: &Key, now_is: Instant) -> bool {
+        let is_checkable =
+            key.caching() != Caching::Check && !self.cache.outage(key.caching()).is_active(now_is);
+        is_checkable && self.cache.shadow().try_spend(now_is)
     }
 
-    fn in_an_outage(&self, key: &Key) -> Option<Arc<Entry>> {
+    fn lookup_in_outage(&self, key: &Key) -> Option<Arc<Entry>> {
         let now_is = self.clock.now();
-        let hit = self.cache.lookup(key, now_is).filter(|_| self.cache.outage(key.caching()).is_on(now_is));
-        hit.map(|hit| hit.entry)
+        let is_outage = self.cache.outage(key.caching()).is_active(now_is);
+        self.cache.lookup(key, now_is).filter(|_| is_outage).map(|hit| hit.entry)
     }
 }
 

@@ -1,25 +1,25 @@
-//! The two text formats of metrics, and which of them a scraper is given.
+//! The two exposition formats of metrics, and how a scraper and the gateway agree on one.
 
 use std::fmt::Write as _;
 
-/// A format of the series.
+/// How series are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Exposition {
+pub enum ExpositionFormat {
     /// That of Prometheus, version 0.0.4, which every tool reads.
     Text,
     /// `OpenMetrics` 1.0.0.
     OpenMetrics,
 }
 
-impl Exposition {
-    /// What the values of `Accept` ask for (RFC 9110 §12.5.1): `OpenMetrics` if it is named and the other one is
-    /// not liked better. Of two that are liked alike it is the first. A client that asks for neither, as with
+impl ExpositionFormat {
+    /// What the values of `Accept` ask for (RFC 9110 §12.5.1): `OpenMetrics` if it is named and the other one has
+    /// no higher weight. Of two with the same weight it is the first. A client that asks for neither, as with
     /// `*/*`, gets the classic one: none is refused.
-    pub fn accepted<'a>(values: impl Iterator<Item = &'a str>) -> Self {
-        let ranges = values.flat_map(|value| value.split(',')).filter_map(Range::parse);
+    pub fn negotiate<'a>(values: impl Iterator<Item = &'a str>) -> Self {
+        let ranges = values.flat_map(|value| value.split(',')).filter_map(MediaRange::parse);
         let mut wanted: Option<(f32, Self)> = None;
         let (mut is_text_named, mut by_wildcard) = (false, 0.0_f32);
-        for Range { format, weight } in ranges {
+        for MediaRange { format, weight } in ranges {
             let Some(format) = format else {
                 by_wildcard = by_wildcard.max(weight);
                 continue;
@@ -36,7 +36,7 @@ impl Exposition {
         }
     }
 
-    /// Its `Content-Type`.
+    /// The value of `Content-Type`.
     pub const fn content_type(self) -> &'static str {
         match self {
             Self::Text => "text/plain; version=0.0.4; charset=utf-8",
@@ -44,24 +44,24 @@ impl Exposition {
         }
     }
 
-    /// Series that are written in the one, in this one.
-    pub(super) fn of(self, open_metrics: String) -> String {
+    /// Converts what the library has written.
+    pub(super) fn convert(self, open_metrics: String) -> String {
         match self {
             Self::OpenMetrics => open_metrics,
-            Self::Text => classic(&open_metrics),
+            Self::Text => to_prometheus_text(&open_metrics),
         }
     }
 }
 
-/// One of the media ranges that a client names, as far as it can be served.
-struct Range {
+/// One of the media ranges in `Accept`, if it includes a format that there is.
+struct MediaRange {
     /// `None` for a wildcard.
-    format: Option<Exposition>,
-    /// How much it is wanted, 0 to 1.
+    format: Option<ExpositionFormat>,
+    /// `q`, 0 to 1.
     weight: f32,
 }
 
-impl Range {
+impl MediaRange {
     fn parse(text: &str) -> Option<Self> {
         let mut parts = text.split(';').map(str::trim);
         let media_type = parts.next()?.to_ascii_lowercase();
@@ -76,9 +76,9 @@ impl Range {
         }
         let format = match media_type.as_str() {
             "application/openmetrics-text" if version.is_none_or(|version| version == "1.0.0") => {
-                Some(Exposition::OpenMetrics)
+                Some(ExpositionFormat::OpenMetrics)
             }
-            "text/plain" => Some(Exposition::Text),
+            "text/plain" => Some(ExpositionFormat::Text),
             "*/*" | "text/*" => None,
             _ => return None,
         };
@@ -86,22 +86,22 @@ impl Range {
     }
 }
 
-/// `OpenMetrics`, written anew in the classic format: there a counter has its suffix in `HELP` and `TYPE` too,
+/// Converts `OpenMetrics` to the classic format: there a counter has its suffix in `HELP` and `TYPE` too,
 /// an info is a gauge, and there are neither units nor an end.
-fn classic(open_metrics: &str) -> String {
+fn to_prometheus_text(open_metrics: &str) -> String {
     let mut text = String::with_capacity(open_metrics.len() + open_metrics.len() / 16);
     let mut help = "";
     for line in open_metrics.lines() {
-        let Some(about) = line.strip_prefix("# ") else {
+        let Some(comment) = line.strip_prefix("# ") else {
             text.push_str(line);
             text.push('\n');
             continue;
         };
-        match about.split_once(' ') {
-            // The type, which comes behind it, says what the name is.
-            Some(("HELP", about)) => help = about,
-            Some(("TYPE", about)) => {
-                let (name, kind) = about.split_once(' ').unwrap_or((about, "unknown"));
+        match comment.split_once(' ') {
+            // The type, which comes behind it, decides the name.
+            Some(("HELP", help_line)) => help = help_line,
+            Some(("TYPE", type_line)) => {
+                let (name, kind) = type_line.split_once(' ').unwrap_or((type_line, "unknown"));
                 let (suffix, kind) = match kind {
                     "counter" => ("_total", "counter"),
                     "info" => ("_info", "gauge"),
@@ -123,11 +123,11 @@ fn classic(open_metrics: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::Exposition::{OpenMetrics, Text};
+    use super::ExpositionFormat::{OpenMetrics, Text};
     use super::*;
 
     #[test]
-    fn openmetrics_is_for_those_who_ask_for_it() {
+    fn openmetrics_is_served_only_to_clients_that_ask_for_it() {
         for (accept, expected) in [
             ("", Text),
             ("*/*", Text),
@@ -172,8 +172,12 @@ mod tests {
                 Text,
             ),
         ] {
-            assert_eq!(Exposition::accepted([accept].into_iter()), expected, "{accept}");
-            assert_eq!(Exposition::accepted(accept.split_inclusive(',')), expected, "{accept}, in lines");
+            assert_eq!(ExpositionFormat::negotiate([accept].into_iter()), expected, "{accept}");
+            assert_eq!(
+                ExpositionFormat::negotiate(accept.split_inclusive(',')),
+                expected,
+                "{accept}, in lines"
+            );
         }
     }
 
@@ -189,7 +193,7 @@ mod tests {
             # HELP a_now Now.\n# TYPE a_now gauge\na_now 3\n\
             # HELP a_h Spread.\n# TYPE a_h histogram\na_h_sum 0.5\na_h_count 1\na_h_bucket{le=\"+Inf\"} 1\n\
             # TYPE a_b untyped\na_b 1\n";
-        assert_eq!(Text.of(open_metrics.to_owned()), expected);
-        assert_eq!(OpenMetrics.of(open_metrics.to_owned()), open_metrics);
+        assert_eq!(Text.convert(open_metrics.to_owned()), expected);
+        assert_eq!(OpenMetrics.convert(open_metrics.to_owned()), open_metrics);
     }
 }

@@ -1,4 +1,4 @@
-//! The figures that every Prometheus client library gives of its process, read from `/proc`.
+//! The series that every Prometheus client library has of its process, read from `/proc`.
 
 use std::fmt;
 
@@ -7,32 +7,37 @@ use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
-use super::sources::single;
+use super::sources::encode_single;
 
-/// Reads the figures when somebody scrapes.
+/// Reads `/proc` at each scrape.
 #[derive(Debug)]
-pub(super) struct Process;
+pub(super) struct ProcessCollector;
 
-impl Collector for Process {
+impl Collector for ProcessCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let Some(figures) = Figures::read() else { return Ok(()) };
+        let Some(stats) = ProcessStats::read() else { return Ok(()) };
         let encoder = &mut encoder;
-        let cpu = ConstCounter::new(figures.cpu_seconds);
-        single(encoder, "process_cpu_seconds", "CPU time spent, user and system", &cpu)?;
-        let memory = ConstGauge::new(figures.resident_bytes);
-        single(encoder, "process_resident_memory_bytes", "Resident memory", &memory)?;
-        let fds = ConstGauge::new(figures.open_fds);
-        single(encoder, "process_open_fds", "Open file descriptors", &fds)?;
-        let max_fds = ConstGauge::new(figures.max_fds);
-        single(encoder, "process_max_fds", "How many file descriptors may be open", &max_fds)?;
-        let threads = ConstGauge::new(figures.threads);
-        single(encoder, "process_threads", "Threads", &threads)?;
-        let start = ConstGauge::new(figures.start_seconds);
-        single(encoder, "process_start_time_seconds", "When the process began, since the Unix epoch", &start)
+        let cpu = ConstCounter::new(stats.cpu_seconds);
+        encode_single(encoder, "process_cpu_seconds", "CPU time spent, user and system", &cpu)?;
+        let memory = ConstGauge::new(stats.resident_bytes);
+        encode_single(encoder, "process_resident_memory_bytes", "Resident memory", &memory)?;
+        let fds = ConstGauge::new(stats.open_fds);
+        encode_single(encoder, "process_open_fds", "Open file descriptors", &fds)?;
+        let max_fds = ConstGauge::new(stats.max_fds);
+        encode_single(encoder, "process_max_fds", "How many file descriptors may be open", &max_fds)?;
+        let threads = ConstGauge::new(stats.threads);
+        encode_single(encoder, "process_threads", "Threads", &threads)?;
+        let start = ConstGauge::new(stats.start_seconds);
+        encode_single(
+            encoder,
+            "process_start_time_seconds",
+            "When the process began, since the Unix epoch",
+            &start,
+        )
     }
 }
 
-struct Figures {
+struct ProcessStats {
     cpu_seconds: f64,
     resident_bytes: u64,
     open_fds: u64,
@@ -44,7 +49,7 @@ struct Figures {
 /// `USER_HZ`, 100 on every Linux.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-impl Figures {
+impl ProcessStats {
     /// proc(5); `None` where there is no `/proc`.
     fn read() -> Option<Self> {
         let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
@@ -77,11 +82,11 @@ mod tests {
 
     #[test]
     fn the_figures_of_this_process_are_plausible() {
-        let figures = Figures::read().unwrap();
-        assert!(figures.resident_bytes > 100_000 && figures.open_fds >= 3 && figures.threads >= 1);
-        assert!(figures.max_fds >= figures.open_fds);
+        let stats = ProcessStats::read().unwrap();
+        assert!(stats.resident_bytes > 100_000 && stats.open_fds >= 3 && stats.threads >= 1);
+        assert!(stats.max_fds >= stats.open_fds);
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-        assert!(figures.start_seconds <= now.as_secs_f64() + 1.0);
-        assert!(now.as_secs_f64() - figures.start_seconds < 24.0 * 3_600.0);
+        assert!(stats.start_seconds <= now.as_secs_f64() + 1.0);
+        assert!(now.as_secs_f64() - stats.start_seconds < 24.0 * 3_600.0);
     }
 }

@@ -1,4 +1,4 @@
-//! Series that others keep and that are read when somebody scrapes.
+//! Series whose values are kept elsewhere and read at each scrape.
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,8 +14,8 @@ use prometheus_client::metrics::gauge::ConstGauge;
 
 use crate::auth::Auth;
 use crate::body::unverified::UnverifiedBodies;
-use crate::cache::shadow::{AGES, Verdict};
-use crate::cache::{Cache, Refreshed, Sign};
+use crate::cache::shadow::{AGE_BUCKETS, ShadowOutcome};
+use crate::cache::{Cache, EntryKind, RefreshOutcome};
 use crate::clock::Clock;
 use crate::heartbeat::Heartbeats;
 use crate::hooks;
@@ -28,22 +28,22 @@ use crate::upstream::lanes::{Lane, Shed};
 mod listeners;
 mod servers;
 
-/// Where the series come from.
+/// What is read at each scrape.
 #[derive(Debug)]
-pub struct Sources {
-    /// How callers are judged.
+pub struct MetricSources {
+    /// For the clock skew of callers.
     pub auth: Arc<ArcSwap<Auth>>,
-    /// Bodies that are searched for a credential.
+    /// Bodies that are read in search of a credential.
     pub bodies: Arc<UnverifiedBodies>,
-    /// The cache.
+    /// With its outages and shadow checks.
     pub cache: Arc<Cache>,
-    /// The upstream side.
+    /// What all workers share of the upstream side.
     pub upstream: Arc<State>,
     /// GitLab's System Hooks.
     pub hooks: Arc<hooks::Counts>,
-    /// Lines of the log that are missing.
+    /// Log lines that were not written.
     pub log: Arc<log::Counts>,
-    /// Whether each thread turns.
+    /// When each thread last responded.
     pub heartbeats: Arc<Heartbeats>,
     /// The listeners for clients.
     pub clients: Vec<Arc<Capacity>>,
@@ -51,7 +51,7 @@ pub struct Sources {
     pub others: Vec<Arc<Capacity>>,
 }
 
-impl Collector for Sources {
+impl Collector for MetricSources {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         self.encode_cache(&mut encoder)?;
         self.encode_shadow(&mut encoder)?;
@@ -60,47 +60,57 @@ impl Collector for Sources {
         self.encode_unverified(&mut encoder)?;
         self.encode_log(&mut encoder)?;
         listeners::encode(&self.clients, &self.others, &mut encoder)?;
-        self.encode_waiting(&mut encoder)?;
+        self.encode_queues(&mut encoder)?;
         self.encode_threads(&mut encoder)?;
         servers::encode(&self.upstream.servers, &mut encoder)
     }
 }
 
-impl Sources {
+impl MetricSources {
     fn encode_cache(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        self.cache.upkeep();
-        let counts = self.cache.counts();
+        self.cache.run_maintenance();
+        let counters = self.cache.counters();
         let entries = self.cache.entry_counts();
-        by_store(encoder, "cache_entries", "Entries in memory, about", entries.map(ConstGauge::new))?;
-        let bytes = counts.bytes.each_ref().map(|bytes| ConstGauge::new(bytes.load(Relaxed)));
-        by_store(encoder, "cache_bytes", "Memory that entries take, about", bytes)?;
-        let stored = counts.stored.each_ref().map(|count| ConstCounter::new(count.load(Relaxed)));
-        by_store(encoder, "cache_fills", "Answers of Rails that were stored", stored)?;
-        let evicted = counts.evicted.each_ref().map(|count| ConstCounter::new(count.load(Relaxed)));
-        by_store(encoder, "cache_evictions", "Entries pushed out because the store was full", evicted)?;
-        let expired = counts.expired.each_ref().map(|count| ConstCounter::new(count.load(Relaxed)));
-        by_store(encoder, "cache_expirations", "Entries whose memory was freed after their time", expired)?;
-        let purged = ConstCounter::new(counts.purged.load(Relaxed));
-        single(
+        encode_by_store(encoder, "cache_entries", "Entries in memory, about", entries.map(ConstGauge::new))?;
+        let bytes = counters.bytes.each_ref().map(|bytes| ConstGauge::new(bytes.load(Relaxed)));
+        encode_by_store(encoder, "cache_bytes", "Memory that entries take, about", bytes)?;
+        let stored = counters.stored.each_ref().map(|count| ConstCounter::new(count.load(Relaxed)));
+        encode_by_store(encoder, "cache_fills", "Answers of Rails that were stored", stored)?;
+        let evicted = counters.evicted.each_ref().map(|count| ConstCounter::new(count.load(Relaxed)));
+        encode_by_store(
             encoder,
-            "cache_purged",
-            "Answers dropped, or marked stale, because somebody purged them",
-            &purged,
+            "cache_evictions",
+            "Entries pushed out because the store was full",
+            evicted,
         )?;
-        let fenced = ConstCounter::new(counts.fenced.load(Relaxed));
-        single(encoder, "cache_fenced", "Answers dropped because an invalidation came first", &fenced)?;
+        let expired = counters.expired.each_ref().map(|count| ConstCounter::new(count.load(Relaxed)));
+        encode_by_store(
+            encoder,
+            "cache_expirations",
+            "Entries whose memory was freed after their time",
+            expired,
+        )?;
+        let purged = ConstCounter::new(counters.purged.load(Relaxed));
+        encode_single(encoder, "cache_purged", "Answers dropped, or marked stale, by a purge", &purged)?;
+        let fenced = ConstCounter::new(counters.fenced.load(Relaxed));
+        encode_single(
+            encoder,
+            "cache_fenced",
+            "Answers dropped because an invalidation came first",
+            &fenced,
+        )?;
         let mut family = encoder.encode_descriptor(
             "cache_refreshes",
-            "Stale answers for which Rails was asked behind the callers' backs",
+            "Refreshes of stale answers in the background",
             None,
             MetricType::Counter,
         )?;
-        for (result, count) in Refreshed::ALL.iter().zip(&counts.refreshes) {
+        for (outcome, count) in RefreshOutcome::ALL.iter().zip(&counters.refreshes) {
             let count = ConstCounter::new(count.load(Relaxed));
-            count.encode(family.encode_family(&[("result", result.as_str())])?)?;
+            count.encode(family.encode_family(&[("result", outcome.as_str())])?)?;
         }
         let now = Clock::System.now();
-        let outage = |caching| ConstGauge::new(i64::from(self.cache.outage(caching).is_on(now)));
+        let outage = |caching| ConstGauge::new(i64::from(self.cache.outage(caching).is_active(now)));
         let mut family = encoder.encode_descriptor(
             "cache_outage",
             "Whether stale answers are given since Rails fails or has just failed",
@@ -110,28 +120,30 @@ impl Sources {
         for caching in [Caching::AuthorizedKeys, Caching::Discover] {
             outage(caching).encode(family.encode_family(&[("route", caching.as_str())])?)?;
         }
-        let flights = ConstGauge::new(self.cache.flights());
-        single(encoder, "cache_flights", "Keys that Rails is being asked for now", &flights)
+        let fills = ConstGauge::new(self.cache.fills_in_flight());
+        encode_single(encoder, "cache_flights", "Keys that Rails is being asked for now", &fills)
     }
 
     fn encode_shadow(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let counts = self.cache.shadow().counts();
+        let counters = self.cache.shadow().counters();
         let mut family = encoder.encode_descriptor(
             "shadow_checks",
             "Answers from memory that were compared with Rails, by what that showed",
             None,
             MetricType::Counter,
         )?;
-        for (caching, counts) in [Caching::AuthorizedKeys, Caching::Discover].iter().zip(&counts.verdicts) {
-            for (verdict, count) in Verdict::ALL.iter().zip(counts) {
-                let labels = [("route", caching.as_str()), ("result", verdict.as_str())];
+        for (caching, counts) in [Caching::AuthorizedKeys, Caching::Discover].iter().zip(&counters.outcomes) {
+            for (outcome, count) in ShadowOutcome::ALL.iter().zip(counts) {
+                let labels = [("route", caching.as_str()), ("result", outcome.as_str())];
                 ConstCounter::new(count.load(Relaxed)).encode(family.encode_family(&labels)?)?;
             }
         }
-        let buckets: Vec<_> =
-            AGES.into_iter().zip(counts.wrong.iter().map(|count| count.load(Relaxed))).collect();
+        let buckets: Vec<_> = AGE_BUCKETS
+            .into_iter()
+            .zip(counters.wrong_by_age.iter().map(|count| count.load(Relaxed)))
+            .collect();
         let all = buckets.iter().map(|(_, count)| count).sum();
-        let seconds = Duration::from_millis(counts.wrong_ms.load(Relaxed)).as_secs_f64();
+        let seconds = Duration::from_millis(counters.wrong_age_sum_ms.load(Relaxed)).as_secs_f64();
         encoder
             .encode_descriptor(
                 "shadow_wrong_age_seconds",
@@ -154,9 +166,14 @@ impl Sources {
             count.encode(family.encode_family(&[("event", kind.as_str())])?)?;
         }
         let refused = ConstCounter::new(self.hooks.refused.load(Relaxed));
-        single(encoder, "hooks_refused", "Hooks with no right token or signature", &refused)?;
+        encode_single(encoder, "hooks_refused", "Hooks with no right token or signature", &refused)?;
         let shed = ConstCounter::new(self.hooks.shed.load(Relaxed));
-        single(encoder, "hooks_shed", "Large signed hooks that were not read, since too many came", &shed)
+        encode_single(
+            encoder,
+            "hooks_shed",
+            "Large signed hooks that were not read, since too many came",
+            &shed,
+        )
     }
 
     fn encode_threads(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
@@ -193,11 +210,11 @@ impl Sources {
         }
         let suppressed = ConstCounter::new(self.log.suppressed.load(Relaxed));
         let help = "Diagnostics that were counted instead of written, since the same had just been written";
-        single(encoder, "log_suppressed", help, &suppressed)
+        encode_single(encoder, "log_suppressed", help, &suppressed)
     }
 }
 
-impl Sources {
+impl MetricSources {
     fn encode_clock_skew(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let help = "How far the callers' clock is ahead of the gateway's, by when their tokens were issued";
         let mut family = encoder.encode_descriptor("clock_skew_seconds", help, None, MetricType::Gauge)?;
@@ -211,34 +228,38 @@ impl Sources {
 
     fn encode_unverified(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let bytes = ConstGauge::new(u64::try_from(self.bodies.bytes()).unwrap_or(u64::MAX));
-        single(
+        encode_single(
             encoder,
             "unverified_body_bytes",
             "Memory of bodies that are being read in search of a credential",
             &bytes,
         )?;
         let evicted = ConstCounter::new(self.bodies.evicted());
-        single(encoder, "unverified_bodies_evicted", "Such bodies that gave way to others", &evicted)
+        encode_single(encoder, "unverified_bodies_evicted", "Such bodies that gave way to others", &evicted)
     }
 
-    /// Who waits for Rails, and what became of those who could not.
-    fn encode_waiting(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    fn encode_queues(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let up = &self.upstream;
         let waiting = ConstGauge::new(up.hold.waiting());
-        single(encoder, "upstream_held", "Requests that wait now for a Rails that is away", &waiting)?;
+        encode_single(encoder, "upstream_held", "Requests that wait now for a Rails that is away", &waiting)?;
         // Names of their own: a gauge and a counter cannot share one.
         let held = ConstCounter::new(up.hold.held());
-        single(encoder, "upstream_holds", "Requests that have waited for a Rails that was away", &held)?;
+        encode_single(
+            encoder,
+            "upstream_holds",
+            "Requests that have waited for a Rails that was away",
+            &held,
+        )?;
         let away = ConstGauge::new(i64::from(up.away.is_on()));
         let describes =
             "Whether requests wait, or have waited in vain, for a Rails that is not known to be back";
-        single(encoder, "upstream_away", describes, &away)?;
+        encode_single(encoder, "upstream_away", describes, &away)?;
         let unheld = ConstCounter::new(up.away.unheld.load(Relaxed));
         let describes =
             "Look-ups that did not wait for a Rails that was away, since others had waited in vain";
-        single(encoder, "upstream_unheld", describes, &unheld)?;
+        encode_single(encoder, "upstream_unheld", describes, &unheld)?;
         let spent = ConstCounter::new(up.not_resent.load(Relaxed));
-        single(
+        encode_single(
             encoder,
             "upstream_not_resent",
             "Reads that were not sent again, since too many have been",
@@ -270,7 +291,7 @@ impl Sources {
     }
 }
 
-pub(super) fn single(
+pub(super) fn encode_single(
     encoder: &mut DescriptorEncoder<'_>,
     name: &str,
     help: &str,
@@ -279,13 +300,13 @@ pub(super) fn single(
     metric.encode(encoder.encode_descriptor(name, help, None, metric.metric_type())?)
 }
 
-fn by_store<M: EncodeMetric>(
+fn encode_by_store<M: EncodeMetric>(
     encoder: &mut DescriptorEncoder<'_>,
     name: &str,
     help: &str,
     [positive, negative]: [M; 2],
 ) -> fmt::Result {
     let mut family = encoder.encode_descriptor(name, help, None, positive.metric_type())?;
-    positive.encode(family.encode_family(&[("store", Sign::Positive.as_str())])?)?;
-    negative.encode(family.encode_family(&[("store", Sign::Negative.as_str())])?)
+    positive.encode(family.encode_family(&[("store", EntryKind::Positive.as_str())])?)?;
+    negative.encode(family.encode_family(&[("store", EntryKind::Negative.as_str())])?)
 }

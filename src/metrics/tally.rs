@@ -1,5 +1,4 @@
-//! What one worker has counted. Workers count each for themselves, so that a request waits for no
-//! other; a scrape adds them up.
+//! The counters of one worker. Each worker has its own, so that they do not contend; a scrape adds them up.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -12,101 +11,101 @@ use parking_lot::Mutex;
 use crate::auth::CallerKind;
 use crate::exchange::{CacheOutcome, Notes};
 
-/// One request, seen to its end.
+/// A request that has ended, for its counters.
 #[derive(Debug)]
-pub struct Seen<'a> {
-    /// What the layers noted.
+pub struct FinishedRequest<'a> {
+    /// What the layers learned about it.
     pub notes: &'a Notes,
-    /// The status of the answer, if there was one.
+    /// `None` if there was no answer.
     pub status: Option<StatusCode>,
-    /// Whether the client got all of it.
-    pub whole: bool,
-    /// From the first to the last byte.
-    pub took: Duration,
+    /// Whether the client got the whole answer.
+    pub is_whole: bool,
+    /// From the request's head to the end of the answer.
+    pub duration: Duration,
 }
 
-/// The counts of one worker.
+/// Requests that one worker answers and has answered.
 #[derive(Debug, Default)]
-pub struct Tally {
+pub struct WorkerMetrics {
     /// Requests that are being answered now.
     pub in_flight: AtomicI64,
-    /// Never waited for, but for the moment in which somebody scrapes.
-    counts: Mutex<Counts>,
+    /// Uncontended, except for the moment of a scrape.
+    requests: Mutex<RequestMetrics>,
 }
 
-impl Tally {
-    /// Counts one request that has ended.
-    pub fn record(&self, seen: &Seen<'_>) {
-        self.counts.lock().record(seen);
+impl WorkerMetrics {
+    /// Called once for each request.
+    pub fn record(&self, finished: &FinishedRequest<'_>) {
+        self.requests.lock().record(finished);
     }
 
-    /// Adds what was counted here to `sum`.
-    pub(super) fn add_to(&self, sum: &mut Counts) {
+    /// Adds its counters to `sum`.
+    pub(super) fn add_to(&self, sum: &mut RequestMetrics) {
         sum.in_flight += self.in_flight.load(Ordering::Relaxed);
-        sum.add(&self.counts.lock());
+        sum.add(&self.requests.lock());
     }
 }
 
-/// A map of small keys that the gateway itself has made.
-pub(super) type By<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
+/// A map whose keys are few and not chosen by callers, so that a fast hash is safe.
+pub(super) type MapBy<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
 
-/// Counts of one worker, or of all.
+/// Of one worker, or the sum of all.
 #[derive(Debug, Default)]
-pub(super) struct Counts {
-    pub(super) requests: By<Request, u64>,
+pub(super) struct RequestMetrics {
+    pub(super) requests: MapBy<RequestKey, u64>,
     pub(super) in_flight: i64,
     pub(super) hit_duration: Histogram<9>,
-    pub(super) upstream_duration: By<&'static str, Histogram<12>>,
-    pub(super) queue_duration: By<&'static str, Histogram<12>>,
-    pub(super) auth_refusals: By<&'static str, u64>,
-    pub(super) failures: By<&'static str, u64>,
+    pub(super) upstream_duration: MapBy<&'static str, Histogram<12>>,
+    pub(super) queue_duration: MapBy<&'static str, Histogram<12>>,
+    pub(super) auth_refusals: MapBy<&'static str, u64>,
+    pub(super) failures: MapBy<&'static str, u64>,
     pub(super) clients_gone: u64,
 }
 
-/// What tells requests apart.
+/// Requests are counted by this.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Request {
+pub(super) struct RequestKey {
     pub(super) route: &'static str,
     pub(super) caller: CallerKind,
     /// The first digit of the status, 0 without an answer.
-    pub(super) class: u8,
+    pub(super) status_class: u8,
     pub(super) cache: CacheOutcome,
 }
 
-/// How often something took how long.
+/// Durations, counted by upper bound.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Histogram<const N: usize> {
-    /// By upper bound; the last for what is beyond all.
     counts: [u64; N],
-    beyond: u64,
+    /// Durations above the last bound.
+    overflow: u64,
     sum: Duration,
 }
 
 impl<const N: usize> Default for Histogram<N> {
     fn default() -> Self {
-        Self { counts: [0; N], beyond: 0, sum: Duration::ZERO }
+        Self { counts: [0; N], overflow: 0, sum: Duration::ZERO }
     }
 }
 
 impl<const N: usize> Histogram<N> {
-    fn observe(&mut self, took: Duration, bounds: &[Duration; N]) {
-        let count = bounds.iter().zip(&mut self.counts).find(|(bound, _)| took <= **bound);
-        *count.map_or(&mut self.beyond, |(_, count)| count) += 1;
-        self.sum += took;
+    fn observe(&mut self, duration: Duration, bounds: &[Duration; N]) {
+        let count = bounds.iter().zip(&mut self.counts).find(|(bound, _)| duration <= **bound);
+        *count.map_or(&mut self.overflow, |(_, count)| count) += 1;
+        self.sum += duration;
     }
 
     fn add(&mut self, other: &Self) {
         for (count, more) in self.counts.iter_mut().zip(&other.counts) {
             *count += more;
         }
-        self.beyond += other.beyond;
+        self.overflow += other.overflow;
         self.sum += other.sum;
     }
 
-    /// The sum in seconds, the number of observations, and how many fell under each bound only.
+    /// The sum in seconds, the number of observations, and how many fell into each bucket (not cumulated).
     pub(super) fn parts(&self, bounds: &[Duration; N]) -> (f64, u64, Vec<(f64, u64)>) {
         let bounds = bounds.iter().map(Duration::as_secs_f64).chain([f64::INFINITY]);
-        let buckets: Vec<_> = bounds.zip(self.counts.into_iter().chain([self.beyond])).collect();
+        let buckets: Vec<_> = bounds.zip(self.counts.into_iter().chain([self.overflow])).collect();
         (self.sum.as_secs_f64(), buckets.iter().map(|(_, count)| count).sum(), buckets)
     }
 }
@@ -131,15 +130,19 @@ const fn micros<const N: usize>(counts: [u64; N]) -> [Duration; N] {
     bounds
 }
 
-impl Counts {
-    fn record(&mut self, seen: &Seen<'_>) {
-        let Seen { notes, status, whole, took } = seen;
+impl RequestMetrics {
+    fn record(&mut self, finished: &FinishedRequest<'_>) {
+        let FinishedRequest { notes, status, is_whole, duration } = finished;
         let route = notes.route.unwrap_or("none");
-        let request =
-            Request { route, caller: notes.caller, class: status.map_or(0, class), cache: notes.cache };
-        *self.requests.entry(request).or_default() += 1;
+        let key = RequestKey {
+            route,
+            caller: notes.caller,
+            status_class: status.map_or(0, status_class),
+            cache: notes.cache,
+        };
+        *self.requests.entry(key).or_default() += 1;
         if matches!(notes.cache, CacheOutcome::Hit | CacheOutcome::StaleWhileRevalidate) {
-            self.hit_duration.observe(*took, &HIT_BOUNDS);
+            self.hit_duration.observe(*duration, &HIT_BOUNDS);
         }
         if let Some(upstream) = notes.upstream {
             self.upstream_duration.entry(route).or_default().observe(upstream, &UPSTREAM_BOUNDS);
@@ -153,7 +156,7 @@ impl Counts {
         if let Some(failure) = notes.failure {
             *self.failures.entry(failure).or_default() += 1;
         }
-        self.clients_gone += u64::from(!whole);
+        self.clients_gone += u64::from(!is_whole);
     }
 
     fn add(&mut self, other: &Self) {
@@ -171,13 +174,13 @@ impl Counts {
     }
 }
 
-fn add_each<K: Copy + Eq + Hash>(sums: &mut By<K, u64>, counts: &By<K, u64>) {
+fn add_each<K: Copy + Eq + Hash>(sums: &mut MapBy<K, u64>, counts: &MapBy<K, u64>) {
     for (key, count) in counts {
         *sums.entry(*key).or_default() += count;
     }
 }
 
-fn class(status: StatusCode) -> u8 {
+fn status_class(status: StatusCode) -> u8 {
     u8::try_from(status.as_u16() / 100).unwrap_or(5)
 }
 
@@ -185,27 +188,36 @@ fn class(status: StatusCode) -> u8 {
 mod tests {
     use super::*;
 
-    fn seen(route: &'static str, cache: CacheOutcome) -> Notes {
+    fn notes(route: &'static str, cache: CacheOutcome) -> Notes {
         Notes { route: Some(route), cache, caller: CallerKind::SharedSecret, ..Notes::default() }
     }
 
     #[test]
-    fn what_workers_counted_adds_up() {
-        let tallies = [Tally::default(), Tally::default()];
-        for (tally, route, micros) in [(0, "check", 20), (1, "check", 30), (1, "discover", 200_000)] {
-            let notes = seen(route, CacheOutcome::Hit);
-            let took = Duration::from_micros(micros);
+    fn the_counters_of_workers_add_up() {
+        let workers = [WorkerMetrics::default(), WorkerMetrics::default()];
+        for (worker, route, micros) in [(0, "check", 20), (1, "check", 30), (1, "discover", 200_000)] {
+            let notes = notes(route, CacheOutcome::Hit);
+            let duration = Duration::from_micros(micros);
             let status = Some(StatusCode::OK);
-            tallies[tally].record(&Seen { notes: &notes, status, whole: micros != 30, took });
-            tallies[tally].in_flight.fetch_add(1, Ordering::Relaxed);
+            workers[worker].record(&FinishedRequest {
+                notes: &notes,
+                status,
+                is_whole: micros != 30,
+                duration,
+            });
+            workers[worker].in_flight.fetch_add(1, Ordering::Relaxed);
         }
-        let mut sum = Counts::default();
-        for tally in &tallies {
-            tally.add_to(&mut sum);
+        let mut sum = RequestMetrics::default();
+        for worker in &workers {
+            worker.add_to(&mut sum);
         }
         let count = |route| {
-            let request =
-                Request { route, caller: CallerKind::SharedSecret, class: 2, cache: CacheOutcome::Hit };
+            let request = RequestKey {
+                route,
+                caller: CallerKind::SharedSecret,
+                status_class: 2,
+                cache: CacheOutcome::Hit,
+            };
             sum.requests.get(&request).copied()
         };
         assert_eq!((count("check"), count("discover"), count("none")), (Some(2), Some(1), None));

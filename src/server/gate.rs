@@ -27,7 +27,7 @@ use super::patience::Patience;
 use super::registry::ConnectionState;
 use super::wire::{self, Framing, Head, HeadLimits, HeadReader};
 use crate::refusal::Refusal;
-use crate::turn::Pace;
+use crate::turn::WritePacer;
 
 /// A socket whose reading side is guarded.
 #[derive(Debug)]
@@ -52,7 +52,7 @@ pub(super) struct Gate<I> {
     has_unsent: bool,
     /// What its connection was last told of that.
     awaits_body: bool,
-    pace: Pace,
+    pacer: WritePacer,
     /// The peer has sent all that it will send.
     is_done: bool,
     /// hyper does not know that yet.
@@ -118,7 +118,7 @@ impl<I> Gate<I> {
             is_reading: false,
             has_unsent: false,
             awaits_body: false,
-            pace: Pace::default(),
+            pacer: WritePacer::default(),
             is_done: false,
             holds_end: false,
             extensions: 0,

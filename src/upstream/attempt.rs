@@ -97,7 +97,7 @@ impl Server {
         // masses that no connection is to be had. It says nothing of the server.
         let health = &self.state.health;
         if outcome.is_ok() && reason.is_none() && plan.class != Class::Other && !plan.is_check {
-            health.last_answer().is_now(now);
+            health.last_answer().record(now);
         }
         match (&outcome, reason) {
             _ if plan.class == Class::Other => {}

@@ -101,7 +101,7 @@ impl Pool {
     ) -> Result<Response<Body>, Trouble> {
         // Here, and not when hyper writes: whatever it has begun with is sent once, and a connection that
         // is closed meanwhile would be an error.
-        turn::to_send(request.body().size_hint().lower()).await;
+        turn::wait_to_write(request.body().size_hint().lower()).await;
         // Of a large body there is no copy to send again, so it does not go to where Rails may just have hung up.
         let may_share = !sending.is_under_way() || copy::is_small(request.body());
         while may_share && let Some(mut line) = self.kept.take() {

@@ -204,7 +204,7 @@ impl<'r> Journey<'r> {
             let deadlines =
                 Deadlines { sent, response_timeout, end: self.limits.end, total_timeout: self.limits.total };
             if let Some(progress) = &self.plan.progress {
-                progress.is_sent(sent, server.state.health.last_answer());
+                progress.record_sent(sent, server.state.health.last_answer());
             }
             match server.attempt(request, self.plan, deadlines).await {
                 Err(AttemptError::NotSent(error, unsent)) => {

@@ -138,7 +138,7 @@ async fn an_unusable_snapshot_is_ignored_and_logged_once() {
     for (change, why) in [
         ("nothing of it", "it is damaged: it does not begin like a snapshot"),
         ("secret", "it was saved with another secret, or in front of another upstream.url"),
-        ("bit", "it is damaged: its seal does not fit what is in it"),
+        ("bit", "it is damaged: its MAC does not match its content"),
     ] {
         let (mut harness, settings) = start(setup()).await;
         harness.send(&key()).await;

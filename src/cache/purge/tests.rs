@@ -3,9 +3,9 @@ use std::time::Instant;
 use http::{HeaderMap, StatusCode};
 
 use super::*;
-use crate::cache::entry::Sign;
+use crate::cache::entry::EntryKind;
 use crate::cache::freshness::Storable;
-use crate::cache::{Boarding, Lifetimes, NoStore, Phase, Settings};
+use crate::cache::{CacheSettings, Freshness, LeaderOrFollower, Lifetimes, NoStoreReason};
 
 const SSH: &str = "AAAAC3NzaC1lZDI1NTE5AAAAIGvUxsMLvN0yGZGFjpMyEIKPXpf4qFhJvZqgEf3PeFc1";
 
@@ -13,19 +13,29 @@ fn ssh(base64: &str) -> Key {
     Key::of_ssh_key(base64.as_bytes()).unwrap()
 }
 
-fn put(cache: &Arc<Cache>, key: &Key, sign: Sign, subject: u64, body: &str) -> Result<(), NoStore> {
-    let Boarding::Lead(lease) = cache.board(key, Instant::now()) else { unreachable!("{key:?} is there") };
-    let ages = Lifetimes::default().of(key.caching(), sign);
-    let storable = Storable { sign, ages, expires: None, subject: (subject > 0).then_some(subject) };
-    lease.store(StatusCode::OK, &HeaderMap::new(), body.as_bytes(), storable)
+fn put(
+    cache: &Arc<Cache>,
+    key: &Key,
+    kind: EntryKind,
+    subject_id: u64,
+    body: &str,
+) -> Result<(), NoStoreReason> {
+    let LeaderOrFollower::Leader(guard) = cache.lead_or_follow(key, Instant::now()) else {
+        unreachable!("{key:?} is there")
+    };
+    let age_limits = Lifetimes::default().age_limits(key.caching(), kind);
+    let storable =
+        Storable { kind, age_limits, expires_at: None, subject_id: (subject_id > 0).then_some(subject_id) };
+    guard.store(StatusCode::OK, &HeaderMap::new(), body.as_bytes(), storable)
 }
 
-/// Two users with a key each, known by all that can be asked for, and some that are not there.
+/// Two users with a key each, stored under every kind of key, and some negative entries.
 fn filled() -> (Arc<Cache>, Vec<Key>) {
-    let cache = Cache::new(&Settings::default());
-    let user = |id: u64, name: &str| (Sign::Positive, id, format!(r#"{{"id":{id},"username":"{name}"}}"#));
-    let row = |id: u64| (Sign::Positive, id, "{}".to_owned());
-    let none = || (Sign::Negative, 0, "null".to_owned());
+    let cache = Cache::new(&CacheSettings::default());
+    let user =
+        |id: u64, name: &str| (EntryKind::Positive, id, format!(r#"{{"id":{id},"username":"{name}"}}"#));
+    let row = |id: u64| (EntryKind::Positive, id, "{}".to_owned());
+    let none = || (EntryKind::Negative, 0, "null".to_owned());
     let entries = [
         (ssh(SSH), row(70)),
         (ssh("AAAB"), row(80)),
@@ -39,16 +49,16 @@ fn filled() -> (Arc<Cache>, Vec<Key>) {
         (Key::Instance, row(0)),
     ];
     let keys = entries.iter().map(|(key, _)| key.clone()).collect();
-    for (key, (sign, subject, body)) in entries {
-        put(&cache, &key, sign, subject, &body).unwrap();
+    for (key, (kind, subject_id, body)) in entries {
+        put(&cache, &key, kind, subject_id, &body).unwrap();
     }
     (cache, keys)
 }
 
 #[test]
-fn what_is_meant_goes_and_nothing_else() {
+fn a_purge_drops_exactly_the_matching_entries() {
     let key = Selector::ssh_key(SSH).unwrap();
-    for (selector, gone) in [
+    for (selector, dropped) in [
         (key, &[0][..]),
         (Selector::ssh_key("AAAC").unwrap(), &[8]),
         (Selector::KeyId(70), &[0, 2]),
@@ -63,36 +73,36 @@ fn what_is_meant_goes_and_nothing_else() {
         (Selector::Route(Caching::Check), &[9]),
         (Selector::All, &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]),
     ] {
-        for how in [How::Hard, How::Soft] {
+        for mode in [PurgeMode::Hard, PurgeMode::Soft] {
             let (cache, keys) = filled();
-            let purged = cache.purge(std::slice::from_ref(&selector), how);
-            assert_eq!(purged.entries, gone.len(), "{selector:?}");
-            // Of a whole endpoint there may be a million, each of them to be looked for.
-            let key_rows = match selector {
+            let purged = cache.purge(std::slice::from_ref(&selector), mode);
+            assert_eq!(purged.entries, dropped.len(), "{selector:?}");
+            // Not for a whole endpoint, which may have a million.
+            let key_row_ids = match selector {
                 Selector::UserId(7) => &[70][..],
                 Selector::Username(ref name) if name == "RUBI" => &[70],
                 Selector::Username(ref name) if name == "root" => &[80],
                 _ => &[],
             };
-            assert_eq!(purged.key_rows, key_rows, "{selector:?}");
+            assert_eq!(purged.key_row_ids, key_row_ids, "{selector:?}");
             for (index, key) in keys.iter().enumerate() {
-                let phase = cache.lookup(key, Instant::now()).map(|hit| hit.phase);
-                let may_be_stale = how == How::Soft && index < 7;
-                let expected = match gone.contains(&index) {
-                    true if may_be_stale => Some(Phase::Revalidate),
+                let freshness = cache.lookup(key, Instant::now()).map(|hit| hit.freshness);
+                let may_be_stale = mode == PurgeMode::Soft && index < 7;
+                let expected = match dropped.contains(&index) {
+                    true if may_be_stale => Some(Freshness::StaleWhileRevalidate),
                     true => None,
-                    false => Some(Phase::Fresh),
+                    false => Some(Freshness::Fresh),
                 };
-                assert_eq!(phase, expected, "{selector:?} {how:?}: {key:?}");
+                assert_eq!(freshness, expected, "{selector:?} {mode:?}: {key:?}");
             }
         }
     }
 }
 
 #[test]
-fn what_several_mean_is_found_once() {
+fn entries_that_match_several_selectors_are_counted_once() {
     let key = Selector::ssh_key(SSH).unwrap();
-    for (selectors, gone) in [
+    for (selectors, dropped) in [
         (vec![key.clone(), Selector::ssh_key("AAAB").unwrap(), key.clone()], 2),
         (vec![key.clone(), Selector::KeyId(70)], 2),
         (vec![key, Selector::UserId(7), Selector::Route(Caching::AuthorizedKeys)], 6),
@@ -100,15 +110,15 @@ fn what_several_mean_is_found_once() {
         (vec![], 0),
     ] {
         let (cache, keys) = filled();
-        assert_eq!(cache.purge(&selectors, How::Hard).entries, gone, "{selectors:?}");
+        assert_eq!(cache.purge(&selectors, PurgeMode::Hard).entries, dropped, "{selectors:?}");
         let left = keys.iter().filter(|key| cache.lookup(key, Instant::now()).is_some()).count();
-        assert_eq!(left, keys.len() - gone, "{selectors:?}");
+        assert_eq!(left, keys.len() - dropped, "{selectors:?}");
     }
 }
 
 #[test]
-fn what_a_selector_names_goes_without_a_search() {
-    for (selector, gone) in [
+fn purge_by_key_drops_named_entries_without_a_search() {
+    for (selector, dropped) in [
         (Selector::ssh_key(SSH).unwrap(), &[0][..]),
         (Selector::KeyId(70), &[2]),
         (Selector::UserId(7), &[3]),
@@ -117,18 +127,18 @@ fn what_a_selector_names_goes_without_a_search() {
         (Selector::All, &[]),
     ] {
         let (cache, keys) = filled();
-        assert_eq!(cache.purge_by_key(&[selector.clone(), selector.clone()]), gone.len(), "{selector:?}");
+        assert_eq!(cache.purge_by_key(&[selector.clone(), selector.clone()]), dropped.len(), "{selector:?}");
         for (index, key) in keys.iter().enumerate() {
-            let is_kept = cache.lookup(key, Instant::now()).is_some();
-            assert_eq!(is_kept, !gone.contains(&index), "{selector:?}: {key:?}");
+            let is_stored = cache.lookup(key, Instant::now()).is_some();
+            assert_eq!(is_stored, !dropped.contains(&index), "{selector:?}: {key:?}");
         }
     }
 }
 
-/// Whose key it is, nobody knows before the answer is there.
+/// Only the answer says whose key it is.
 #[test]
-fn what_is_on_its_way_and_may_be_meant_is_not_stored() {
-    for (selector, key, is_struck) in [
+fn flights_that_may_match_are_fenced_off() {
+    for (selector, key, is_fenced_off) in [
         (Selector::ssh_key(SSH).unwrap(), ssh(SSH), true),
         (Selector::ssh_key(SSH).unwrap(), ssh("AAAB"), false),
         (Selector::KeyId(7), ssh(SSH), true),
@@ -142,19 +152,25 @@ fn what_is_on_its_way_and_may_be_meant_is_not_stored() {
         (Selector::Route(Caching::Check), Key::UserById(1), false),
         (Selector::All, Key::Instance, true),
     ] {
-        let cache = Cache::new(&Settings::default());
-        let Boarding::Lead(lease) = cache.board(&key, Instant::now()) else { unreachable!() };
-        assert_eq!(cache.purge(std::slice::from_ref(&selector), How::Soft), Purged::default());
-        let ages = Lifetimes::default().of(Caching::Discover, Sign::Positive);
-        let storable = Storable { sign: Sign::Positive, ages, expires: None, subject: None };
-        let stored = lease.store(StatusCode::OK, &HeaderMap::new(), b"{}", storable);
-        assert_eq!(stored, if is_struck { Err(NoStore::Fenced) } else { Ok(()) }, "{selector:?} {key:?}");
-        assert_eq!(cache.lookup(&key, Instant::now()).is_none(), is_struck);
+        let cache = Cache::new(&CacheSettings::default());
+        let LeaderOrFollower::Leader(guard) = cache.lead_or_follow(&key, Instant::now()) else {
+            unreachable!()
+        };
+        assert_eq!(cache.purge(std::slice::from_ref(&selector), PurgeMode::Soft), PurgeResult::default());
+        let age_limits = Lifetimes::default().age_limits(Caching::Discover, EntryKind::Positive);
+        let storable = Storable { kind: EntryKind::Positive, age_limits, expires_at: None, subject_id: None };
+        let stored = guard.store(StatusCode::OK, &HeaderMap::new(), b"{}", storable);
+        assert_eq!(
+            stored,
+            if is_fenced_off { Err(NoStoreReason::Fenced) } else { Ok(()) },
+            "{selector:?} {key:?}"
+        );
+        assert_eq!(cache.lookup(&key, Instant::now()).is_none(), is_fenced_off);
     }
 }
 
 #[test]
-fn a_key_can_be_named_in_all_its_spellings() {
+fn an_ssh_key_can_be_given_in_all_its_spellings() {
     let key = Selector::ssh_key(SSH);
     assert!(key.is_some());
     for same in [
@@ -176,10 +192,10 @@ fn a_key_can_be_named_in_all_its_spellings() {
     }
 }
 
-/// Rails does not say whose it is. So what is said of any user ends it: it is asked for once more at worst.
+/// Rails does not say who owns the key, so a purge of any user drops it: at worst it is fetched once more.
 #[test]
-fn a_key_of_a_blocked_owner_goes_with_any_user_and_an_unknown_one_stays() {
-    for (selector, goes) in [
+fn keys_of_blocked_owners_match_any_user_and_unknown_keys_do_not() {
+    for (selector, is_dropped) in [
         (Selector::UserId(7), true),
         (Selector::Username("barred".into()), true),
         (Selector::ssh_key("AAAD").unwrap(), true),
@@ -189,14 +205,16 @@ fn a_key_of_a_blocked_owner_goes_with_any_user_and_an_unknown_one_stays() {
     ] {
         let (cache, _) = filled();
         let blocked = ssh("AAAD");
-        let Boarding::Lead(lease) = cache.board(&blocked, Instant::now()) else { unreachable!() };
-        let ages = Lifetimes::default().of(blocked.caching(), Sign::Negative);
-        let storable = Storable { sign: Sign::Negative, ages, expires: None, subject: None };
+        let LeaderOrFollower::Leader(guard) = cache.lead_or_follow(&blocked, Instant::now()) else {
+            unreachable!()
+        };
+        let age_limits = Lifetimes::default().age_limits(blocked.caching(), EntryKind::Negative);
+        let storable = Storable { kind: EntryKind::Negative, age_limits, expires_at: None, subject_id: None };
         let body = br#"{"message":"401 Unauthorized - Key"}"#;
-        lease.store(StatusCode::UNAUTHORIZED, &HeaderMap::new(), body, storable).unwrap();
-        cache.purge(std::slice::from_ref(&selector), How::Hard);
-        assert_eq!(cache.lookup(&blocked, Instant::now()).is_none(), goes, "{selector:?}");
-        let is_unknown_kept = cache.lookup(&ssh("AAAC"), Instant::now()).is_some();
-        assert_eq!(is_unknown_kept, selector != Selector::ssh_key("AAAC").unwrap(), "{selector:?}");
+        guard.store(StatusCode::UNAUTHORIZED, &HeaderMap::new(), body, storable).unwrap();
+        cache.purge(std::slice::from_ref(&selector), PurgeMode::Hard);
+        assert_eq!(cache.lookup(&blocked, Instant::now()).is_none(), is_dropped, "{selector:?}");
+        let is_unknown_stored = cache.lookup(&ssh("AAAC"), Instant::now()).is_some();
+        assert_eq!(is_unknown_stored, selector != Selector::ssh_key("AAAC").unwrap(), "{selector:?}");
     }
 }

@@ -1,12 +1,12 @@
-//! The file: what is in it, and in which order.
+//! The format of the file.
 //!
 //! ```text
 //! railgate cache 2\n
-//! whose             32 bytes: a MAC that only the same secret and upstream make
+//! owner             32 bytes: a MAC that only the same secret and upstream make
 //! saved             8 bytes, little-endian: milliseconds since the Unix epoch
 //! frame …           4 bytes, little-endian: its length; then a `Frame`, as postcard writes it
 //! end               4 bytes: 0
-//! seal              32 bytes: HMAC-SHA256 of all of the above
+//! MAC               32 bytes: HMAC-SHA256 of all of the above
 //! ```
 
 use std::collections::HashMap;
@@ -23,160 +23,162 @@ use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq as _;
 
-use super::{Damage, NotLoaded};
-use crate::cache::ages::Ages;
+use super::{Damage, LoadError};
+use crate::cache::ages::AgeLimits;
 use crate::cache::entry::Entry;
 use crate::cache::key::Key;
 
 const MAGIC: &[u8] = b"railgate cache ";
-/// To be raised with whatever changes below, and with [`Key`] or [`Ages`]: postcard writes positions, not names.
+/// To be raised with any change below, and of [`Key`] or [`AgeLimits`]: postcard writes positions, not names.
 const VERSION: &[u8] = b"2\n";
-const MAC: usize = 32;
+const MAC_LENGTH: usize = 32;
 
 /// How much is read or written at one time.
-const BUFFER: usize = 256 * 1024;
+const BUFFER_SIZE: usize = 256 * 1024;
 
 #[derive(Deserialize, Serialize)]
 pub(super) enum Frame<'a> {
-    /// Headers that entries share, which name them by their number, from 0 on.
+    /// Headers that entries share. Entries refer to them by their number, from 0 on.
     #[serde(borrow)]
-    Head(Vec<(&'a str, &'a serde_bytes::Bytes)>),
+    Headers(Vec<(&'a str, &'a serde_bytes::Bytes)>),
     #[serde(borrow)]
-    Entry(Record<'a>),
+    Entry(SavedEntry<'a>),
 }
 
 /// A positive entry; its age is that of the moment of saving.
 #[derive(Deserialize, Serialize)]
-pub(in crate::cache) struct Record<'a> {
+pub(in crate::cache) struct SavedEntry<'a> {
     pub(in crate::cache) key: Key,
-    pub(in crate::cache) head: usize,
+    pub(in crate::cache) header_map: usize,
     pub(in crate::cache) status: u16,
     #[serde(borrow)]
     pub(in crate::cache) etag: Option<&'a serde_bytes::Bytes>,
     #[serde(borrow)]
     pub(in crate::cache) body: &'a serde_bytes::Bytes,
     pub(in crate::cache) age: Duration,
-    pub(in crate::cache) ages: Ages,
-    pub(in crate::cache) is_softened: bool,
+    pub(in crate::cache) age_limits: AgeLimits,
+    pub(in crate::cache) is_marked_stale: bool,
     pub(in crate::cache) hits: u32,
-    pub(in crate::cache) expires: u32,
-    pub(in crate::cache) subject: u64,
+    pub(in crate::cache) expires_at: u32,
+    pub(in crate::cache) subject_id: u64,
 }
 
-/// An error if there is something else than a saved cache, which must not be lost.
-pub(super) fn must_be_free(path: &Path) -> io::Result<()> {
-    match what_is_at(path)? {
-        There::Nothing | There::Saved(_) => Ok(()),
-        There::Else(what) => Err(left_alone(path, what)),
+/// An error if there is something else than a snapshot, which must not be lost.
+pub(super) fn check_replaceable(path: &Path) -> io::Result<()> {
+    match existing_file(path)? {
+        ExistingFile::None | ExistingFile::Snapshot(_) => Ok(()),
+        ExistingFile::Other(what) => Err(not_replaced(path, what)),
     }
 }
 
-/// Makes a file that no other user may read. What a crash has left of an earlier one goes; anything
+/// Makes a file that no other user may read. What a crash has left of an earlier one is removed; anything
 /// else that has this name stays, and is an error.
 pub(super) fn create(path: &Path) -> io::Result<File> {
-    match what_is_at(path)? {
-        There::Nothing => {}
-        There::Saved(there) if there.uid() != rustix::process::geteuid().as_raw() => {
-            return Err(left_alone(path, "a file of another user"));
+    match existing_file(path)? {
+        ExistingFile::None => {}
+        ExistingFile::Snapshot(metadata) if metadata.uid() != rustix::process::geteuid().as_raw() => {
+            return Err(not_replaced(path, "a file of another user"));
         }
-        // One that was begun has one name until it is complete.
-        There::Saved(there) if there.nlink() > 1 => {
-            return Err(left_alone(path, "a file that has other names too (hard links)"));
+        // An unfinished snapshot has one name until it is complete.
+        ExistingFile::Snapshot(metadata) if metadata.nlink() > 1 => {
+            return Err(not_replaced(path, "a file that has other names too (hard links)"));
         }
-        There::Saved(_) => fs::remove_file(path)?,
-        There::Else(what) => return Err(left_alone(path, what)),
+        ExistingFile::Snapshot(_) => fs::remove_file(path)?,
+        ExistingFile::Other(what) => return Err(not_replaced(path, what)),
     }
-    // Not through a link, nor into something that has come there since.
+    // Not through a link, nor into a file that was created there since.
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-    // At once, so that it is known as one of these wherever a crash ends it.
-    let begun = file.write_all(MAGIC).and_then(|()| file.rewind());
-    if begun.is_err() {
-        // What failed first is the news.
+    // At once, so that it is known as a snapshot wherever a crash ends it.
+    let started = file.write_all(MAGIC).and_then(|()| file.rewind());
+    if started.is_err() {
+        // The first error is the one to report.
         let _ = fs::remove_file(path);
     }
-    begun.map(|()| file)
+    started.map(|()| file)
 }
 
 /// What has the name of a file that is to be written.
-enum There {
-    Nothing,
-    /// A regular file that begins like a saved cache, or an empty one, which a power cut makes of that.
-    Saved(fs::Metadata),
-    /// Something that is none of the gateway's business.
-    Else(&'static str),
+enum ExistingFile {
+    None,
+    /// A regular file that begins like a snapshot, or an empty one, which a power cut makes of that.
+    Snapshot(fs::Metadata),
+    /// Anything else, which is left alone.
+    Other(&'static str),
 }
 
 /// Looks without following links, and without waiting for the other end of a pipe.
-fn what_is_at(path: &Path) -> io::Result<There> {
-    let there = match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(There::Nothing),
-        there => there?,
+fn existing_file(path: &Path) -> io::Result<ExistingFile> {
+    let metadata = match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(ExistingFile::None),
+        metadata => metadata?,
     };
-    let kind = there.file_type();
+    let file_type = metadata.file_type();
     let what = match () {
-        () if kind.is_dir() => "a directory",
-        () if kind.is_symlink() => "a symbolic link",
-        () if kind.is_socket() => "a socket",
-        () if kind.is_fifo() => "a named pipe",
-        () if !kind.is_file() => "a device",
+        () if file_type.is_dir() => "a directory",
+        () if file_type.is_symlink() => "a symbolic link",
+        () if file_type.is_socket() => "a socket",
+        () if file_type.is_fifo() => "a named pipe",
+        () if !file_type.is_file() => "a device",
         () => "a file that is no saved cache",
     };
-    if !kind.is_file() {
-        return Ok(There::Else(what));
+    if !file_type.is_file() {
+        return Ok(ExistingFile::Other(what));
     }
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let Ok(flags) = i32::try_from(flags.bits()) else { return Ok(There::Else(what)) };
+    let Ok(flags) = i32::try_from(flags.bits()) else { return Ok(ExistingFile::Other(what)) };
     let mut file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            return Ok(There::Else("a file that may not be read"));
+            return Ok(ExistingFile::Other("a file that may not be read"));
         }
         file => file?,
     };
-    let (there, mut begin) = (file.metadata()?, [0; MAGIC.len()]);
-    let is_saved = there.len() == 0 || file.read_exact(&mut begin).is_ok() && begin == MAGIC;
-    Ok(if there.is_file() && is_saved { There::Saved(there) } else { There::Else(what) })
+    let (metadata, mut magic) = (file.metadata()?, [0; MAGIC.len()]);
+    let is_snapshot = metadata.len() == 0 || file.read_exact(&mut magic).is_ok() && magic == MAGIC;
+    let is_snapshot = metadata.is_file() && is_snapshot;
+    Ok(if is_snapshot { ExistingFile::Snapshot(metadata) } else { ExistingFile::Other(what) })
 }
 
-fn left_alone(path: &Path, what: &str) -> io::Error {
+fn not_replaced(path: &Path, what: &str) -> io::Error {
     let path = path.display();
-    let told = format!("{path} is {what}, which is left alone: move it away, or name another cache.snapshot");
-    io::Error::new(io::ErrorKind::AlreadyExists, told)
+    let message =
+        format!("{path} is {what}, which is left alone: move it away, or name another cache.snapshot");
+    io::Error::new(io::ErrorKind::AlreadyExists, message)
 }
 
-fn whose(seal: &hmac::Key) -> hmac::Tag {
-    hmac::sign(seal, b"whose")
+fn owner_mac(key: &hmac::Key) -> hmac::Tag {
+    hmac::sign(key, b"whose")
 }
 
 /// Writes a file from its beginning to its end.
-pub(super) struct Writer {
+pub(super) struct SnapshotWriter {
     file: BufWriter<File>,
-    seal: hmac::Context,
-    /// By address, which is theirs for as long as they are kept here.
-    heads: HashMap<*const HeaderMap, (usize, Arc<HeaderMap>)>,
+    mac: hmac::Context,
+    /// By address, which is unique while the map is referenced here.
+    header_maps: HashMap<*const HeaderMap, (usize, Arc<HeaderMap>)>,
     frame: Vec<u8>,
 }
 
-impl Writer {
-    pub(super) fn begin(file: File, key: &hmac::Key, now: Duration) -> io::Result<Self> {
+impl SnapshotWriter {
+    pub(super) fn start(file: File, key: &hmac::Key, now: Duration) -> io::Result<Self> {
         let mut writer = Self {
-            file: BufWriter::with_capacity(BUFFER, file),
-            seal: hmac::Context::with_key(key),
-            heads: HashMap::new(),
+            file: BufWriter::with_capacity(BUFFER_SIZE, file),
+            mac: hmac::Context::with_key(key),
+            header_maps: HashMap::new(),
             frame: Vec::new(),
         };
         let now = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
-        for part in [MAGIC, VERSION, whose(key).as_ref(), &now.to_le_bytes()] {
+        for part in [MAGIC, VERSION, owner_mac(key).as_ref(), &now.to_le_bytes()] {
             writer.write(part)?;
         }
         Ok(writer)
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.seal.update(bytes);
+        self.mac.update(bytes);
         self.file.write_all(bytes)
     }
 
-    fn frame(&mut self, frame: &Frame<'_>) -> io::Result<()> {
+    fn write_frame(&mut self, frame: &Frame<'_>) -> io::Result<()> {
         let mut bytes = std::mem::take(&mut self.frame);
         bytes.clear();
         let bytes = postcard::to_extend(frame, bytes).map_err(io::Error::other)?;
@@ -187,86 +189,86 @@ impl Writer {
         Ok(())
     }
 
-    pub(super) fn put(&mut self, key: &Key, entry: &Entry, now: Instant) -> io::Result<()> {
-        let next = self.heads.len();
+    pub(super) fn write_entry(&mut self, key: &Key, entry: &Entry, now: Instant) -> io::Result<()> {
+        let next = self.header_maps.len();
         let shared = || (next, Arc::clone(&entry.headers));
-        let head = self.heads.entry(Arc::as_ptr(&entry.headers)).or_insert_with(shared).0;
-        if head == next {
+        let header_map = self.header_maps.entry(Arc::as_ptr(&entry.headers)).or_insert_with(shared).0;
+        if header_map == next {
             let headers = entry.headers.iter();
-            self.frame(&Frame::Head(
+            self.write_frame(&Frame::Headers(
                 headers
                     .map(|(name, value)| (name.as_str(), serde_bytes::Bytes::new(value.as_bytes())))
                     .collect(),
             ))?;
         }
-        self.frame(&Frame::Entry(Record {
+        self.write_frame(&Frame::Entry(SavedEntry {
             key: key.clone(),
-            head,
+            header_map,
             status: entry.status.as_u16(),
             etag: entry.etag.as_ref().map(|etag| serde_bytes::Bytes::new(etag.as_bytes())),
             body: serde_bytes::Bytes::new(entry.body()),
             age: entry.age(now),
-            ages: entry.ages,
-            is_softened: entry.is_softened(),
+            age_limits: entry.age_limits,
+            is_marked_stale: entry.is_marked_stale(),
             hits: entry.hits(),
-            expires: entry.expires(),
-            subject: entry.subject().unwrap_or_default(),
+            expires_at: entry.expires_at(),
+            subject_id: entry.subject_id().unwrap_or_default(),
         }))
     }
 
-    pub(super) fn end(mut self) -> io::Result<()> {
+    pub(super) fn finish(mut self) -> io::Result<()> {
         self.write(&0_u32.to_le_bytes())?;
-        let seal = self.seal.clone().sign();
-        self.file.write_all(seal.as_ref())?;
+        let mac = self.mac.clone().sign();
+        self.file.write_all(mac.as_ref())?;
         self.file.flush()
     }
 }
 
-/// Reads a file whose seal is right.
-pub(super) struct Reader {
+/// Reads a file whose MAC is right.
+pub(super) struct SnapshotReader {
     file: BufReader<File>,
-    saved: Duration,
+    saved_at: Duration,
     frame: Vec<u8>,
 }
 
-impl Reader {
+impl SnapshotReader {
     /// Opens the file and removes it.
-    pub(super) fn open(path: &Path, key: &hmac::Key) -> Result<Self, NotLoaded> {
+    pub(super) fn open(path: &Path, key: &hmac::Key) -> Result<Self, LoadError> {
         match fs::symlink_metadata(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(NotLoaded::None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(LoadError::NotFound),
             // To open a pipe would wait for its other end.
-            there => must_be_a_file(&there?)?,
+            metadata => check_is_file(&metadata?)?,
         }
         let file = File::open(path)?;
         let length = file.metadata()?.len();
-        let mut file = BufReader::with_capacity(BUFFER, file);
-        let mut begin = [0; MAGIC.len() + VERSION.len()];
-        read(&mut file, &mut begin).map_err(|_| Damage::Begin)?;
-        let version = begin.strip_prefix(MAGIC).ok_or(Damage::Begin)?;
+        let mut file = BufReader::with_capacity(BUFFER_SIZE, file);
+        let mut start = [0; MAGIC.len() + VERSION.len()];
+        read(&mut file, &mut start).map_err(|_| Damage::Magic)?;
+        let version = start.strip_prefix(MAGIC).ok_or(Damage::Magic)?;
         remove(path)?;
         if version != VERSION {
-            return Err(NotLoaded::OtherVersion);
+            return Err(LoadError::OtherVersion);
         }
-        let (mut is_mine, mut saved) = ([0; MAC], [0; 8]);
-        read(&mut file, &mut is_mine)?;
-        read(&mut file, &mut saved)?;
-        if !bool::from(is_mine.ct_eq(whose(key).as_ref())) {
-            return Err(NotLoaded::Foreign);
+        let (mut owner, mut saved_at) = ([0; MAC_LENGTH], [0; 8]);
+        read(&mut file, &mut owner)?;
+        read(&mut file, &mut saved_at)?;
+        if !bool::from(owner.ct_eq(owner_mac(key).as_ref())) {
+            return Err(LoadError::Foreign);
         }
         verify(&mut file, key, length)?;
-        let at = begin.len() + is_mine.len() + saved.len();
-        file.seek(io::SeekFrom::Start(at as u64))?;
-        let saved = Duration::from_millis(u64::from_le_bytes(saved));
-        Ok(Self { file, saved, frame: Vec::new() })
+        let first_frame = start.len() + owner.len() + saved_at.len();
+        file.seek(io::SeekFrom::Start(first_frame as u64))?;
+        let saved_at = Duration::from_millis(u64::from_le_bytes(saved_at));
+        Ok(Self { file, saved_at, frame: Vec::new() })
     }
 
-    /// When it was saved, since the Unix epoch.
-    pub(super) fn saved(&self) -> Duration {
-        self.saved
+    /// Since the Unix epoch.
+    pub(super) fn saved_at(&self) -> Duration {
+        self.saved_at
     }
 
     /// The next frame, or `None` at the end.
-    pub(super) fn frame(&mut self) -> Result<Option<Frame<'_>>, NotLoaded> {
+    pub(super) fn read_frame(&mut self) -> Result<Option<Frame<'_>>, LoadError> {
         let mut length = [0; 4];
         read(&mut self.file, &mut length)?;
         let length = u32::from_le_bytes(length) as usize;
@@ -277,8 +279,8 @@ impl Reader {
     }
 }
 
-fn must_be_a_file(there: &fs::Metadata) -> Result<(), Damage> {
-    if there.is_file() { Ok(()) } else { Err(Damage::Begin) }
+fn check_is_file(metadata: &fs::Metadata) -> Result<(), Damage> {
+    if metadata.is_file() { Ok(()) } else { Err(Damage::Magic) }
 }
 
 /// For good: after a power cut it must not be there again.
@@ -287,8 +289,8 @@ fn remove(path: &Path) -> io::Result<()> {
     File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
 }
 
-/// The headers of a [`Frame::Head`].
-pub(super) fn map(headers: &[(&str, &serde_bytes::Bytes)]) -> Result<HeaderMap, Damage> {
+/// The headers of a [`Frame::Headers`].
+pub(super) fn header_map(headers: &[(&str, &serde_bytes::Bytes)]) -> Result<HeaderMap, Damage> {
     let mut map = HeaderMap::with_capacity(headers.len());
     for (name, value) in headers {
         let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| Damage::Frame)?;
@@ -298,27 +300,27 @@ pub(super) fn map(headers: &[(&str, &serde_bytes::Bytes)]) -> Result<HeaderMap, 
 }
 
 /// A file that ends too early is damaged, not unreadable.
-fn read(file: &mut BufReader<File>, bytes: &mut [u8]) -> Result<(), NotLoaded> {
+fn read(file: &mut BufReader<File>, bytes: &mut [u8]) -> Result<(), LoadError> {
     file.read_exact(bytes).map_err(|error| match error.kind() {
-        io::ErrorKind::UnexpectedEof => Damage::End.into(),
+        io::ErrorKind::UnexpectedEof => Damage::Truncated.into(),
         _ => error.into(),
     })
 }
 
-/// Reads a file of this length from its beginning to its seal, which has to fit.
-fn verify(file: &mut BufReader<File>, key: &hmac::Key, length: u64) -> Result<(), NotLoaded> {
+/// Reads a file of this length from its beginning, and compares the MAC at its end.
+fn verify(file: &mut BufReader<File>, key: &hmac::Key, length: u64) -> Result<(), LoadError> {
     file.rewind()?;
-    let mut seal = hmac::Context::with_key(key);
-    let mut left = length.checked_sub(MAC as u64).ok_or(Damage::End)?;
-    let mut buffer = vec![0; BUFFER];
-    while left > 0 {
-        let most = usize::try_from(left).unwrap_or(BUFFER).min(BUFFER);
-        let part = buffer.get_mut(..most).unwrap_or_default();
+    let mut mac = hmac::Context::with_key(key);
+    let mut remaining = length.checked_sub(MAC_LENGTH as u64).ok_or(Damage::Truncated)?;
+    let mut buffer = vec![0; BUFFER_SIZE];
+    while remaining > 0 {
+        let size = usize::try_from(remaining).unwrap_or(BUFFER_SIZE).min(BUFFER_SIZE);
+        let part = buffer.get_mut(..size).unwrap_or_default();
         read(file, part)?;
-        seal.update(part);
-        left -= most as u64;
+        mac.update(part);
+        remaining -= size as u64;
     }
-    let mut said = [0; MAC];
-    read(file, &mut said)?;
-    if bool::from(said.ct_eq(seal.sign().as_ref())) { Ok(()) } else { Err(Damage::Seal.into()) }
+    let mut expected = [0; MAC_LENGTH];
+    read(file, &mut expected)?;
+    if bool::from(expected.ct_eq(mac.sign().as_ref())) { Ok(()) } else { Err(Damage::Mac.into()) }
 }

@@ -6,17 +6,17 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 use super::*;
 use crate::cache::freshness::Storable;
 use crate::cache::key::Key;
-use crate::cache::purge::{How, Selector};
-use crate::cache::{Boarding, Phase, Settings};
-use crate::clock::{Clock, Manual};
+use crate::cache::purge::{PurgeMode, Selector};
+use crate::cache::{CacheSettings, Freshness, LeaderOrFollower};
+use crate::clock::{Clock, ManualClock};
 
-struct Setting {
+struct Fixture {
     dir: PathBuf,
-    time: Manual,
+    time: ManualClock,
     cache: Arc<Cache>,
 }
 
-impl Drop for Setting {
+impl Drop for Fixture {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.dir);
     }
@@ -30,35 +30,35 @@ fn seconds(count: u64) -> Duration {
     Duration::from_secs(count)
 }
 
-fn sealed(path: PathBuf, secret: &str, upstream: &str) -> Snapshot {
-    Snapshot::new(path, &ShellSecret::from_text(secret.as_bytes()).unwrap(), upstream)
+fn sealed(path: PathBuf, secret: &str, upstream: &str) -> SnapshotFile {
+    SnapshotFile::new(path, &ShellSecret::from_text(secret.as_bytes()).unwrap(), upstream)
 }
 
-impl Setting {
+impl Fixture {
     fn new() -> Self {
         let name = format!("railgate-snapshot-{}-{:x}", std::process::id(), fastrand::u64(..));
         let dir = std::env::temp_dir().join(name);
         fs::create_dir(&dir).unwrap();
-        let time = Manual::at(BEGIN);
-        let cache = Cache::with_clock(&Settings::default(), Clock::Manual(time.clone()));
+        let time = ManualClock::at(BEGIN);
+        let cache = Cache::with_clock(&CacheSettings::default(), Clock::Manual(time.clone()));
         Self { dir, time, cache }
     }
 
-    fn snapshot(&self) -> Snapshot {
+    fn snapshot(&self) -> SnapshotFile {
         sealed(self.dir.join("cache"), "s3cret", "rails")
     }
 
-    fn now(&self) -> Now {
+    fn now(&self) -> SnapshotTime {
         let clock = Clock::Manual(self.time.clone());
-        Now { instant: clock.now(), unix: clock.unix() }
+        SnapshotTime { instant: clock.now(), unix: clock.unix_time() }
     }
 
-    fn keep(&self, key: &Key, sign: Sign, body: &str) {
-        self.keep_until(key, sign, body, None);
+    fn keep(&self, key: &Key, kind: EntryKind, body: &str) {
+        self.keep_until(key, kind, body, None);
     }
 
-    fn keep_until(&self, key: &Key, sign: Sign, body: &str, expires: Option<i64>) {
-        let Boarding::Lead(lease) = self.cache.board(key, self.now().instant) else {
+    fn keep_until(&self, key: &Key, kind: EntryKind, body: &str, expires_at: Option<i64>) {
+        let LeaderOrFollower::Leader(guard) = self.cache.lead_or_follow(key, self.now().instant) else {
             unreachable!("{key:?} is there");
         };
         let mut headers = HeaderMap::new();
@@ -66,40 +66,44 @@ impl Setting {
         if key != &Key::UserById(8) {
             headers.insert(header::ETAG, HeaderValue::from_static("W/\"1\""));
         }
-        let ages = Lifetimes::default().of(key.caching(), sign);
-        let storable = Storable { sign, ages, expires, subject: Some(7) };
-        lease.store(StatusCode::OK, &headers, body.as_bytes(), storable).unwrap();
+        let age_limits = Lifetimes::default().age_limits(key.caching(), kind);
+        let storable = Storable { kind, age_limits, expires_at, subject_id: Some(7) };
+        guard.store(StatusCode::OK, &headers, body.as_bytes(), storable).unwrap();
     }
 
     fn save(&self) -> usize {
         self.cache.save(&self.snapshot(), self.now()).unwrap()
     }
 
-    /// What a gateway that is started now gets of it.
-    fn load_with(&self, from: &Snapshot, lifetimes: &Lifetimes) -> (Arc<Cache>, Result<Loaded, NotLoaded>) {
-        let cache = Cache::with_clock(&Settings::default(), Clock::Manual(self.time.clone()));
+    /// Loads into the cache of a gateway that is started now.
+    fn load_with(
+        &self,
+        from: &SnapshotFile,
+        lifetimes: &Lifetimes,
+    ) -> (Arc<Cache>, Result<LoadSummary, LoadError>) {
+        let cache = Cache::with_clock(&CacheSettings::default(), Clock::Manual(self.time.clone()));
         let loaded = cache.load(from, self.now(), lifetimes, false);
         (cache, loaded)
     }
 
-    fn load(&self) -> (Arc<Cache>, Result<Loaded, NotLoaded>) {
+    fn load(&self) -> (Arc<Cache>, Result<LoadSummary, LoadError>) {
         self.load_with(&self.snapshot(), &Lifetimes::default())
     }
 }
 
 #[test]
-fn what_is_loaded_is_what_was_saved_and_as_old_as_it_is() {
-    let s = Setting::new();
-    s.keep(&KEY, Sign::Positive, USER);
-    s.keep(&Key::UserById(8), Sign::Positive, r#"{"id":8}"#);
-    s.keep(&Key::UserByName("Rubi".into()), Sign::Positive, USER);
-    s.keep(&Key::SshKey([9; 32]), Sign::Positive, "a row");
-    s.keep(&Key::UserOfKey(404), Sign::Negative, "null");
+fn loaded_entries_equal_the_saved_ones_and_keep_their_age() {
+    let s = Fixture::new();
+    s.keep(&KEY, EntryKind::Positive, USER);
+    s.keep(&Key::UserById(8), EntryKind::Positive, r#"{"id":8}"#);
+    s.keep(&Key::UserByName("Rubi".into()), EntryKind::Positive, USER);
+    s.keep(&Key::SshKey([9; 32]), EntryKind::Positive, "a row");
+    s.keep(&Key::UserOfKey(404), EntryKind::Negative, "null");
     s.time.advance(seconds(20));
     assert_eq!(s.save(), 4);
     s.time.advance(seconds(5));
     let (cache, loaded) = s.load();
-    assert_eq!(loaded.unwrap(), Loaded { entries: 4, left_out: 0, saved: seconds(5) });
+    assert_eq!(loaded.unwrap(), LoadSummary { entries: 4, left_out: 0, saved_ago: seconds(5) });
     let now = s.now().instant;
     for (key, body, etag) in [
         (KEY, USER, true),
@@ -109,8 +113,8 @@ fn what_is_loaded_is_what_was_saved_and_as_old_as_it_is() {
     ] {
         let hit = cache.lookup(&key, now).unwrap();
         assert_eq!(
-            (hit.phase, hit.entry.age(now), hit.entry.subject()),
-            (Phase::Fresh, seconds(25), Some(7))
+            (hit.freshness, hit.entry.age(now), hit.entry.subject_id()),
+            (Freshness::Fresh, seconds(25), Some(7))
         );
         let answer = hit.entry.to_response(seconds(25), HeaderValue::from_static("x"));
         assert_eq!((answer.status(), answer.body().as_ref()), (StatusCode::OK, body.as_bytes()));
@@ -119,91 +123,95 @@ fn what_is_loaded_is_what_was_saved_and_as_old_as_it_is() {
         assert_eq!((answer.headers(), answer.headers().contains_key("etag")), (had.headers(), etag));
     }
     assert!(cache.lookup(&Key::UserOfKey(404), now).is_none());
-    for (after, phase) in [(34, Some(Phase::Fresh)), (1, Some(Phase::Revalidate)), (30, Some(Phase::OnError))]
-    {
+    for (after, freshness) in [
+        (34, Some(Freshness::Fresh)),
+        (1, Some(Freshness::StaleWhileRevalidate)),
+        (30, Some(Freshness::StaleIfError)),
+    ] {
         s.time.advance(seconds(after));
-        assert_eq!(cache.lookup(&KEY, s.now().instant).map(|hit| hit.phase), phase);
+        assert_eq!(cache.lookup(&KEY, s.now().instant).map(|hit| hit.freshness), freshness);
     }
-    assert!(cache.counts().bytes[0].load(std::sync::atomic::Ordering::Relaxed) > 0);
+    assert!(cache.counters().bytes[0].load(std::sync::atomic::Ordering::Relaxed) > 0);
 }
 
 #[test]
-fn what_is_too_old_or_may_not_live_so_long_any_more_is_left_out() {
-    let s = Setting::new();
-    s.keep(&KEY, Sign::Positive, USER);
-    s.keep(&Key::SshKey([9; 32]), Sign::Positive, "a row");
+fn entries_beyond_their_lifetime_are_left_out() {
+    let s = Fixture::new();
+    s.keep(&KEY, EntryKind::Positive, USER);
+    s.keep(&Key::SshKey([9; 32]), EntryKind::Positive, "a row");
     s.save();
     s.time.advance(seconds(3_660));
     let (_, loaded) = s.load();
-    assert_eq!(loaded.unwrap(), Loaded { entries: 0, left_out: 2, saved: seconds(3_660) });
+    assert_eq!(loaded.unwrap(), LoadSummary { entries: 0, left_out: 2, saved_ago: seconds(3_660) });
 
     s.cache.invalidate_all();
-    s.keep(&KEY, Sign::Positive, USER);
-    s.keep(&Key::SshKey([9; 32]), Sign::Positive, "a row");
+    s.keep(&KEY, EntryKind::Positive, USER);
+    s.keep(&Key::SshKey([9; 32]), EntryKind::Positive, "a row");
     s.save();
     s.time.advance(seconds(10));
     let mut lifetimes = Lifetimes::default();
     lifetimes.authorized_keys.ttl = seconds(10);
-    // Nothing is kept of that, however long it could be stale.
+    // None of these is loaded, however long they could be stale.
     lifetimes.discover.ttl = Duration::ZERO;
     let (cache, loaded) = s.load_with(&s.snapshot(), &lifetimes);
-    assert_eq!(loaded.unwrap(), Loaded { entries: 1, left_out: 1, saved: seconds(10) });
+    assert_eq!(loaded.unwrap(), LoadSummary { entries: 1, left_out: 1, saved_ago: seconds(10) });
     let hit = cache.lookup(&Key::SshKey([9; 32]), s.now().instant).unwrap();
-    assert_eq!(hit.phase, Phase::Revalidate);
+    assert_eq!(hit.freshness, Freshness::StaleWhileRevalidate);
 }
 
 #[test]
-fn what_may_have_been_missed_makes_it_stale() {
-    let s = Setting::new();
-    s.keep(&KEY, Sign::Positive, USER);
+fn loaded_entries_are_stale_if_changes_may_have_been_missed() {
+    let s = Fixture::new();
+    s.keep(&KEY, EntryKind::Positive, USER);
     s.save();
-    let cache = Cache::new(&Settings::default());
+    let cache = Cache::new(&CacheSettings::default());
     cache.load(&s.snapshot(), s.now(), &Lifetimes::default(), true).unwrap();
-    assert_eq!(cache.lookup(&KEY, s.now().instant).unwrap().phase, Phase::Revalidate);
-    // And a soft purge before it was saved is not forgotten.
-    s.cache.purge(&[Selector::All], How::Soft);
+    assert_eq!(cache.lookup(&KEY, s.now().instant).unwrap().freshness, Freshness::StaleWhileRevalidate);
+    // An entry that was marked stale before it was saved stays stale.
+    s.cache.purge(&[Selector::All], PurgeMode::Soft);
     s.save();
-    assert_eq!(s.load().0.lookup(&KEY, s.now().instant).unwrap().phase, Phase::Revalidate);
+    assert_eq!(s.load().0.lookup(&KEY, s.now().instant).unwrap().freshness, Freshness::StaleWhileRevalidate);
 }
 
-/// With hooks, and no time in which anything is good that is not fresh.
+/// With hooks configured, and no use of stale answers.
 #[test]
-fn what_is_good_for_nothing_once_it_is_stale_is_left_out() {
-    let s = Setting::new();
-    s.keep(&KEY, Sign::Positive, USER);
+fn entries_that_may_not_be_used_stale_are_left_out() {
+    let s = Fixture::new();
+    s.keep(&KEY, EntryKind::Positive, USER);
     s.save();
     let mut lifetimes = Lifetimes::default();
     lifetimes.discover.stale_while_revalidate = Duration::ZERO;
     lifetimes.discover.stale_if_error = Duration::ZERO;
-    let loaded = Cache::new(&Settings::default()).load(&s.snapshot(), s.now(), &lifetimes, true).unwrap();
+    let loaded =
+        Cache::new(&CacheSettings::default()).load(&s.snapshot(), s.now(), &lifetimes, true).unwrap();
     assert_eq!((loaded.entries, loaded.left_out), (0, 1));
 }
 
-/// By the wall clock, whichever way it was set while the gateway was away or runs.
+/// By the wall clock, whichever way it was set while the gateway was down or is running.
 #[test]
-fn what_has_ended_is_not_saved_and_not_loaded() {
-    let s = Setting::new();
+fn expired_entries_are_neither_saved_nor_loaded() {
+    let s = Fixture::new();
     let other = Key::SshKey([9; 32]);
-    s.keep_until(&KEY, Sign::Positive, USER, Some(BEGIN + 20));
-    s.keep_until(&other, Sign::Positive, "a row", Some(BEGIN + 1_000));
+    s.keep_until(&KEY, EntryKind::Positive, USER, Some(BEGIN + 20));
+    s.keep_until(&other, EntryKind::Positive, "a row", Some(BEGIN + 1_000));
     assert_eq!(s.save(), 2);
     s.time.step_wall(30);
     let (cache, loaded) = s.load();
-    assert_eq!(loaded.unwrap(), Loaded { entries: 1, left_out: 1, saved: seconds(30) });
+    assert_eq!(loaded.unwrap(), LoadSummary { entries: 1, left_out: 1, saved_ago: seconds(30) });
     assert!(cache.lookup(&other, s.now().instant).is_some());
-    // What was loaded still ends when it ends.
+    // A loaded entry still expires.
     s.time.step_wall(970);
     assert!(cache.lookup(&other, s.now().instant).is_none());
     assert_eq!(s.save(), 0);
     s.time.step_wall(-900);
-    assert_eq!(s.save(), 1, "it is good again where the clock was wrong");
+    assert_eq!(s.save(), 1, "it is usable again once the clock is set right");
 }
 
-/// Nothing else is removed, overwritten or waited for.
+/// Files that are no snapshots are not removed, not overwritten, and not waited for.
 #[test]
-fn what_is_no_saved_cache_is_left_alone() {
-    let s = Setting::new();
-    s.keep(&KEY, Sign::Positive, USER);
+fn other_files_are_not_replaced() {
+    let s = Fixture::new();
+    s.keep(&KEY, EntryKind::Positive, USER);
     let path = s.dir.join("cache");
     let status = std::process::Command::new("mkfifo").arg(s.dir.join("pipe")).status().unwrap();
     assert!(status.success());
@@ -217,8 +225,8 @@ fn what_is_no_saved_cache_is_left_alone() {
         } else {
             fs::copy(s.dir.join(name), &path).unwrap();
         }
-        assert!(matches!(s.load().1, Err(NotLoaded::Damaged(Damage::Begin))), "{name}");
-        for error in [s.cache.save(&s.snapshot(), s.now()).err(), s.snapshot().try_to_write().err()] {
+        assert!(matches!(s.load().1, Err(LoadError::Damaged(Damage::Magic))), "{name}");
+        for error in [s.cache.save(&s.snapshot(), s.now()).err(), s.snapshot().check_writable().err()] {
             assert!(error.is_some_and(|error| error.to_string().contains("left alone")), "{name}");
         }
         assert!(is_linked || fs::read(&path).unwrap() == fs::read(s.dir.join(name)).unwrap());
@@ -227,13 +235,13 @@ fn what_is_no_saved_cache_is_left_alone() {
 
 /// A file of this version has to read the same in every release: raise the version if this fails.
 #[test]
-fn the_form_of_a_file_is_the_one_that_its_version_names() {
-    let s = Setting::new();
+fn the_file_format_matches_its_version() {
+    let s = Fixture::new();
     let keys =
         [Key::SshKey([9; 32]), Key::UserOfKey(300), Key::UserById(300), Key::UserByName("rubi".into())];
     let digests = keys.map(|key| {
         s.cache.invalidate_all();
-        s.keep(&key, Sign::Positive, USER);
+        s.keep(&key, EntryKind::Positive, USER);
         s.save();
         let file = fs::read(s.snapshot().path()).unwrap();
         let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &file);
@@ -244,14 +252,14 @@ fn the_form_of_a_file_is_the_one_that_its_version_names() {
 
 const GOLDEN: [u32; 4] = [0x06d8_59b2, 0xdd93_3b18, 0x4a0c_8705, 0x6c15_32da];
 
-/// What is being purged is gone before anything is saved, though whoever asked for it has left.
+/// A purge ends before anything is saved, even if the client that asked for it has hung up.
 #[tokio::test]
-async fn a_purge_that_is_under_way_is_waited_for() {
-    let cache = Cache::new(&Settings::default());
+async fn running_blocking_tasks_are_waited_for() {
+    let cache = Cache::new(&CacheSettings::default());
     let (go, wait) = std::sync::mpsc::channel::<()>();
-    let purging = cache.on_a_thread(move |_| wait.recv());
+    let purging = cache.run_blocking(move |_| wait.recv());
     drop(purging);
-    let mut quiet = Box::pin(cache.is_quiet());
+    let mut quiet = Box::pin(cache.wait_for_blocking_tasks());
     assert!(futures_util::FutureExt::now_or_never(quiet.as_mut()).is_none());
     go.send(()).unwrap();
     quiet.await;
@@ -260,19 +268,19 @@ async fn a_purge_that_is_under_way_is_waited_for() {
 /// What is purged after a start must not be there again after a crash.
 #[test]
 fn a_file_is_used_once() {
-    let s = Setting::new();
-    s.keep(&KEY, Sign::Positive, USER);
+    let s = Fixture::new();
+    s.keep(&KEY, EntryKind::Positive, USER);
     s.save();
     assert!(s.load().1.is_ok());
-    assert!(matches!(s.load().1, Err(NotLoaded::None)));
+    assert!(matches!(s.load().1, Err(LoadError::NotFound)));
     assert_eq!(fs::read_dir(&s.dir).unwrap().count(), 0, "nothing is left behind");
 }
 
 #[test]
-fn a_purge_before_it_is_saved_is_not_undone() {
-    let s = Setting::new();
-    s.keep(&KEY, Sign::Positive, USER);
-    s.keep(&Key::UserById(8), Sign::Positive, USER);
+fn purged_entries_are_not_saved() {
+    let s = Fixture::new();
+    s.keep(&KEY, EntryKind::Positive, USER);
+    s.keep(&Key::UserById(8), EntryKind::Positive, USER);
     s.cache.invalidate(&KEY);
     assert_eq!(s.save(), 1);
     s.cache.invalidate_all();
@@ -280,31 +288,31 @@ fn a_purge_before_it_is_saved_is_not_undone() {
 }
 
 #[test]
-fn nobody_else_can_read_it_and_it_replaces_what_is_there() {
-    let s = Setting::new();
+fn a_snapshot_is_private_and_replaces_the_old_one() {
+    let s = Fixture::new();
     let snapshot = s.snapshot();
-    s.keep(&KEY, Sign::Positive, USER);
+    s.keep(&KEY, EntryKind::Positive, USER);
     // What a crash or a power cut has left of an earlier one.
     for left in ["railgate cache 2\nand more", "railgate cache of old", ""] {
-        fs::write(snapshot.part(), left).unwrap();
-        fs::set_permissions(snapshot.part(), fs::Permissions::from_mode(0o644)).unwrap();
+        fs::write(snapshot.temporary_path(), left).unwrap();
+        fs::set_permissions(snapshot.temporary_path(), fs::Permissions::from_mode(0o644)).unwrap();
         fs::write(snapshot.path(), left).unwrap();
-        snapshot.try_to_write().unwrap();
-        fs::write(snapshot.part(), left).unwrap();
+        snapshot.check_writable().unwrap();
+        fs::write(snapshot.temporary_path(), left).unwrap();
         assert_eq!(s.save(), 1);
         assert_eq!(fs::metadata(snapshot.path()).unwrap().permissions().mode() & 0o777, 0o600);
-        assert!(!snapshot.part().exists());
+        assert!(!snapshot.temporary_path().exists());
         assert!(s.load().1.is_ok());
     }
 }
 
-/// Whatever has the name under which a cache is written, and is none that was begun here.
+/// Anything but an unfinished snapshot.
 #[test]
-fn what_is_in_the_way_of_writing_is_left_alone() {
-    let s = Setting::new();
-    s.keep(&KEY, Sign::Positive, USER);
+fn other_files_under_the_temporary_name_are_not_replaced() {
+    let s = Fixture::new();
+    s.keep(&KEY, EntryKind::Positive, USER);
     let (snapshot, elsewhere) = (s.snapshot(), s.dir.join("elsewhere"));
-    let part = snapshot.part();
+    let part = snapshot.temporary_path();
     fs::write(&elsewhere, "railgate cache 2\nuntouched").unwrap();
     let run = |command: &str, argument: &Path| {
         assert!(std::process::Command::new(command).arg(argument).status().unwrap().success());
@@ -322,7 +330,7 @@ fn what_is_in_the_way_of_writing_is_left_alone() {
             std::os::unix::fs::chown(&part, Some(65_534), None).unwrap();
         }
         "a file that is no saved cache" => fs::write(&part, "railgate cach").unwrap(),
-        _ => fs::write(&part, "somebody's notes").unwrap(),
+        _ => fs::write(&part, "notes").unwrap(),
     };
     for what in [
         "a directory",
@@ -345,10 +353,10 @@ fn what_is_in_the_way_of_writing_is_left_alone() {
             (there.file_type(), std::os::unix::fs::MetadataExt::ino(&there), text)
         };
         let before = look();
-        for error in [s.cache.save(&snapshot, s.now()).err(), snapshot.try_to_write().err()] {
+        for error in [s.cache.save(&snapshot, s.now()).err(), snapshot.check_writable().err()] {
             let error = error.unwrap().to_string();
-            let told = [part.to_str().unwrap(), what.trim_end(), "left alone: move it away"];
-            assert!(told.iter().all(|told| error.contains(told)), "{what}: {error}");
+            let expected = [part.to_str().unwrap(), what.trim_end(), "left alone: move it away"];
+            assert!(expected.iter().all(|text| error.contains(text)), "{what}: {error}");
         }
         assert_eq!(look(), before, "{what}");
         assert_eq!(fs::read(&elsewhere).unwrap(), b"railgate cache 2\nuntouched", "{what}");
@@ -359,45 +367,46 @@ fn what_is_in_the_way_of_writing_is_left_alone() {
 }
 
 #[test]
-fn what_cannot_be_written_is_an_error_and_leaves_nothing() {
-    let s = Setting::new();
-    s.keep(&KEY, Sign::Positive, USER);
+fn a_failed_save_is_an_error_and_leaves_no_file() {
+    let s = Fixture::new();
+    s.keep(&KEY, EntryKind::Positive, USER);
     let nowhere = sealed(s.dir.join("missing/cache"), "s3cret", "rails");
-    assert!(s.cache.save(&nowhere, s.now()).is_err() && nowhere.try_to_write().is_err());
+    assert!(s.cache.save(&nowhere, s.now()).is_err() && nowhere.check_writable().is_err());
     let occupied = sealed(s.dir.join("occupied"), "s3cret", "rails");
     fs::create_dir(occupied.path()).unwrap();
     assert!(s.cache.save(&occupied, s.now()).is_err());
-    assert!(!occupied.part().exists());
-    assert!(s.snapshot().try_to_write().is_ok());
+    assert!(!occupied.temporary_path().exists());
+    assert!(s.snapshot().check_writable().is_ok());
     assert_eq!(fs::read_dir(&s.dir).unwrap().count(), 1);
 }
 
 #[test]
-fn a_foreign_file_is_not_believed() {
-    let s = Setting::new();
+fn a_foreign_file_is_not_trusted() {
+    let s = Fixture::new();
     for (secret, upstream) in [("s3cret2", "rails"), ("s3cret", "rails2"), ("s3cre", "trails")] {
         s.cache.invalidate_all();
-        s.keep(&KEY, Sign::Positive, USER);
+        s.keep(&KEY, EntryKind::Positive, USER);
         s.save();
         let (cache, loaded) =
             s.load_with(&sealed(s.dir.join("cache"), secret, upstream), &Lifetimes::default());
-        assert!(matches!(loaded, Err(NotLoaded::Foreign)), "{loaded:?}");
+        assert!(matches!(loaded, Err(LoadError::Foreign)), "{loaded:?}");
         assert!(cache.lookup(&KEY, s.now().instant).is_none());
     }
     s.cache.invalidate_all();
-    s.keep(&KEY, Sign::Positive, USER);
+    s.keep(&KEY, EntryKind::Positive, USER);
     s.save();
-    let early = Now { unix: s.now().unix.checked_sub(seconds(1)).unwrap(), ..s.now() };
-    let loaded = Cache::new(&Settings::default()).load(&s.snapshot(), early, &Lifetimes::default(), false);
-    assert!(matches!(loaded, Err(NotLoaded::FromTheFuture)), "{loaded:?}");
+    let early = SnapshotTime { unix: s.now().unix.checked_sub(seconds(1)).unwrap(), ..s.now() };
+    let loaded =
+        Cache::new(&CacheSettings::default()).load(&s.snapshot(), early, &Lifetimes::default(), false);
+    assert!(matches!(loaded, Err(LoadError::FromTheFuture)), "{loaded:?}");
 }
 
-/// Cut off anywhere, or with any bit turned: nothing of it is believed.
+/// Cut off anywhere, or with any bit flipped, none of it is loaded.
 #[test]
-fn a_damaged_file_is_not_believed() {
-    let s = Setting::new();
-    s.keep(&KEY, Sign::Positive, USER);
-    s.keep(&Key::SshKey([9; 32]), Sign::Positive, "a row");
+fn a_damaged_file_is_not_trusted() {
+    let s = Fixture::new();
+    s.keep(&KEY, EntryKind::Positive, USER);
+    s.keep(&Key::SshKey([9; 32]), EntryKind::Positive, "a row");
     s.save();
     let whole = fs::read(s.snapshot().path()).unwrap();
     let refused = |bytes: &[u8]| {
@@ -409,7 +418,7 @@ fn a_damaged_file_is_not_believed() {
     assert!(refused(&whole).is_none());
     for length in 0..whole.len() {
         let why = refused(&whole[..length]);
-        assert!(matches!(why, Some(NotLoaded::Damaged(_))), "{length}: {why:?}");
+        assert!(matches!(why, Some(LoadError::Damaged(_))), "{length}: {why:?}");
     }
     for at in 0..whole.len() {
         let mut turned = whole.clone();
@@ -418,9 +427,9 @@ fn a_damaged_file_is_not_believed() {
     }
     let mut longer = whole.clone();
     longer.push(0);
-    assert!(matches!(refused(&longer), Some(NotLoaded::Damaged(Damage::Seal))));
+    assert!(matches!(refused(&longer), Some(LoadError::Damaged(Damage::Mac))));
     let newer = String::from_utf8_lossy(&whole[..15]).into_owned() + "1\n";
     let newer = [newer.as_bytes(), &whole[17..]].concat();
-    assert!(matches!(refused(&newer), Some(NotLoaded::OtherVersion)));
-    assert!(matches!(refused(b"something else altogether"), Some(NotLoaded::Damaged(Damage::Begin))));
+    assert!(matches!(refused(&newer), Some(LoadError::OtherVersion)));
+    assert!(matches!(refused(b"something else altogether"), Some(LoadError::Damaged(Damage::Magic))));
 }

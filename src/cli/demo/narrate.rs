@@ -126,7 +126,7 @@ fn cut(text: &str, columns: usize) -> String {
 
 #[cfg(test)]
 mod tests {
-    use railgate::cache::NoStore;
+    use railgate::cache::NoStoreReason;
     use railgate::exchange::CacheOutcome;
 
     use super::*;
@@ -149,7 +149,7 @@ mod tests {
             (CacheOutcome::StaleWhileRevalidate, "hit: stale, Rails is asked anew"),
             (CacheOutcome::StaleIfError, "hit: stale, since Rails fails"),
             (CacheOutcome::Stored, "miss: asked Rails, stored"),
-            (CacheOutcome::Unstored(NoStore::Status), "miss: asked Rails, not stored"),
+            (CacheOutcome::Unstored(NoStoreReason::Status), "miss: asked Rails, not stored"),
             (CacheOutcome::Alone, "miss: asked Rails, not stored"),
             (CacheOutcome::Shared, "miss: shared a request under way"),
             (CacheOutcome::Never, "forwarded to Rails"),

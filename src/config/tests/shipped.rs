@@ -45,7 +45,7 @@ fn the_annotated_file_says_what_holds_without_it() {
         auth;
     assert!(shell_secret.matches(b"s3cret") && accept_jwt && accept_shared_secret && kas.is_none());
     assert_eq!((max_body, max_unverified), (auth::DEFAULT_MAX_BODY, auth::DEFAULT_MAX_UNVERIFIED));
-    assert_eq!(cache, cache::Settings::default());
+    assert_eq!(cache, cache::CacheSettings::default());
     assert_eq!(limits, Limits::default());
     assert_eq!(log, Log::default());
 }

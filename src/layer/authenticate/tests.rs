@@ -1,6 +1,6 @@
 use super::*;
 use crate::auth::{CallerKind, Settings};
-use crate::clock::Manual;
+use crate::clock::ManualClock;
 use crate::exchange::Exchange;
 use crate::layer::testing::{Hand, inner, is_idle};
 use crate::route;
@@ -22,7 +22,7 @@ fn layer() -> AuthenticateLayer {
         kas: None,
     });
     let bodies = Arc::new(UnverifiedBodies::new(MAX_BODY));
-    AuthenticateLayer::new(Arc::new(ArcSwap::from_pointee(auth)), Clock::Manual(Manual::at(0)), bodies)
+    AuthenticateLayer::new(Arc::new(ArcSwap::from_pointee(auth)), Clock::Manual(ManualClock::at(0)), bodies)
 }
 
 fn routed(method: Method, path: &str, headers: &[(&str, &str)], body: &str) -> Routed {

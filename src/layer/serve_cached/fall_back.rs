@@ -1,70 +1,71 @@
-//! What a caller gets who could have a stale answer, while Rails is asked.
+//! Serves the stale entry of a caller who waits for Rails, if Rails fails or takes too long.
 
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Shared;
+use super::ServeCachedShared;
 use super::give::replay;
-use super::rules::is_failing;
-use crate::cache::{Key, Phase};
+use super::rules::is_rails_failure;
+use crate::cache::{Freshness, Key};
 use crate::exchange::{CacheOutcome, Record};
 use crate::layer::Answer;
 use crate::progress::Progress;
 
-/// What Rails says; or what it said before, if it fails now or takes too long for a caller who could
-/// have an answer. That is looked up again: meanwhile it may have been purged, or found to be wrong.
+/// The result of `inner`; or the stale entry, if there is one and Rails fails or takes too long. The entry
+/// is looked up again: meanwhile it may have been purged, or found to be wrong.
 pub(super) async fn or_stale(
-    answer: impl Future<Output = Answer>,
+    inner: impl Future<Output = Answer>,
     stale: Option<(Key, Arc<Progress>)>,
-    shared: Arc<Shared>,
+    shared: Arc<ServeCachedShared>,
     record: Record,
 ) -> Answer {
-    let Some((key, progress)) = stale else { return answer.await };
-    let (asked, mut answer) = (shared.clock.now(), pin!(answer));
-    let said = match unless_it_hangs(answer.as_mut(), &progress, &shared).await {
-        Some(said) if !is_failing(&said) => return said,
-        Some(said) => Some(said),
+    let Some((key, progress)) = stale else { return inner.await };
+    let (requested_at, mut inner) = (shared.clock.now(), pin!(inner));
+    let result = match within_stale_wait(inner.as_mut(), &progress, &shared).await {
+        Some(result) if !is_rails_failure(&result) => return result,
+        Some(result) => Some(result),
         None => {
-            shared.cache.outage(key.caching()).failed(asked, shared.clock.now(), "stale_wait");
+            let outage = shared.cache.outage(key.caching());
+            outage.record_failure(requested_at, shared.clock.now(), "stale_wait");
             None
         }
     };
     let now_is = shared.clock.now();
-    match (shared.cache.lookup(&key, now_is), said) {
-        // Another request may have renewed it meanwhile.
-        (Some(hit), _) if hit.phase == Phase::Fresh => {
+    match (shared.cache.lookup(&key, now_is), result) {
+        // Another request may have refreshed it meanwhile.
+        (Some(hit), _) if hit.freshness == Freshness::Fresh => {
             Ok(replay(&hit.entry, CacheOutcome::Hit, now_is, &record))
         }
         (Some(hit), _) => Ok(replay(&hit.entry, CacheOutcome::StaleIfError, now_is, &record)),
-        (None, Some(said)) => said,
-        (None, None) => answer.await,
+        (None, Some(result)) => result,
+        (None, None) => inner.await,
     }
 }
 
-/// What Rails says; nothing if it has had the question for `stale_wait` and answers nothing at all. Being
-/// busy is no failure: the time before the question is sent does not count, and a server that answers
-/// others is waited for, until its own time-outs end that.
-async fn unless_it_hangs(
-    mut answer: Pin<&mut impl Future<Output = Answer>>,
+/// The result of `inner`; `None` if a server has had the request for `stale_wait` and answers no
+/// request at all. A busy server is no failure: the time before the request is sent does not count, and a
+/// server that answers others is waited for, until its own time-outs end that.
+async fn within_stale_wait(
+    mut inner: Pin<&mut impl Future<Output = Answer>>,
     progress: &Progress,
-    shared: &Shared,
+    shared: &ServeCachedShared,
 ) -> Option<Answer> {
     let stale_wait = shared.settings.stale_wait;
     let mut wait = stale_wait;
     loop {
-        if let Ok(said) = tokio::time::timeout(wait, answer.as_mut()).await {
-            return Some(said);
+        if let Ok(result) = tokio::time::timeout(wait, inner.as_mut()).await {
+            return Some(result);
         }
         let now_is = shared.clock.now();
-        let had = progress.sent().map(|sent| now_is.saturating_duration_since(sent));
-        wait = match had {
-            Some(had) if had < stale_wait => stale_wait.saturating_sub(had),
-            Some(_) if !progress.is_busy(now_is) => return None,
-            Some(_) | None => BETWEEN_LOOKS.min(stale_wait),
+        let elapsed = progress.sent_at().map(|sent_at| now_is.saturating_duration_since(sent_at));
+        wait = match elapsed {
+            Some(elapsed) if elapsed < stale_wait => stale_wait.saturating_sub(elapsed),
+            Some(_) if !progress.is_server_busy(now_is) => return None,
+            Some(_) | None => BUSY_CHECK_INTERVAL.min(stale_wait),
         };
     }
 }
 
-/// How often a caller who waits for a Rails that is busy sees whether it still is.
-const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
+/// How often a caller who waits for a busy server checks whether it still is.
+const BUSY_CHECK_INTERVAL: Duration = Duration::from_secs(1);

@@ -1,14 +1,14 @@
-//! One request to Rails for an entry: what it says, and what becomes of the answer.
+//! One request to Rails that fills an entry, and what becomes of the answer.
 
 use http::header::{self, HeaderName};
 use http::{HeaderMap, Request, Response, StatusCode};
 
-use super::Shared;
-use super::give::marked;
-use super::rules::{ends_what_is_kept, is_failing, is_failing_status};
+use super::ServeCachedShared;
+use super::give::with_cache_status;
+use super::rules::{invalidates_entry, is_failure_status, is_rails_failure};
 use crate::body::{Body, Collected};
-use crate::cache::freshness::{self, judge_head};
-use crate::cache::{Lease, NoStore, Trouble};
+use crate::cache::freshness::{self, check_head};
+use crate::cache::{FillError, FillGuard, NoStoreReason};
 use crate::exchange::{Authenticated, CacheOutcome, Exchange, Record};
 use crate::failure::Failure;
 use crate::layer::Answer;
@@ -33,8 +33,8 @@ const FILL_HEADERS: [HeaderName; 11] = [
     HeaderName::from_static("baggage"),
 ];
 
-/// The request that fills an entry, of up to so many bytes.
-pub(super) fn canonical(call: Authenticated, most: usize) -> Authenticated {
+/// The request that fills an entry whose body has up to `max_body` bytes.
+pub(super) fn fill_request(call: Authenticated, max_body: usize) -> Authenticated {
     let Authenticated { exchange, .. } = call;
     let (parts, body) = exchange.request.into_parts();
     let mut request = Request::new(body);
@@ -43,114 +43,126 @@ pub(super) fn canonical(call: Authenticated, most: usize) -> Authenticated {
         .iter()
         .flat_map(|name| parts.headers.get_all(name).iter().map(move |value| (name.clone(), value.clone())))
         .collect();
-    Authenticated { exchange: Exchange { request, ..exchange }, collect: Some(most), ..call }
+    Authenticated { exchange: Exchange { request, ..exchange }, collect: Some(max_body), ..call }
 }
 
-/// Asks Rails, stores what may be stored, and brings whoever asked the answer.
+/// Waits for Rails, stores the answer if it may be stored, and passes it on to the leader.
 pub(super) async fn fill(
-    answer: impl Future<Output = Answer>,
-    lease: Lease,
+    inner: impl Future<Output = Answer>,
+    guard: FillGuard,
     caching: Caching,
-    shared: &Shared,
+    shared: &ServeCachedShared,
     record: &Record,
 ) -> Answer {
-    let (begun, outage) = (lease.begun(), shared.cache.outage(caching));
-    let tell = |answer: &Answer| match answer {
-        Ok(answer) if is_failing_status(answer.status()) => {
-            outage.failed(begun, shared.clock.now(), answer.status().as_str());
+    let (requested_at, outage) = (guard.requested_at(), shared.cache.outage(caching));
+    let update_outage = |result: &Answer| match result {
+        Ok(response) if is_failure_status(response.status()) => {
+            outage.record_failure(requested_at, shared.clock.now(), response.status().as_str());
         }
-        Ok(_) => outage.answered(shared.clock.now()),
-        Err(failure) if is_failing(answer) => outage.failed(begun, shared.clock.now(), failure.as_str()),
+        Ok(_) => outage.record_answer(shared.clock.now()),
+        Err(failure) if is_rails_failure(result) => {
+            outage.record_failure(requested_at, shared.clock.now(), failure.as_str());
+        }
         Err(_) => {}
     };
-    let answer = answer.await;
+    let result = inner.await;
     let now = shared.clock.now();
-    shared.cache.shadow().took(now.saturating_duration_since(begun), now);
-    // Before those who wait hear that there is nothing for them.
-    if is_failing(&answer) {
-        tell(&answer);
+    shared.cache.shadow().record_latency(now.saturating_duration_since(requested_at), now);
+    // Before the followers learn that there is nothing for them.
+    if is_rails_failure(&result) {
+        update_outage(&result);
     }
-    let answer = take(answer, lease, caching, shared, record).await;
-    tell(&answer);
-    answer
+    let result = finish(result, guard, caching, shared, record).await;
+    update_outage(&result);
+    result
 }
 
-/// What becomes of the answer and of those who wait for it.
-async fn take(answer: Answer, lease: Lease, caching: Caching, shared: &Shared, record: &Record) -> Answer {
-    let answer = match answer {
-        Ok(answer) => answer,
+/// Completes the fill: stores the answer, or tells the followers why not.
+async fn finish(
+    result: Answer,
+    guard: FillGuard,
+    caching: Caching,
+    shared: &ServeCachedShared,
+    record: &Record,
+) -> Answer {
+    let response = match result {
+        Ok(response) => response,
         Err(failure) => {
-            match &failure {
-                Failure::Upstream(error) => match error {
-                    upstream::Error::Connect(_, error) | upstream::Error::HoldFull(_, error)
-                        if upstream::is_for_want_of_resources(error) =>
-                    {
-                        lease.fail(Trouble::Busy);
-                    }
-                    upstream::Error::Connect(..) | upstream::Error::HoldFull(..) => {
-                        lease.fail(Trouble::Unreachable);
-                    }
-                    upstream::Error::Shed(_) => lease.fail(Trouble::Busy),
-                    upstream::Error::Timeout(_) | upstream::Error::Hung(_) => lease.fail(Trouble::Timeout),
-                    upstream::Error::Slow(_) | upstream::Error::TotalTimeout(_) => lease.fail(Trouble::Slow),
-                    // Twice is not one caller's bad luck.
-                    upstream::Error::Broken(_) | upstream::Error::BrokeOff(_) if record.notes().is_resent => {
-                        lease.fail(Trouble::Broken);
-                    }
-                    _ => drop(lease),
-                },
-                _ => drop(lease),
-            }
+            fail(guard, &failure, record);
             return Err(failure);
         }
     };
-    if let Err(reason) = judge_head(caching, &answer, shared.settings.max_body) {
-        if ends_what_is_kept(&answer) {
-            lease.reject();
+    if let Err(reason) = check_head(caching, &response, shared.settings.max_body) {
+        if invalidates_entry(&response) {
+            guard.drop_entry();
         }
-        return Ok(marked(answer, CacheOutcome::Unstored(reason), record));
+        return Ok(with_cache_status(response, CacheOutcome::Unstored(reason), record));
     }
-    let (head, body) = answer.into_parts();
+    let (head, body) = response.into_parts();
     let body = match collect(body, shared.settings.max_body).await? {
         Collected::Whole(body) => body,
         Collected::TooLong(body) => {
-            drop(lease);
-            let answer = Response::from_parts(head, body);
-            return Ok(marked(answer, CacheOutcome::Unstored(NoStore::TooLarge), record));
+            drop(guard);
+            let response = Response::from_parts(head, body);
+            return Ok(with_cache_status(response, CacheOutcome::Unstored(NoStoreReason::TooLarge), record));
         }
     };
-    let (status, headers) = (head.status, &head.headers);
-    let outcome = keep(lease, caching, (status, headers, &body), shared)?;
-    Ok(marked(Response::from_parts(head, Body::from(body)), outcome, record))
+    let outcome = store(guard, caching, (head.status, &head.headers, &body), shared)?;
+    Ok(with_cache_status(Response::from_parts(head, Body::from(body)), outcome, record))
 }
 
-/// The body of an answer. It has been read where it could still be asked for again; what has not, is
-/// too long.
-pub(super) async fn collect(body: Body, most: usize) -> Result<Collected, upstream::Error> {
-    body.collect_up_to(most).await.map_err(upstream::Error::BrokeOff)
+/// Tells the followers of a failure that they would meet too. After any other, each asks Rails by itself.
+fn fail(guard: FillGuard, failure: &Failure, record: &Record) {
+    let Failure::Upstream(error) = failure else { return drop(guard) };
+    match error {
+        upstream::Error::Connect(_, error) | upstream::Error::HoldFull(_, error)
+            if upstream::is_for_want_of_resources(error) =>
+        {
+            guard.fail(FillError::Busy);
+        }
+        upstream::Error::Connect(..) | upstream::Error::HoldFull(..) => guard.fail(FillError::Unreachable),
+        upstream::Error::Shed(_) => guard.fail(FillError::Busy),
+        upstream::Error::Timeout(_) | upstream::Error::Hung(_) => guard.fail(FillError::Timeout),
+        upstream::Error::Slow(_) | upstream::Error::TotalTimeout(_) => guard.fail(FillError::Slow),
+        // Twice is not one caller's bad luck.
+        upstream::Error::Broken(_) | upstream::Error::BrokeOff(_) if record.notes().is_resent => {
+            guard.fail(FillError::Broken);
+        }
+        _ => drop(guard),
+    }
 }
 
-/// Stores a whole answer if it may be. One that may not ends what was kept before.
-fn keep(
-    lease: Lease,
+/// The body of an answer, up to `max_body` bytes.
+pub(super) async fn collect(body: Body, max_body: usize) -> Result<Collected, upstream::Error> {
+    body.collect_up_to(max_body).await.map_err(upstream::Error::BrokeOff)
+}
+
+/// Stores a whole answer if it may be stored. One that may not be drops the entry that was there.
+fn store(
+    guard: FillGuard,
     caching: Caching,
     (status, headers, body): (StatusCode, &HeaderMap, &[u8]),
-    shared: &Shared,
+    shared: &ServeCachedShared,
 ) -> Result<CacheOutcome, Failure> {
     let lifetimes = &shared.settings.lifetimes;
     let now_is = shared.clock.unix_seconds();
-    match freshness::judge(caching, lease.key(), status, body, lifetimes, now_is) {
+    match freshness::check_answer(caching, guard.key(), status, body, lifetimes, now_is) {
         Ok(mut storable) => {
-            storable.ages = storable.ages.cut(lifetimes.jitter_percent, fastrand::u16(..));
-            let stored = lease.store(status, headers, body, storable);
+            storable.age_limits =
+                storable.age_limits.with_jitter(lifetimes.jitter_percent, fastrand::u16(..));
+            let stored = guard.store(status, headers, body, storable);
             Ok(stored.map_or_else(CacheOutcome::Unstored, |()| CacheOutcome::Stored))
         }
         // It says nothing about the key that was asked for.
-        Err(NoStore::Mismatch) => Err(upstream::Error::Unusable("an answer to another question").into()),
-        // Not the endpoint's own answer, whatever it is: it says nothing of what was asked for.
-        Err(NoStore::Shape) if status == StatusCode::OK => Ok(CacheOutcome::Unstored(NoStore::Shape)),
+        Err(NoStoreReason::Mismatch) => {
+            Err(upstream::Error::Unusable("an answer to another question").into())
+        }
+        // Not the endpoint's own answer, whatever it is: it says nothing about what was asked for.
+        Err(NoStoreReason::Shape) if status == StatusCode::OK => {
+            Ok(CacheOutcome::Unstored(NoStoreReason::Shape))
+        }
         Err(reason) => {
-            lease.reject();
+            guard.drop_entry();
             Ok(CacheOutcome::Unstored(reason))
         }
     }

@@ -1,4 +1,4 @@
-//! Answers, and what they say of where they come from.
+//! Responses, and what their `Cache-Status` says of where they come from (RFC 9211).
 
 use std::time::Instant;
 
@@ -6,19 +6,19 @@ use bytes::BytesMut;
 use http::Response;
 use http::header::HeaderValue;
 
-use super::Shared;
+use super::ServeCachedShared;
 use crate::body::Body;
 use crate::cache::Entry;
 use crate::exchange::{CacheOutcome, Record};
 use crate::header::CACHE_STATUS;
 
-/// The answer that another caller's request brought.
-pub(super) fn share(entry: &Entry, shared: &Shared, record: &Record) -> Response<Body> {
+/// For a follower: the entry that the leader's request has stored.
+pub(super) fn replay_shared(entry: &Entry, shared: &ServeCachedShared, record: &Record) -> Response<Body> {
     record.note(|notes| notes.cache = CacheOutcome::Shared);
     entry.to_response(entry.age(shared.clock.now()), CacheOutcome::Shared.cache_status()).map(Body::from)
 }
 
-/// An answer from memory.
+/// An entry that was found in memory.
 pub(super) fn replay(
     entry: &Entry,
     outcome: CacheOutcome,
@@ -28,7 +28,7 @@ pub(super) fn replay(
     record.note(|notes| notes.cache = outcome);
     let mut status = BytesMut::with_capacity(64);
     status.extend_from_slice(b"railgate; hit; ttl=");
-    status.extend_from_slice(itoa::Buffer::new().format(entry.fresh_for(now_is)).as_bytes());
+    status.extend_from_slice(itoa::Buffer::new().format(entry.remaining_ttl_s(now_is)).as_bytes());
     status.extend_from_slice(match outcome {
         CacheOutcome::StaleWhileRevalidate => b"; detail=stale_while_revalidate",
         CacheOutcome::StaleIfError => b"; detail=stale_if_error",
@@ -39,8 +39,12 @@ pub(super) fn replay(
 }
 
 /// RFC 9211 §2: every cache on the way appends its own, the nearest to the client last.
-pub(super) fn marked(mut answer: Response<Body>, outcome: CacheOutcome, record: &Record) -> Response<Body> {
+pub(super) fn with_cache_status(
+    mut response: Response<Body>,
+    outcome: CacheOutcome,
+    record: &Record,
+) -> Response<Body> {
     record.note(|notes| notes.cache = outcome);
-    answer.headers_mut().append(CACHE_STATUS.clone(), outcome.cache_status());
-    answer
+    response.headers_mut().append(CACHE_STATUS.clone(), outcome.cache_status());
+    response
 }

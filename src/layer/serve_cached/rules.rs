@@ -6,7 +6,7 @@ use http::{Response, StatusCode};
 use super::fill::collect;
 use crate::body::{self, Body, Collected};
 use crate::cache::freshness::is_plain_json;
-use crate::cache::{Cache, Key, Trouble};
+use crate::cache::{Cache, FillError, Key};
 use crate::exchange::{Authenticated, SeenBody};
 use crate::failure::Failure;
 use crate::layer::Answer;
@@ -14,24 +14,24 @@ use crate::params::Params;
 use crate::route::Caching;
 use crate::upstream;
 
-/// Whether Rails fails, so that a stale answer is given (RFC 5861 §4 leaves the list to us) and known of
-/// for others too. One that is busy does not: a caller would be given what Rails does not say any more,
-/// such as a key that was revoked, for as long as others keep Rails busy. Of all that can come of a
-/// question, that is:
+/// Whether Rails fails, so that a stale answer is served (RFC 5861 §4 leaves the list to us) and an outage
+/// begins for other callers too. A busy Rails does not fail: a caller would be given what Rails does not say any
+/// more, such as a key that was revoked, for as long as other requests keep Rails busy. All the ways in which a
+/// request can end:
 ///
-/// | what came of it | Rails fails | since |
+/// | How the request ended | Rails fails | Why |
 /// |---|---|---|
 /// | no connection (`Connect`, `HoldFull`) | yes | it is away |
-/// | no connection for want of files or memory here | no | it is our own want |
-/// | none of the time (`Timeout`, `Hung`), or the connection breaks (`Broken`, `BrokeOff`) | yes | it is there, and answers nothing |
+/// | no connection for want of files or memory here | no | the want is the gateway's own |
+/// | no answer in time, to no request (`Timeout`, `Hung`), or the connection breaks (`Broken`, `BrokeOff`) | yes | it is there, and answers nothing |
 /// | a 500, 502, 503 or 504 | yes | Rails, or a server in front of it, says that it cannot answer (RFC 5861 §4) |
-/// | not in time, while it answers others (`Slow`) | no | it is busy |
-/// | not sent in time, since others go first (`Shed`, `Expires`, `TotalTimeout`) | no | the queue is our own |
+/// | no answer in time, while it answers others (`Slow`) | no | it is busy |
+/// | not sent in time, since others go first (`Shed`, `Expires`, `TotalTimeout`) | no | the queue is the gateway's own |
 /// | any other answer | no | it is there |
-/// | anything about the request or the answer itself | no | it says nothing of others |
-pub(super) fn is_failing(answer: &Answer) -> bool {
-    match answer {
-        Ok(answer) => is_failing_status(answer.status()),
+/// | an error of the request or the answer itself | no | it says nothing of others |
+pub(super) fn is_rails_failure(result: &Answer) -> bool {
+    match result {
+        Ok(response) => is_failure_status(response.status()),
         Err(Failure::Upstream(upstream::Error::Connect(_, error) | upstream::Error::HoldFull(_, error))) => {
             !upstream::is_for_want_of_resources(error)
         }
@@ -42,23 +42,23 @@ pub(super) fn is_failing(answer: &Answer) -> bool {
                 | upstream::Error::Broken(_)
                 | upstream::Error::BrokeOff(body::Error::Broken(_) | body::Error::Stalled(_))
         ),
-        Err(Failure::SharedTrouble(trouble)) => {
-            matches!(trouble, Trouble::Unreachable | Trouble::Timeout | Trouble::Broken)
+        Err(Failure::SharedTrouble(error)) => {
+            matches!(error, FillError::Unreachable | FillError::Timeout | FillError::Broken)
         }
         Err(_) => false,
     }
 }
 
-/// Whether Rails has not said anything about what it was asked, for whatever reason.
-pub(super) fn gave_no_answer(answer: &Answer) -> bool {
-    match answer {
-        Ok(answer) => is_failing_status(answer.status()),
+/// Whether Rails has said nothing about what it was asked, for whatever reason.
+pub(super) fn is_no_answer(result: &Answer) -> bool {
+    match result {
+        Ok(response) => is_failure_status(response.status()),
         Err(Failure::Upstream(error)) => !matches!(error, upstream::Error::Unusable(_)),
         Err(_) => true,
     }
 }
 
-pub(super) const fn is_failing_status(status: StatusCode) -> bool {
+pub(super) const fn is_failure_status(status: StatusCode) -> bool {
     matches!(
         status,
         StatusCode::INTERNAL_SERVER_ERROR
@@ -68,24 +68,24 @@ pub(super) const fn is_failing_status(status: StatusCode) -> bool {
     )
 }
 
-/// Whether the head of an answer that is not kept ends what is kept: if it is Rails' own word on what was
-/// asked for. Something in front of Rails may say anything, such as a redirect to a login, a page that
-/// asks for patience, or 429, and knows nothing of keys.
-pub(super) fn ends_what_is_kept<B>(answer: &Response<B>) -> bool {
+/// Whether the head of an answer that is not stored makes the stored one wrong: if it is Rails' own word on
+/// what was asked for. A proxy in front of Rails may say anything, such as a redirect to a login, a maintenance
+/// page, or 429, and knows nothing of keys.
+pub(super) fn invalidates_entry<B>(response: &Response<B>) -> bool {
     let is_refusal =
-        matches!(answer.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND);
-    is_refusal && is_plain_json(answer.headers())
+        matches!(response.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND);
+    is_refusal && is_plain_json(response.headers())
 }
 
-/// An answer that is not kept, on its way to its caller. If it says that what was asked for is unknown or
-/// refused, what is kept of that goes, and what is on its way to be kept: once Rails has said so, no
-/// other answer may be given.
-pub(super) async fn heeded(answer: Response<Body>, key: &Key, cache: &Cache) -> Answer {
-    let is_refused = ends_what_is_kept(&answer);
-    let (head, body) = answer.into_parts();
+/// Looks at an answer that is not stored, on its way to its caller. If it says that what was asked for is
+/// unknown or refused, the entry of that key and the flight that may be under way are invalidated: once Rails
+/// has said so, no other answer may be served.
+pub(super) async fn invalidate_if_refused(response: Response<Body>, key: &Key, cache: &Cache) -> Answer {
+    let is_refused = invalidates_entry(&response);
+    let (head, body) = response.into_parts();
     let (body, is_known) = match head.status {
         _ if is_refused => (body, false),
-        // A user that is unknown.
+        // Rails answers `null` for an unknown user.
         StatusCode::OK if key.caching() == Caching::Discover => match collect(body, NULL.len()).await? {
             Collected::Whole(whole) => (Body::from(whole.clone()), whole != NULL),
             Collected::TooLong(body) => (body, true),
@@ -101,9 +101,9 @@ pub(super) async fn heeded(answer: Response<Body>, key: &Key, cache: &Cache) -> 
 const NULL: &[u8] = b"null";
 
 /// Whether nothing beside the query changes the answer: the canonical spelling of the path, no body
-/// but a form with the credential, and nothing that asks for another answer than a 200.
-pub(super) fn may_be_kept(call: &Authenticated) -> bool {
-    let is_plain = call.found.exact && !call.exchange.request.headers().keys().any(is_condition);
+/// but a form with the credential, and no header that asks for another answer than a 200.
+pub(super) fn is_cacheable(call: &Authenticated) -> bool {
+    let is_plain = call.found.exact && !call.exchange.request.headers().keys().any(is_precondition);
     let has_no_more = match &call.seen {
         SeenBody::None => true,
         SeenBody::Form(form) => Params::parse(form).plain().is_some_and(|mut rest| rest.next().is_none()),
@@ -113,7 +113,7 @@ pub(super) fn may_be_kept(call: &Authenticated) -> bool {
 }
 
 /// RFC 9110 §13 and §14: they ask for a 304, a 412 or a 206.
-fn is_condition(name: &HeaderName) -> bool {
+fn is_precondition(name: &HeaderName) -> bool {
     let name = name.as_str();
     matches!(
         name,

@@ -3,8 +3,8 @@ mod stale;
 
 use super::*;
 use crate::auth::{self, Auth, BodyOf, Verdict};
-use crate::cache::Trouble;
-use crate::clock::Manual;
+use crate::cache::FillError;
+use crate::clock::ManualClock;
 use crate::exchange::{Exchange, SeenBody};
 use crate::layer::testing::{Hand, Inner, Reply, inner, is_idle};
 use crate::params::Params;
@@ -20,35 +20,35 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tower::ServiceExt as _;
 
-struct Setting {
+struct Fixture {
     service: ServeCached<Inner<Authenticated>>,
     rails: Hand<Authenticated>,
     cache: Arc<Cache>,
-    time: Manual,
+    time: ManualClock,
 }
 
-fn setting() -> Setting {
-    setting_with(calm())
+fn fixture() -> Fixture {
+    fixture_with(calm())
 }
 
-/// The defaults, without what happens at random.
-fn calm() -> Settings {
-    let mut settings = Settings::default();
+/// The defaults, without anything random.
+fn calm() -> CacheSettings {
+    let mut settings = CacheSettings::default();
     settings.lifetimes.jitter_percent = 0;
     settings.shadow.one_in = 0;
     settings
 }
 
-fn setting_with(settings: Settings) -> Setting {
-    let time = Manual::at(1_700_000_000);
+fn fixture_with(settings: CacheSettings) -> Fixture {
+    let time = ManualClock::at(1_700_000_000);
     let clock = Clock::Manual(time.clone());
     let cache = Cache::with_clock(&settings, clock.clone());
     let layer = ServeCachedLayer::new(Arc::clone(&cache), settings, clock, TaskTracker::new());
     let (inner, rails) = inner();
-    Setting { service: layer.layer(inner), rails, cache, time }
+    Fixture { service: layer.layer(inner), rails, cache, time }
 }
 
-/// A request whose caller has been judged.
+/// A request whose caller has been authenticated.
 fn call(method: Method, path: &str, headers: &[(&str, &str)]) -> Authenticated {
     let auth = Auth::new(auth::Settings {
         shell_secret: ShellSecret::from_text(b"x").unwrap(),
@@ -88,7 +88,7 @@ fn call(method: Method, path: &str, headers: &[(&str, &str)]) -> Authenticated {
 
 const USER: &str = r#"{"id":7,"username":"rubi","name":"R"}"#;
 
-impl Setting {
+impl Fixture {
     fn ask(&self, path: &str) -> JoinHandle<Answer> {
         tokio::spawn(self.service.clone().oneshot(call(Method::GET, path, &[])))
     }
@@ -97,7 +97,7 @@ impl Setting {
         self.rails.next_request().await.unwrap()
     }
 
-    /// Fills an entry the way a first caller does.
+    /// Fills an entry as a first caller does.
     async fn warm(&mut self, path: &str, body: &str) {
         let first = self.ask(path);
         let (_, reply) = self.taken().await;
@@ -128,7 +128,7 @@ fn status_of(answer: &Response<Body>) -> &str {
 
 #[tokio::test]
 async fn the_second_caller_is_answered_from_memory() {
-    let mut s = setting();
+    let mut s = fixture();
     let first = s.ask("/discover?key_id=7");
     let (_, reply) = s.taken().await;
     reply.send_response(Ok(json(200, USER)));
@@ -144,15 +144,15 @@ async fn the_second_caller_is_answered_from_memory() {
     for per_request in ["x-runtime", "set-cookie", "date"] {
         assert!(!second.headers().contains_key(per_request), "{per_request} was replayed");
     }
-    assert_eq!(second.headers()["x-request-id"], "", "no more than a place for it");
+    assert_eq!(second.headers()["x-request-id"], "", "only a placeholder");
     assert_eq!(text(second).await, USER);
     assert!(is_idle(&mut s.rails).await);
 }
 
-/// Else a caller could wait for another's answer first, and then for as long again for its own.
+/// Or it could wait for the leader first, and then for as long again for its own answer.
 #[tokio::test]
-async fn the_time_of_a_caller_who_has_waited_for_another_counts_from_when_it_came() {
-    let mut s = setting();
+async fn the_time_of_a_follower_counts_from_its_arrival() {
+    let mut s = fixture();
     let path = "/discover?key_id=7";
     let leader = s.ask(path);
     let (asked, reply) = s.taken().await;
@@ -171,8 +171,8 @@ async fn the_time_of_a_caller_who_has_waited_for_another_counts_from_when_it_cam
 }
 
 #[tokio::test]
-async fn head_and_options_are_left_to_rails_and_say_nothing_of_the_key() {
-    let mut s = setting();
+async fn head_and_options_pass_through_and_do_not_affect_the_entry() {
+    let mut s = fixture();
     s.warm("/discover?key_id=7", USER).await;
     let methods = [Method::HEAD, Method::OPTIONS];
     for (method, status) in
@@ -187,14 +187,14 @@ async fn head_and_options_are_left_to_rails_and_say_nothing_of_the_key() {
             (answer.status().as_u16(), status_of(&answer)),
             (status, "railgate; fwd=bypass; detail=request")
         );
-        let kept = s.ask("/discover?key_id=7").await.unwrap().unwrap();
-        assert_eq!(status_of(&kept), "railgate; hit; ttl=60");
+        let cached = s.ask("/discover?key_id=7").await.unwrap().unwrap();
+        assert_eq!(status_of(&cached), "railgate; hit; ttl=60");
     }
 }
 
 #[tokio::test]
-async fn what_is_not_canonical_goes_to_rails_each_time() {
-    let mut s = setting();
+async fn requests_that_are_not_canonical_bypass_the_cache() {
+    let mut s = fixture();
     s.warm("/discover?key_id=7", USER).await;
     s.warm("/check", r#"{"api_version":"v4","redis":true}"#).await;
     let conditional = [("if-none-match", "W/\"1\"")];
@@ -225,7 +225,7 @@ async fn what_is_not_canonical_goes_to_rails_each_time() {
 
 #[tokio::test]
 async fn a_form_with_nothing_but_the_credential_is_canonical() {
-    let mut s = setting();
+    let mut s = fixture();
     s.warm("/discover?key_id=7", USER).await;
     for (form, is_hit) in [
         ("secret_token=x", true),
@@ -240,8 +240,8 @@ async fn a_form_with_nothing_but_the_credential_is_canonical() {
 }
 
 #[tokio::test]
-async fn a_fill_tells_rails_nothing_that_could_change_the_answer() {
-    let mut s = setting();
+async fn a_fill_sends_no_header_that_could_change_the_answer() {
+    let mut s = fixture();
     let headers =
         [("accept-encoding", "gzip"), ("origin", "a"), ("cookie", "b"), ("x-forwarded-for", "1.2.3.4")];
     let asked = call(Method::GET, "/discover?key_id=7", &headers);
@@ -254,8 +254,8 @@ async fn a_fill_tells_rails_nothing_that_could_change_the_answer() {
 }
 
 #[tokio::test]
-async fn a_thousand_callers_make_one_request_even_when_the_first_leave() {
-    let mut s = setting();
+async fn a_thousand_callers_cause_one_request_even_if_the_first_hang_up() {
+    let mut s = fixture();
     let callers: Vec<_> = (0..1_000).map(|_| s.ask("/discover?key_id=7")).collect();
     let (_, reply) = s.taken().await;
     assert!(is_idle(&mut s.rails).await);
@@ -275,9 +275,9 @@ async fn a_thousand_callers_make_one_request_even_when_the_first_leave() {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_not_stored_is_nobody_elses() {
+async fn an_answer_that_is_not_stored_is_not_shared() {
     for (status, body) in [(401, "{}"), (500, "{}"), (503, "{}"), (200, "[]"), (302, "{}"), (404, "{}")] {
-        let mut s = setting();
+        let mut s = fixture();
         let first = s.ask("/discover?key_id=7");
         let (_, to_first) = s.taken().await;
         let second = s.ask("/discover?key_id=7");
@@ -293,8 +293,8 @@ async fn an_answer_that_is_not_stored_is_nobody_elses() {
 }
 
 #[tokio::test]
-async fn nobody_waits_for_a_rails_that_cannot_be_reached() {
-    let mut s = setting();
+async fn followers_fail_at_once_if_rails_cannot_be_reached() {
+    let mut s = fixture();
     let first = s.ask("/discover?key_id=7");
     let (_, to_first) = s.taken().await;
     let second = s.ask("/discover?key_id=7");
@@ -302,35 +302,35 @@ async fn nobody_waits_for_a_rails_that_cannot_be_reached() {
     let refused = upstream::Error::Connect("rails".into(), std::io::ErrorKind::ConnectionRefused.into());
     to_first.send_response(Err(Failure::Upstream(refused)));
     assert_eq!(first.await.unwrap().unwrap_err().status(), StatusCode::SERVICE_UNAVAILABLE);
-    assert!(matches!(second.await.unwrap(), Err(Failure::SharedTrouble(Trouble::Unreachable))));
+    assert!(matches!(second.await.unwrap(), Err(Failure::SharedTrouble(FillError::Unreachable))));
     // The next caller tries again.
     let _third = s.ask("/discover?key_id=7");
     assert!(!is_idle(&mut s.rails).await);
 }
 
-/// With the defaults, however slow Rails is, it is asked once: the one who asks hears of its
-/// time-out no later than the others give up waiting.
+/// With the defaults, a slow Rails is asked once: the leader learns of the time-out no later than the
+/// followers give up waiting.
 #[test]
-fn callers_wait_for_as_long_as_rails_may_take() {
-    assert!(Settings::default().wait >= upstream::DEFAULT_RESPONSE_TIMEOUT);
+fn followers_wait_as_long_as_rails_may_take() {
+    assert!(CacheSettings::default().wait >= upstream::DEFAULT_RESPONSE_TIMEOUT);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_caller_waits_for_another_only_so_long() {
-    let mut s = setting();
+async fn a_follower_waits_no_longer_than_the_limit() {
+    let mut s = fixture();
     let _first = s.ask("/discover?key_id=7");
     let (_, _to_first) = s.taken().await;
     let begun = tokio::time::Instant::now();
     let second = s.ask("/discover?key_id=7");
     let (_, to_second) = s.taken().await;
-    assert_eq!(begun.elapsed(), Settings::default().wait);
+    assert_eq!(begun.elapsed(), CacheSettings::default().wait);
     to_second.send_response(Ok(json(200, USER)));
     assert_eq!(status_of(&second.await.unwrap().unwrap()), "railgate; fwd=miss; detail=alone");
 }
 
 #[tokio::test]
 async fn an_invalidation_during_the_fill_wins() {
-    let mut s = setting();
+    let mut s = fixture();
     let first = s.ask("/discover?key_id=7");
     let (_, reply) = s.taken().await;
     s.cache.invalidate(&Key::UserOfKey(7));
@@ -342,10 +342,10 @@ async fn an_invalidation_during_the_fill_wins() {
 }
 
 #[tokio::test]
-async fn what_is_too_large_to_keep_arrives_whole_all_the_same() {
-    let mut s = setting();
+async fn a_body_too_large_to_store_is_passed_on_whole() {
+    let mut s = fixture();
     let large =
-        format!(r#"{{"id":7,"username":"rubi","name":"{}"}}"#, "x".repeat(Settings::default().max_body));
+        format!(r#"{{"id":7,"username":"rubi","name":"{}"}}"#, "x".repeat(CacheSettings::default().max_body));
     let first = s.ask("/discover?key_id=7");
     let (_, reply) = s.taken().await;
     let mut answer = json(200, &large);
@@ -357,8 +357,8 @@ async fn what_is_too_large_to_keep_arrives_whole_all_the_same() {
 }
 
 #[tokio::test]
-async fn routes_that_are_never_cached_pass() {
-    let mut s = setting();
+async fn routes_that_are_never_cached_pass_through() {
+    let mut s = fixture();
     for _ in 0..2 {
         let asked = call(Method::POST, "/allowed", &[]);
         let answer = tokio::spawn(s.service.clone().oneshot(asked));

@@ -1,63 +1,68 @@
-//! Compares an answer from memory with what Rails says now, once its caller has it.
+//! Compares a cached answer with what Rails says now, once its caller has been answered.
 
 use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::Shared;
+use super::ServeCachedShared;
 use super::fill::collect;
-use super::rules::gave_no_answer;
+use super::rules::is_no_answer;
 use crate::body::Collected;
-use crate::cache::freshness::{self, judge_head};
-use crate::cache::shadow::{self, Verdict};
-use crate::cache::{Entry, Key, NoStore};
+use crate::cache::freshness::{self, check_head};
+use crate::cache::shadow::{self, ShadowOutcome};
+use crate::cache::{Entry, Key, NoStoreReason};
 use crate::layer::Answer;
 
-/// Asks Rails, counts what that shows, and drops what is wrong.
-pub(super) async fn verify(
-    answer: impl Future<Output = Answer>,
+/// Waits for Rails, counts the outcome, and invalidates an entry that is wrong.
+pub(super) async fn shadow_check(
+    inner: impl Future<Output = Answer>,
     key: Key,
-    kept: Arc<Entry>,
-    shared: Arc<Shared>,
+    cached: Arc<Entry>,
+    shared: Arc<ServeCachedShared>,
 ) {
-    let (shadow, asked) = (shared.cache.shadow(), shared.clock.now());
-    let mut answer = pin!(answer);
-    let in_time = tokio::time::timeout(shadow.slow(), answer.as_mut()).await;
-    let answer = if let Ok(answer) = in_time {
-        answer
+    let (shadow, requested_at) = (shared.cache.shadow(), shared.clock.now());
+    let mut inner = pin!(inner);
+    let in_time = tokio::time::timeout(shadow.slow_after(), inner.as_mut()).await;
+    let result = if let Ok(result) = in_time {
+        result
     } else {
-        // Before there is an answer, or more would be sent after this one.
-        shadow.took(shadow.slow(), shared.clock.now());
-        answer.await
+        // Before there is an answer, or more checks would be sent meanwhile.
+        shadow.record_latency(shadow.slow_after(), shared.clock.now());
+        inner.await
     };
     let now_is = shared.clock.now();
-    shadow.took(now_is.saturating_duration_since(asked), now_is);
-    if gave_no_answer(&answer) {
+    shadow.record_latency(now_is.saturating_duration_since(requested_at), now_is);
+    if is_no_answer(&result) {
         shadow.pause(now_is);
     }
-    let (verdict, said) =
-        judge(answer, &key, &kept, &shared).await.unwrap_or((Verdict::Failed, Bytes::new()));
-    shadow.found(&key, &kept, asked, (verdict, &said));
-    if verdict.is_wrong() {
+    let compared = compare(result, &key, &cached, &shared).await;
+    let (outcome, current) = compared.unwrap_or((ShadowOutcome::Failed, Bytes::new()));
+    shadow.record_outcome(&key, &cached, requested_at, (outcome, &current));
+    if outcome.is_wrong() {
         shared.cache.invalidate(&key);
     }
 }
 
-/// What Rails' answer shows, and its body; `None` if it gave none.
-async fn judge(answer: Answer, key: &Key, kept: &Entry, shared: &Shared) -> Option<(Verdict, Bytes)> {
+/// The outcome, and the body that Rails gave; `None` if it gave no answer.
+async fn compare(
+    result: Answer,
+    key: &Key,
+    cached: &Entry,
+    shared: &ServeCachedShared,
+) -> Option<(ShadowOutcome, Bytes)> {
     let (caching, settings) = (key.caching(), &shared.settings);
-    let answer = answer.ok()?;
-    let head = judge_head(caching, &answer, settings.max_body);
-    let (status, body) = (answer.status(), collect(answer.into_body(), settings.max_body).await.ok()?);
+    let response = result.ok()?;
+    let head = check_head(caching, &response, settings.max_body);
+    let (status, body) = (response.status(), collect(response.into_body(), settings.max_body).await.ok()?);
     let now = shared.clock.unix_seconds();
-    let (judged, body) = match (head, body) {
+    let (storable_kind, body) = match (head, body) {
         (Err(reason), Collected::Whole(body)) => (Err(reason), body),
         (Ok(()), Collected::Whole(body)) => {
-            let judged = freshness::judge(caching, key, status, &body, &settings.lifetimes, now);
-            (judged.map(|storable| storable.sign), body)
+            let storable = freshness::check_answer(caching, key, status, &body, &settings.lifetimes, now);
+            (storable.map(|storable| storable.kind), body)
         }
-        (_, Collected::TooLong(_)) => (Err(NoStore::TooLarge), Bytes::new()),
+        (_, Collected::TooLong(_)) => (Err(NoStoreReason::TooLarge), Bytes::new()),
     };
-    Some((shadow::compare(kept, status, &body, judged), body))
+    Some((shadow::compare(cached, status, &body, storable_kind), body))
 }

@@ -1,4 +1,4 @@
-//! What is known of each listener. The labels are the addresses of the configuration.
+//! Series of each listener. The labels are the addresses of the configuration.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
-use super::single;
+use super::encode_single;
 use crate::server::Capacity;
 
 /// `clients`: the listeners for clients, which are also counted together. `others`: those for operators
@@ -18,21 +18,21 @@ pub(super) fn encode(
     encoder: &mut DescriptorEncoder<'_>,
 ) -> fmt::Result {
     let open = ConstGauge::new(clients.iter().map(|listener| listener.open()).sum::<usize>());
-    single(encoder, "client_connections", "Connections of clients", &open)?;
+    encode_single(encoder, "client_connections", "Connections of clients", &open)?;
     let accepted = ConstCounter::new(clients.iter().map(|listener| listener.accepted()).sum::<u64>());
-    single(encoder, "client_connections_accepted", "Connections accepted from clients", &accepted)?;
+    encode_single(encoder, "client_connections_accepted", "Connections accepted from clients", &accepted)?;
     let all: Vec<&Capacity> = clients.iter().chain(others).map(Arc::as_ref).collect();
     let open = ("listener_connections", "Connections that are open on a listener");
-    each(&all, encoder, open, |listener| ConstGauge::new(listener.open()))?;
-    let most = ("listener_max_connections", "Connections that may be open on a listener");
-    each(&all, encoder, most, |listener| ConstGauge::new(listener.most()))?;
+    encode_each(&all, encoder, open, |listener| ConstGauge::new(listener.open()))?;
+    let limit = ("listener_max_connections", "Connections that may be open on a listener");
+    encode_each(&all, encoder, limit, |listener| ConstGauge::new(listener.most()))?;
     let evicted = ("listener_evictions", "Connections that were closed to make room for others");
-    each(&all, encoder, evicted, |listener| ConstCounter::new(listener.evicted()))?;
+    encode_each(&all, encoder, evicted, |listener| ConstCounter::new(listener.evicted()))?;
     let turned_away = ("listener_turned_away", "Connections that found no place, and were closed");
-    each(&all, encoder, turned_away, |listener| ConstCounter::new(listener.all_turned_away()))
+    encode_each(&all, encoder, turned_away, |listener| ConstCounter::new(listener.all_turned_away()))
 }
 
-fn each<M: EncodeMetric>(
+fn encode_each<M: EncodeMetric>(
     listeners: &[&Capacity],
     encoder: &mut DescriptorEncoder<'_>,
     (name, help): (&str, &str),

@@ -11,7 +11,7 @@ use super::{Gate, or_stalled};
 
 impl<I> Gate<I> {
     fn may_send(&mut self, bytes: usize, cx: &Context<'_>) -> Poll<()> {
-        let progress = self.pace.poll_send(bytes, cx);
+        let progress = self.pacer.poll_ready(bytes, cx);
         if progress.is_pending() {
             self.set_unsent(true);
         }

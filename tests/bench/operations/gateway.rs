@@ -12,8 +12,8 @@ use arc_swap::ArcSwap;
 use railgate::auth::DEFAULT_MAX_UNVERIFIED;
 use railgate::body::unverified::UnverifiedBodies;
 use railgate::cache::{self, Cache, Key, Lifetime, Lifetimes};
-use railgate::clock::{Clock, Manual};
-use railgate::metrics::Tally;
+use railgate::clock::{Clock, ManualClock};
+use railgate::metrics::WorkerMetrics;
 use railgate::params::Params;
 use railgate::route::Caching;
 use railgate::server::{Endpoint, Limits, Listener, Server, Socket};
@@ -168,8 +168,9 @@ impl Gateway {
             ..Lifetimes::default()
         };
         // Drawn for each request, but never in a thousand years.
-        let shadow = cache::shadow::Settings { one_in: u64::MAX, ..cache::shadow::Settings::default() };
-        let cache_settings = cache::Settings { lifetimes, shadow, ..cache::Settings::default() };
+        let shadow =
+            cache::shadow::ShadowSettings { one_in: u64::MAX, ..cache::shadow::ShadowSettings::default() };
+        let cache_settings = cache::CacheSettings { lifetimes, shadow, ..cache::CacheSettings::default() };
         let cache = Cache::new(&cache_settings);
         let server = Server::new(Limits::default());
         let stack = stack::build(Parts {
@@ -180,10 +181,10 @@ impl Gateway {
             upstream: Arc::new(Upstream::alone(settings(&rails)?)),
             mint: None,
             forward_prefixes: Vec::new(),
-            tally: Arc::new(Tally::default()),
+            worker_metrics: Arc::new(WorkerMetrics::default()),
             log_requests: false,
             name: railgate::header::via::Pseudonym::random(),
-            clock: Clock::Manual(Manual::at(Clock::System.unix_seconds())),
+            clock: Clock::Manual(ManualClock::at(Clock::System.unix_seconds())),
             fills: TaskTracker::new(),
         });
         let listener = Socket::bind(

@@ -1,44 +1,44 @@
-//! Comparing answers from memory with Rails: when, and what comes of it.
+//! Shadow checks: when they run, and what they do.
 
 use super::*;
-use crate::cache::shadow::Verdict;
+use crate::cache::shadow::ShadowOutcome;
 use crate::layer::testing::settle;
 use std::sync::atomic::Ordering;
 
 const PATH: &str = "/discover?key_id=7";
 
-/// Every answer from memory is compared, up to three a second.
-fn setting_that_compares() -> Setting {
+/// Checks every fresh hit, up to three a second.
+fn fixture_with_checks() -> Fixture {
     let mut settings = calm();
     (settings.shadow.one_in, settings.shadow.max_per_second) = (1, 3);
-    setting_with(settings)
+    fixture_with(settings)
 }
 
-impl Setting {
-    /// What a caller gets from memory, and what Rails says behind its back.
-    async fn compare(&mut self, path: &str, said: Answer) {
+impl Fixture {
+    /// Sends a request that hits, and lets Rails answer the check with `current`.
+    async fn compare(&mut self, path: &str, current: Answer) {
         let asked = self.ask(path);
         let (request, reply) = self.taken().await;
         let answer = asked.await.unwrap().unwrap();
         assert!(status_of(&answer).starts_with("railgate; hit"), "the caller does not wait");
         assert_eq!(request.exchange.request.method(), Method::GET);
         assert_eq!(request.exchange.request.headers()["gitlab-shared-secret"], "eA==");
-        reply.send_response(said);
+        reply.send_response(current);
         assert!(is_idle(&mut self.rails).await);
     }
 
-    fn found(&self, verdict: Verdict) -> u64 {
-        let counts = &self.cache.shadow().counts().verdicts;
-        counts.iter().map(|of| of[verdict as usize].load(Ordering::Relaxed)).sum()
+    fn found(&self, outcome: ShadowOutcome) -> u64 {
+        let counts = &self.cache.shadow().counters().outcomes;
+        counts.iter().map(|of| of[outcome as usize].load(Ordering::Relaxed)).sum()
     }
 
     fn all_found(&self) -> [u64; 5] {
-        Verdict::ALL.map(|verdict| self.found(verdict))
+        ShadowOutcome::ALL.map(|outcome| self.found(outcome))
     }
 
-    async fn is_kept(&mut self, path: &str) -> bool {
-        // Beyond the budget, so that nothing is compared.
-        while self.cache.shadow().may_spend(self.cache_time()) {}
+    async fn is_still_cached(&mut self, path: &str) -> bool {
+        // Spends the budget, so that nothing is checked.
+        while self.cache.shadow().try_spend(self.cache_time()) {}
         let asked = self.ask(path);
         settle().await;
         if asked.is_finished() {
@@ -56,37 +56,37 @@ impl Setting {
 }
 
 #[tokio::test]
-async fn what_rails_says_too_is_kept() {
-    let mut s = setting_that_compares();
+async fn an_entry_that_agrees_is_kept() {
+    let mut s = fixture_with_checks();
     s.warm(PATH, USER).await;
     s.compare(PATH, Ok(json(200, USER))).await;
     assert_eq!(s.all_found(), [1, 0, 0, 0, 0]);
-    assert!(s.is_kept(PATH).await);
+    assert!(s.is_still_cached(PATH).await);
 }
 
 #[tokio::test]
-async fn what_rails_does_not_say_any_more_is_dropped() {
+async fn an_entry_that_is_wrong_is_dropped() {
     let renamed = r#"{"id":7,"username":"ruby","name":"R"}"#;
-    for (answer, verdict) in [
-        ((200, "null"), Verdict::Revoked),
-        ((401, r#"{"message":"401 Blocked"}"#), Verdict::Revoked),
-        ((200, renamed), Verdict::Changed),
+    for (answer, outcome) in [
+        ((200, "null"), ShadowOutcome::Revoked),
+        ((401, r#"{"message":"401 Blocked"}"#), ShadowOutcome::Revoked),
+        ((200, renamed), ShadowOutcome::Changed),
     ] {
-        let mut s = setting_that_compares();
+        let mut s = fixture_with_checks();
         s.warm(PATH, USER).await;
         s.compare(PATH, Ok(json(answer.0, answer.1))).await;
-        assert_eq!(s.found(verdict), 1, "{answer:?}");
-        assert!(!s.is_kept(PATH).await, "{answer:?}");
+        assert_eq!(s.found(outcome), 1, "{answer:?}");
+        assert!(!s.is_still_cached(PATH).await, "{answer:?}");
     }
-    let mut s = setting_that_compares();
+    let mut s = fixture_with_checks();
     s.warm(PATH, "null").await;
     s.compare(PATH, Ok(json(200, USER))).await;
-    assert_eq!(s.found(Verdict::New), 1);
-    assert!(!s.is_kept(PATH).await);
+    assert_eq!(s.found(ShadowOutcome::New), 1);
+    assert!(!s.is_still_cached(PATH).await);
 }
 
 #[tokio::test]
-async fn what_says_nothing_of_the_answer_changes_nothing() {
+async fn an_inconclusive_answer_changes_nothing() {
     let key = "/authorized_keys?key=AAAAC3Nz";
     let row = r#"{"id":1,"key":"ssh-ed25519 AAAAC3Nz"}"#;
     let refused = || Err(Failure::Upstream(upstream::Error::Connect("r".into(), std::io::Error::other("x"))));
@@ -98,17 +98,17 @@ async fn what_says_nothing_of_the_answer_changes_nothing() {
         || Ok(json(200, r#"{"id":2,"key":"ssh-ed25519 AAAAC3Ny"}"#)),
     ];
     for answer in answers {
-        let mut s = setting_that_compares();
+        let mut s = fixture_with_checks();
         s.warm(key, row).await;
         s.compare(key, answer()).await;
         assert_eq!(s.all_found(), [0, 0, 0, 0, 1]);
-        assert!(s.is_kept(key).await);
+        assert!(s.is_still_cached(key).await);
     }
 }
 
 #[tokio::test]
-async fn no_more_is_compared_than_may_be() {
-    let mut s = setting_that_compares();
+async fn checks_stay_within_the_budget() {
+    let mut s = fixture_with_checks();
     s.warm(PATH, USER).await;
     for _ in 0..3 {
         s.compare(PATH, Ok(json(200, USER))).await;
@@ -119,12 +119,12 @@ async fn no_more_is_compared_than_may_be() {
     assert!(is_idle(&mut s.rails).await);
     s.time.advance(Duration::from_secs(1));
     s.compare(PATH, Ok(json(200, USER))).await;
-    assert_eq!(s.found(Verdict::Agreed), 4);
+    assert_eq!(s.found(ShadowOutcome::Agreed), 4);
 }
 
 #[tokio::test]
-async fn nothing_is_compared_that_is_stale_or_of_the_instance() {
-    let mut s = setting_that_compares();
+async fn stale_entries_and_the_instance_are_not_checked() {
+    let mut s = fixture_with_checks();
     s.warm("/check", r#"{"api_version":"v4","redis":true}"#).await;
     assert!(s.ask("/check").await.unwrap().is_ok());
     assert!(is_idle(&mut s.rails).await);
@@ -139,8 +139,8 @@ async fn nothing_is_compared_that_is_stale_or_of_the_instance() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_slow_rails_is_left_alone() {
-    let mut s = setting_that_compares();
+async fn a_slow_answer_pauses_checks() {
+    let mut s = fixture_with_checks();
     s.warm(PATH, USER).await;
     let asked = s.ask(PATH);
     let (_, reply) = s.taken().await;
@@ -152,12 +152,12 @@ async fn a_slow_rails_is_left_alone() {
     assert!(is_idle(&mut s.rails).await);
     reply.send_response(Ok(json(200, "null")));
     settle().await;
-    assert_eq!(s.found(Verdict::Revoked), 1, "what it says counts all the same");
+    assert_eq!(s.found(ShadowOutcome::Revoked), 1, "its answer counts nevertheless");
 }
 
 #[tokio::test]
-async fn nor_one_that_was_slow_to_answer_somebody_else_or_fails() {
-    let mut s = setting_that_compares();
+async fn a_slow_or_failed_fill_pauses_checks() {
+    let mut s = fixture_with_checks();
     s.warm(PATH, USER).await;
     let other = s.ask("/discover?key_id=8");
     let (_, reply) = s.taken().await;
@@ -167,7 +167,7 @@ async fn nor_one_that_was_slow_to_answer_somebody_else_or_fails() {
     assert!(s.ask(PATH).await.unwrap().is_ok());
     assert!(is_idle(&mut s.rails).await);
 
-    let mut s = setting_that_compares();
+    let mut s = fixture_with_checks();
     s.warm(PATH, USER).await;
     let other = s.ask("/discover?key_id=8");
     let (_, reply) = s.taken().await;
@@ -177,10 +177,10 @@ async fn nor_one_that_was_slow_to_answer_somebody_else_or_fails() {
     assert!(is_idle(&mut s.rails).await);
 }
 
-/// What is compared is the answer that the caller got. If it is gone meanwhile, nothing is brought back.
+/// The entry that is compared is the one that was served. If it was purged meanwhile, it does not come back.
 #[tokio::test]
-async fn a_purge_meanwhile_is_not_undone() {
-    let mut s = setting_that_compares();
+async fn a_check_does_not_undo_a_purge() {
+    let mut s = fixture_with_checks();
     s.warm(PATH, USER).await;
     let asked = s.ask(PATH);
     let (_, reply) = s.taken().await;
@@ -188,6 +188,6 @@ async fn a_purge_meanwhile_is_not_undone() {
     s.cache.invalidate(&Key::UserOfKey(7));
     reply.send_response(Ok(json(200, USER)));
     assert!(is_idle(&mut s.rails).await);
-    assert_eq!(s.found(Verdict::Agreed), 1);
-    assert!(!s.is_kept(PATH).await);
+    assert_eq!(s.found(ShadowOutcome::Agreed), 1);
+    assert!(!s.is_still_cached(PATH).await);
 }

@@ -1,8 +1,8 @@
-//! What is stale: when it is used, when it is not, and who asks Rails meanwhile.
+//! Stale entries: when they are served, when they are not, and which requests Rails gets meanwhile.
 
 use super::*;
 use crate::cache::freshness::Storable;
-use crate::cache::{Lifetimes, Sign};
+use crate::cache::{EntryKind, Lifetimes};
 use crate::layer::testing::settle;
 use crate::progress::LastAnswer;
 use crate::upstream::lanes::Shed;
@@ -19,7 +19,7 @@ fn refused() -> Answer {
     Err(Failure::Upstream(upstream::Error::Connect("rails".into(), refused)))
 }
 
-impl Setting {
+impl Fixture {
     fn after(&self, seconds: u64) {
         self.time.advance(Duration::from_secs(seconds));
     }
@@ -28,7 +28,7 @@ impl Setting {
         Clock::Manual(self.time.clone()).now()
     }
 
-    /// The manual clock goes as tokio's does, and perhaps a server answers all the time.
+    /// Moves the manual clock together with tokio's; with `answers`, the server answers all the time.
     fn ticks(&self, answers: Option<Arc<LastAnswer>>) -> JoinHandle<()> {
         const TICK: Duration = Duration::from_millis(100);
         let time = self.time.clone();
@@ -37,7 +37,7 @@ impl Setting {
                 tokio::time::sleep(TICK).await;
                 time.advance(TICK);
                 if let Some(last) = &answers {
-                    last.is_now(Clock::Manual(time.clone()).now());
+                    last.record(Clock::Manual(time.clone()).now());
                 }
             }
         })
@@ -46,18 +46,18 @@ impl Setting {
     async fn reply(&mut self, answer: Answer) {
         let (_, reply) = self.taken().await;
         reply.send_response(answer);
-        // What goes on behind the callers' backs has to come to its end.
+        // Background work has to end first.
         assert!(is_idle(&mut self.rails).await);
     }
 
-    /// What a caller gets while Rails answers with `answer`, which it must be asked for.
+    /// The result of a request that Rails gets and answers with `answer`.
     async fn ask_with(&mut self, path: &str, answer: Answer) -> Answer {
         let asked = self.ask(path);
         self.reply(answer).await;
         asked.await.unwrap()
     }
 
-    /// What a caller gets who does not wait for Rails.
+    /// The `Cache-Status` of a request that is answered without waiting for Rails.
     async fn ask_memory(&mut self, path: &str) -> String {
         let asked = self.ask(path);
         settle().await;
@@ -67,8 +67,8 @@ impl Setting {
 }
 
 #[tokio::test]
-async fn a_stale_answer_is_given_while_rails_is_asked_once() {
-    let mut s = setting();
+async fn a_stale_answer_is_served_while_one_refresh_runs() {
+    let mut s = fixture();
     s.warm(PATH, USER).await;
     s.after(70);
     let asked = s.ask(PATH);
@@ -90,8 +90,8 @@ async fn a_stale_answer_is_given_while_rails_is_asked_once() {
 }
 
 #[tokio::test]
-async fn beyond_that_rails_is_waited_for() {
-    let mut s = setting();
+async fn after_the_revalidate_window_callers_wait_for_rails() {
+    let mut s = fixture();
     s.warm(PATH, USER).await;
     s.after(100);
     let answer = s.ask_with(PATH, Ok(json(200, RENEWED))).await.unwrap();
@@ -100,7 +100,7 @@ async fn beyond_that_rails_is_waited_for() {
 }
 
 #[tokio::test]
-async fn for_failures_on_the_list_what_is_stale_has_to_do() {
+async fn a_rails_failure_is_covered_by_the_stale_answer() {
     let timeout = || Err(Failure::Upstream(upstream::Error::Timeout(Duration::from_secs(60))));
     let hold_full =
         || Err(Failure::Upstream(upstream::Error::HoldFull("rails".into(), std::io::Error::other("away"))));
@@ -121,7 +121,7 @@ async fn for_failures_on_the_list_what_is_stale_has_to_do() {
         || Ok(json(504, "{}")),
     ];
     for failure in failures {
-        let mut s = setting();
+        let mut s = fixture();
         s.warm(PATH, USER).await;
         s.after(100);
         let answer = s.ask_with(PATH, failure()).await.unwrap();
@@ -131,11 +131,11 @@ async fn for_failures_on_the_list_what_is_stale_has_to_do() {
     }
 }
 
-/// A caller would be given what Rails does not say any more, for as long as others keep Rails busy.
+/// Or revoked keys would be served for as long as other requests keep Rails busy.
 #[tokio::test]
-async fn a_rails_that_is_busy_is_no_reason_for_a_stale_answer() {
+async fn a_busy_rails_is_not_covered_by_a_stale_answer() {
     let failures: [fn() -> upstream::Error; 9] = [
-        // Too many open files, and more wait for one than may.
+        // Too many open files.
         || upstream::Error::Connect("rails".into(), std::io::Error::from_raw_os_error(24)),
         || upstream::Error::HoldFull("rails".into(), std::io::Error::from_raw_os_error(24)),
         || upstream::Error::Shed(Shed::QueueFull),
@@ -147,7 +147,7 @@ async fn a_rails_that_is_busy_is_no_reason_for_a_stale_answer() {
         || upstream::Error::Unusable("x"),
     ];
     for failure in failures {
-        let mut s = setting();
+        let mut s = fixture();
         s.warm(PATH, USER).await;
         s.after(100);
         let (leads, follows) = (s.ask(PATH), s.ask(PATH));
@@ -155,13 +155,13 @@ async fn a_rails_that_is_busy_is_no_reason_for_a_stale_answer() {
         reply.send_response(Err(Failure::Upstream(failure())));
         let leads = leads.await.unwrap();
         assert!(leads.is_err(), "{:?}", failure());
-        // The other is told so, or asks by itself.
+        // The follower gets the same error, or asks Rails itself.
         settle().await;
         if !follows.is_finished() {
             s.reply(Err(Failure::Upstream(failure()))).await;
         }
         assert_eq!(follows.await.unwrap().unwrap_err().status(), leads.unwrap_err().status());
-        // Nor does it say anything to others, or end what is kept.
+        // Nor does it start an outage, or drop the entry.
         let asked = s.ask(PATH);
         let (request, reply) = s.taken().await;
         assert_eq!(request.may_wait, MayWait::ForItsTurn, "{:?}", failure());
@@ -171,8 +171,8 @@ async fn a_rails_that_is_busy_is_no_reason_for_a_stale_answer() {
 }
 
 #[tokio::test]
-async fn while_rails_fails_nobody_waits_and_one_in_a_while_asks() {
-    let mut s = setting();
+async fn during_an_outage_no_caller_waits_and_one_request_a_second_is_sent() {
+    let mut s = fixture();
     s.warm(PATH, USER).await;
     s.after(100);
     assert!(s.ask_with(PATH, refused()).await.is_ok());
@@ -187,14 +187,14 @@ async fn while_rails_fails_nobody_waits_and_one_in_a_while_asks() {
         }
         s.reply(refused()).await;
     }
-    // Its time is up all the same.
+    // The greatest age still holds.
     s.after(3_600);
     assert!(s.ask_with(PATH, refused()).await.is_err());
 }
 
 #[tokio::test]
-async fn when_rails_is_back_a_few_keys_at_a_time_are_renewed() {
-    let mut s = setting_with(Settings { max_refreshes: 2, ..calm() });
+async fn after_an_outage_concurrent_refreshes_are_limited() {
+    let mut s = fixture_with(CacheSettings { max_refreshes: 2, ..calm() });
     let path = |id: usize| format!("/discover?key_id={id}");
     for id in 1..=20 {
         s.warm(&path(id), USER).await;
@@ -219,20 +219,20 @@ async fn when_rails_is_back_a_few_keys_at_a_time_are_renewed() {
         assert!(is_idle(&mut s.rails).await);
     }
     assert_eq!(renewals, 18);
-    // Once that is over, whatever is left is asked for like anything else.
+    // After the recovery, callers of the other keys wait for Rails again.
     s.after(10);
     assert!(!s.ask(&path(20)).is_finished() && !is_idle(&mut s.rails).await);
 }
 
 #[tokio::test]
-async fn a_crowd_with_a_stale_answer_makes_one_request_and_has_no_failure() {
-    let mut s = setting();
+async fn many_callers_with_a_stale_answer_cause_one_request_and_see_no_failure() {
+    let mut s = fixture();
     s.warm(PATH, USER).await;
     s.after(100);
     let callers: Vec<_> = (0..1_000).map(|_| s.ask(PATH)).collect();
     let (_, reply) = s.taken().await;
     assert!(is_idle(&mut s.rails).await);
-    // Whoever asks may leave.
+    // The leader may hang up.
     callers[0].abort();
     assert!(is_idle(&mut s.rails).await);
     reply.send_response(refused());
@@ -243,22 +243,22 @@ async fn a_crowd_with_a_stale_answer_makes_one_request_and_has_no_failure() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_could_have_an_answer_does_not_wait_long_for_a_better_one() {
-    let mut s = setting();
+async fn a_caller_with_a_stale_answer_waits_for_stale_wait_only() {
+    let mut s = fixture();
     s.warm(PATH, USER).await;
     s.after(100);
     let _ticking = s.ticks(None);
     let (leads, follows) = (s.ask(PATH), s.ask(PATH));
     let (request, reply) = s.taken().await;
-    // The time for which it waits here for its turn does not count.
+    // The time in the queue does not count.
     tokio::time::sleep(Duration::from_secs(20)).await;
     assert!(!leads.is_finished() && !follows.is_finished());
     let begun = tokio::time::Instant::now();
-    request.progress.unwrap().is_sent(s.now(), &Arc::new(LastAnswer::new(s.now())));
+    request.progress.unwrap().record_sent(s.now(), &Arc::new(LastAnswer::new(s.now())));
     for asked in [leads, follows] {
         assert!(status_of(&asked.await.unwrap().unwrap()).ends_with(SIE));
     }
-    let (took, stale_wait) = (begun.elapsed(), Settings::default().stale_wait);
+    let (took, stale_wait) = (begun.elapsed(), CacheSettings::default().stale_wait);
     assert!(took >= stale_wait && took < stale_wait + Duration::from_secs(2), "{took:?}");
     assert!(s.ask_memory(PATH).await.ends_with(SIE));
     reply.send_response(Ok(json(200, RENEWED)));
@@ -267,16 +267,16 @@ async fn who_could_have_an_answer_does_not_wait_long_for_a_better_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_server_that_answers_others_is_waited_for() {
-    let mut s = setting();
+async fn a_busy_server_is_waited_for() {
+    let mut s = fixture();
     s.warm(PATH, USER).await;
     s.after(100);
     let last = Arc::new(LastAnswer::new(s.now()));
     let ticking = s.ticks(Some(Arc::clone(&last)));
     let (leads, follows) = (s.ask(PATH), s.ask(PATH));
     let (request, _reply) = s.taken().await;
-    request.progress.unwrap().is_sent(s.now(), &last);
-    tokio::time::sleep(Settings::default().stale_wait * 10).await;
+    request.progress.unwrap().record_sent(s.now(), &last);
+    tokio::time::sleep(CacheSettings::default().stale_wait * 10).await;
     assert!(!leads.is_finished() && !follows.is_finished(), "it is busy");
     ticking.abort();
     let _ticking = s.ticks(None);
@@ -286,8 +286,8 @@ async fn a_server_that_answers_others_is_waited_for() {
 }
 
 #[tokio::test]
-async fn a_crowd_that_could_do_without_does_not_press_upon_a_rails_that_fails() {
-    let mut s = setting();
+async fn followers_with_a_stale_answer_do_not_ask_a_failing_rails() {
+    let mut s = fixture();
     s.warm(PATH, USER).await;
     s.after(100);
     let callers: Vec<_> = (0..200).map(|_| s.ask(PATH)).collect();
@@ -298,10 +298,9 @@ async fn a_crowd_that_could_do_without_does_not_press_upon_a_rails_that_fails() 
     assert!(is_idle(&mut s.rails).await);
 }
 
-/// An endpoint that fails alone says nothing of the others.
 #[tokio::test]
-async fn a_check_that_fails_makes_nobody_stale() {
-    let mut s = setting();
+async fn a_failing_check_starts_no_outage_of_other_endpoints() {
+    let mut s = fixture();
     s.warm(PATH, USER).await;
     assert_eq!(s.ask_with("/check", Ok(json(503, "{}"))).await.unwrap().status().as_u16(), 503);
     s.after(100);
@@ -309,10 +308,9 @@ async fn a_check_that_fails_makes_nobody_stale() {
     assert_eq!(status_of(&answer), "railgate; fwd=miss; stored");
 }
 
-/// One failure some time ago is no outage.
 #[tokio::test]
-async fn after_a_while_without_news_rails_is_waited_for_again() {
-    let mut s = setting();
+async fn an_outage_ends_some_time_after_the_last_failure() {
+    let mut s = fixture();
     s.warm(PATH, USER).await;
     s.after(100);
     assert!(s.ask_with(PATH, refused()).await.is_ok());

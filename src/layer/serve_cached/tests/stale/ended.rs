@@ -1,13 +1,13 @@
-//! What ends an answer, so that it is given in no phase any more: a word of Rails, an invalidation, the clock.
+//! What makes an entry unusable at any age: a refusal by Rails, an invalidation, its expiry date.
 
 use super::*;
 
-/// What has been said in another form, or to a caller who asked alone, was said.
+/// It does not matter whether the request had another form, or was sent by a follower itself.
 #[tokio::test]
-async fn what_rails_has_called_unknown_once_is_never_brought_back() {
+async fn a_refused_or_unknown_key_is_never_served_again() {
     let key = "/authorized_keys?key=AAAAC3Nz";
     let row = r#"{"id":7,"title":"t","key":"ssh-rsa AAAAC3Nz R (x)"}"#;
-    for (path, kept, status, body, ends) in [
+    for (path, cached, status, body, drops_entry) in [
         (PATH, USER, 404, "{}", true),
         (PATH, USER, 401, "{}", true),
         (PATH, USER, 403, "{}", true),
@@ -21,8 +21,8 @@ async fn what_rails_has_called_unknown_once_is_never_brought_back() {
         (key, row, 401, "{}", true),
         (key, row, 200, row, false),
     ] {
-        let mut s = setting();
-        s.warm(path, kept).await;
+        let mut s = fixture();
+        s.warm(path, cached).await;
         let conditional = call(Method::GET, path, &[("if-none-match", "\"x\"")]);
         let asked = tokio::spawn(s.service.clone().oneshot(conditional));
         s.reply(Ok(json(status, body))).await;
@@ -31,33 +31,33 @@ async fn what_rails_has_called_unknown_once_is_never_brought_back() {
         assert_eq!((answer.status().as_u16(), text(answer).await.as_str()), (status, body));
         s.after(100);
         let answer = s.ask_with(path, refused()).await;
-        assert_eq!(answer.is_err(), ends, "{path} {status} {body}");
+        assert_eq!(answer.is_err(), drops_entry, "{path} {status} {body}");
     }
 }
 
 #[tokio::test]
-async fn an_answer_to_one_who_asked_alone_wins_over_an_older_question() {
-    let mut s = setting();
+async fn a_refusal_of_a_bypassing_request_fences_off_older_fills() {
+    let mut s = fixture();
     s.warm(PATH, USER).await;
     s.after(100);
     let (leads, follows) = (s.ask(PATH), s.ask(PATH));
     let (_, reply) = s.taken().await;
-    // Of another caller, perhaps: the question is asked anew.
+    // A request that bypasses the cache.
     let conditional = call(Method::GET, PATH, &[("range", "bytes=0-1")]);
     let other = tokio::spawn(s.service.clone().oneshot(conditional));
     s.reply(Ok(json(404, "{}"))).await;
     assert_eq!(other.await.unwrap().unwrap().status(), 404);
     reply.send_response(Ok(json(200, USER)));
-    assert_eq!(leads.await.unwrap().unwrap().status(), 200, "it asked before");
+    assert_eq!(leads.await.unwrap().unwrap().status(), 200, "it asked before the refusal");
     s.reply(Ok(json(404, "{}"))).await;
     assert_eq!(follows.await.unwrap().unwrap().status(), 404);
-    assert!(s.ask_with(PATH, refused()).await.is_err(), "nothing is kept");
+    assert!(s.ask_with(PATH, refused()).await.is_err(), "nothing is stored");
 }
 
 #[tokio::test]
-async fn any_other_answer_is_the_answer_and_what_rails_says_of_the_key_ends_what_was_kept() {
-    for (phase, age) in [("revalidate", 70), ("on error", 100)] {
-        for (status, body, ends) in [
+async fn any_other_answer_is_passed_on_and_a_refusal_drops_the_entry() {
+    for (freshness, age) in [("revalidate", 70), ("on error", 100)] {
+        for (status, body, drops_entry) in [
             (401, "{}", true),
             (403, "{}", true),
             (404, r#"{"message":"404 Not found"}"#, true),
@@ -68,32 +68,36 @@ async fn any_other_answer_is_the_answer_and_what_rails_says_of_the_key_ends_what
             (200, r#"{"id":7}"#, false),
             (200, "null", true),
         ] {
-            let mut s = setting();
+            let mut s = fixture();
             s.warm(PATH, USER).await;
             s.after(age);
             let answer = s.ask_with(PATH, Ok(json(status, body))).await.unwrap();
-            if phase == "revalidate" {
-                assert!(status_of(&answer).ends_with(SWR), "{status}: who asked has his answer already");
+            if freshness == "revalidate" {
+                assert!(status_of(&answer).ends_with(SWR), "{status}: the caller has been answered already");
             } else {
                 assert_eq!(answer.status().as_u16(), status);
             }
-            // Beyond the life of a negative answer.
+            // Beyond the TTL of a negative entry.
             s.after(30);
             let answer = s.ask_with(PATH, Ok(json(503, "{}"))).await.unwrap();
-            assert_eq!(answer.status().as_u16(), if ends { 503 } else { 200 }, "{phase}: {status} {body}");
+            assert_eq!(
+                answer.status().as_u16(),
+                if drops_entry { 503 } else { 200 },
+                "{freshness}: {status} {body}"
+            );
         }
     }
 }
 
-/// A page of something in front of Rails, whatever its status.
+/// Such as a page of a proxy in front of Rails, whatever its status.
 #[tokio::test]
-async fn what_is_no_json_says_nothing_of_a_key() {
+async fn an_answer_that_is_not_json_does_not_drop_the_entry() {
     let page = |status: u16| {
         let page = Response::builder().status(status).header("content-type", "text/html");
         page.body(Body::from(Bytes::from_static(b"<html>"))).unwrap()
     };
     for status in [200, 401, 403, 404] {
-        let mut s = setting();
+        let mut s = fixture();
         s.warm(PATH, USER).await;
         s.after(100);
         let answer = s.ask_with(PATH, Ok(page(status))).await.unwrap();
@@ -103,21 +107,21 @@ async fn what_is_no_json_says_nothing_of_a_key() {
     }
 }
 
-/// Each attempt of a blocked user would go to Rails.
+/// Or each attempt of a blocked user would go to Rails.
 #[tokio::test]
-async fn that_the_owner_of_a_key_is_blocked_is_kept_briefly() {
+async fn a_blocked_owner_is_cached_as_a_negative_entry() {
     let path = "/authorized_keys?key=AAAAC3Nz";
     let row = r#"{"id":7,"title":"t","key":"ssh-rsa AAAAC3Nz R (x)"}"#;
     let blocked = || Ok(json(401, r#"{"message":"401 Unauthorized - Key"}"#));
-    let mut s = setting();
+    let mut s = fixture();
     s.warm(path, row).await;
     s.after(100);
     assert_eq!(s.ask_with(path, blocked()).await.unwrap().status(), 401);
     let answer = s.ask(path).await.unwrap().unwrap();
     assert_eq!((answer.status().as_u16(), status_of(&answer)), (401, "railgate; hit; ttl=5"));
     s.after(5);
-    assert!(s.ask_with(path, refused()).await.is_err(), "the row is not brought back");
-    // The caller's own credential is another matter.
+    assert!(s.ask_with(path, refused()).await.is_err(), "the row does not come back");
+    // A refusal of the caller's own credential is not cached.
     let unauthorized = || Ok(json(401, r#"{"message":"401 Unauthorized"}"#));
     for _ in 0..2 {
         assert_eq!(s.ask_with(path, unauthorized()).await.unwrap().status(), 401);
@@ -125,14 +129,14 @@ async fn that_the_owner_of_a_key_is_blocked_is_kept_briefly() {
 }
 
 #[tokio::test]
-async fn what_must_not_be_stale_is_not() {
+async fn negative_entries_and_the_instance_are_never_served_stale() {
     let key = "/authorized_keys?key=AAAAC3Nz";
     for (path, status, body, ttl) in [
         ("/check", 200, r#"{"api_version":"v4","redis":true}"#, 1),
         (PATH, 200, "null", 5),
         (key, 404, r#"{"message":"404 Key Not Found"}"#, 5),
     ] {
-        let mut s = setting();
+        let mut s = fixture();
         let answer = s.ask_with(path, Ok(json(status, body))).await.unwrap();
         assert_eq!(status_of(&answer), "railgate; fwd=miss; stored", "{path}");
         s.after(ttl);
@@ -141,9 +145,9 @@ async fn what_must_not_be_stale_is_not() {
 }
 
 #[tokio::test]
-async fn an_invalidation_wins_over_a_refresh_and_over_what_is_stale() {
+async fn an_invalidation_wins_over_refreshes_and_stale_entries() {
     for age in [70, 100] {
-        let mut s = setting();
+        let mut s = fixture();
         s.warm(PATH, USER).await;
         s.after(age);
         let asked = s.ask(PATH);
@@ -157,8 +161,8 @@ async fn an_invalidation_wins_over_a_refresh_and_over_what_is_stale() {
 }
 
 #[tokio::test]
-async fn what_is_purged_while_rails_is_asked_is_not_fallen_back_on() {
-    let mut s = setting();
+async fn an_entry_purged_during_the_request_is_not_served() {
+    let mut s = fixture();
     s.warm(PATH, USER).await;
     s.after(100);
     let asked = [s.ask(PATH), s.ask(PATH)];
@@ -171,8 +175,8 @@ async fn what_is_purged_while_rails_is_asked_is_not_fallen_back_on() {
 }
 
 #[tokio::test]
-async fn a_refusal_is_not_covered_up_by_a_failure_behind_it() {
-    let mut s = setting();
+async fn a_later_failure_does_not_bring_back_a_refused_entry() {
+    let mut s = fixture();
     s.warm(PATH, USER).await;
     s.after(100);
     let (leads, follows) = (s.ask(PATH), s.ask(PATH));
@@ -184,10 +188,9 @@ async fn a_refusal_is_not_covered_up_by_a_failure_behind_it() {
     assert_eq!(follows.await.unwrap().unwrap().status(), StatusCode::SERVICE_UNAVAILABLE);
 }
 
-/// How old an answer is counts from when Rails was asked.
 #[tokio::test]
 async fn the_time_that_rails_takes_is_part_of_the_age() {
-    let mut s = setting();
+    let mut s = fixture();
     let asked = s.ask(PATH);
     let (_, reply) = s.taken().await;
     s.after(50);
@@ -196,14 +199,14 @@ async fn the_time_that_rails_takes_is_part_of_the_age() {
     assert_eq!(s.ask_memory(PATH).await, "railgate; hit; ttl=10");
 }
 
-/// Whatever an answer would be good for by its age: fresh, stale, or in place of a Rails that fails.
+/// Whatever its age allows: fresh, stale while revalidating, stale if Rails fails.
 #[tokio::test]
-async fn what_has_ended_by_the_wall_clock_is_given_in_no_phase() {
-    let ends = r#"{"id":7,"username":"rubi","name":"R","expires_at":"2023-11-14T23:13:20Z"}"#;
+async fn an_expired_answer_is_not_served_at_any_age() {
+    let expiring = r#"{"id":7,"username":"rubi","name":"R","expires_at":"2023-11-14T23:13:20Z"}"#;
     for after in [0, 70, 100] {
         for stepped in [0, 3_600] {
-            let mut s = setting();
-            s.warm(PATH, ends).await;
+            let mut s = fixture();
+            s.warm(PATH, expiring).await;
             s.after(after);
             s.time.step_wall(stepped);
             let asked = s.ask(PATH);
@@ -213,7 +216,7 @@ async fn what_has_ended_by_the_wall_clock_is_given_in_no_phase() {
                 assert!(asked.await.unwrap().is_ok_and(|answer| status_of(&answer).contains("; hit; ")));
                 continue;
             }
-            // By then, it is Rails that is asked; and if that fails, only what has not ended does instead.
+            // Otherwise Rails is asked; if it fails, the entry is served unless it has expired.
             let (_, reply) = s.taken().await;
             reply.send_response(refused());
             let answer = asked.await.unwrap();
@@ -222,22 +225,24 @@ async fn what_has_ended_by_the_wall_clock_is_given_in_no_phase() {
     }
 }
 
-/// It ends between the moment it is stored and the one at which a caller who waited is told.
+/// It expires between the moment it is stored and the one at which a follower is answered.
 #[tokio::test]
-async fn what_has_ended_meanwhile_is_not_shared() {
+async fn an_answer_that_expires_meanwhile_is_not_shared() {
     for (stepped, is_shared) in [(0, true), (3_600, false)] {
-        let mut s = setting();
+        let mut s = fixture();
         let (key, now) = (Key::UserOfKey(7), Clock::Manual(s.time.clone()).now());
-        let Boarding::Lead(lease) = s.cache.board(&key, now) else { unreachable!("nothing is there") };
+        let LeaderOrFollower::Leader(guard) = s.cache.lead_or_follow(&key, now) else {
+            unreachable!("nothing is there")
+        };
         let waiting = s.ask(PATH);
         settle().await;
         let storable = Storable {
-            sign: Sign::Positive,
-            ages: Lifetimes::default().of(Caching::Discover, Sign::Positive),
-            expires: Some(1_700_000_045),
-            subject: None,
+            kind: EntryKind::Positive,
+            age_limits: Lifetimes::default().age_limits(Caching::Discover, EntryKind::Positive),
+            expires_at: Some(1_700_000_045),
+            subject_id: None,
         };
-        lease.store(StatusCode::OK, &http::HeaderMap::new(), USER.as_bytes(), storable).unwrap();
+        guard.store(StatusCode::OK, &http::HeaderMap::new(), USER.as_bytes(), storable).unwrap();
         s.time.step_wall(stepped);
         settle().await;
         assert_eq!(waiting.is_finished(), is_shared, "{stepped}");
