@@ -33,7 +33,7 @@ use crate::refusal::Refusal;
 use crate::secret::Token;
 use crate::server::wire::REFUSED;
 use crate::server::{ConnectionHandle, Inbound};
-use crate::upstream::State;
+use crate::upstream::UpstreamState;
 
 /// How long a body may take.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -44,7 +44,7 @@ pub struct Admin {
     /// Shown.
     pub metrics: Arc<Metrics>,
     /// Shown beside the gateway's own state.
-    pub upstream: Arc<State>,
+    pub upstream: Arc<UpstreamState>,
     /// The gateway's own state.
     pub readiness: Arc<Readiness>,
     /// What may be purged.
@@ -225,14 +225,14 @@ impl Admin {
         } else {
             (StatusCode::SERVICE_UNAVAILABLE, "draining")
         };
-        let failures = self.upstream.failures_in_a_row.load(Ordering::Relaxed);
-        let answers = self.upstream.answers.load(Ordering::Relaxed);
+        let failures = self.upstream.consecutive_failures.load(Ordering::Relaxed);
+        let answers = self.upstream.responses.load(Ordering::Relaxed);
         let upstream = match (failures, answers) {
             (0, 0) => "unknown",
             (0, _) => "answering",
             _ => "failing",
         };
-        let cause = self.upstream.away.cause();
+        let cause = self.upstream.reachability.cause();
         let cause = cause.map_or_else(String::new, |cause| format!(r#","cause":"{}""#, cause.as_str()));
         json(
             status,

@@ -38,7 +38,7 @@ pub struct Settings {
     /// Where GitLab tells of changes, if it does.
     pub hooks: Option<crate::hooks::Settings>,
     /// Rails.
-    pub upstream: crate::upstream::Settings,
+    pub upstream: crate::upstream::UpstreamSettings,
     /// What Rails is shown in place of what GitLab Shell has shown.
     pub mint: Option<crate::auth::mint::Mint>,
     /// Path prefixes outside the internal API that are forwarded.

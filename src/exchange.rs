@@ -21,7 +21,7 @@ use crate::header::RequestId;
 use crate::progress::Progress;
 use crate::route::Found;
 use crate::server::ConnectionHandle;
-use crate::upstream::{self, MayWait};
+use crate::upstream::{self, WaitPolicy};
 
 /// A request that has been read, and nothing more.
 #[derive(Debug)]
@@ -71,7 +71,7 @@ pub struct Authenticated {
     /// Up to so many bytes of the answer may be read before it is handed on, if they may.
     pub collect: Option<usize>,
     /// For what it may wait before it is sent to Rails.
-    pub may_wait: MayWait,
+    pub may_wait: WaitPolicy,
     /// Where those look who wait for its answer.
     pub progress: Option<Arc<Progress>>,
     /// When it came, if it has waited for another one's answer: its time counts from there.

@@ -83,7 +83,9 @@ impl Failure {
             Self::BodyBrokeOff => StatusCode::BAD_REQUEST,
             Self::Upstream(error) => match error {
                 // It does not pass: a certificate that is not believed, a socket that may not be opened.
-                upstream::Error::Connect(_, error) if !upstream::may_pass(error) => StatusCode::BAD_GATEWAY,
+                upstream::Error::Connect(_, error) if !upstream::is_transient(error) => {
+                    StatusCode::BAD_GATEWAY
+                }
                 upstream::Error::Connect(..)
                 | upstream::Error::HoldFull(..)
                 | upstream::Error::Expires(_)
@@ -258,7 +260,7 @@ mod tests {
             Failure::Upstream(upstream::Error::NeedsWorkhorse("x".into())),
             Failure::Upstream(upstream::Error::Expires("x".into())),
             Failure::Upstream(upstream::Error::HoldFull("x".into(), std::io::Error::other("y"))),
-            Failure::Upstream(upstream::Error::Shed(upstream::lanes::Shed::QueueFull)),
+            Failure::Upstream(upstream::Error::Shed(upstream::ShedReason::QueueFull)),
             Failure::Upstream(upstream::Error::BrokeOff(crate::body::Error::TooSlow)),
             Failure::SharedTrouble(FillError::Unreachable),
             Failure::SharedTrouble(FillError::Timeout),

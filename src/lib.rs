@@ -80,7 +80,7 @@ use crate::hooks::Hooks;
 use crate::metrics::{MetricSources, Metrics};
 use crate::server::open_files::{self, Demand};
 use crate::server::{Capacity, Limits, Listener, Server, Socket};
-use crate::upstream::{State, Upstream};
+use crate::upstream::{Upstream, UpstreamState};
 use crate::warm::WarmRestart;
 use crate::worker::{HooksThread, Worker};
 
@@ -92,7 +92,7 @@ pub struct Gateway {
     admin: (Socket, Admin),
     hooks: Option<HooksThread>,
     warm: Option<WarmRestart>,
-    checks: upstream::Watch,
+    checks: upstream::HealthChecker,
     heartbeats: Arc<Heartbeats>,
     /// How long the threads have to end.
     end_timeout: Duration,
@@ -108,8 +108,8 @@ impl Gateway {
     pub fn bind(settings: Settings, log: Arc<log::Counts>) -> io::Result<Self> {
         let mut sockets = Sockets::bind(&settings)?;
         let (warm, hook_counts) = (WarmRestart::new(&settings), Arc::<hooks::Counts>::default());
-        let upstream = Arc::new(State::new(&settings.upstream));
-        let checks = upstream::Watch::new(&settings.upstream, &upstream);
+        let upstream = Arc::new(UpstreamState::new(&settings.upstream));
+        let checks = upstream::HealthChecker::new(&settings.upstream, &upstream);
         let cache = Cache::new(&settings.cache);
         let bodies = Arc::new(UnverifiedBodies::new(settings.auth.max_unverified));
         let heartbeats = heartbeats(&settings);

@@ -1,14 +1,13 @@
-//! The way to Rails: one request in, one answer out, over a pool of kept connections.
+//! The way to Rails: one request in, one response out, over a pool of kept connections.
 //!
-//! Rails may be several servers. A request goes to one that takes part ([`health`]) and has little to do
-//! (`balance`), to another if there is no connection, and if none accepts any, it waits in line ([`hold`]).
-//! One that is let through has a permit of its class ([`lanes`]) until its answer has come to its end. It
-//! is sent once: a second time only if nothing of it can have been done, or if asking changes nothing,
-//! and only as long as that is rare.
+//! Rails may be several servers. A request goes to a server in rotation ([`health`]) with little load
+//! (`balance`), to another one if no connection can be made, and if no server accepts connections, it waits in
+//! the [`hold`] queue. An admitted request holds a permit of its class ([`lanes`]) until its response has ended.
+//! It is sent once: a second time only if nothing of it can have been done, or if it changes nothing, and only
+//! as long as resends are rare.
 //!
 //! Errors say which side failed; what the client is told about it is not decided here.
 
-mod answer;
 mod attempt;
 mod away;
 mod balance;
@@ -23,8 +22,9 @@ pub mod hold;
 pub mod lanes;
 mod line;
 mod load;
-mod plan;
+mod options;
 mod pool;
+mod response;
 mod send;
 mod server;
 mod streams;
@@ -38,74 +38,75 @@ use std::time::{Duration, Instant};
 use http::Uri;
 use tower::retry::budget::TpsBudget;
 
-pub use self::away::Away;
-pub use self::balance::MOST_SERVERS;
-pub use self::cause::{Cause, is_for_want_of_resources};
-pub use self::check::{Settings as Checks, Watch};
-use self::copy::Memory;
+pub use self::away::Reachability;
+pub use self::balance::MAX_SERVERS;
+pub use self::cause::{UnreachableCause, is_resource_exhaustion};
+pub use self::check::{HealthCheckSettings, HealthChecker};
+use self::copy::ReplayMemory;
 pub use self::error::Error;
-pub use self::happy_eyeballs::may_pass;
-pub use self::health::Settings as Ejection;
-use self::hold::Hold;
-use self::lanes::Lanes;
-pub use self::plan::{Course, MayWait, Plan, Signer};
-use self::server::Server;
-pub use self::server::{Again, Protocol, ServerSettings, ServerState};
-pub use self::target::{Address, LONGEST_SOCKET_PATH, Target, TargetError, without_zone};
+pub use self::happy_eyeballs::is_transient;
+pub use self::health::{EjectionReason, EjectionSettings, ServerStatus};
+use self::hold::HoldQueues;
+use self::lanes::Admission;
+pub use self::lanes::{ClassAdmission, ClassSettings, ShedReason};
+pub use self::options::{SendOptions, SendReport, Signer, WaitPolicy};
+use self::server::UpstreamServer;
+pub use self::server::{Protocol, ResendReason, UpstreamServerSettings, UpstreamServerState};
+pub use self::target::{MAX_SOCKET_PATH, TargetError, UpstreamAddress, UpstreamTarget, without_zone};
 use crate::clock::Clock;
 use crate::route::Class;
 
-/// What `[upstream]` of the configuration says.
+/// The section `[upstream]` of the configuration.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct UpstreamSettings {
     /// Where Rails listens: one server, or several that are alike, with the same relative URL root.
-    pub servers: Vec<ServerSettings>,
-    /// What is spoken with them.
+    pub servers: Vec<UpstreamServerSettings>,
+    /// The version of HTTP spoken with all of them.
     pub protocol: Protocol,
-    /// How those that take part are told from those that do not, if there are several.
-    pub ejection: Ejection,
-    /// How they are asked whether they are well.
-    pub checks: Checks,
-    /// How long a slow answer of one of them counts, more or less. No key of the configuration.
-    pub load_memory: Duration,
+    /// When a failing server is taken out of rotation, if there are several.
+    pub ejection: EjectionSettings,
+    /// How their health is checked, if there are several.
+    pub health_checks: HealthCheckSettings,
+    /// How long a slow response raises a server's load, roughly. Not a key of the configuration.
+    pub load_decay: Duration,
     /// The `Host` that Rails sees; by default the authority of the URL.
     pub host: Option<String>,
-    /// How long a connection may take to come about.
+    /// How long it may take to make a connection, name resolution and TLS included.
     pub connect_timeout: Duration,
-    /// How long the body of an answer may pause.
+    /// How long the body of a response may pause.
     pub body_timeout: Duration,
-    /// How many requests of each class may wait for a Rails that is away; of [`Class::Other`], no more
+    /// How many requests of each class may wait while Rails is unreachable; of [`Class::Other`], no more
     /// than its queue holds.
     pub max_held: usize,
-    /// Of a hundred reads, how many may be sent again.
+    /// How many reads may be sent again, in percent.
     pub resend_percent: u8,
-    /// Whether a request is sent again whose connection a Rails on this machine has reset.
+    /// Whether a request is sent again if a Rails on this machine has reset its connection.
     pub resend_unread: bool,
-    /// What else differs by class of route.
-    pub classes: [lanes::Settings; Class::ALL.len()],
-    /// How long an unused connection is kept. Puma 5.6 drops them after 20 s (8.0: 65 s), so less than that.
+    /// Limits by class of route, in the order of [`Class::ALL`].
+    pub classes: [ClassSettings; Class::ALL.len()],
+    /// How long an idle connection is kept. Puma 5.6 drops them after 20 s (8.0: 65 s), so less than that.
     pub idle_timeout: Duration,
-    /// How old a connection may become, to within a fifth; zero is for as old as it gets. A name is resolved
-    /// anew for the next one.
+    /// How old a connection may become, to within a fifth; zero is without limit. The name is resolved anew
+    /// for the next one.
     pub max_connection_age: Duration,
-    /// How many unused connections are kept.
+    /// How many idle connections to each server are kept, by all threads together.
     pub max_idle: usize,
 }
 
-impl Settings {
+impl UpstreamSettings {
     /// Rails at `target`, without TLS, and the defaults for the rest.
-    pub fn new(target: Target) -> Self {
-        Self::of(ServerSettings { target, tls: None, is_backup: false })
+    pub fn new(target: UpstreamTarget) -> Self {
+        Self::for_server(UpstreamServerSettings { target, tls: None, is_backup: false })
     }
 
-    /// The same at one server.
-    pub fn of(server: ServerSettings) -> Self {
+    /// One server, and the defaults for the rest.
+    pub fn for_server(server: UpstreamServerSettings) -> Self {
         Self {
             servers: vec![server],
             protocol: Protocol::default(),
-            ejection: Ejection::default(),
-            checks: Checks::default(),
-            load_memory: DEFAULT_LOAD_MEMORY,
+            ejection: EjectionSettings::default(),
+            health_checks: HealthCheckSettings::default(),
+            load_decay: DEFAULT_LOAD_DECAY,
             host: None,
             connect_timeout: DEFAULT_CONNECT_TIMEOUT,
             body_timeout: DEFAULT_BODY_TIMEOUT,
@@ -119,9 +120,9 @@ impl Settings {
         }
     }
 
-    /// Whether servers are asked if they are well. One that is alone is not: there is no choice.
-    pub fn has_checks(&self) -> bool {
-        self.servers.len() > 1 && !self.checks.interval.is_zero()
+    /// Whether health checks run. A single server is not checked: there is no alternative to it.
+    pub fn has_health_checks(&self) -> bool {
+        self.servers.len() > 1 && !self.health_checks.interval.is_zero()
     }
 
     /// The relative URL root of this Rails: empty, or `/gitlab` and the like.
@@ -130,26 +131,26 @@ impl Settings {
     }
 }
 
-/// Default of [`Settings::connect_timeout`].
+/// Default of [`UpstreamSettings::connect_timeout`].
 pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// Default of [`lanes::Settings::response_timeout`]: `/allowed` may take 50 s (contract §1.2).
+/// Default of [`ClassSettings::response_timeout`]: `/allowed` may take 50 s (contract §1.2).
 pub const DEFAULT_RESPONSE_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long all of what a login waits for may take, waiting included: gitlab-sshd gives up after 10 s, in which
+/// How long a login may wait for Rails in all, time in queues included: gitlab-sshd gives up after 10 s, in which
 /// it tries again after a failure.
 pub const DEFAULT_LOOKUP_TIMEOUT: Duration = Duration::from_secs(4);
-/// Default of [`Settings::body_timeout`].
+/// Default of [`UpstreamSettings::body_timeout`].
 pub const DEFAULT_BODY_TIMEOUT: Duration = Duration::from_secs(300);
-/// Default of [`lanes::Settings::total_timeout`]: longer than anything takes, but not for ever, however slowly
-/// a client reads.
+/// Default of [`ClassSettings::total_timeout`]: longer than any response takes, but bounded, however slowly a
+/// client reads.
 pub const DEFAULT_TOTAL_TIMEOUT: Duration = Duration::from_secs(4 * 3_600);
-/// Default of [`Settings::max_held`].
+/// Default of [`UpstreamSettings::max_held`].
 pub const DEFAULT_MAX_HELD: usize = 10_000;
-/// Default of [`Settings::resend_percent`].
+/// Default of [`UpstreamSettings::resend_percent`].
 pub const DEFAULT_RESEND_PERCENT: u8 = 10;
 /// Defaults of most classes. They wait for as long as a Puma takes that loads GitLab: their callers have time, and
-/// Gitaly's fail what a user has begun long before. So does kas, which remembers for a minute what has failed; its
-/// tokens end that earlier.
-pub const DEFAULT_CLASS: lanes::Settings = lanes::Settings {
+/// if a callback of Gitaly fails, so does what a user has begun long before. kas waits too, since it remembers a
+/// failure for a minute; its tokens may expire earlier.
+pub const DEFAULT_CLASS: ClassSettings = ClassSettings {
     concurrency: 256,
     queue: 1_024,
     queue_timeout: Duration::from_secs(5),
@@ -157,9 +158,9 @@ pub const DEFAULT_CLASS: lanes::Settings = lanes::Settings {
     total_timeout: DEFAULT_TOTAL_TIMEOUT,
     hold: Duration::from_secs(30),
 };
-/// Defaults of all.
-pub const DEFAULT_CLASSES: [lanes::Settings; Class::ALL.len()] = [
-    lanes::Settings {
+/// Defaults of [`UpstreamSettings::classes`].
+pub const DEFAULT_CLASSES: [ClassSettings; Class::ALL.len()] = [
+    ClassSettings {
         queue_timeout: Duration::from_secs(2),
         response_timeout: DEFAULT_LOOKUP_TIMEOUT,
         total_timeout: DEFAULT_LOOKUP_TIMEOUT,
@@ -169,120 +170,120 @@ pub const DEFAULT_CLASSES: [lanes::Settings; Class::ALL.len()] = [
     DEFAULT_CLASS,
     DEFAULT_CLASS,
     // One kas sends up to 50 requests a second, and 250 at once after a pause. 100 at a time are enough for 50 a
-    // second as long as Rails takes 2 s or less for one; of 250, the others wait for their turn, 3 s at that speed.
-    lanes::Settings { concurrency: 100, ..DEFAULT_CLASS },
-    // Any client that can connect may ask for these, and Rails judges: a small share, or a flood of them
-    // would take the threads of Rails from the others. Few may wait, so none keeps its place for long.
-    lanes::Settings {
+    // second as long as Rails takes 2 s or less for one; of 250, the others wait in the queue, 3 s at that speed.
+    ClassSettings { concurrency: 100, ..DEFAULT_CLASS },
+    // Any client that can connect may send these, and Rails judges them: a small share, or a flood of them
+    // would take the threads of Rails from the other classes. Few may wait, so none waits for long.
+    ClassSettings {
         concurrency: OTHER_CONCURRENCY,
         queue: 256,
         hold: Duration::from_secs(5),
         ..DEFAULT_CLASS
     },
 ];
-/// How many requests without a credential Rails is given at one time, unless configured otherwise.
+/// How many requests without a credential Rails gets at one time, unless configured otherwise.
 pub const OTHER_CONCURRENCY: usize = 16;
 
-/// The same where it is known how many threads each server has: an eighth of them, backups aside, but one
-/// at least.
-pub fn other_concurrency(threads: usize, servers: &[ServerSettings]) -> usize {
+/// The same if the number of threads of each server is known: an eighth of all threads, backups aside, but at
+/// least one.
+pub fn default_other_concurrency(threads: usize, servers: &[UpstreamServerSettings]) -> usize {
     let servers = servers.iter().filter(|server| !server.is_backup).count();
     (threads * servers / 8).clamp(1, OTHER_CONCURRENCY)
 }
-/// Default of [`Settings::load_memory`].
-pub const DEFAULT_LOAD_MEMORY: Duration = Duration::from_secs(10);
-/// Default of [`Settings::idle_timeout`].
+/// Default of [`UpstreamSettings::load_decay`].
+pub const DEFAULT_LOAD_DECAY: Duration = Duration::from_secs(10);
+/// Default of [`UpstreamSettings::idle_timeout`].
 pub const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_secs(15);
-/// Default of [`Settings::max_connection_age`].
+/// Default of [`UpstreamSettings::max_connection_age`].
 pub const DEFAULT_MAX_CONNECTION_AGE: Duration = Duration::from_secs(300);
-/// Default of [`Settings::max_idle`].
+/// Default of [`UpstreamSettings::max_idle`].
 pub const DEFAULT_MAX_IDLE: usize = 64;
 
-/// Rails, as the gateway sees it.
+/// The servers of Rails, as one worker thread sees them.
 #[derive(Debug)]
 pub struct Upstream {
-    servers: Vec<Server>,
-    /// Where all of them live.
+    servers: Vec<UpstreamServer>,
+    /// The relative URL root, the same on all servers.
     root: String,
-    /// What the first in line asks for, and for how long, where connections prove nothing.
+    /// What the request at the head of the queue asks for, and for how long, while a proxy reports an outage.
     probe: (Option<Uri>, Duration),
     body_timeout: Duration,
     max_held: usize,
-    /// Whether a server may prove that it has not read a request, which is sent again then.
+    /// Whether a server may prove that it has not read a request, so that it can be sent again.
     may_resend_unread: bool,
-    state: Arc<State>,
+    state: Arc<UpstreamState>,
 }
 
-/// What all threads share, and what is known of the upstream side.
+/// What all threads share about the upstream side.
 #[derive(Debug)]
-pub struct State {
-    /// Where requests wait while Rails is away.
-    pub hold: Hold,
-    /// What is known while it is.
-    pub away: Away,
-    /// How much is asked of Rails at one time.
-    pub lanes: Lanes,
+pub struct UpstreamState {
+    /// Where requests wait while Rails is unreachable.
+    pub hold: HoldQueues,
+    /// Since when and why it is unreachable.
+    pub reachability: Reachability,
+    /// How many requests Rails gets at one time.
+    pub admission: Admission,
     /// How often reads may be sent again, by class.
-    budgets: [TpsBudget; Class::ALL.len()],
-    /// Bodies that are kept for that.
-    copies: Memory,
+    resend_budgets: [TpsBudget; Class::ALL.len()],
+    /// Memory for request bodies that may be sent again.
+    replay_memory: ReplayMemory,
     /// The servers, in the order of the configuration.
-    pub servers: Vec<Arc<ServerState>>,
-    /// Reads that were not sent again, since too many have been.
-    pub not_resent: AtomicU64,
-    /// Failures in a row, whatever the kind; 0 after an answer.
-    pub failures_in_a_row: AtomicU64,
-    /// Answers received.
-    pub answers: AtomicU64,
+    pub servers: Vec<Arc<UpstreamServerState>>,
+    /// Reads that were not sent again, since the budget was spent.
+    pub resends_over_budget: AtomicU64,
+    /// Failures in a row, of any kind, over all servers; 0 after a response.
+    pub consecutive_failures: AtomicU64,
+    /// Responses received, those of a proxy that reports an outage aside.
+    pub responses: AtomicU64,
 }
 
-impl State {
-    /// Nothing is known yet.
-    pub fn new(settings: &Settings) -> Self {
-        // Even a gateway that has little to do may send something again: once a second.
-        let share = f32::from(settings.resend_percent) / 100.0;
-        let least = u32::from(settings.resend_percent > 0);
+impl UpstreamState {
+    /// The state at start.
+    pub fn new(settings: &UpstreamSettings) -> Self {
+        // Even a gateway with little traffic may resend: once a second.
+        let ratio = f32::from(settings.resend_percent) / 100.0;
+        let min_per_second = u32::from(settings.resend_percent > 0);
         Self {
-            hold: Hold::default(),
-            away: Away::default(),
-            lanes: Lanes::new(&settings.classes),
-            copies: Memory::default(),
-            budgets: Class::ALL.map(|_| TpsBudget::new(BUDGET_MEMORY, least, share)),
+            hold: HoldQueues::default(),
+            reachability: Reachability::default(),
+            admission: Admission::new(&settings.classes),
+            replay_memory: ReplayMemory::default(),
+            resend_budgets: Class::ALL.map(|_| TpsBudget::new(BUDGET_WINDOW, min_per_second, ratio)),
             servers: settings
                 .servers
                 .iter()
-                .map(|server| Arc::new(ServerState::new(server, settings)))
+                .map(|server| Arc::new(UpstreamServerState::new(server, settings)))
                 .collect(),
-            not_resent: AtomicU64::new(0),
-            failures_in_a_row: AtomicU64::new(0),
-            answers: AtomicU64::new(0),
+            resends_over_budget: AtomicU64::new(0),
+            consecutive_failures: AtomicU64::new(0),
+            responses: AtomicU64::new(0),
         }
     }
 }
 
-/// For how long a request counts towards what may be sent again.
-const BUDGET_MEMORY: Duration = Duration::from_secs(10);
+/// How long a request counts towards the resend budget.
+const BUDGET_WINDOW: Duration = Duration::from_secs(10);
 
 impl Upstream {
-    /// Prepares the pools; connects when the first request comes. What happens is counted in `state`, which
-    /// has to be made of the same settings.
-    pub fn new(settings: &Settings, state: Arc<State>) -> Self {
-        let servers = Server::all(settings, &state);
+    /// Prepares the pools; connects when the first request comes. Counters are in `state`, which must be made
+    /// from the same settings.
+    pub fn new(settings: &UpstreamSettings, state: Arc<UpstreamState>) -> Self {
+        let servers = UpstreamServer::all(settings, &state);
         Self {
             may_resend_unread: settings.protocol == Protocol::Http2
                 || servers.iter().any(|server| server.may_resend_unread),
             servers,
             root: settings.relative_root().to_owned(),
-            probe: (settings.checks.uri(settings.relative_root()), settings.checks.timeout),
+            probe: (settings.health_checks.uri(settings.relative_root()), settings.health_checks.timeout),
             body_timeout: settings.body_timeout,
             max_held: settings.max_held,
             state,
         }
     }
 
-    /// One that nobody else shares.
-    pub fn alone(settings: Settings) -> Self {
-        let state = Arc::new(State::new(&settings));
+    /// Without other workers to share the state with.
+    pub fn standalone(settings: UpstreamSettings) -> Self {
+        let state = Arc::new(UpstreamState::new(&settings));
         Self::new(&settings, state)
     }
 

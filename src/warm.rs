@@ -11,7 +11,7 @@ use crate::cache::snapshot::{LoadError, SnapshotFile, SnapshotTime};
 use crate::cache::{Cache, Lifetimes};
 use crate::clock::Clock;
 use crate::config::Settings;
-use crate::upstream::ServerSettings;
+use crate::upstream::UpstreamServerSettings;
 
 /// Saves and loads the cache.
 #[derive(Clone, Debug)]
@@ -29,7 +29,7 @@ impl WarmRestart {
         let upstream = &settings.upstream;
         // Everything by which two Rails can differ.
         let host = upstream.host.as_deref().unwrap_or_default();
-        let server = |server: &ServerSettings| {
+        let server = |server: &UpstreamServerSettings| {
             let tls = server.tls.as_ref().map(|tls| format!("{tls}"));
             format!("{}\0{}\0{host}\0{}", server.name(), server.target.root, tls.unwrap_or_default())
         };

@@ -6,11 +6,11 @@ use std::time::Instant;
 use http::StatusCode;
 use serde_json::{Value, json};
 
-use crate::upstream::{ServerState, State};
+use crate::upstream::{UpstreamServerState, UpstreamState};
 
 /// Shows all servers, after doing what `body` says, if it says anything.
 pub(super) fn servers(
-    upstream: &State,
+    upstream: &UpstreamState,
     body: &[u8],
     peer: Option<IpAddr>,
     now: Instant,
@@ -24,7 +24,7 @@ pub(super) fn servers(
     }
 }
 
-fn change(upstream: &State, body: &[u8], peer: Option<IpAddr>) -> Result<(), String> {
+fn change(upstream: &UpstreamState, body: &[u8], peer: Option<IpAddr>) -> Result<(), String> {
     if body.is_empty() {
         return Ok(());
     }
@@ -51,14 +51,14 @@ fn change(upstream: &State, body: &[u8], peer: Option<IpAddr>) -> Result<(), Str
     Ok(())
 }
 
-fn show(server: &ServerState, now: Instant) -> Value {
+fn show(server: &UpstreamServerState, now: Instant) -> Value {
     json!({
         "server": server.name,
-        "state": server.health.condition(now).as_str(),
-        "why": server.health.why(),
+        "state": server.health.status(now).as_str(),
+        "why": server.health.last_problem(),
         "backup": server.is_backup,
         "requests": server.in_flight(),
-        "connections": server.connections(),
-        "failures_in_a_row": server.health.failures_in_a_row(),
+        "connections": server.open_connections(),
+        "failures_in_a_row": server.health.consecutive_failures(),
     })
 }

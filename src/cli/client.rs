@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{Method, Request, StatusCode, header};
 use railgate::body::{Body, Collected};
 use railgate::secret::Token;
-use railgate::upstream::{Course, Plan, Upstream};
+use railgate::upstream::{SendOptions, SendReport, Upstream};
 use serde_json::Value;
 
 /// How long the body of an answer may take, and how many bytes it may have: a page of a hundred hooks has a few
@@ -35,10 +35,12 @@ pub(super) async fn send(
     }
     let request =
         request.body(Body::from(Bytes::from(body.to_owned()))).map_err(|error| error.to_string())?;
-    let answer = server.send(request, &Plan::default(), &mut Course::default()).await.map_err(|error| {
-        let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
-        format!("{error}{cause}")
-    })?;
+    let answer =
+        server.send(request, &SendOptions::default(), &mut SendReport::default()).await.map_err(|error| {
+            let cause =
+                std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+            format!("{error}{cause}")
+        })?;
     let status = answer.status();
     let read = tokio::time::timeout(BODY_TIMEOUT, answer.into_body().collect_up_to(MOST)).await;
     match read {

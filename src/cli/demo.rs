@@ -21,7 +21,7 @@ use railgate::secret::{KasSecret, LoadError, ShellSecret};
 use railgate::server::{
     DEFAULT_OPERATOR_CONNECTIONS, Endpoint, Inbound, Limits, ListenSettings, Listener, Server, Socket,
 };
-use railgate::upstream::{self, Target};
+use railgate::upstream::{self, UpstreamTarget};
 use railgate::{auth, cache};
 use tokio_util::sync::CancellationToken;
 
@@ -111,8 +111,8 @@ fn settings(options: &Options, secrets: &Secrets, rails_at: &str) -> io::Result<
         admin_token: None,
         admin_hosts: Vec::new(),
         hooks: None,
-        upstream: upstream::Settings::new(
-            Target::parse(&format!("http://{rails_at}")).map_err(io::Error::other)?,
+        upstream: upstream::UpstreamSettings::new(
+            UpstreamTarget::parse(&format!("http://{rails_at}")).map_err(io::Error::other)?,
         ),
         mint: None,
         forward_prefixes: Vec::new(),

@@ -14,7 +14,9 @@ use railgate::auth::mint::{Mint, Wanted};
 use railgate::body::{Body, Collected};
 use railgate::config::{self, Settings};
 use railgate::route::{Class, PREFIX};
-use railgate::upstream::{self, Course, Error, Plan, ServerSettings, State, Upstream};
+use railgate::upstream::{
+    self, Error, SendOptions, SendReport, Upstream, UpstreamServerSettings, UpstreamState,
+};
 
 use self::judge::{Answer, Credential, Facts, Finding, Level};
 use super::{client, say, say_error};
@@ -51,9 +53,9 @@ pub(super) fn main(file: &Path) -> ExitCode {
 }
 
 /// Asks one server, each question once.
-async fn examine(settings: &Settings, server: &ServerSettings) -> Facts {
-    let alone = upstream::Settings { servers: vec![server.clone()], ..settings.upstream.clone() };
-    let state = Arc::new(State::new(&alone));
+async fn examine(settings: &Settings, server: &UpstreamServerSettings) -> Facts {
+    let alone = upstream::UpstreamSettings { servers: vec![server.clone()], ..settings.upstream.clone() };
+    let state = Arc::new(UpstreamState::new(&alone));
     let rails = Upstream::new(&alone, state);
     let (auth, mint) = (&settings.auth, settings.mint.as_ref());
     let shown = match mint {
@@ -96,8 +98,8 @@ async fn ask(rails: &Upstream, endpoint: &str, mint: &Mint) -> Answer {
     let request = request.header(header::USER_AGENT, "railgate (doctor)").body(Body::empty());
     let Ok(mut request) = request else { return Answer::none("the question is no request", None) };
     request.headers_mut().extend(headers);
-    let plan = Plan { class: Class::Lookup, ..Plan::default() };
-    match rails.send(request, &plan, &mut Course::default()).await {
+    let plan = SendOptions { class: Class::Lookup, ..SendOptions::default() };
+    match rails.send(request, &plan, &mut SendReport::default()).await {
         Ok(answer) => read(answer).await,
         Err(error) => Answer::none(&error.chain(), Some(why(&error))),
     }
@@ -115,7 +117,7 @@ async fn read(answer: Response<Body>) -> Answer {
 /// What to do about an answer that did not come, as far as its error does not say so itself.
 fn why(error: &Error) -> String {
     let mend = match error {
-        Error::Connect(_, error) => judge::mend(upstream::Cause::of(error)),
+        Error::Connect(_, error) => judge::mend(upstream::UnreachableCause::of(error)),
         _ => "look at the log of Rails, and of what stands in front of it",
     };
     error.hint().unwrap_or(mend).to_owned()

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use http::{Method, StatusCode};
 use railgate::config::{self, Settings};
 use railgate::server::Endpoint;
-use railgate::upstream::{self, Target, Upstream};
+use railgate::upstream::{self, Upstream, UpstreamTarget};
 use serde_json::{Map, Value};
 
 use super::{ConfigFile, client, say, say_error};
@@ -163,8 +163,9 @@ fn told(file: &ConfigFile, path: &str, body: &str, read: impl FnOnce(&Value) -> 
 
 async fn send(settings: &Settings, path: &str, body: &str) -> Result<(StatusCode, Value), String> {
     let admin = &settings.admin;
-    let target = Target::parse(&url(admin)).map_err(|error| format!("admin.address {admin}: {error}"))?;
-    let gateway = Upstream::alone(upstream::Settings::new(target));
+    let target =
+        UpstreamTarget::parse(&url(admin)).map_err(|error| format!("admin.address {admin}: {error}"))?;
+    let gateway = Upstream::standalone(upstream::UpstreamSettings::new(target));
     let answer = client::send(&gateway, Method::POST, path, settings.admin_token.as_ref(), body).await;
     answer.map_err(|error| {
         format!(

@@ -10,7 +10,7 @@ use super::scalars::{HOUR, ZERO, as_usize, duration};
 use crate::hooks;
 use crate::secret::{SigningToken, Token};
 use crate::server::{DEFAULT_OPERATOR_CONNECTIONS, Endpoint};
-use crate::upstream::LONGEST_SOCKET_PATH;
+use crate::upstream::MAX_SOCKET_PATH;
 
 const DEFAULT_LISTEN: Endpoint =
     Endpoint::Tcp(SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8181));
@@ -155,9 +155,9 @@ fn endpoint_of(text: Option<&str>) -> Result<Endpoint, String> {
             "{text:?} names a directory; name the socket in it, such as \"{text}railgate.sock\""
         ));
     }
-    if path.len() > LONGEST_SOCKET_PATH {
+    if path.len() > MAX_SOCKET_PATH {
         return Err(format!(
-            "names a socket by {} bytes, and the system takes {LONGEST_SOCKET_PATH}; choose a shorter path",
+            "names a socket by {} bytes, and the system takes {MAX_SOCKET_PATH}; choose a shorter path",
             path.len()
         ));
     }

@@ -8,19 +8,19 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::server::Endpoint;
-use crate::upstream::Address;
+use crate::upstream::UpstreamAddress;
 
 /// The listener among `own` to which a connection to `address` leads.
-pub(super) fn reached_by<'e>(address: &Address, own: &'e [Endpoint]) -> Option<&'e Endpoint> {
+pub(super) fn reached_by<'e>(address: &UpstreamAddress, own: &'e [Endpoint]) -> Option<&'e Endpoint> {
     own.iter().find(|endpoint| leads_to(address, endpoint))
 }
 
-fn leads_to(address: &Address, endpoint: &Endpoint) -> bool {
+fn leads_to(address: &UpstreamAddress, endpoint: &Endpoint) -> bool {
     match (address, endpoint) {
-        (Address::Tcp(host, port), Endpoint::Tcp(own)) => {
+        (UpstreamAddress::Tcp(host, port), Endpoint::Tcp(own)) => {
             *port == own.port() && addresses_of(host).iter().any(|ip| is_taken(*ip, own.ip()))
         }
-        (Address::Unix(path), Endpoint::Unix { path: own, .. }) => is_same_file(path, own),
+        (UpstreamAddress::Unix(path), Endpoint::Unix { path: own, .. }) => is_same_file(path, own),
         _ => false,
     }
 }
@@ -75,7 +75,7 @@ fn resolved(path: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::upstream::Target;
+    use crate::upstream::UpstreamTarget;
 
     #[test]
     fn addresses_that_lead_back() {
@@ -108,7 +108,7 @@ mod tests {
             ("http://127.0.0.1:8181", "127.0.0.1:0", false),
             ("http+unix://%2Frun%2F127.0.0.1:8181", "127.0.0.1:8181", false),
         ] {
-            let address = Target::parse(url).unwrap().address;
+            let address = UpstreamTarget::parse(url).unwrap().address;
             let own = [Endpoint::Tcp("127.0.0.1:9".parse().unwrap()), Endpoint::Tcp(own.parse().unwrap())];
             assert_eq!(reached_by(&address, &own), leads_back.then_some(&own[1]), "{url} {own:?}");
         }
@@ -121,7 +121,7 @@ mod tests {
         let file = |name: &str| folder.join(name);
         let leads_back = |path: &Path, own: &Path| {
             let own = Endpoint::Unix { path: own.to_owned(), mode: 0o660 };
-            leads_to(&Address::Unix(path.to_owned()), &own)
+            leads_to(&UpstreamAddress::Unix(path.to_owned()), &own)
         };
         // Before anything listens there.
         std::os::unix::fs::symlink("gateway.sock", file("link.sock")).unwrap();

@@ -8,9 +8,10 @@ use super::document::{Document, Placed, Section};
 use super::scalars::{HOUR, MILLISECOND, ZERO, as_u32, duration};
 use super::{own_listeners, units};
 use crate::server::Endpoint;
-use crate::upstream::tls::{self, Authorities, Identity, Tls};
+use crate::upstream::tls::{self, ClientIdentity, Tls, TrustedAuthorities};
 use crate::upstream::{
-    Address, Checks, Ejection, MOST_SERVERS, Protocol, ServerSettings, Target, without_zone,
+    EjectionSettings, HealthCheckSettings, MAX_SERVERS, Protocol, UpstreamAddress, UpstreamServerSettings,
+    UpstreamTarget, without_zone,
 };
 
 const URL: &str = "expected a URL in quotes, such as \"http://127.0.0.1:8080\"";
@@ -21,7 +22,7 @@ pub(super) fn servers(
     upstream: &mut Section<'_, '_>,
     protocol: Protocol,
     own: &[Endpoint],
-) -> Option<Vec<ServerSettings>> {
+) -> Option<Vec<UpstreamServerSettings>> {
     let (has_url, has_servers) = (upstream.has("url"), upstream.has("server"));
     let only = upstream.take("url", url);
     let listed = upstream.sections("server");
@@ -45,7 +46,7 @@ pub(super) fn servers(
     let found: Vec<_> = found.into_iter().flatten().collect();
     let is_plausible = are_plausible(document, &found, own);
     let tls = secured(document, tls_section, &found, protocol);
-    let servers = found.into_iter().zip(tls?).map(|((url, is_backup), tls)| ServerSettings {
+    let servers = found.into_iter().zip(tls?).map(|((url, is_backup), tls)| UpstreamServerSettings {
         target: url.value,
         tls,
         is_backup,
@@ -58,11 +59,11 @@ pub(super) fn missing(document: &Document<'_>, at: usize) {
     document.problem(at, "upstream.url", message);
 }
 
-fn url(value: &toml::de::DeValue<'_>) -> Result<Target, String> {
-    Target::parse(value.as_str().ok_or(URL)?).map_err(|error| error.to_string())
+fn url(value: &toml::de::DeValue<'_>) -> Result<UpstreamTarget, String> {
+    UpstreamTarget::parse(value.as_str().ok_or(URL)?).map_err(|error| error.to_string())
 }
 
-fn server(document: &Document<'_>, mut section: Section<'_, '_>) -> Option<(Placed<Target>, bool)> {
+fn server(document: &Document<'_>, mut section: Section<'_, '_>) -> Option<(Placed<UpstreamTarget>, bool)> {
     if !section.has("url") {
         document.problem(section.at(), "upstream.server.url", "is required in each [[upstream.server]]");
     }
@@ -73,7 +74,11 @@ fn server(document: &Document<'_>, mut section: Section<'_, '_>) -> Option<(Plac
 }
 
 /// Whether these can be the servers of one GitLab.
-fn are_plausible(document: &Document<'_>, servers: &[(Placed<Target>, bool)], own: &[Endpoint]) -> bool {
+fn are_plausible(
+    document: &Document<'_>,
+    servers: &[(Placed<UpstreamTarget>, bool)],
+    own: &[Endpoint],
+) -> bool {
     let Some((first, _)) = servers.first() else { return true };
     let mut problems = Vec::new();
     let mut known = HashSet::new();
@@ -95,8 +100,8 @@ fn are_plausible(document: &Document<'_>, servers: &[(Placed<Target>, bool)], ow
     if servers.iter().all(|(_, is_backup)| *is_backup) {
         problems.push((first, "one server at least must not be a backup".to_owned()));
     }
-    if servers.len() > MOST_SERVERS {
-        problems.push((first, format!("there are {} servers, {MOST_SERVERS} may be", servers.len())));
+    if servers.len() > MAX_SERVERS {
+        problems.push((first, format!("there are {} servers, {MAX_SERVERS} may be", servers.len())));
     }
     let is_plausible = problems.is_empty();
     for (url, message) in problems {
@@ -110,14 +115,14 @@ fn are_plausible(document: &Document<'_>, servers: &[(Placed<Target>, bool)], ow
 fn secured(
     document: &Document<'_>,
     section: Option<Section<'_, '_>>,
-    servers: &[(Placed<Target>, bool)],
+    servers: &[(Placed<UpstreamTarget>, bool)],
     protocol: Protocol,
 ) -> Option<Vec<Option<Tls>>> {
     let at = section.as_ref().map(Section::at);
     let (mut name, mut roots, mut identity) = (None, None, None);
     if let Some(mut section) = section {
         let mut files = Files { document, section: &mut section };
-        roots = files.file("ca_file", tls::authorities);
+        roots = files.file("ca_file", tls::read_authorities);
         identity = files.identity();
         name = section.text("server_name", "a host name or an IP address", |text| Some(text.to_owned()));
         section.finish();
@@ -133,7 +138,7 @@ fn secured(
     let mut believed = None;
     let mut secured = Vec::new();
     for (url, _) in servers {
-        let Target { is_tls: true, address: Address::Tcp(host, _), .. } = &url.value else {
+        let UpstreamTarget { is_tls: true, address: UpstreamAddress::Tcp(host, _), .. } = &url.value else {
             secured.push(None);
             continue;
         };
@@ -148,9 +153,9 @@ fn secured(
 
 /// What the operator named, or what the system trusts, which takes a while to find out.
 fn believed_by(
-    believed: &mut Option<Authorities>,
-    named: Option<&Authorities>,
-) -> Result<Authorities, tls::Error> {
+    believed: &mut Option<TrustedAuthorities>,
+    named: Option<&TrustedAuthorities>,
+) -> Result<TrustedAuthorities, tls::TlsError> {
     let known = match believed.take() {
         Some(known) => known,
         None => named.map_or_else(tls::system_authorities, |named| Ok(named.clone()))?,
@@ -166,7 +171,11 @@ struct Files<'a, 'd, 't> {
 
 impl Files<'_, '_, '_> {
     /// `None` if there is no such key, or if the file cannot be used, which is told.
-    fn file<T>(&mut self, key: &'static str, load: impl FnOnce(&Path) -> Result<T, tls::Error>) -> Option<T> {
+    fn file<T>(
+        &mut self,
+        key: &'static str,
+        load: impl FnOnce(&Path) -> Result<T, tls::TlsError>,
+    ) -> Option<T> {
         let file = self
             .section
             .text(key, "the path of a file", |text| (!text.is_empty()).then(|| PathBuf::from(text)))?;
@@ -177,15 +186,15 @@ impl Files<'_, '_, '_> {
             .ok()
     }
 
-    fn identity(&mut self) -> Option<Identity> {
+    fn identity(&mut self) -> Option<ClientIdentity> {
         let has = ["certificate_file", "key_file"].map(|key| self.section.has(key));
         if has == [true, false] || has == [false, true] {
             let message = "certificate_file and key_file go together; name both or none";
             self.document.problem(self.section.at(), "upstream.tls", message);
         }
-        let chain = self.file("certificate_file", tls::certificates);
-        let key = self.file("key_file", tls::key);
-        Some(Identity { chain: chain?, key: key? })
+        let chain = self.file("certificate_file", tls::read_certificates);
+        let key = self.file("key_file", tls::read_key);
+        Some(ClientIdentity { chain: chain?, key: key? })
     }
 }
 
@@ -193,14 +202,14 @@ impl Files<'_, '_, '_> {
 pub(super) fn health(
     document: &Document<'_>,
     upstream: &mut Section<'_, '_>,
-    servers: Option<&[ServerSettings]>,
-) -> (Checks, Ejection) {
+    servers: Option<&[UpstreamServerSettings]>,
+) -> (HealthCheckSettings, EjectionSettings) {
     let is_alone = servers.is_some_and(|servers| servers.len() == 1);
     if is_alone && upstream.has("ejection") {
         let message = "does nothing while there is one server: there is no other to turn to";
         document.warn(upstream.at(), &upstream.name("ejection"), message);
     }
-    let defaults = Ejection::default();
+    let defaults = EjectionSettings::default();
     let slow_start = duration(upstream, "slow_start", defaults.slow_start, ZERO..=HOUR);
     let ejection = upstream.section("ejection").map_or(defaults, |mut section| {
         let failures =
@@ -216,14 +225,14 @@ pub(super) fn health(
             document.problem(section.at(), "upstream.ejection.longest_pause", message);
         }
         section.finish();
-        Ejection { failures, pause, longest_pause: longest, ..defaults }
+        EjectionSettings { failures, pause, longest_pause: longest, ..defaults }
     });
-    let checks = upstream.section("health").map_or_else(Checks::default, checks);
-    (checks, Ejection { slow_start, ..ejection })
+    let checks = upstream.section("health").map_or_else(HealthCheckSettings::default, checks);
+    (checks, EjectionSettings { slow_start, ..ejection })
 }
 
-fn checks(mut section: Section<'_, '_>) -> Checks {
-    let defaults = Checks::default();
+fn checks(mut section: Section<'_, '_>) -> HealthCheckSettings {
+    let defaults = HealthCheckSettings::default();
     let path = section.text("path", "a path that begins with a slash, such as \"/-/readiness\"", |text| {
         let is_path = text.starts_with('/') && text.bytes().all(|b| b.is_ascii_graphic() && b != b'#');
         (is_path && http::Uri::try_from(text).is_ok()).then(|| text.to_owned())
@@ -231,7 +240,7 @@ fn checks(mut section: Section<'_, '_>) -> Checks {
     let mut count = |key, default| section.count(key, 1..101).map_or(default, |count| as_u32(count.value));
     let healthy_after = count("healthy_after", defaults.healthy_after);
     let unhealthy_after = count("unhealthy_after", defaults.unhealthy_after);
-    let checks = Checks {
+    let checks = HealthCheckSettings {
         path: path.map_or(defaults.path, |path| path.value),
         interval: duration(&mut section, "interval", defaults.interval, ZERO..=HOUR),
         timeout: duration(&mut section, "timeout", defaults.timeout, MILLISECOND..=HOUR),

@@ -15,7 +15,7 @@ use toml::{Table, Value};
 
 use super::*;
 use crate::server::{DEFAULT_OPERATOR_CONNECTIONS, Endpoint, Limits, ListenSettings};
-use crate::upstream::Target;
+use crate::upstream::UpstreamTarget;
 use crate::{auth, cache, upstream};
 
 const ANNOTATED: &str = include_str!("../../config/railgate.toml");

@@ -10,11 +10,11 @@ use crate::authority;
 use crate::route::Class;
 use crate::secret::ShellSecret;
 use crate::server::Endpoint;
-use crate::upstream::{self, Protocol, lanes};
+use crate::upstream::{self, Protocol};
 
 /// What `[upstream]` says, for more than one room.
 pub(super) struct Upstream {
-    pub(super) settings: upstream::Settings,
+    pub(super) settings: upstream::UpstreamSettings,
     /// What Rails wants to see of GitLab Shell, if not what the caller has shown.
     pub(super) wanted: Option<Wanted>,
     /// The secret that Rails has, if it is not that of the callers.
@@ -34,7 +34,7 @@ pub(super) fn upstream(
     };
     let protocol = protocol(&mut section);
     let servers = servers::servers(document, &mut section, protocol, own);
-    let (checks, ejection) = servers::health(document, &mut section, servers.as_deref());
+    let (health_checks, ejection) = servers::health(document, &mut section, servers.as_deref());
     let host = section.text("host", "a host name, perhaps with a port", |text| {
         authority::parse(text).map(|_| text.to_owned())
     });
@@ -53,7 +53,7 @@ pub(super) fn upstream(
     let resend_unread = section.flag("resend_unread").is_none_or(|flag| flag.value);
     let threads = section.count("threads", 1..100_001).map(|count| as_usize(count.value));
     let other = threads.map_or(upstream::OTHER_CONCURRENCY, |threads| {
-        upstream::other_concurrency(threads, servers.as_deref().unwrap_or_default())
+        upstream::default_other_concurrency(threads, servers.as_deref().unwrap_or_default())
     });
     let classes = classes(&mut section, (response_timeout, total_timeout, hold, other));
     let (idle_timeout, max_connection_age, max_idle) = kept_connections(&mut section);
@@ -61,12 +61,12 @@ pub(super) fn upstream(
     let (wanted, secret) = credential(document, &mut section);
     check_conflicts(document, section.at(), &classes, (idle_timeout, threads.map(|_| other)));
     section.finish();
-    let settings = upstream::Settings {
+    let settings = upstream::UpstreamSettings {
         servers: servers?,
         protocol,
-        checks,
+        health_checks,
         ejection,
-        load_memory: upstream::DEFAULT_LOAD_MEMORY,
+        load_decay: upstream::DEFAULT_LOAD_DECAY,
         host: host.map(|host| host.value),
         connect_timeout,
         body_timeout,
@@ -140,7 +140,7 @@ const PUMA_KEEPS: Duration = Duration::from_secs(20);
 fn check_conflicts(
     document: &Document<'_>,
     at: usize,
-    classes: &[lanes::Settings; Class::ALL.len()],
+    classes: &[upstream::ClassSettings; Class::ALL.len()],
     (idle_timeout, other): (Duration, Option<usize>),
 ) {
     let has = Class::Other.of(classes).concurrency;
@@ -198,8 +198,8 @@ fn classes(
         Option<Duration>,
         usize,
     ),
-) -> [lanes::Settings; Class::ALL.len()] {
-    let mut known = upstream::DEFAULT_CLASSES.map(|known| lanes::Settings {
+) -> [upstream::ClassSettings; Class::ALL.len()] {
+    let mut known = upstream::DEFAULT_CLASSES.map(|known| upstream::ClassSettings {
         response_timeout: response_timeout.unwrap_or(known.response_timeout),
         total_timeout: total_timeout.unwrap_or(known.total_timeout),
         hold: hold.unwrap_or(known.hold),
@@ -217,8 +217,8 @@ fn classes(
     classes
 }
 
-fn lane(mut section: Section<'_, '_>, known: lanes::Settings) -> lanes::Settings {
-    let settings = lanes::Settings {
+fn lane(mut section: Section<'_, '_>, known: upstream::ClassSettings) -> upstream::ClassSettings {
+    let settings = upstream::ClassSettings {
         concurrency: section
             .count("concurrency", 1..1_000_001)
             .map_or(known.concurrency, |count| as_usize(count.value)),

@@ -21,7 +21,7 @@ use crate::clock::Clock;
 use crate::exchange::{Authenticated, Routed, SeenBody};
 use crate::failure::Failure;
 use crate::params::Params;
-use crate::upstream::MayWait;
+use crate::upstream::WaitPolicy;
 
 /// Puts [`Authenticate`] in front of a service.
 #[derive(Clone, Debug)]
@@ -181,7 +181,7 @@ fn admit(routed: Routed, caller: Caller, key: Option<Key>, seen: SeenBody) -> Au
         key,
         seen,
         collect: None,
-        may_wait: MayWait::ForRails,
+        may_wait: WaitPolicy::ForRails,
         progress: None,
         since: None,
     }

@@ -20,12 +20,12 @@ use crate::header::via::Pseudonym;
 use crate::header::{self, REQUEST_ID};
 use crate::params;
 use crate::route::{Access, Caching, Repeat};
-use crate::upstream::{Course, MayWait, Plan, Signer, Upstream};
+use crate::upstream::{SendOptions, SendReport, Signer, Upstream, WaitPolicy};
 
-/// Less than that is no waiting.
-const NOT_AT_ONCE: Duration = Duration::from_millis(1);
+/// A shorter wait is not reported.
+const MIN_REPORTED_WAIT: Duration = Duration::from_millis(1);
 
-/// Forwards authenticated requests, body and all, and hands the answer back as it comes.
+/// Forwards authenticated requests, bodies included, and passes the response on as it comes.
 #[derive(Clone, Debug)]
 pub struct Forward {
     upstream: Arc<Upstream>,
@@ -35,8 +35,8 @@ pub struct Forward {
 }
 
 impl Forward {
-    /// Forwards to `upstream`, with what `mint` makes in place of what GitLab Shell has shown, and leaves the name
-    /// of this gateway on each request.
+    /// Forwards to `upstream`, with a credential of `mint` in place of the one that GitLab Shell has shown, and
+    /// leaves the pseudonym of this gateway in the `Via` of each request.
     pub fn new(upstream: Arc<Upstream>, clock: Clock, mint: Option<Mint>, name: Pseudonym) -> Self {
         let at = clock.clone();
         let signer = mint.map(|mint| {
@@ -68,19 +68,19 @@ impl Service<Authenticated> for Forward {
         request.headers_mut().insert(REQUEST_ID.clone(), call.exchange.request_id.to_value());
         let record = call.exchange.record;
         let route = call.found.route;
-        let plan = Plan {
+        let options = SendOptions {
             class: route.class,
             is_read: call.found.exact
                 && route.repeat == Repeat::Safe
                 && matches!(*request.method(), Method::GET | Method::HEAD),
-            collect: call.collect,
-            // Whether Rails is there is just what `check` asks.
-            may_wait: if route.caching == Caching::Check { MayWait::No } else { call.may_wait },
+            buffer_up_to: call.collect,
+            // The caller of `check` wants to know whether Rails is reachable.
+            wait_policy: if route.caching == Caching::Check { WaitPolicy::Never } else { call.may_wait },
             progress: call.progress,
-            since: call.since,
-            is_check: route.caching == Caching::Check,
-            // What is signed here is signed when it is sent.
-            expires_in: call.caller.expires().filter(|_| signer.is_none()).map(|at| {
+            received_at: call.since,
+            is_check_endpoint: route.caching == Caching::Check,
+            // A credential made here is made when the request is sent.
+            credential_expires_in: call.caller.expires().filter(|_| signer.is_none()).map(|at| {
                 Duration::from_secs(
                     u64::try_from(at.saturating_sub(clock.unix_seconds())).unwrap_or_default(),
                 )
@@ -88,14 +88,14 @@ impl Service<Authenticated> for Forward {
             signer,
         };
         Box::pin(async move {
-            let (begun, mut course) = (clock.now(), Course::default());
-            let outcome = upstream.send(request, &plan, &mut course).await;
+            let (begun, mut report) = (clock.now(), SendReport::default());
+            let outcome = upstream.send(request, &options, &mut report).await;
             let took = clock.now().saturating_duration_since(begun);
             record.note(|notes| {
-                notes.upstream = Some(took.saturating_sub(course.waited));
-                notes.waited = Some(course.waited).filter(|waited| *waited >= NOT_AT_ONCE);
-                notes.is_resent = course.is_resent;
-                notes.server = course.server;
+                notes.upstream = Some(took.saturating_sub(report.waited));
+                notes.waited = Some(report.waited).filter(|waited| *waited >= MIN_REPORTED_WAIT);
+                notes.is_resent = report.is_resent;
+                notes.server = report.server;
             });
             Ok(outcome?)
         })

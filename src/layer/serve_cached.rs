@@ -33,7 +33,7 @@ use crate::exchange::{Authenticated, CacheOutcome, Record};
 use crate::failure::Failure;
 use crate::progress::Progress;
 use crate::route::Caching;
-use crate::upstream::MayWait;
+use crate::upstream::WaitPolicy;
 
 /// Puts [`ServeCached`] in front of a service.
 #[derive(Clone, Debug)]
@@ -190,7 +190,7 @@ where
         // Its own record: the caller's request has been answered.
         let record = Record::default();
         call.exchange.record = record.clone();
-        call.may_wait = MayWait::No;
+        call.may_wait = WaitPolicy::Never;
         let fill = self.fill(call, guard);
         let cache = Arc::clone(&self.shared.cache);
         self.shared.fills.spawn(async move {
@@ -207,7 +207,7 @@ where
     /// Compares the entry that was just served with what Rails says, in the background.
     fn shadow_check(&mut self, mut call: Authenticated, key: Key, cached: Arc<Entry>) {
         call.exchange.record = Record::default();
-        call.may_wait = MayWait::No;
+        call.may_wait = WaitPolicy::Never;
         let inner = self.inner.call(fill::fill_request(call, self.shared.settings.max_body));
         self.shared.fills.spawn(verify::shadow_check(inner, key, cached, Arc::clone(&self.shared)));
     }
@@ -221,7 +221,7 @@ where
         has_stale: bool,
         now_is: Instant,
     ) -> ServeCachedFuture<S::Future> {
-        call.may_wait = if has_stale { MayWait::ForItsTurn } else { MayWait::ForRails };
+        call.may_wait = if has_stale { WaitPolicy::ForPermit } else { WaitPolicy::ForRails };
         let (shared, record) = (Arc::clone(&self.shared), call.exchange.record.clone());
         let stale = |progress: &Arc<Progress>| has_stale.then(|| (key.clone(), Arc::clone(progress)));
         match shared.cache.lead_or_follow(key, now_is) {

@@ -22,8 +22,7 @@ use crate::hooks;
 use crate::log;
 use crate::route::{Caching, Class};
 use crate::server::Capacity;
-use crate::upstream::State;
-use crate::upstream::lanes::{Lane, Shed};
+use crate::upstream::{ClassAdmission, ShedReason, UpstreamState};
 
 mod listeners;
 mod servers;
@@ -38,7 +37,7 @@ pub struct MetricSources {
     /// With its outages and shadow checks.
     pub cache: Arc<Cache>,
     /// What all workers share of the upstream side.
-    pub upstream: Arc<State>,
+    pub upstream: Arc<UpstreamState>,
     /// GitLab's System Hooks.
     pub hooks: Arc<hooks::Counts>,
     /// Log lines that were not written.
@@ -243,38 +242,40 @@ impl MetricSources {
         let waiting = ConstGauge::new(up.hold.waiting());
         encode_single(encoder, "upstream_held", "Requests that wait now for a Rails that is away", &waiting)?;
         // Names of their own: a gauge and a counter cannot share one.
-        let held = ConstCounter::new(up.hold.held());
-        encode_single(
-            encoder,
-            "upstream_holds",
-            "Requests that have waited for a Rails that was away",
-            &held,
-        )?;
-        let away = ConstGauge::new(i64::from(up.away.is_on()));
+        let total = ConstCounter::new(up.hold.total_held());
+        let help = "Requests that have waited for a Rails that was away";
+        encode_single(encoder, "upstream_holds", help, &total)?;
+        let away = ConstGauge::new(i64::from(up.reachability.is_outage()));
         let describes =
             "Whether requests wait, or have waited in vain, for a Rails that is not known to be back";
         encode_single(encoder, "upstream_away", describes, &away)?;
-        let unheld = ConstCounter::new(up.away.unheld.load(Relaxed));
+        let unheld = ConstCounter::new(up.reachability.waits_skipped.load(Relaxed));
         let describes =
             "Look-ups that did not wait for a Rails that was away, since others had waited in vain";
         encode_single(encoder, "upstream_unheld", describes, &unheld)?;
-        let spent = ConstCounter::new(up.not_resent.load(Relaxed));
-        encode_single(
-            encoder,
-            "upstream_not_resent",
-            "Reads that were not sent again, since too many have been",
-            &spent,
-        )?;
-        let of_class = |encoder: &mut DescriptorEncoder<'_>, name, help, of: fn(&Lane) -> usize| {
+        let spent = ConstCounter::new(up.resends_over_budget.load(Relaxed));
+        let help = "Reads that were not sent again, since too many have been";
+        encode_single(encoder, "upstream_not_resent", help, &spent)?;
+        let of_class = |encoder: &mut DescriptorEncoder<'_>, name, help, of: fn(&ClassAdmission) -> usize| {
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
             for class in Class::ALL {
                 let labels = [("class", class.as_str())];
-                ConstGauge::new(of(up.lanes.of(class))).encode(family.encode_family(&labels)?)?;
+                ConstGauge::new(of(up.admission.of(class))).encode(family.encode_family(&labels)?)?;
             }
             Ok(())
         };
-        of_class(encoder, "upstream_in_flight", "Requests that Rails has now, by class", Lane::in_flight)?;
-        of_class(encoder, "upstream_queue", "Requests that wait for others of their class", Lane::waiting)?;
+        of_class(
+            encoder,
+            "upstream_in_flight",
+            "Requests that Rails has now, by class",
+            ClassAdmission::in_flight,
+        )?;
+        of_class(
+            encoder,
+            "upstream_queue",
+            "Requests that wait for others of their class",
+            ClassAdmission::waiting,
+        )?;
         let mut family = encoder.encode_descriptor(
             "upstream_shed",
             "Requests that were not sent, since Rails has enough to do",
@@ -282,7 +283,7 @@ impl MetricSources {
             MetricType::Counter,
         )?;
         for class in Class::ALL {
-            for (reason, count) in Shed::ALL.iter().zip(&up.lanes.of(class).shed) {
+            for (reason, count) in ShedReason::ALL.iter().zip(&up.admission.of(class).shed_by_reason) {
                 let labels = [("class", class.as_str()), ("reason", reason.as_str())];
                 ConstCounter::new(count.load(Relaxed)).encode(family.encode_family(&labels)?)?;
             }

@@ -1,4 +1,4 @@
-//! Sending a request to one server, once, and what that tells of the server.
+//! One attempt: sends a request to one server, once, and records what that says about the server.
 
 use std::io;
 use std::pin::pin;
@@ -7,33 +7,33 @@ use std::time::{Duration, Instant};
 use http::header::{self, HeaderValue};
 use http::{Request, Response, StatusCode};
 
-use super::answer::{accept, is_from_workhorse};
-use super::cause::{is_for_want_of_resources, is_told};
+use super::cause::{is_resource_exhaustion, is_shared};
 use super::connect;
-use super::health::Reason;
-use super::plan::Plan;
-use super::pool::Trouble;
-use super::server::Server;
+use super::health::EjectionReason;
+use super::options::SendOptions;
+use super::pool::SendError;
+use super::response::{is_from_workhorse, validate};
+use super::server::UpstreamServer;
 use super::{Error, now};
 use crate::body::{Body, Collected};
 use crate::route::Class;
 
-/// How long the body of an answer may take that is read before it is handed on.
-const COLLECT_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long it may take to read the body of a response that is buffered.
+const BUFFER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Until when there has to be an answer.
+/// The deadlines of one attempt.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Deadlines {
-    /// When the request is sent.
+pub(super) struct AttemptDeadlines {
+    /// When the request is sent: now.
     pub(super) sent: Instant,
-    /// How long it may take then.
+    /// How long the head of the response may take from then on.
     pub(super) response_timeout: Duration,
-    /// When all of the answer has to be there, and how long that is from its beginning.
+    /// When all of the response has to be there: `total_timeout` after the arrival of the request.
     pub(super) end: Option<Instant>,
     pub(super) total_timeout: Duration,
 }
 
-/// Why there is no answer.
+/// Why an attempt brought no response.
 pub(super) enum AttemptError {
     /// No connection: nothing was sent.
     NotSent(io::Error, Box<Request<Body>>),
@@ -56,53 +56,54 @@ impl AttemptError {
         Self::Failed { error, is_unread: false }
     }
 
-    /// What it says of the server. What the client did, or what else took time, says nothing.
-    fn reason(&self) -> Option<Reason> {
+    /// What it says about the server; nothing if the client, or the gateway itself, took the time.
+    fn ejection_reason(&self) -> Option<EjectionReason> {
         match self {
-            // It is one attempt to connect, however many have waited for it.
-            Self::NotSent(error, _) if is_told(error) || is_for_want_of_resources(error) => None,
-            Self::NotSent(..) => Some(Reason::Unreachable),
+            // One attempt to connect counts once, however many requests have waited for it.
+            Self::NotSent(error, _) if is_shared(error) || is_resource_exhaustion(error) => None,
+            Self::NotSent(..) => Some(EjectionReason::Unreachable),
             Self::Failed { error: Error::Timeout(_) | Error::Slow(_) | Error::Hung(_), .. } => {
-                Some(Reason::Timeout)
+                Some(EjectionReason::Timeout)
             }
             Self::Failed { error: Error::Broken(_) | Error::BrokeOff(_) | Error::Unusable(_), .. } => {
-                Some(Reason::Broken)
+                Some(EjectionReason::Broken)
             }
             Self::Failed { .. } => None,
         }
     }
 }
 
-impl Server {
-    /// Sends a request. The host is this server's, whatever it was.
+impl UpstreamServer {
+    /// Sends a request. Its `Host` becomes that of this server.
     pub(super) async fn attempt(
         &self,
         mut request: Box<Request<Body>>,
-        plan: &Plan,
-        deadlines: Deadlines,
+        options: &SendOptions,
+        deadlines: AttemptDeadlines,
     ) -> Result<Response<Body>, AttemptError> {
         request.headers_mut().insert(header::HOST, self.host.clone());
-        let load = if self.state.health.is_alone() { None } else { self.state.load.begin(plan.class) };
-        let outcome = self.send(request, plan, deadlines).await;
+        let load = if self.state.health.is_alone() { None } else { self.state.load.start(options.class) };
+        let outcome = self.send(request, options, deadlines).await;
         drop(load);
         let now = now();
         let reason = match &outcome {
-            Ok(answer) => says_that_rails_is_away(answer).then_some(Reason::Status),
-            Err(attempt) => attempt.reason(),
+            Ok(response) => is_outage_response(response).then_some(EjectionReason::Status),
+            Err(attempt) => attempt.ejection_reason(),
         };
         if matches!((&outcome, reason), (Ok(_), _) | (Err(AttemptError::Failed { .. }), Some(_))) {
-            self.state.took.observe(now.saturating_duration_since(deadlines.sent));
+            self.state.response_times.observe(now.saturating_duration_since(deadlines.sent));
         }
-        // What needs no credential may be refused, slow or broken for reasons of its own, and come in such
-        // masses that no connection is to be had. It says nothing of the server.
+        // Requests without a credential may be refused, slow or broken for reasons of their own, and come in such
+        // masses that no connection can be made. They say nothing about the server.
         let health = &self.state.health;
-        if outcome.is_ok() && reason.is_none() && plan.class != Class::Other && !plan.is_check {
+        if outcome.is_ok() && reason.is_none() && options.class != Class::Other && !options.is_check_endpoint
+        {
             health.last_answer().record(now);
         }
         match (&outcome, reason) {
-            _ if plan.class == Class::Other => {}
-            (_, Some(reason)) => health.failed(deadlines.sent, reason, now),
-            (Ok(_), None) => health.answered(deadlines.sent, now),
+            _ if options.class == Class::Other => {}
+            (_, Some(reason)) => health.record_failure(deadlines.sent, reason, now),
+            (Ok(_), None) => health.record_success(deadlines.sent, now),
             (Err(_), None) => {}
         }
         outcome
@@ -111,36 +112,38 @@ impl Server {
     async fn send(
         &self,
         mut request: Box<Request<Body>>,
-        plan: &Plan,
-        deadlines: Deadlines,
+        options: &SendOptions,
+        deadlines: AttemptDeadlines,
     ) -> Result<Response<Body>, AttemptError> {
-        let Deadlines { sent, response_timeout, end, total_timeout } = deadlines;
+        let AttemptDeadlines { sent, response_timeout, end, total_timeout } = deadlines;
         let by = sent + response_timeout;
         let by = end.map_or(by, |end| end.min(by));
         let is_for_workhorse = is_from_workhorse(request.headers());
         let sending = request.body_mut().watch();
-        // Pinned here, so that the body is still there to be asked about when the time is up.
-        let mut sent = pin!(self.connections.send(request, plan.class, &sending));
+        // Pinned here, so that the body can still be asked how far it has come when the time is over.
+        let mut sent = pin!(self.connections.send(request, options.class, &sending));
         let error = match tokio::time::timeout_at(by.into(), sent.as_mut()).await {
-            Ok(Ok(answer)) => {
-                let answer = accept(answer, is_for_workhorse).map_err(AttemptError::failed)?;
-                return match plan.collect {
-                    Some(most) => {
-                        Box::pin(collected(answer, most, deadlines)).await.map_err(AttemptError::failed)
+            Ok(Ok(response)) => {
+                let response = validate(response, is_for_workhorse).map_err(AttemptError::failed)?;
+                return match options.buffer_up_to {
+                    Some(limit) => {
+                        Box::pin(buffer_body(response, limit, deadlines)).await.map_err(AttemptError::failed)
                     }
-                    None => Ok(answer),
+                    None => Ok(response),
                 };
             }
-            Ok(Err(Trouble::Connect(error, unsent))) => return Err(AttemptError::NotSent(error, unsent)),
-            Ok(Err(Trouble::Sent(error, _))) if sending.has_broken_off() => Error::RequestBody(error.into()),
-            Ok(Err(Trouble::Sent(error, was_reset))) => {
+            Ok(Err(SendError::Connect(error, unsent))) => return Err(AttemptError::NotSent(error, unsent)),
+            Ok(Err(SendError::Sent(error, _))) if sending.has_broken_off() => {
+                Error::RequestBody(error.into())
+            }
+            Ok(Err(SendError::Sent(error, was_reset))) => {
                 let is_unread = self.may_resend_unread && (was_reset || is_reset(&error));
                 return Err(AttemptError::Failed { error: Error::Broken(error), is_unread });
             }
-            Ok(Err(Trouble::Refused(error))) => {
+            Ok(Err(SendError::Unprocessed(error))) => {
                 return Err(AttemptError::Failed { error: Error::Broken(error), is_unread: true });
             }
-            // Rails cannot answer what it has not been given.
+            // Rails cannot respond to a request that it does not have yet.
             Err(_) if sending.is_under_way() => Error::BodyStalled(response_timeout),
             Err(_) if end.is_some_and(|end| by >= end) => {
                 let had = by.saturating_duration_since(deadlines.sent);
@@ -160,34 +163,34 @@ impl Server {
     }
 }
 
-/// Reads the body of an answer, up to so many bytes.
-async fn collected(
-    answer: Response<Body>,
-    most: usize,
-    Deadlines { end, total_timeout, .. }: Deadlines,
+/// Reads the body of a response into memory, up to so many bytes.
+async fn buffer_body(
+    response: Response<Body>,
+    limit: usize,
+    AttemptDeadlines { end, total_timeout, .. }: AttemptDeadlines,
 ) -> Result<Response<Body>, Error> {
-    let (mut head, body) = answer.into_parts();
-    let by = now() + COLLECT_TIMEOUT;
+    let (mut head, body) = response.into_parts();
+    let by = now() + BUFFER_TIMEOUT;
     let by = end.map_or(by, |end| end.min(by));
-    let body = match tokio::time::timeout_at(by.into(), body.collect_up_to(most)).await {
+    let body = match tokio::time::timeout_at(by.into(), body.collect_up_to(limit)).await {
         Ok(Ok(Collected::Whole(body))) => {
-            // Only data is kept.
+            // Trailers are not kept.
             head.headers.remove(header::TRAILER);
             Body::from(body)
         }
         Ok(Ok(Collected::TooLong(body))) => body,
         Ok(Err(error)) => return Err(Error::BrokeOff(error)),
         Err(_) if end.is_some_and(|end| by >= end) => return Err(Error::TotalTimeout(total_timeout)),
-        Err(_) => return Err(Error::Timeout(COLLECT_TIMEOUT)),
+        Err(_) => return Err(Error::Timeout(BUFFER_TIMEOUT)),
     };
     Ok(Response::from_parts(head, body))
 }
 
-/// Whether an answer is one of a proxy whose Rails is away. Rails itself says 503 too, in JSON, if it is
-/// Gitaly that is away or slow (contract §1.2).
-pub(super) fn says_that_rails_is_away<B>(answer: &Response<B>) -> bool {
-    let kind = || answer.headers().get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
-    match answer.status() {
+/// Whether a proxy reports with this response that Rails is unreachable. Rails itself sends 503 too, in JSON, if
+/// Gitaly is unreachable or slow (contract §1.2).
+pub(super) fn is_outage_response<B>(response: &Response<B>) -> bool {
+    let kind = || response.headers().get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+    match response.status() {
         StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT => true,
         StatusCode::SERVICE_UNAVAILABLE => !kind().starts_with(b"application/json"),
         _ => false,

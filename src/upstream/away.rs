@@ -1,13 +1,13 @@
-//! What is known while Rails cannot be reached: since when, why, and whether waiting for it was in vain.
+//! What is known while Rails is unreachable: since when, why, and whether requests have waited for it in vain.
 //!
-//! Those who stand in line when their time is over have not tried to connect themselves. They are told why
-//! the last one who did has failed.
+//! A request whose time ends in the hold queue has not tried to connect itself. Its error is that of the last
+//! attempt.
 //!
-//! A look-up is asked by a login, which has little time: what a client waits for here comes again with each
-//! of its tries, and with each key that it offers. So once some have waited in vain, those who come after
-//! them do not wait ([`Away::is_remembered`]). Each still tries to connect, once, unless another one is just
-//! trying, or has just tried for as long as that may take; so what is remembered here is not believed for longer
-//! than Rails is away, give or take [`PAUSE`].
+//! Look-ups belong to logins, which have little time: a client that waits here waits again with each retry, and
+//! with each key that it offers. So once a request has waited in vain, later look-ups do not wait
+//! ([`Reachability::has_recent_fruitless_wait`]). Each still tries to connect, once, unless another one is
+//! trying, or has just tried until the connect timeout; so an outage is remembered for as long as it lasts, give
+//! or take [`TIMEOUT_RETRY_DELAY`].
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,125 +15,130 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::cause::{Cause, Told, is_for_want_of_resources};
+use super::cause::{SharedConnectError, UnreachableCause, is_resource_exhaustion};
 
-/// For how long after the last attempt to connect it counts that some have waited in vain. Longer than GitLab
-/// Shell leaves between its tries, and than a user needs for another key.
-const MEMORY: Duration = Duration::from_secs(10);
+/// How long after the last attempt to connect a fruitless wait counts. Longer than the pause between two tries of
+/// GitLab Shell, and than a user needs for another key.
+const FRUITLESS_WAIT_TTL: Duration = Duration::from_secs(10);
 
-/// How long after an attempt that took all of its time a look-up does not make another one.
-const PAUSE: Duration = Duration::from_secs(2);
+/// How long after an attempt that timed out a look-up does not make another one.
+const TIMEOUT_RETRY_DELAY: Duration = Duration::from_secs(2);
 
-/// What is known.
+/// The state of the way to Rails, shared by all threads.
 #[derive(Debug, Default)]
-pub struct Away {
-    /// Whether there is anything: all that is looked at while Rails is well.
-    is_known: AtomicBool,
-    state: Mutex<State>,
+pub struct Reachability {
+    /// Whether there is a record: the only field that is read while Rails is reachable.
+    has_record: AtomicBool,
+    state: Mutex<OutageRecord>,
     /// Look-ups that did not wait, since others had waited in vain.
-    pub unheld: AtomicU64,
+    pub waits_skipped: AtomicU64,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    last: Option<Last>,
-    /// Since when requests wait for it.
+struct OutageRecord {
+    last: Option<LastFailure>,
+    /// Since when requests wait.
     since: Option<Instant>,
-    /// Some have waited for as long as they may.
-    is_in_vain: bool,
+    /// A request has waited for as long as it may.
+    has_fruitless_wait: bool,
 }
 
-/// The last attempt to connect that failed.
+/// The last failed attempt to connect.
 #[derive(Debug)]
-struct Last {
+struct LastFailure {
     at: Instant,
     kind: io::ErrorKind,
-    told: Told,
+    shared: SharedConnectError,
 }
 
-impl Away {
-    /// No server could be connected to.
-    pub(super) fn failed(&self, error: &io::Error, now: Instant) {
-        let new = Last { at: now, kind: error.kind(), told: Told::of(error) };
+impl Reachability {
+    /// Records that no server could be connected to.
+    pub(super) fn record_failure(&self, error: &io::Error, now: Instant) {
+        let new = LastFailure { at: now, kind: error.kind(), shared: SharedConnectError::of(error) };
         let mut state = self.state.lock();
-        // What was found out so long ago may have been another time that Rails was away.
-        state.is_in_vain &= state.last.as_ref().is_some_and(|last| now < last.at + MEMORY);
+        // After a longer pause, this may be another outage.
+        state.has_fruitless_wait &=
+            state.last.as_ref().is_some_and(|last| now < last.at + FRUITLESS_WAIT_TTL);
         state.last = Some(new);
-        self.is_known.store(true, Ordering::Relaxed);
+        self.has_record.store(true, Ordering::Relaxed);
     }
 
-    /// The same for a request without a credential. It may have failed where others would not, over a connection of
-    /// its own, so it says something only if nothing is known that counts.
-    pub(super) fn failed_for_other(&self, error: &io::Error, now: Instant) {
-        let counts = |last: &Last| now < last.at + MEMORY;
-        let is_known = self.state.lock().last.as_ref().is_some_and(counts);
-        if !is_known {
-            self.failed(error, now);
+    /// The same for a request without a credential. It may fail where others would not, over a connection of its
+    /// own, so it counts only if no recent failure is known.
+    pub(super) fn record_uncredentialed_failure(&self, error: &io::Error, now: Instant) {
+        let counts = |last: &LastFailure| now < last.at + FRUITLESS_WAIT_TTL;
+        let has_record = self.state.lock().last.as_ref().is_some_and(counts);
+        if !has_record {
+            self.record_failure(error, now);
         }
     }
 
-    /// Requests begin to wait.
-    pub(super) fn is_waited_for(&self, now: Instant) {
+    /// Records that requests begin to wait.
+    pub(super) fn record_waiting(&self, now: Instant) {
         let mut state = self.state.lock();
         if state.since.is_none() {
             state.since = Some(now);
-            self.is_known.store(true, Ordering::Relaxed);
-            let error = state.error(None);
+            self.has_record.store(true, Ordering::Relaxed);
+            let error = state.last_error(None);
             drop(state);
-            let cause = Cause::of(&error).as_str();
+            let cause = UnreachableCause::of(&error).as_str();
             tracing::warn!(%error, cause, "Rails cannot be reached; requests wait for it to be back");
         }
     }
 
-    /// A request has waited for as long as it may. That it was for want of files or memory here says nothing
-    /// of Rails.
-    pub(super) fn was_waited_for_in_vain(&self, error: &io::Error, now: Instant) {
-        if is_for_want_of_resources(error) {
+    /// Records that a request has waited for as long as it may. If files or memory were short on this machine,
+    /// that says nothing about Rails.
+    pub(super) fn record_fruitless_wait(&self, error: &io::Error, now: Instant) {
+        if is_resource_exhaustion(error) {
             return;
         }
         let mut state = self.state.lock();
-        if state.last.is_some() && !std::mem::replace(&mut state.is_in_vain, true) {
-            // One attempt to connect may have taken all of the time, so that none has waited in line.
+        if state.last.is_some() && !std::mem::replace(&mut state.has_fruitless_wait, true) {
+            // One attempt to connect may have taken all of the time, so that no request has queued.
             state.since.get_or_insert(now);
             drop(state);
-            let cause = Cause::of(error).as_str();
+            let cause = UnreachableCause::of(error).as_str();
             tracing::warn!(
                 %error,
                 cause,
-                "Rails is still away; until it is back, look-ups do not wait for it any more"
+                "Rails is still away; until it is back, look-ups do not wait for it"
             );
         }
     }
 
-    /// Whether others have waited in vain, not long ago.
-    pub(super) fn is_remembered(&self, now: Instant) -> bool {
-        if !self.is_known.load(Ordering::Relaxed) {
+    /// Whether a request has waited in vain not long ago.
+    pub(super) fn has_recent_fruitless_wait(&self, now: Instant) -> bool {
+        if !self.has_record.load(Ordering::Relaxed) {
             return false;
         }
         let state = self.state.lock();
-        let is_fresh = |last: &Last| now < last.at + MEMORY && last.told.cause() != Cause::Resources;
-        state.is_in_vain && state.last.as_ref().is_some_and(is_fresh)
+        let is_fresh = |last: &LastFailure| {
+            now < last.at + FRUITLESS_WAIT_TTL && last.shared.cause() != UnreachableCause::Resources
+        };
+        state.has_fruitless_wait && state.last.as_ref().is_some_and(is_fresh)
     }
 
-    /// Whether the last attempt was a moment ago, and so long that the next one would be no better than waiting.
-    pub(super) fn was_just_tried_in_vain(&self, now: Instant) -> bool {
+    /// Whether an attempt timed out a moment ago, so that another one would be no better than waiting.
+    pub(super) fn timed_out_recently(&self, now: Instant) -> bool {
         let state = self.state.lock();
-        let is_just = |last: &Last| last.told.cause() == Cause::Timeout && now < last.at + PAUSE;
-        state.last.as_ref().is_some_and(is_just)
+        let is_recent = |last: &LastFailure| {
+            last.shared.cause() == UnreachableCause::Timeout && now < last.at + TIMEOUT_RETRY_DELAY
+        };
+        state.last.as_ref().is_some_and(is_recent)
     }
 
-    /// A server has accepted a connection, or answered a request that was sent at `sent`.
-    pub(super) fn is_back(&self, sent: Instant, now: Instant) {
-        if !self.is_known.load(Ordering::Relaxed) {
+    /// Records a connection made, or a response to a request sent, at `sent`.
+    pub(super) fn record_reached(&self, sent: Instant, now: Instant) {
+        if !self.has_record.load(Ordering::Relaxed) {
             return;
         }
         let mut state = self.state.lock();
-        // What was sent before tells nothing new.
+        // What was sent before the last failure tells nothing new.
         if state.last.as_ref().is_some_and(|last| sent < last.at) {
             return;
         }
         let was = std::mem::take(&mut *state);
-        self.is_known.store(false, Ordering::Relaxed);
+        self.has_record.store(false, Ordering::Relaxed);
         drop(state);
         if let Some(since) = was.since {
             let after_s = now.saturating_duration_since(since).as_secs();
@@ -141,28 +146,28 @@ impl Away {
         }
     }
 
-    /// Why the last attempt has failed, and what else there is to say.
-    pub(super) fn error(&self, more: Option<&str>) -> io::Error {
-        self.state.lock().error(more)
+    /// The error of the last failed attempt, with `detail` appended.
+    pub(super) fn last_error(&self, detail: Option<&str>) -> io::Error {
+        self.state.lock().last_error(detail)
     }
 
-    /// Why Rails cannot be reached, if that is so, as far as is known.
-    pub fn cause(&self) -> Option<Cause> {
-        self.state.lock().last.as_ref().map(|last| last.told.cause())
+    /// Why Rails is unreachable, if it is, as far as is known.
+    pub fn cause(&self) -> Option<UnreachableCause> {
+        self.state.lock().last.as_ref().map(|last| last.shared.cause())
     }
 
     /// Whether requests wait, or have waited in vain, for a Rails that is not known to be back.
-    pub fn is_on(&self) -> bool {
+    pub fn is_outage(&self) -> bool {
         self.state.lock().since.is_some()
     }
 }
 
-impl State {
-    fn error(&self, more: Option<&str>) -> io::Error {
+impl OutageRecord {
+    fn last_error(&self, detail: Option<&str>) -> io::Error {
         match &self.last {
-            Some(last) => last.told.clone().again(last.kind, more),
-            // Only a proxy has said so.
-            None => Cause::Proxy.error(more.unwrap_or("it is away")),
+            Some(last) => last.shared.clone().into_io_error(last.kind, detail),
+            // Only a proxy reports the outage.
+            None => UnreachableCause::Proxy.error(detail.unwrap_or("it is away")),
         }
     }
 }
@@ -175,71 +180,86 @@ mod tests {
         io::Error::from(io::ErrorKind::ConnectionRefused)
     }
 
-    fn wanting() -> io::Error {
+    fn exhausted() -> io::Error {
         io::Error::from_raw_os_error(rustix::io::Errno::MFILE.raw_os_error())
     }
 
     #[test]
-    fn waiting_in_vain_is_remembered_for_as_long_as_tries_fail() {
-        let (away, begin) = (Away::default(), Instant::now());
-        away.failed(&refused(), begin);
-        assert!(!away.is_remembered(begin), "none has waited yet");
-        assert!(!away.is_on());
-        away.was_waited_for_in_vain(&refused(), begin);
-        assert!(away.is_on(), "until it is known to be back, although none has stood in line");
-        let almost = begin + MEMORY.saturating_sub(Duration::from_millis(1));
-        assert!(away.is_remembered(begin) && away.is_remembered(almost));
-        assert!(!away.is_remembered(begin + MEMORY));
-        away.failed(&refused(), almost);
-        assert!(away.is_remembered(begin + MEMORY));
-        away.failed(&refused(), almost + MEMORY);
-        assert!(!away.is_remembered(almost + MEMORY), "that may be another time");
-        away.was_waited_for_in_vain(&refused(), almost + MEMORY);
-        let almost = almost + MEMORY;
-        // An answer to what was sent before the last failure is an old one.
-        away.is_back(begin, almost);
-        assert!(away.is_remembered(almost));
-        away.is_back(almost, almost);
-        assert!(!away.is_remembered(almost) && away.cause().is_none() && !away.is_on());
-        away.failed(&refused(), almost);
-        assert!(!away.is_remembered(almost), "another time, others may wait again");
+    fn a_fruitless_wait_is_remembered_for_as_long_as_attempts_fail() {
+        let (reachability, begin) = (Reachability::default(), Instant::now());
+        reachability.record_failure(&refused(), begin);
+        assert!(!reachability.has_recent_fruitless_wait(begin), "no request has waited yet");
+        assert!(!reachability.is_outage());
+        reachability.record_fruitless_wait(&refused(), begin);
+        assert!(reachability.is_outage(), "until it is known to be back, although no request has queued");
+        let almost = begin + FRUITLESS_WAIT_TTL.saturating_sub(Duration::from_millis(1));
+        assert!(
+            reachability.has_recent_fruitless_wait(begin) && reachability.has_recent_fruitless_wait(almost)
+        );
+        assert!(!reachability.has_recent_fruitless_wait(begin + FRUITLESS_WAIT_TTL));
+        reachability.record_failure(&refused(), almost);
+        assert!(reachability.has_recent_fruitless_wait(begin + FRUITLESS_WAIT_TTL));
+        reachability.record_failure(&refused(), almost + FRUITLESS_WAIT_TTL);
+        assert!(
+            !reachability.has_recent_fruitless_wait(almost + FRUITLESS_WAIT_TTL),
+            "that may be another outage"
+        );
+        reachability.record_fruitless_wait(&refused(), almost + FRUITLESS_WAIT_TTL);
+        let almost = almost + FRUITLESS_WAIT_TTL;
+        // A response to a request sent before the last failure.
+        reachability.record_reached(begin, almost);
+        assert!(reachability.has_recent_fruitless_wait(almost));
+        reachability.record_reached(almost, almost);
+        assert!(
+            !reachability.has_recent_fruitless_wait(almost)
+                && reachability.cause().is_none()
+                && !reachability.is_outage()
+        );
+        reachability.record_failure(&refused(), almost);
+        assert!(
+            !reachability.has_recent_fruitless_wait(almost),
+            "another outage, so requests may wait again"
+        );
     }
 
     #[test]
-    fn a_server_that_is_silent_is_not_tried_by_each() {
-        let (away, now) = (Away::default(), Instant::now());
+    fn look_ups_do_not_repeat_an_attempt_that_timed_out() {
+        let (reachability, now) = (Reachability::default(), Instant::now());
         for (error, is_slow) in
-            [(refused(), false), (io::ErrorKind::TimedOut.into(), true), (wanting(), false)]
+            [(refused(), false), (io::ErrorKind::TimedOut.into(), true), (exhausted(), false)]
         {
-            away.failed(&error, now);
-            assert_eq!(away.was_just_tried_in_vain(now), is_slow, "{error}");
-            assert!(!away.was_just_tried_in_vain(now + PAUSE), "{error}");
+            reachability.record_failure(&error, now);
+            assert_eq!(reachability.timed_out_recently(now), is_slow, "{error}");
+            assert!(!reachability.timed_out_recently(now + TIMEOUT_RETRY_DELAY), "{error}");
         }
     }
 
     #[test]
-    fn want_of_files_is_never_remembered_as_a_rails_that_is_away() {
-        let (away, now) = (Away::default(), Instant::now());
-        away.failed(&wanting(), now);
-        away.was_waited_for_in_vain(&away.error(Some("over")), now);
-        assert!(!away.is_remembered(now));
-        away.failed(&refused(), now);
-        away.was_waited_for_in_vain(&refused(), now);
-        assert!(away.is_remembered(now));
-        away.failed(&wanting(), now);
-        assert!(!away.is_remembered(now), "nothing is known any more");
+    fn resource_exhaustion_is_never_remembered_as_an_outage() {
+        let (reachability, now) = (Reachability::default(), Instant::now());
+        reachability.record_failure(&exhausted(), now);
+        reachability.record_fruitless_wait(&reachability.last_error(Some("over")), now);
+        assert!(!reachability.has_recent_fruitless_wait(now));
+        reachability.record_failure(&refused(), now);
+        reachability.record_fruitless_wait(&refused(), now);
+        assert!(reachability.has_recent_fruitless_wait(now));
+        reachability.record_failure(&exhausted(), now);
+        assert!(!reachability.has_recent_fruitless_wait(now), "the cause is another one now");
     }
 
     #[test]
-    fn those_who_did_not_try_are_told_why_the_last_one_failed() {
-        let (away, now) = (Away::default(), Instant::now());
-        assert_eq!(Cause::of(&away.error(Some("over"))), Cause::Proxy);
-        for error in [wanting(), refused(), io::Error::new(io::ErrorKind::TimedOut, "no connection")] {
-            away.failed(&error, now);
-            let told = away.error(Some("over"));
-            assert_eq!((Cause::of(&told), away.cause()), (Cause::of(&error), Some(Cause::of(&error))));
-            assert_eq!(told.to_string(), format!("{error}; over"));
-            assert_eq!(is_for_want_of_resources(&told), is_for_want_of_resources(&error));
+    fn requests_that_only_waited_get_the_error_of_the_last_attempt() {
+        let (reachability, now) = (Reachability::default(), Instant::now());
+        assert_eq!(UnreachableCause::of(&reachability.last_error(Some("over"))), UnreachableCause::Proxy);
+        for error in [exhausted(), refused(), io::Error::new(io::ErrorKind::TimedOut, "no connection")] {
+            reachability.record_failure(&error, now);
+            let shared = reachability.last_error(Some("over"));
+            assert_eq!(
+                (UnreachableCause::of(&shared), reachability.cause()),
+                (UnreachableCause::of(&error), Some(UnreachableCause::of(&error)))
+            );
+            assert_eq!(shared.to_string(), format!("{error}; over"));
+            assert_eq!(is_resource_exhaustion(&shared), is_resource_exhaustion(&error));
         }
     }
 }

@@ -1,26 +1,26 @@
-//! Which of several servers a request is sent to: of two at random, the one that has less to do
-//! ("power of two choices"), among those that take part.
+//! Which of several servers a request is sent to: of two random ones, the less loaded one ("power of two
+//! choices"), among those in rotation.
 
 use std::time::Instant;
 
-use super::health::Standing;
-use super::server::Server;
+use super::health::Availability;
+use super::server::UpstreamServer;
 use crate::route::Class;
 
-/// As many servers as there may be.
-pub const MOST_SERVERS: usize = 64;
+/// The largest number of servers.
+pub const MAX_SERVERS: usize = 64;
 
-/// Some of the servers, by their places in the list.
+/// A set of servers, by their indexes in the list.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct ServerSet(u64);
 
 impl ServerSet {
-    pub(super) fn insert(&mut self, place: usize) {
-        self.0 |= 1 << place;
+    pub(super) fn insert(&mut self, index: usize) {
+        self.0 |= 1 << index;
     }
 
-    fn has(self, place: usize) -> bool {
-        self.0 & (1 << place) != 0
+    fn contains(self, index: usize) -> bool {
+        self.0 & (1 << index) != 0
     }
 
     fn len(self) -> u32 {
@@ -33,57 +33,63 @@ impl ServerSet {
     }
 }
 
-/// Chooses a server for a request that those in `tried` have not taken: one that takes part, a backup
-/// if there is none, and if nobody takes part, anybody whom no operator has drained: those of which only the
-/// health checks fail before those that fail requests, backups last. They may fail, but without a server
-/// the request certainly would.
-pub(super) fn choose(servers: &[Server], class: Class, tried: ServerSet, now: Instant) -> Option<&Server> {
+/// Chooses a server for a request, none of those in `tried`: a server in rotation, or a backup if there is none. If
+/// none is in rotation, any that no operator has drained: those of which only the health checks fail before those
+/// that fail requests, backups last. They may fail, but without a server the request certainly would.
+pub(super) fn choose(
+    servers: &[UpstreamServer],
+    class: Class,
+    tried: ServerSet,
+    now: Instant,
+) -> Option<&UpstreamServer> {
     if let [only] = servers {
         return (tried == ServerSet::default() && !only.state.health.is_drained()).then_some(only);
     }
     let mut tiers = [Tier::default(), Tier::default()];
-    for (place, server) in servers.iter().enumerate().filter(|(place, _)| !tried.has(*place)) {
+    for (index, server) in servers.iter().enumerate().filter(|(index, _)| !tried.contains(*index)) {
         let [first, backups] = &mut tiers;
         let tier = if server.state.is_backup { backups } else { first };
-        match server.state.health.standing(now) {
-            Standing::Due => tier.due.insert(place),
-            // Below its share as often as that says, so that it gets no more, however idle it is.
-            Standing::In(share) if share < 1.0 && fastrand::f32() >= share => tier.slow.insert(place),
-            Standing::In(_) => tier.well.insert(place),
-            Standing::Unhealthy => tier.unhealthy.insert(place),
-            Standing::Ejected => tier.ejected.insert(place),
-            Standing::Drained => {}
+        match server.state.health.availability(now) {
+            Availability::TrialDue => tier.trial_due.insert(index),
+            // As seldom as its share demands, so that it gets no more, however idle it is.
+            Availability::InRotation(share) if share < 1.0 && fastrand::f32() >= share => {
+                tier.slow.insert(index);
+            }
+            Availability::InRotation(_) => tier.full.insert(index),
+            Availability::Unhealthy => tier.unhealthy.insert(index),
+            Availability::Ejected => tier.ejected.insert(index),
+            Availability::Drained => {}
         }
     }
     for tier in tiers {
-        // A try with what anybody may ask for would prove nothing.
-        let due = if class == Class::Other { ServerSet::default() } else { tier.due };
+        // A trial with a request without a credential would prove nothing.
+        let due = if class == Class::Other { ServerSet::default() } else { tier.trial_due };
         let due = (0..due.len()).filter_map(|nth| servers.get(due.nth(nth)));
-        let tried = { due }.find(|server| server.state.health.claim_try(now));
-        let chosen = tried
-            .or_else(|| better_of_two(servers, class, tier.well))
-            .or_else(|| better_of_two(servers, class, tier.slow));
+        let on_trial = { due }.find(|server| server.state.health.claim_trial(now));
+        let chosen = on_trial
+            .or_else(|| less_loaded_of_two(servers, class, tier.full))
+            .or_else(|| less_loaded_of_two(servers, class, tier.slow));
         if chosen.is_some() {
             return chosen;
         }
     }
     let [first, backups] = tiers;
-    [first.unhealthy, backups.unhealthy, first.ejected, first.due, backups.ejected, backups.due]
+    [first.unhealthy, backups.unhealthy, first.ejected, first.trial_due, backups.ejected, backups.trial_due]
         .into_iter()
-        .find_map(|among| better_of_two(servers, class, among))
+        .find_map(|among| less_loaded_of_two(servers, class, among))
 }
 
-/// Servers that are no backups, or those that are, by their standing.
+/// The servers that are not backups, or those that are, by availability.
 #[derive(Clone, Copy, Debug, Default)]
 struct Tier {
-    well: ServerSet,
+    full: ServerSet,
     slow: ServerSet,
-    due: ServerSet,
+    trial_due: ServerSet,
     unhealthy: ServerSet,
     ejected: ServerSet,
 }
 
-fn better_of_two(servers: &[Server], class: Class, among: ServerSet) -> Option<&Server> {
+fn less_loaded_of_two(servers: &[UpstreamServer], class: Class, among: ServerSet) -> Option<&UpstreamServer> {
     let count = among.len();
     if count == 0 {
         return None;
@@ -93,22 +99,22 @@ fn better_of_two(servers: &[Server], class: Class, among: ServerSet) -> Option<&
     if count == 1 {
         return Some(first);
     }
-    // Any but the first, each as likely.
+    // Any but the first, each with the same probability.
     let other = (one + fastrand::u32(1..count)) % count;
     let second = servers.get(among.nth(other))?;
-    let is_better = second.state.load.of(class) < first.state.load.of(class);
+    let is_better = second.state.load.cost(class) < first.state.load.cost(class);
     Some(if is_better { second } else { first })
 }
 
-/// Whether there is a server that has not been tried, and is as good as this.
-pub(super) fn has_another(
-    servers: &[Server],
+/// Whether there is a server that has not been tried, and whose availability `is_good`.
+pub(super) fn has_untried(
+    servers: &[UpstreamServer],
     tried: ServerSet,
-    is_good: impl Fn(Standing) -> bool,
+    is_good: impl Fn(Availability) -> bool,
     now: Instant,
 ) -> bool {
-    let mut others = servers.iter().enumerate().filter(|(place, _)| !tried.has(*place));
-    others.any(|(_, server)| is_good(server.state.health.standing(now)))
+    let mut others = servers.iter().enumerate().filter(|(index, _)| !tried.contains(*index));
+    others.any(|(_, server)| is_good(server.state.health.availability(now)))
 }
 
 #[cfg(test)]

@@ -1,42 +1,42 @@
-//! Why a server cannot be connected to: as a label, in words, and in a form that can be told to others.
+//! Why a server cannot be connected to: as a label, in words, and in a form that several requests can share.
 
 use std::io::{self, ErrorKind};
 
 use rustix::io::Errno;
 
 use super::Error;
-use super::happy_eyeballs::parts;
+use super::happy_eyeballs::causes;
 
-/// What has kept a connection from coming about.
+/// Why no connection could be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
-pub enum Cause {
+pub enum UnreachableCause {
     /// The host name cannot be resolved.
     Dns = 0,
     /// Nothing listens there.
     Refused = 1,
-    /// There is no such socket file.
+    /// The socket file does not exist.
     NoSocket = 2,
-    /// There is no way to the host.
+    /// There is no route to the host.
     Unroutable = 3,
-    /// It does not answer in time.
+    /// No connection within `connect_timeout`.
     Timeout = 4,
-    /// No TLS comes about: what is there speaks none, or its certificate is not believed.
+    /// The handshake failed: the server does not speak TLS, or its certificate is not trusted.
     Tls = 5,
-    /// The gateway's user may not open the socket.
+    /// The gateway's user may not open the socket (file permissions).
     Denied = 6,
-    /// Files or memory are wanting on this machine.
+    /// File descriptors or memory are exhausted on this machine.
     Resources = 7,
-    /// A proxy is there, and says that Rails is away.
+    /// A proxy accepts connections, and reports in its responses that Rails is unreachable.
     Proxy = 8,
     /// An operator has drained all servers.
     Drained = 9,
-    /// Anything else; the log says what.
+    /// None of these; the log has the error.
     Other = 10,
 }
 
-impl Cause {
-    /// All of them, in the order of their numbers.
+impl UnreachableCause {
+    /// All variants, in the order of their numbers.
     pub const ALL: [Self; 11] = [
         Self::Dns,
         Self::Refused,
@@ -68,15 +68,15 @@ impl Cause {
         }
     }
 
-    /// The cause of an error.
+    /// Classifies an error of connecting.
     pub fn of(error: &io::Error) -> Self {
-        if let Some(told) = told(error) {
-            return told.cause;
+        if let Some(shared) = as_shared(error) {
+            return shared.cause;
         }
         match error.kind() {
-            _ if is_for_want_of_resources(error) => Self::Resources,
-            _ if is_of_tls(error) => Self::Tls,
-            _ if is_of_dns(error) => Self::Dns,
+            _ if is_resource_exhaustion(error) => Self::Resources,
+            _ if is_tls_failure(error) => Self::Tls,
+            _ if is_dns_failure(error) => Self::Dns,
             ErrorKind::ConnectionRefused => Self::Refused,
             ErrorKind::NotFound => Self::NoSocket,
             ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable | ErrorKind::AddrNotAvailable => {
@@ -88,82 +88,83 @@ impl Cause {
         }
     }
 
-    /// An error of this cause that no system call has made.
+    /// An error with this cause that comes from no system call.
     pub(super) fn error(self, text: &str) -> io::Error {
-        io::Error::other(Told { cause: self, text: text.to_owned() })
+        io::Error::other(SharedConnectError { cause: self, text: text.to_owned() })
     }
 }
 
-fn is_of_tls(error: &io::Error) -> bool {
-    tls(error).is_some() || parts(error).any(|part| part.kind() == ErrorKind::InvalidData || is_hang_up(part))
+fn is_tls_failure(error: &io::Error) -> bool {
+    tls(error).is_some()
+        || causes(error).any(|cause| cause.kind() == ErrorKind::InvalidData || is_handshake_eof(cause))
 }
 
-/// Whether the other side has closed the connection in the middle of a handshake.
-fn is_hang_up(error: &io::Error) -> bool {
+/// Whether the server has closed the connection during the handshake.
+fn is_handshake_eof(error: &io::Error) -> bool {
     error.kind() == ErrorKind::UnexpectedEof && error.to_string().starts_with("tls")
 }
 
 fn tls(error: &io::Error) -> Option<&rustls::Error> {
-    parts(error).find_map(|part| part.get_ref()?.downcast_ref())
+    causes(error).find_map(|cause| cause.get_ref()?.downcast_ref())
 }
 
-/// The standard library has no kind for that.
-fn is_of_dns(error: &io::Error) -> bool {
+/// `io::ErrorKind` has none for this.
+fn is_dns_failure(error: &io::Error) -> bool {
     let text = error.to_string();
     ["failed to lookup address information", "the name has no address", "the name was not resolved"]
         .iter()
-        .any(|of_dns| text.contains(of_dns))
+        .any(|marker| text.contains(marker))
 }
 
-/// Another request's failure to connect, for those that have waited for it. What can be asked of an error can be
-/// asked of it too.
+/// The failure of one attempt to connect, for all requests that have waited for it. It is classified as the
+/// original is.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{text}")]
-pub(super) struct Told {
-    cause: Cause,
+pub(super) struct SharedConnectError {
+    cause: UnreachableCause,
     text: String,
 }
 
-impl Told {
-    pub(super) fn cause(&self) -> Cause {
+impl SharedConnectError {
+    pub(super) fn cause(&self) -> UnreachableCause {
         self.cause
     }
 
     pub(super) fn of(error: &io::Error) -> Self {
         let text = tls_hint(error).map_or_else(|| error.to_string(), |hint| format!("{error}; {hint}"));
-        Self { cause: Cause::of(error), text }
+        Self { cause: UnreachableCause::of(error), text }
     }
 
-    /// The error again, with more to say.
-    pub(super) fn again(mut self, kind: ErrorKind, more: Option<&str>) -> io::Error {
-        if let Some(more) = more {
-            self.text = format!("{}; {more}", self.text);
+    /// The error, with `detail` appended.
+    pub(super) fn into_io_error(mut self, kind: ErrorKind, detail: Option<&str>) -> io::Error {
+        if let Some(detail) = detail {
+            self.text = format!("{}; {detail}", self.text);
         }
         io::Error::new(kind, self)
     }
 }
 
-fn told(error: &io::Error) -> Option<&Told> {
+fn as_shared(error: &io::Error) -> Option<&SharedConnectError> {
     error.get_ref()?.downcast_ref()
 }
 
 /// Whether an error is that of another request's attempt to connect, or of no attempt.
-pub(super) fn is_told(error: &io::Error) -> bool {
-    told(error).is_some()
+pub(super) fn is_shared(error: &io::Error) -> bool {
+    as_shared(error).is_some()
 }
 
-/// Whether a connection failed for want of something on this machine: files or memory. It says nothing
-/// of the other side. No address to connect from is not among them: that is also what is said last of a
-/// name with an IPv6 address, such as `localhost`, where there is no IPv6.
-pub fn is_for_want_of_resources(error: &io::Error) -> bool {
-    if let Some(told) = told(error) {
-        return told.cause == Cause::Resources;
+/// Whether a connection failed since file descriptors or memory are exhausted on this machine. That says nothing
+/// about the server. `EADDRNOTAVAIL` is not among them: it is also the last error for a name with an IPv6 address,
+/// such as `localhost`, where there is no IPv6.
+pub fn is_resource_exhaustion(error: &io::Error) -> bool {
+    if let Some(shared) = as_shared(error) {
+        return shared.cause == UnreachableCause::Resources;
     }
-    let wanting = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM].map(Errno::raw_os_error);
-    parts(error).filter_map(io::Error::raw_os_error).any(|code| wanting.contains(&code))
+    let exhausted = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM].map(Errno::raw_os_error);
+    causes(error).filter_map(io::Error::raw_os_error).any(|code| exhausted.contains(&code))
 }
 
-/// What an operator may have to mend, where the error itself does not say so.
+/// What an operator may have to change, where the error itself does not say so.
 pub(super) fn hint(error: &Error) -> Option<&'static str> {
     match error {
         Error::Connect(_, error) => tls_hint(error),
@@ -173,13 +174,13 @@ pub(super) fn hint(error: &Error) -> Option<&'static str> {
 
 fn tls_hint(error: &io::Error) -> Option<&'static str> {
     match tls(error) {
-        // It says so already.
-        _ if is_told(error) => None,
+        // Its text has the hint already.
+        _ if is_shared(error) => None,
         Some(rustls::Error::InvalidMessage(_)) => {
-            Some("what came is no TLS: if it speaks HTTP there, upstream.url has to begin with http://")
+            Some("the server does not speak TLS: if it speaks HTTP, upstream.url has to begin with http://")
         }
-        None if parts(error).any(is_hang_up) => Some(
-            "it closed the connection instead of speaking TLS: if it speaks HTTP there, upstream.url has to begin with http://",
+        None if causes(error).any(is_handshake_eof) => Some(
+            "the server closed the connection during the TLS handshake: if it speaks HTTP, upstream.url has to begin with http://",
         ),
         _ => None,
     }
@@ -189,57 +190,72 @@ fn tls_hint(error: &io::Error) -> Option<&'static str> {
 mod tests {
     use super::*;
 
-    fn of_system(errno: Errno) -> io::Error {
+    fn system_error(errno: Errno) -> io::Error {
         io::Error::from_raw_os_error(errno.raw_os_error())
     }
 
     #[test]
-    fn each_cause_has_a_label_and_a_place_of_its_own() {
-        for (at, cause) in Cause::ALL.iter().enumerate() {
+    fn each_cause_has_a_label_and_an_index_of_its_own() {
+        for (at, cause) in UnreachableCause::ALL.iter().enumerate() {
             assert_eq!(*cause as usize, at);
-            assert_eq!(Cause::ALL.iter().filter(|other| other.as_str() == cause.as_str()).count(), 1);
+            assert_eq!(
+                UnreachableCause::ALL.iter().filter(|other| other.as_str() == cause.as_str()).count(),
+                1
+            );
         }
     }
 
     #[test]
-    fn errors_are_told_apart_and_stay_what_they_are_when_they_are_told_to_others() {
+    fn errors_are_classified_and_keep_their_cause_when_they_are_shared() {
         let of_tls = |error| io::Error::new(ErrorKind::InvalidData, error);
         for (error, cause) in [
-            (io::Error::other("failed to lookup address information: Name or service not known"), Cause::Dns),
-            (io::Error::new(ErrorKind::NotFound, "the name has no address"), Cause::Dns),
-            (io::Error::new(ErrorKind::TimedOut, "the name was not resolved within 1s"), Cause::Dns),
-            (of_system(Errno::CONNREFUSED), Cause::Refused),
-            (of_system(Errno::NOENT), Cause::NoSocket),
-            (of_system(Errno::HOSTUNREACH), Cause::Unroutable),
-            (of_system(Errno::NETUNREACH), Cause::Unroutable),
-            (of_system(Errno::ADDRNOTAVAIL), Cause::Unroutable),
-            (of_system(Errno::TIMEDOUT), Cause::Timeout),
-            (io::Error::new(ErrorKind::TimedOut, "no connection within 1s"), Cause::Timeout),
-            (of_tls(rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType)), Cause::Tls),
-            (of_tls(rustls::Error::InvalidCertificate(rustls::CertificateError::Expired)), Cause::Tls),
-            (io::Error::new(ErrorKind::UnexpectedEof, "tls handshake eof"), Cause::Tls),
-            (of_system(Errno::ACCESS), Cause::Denied),
-            (of_system(Errno::MFILE), Cause::Resources),
-            (of_system(Errno::NFILE), Cause::Resources),
-            (of_system(Errno::NOBUFS), Cause::Resources),
-            (of_system(Errno::NOMEM), Cause::Resources),
-            (Cause::Proxy.error("a proxy says so"), Cause::Proxy),
-            (Cause::Drained.error("all are drained"), Cause::Drained),
-            (of_system(Errno::PROTO), Cause::Other),
+            (
+                io::Error::other("failed to lookup address information: Name or service not known"),
+                UnreachableCause::Dns,
+            ),
+            (io::Error::new(ErrorKind::NotFound, "the name has no address"), UnreachableCause::Dns),
+            (
+                io::Error::new(ErrorKind::TimedOut, "the name was not resolved within 1s"),
+                UnreachableCause::Dns,
+            ),
+            (system_error(Errno::CONNREFUSED), UnreachableCause::Refused),
+            (system_error(Errno::NOENT), UnreachableCause::NoSocket),
+            (system_error(Errno::HOSTUNREACH), UnreachableCause::Unroutable),
+            (system_error(Errno::NETUNREACH), UnreachableCause::Unroutable),
+            (system_error(Errno::ADDRNOTAVAIL), UnreachableCause::Unroutable),
+            (system_error(Errno::TIMEDOUT), UnreachableCause::Timeout),
+            (io::Error::new(ErrorKind::TimedOut, "no connection within 1s"), UnreachableCause::Timeout),
+            (
+                of_tls(rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType)),
+                UnreachableCause::Tls,
+            ),
+            (
+                of_tls(rustls::Error::InvalidCertificate(rustls::CertificateError::Expired)),
+                UnreachableCause::Tls,
+            ),
+            (io::Error::new(ErrorKind::UnexpectedEof, "tls handshake eof"), UnreachableCause::Tls),
+            (system_error(Errno::ACCESS), UnreachableCause::Denied),
+            (system_error(Errno::MFILE), UnreachableCause::Resources),
+            (system_error(Errno::NFILE), UnreachableCause::Resources),
+            (system_error(Errno::NOBUFS), UnreachableCause::Resources),
+            (system_error(Errno::NOMEM), UnreachableCause::Resources),
+            (UnreachableCause::Proxy.error("a proxy says so"), UnreachableCause::Proxy),
+            (UnreachableCause::Drained.error("all are drained"), UnreachableCause::Drained),
+            (system_error(Errno::PROTO), UnreachableCause::Other),
         ] {
-            assert_eq!(Cause::of(&error), cause, "{error}");
-            let again = Told::of(&error).again(error.kind(), Some("and more"));
-            assert_eq!(Cause::of(&again), cause, "{error}");
-            assert_eq!(is_for_want_of_resources(&again), cause == Cause::Resources, "{error}");
-            assert_eq!(again.kind(), error.kind());
-            let text = again.to_string();
+            assert_eq!(UnreachableCause::of(&error), cause, "{error}");
+            let shared = SharedConnectError::of(&error).into_io_error(error.kind(), Some("and more"));
+            assert_eq!(UnreachableCause::of(&shared), cause, "{error}");
+            assert_eq!(is_resource_exhaustion(&shared), cause == UnreachableCause::Resources, "{error}");
+            assert_eq!(shared.kind(), error.kind());
+            let text = shared.to_string();
             assert!(text.starts_with(&error.to_string()) && text.ends_with("; and more"), "{text}");
-            assert_eq!(hint(&Error::Connect("x".into(), again)), None, "it is said once");
+            assert_eq!(hint(&Error::Connect("x".into(), shared)), None, "the text has it already");
         }
     }
 
     #[test]
-    fn http_where_tls_should_be_is_said_in_words() {
+    fn http_where_tls_is_expected_has_a_hint() {
         let tls = |error| Error::Connect("x".into(), io::Error::new(ErrorKind::InvalidData, error));
         let no_tls = tls(rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType));
         assert!(hint(&no_tls).unwrap().ends_with("begin with http://"));
@@ -247,7 +263,7 @@ mod tests {
         assert!(hint(&Error::Connect("x".into(), eof)).unwrap().ends_with("begin with http://"));
         for error in [
             tls(rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer)),
-            Error::Connect("x".into(), of_system(Errno::CONNREFUSED)),
+            Error::Connect("x".into(), system_error(Errno::CONNREFUSED)),
             Error::Timeout(std::time::Duration::from_secs(1)),
         ] {
             assert_eq!(hint(&error), None, "{error}");

@@ -1,4 +1,4 @@
-//! Health checks: each of several servers is asked again and again whether it is well.
+//! Health checks: each of several servers gets a request at intervals.
 
 use std::time::Duration;
 
@@ -6,37 +6,37 @@ use futures_util::future::join_all;
 use http::header::{self, HeaderValue};
 use http::{Request, Response, Uri};
 
-use super::attempt::says_that_rails_is_away;
-use super::health::Bad;
-use super::pool::Trouble;
-use super::server::Server;
-use super::target::below_root;
-use super::{Settings as All, State};
+use super::attempt::is_outage_response;
+use super::health::CheckFailure;
+use super::pool::SendError;
+use super::server::UpstreamServer;
+use super::target::join_root;
+use super::{UpstreamSettings, UpstreamState};
 use crate::body::Body;
 use crate::clock::Clock;
 
-/// Bytes of the largest answer that is read.
-const MOST: usize = 64 * 1024;
+/// Bytes of the largest response body that is read.
+const MAX_CHECK_BODY: usize = 64 * 1024;
 
-/// What `[upstream.health]` of the configuration says.
+/// The section `[upstream.health]` of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Settings {
-    /// What is asked for, below the relative URL root. Any 2xx is good.
+pub struct HealthCheckSettings {
+    /// The path to request, below the relative URL root. Any 2xx passes.
     pub path: String,
-    /// How often; never, if it is zero.
+    /// The time between two checks of a server; zero turns them off.
     pub interval: Duration,
-    /// How long an answer may take, connecting included.
+    /// How long a response may take, connecting included.
     pub timeout: Duration,
-    /// How many good ones in a row it takes until an unhealthy server takes part again.
+    /// How many checks in a row an unhealthy server has to pass to be in rotation again.
     pub healthy_after: u32,
-    /// How many bad ones in a row make a server unhealthy.
+    /// How many checks in a row a server has to fail to be unhealthy.
     pub unhealthy_after: u32,
 }
 
-impl Default for Settings {
+impl Default for HealthCheckSettings {
     fn default() -> Self {
         Self {
-            // GitLab's own, of the process that answers, not of all that it needs.
+            // GitLab's own, for the process that responds, not for all that it depends on.
             path: "/-/readiness".to_owned(),
             interval: Duration::from_secs(5),
             timeout: Duration::from_secs(2),
@@ -46,48 +46,51 @@ impl Default for Settings {
     }
 }
 
-impl Settings {
-    /// What is asked for.
+impl HealthCheckSettings {
+    /// The path as a URI.
     pub(super) fn uri(&self, root: &str) -> Option<Uri> {
-        below_root(root, Uri::try_from(self.path.as_str()).ok()?)
+        join_root(root, Uri::try_from(self.path.as_str()).ok()?)
     }
 }
 
-/// Asks, if there is more than one server.
+/// Checks all servers, if there is more than one.
 #[derive(Debug)]
-pub struct Watch {
-    servers: Vec<Server>,
+pub struct HealthChecker {
+    servers: Vec<UpstreamServer>,
     uri: Option<Uri>,
-    settings: Settings,
+    settings: HealthCheckSettings,
 }
 
-impl Watch {
-    /// What is found out is written down in `state`, which has to be made of the same settings.
-    pub fn new(all: &All, state: &State) -> Self {
-        // A connection for each check: whether there is one to be had is the half of it.
-        let all = All { max_idle: 0, ..all.clone() };
-        let uri = all.has_checks().then(|| all.checks.uri(all.relative_root())).flatten();
-        Self { servers: Server::all(&all, state), uri, settings: all.checks }
+impl HealthChecker {
+    /// Results are recorded in `state`, which must be made from the same settings.
+    pub fn new(all: &UpstreamSettings, state: &UpstreamState) -> Self {
+        // A connection for each check: whether one can be made is half of it.
+        let all = UpstreamSettings { max_idle: 0, ..all.clone() };
+        let uri = all.has_health_checks().then(|| all.health_checks.uri(all.relative_root())).flatten();
+        Self { servers: UpstreamServer::all(&all, state), uri, settings: all.health_checks }
     }
 
-    /// Asks until it is dropped.
+    /// Runs until it is dropped.
     pub async fn run(self) {
         if let Some(uri) = &self.uri {
-            join_all(self.servers.iter().map(|server| watch_one(server, uri, &self.settings))).await;
+            join_all(self.servers.iter().map(|server| check_repeatedly(server, uri, &self.settings))).await;
         }
     }
 }
 
-async fn watch_one(server: &Server, uri: &Uri, settings: &Settings) {
+async fn check_repeatedly(server: &UpstreamServer, uri: &Uri, settings: &HealthCheckSettings) {
     let health = &server.state.health;
     loop {
-        let outcome = tokio::time::timeout(settings.timeout, ask(server, uri)).await;
+        let outcome = tokio::time::timeout(settings.timeout, check_once(server, uri)).await;
         let outcome = outcome.unwrap_or_else(|_| {
-            Err(Bad { why: format!("no answer within {:?}", settings.timeout), is_answered: false })
+            Err(CheckFailure {
+                why: format!("no answer within {:?}", settings.timeout),
+                rails_responded: false,
+            })
         });
         let now = Clock::System.now();
-        health.checked(outcome, (settings.healthy_after, settings.unhealthy_after), now);
-        // Of several gateways, not all at the same time.
+        health.record_check(outcome, (settings.healthy_after, settings.unhealthy_after), now);
+        // Spread, so that several gateways do not check at the same time.
         let interval = settings.interval.mul_f32(0.9 + fastrand::f32() / 5.0);
         let mut next = health.next_check(interval, now);
         while tokio::select! {
@@ -99,31 +102,31 @@ async fn watch_one(server: &Server, uri: &Uri, settings: &Settings) {
     }
 }
 
-/// Whether it answers that it is well.
-async fn ask(server: &Server, uri: &Uri) -> Result<(), Bad> {
-    match get(server, uri).await {
-        Ok(answer) if answer.status().is_success() => Ok(()),
-        Ok(answer) => {
-            let why = format!("{uri} said {}", answer.status());
-            Err(Bad { why, is_answered: !says_that_rails_is_away(&answer) })
+/// Whether the server responds that it is healthy.
+async fn check_once(server: &UpstreamServer, uri: &Uri) -> Result<(), CheckFailure> {
+    match fetch(server, uri).await {
+        Ok(response) if response.status().is_success() => Ok(()),
+        Ok(response) => {
+            let why = format!("{uri} responded {}", response.status());
+            Err(CheckFailure { why, rails_responded: !is_outage_response(&response) })
         }
-        Err(why) => Err(Bad { why, is_answered: false }),
+        Err(why) => Err(CheckFailure { why, rails_responded: false }),
     }
 }
 
-/// Asks for a page without a credential.
-pub(super) async fn get(server: &Server, uri: &Uri) -> Result<Response<()>, String> {
+/// Requests a page without a credential.
+pub(super) async fn fetch(server: &UpstreamServer, uri: &Uri) -> Result<Response<()>, String> {
     let mut request = Request::new(Body::empty());
     request.uri_mut().clone_from(uri);
     let headers = request.headers_mut();
     headers.insert(header::HOST, server.host.clone());
     headers.insert(header::USER_AGENT, HeaderValue::from_static("railgate (health check)"));
-    let answer = server.connections.ask(request).await.map_err(|trouble| match trouble {
-        Trouble::Connect(error, _) => format!("no connection: {error}"),
-        Trouble::Sent(error, _) | Trouble::Refused(error) => format!("no answer: {error}"),
+    let response = server.connections.send_probe(request).await.map_err(|error| match error {
+        SendError::Connect(error, _) => format!("no connection: {error}"),
+        SendError::Sent(error, _) | SendError::Unprocessed(error) => format!("no answer: {error}"),
     })?;
-    let (head, body) = answer.into_parts();
+    let (head, body) = response.into_parts();
     // To its end, or Rails would take it for a client that left.
-    body.collect_up_to(MOST).await.map_err(|error| format!("the answer broke off: {error}"))?;
+    body.collect_up_to(MAX_CHECK_BODY).await.map_err(|error| format!("the answer broke off: {error}"))?;
     Ok(Response::from_parts(head, ()))
 }

@@ -1,4 +1,4 @@
-//! What is kept of a request, so that it can be sent again.
+//! Copies of requests, so that they can be sent again.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -9,95 +9,95 @@ use http_body::Body as _;
 use super::Error;
 use crate::body::{Body, Collected};
 
-/// Bytes of the largest body that is read into memory for that. GitLab Shell's have a few hundred.
-const LARGEST: usize = 64 * 1024;
+/// Bytes of the largest body that is read into memory for a copy. GitLab Shell's have a few hundred.
+const MAX_REPLAY_BODY: usize = 64 * 1024;
 
-/// Bytes of all of them together. Beyond that, bodies are streamed, and their requests sent once.
-const MOST: usize = 64 * 1024 * 1024;
+/// Bytes of all such bodies together. Beyond that, bodies are streamed, and their requests sent once.
+const MAX_REPLAY_MEMORY: usize = 64 * 1024 * 1024;
 
-/// The memory that bodies take, for all threads.
+/// The memory that the bodies take, over all threads.
 #[derive(Debug, Default)]
-pub(super) struct Memory {
+pub(super) struct ReplayMemory {
     taken: AtomicUsize,
 }
 
-/// A request as it was.
-pub(super) struct Copy<'m> {
+/// A request as it was when it arrived.
+pub(super) struct ReplayCopy<'m> {
     request: Option<Box<Request<Body>>>,
-    _share: Option<Share<'m>>,
+    _reservation: Option<MemoryReservation<'m>>,
 }
 
-impl Copy<'_> {
-    /// Of a request whose body, if it has one, is in memory already.
+impl ReplayCopy<'_> {
+    /// Of a request without a body, or with one that is in memory already.
     pub(super) fn of(request: &Request<Body>) -> Self {
-        Self { request: again(request), _share: None }
+        Self { request: duplicate(request), _reservation: None }
     }
 
-    /// The same request once more, if all of it is in memory.
-    pub(super) fn again(&self) -> Option<Box<Request<Body>>> {
-        again(self.request.as_deref()?)
+    /// The request once more, if all of it is in memory.
+    pub(super) fn replay(&self) -> Option<Box<Request<Body>>> {
+        duplicate(self.request.as_deref()?)
     }
 }
 
-/// A part of the memory, given back when it is dropped.
-struct Share<'m> {
-    memory: &'m Memory,
+/// A part of the memory, released when it is dropped.
+struct MemoryReservation<'m> {
+    memory: &'m ReplayMemory,
     bytes: usize,
 }
 
-impl Drop for Share<'_> {
+impl Drop for MemoryReservation<'_> {
     fn drop(&mut self) {
         self.memory.taken.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
-impl Memory {
-    fn take(&self, bytes: usize) -> Option<Share<'_>> {
-        let more = |taken: usize| taken.checked_add(bytes).filter(|taken| *taken <= MOST);
+impl ReplayMemory {
+    fn reserve(&self, bytes: usize) -> Option<MemoryReservation<'_>> {
+        let more = |taken: usize| taken.checked_add(bytes).filter(|taken| *taken <= MAX_REPLAY_MEMORY);
         self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
-        Some(Share { memory: self, bytes })
+        Some(MemoryReservation { memory: self, bytes })
     }
 
-    /// Reads a body that says it is small into memory, within `limit`, and copies the request.
-    pub(super) async fn read(
+    /// Reads a body whose declared length is small into memory, within `timeout`, and copies the request.
+    pub(super) async fn buffer(
         &self,
         mut request: Box<Request<Body>>,
-        limit: Duration,
-    ) -> Result<(Box<Request<Body>>, Copy<'_>), Error> {
-        let share = small(request.body()).and_then(|length| self.take(length));
-        if share.is_none() {
-            return Ok((request, Copy { request: None, _share: None }));
+        timeout: Duration,
+    ) -> Result<(Box<Request<Body>>, ReplayCopy<'_>), Error> {
+        let reservation = replayable_length(request.body()).and_then(|length| self.reserve(length));
+        if reservation.is_none() {
+            return Ok((request, ReplayCopy { request: None, _reservation: None }));
         }
         let body = std::mem::take(request.body_mut());
-        *request.body_mut() = match tokio::time::timeout(limit, body.collect_up_to(LARGEST)).await {
+        *request.body_mut() = match tokio::time::timeout(timeout, body.collect_up_to(MAX_REPLAY_BODY)).await {
             Ok(Ok(Collected::Whole(body))) => body.into(),
             Ok(Ok(Collected::TooLong(body))) => body,
             Ok(Err(error)) => return Err(Error::RequestBody(error.into())),
-            Err(_) => return Err(Error::BodyStalled(limit)),
+            Err(_) => return Err(Error::BodyStalled(timeout)),
         };
-        let copy = Copy { request: again(&request), _share: share };
+        let copy = ReplayCopy { request: duplicate(&request), _reservation: reservation };
         Ok((request, copy))
     }
 }
 
-/// Whether a body says that it is small enough to be kept.
-pub(super) fn is_small(body: &Body) -> bool {
-    small(body).is_some()
+/// Whether the declared length of a body is small enough for a copy.
+pub(super) fn is_replayable(body: &Body) -> bool {
+    replayable_length(body).is_some()
 }
 
-/// Its length, if so.
-fn small(body: &Body) -> Option<usize> {
+/// That length.
+fn replayable_length(body: &Body) -> Option<usize> {
     let length = usize::try_from(body.size_hint().exact()?).ok()?;
-    (length <= LARGEST).then_some(length)
+    (length <= MAX_REPLAY_BODY).then_some(length)
 }
 
-fn again(request: &Request<Body>) -> Option<Box<Request<Body>>> {
-    let mut again = Box::new(Request::new(request.body().again()?));
-    again.method_mut().clone_from(request.method());
-    again.uri_mut().clone_from(request.uri());
-    *again.version_mut() = request.version();
-    again.headers_mut().clone_from(request.headers());
-    Some(again)
+fn duplicate(request: &Request<Body>) -> Option<Box<Request<Body>>> {
+    let mut copy = Box::new(Request::new(request.body().again()?));
+    copy.method_mut().clone_from(request.method());
+    copy.uri_mut().clone_from(request.uri());
+    *copy.version_mut() = request.version();
+    copy.headers_mut().clone_from(request.headers());
+    Some(copy)
 }
 
 #[cfg(test)]
@@ -116,11 +116,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_copy_is_the_same_request_as_often_as_needed() {
-        let memory = Memory::default();
-        let (request, copy) = memory.read(request(1_000), Duration::from_secs(1)).await.unwrap();
+    async fn a_copy_can_be_replayed_any_number_of_times() {
+        let memory = ReplayMemory::default();
+        let (request, copy) = memory.buffer(request(1_000), Duration::from_secs(1)).await.unwrap();
         for _ in 0..3 {
-            let again = copy.again().unwrap();
+            let again = copy.replay().unwrap();
             assert_eq!(
                 (again.method(), again.uri(), again.headers()),
                 (request.method(), request.uri(), request.headers())
@@ -130,20 +130,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn there_is_no_more_memory_than_there_is() {
-        let memory = Memory::default();
-        let limit = Duration::from_secs(1);
+    async fn copies_take_no_more_than_the_memory_for_them() {
+        let memory = ReplayMemory::default();
+        let timeout = Duration::from_secs(1);
         let mut copies = Vec::new();
-        for _ in 0..MOST / LARGEST {
-            copies.push(memory.read(request(LARGEST), limit).await.unwrap().1);
+        for _ in 0..MAX_REPLAY_MEMORY / MAX_REPLAY_BODY {
+            copies.push(memory.buffer(request(MAX_REPLAY_BODY), timeout).await.unwrap().1);
         }
-        assert!(copies.iter().all(|copy| copy.again().is_some()));
-        let (unread, none) = memory.read(request(1), limit).await.unwrap();
-        assert!(none.again().is_none() && unread.body().size_hint().exact() == Some(1));
+        assert!(copies.iter().all(|copy| copy.replay().is_some()));
+        let (unread, none) = memory.buffer(request(1), timeout).await.unwrap();
+        assert!(none.replay().is_none() && unread.body().size_hint().exact() == Some(1));
         copies.pop();
-        assert!(memory.read(request(LARGEST), limit).await.unwrap().1.again().is_some());
+        assert!(memory.buffer(request(MAX_REPLAY_BODY), timeout).await.unwrap().1.replay().is_some());
         drop(copies);
         assert_eq!(memory.taken.load(Ordering::Relaxed), 0);
-        assert!(memory.read(request(LARGEST + 1), limit).await.unwrap().1.again().is_none());
+        assert!(memory.buffer(request(MAX_REPLAY_BODY + 1), timeout).await.unwrap().1.replay().is_none());
     }
 }

@@ -1,7 +1,7 @@
-//! Connecting to one of the addresses that a name has (RFC 8305, "Happy Eyeballs").
+//! Connects to one of the addresses of a name (RFC 8305, "Happy Eyeballs").
 //!
-//! Differs from `TcpStream::connect` with a name, which waits for each address until the system gives
-//! it up: there, a first address that is silent takes the time of all others.
+//! Differs from `TcpStream::connect` with a name, which tries one address after another until the system gives
+//! up on each: there, a silent first address takes the time of all others.
 
 use std::fmt;
 use std::io;
@@ -15,24 +15,24 @@ use tokio::time::{sleep, sleep_until, timeout_at};
 
 use super::now;
 
-/// How long one address has before the next one is tried beside it (RFC 8305 §5), and the least of it,
-/// where many addresses have to share the time.
+/// How long after one attempt the next address is tried beside it (RFC 8305 §5), and the least of it, where many
+/// addresses have to share the time.
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
-const LEAST_ATTEMPT_DELAY: Duration = Duration::from_millis(10);
+const MIN_ATTEMPT_DELAY: Duration = Duration::from_millis(10);
 
-/// How many addresses an error names.
-const MOST_NAMED: usize = 8;
+/// How many addresses an error lists.
+const MAX_LISTED: usize = 8;
 
-/// Resolves a name and opens a connection to one of its addresses with `open`, all of it within this time. If
-/// the name still has the address `first`, it is the first. What came of those before the one that answered
-/// comes with the connection; an error names every address and its cause.
+/// Resolves a name and opens a connection to one of its addresses with `open`, all of it within `within`. The
+/// address `first` is tried first, if the name still has it. With the connection comes what became of the
+/// addresses before it; an error lists every address and its cause.
 pub(super) async fn connect<T, F>(
     host: &str,
     port: u16,
     first: Option<SocketAddr>,
     within: Duration,
     open: impl Fn(SocketAddr) -> F,
-) -> io::Result<(T, Failed)>
+) -> io::Result<(T, FailedAddresses)>
 where
     F: Future<Output = io::Result<T>>,
 {
@@ -42,18 +42,18 @@ where
         let text = format!("the name was not resolved within {within:?}");
         return Err(io::Error::new(io::ErrorKind::TimedOut, text));
     };
-    let addresses = with_first(interleaved(addresses?.collect()), first);
-    let (outcome, failed) = first_of(&addresses, (begun, within), open).await;
+    let addresses = preferring(interleaved(addresses?.collect()), first);
+    let (outcome, failed) = connect_first(&addresses, (begun, within), open).await;
     match outcome {
         Some(connection) => Ok((connection, failed)),
-        // Of an address that is its own name, there is nothing to add.
-        None if host.parse::<std::net::IpAddr>().is_ok() => Err(failed.into_only()),
+        // The message of the single error suffices where the host is an address.
+        None if host.parse::<std::net::IpAddr>().is_ok() => Err(failed.into_single()),
         None => Err(io::Error::new(failed.kind(), failed)),
     }
 }
 
-/// Both families by turns, so that one of them that leads nowhere costs one attempt (RFC 8305 §4); the
-/// family that the system prefers is first.
+/// The families by turns, so that an unroutable family costs one attempt (RFC 8305 §4); the family that the
+/// system prefers is first.
 fn interleaved(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
     let is_v6_first = addresses.first().is_some_and(SocketAddr::is_ipv6);
     let (first, second): (Vec<_>, Vec<_>) =
@@ -69,48 +69,48 @@ fn interleaved(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
     }
 }
 
-fn with_first(mut addresses: Vec<SocketAddr>, first: Option<SocketAddr>) -> Vec<SocketAddr> {
-    if let Some(place) = addresses.iter().position(|address| Some(*address) == first) {
-        let first = addresses.remove(place);
+fn preferring(mut addresses: Vec<SocketAddr>, first: Option<SocketAddr>) -> Vec<SocketAddr> {
+    if let Some(index) = addresses.iter().position(|address| Some(*address) == first) {
+        let first = addresses.remove(index);
         addresses.insert(0, first);
     }
     addresses
 }
 
-/// The first connection that is there, and what came of the other addresses until then.
-pub(super) async fn first_of<T, F>(
+/// The first connection that is made, and what became of the other addresses until then.
+pub(super) async fn connect_first<T, F>(
     addresses: &[SocketAddr],
     (begun, within): (Instant, Duration),
     open: impl Fn(SocketAddr) -> F,
-) -> (Option<T>, Failed)
+) -> (Option<T>, FailedAddresses)
 where
     F: Future<Output = io::Result<T>>,
 {
     let share = u32::try_from(addresses.len()).unwrap_or(u32::MAX).max(1);
-    let delay = (within / share).clamp(LEAST_ATTEMPT_DELAY, ATTEMPT_DELAY);
-    let mut over = pin!(sleep_until((begun + within).into()));
-    let mut failed = Failed(Vec::new());
-    let mut under_way = FuturesUnordered::new();
+    let delay = (within / share).clamp(MIN_ATTEMPT_DELAY, ATTEMPT_DELAY);
+    let mut deadline = pin!(sleep_until((begun + within).into()));
+    let mut failed = FailedAddresses(Vec::new());
+    let mut attempts = FuturesUnordered::new();
     let mut left = addresses.iter();
     loop {
         if let Some(address) = left.next() {
-            under_way.push(async { (*address, open(*address).await) });
-        } else if under_way.is_empty() {
+            attempts.push(async { (*address, open(*address).await) });
+        } else if attempts.is_empty() {
             return (None, failed);
         }
         tokio::select! {
             biased;
-            Some((address, outcome)) = under_way.next() => match outcome {
+            Some((address, outcome)) = attempts.next() => match outcome {
                 Ok(connection) => {
                     let before = addresses.iter().take_while(|other| **other != address);
                     let took = now().saturating_duration_since(begun).as_millis();
                     let took = Duration::from_millis(u64::try_from(took).unwrap_or(u64::MAX));
-                    return (Some(connection), failed.with_silent(before, |_| timed_out(took)));
+                    return (Some(connection), failed.with_pending(before, |_| timed_out(took)));
                 }
-                // The next one is tried at once.
+                // The next address is tried at once.
                 Err(error) => failed.0.push((address, error)),
             },
-            () = &mut over => break,
+            () = &mut deadline => break,
             () = sleep(delay), if !left.as_slice().is_empty() => {}
         }
     }
@@ -118,86 +118,86 @@ where
     let why = |address: &SocketAddr| {
         if left.as_slice().contains(address) { not_tried() } else { timed_out(within) }
     };
-    (None, failed.with_silent(addresses.iter(), why))
+    (None, failed.with_pending(addresses.iter(), why))
 }
 
-/// There is no connection yet, and no time left.
+/// The error of an attempt that took all of its time.
 pub(super) fn timed_out(within: Duration) -> io::Error {
     io::Error::new(io::ErrorKind::TimedOut, format!("no connection within {within:?}"))
 }
 
 /// Addresses that could not be connected to, and why.
 #[derive(Debug)]
-pub(super) struct Failed(Vec<(SocketAddr, io::Error)>);
+pub(super) struct FailedAddresses(Vec<(SocketAddr, io::Error)>);
 
-impl Failed {
+impl FailedAddresses {
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Whether time went by for one of them.
+    /// Whether an attempt timed out, or was still pending when another one succeeded.
     pub(super) fn has_silent(&self) -> bool {
         self.0.iter().any(|(_, error)| error.kind() == io::ErrorKind::TimedOut)
     }
 
-    /// Those that failed and those of all that have said nothing so far, in the order of all.
-    fn with_silent<'a>(
+    /// Adds the addresses of `all` without an outcome so far, and puts all into that order.
+    fn with_pending<'a>(
         mut self,
         all: impl Iterator<Item = &'a SocketAddr>,
         why: impl Fn(&SocketAddr) -> io::Error,
     ) -> Self {
         let with_all = all.map(|address| {
             let failed = self.0.iter().position(|(failed, _)| failed == address);
-            failed.map_or_else(|| (*address, why(address)), |place| self.0.swap_remove(place))
+            failed.map_or_else(|| (*address, why(address)), |index| self.0.swap_remove(index))
         });
         let mut with_all: Vec<_> = with_all.collect();
         with_all.append(&mut self.0);
         Self(with_all)
     }
 
-    /// What they have in common: a time-out if there was one, and else what may pass if anything may.
+    /// The kind of all of them: a time-out if there is one, else a transient one if there is one.
     fn kind(&self) -> io::ErrorKind {
         let errors = || self.0.iter().map(|(_, error)| error);
         errors()
             .find(|error| error.kind() == io::ErrorKind::TimedOut)
-            .or_else(|| errors().find(|error| may_pass(error)))
+            .or_else(|| errors().find(|error| is_transient(error)))
             .or_else(|| errors().next())
             .map_or(io::ErrorKind::NotFound, io::Error::kind)
     }
 
     /// The error of the only address.
-    fn into_only(mut self) -> io::Error {
+    fn into_single(mut self) -> io::Error {
         self.0.pop().map_or_else(|| io::ErrorKind::NotFound.into(), |(_, error)| error)
     }
 }
 
-impl fmt::Display for Failed {
+impl fmt::Display for FailedAddresses {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.is_empty() {
             return f.write_str("the name has no address");
         }
-        for (place, (address, error)) in self.0.iter().take(MOST_NAMED).enumerate() {
-            let separator = if place == 0 { "" } else { "; " };
+        for (index, (address, error)) in self.0.iter().take(MAX_LISTED).enumerate() {
+            let separator = if index == 0 { "" } else { "; " };
             write!(f, "{separator}{address}: {error}")?;
         }
-        match self.0.len().saturating_sub(MOST_NAMED) {
+        match self.0.len().saturating_sub(MAX_LISTED) {
             0 => Ok(()),
             more => write!(f, "; and {more} more addresses"),
         }
     }
 }
 
-impl std::error::Error for Failed {}
+impl std::error::Error for FailedAddresses {}
 
-/// Whether a failure to connect may be over in a while. A certificate that is not believed or a socket
-/// that may not be opened are not.
-pub fn may_pass(error: &io::Error) -> bool {
+/// Whether a failure to connect may be over in a while. An untrusted certificate is not, nor is a socket that may
+/// not be opened.
+pub fn is_transient(error: &io::Error) -> bool {
     !matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::PermissionDenied)
 }
 
-/// The failures that a failure to connect consists of: those of the addresses, or it alone.
-pub(super) fn parts(error: &io::Error) -> impl Iterator<Item = &io::Error> {
-    let failed = error.get_ref().and_then(|error| error.downcast_ref::<Failed>());
+/// The errors that a failure to connect consists of: those of the addresses, or itself.
+pub(super) fn causes(error: &io::Error) -> impl Iterator<Item = &io::Error> {
+    let failed = error.get_ref().and_then(|error| error.downcast_ref::<FailedAddresses>());
     let alone = failed.is_none().then_some(error);
     failed.into_iter().flat_map(|failed| &failed.0).map(|(_, error)| error).chain(alone)
 }

@@ -1,11 +1,10 @@
-//! Whether one of several servers takes part.
+//! Whether one of several servers is in rotation.
 //!
-//! Two things tell: the requests that it is sent, and the health checks. One that fails several requests
-//! in a row is ejected for a pause, which grows each time. After the pause it has one try: the next health
-//! check, or a request where there are none. What comes back is given its share little by little (slow
-//! start).
+//! Two sources tell: the requests sent to it, and the health checks. A server that fails several requests in a
+//! row is ejected for a pause, which grows each time. After the pause it gets one trial: the next health check,
+//! or a request where there are none. A server that returns gets its share little by little (slow start).
 //!
-//! An operator may also drain a server: it gets nothing more, and ends what it has.
+//! An operator may also drain a server: it gets no new requests, and finishes those that it has.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,52 +14,52 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
-use super::Settings as All;
+use super::UpstreamSettings;
 use crate::clock::Clock;
 use crate::progress::LastAnswer;
 
 mod labels;
 mod state;
 
-pub use self::labels::{Condition, Reason};
-pub use self::state::Settings;
-pub(super) use self::state::{Bad, Standing};
-use self::state::{Ejection, State};
+pub use self::labels::{EjectionReason, ServerStatus};
+pub use self::state::EjectionSettings;
+use self::state::{ActiveEjection, EjectionState};
+pub(super) use self::state::{Availability, CheckFailure};
 
-/// What is known of one server.
+/// The health of one server, shared by all threads.
 #[derive(Debug)]
-pub struct Health {
+pub struct ServerHealth {
     server: String,
-    settings: Settings,
-    /// There is no other to turn to, so it always takes part.
+    settings: EjectionSettings,
+    /// There is no other server, so it is always in rotation.
     is_alone: bool,
-    /// Health checks find out whether one that was ejected is well again; else a request does.
-    has_checks: bool,
-    /// By operators. Apart, since it counts for one that is alone too.
+    /// Health checks find out whether an ejected server works again; else a request does.
+    has_health_checks: bool,
+    /// By an operator. Apart, since it counts for a single server too.
     is_drained: AtomicBool,
-    /// Failures in a row, whatever the kind.
+    /// Failures in a row, of any kind.
     failures: AtomicU64,
-    /// To requests that have shown a credential.
+    /// To a request that has shown a credential.
     last_answer: Arc<LastAnswer>,
-    state: Mutex<State>,
-    /// How often it was ejected, by [`Reason`].
-    pub ejections: [AtomicU64; Reason::ALL.len()],
-    /// Health checks that went well, and that did not.
+    state: Mutex<EjectionState>,
+    /// How often it was ejected, by [`EjectionReason`].
+    pub ejections: [AtomicU64; EjectionReason::ALL.len()],
+    /// Health checks that passed, and that failed.
     pub checks: [AtomicU64; 2],
-    /// Somebody waits for the time of the next check, which is another now.
+    /// Wakes the health checker, whose next check is due earlier now.
     rescheduled: Notify,
-    /// Somebody keeps connections, which nobody needs any more.
+    /// Wakes the owners of connections, which are to be closed now.
     drained: Notify,
 }
 
-impl Health {
-    /// A server that takes part.
-    pub(super) fn new(server: String, all: &All) -> Self {
+impl ServerHealth {
+    /// A server in rotation.
+    pub(super) fn new(server: String, all: &UpstreamSettings) -> Self {
         Self {
             server,
             settings: all.ejection,
             is_alone: all.servers.len() == 1,
-            has_checks: all.has_checks(),
+            has_health_checks: all.has_health_checks(),
             failures: AtomicU64::new(0),
             last_answer: Arc::new(LastAnswer::new(Clock::System.now())),
             is_drained: AtomicBool::new(false),
@@ -72,8 +71,8 @@ impl Health {
         }
     }
 
-    /// What an operator says: whether it is to get no requests any more. One that gets them again does so
-    /// little by little, since it may have been restarted. False if that was so already.
+    /// Drains the server, or ends that, as an operator asks; false if nothing changes. A server that gets requests
+    /// again does so little by little, since it may have been restarted.
     pub fn drain(&self, is_drained: bool) -> bool {
         if self.is_drained.swap(is_drained, Ordering::Relaxed) == is_drained {
             return false;
@@ -83,132 +82,139 @@ impl Health {
         } else {
             self.failures.store(0, Ordering::Relaxed);
             let mut state = self.state.lock();
-            (state.back_since, state.times) = (Some(Clock::System.now()), 0);
+            (state.readmitted_at, state.ejections_in_a_row) = (Some(Clock::System.now()), 0);
         }
         true
     }
 
-    /// Whether there is no other to turn to.
+    /// Whether there is no other server.
     pub(super) fn is_alone(&self) -> bool {
         self.is_alone
     }
 
-    /// Whether an operator has said so.
+    /// Whether an operator has drained it.
     pub fn is_drained(&self) -> bool {
         self.is_drained.load(Ordering::Relaxed)
     }
 
-    /// Returns once an operator has said so again.
+    /// Returns once it is drained again.
     pub(super) fn drained(&self) -> Notified<'_> {
         self.drained.notified()
     }
 
-    /// What operators are told.
-    pub fn condition(&self, now: Instant) -> Condition {
+    /// Its status, for operators.
+    pub fn status(&self, now: Instant) -> ServerStatus {
         if self.is_drained() {
-            return Condition::Drained;
+            return ServerStatus::Drained;
         }
         let state = self.state.lock();
         if state.is_unhealthy {
-            return Condition::Unhealthy;
+            return ServerStatus::Unhealthy;
         }
-        match state.standing(&self.settings, false, now) {
-            Standing::In(share) if share < 1.0 => Condition::SlowStart,
-            Standing::In(_) if self.failures_in_a_row() > 0 => Condition::Failing,
-            Standing::In(_) => Condition::Up,
-            _ => Condition::Ejected,
+        match state.availability(&self.settings, false, now) {
+            Availability::InRotation(share) if share < 1.0 => ServerStatus::SlowStart,
+            Availability::InRotation(_) if self.consecutive_failures() > 0 => ServerStatus::Failing,
+            Availability::InRotation(_) => ServerStatus::Up,
+            _ => ServerStatus::Ejected,
         }
     }
 
-    /// What went wrong last, if it has not gone well since.
-    pub fn why(&self) -> Option<String> {
-        self.state.lock().why.clone()
+    /// What went wrong last, unless it has worked since.
+    pub fn last_problem(&self) -> Option<String> {
+        self.state.lock().last_problem.clone()
     }
 
-    /// Failures in a row, whatever the kind; 0 after an answer, and once it is back.
-    pub fn failures_in_a_row(&self) -> u64 {
+    /// Failures in a row, of any kind; 0 after a response, and after readmission.
+    pub fn consecutive_failures(&self) -> u64 {
         self.failures.load(Ordering::Relaxed)
     }
 
-    /// How it stands now.
-    pub(super) fn standing(&self, now: Instant) -> Standing {
+    /// Whether it can be chosen now.
+    pub(super) fn availability(&self, now: Instant) -> Availability {
         if self.is_drained() {
-            return Standing::Drained;
+            return Availability::Drained;
         }
-        self.state.lock().standing(&self.settings, !self.has_checks, now)
+        self.state.lock().availability(&self.settings, !self.has_health_checks, now)
     }
 
-    /// Takes the one try that there is, if nobody was quicker.
-    pub(super) fn claim_try(&self, now: Instant) -> bool {
+    /// Claims the one trial of an ejected server, if another request has not.
+    pub(super) fn claim_trial(&self, now: Instant) -> bool {
         let mut state = self.state.lock();
-        if state.standing(&self.settings, !self.has_checks, now) != Standing::Due {
+        if state.availability(&self.settings, !self.has_health_checks, now) != Availability::TrialDue {
             return false;
         }
-        let pause = self.settings.pause_of(state.times);
+        let pause = self.settings.pause_after(state.ejections_in_a_row);
         if let Some(ejection) = &mut state.ejected {
-            // Whoever tries may leave; then it is somebody else's turn after another pause.
+            // The request may be dropped; then another one gets a trial after the next pause.
             ejection.until = now + pause;
-            ejection.tried = Some(now);
+            ejection.tried_at = Some(now);
         }
         true
     }
 
-    /// When it has answered last.
+    /// When it last responded to a request with a credential.
     pub(super) fn last_answer(&self) -> &Arc<LastAnswer> {
         &self.last_answer
     }
 
-    /// A request sent at `sent` was answered.
-    pub(super) fn answered(&self, sent: Instant, now: Instant) {
-        if self.failures_in_a_row() > 0 {
+    /// Records a response to a request sent at `sent`.
+    pub(super) fn record_success(&self, sent: Instant, now: Instant) {
+        if self.consecutive_failures() > 0 {
             self.failures.store(0, Ordering::Relaxed);
         }
         if self.is_alone {
             return;
         }
         let state = self.state.lock();
-        // What was sent before tells nothing new.
+        // What was sent before the ejection tells nothing new.
         if state.ejected.is_some_and(|ejection| sent >= ejection.since) {
             self.readmit(state, now);
         }
     }
 
-    /// A request sent at `sent` failed.
-    pub(super) fn failed(&self, sent: Instant, why: Reason, now: Instant) {
+    /// Records the failure of a request sent at `sent`.
+    pub(super) fn record_failure(&self, sent: Instant, reason: EjectionReason, now: Instant) {
         let mut state = self.state.lock();
-        // What was sent before tells nothing new.
-        if state.back_since.is_some_and(|since| sent < since) {
+        // What was sent before the readmission tells nothing new.
+        if state.readmitted_at.is_some_and(|since| sent < since) {
             return;
         }
         let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
-        let most = u64::from(self.settings.failures);
-        if self.is_alone || most == 0 {
+        let max_failures = u64::from(self.settings.failures);
+        if self.is_alone || max_failures == 0 {
             return;
         }
         match state.ejected {
-            Some(Ejection { tried: Some(tried), .. }) if sent >= tried => self.eject(state, why, now),
-            None if failures >= most => {
-                if state.back_since.is_none_or(|since| now >= since + self.settings.longest_pause) {
-                    state.times = 0;
+            Some(ActiveEjection { tried_at: Some(tried_at), .. }) if sent >= tried_at => {
+                self.eject(state, reason, now);
+            }
+            None if failures >= max_failures => {
+                if state.readmitted_at.is_none_or(|since| now >= since + self.settings.longest_pause) {
+                    state.ejections_in_a_row = 0;
                 }
-                self.eject(state, why, now);
+                self.eject(state, reason, now);
             }
             _ => {}
         }
     }
 
-    /// A health check came to its end: `good` and `bad` are how many in a row it takes.
-    pub(super) fn checked(&self, outcome: Result<(), Bad>, (good, bad): (u32, u32), now: Instant) {
+    /// Records a health check: `good` and `bad` are how many in a row change its status.
+    pub(super) fn record_check(
+        &self,
+        outcome: Result<(), CheckFailure>,
+        (good, bad): (u32, u32),
+        now: Instant,
+    ) {
         let [went_well, failed] = &self.checks;
         if outcome.is_ok() { went_well } else { failed }.fetch_add(1, Ordering::Relaxed);
         let mut state = self.state.lock();
-        let is_due = state.standing(&self.settings, true, now) == Standing::Due;
-        let Err(Bad { why, is_answered }) = outcome else {
+        let is_due = state.availability(&self.settings, true, now) == Availability::TrialDue;
+        let Err(CheckFailure { why, rails_responded }) = outcome else {
             if state.ejected.is_none() {
-                state.why = None;
+                state.last_problem = None;
             }
-            (state.good_checks, state.bad_checks) = (state.good_checks.saturating_add(1), 0);
-            if state.is_unhealthy && state.good_checks >= good {
+            (state.passed_checks, state.failed_checks) = (state.passed_checks.saturating_add(1), 0);
+            if state.is_unhealthy && state.passed_checks >= good {
                 state.is_unhealthy = false;
                 self.readmit(state, now);
             } else if is_due {
@@ -216,29 +222,29 @@ impl Health {
             }
             return;
         };
-        (state.good_checks, state.bad_checks) = (0, state.bad_checks.saturating_add(1));
-        state.why = Some(why.clone());
-        state.answers_checks = is_answered;
-        if !state.is_unhealthy && state.bad_checks >= bad {
+        (state.passed_checks, state.failed_checks) = (0, state.failed_checks.saturating_add(1));
+        state.last_problem = Some(why.clone());
+        state.responds_to_checks = rails_responded;
+        if !state.is_unhealthy && state.failed_checks >= bad {
             state.is_unhealthy = true;
             drop(state);
             tracing::warn!(
                 server = self.server,
                 why,
-                "unhealthy: its health checks fail, so it takes part no more"
+                "unhealthy: its health checks fail, so it is out of rotation"
             );
         } else if is_due {
-            let until = now + self.settings.pause_of(state.times);
-            state.times = state.times.saturating_add(1);
-            state.ejected = state.ejected.map(|ejection| Ejection { until, ..ejection });
+            let until = now + self.settings.pause_after(state.ejections_in_a_row);
+            state.ejections_in_a_row = state.ejections_in_a_row.saturating_add(1);
+            state.ejected = state.ejected.map(|ejection| ActiveEjection { until, ..ejection });
         }
     }
 
-    /// When the next health check is due, if one has just ended, and they are `interval` apart.
+    /// When the next health check is due, if one has just ended, and `interval` lies between two.
     pub(super) fn next_check(&self, interval: Duration, now: Instant) -> Instant {
         let regular = now + interval;
         let state = self.state.lock();
-        // One that is unhealthy is let in by good checks alone, so the end of a pause means nothing.
+        // An unhealthy server returns after passed checks alone, so the end of a pause means nothing.
         let pause = state.ejected.filter(|_| !state.is_unhealthy);
         pause.map_or(regular, |ejection| regular.min(ejection.until))
     }
@@ -248,36 +254,36 @@ impl Health {
         self.rescheduled.notified().await;
     }
 
-    fn readmit(&self, mut state: MutexGuard<'_, State>, now: Instant) {
+    fn readmit(&self, mut state: MutexGuard<'_, EjectionState>, now: Instant) {
         state.ejected = None;
         if !state.is_unhealthy {
-            state.why = None;
+            state.last_problem = None;
         }
-        state.back_since = Some(now);
+        state.readmitted_at = Some(now);
         let is_unhealthy = state.is_unhealthy;
         drop(state);
         self.failures.store(0, Ordering::Relaxed);
         if !is_unhealthy {
-            tracing::info!(server = self.server, "takes part again");
+            tracing::info!(server = self.server, "in rotation again");
         }
     }
 
-    fn eject(&self, mut state: MutexGuard<'_, State>, why: Reason, now: Instant) {
-        let pause = self.settings.pause_of(state.times);
-        state.times = state.times.saturating_add(1);
-        state.why = Some(format!("ejected for {} s: {}", pause.as_secs_f64(), why.as_str()));
-        state.ejected = Some(Ejection { since: now, until: now + pause, tried: None });
+    fn eject(&self, mut state: MutexGuard<'_, EjectionState>, reason: EjectionReason, now: Instant) {
+        let pause = self.settings.pause_after(state.ejections_in_a_row);
+        state.ejections_in_a_row = state.ejections_in_a_row.saturating_add(1);
+        state.last_problem = Some(format!("ejected for {} s: {}", pause.as_secs_f64(), reason.as_str()));
+        state.ejected = Some(ActiveEjection { since: now, until: now + pause, tried_at: None });
         drop(state);
-        if let Some(count) = self.ejections.get(why as usize) {
+        if let Some(count) = self.ejections.get(reason as usize) {
             count.fetch_add(1, Ordering::Relaxed);
         }
         self.rescheduled.notify_one();
         let pause_s = pause.as_secs_f64();
         tracing::warn!(
             server = self.server,
-            why = why.as_str(),
+            why = reason.as_str(),
             pause_s,
-            "ejected: it fails one request after another"
+            "ejected: several requests in a row have failed"
         );
     }
 }

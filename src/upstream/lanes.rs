@@ -1,8 +1,8 @@
-//! How much is asked of Rails at one time, by class of route.
+//! Admission control: how many requests Rails gets at one time, by class of route.
 //!
-//! Classes do not share: while Rails decides on `/allowed`, Gitaly calls back, and a limit that both
-//! wait for would never let go. Who has to wait does so in order; who would wait for too long hears so
-//! at once, while there is still time to ask elsewhere.
+//! Classes do not share a limit: while Rails decides on `/allowed`, Gitaly calls back, and a limit that both
+//! wait for would deadlock. Requests of a class wait in order. A request whose expected wait exceeds
+//! `queue_timeout` is rejected at once, while its caller still has time to try another gateway.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -12,40 +12,40 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::route::Class;
 
-/// What `[upstream.classes.…]` of the configuration says of one class.
+/// The section `[upstream.classes.…]` of the configuration, for one class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Settings {
-    /// How many requests Rails is given at one time.
+pub struct ClassSettings {
+    /// How many requests Rails gets at one time.
     pub concurrency: usize,
-    /// How many more may wait.
+    /// How many more may wait for a permit.
     pub queue: usize,
-    /// For how long.
+    /// How long they may wait for it.
     pub queue_timeout: Duration,
-    /// How long Rails may take from the request to the head of its answer.
+    /// How long Rails may take from the request to the head of its response.
     pub response_timeout: Duration,
-    /// How long an answer may take in all, from the request to its end, waiting included; zero is for as long as
-    /// it takes.
+    /// How long the whole exchange may take, from the arrival of the request to the end of the response, time
+    /// in queues included; zero is without limit.
     pub total_timeout: Duration,
-    /// How long a request waits for a Rails that is away.
+    /// How long a request waits for an unreachable Rails.
     pub hold: Duration,
 }
 
-/// Why a request was not sent.
+/// Why a request was rejected instead of sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(usize)]
-pub enum Shed {
-    /// As many are waiting as may.
+pub enum ShedReason {
+    /// The queue of its class is full.
     QueueFull = 0,
-    /// It has waited for as long as it may.
+    /// It waited in the queue for `queue_timeout`.
     QueueTimeout = 1,
-    /// At the speed at which Rails answers, it would have waited for longer than it may.
+    /// At the current response time of Rails, it would have waited for longer than `queue_timeout`.
     QueueTooSlow = 2,
-    /// It is nobody's need, and Rails has enough to do.
+    /// It is a background request, and all permits of its class are taken.
     Busy = 3,
 }
 
-impl Shed {
-    /// All of them, in the order of their numbers.
+impl ShedReason {
+    /// All variants, in the order of their numbers.
     pub const ALL: [Self; 4] = [Self::QueueFull, Self::QueueTimeout, Self::QueueTooSlow, Self::Busy];
 
     /// The label in metrics and logs.
@@ -59,126 +59,126 @@ impl Shed {
     }
 }
 
-/// The limits of all classes.
+/// The permits of all classes.
 #[derive(Debug)]
-pub struct Lanes {
-    lanes: [Lane; Class::ALL.len()],
+pub struct Admission {
+    classes: [ClassAdmission; Class::ALL.len()],
 }
 
-/// The limit of one.
+/// The permits of one class, and the queue for them.
 #[derive(Debug)]
-pub struct Lane {
-    settings: Settings,
+pub struct ClassAdmission {
+    settings: ClassSettings,
     permits: Arc<Semaphore>,
     waiting: AtomicUsize,
-    /// A moving average of how long Rails takes, in microseconds.
-    takes_us: AtomicU64,
-    /// Requests that were not sent, by [`Shed`].
-    pub shed: [AtomicU64; Shed::ALL.len()],
+    /// A moving average of response times, in microseconds.
+    mean_response_us: AtomicU64,
+    /// Rejected requests, by [`ShedReason`].
+    pub shed_by_reason: [AtomicU64; ShedReason::ALL.len()],
 }
 
-impl Lanes {
-    pub(super) fn new(settings: &[Settings; Class::ALL.len()]) -> Self {
-        Self { lanes: settings.map(Lane::new) }
+impl Admission {
+    pub(super) fn new(settings: &[ClassSettings; Class::ALL.len()]) -> Self {
+        Self { classes: settings.map(ClassAdmission::new) }
     }
 
-    /// That of one class.
-    pub fn of(&self, class: Class) -> &Lane {
-        class.of(&self.lanes)
+    /// The permits of one class.
+    pub fn of(&self, class: Class) -> &ClassAdmission {
+        class.of(&self.classes)
     }
 }
 
-impl Lane {
-    fn new(settings: Settings) -> Self {
+impl ClassAdmission {
+    fn new(settings: ClassSettings) -> Self {
         Self {
             settings,
             permits: Arc::new(Semaphore::new(settings.concurrency)),
             waiting: AtomicUsize::new(0),
-            takes_us: AtomicU64::new(0),
-            shed: Default::default(),
+            mean_response_us: AtomicU64::new(0),
+            shed_by_reason: Default::default(),
         }
     }
 
-    /// The settings.
-    pub fn settings(&self) -> &Settings {
+    /// The limits that it enforces.
+    pub fn settings(&self) -> &ClassSettings {
         &self.settings
     }
 
-    /// How many requests Rails has now.
+    /// How many permits are taken.
     pub fn in_flight(&self) -> usize {
         self.settings.concurrency.saturating_sub(self.permits.available_permits())
     }
 
-    /// How many wait.
+    /// How many requests wait for a permit.
     pub fn waiting(&self) -> usize {
         self.waiting.load(Ordering::Relaxed)
     }
 
-    /// A permit to ask Rails, to be kept until the answer has come to its end, if there is one at once.
+    /// A permit, if one is free. It is to be kept until the response has ended.
     pub(super) fn try_admit(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.permits).try_acquire_owned().ok()
     }
 
-    /// The same; with `may_wait`, after a while.
-    pub(super) async fn admit(&self, may_wait: bool) -> Result<OwnedSemaphorePermit, Shed> {
+    /// A permit; with `may_wait`, after waiting for one if need be.
+    pub(super) async fn admit(&self, may_wait: bool) -> Result<OwnedSemaphorePermit, ShedReason> {
         if let Some(permit) = self.try_admit() {
             return Ok(permit);
         }
         self.wait(may_wait).await.inspect_err(|shed| {
-            if let Some(count) = self.shed.get(*shed as usize) {
+            if let Some(count) = self.shed_by_reason.get(*shed as usize) {
                 count.fetch_add(1, Ordering::Relaxed);
             }
         })
     }
 
-    async fn wait(&self, may_wait: bool) -> Result<OwnedSemaphorePermit, Shed> {
+    async fn wait(&self, may_wait: bool) -> Result<OwnedSemaphorePermit, ShedReason> {
         if !may_wait {
-            return Err(Shed::Busy);
+            return Err(ShedReason::Busy);
         }
-        let place = Waiting::join(&self.waiting);
-        if place.ahead >= self.settings.queue {
-            return Err(Shed::QueueFull);
+        let position = QueuePosition::join(&self.waiting);
+        if position.ahead >= self.settings.queue {
+            return Err(ShedReason::QueueFull);
         }
-        if self.expected_wait(place.ahead) > self.settings.queue_timeout {
-            return Err(Shed::QueueTooSlow);
+        if self.expected_wait(position.ahead) > self.settings.queue_timeout {
+            return Err(ShedReason::QueueTooSlow);
         }
         let permit = Arc::clone(&self.permits).acquire_owned();
         match tokio::time::timeout(self.settings.queue_timeout, permit).await {
             Ok(Ok(permit)) => Ok(permit),
-            // It is never closed.
-            _ => Err(Shed::QueueTimeout),
+            // The semaphore is never closed.
+            _ => Err(ShedReason::QueueTimeout),
         }
     }
 
-    /// Until as many have ended as are before.
+    /// How long it takes until all requests ahead, and one more, have ended.
     fn expected_wait(&self, ahead: usize) -> Duration {
-        let rounds = (ahead + 1) as u64 * self.takes_us.load(Ordering::Relaxed);
+        let rounds = (ahead + 1) as u64 * self.mean_response_us.load(Ordering::Relaxed);
         Duration::from_micros(rounds / self.settings.concurrency.max(1) as u64)
     }
 
-    /// Rails took so long for one. The last eight or so count.
-    pub(super) fn took(&self, time: Duration) {
+    /// Records a response time; the average is over the last eight or so.
+    pub(super) fn record_response_time(&self, time: Duration) {
         let time = u64::try_from(time.as_micros()).unwrap_or(u64::MAX).min(1 << 40);
-        let before = self.takes_us.load(Ordering::Relaxed);
+        let before = self.mean_response_us.load(Ordering::Relaxed);
         let now = if before == 0 { time } else { (before * 7 + time) / 8 };
-        // Two at a time may forget one, which is one of many.
-        self.takes_us.store(now, Ordering::Relaxed);
+        // Of two concurrent updates one may be lost, which is one of many.
+        self.mean_response_us.store(now, Ordering::Relaxed);
     }
 }
 
-/// A place in the queue.
-struct Waiting<'w> {
+/// A request's position in the queue, held until it leaving.
+struct QueuePosition<'w> {
     waiting: &'w AtomicUsize,
     ahead: usize,
 }
 
-impl<'w> Waiting<'w> {
+impl<'w> QueuePosition<'w> {
     fn join(waiting: &'w AtomicUsize) -> Self {
         Self { waiting, ahead: waiting.fetch_add(1, Ordering::Relaxed) }
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for QueuePosition<'_> {
     fn drop(&mut self) {
         self.waiting.fetch_sub(1, Ordering::Relaxed);
     }
@@ -190,58 +190,58 @@ mod tests {
 
     use super::*;
 
-    fn lane() -> Lane {
-        Lane::new(Settings { concurrency: 2, queue: 2, ..super::super::DEFAULT_CLASS })
+    fn admission() -> ClassAdmission {
+        ClassAdmission::new(ClassSettings { concurrency: 2, queue: 2, ..super::super::DEFAULT_CLASS })
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_waits_does_so_in_order_and_not_for_ever() {
-        let lane = lane();
-        let first = lane.admit(true).await.unwrap();
-        let _second = lane.admit(true).await.unwrap();
-        assert_eq!((lane.in_flight(), lane.waiting()), (2, 0));
-        let (mut third, mut fourth) = (Box::pin(lane.admit(true)), Box::pin(lane.admit(true)));
+    async fn requests_wait_in_order_and_up_to_the_queue_timeout() {
+        let admission = admission();
+        let first = admission.admit(true).await.unwrap();
+        let _second = admission.admit(true).await.unwrap();
+        assert_eq!((admission.in_flight(), admission.waiting()), (2, 0));
+        let (mut third, mut fourth) = (Box::pin(admission.admit(true)), Box::pin(admission.admit(true)));
         assert!(third.as_mut().now_or_never().is_none() && fourth.as_mut().now_or_never().is_none());
-        assert_eq!(lane.admit(true).await.err(), Some(Shed::QueueFull));
-        assert_eq!(lane.admit(false).await.err(), Some(Shed::Busy));
-        assert_eq!((lane.in_flight(), lane.waiting()), (2, 2));
+        assert_eq!(admission.admit(true).await.err(), Some(ShedReason::QueueFull));
+        assert_eq!(admission.admit(false).await.err(), Some(ShedReason::Busy));
+        assert_eq!((admission.in_flight(), admission.waiting()), (2, 2));
         drop(first);
         assert!(fourth.as_mut().now_or_never().is_none(), "out of turn");
         let third = third.await.unwrap();
-        assert_eq!(fourth.await.err(), Some(Shed::QueueTimeout));
+        assert_eq!(fourth.await.err(), Some(ShedReason::QueueTimeout));
         drop(third);
-        assert_eq!((lane.in_flight(), lane.waiting()), (1, 0));
-        let shed = lane.shed.each_ref().map(|count| count.load(Ordering::Relaxed));
+        assert_eq!((admission.in_flight(), admission.waiting()), (1, 0));
+        let shed = admission.shed_by_reason.each_ref().map(|count| count.load(Ordering::Relaxed));
         assert_eq!(shed, [1, 1, 0, 1]);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_would_wait_for_too_long_hears_so_at_once() {
-        let lane = lane();
+    async fn a_request_whose_expected_wait_is_too_long_is_rejected_at_once() {
+        let admission = admission();
         for _ in 0..20 {
-            lane.took(lane.settings.queue_timeout * 2);
+            admission.record_response_time(admission.settings.queue_timeout * 2);
         }
-        let permits = [lane.admit(true).await.unwrap(), lane.admit(true).await.unwrap()];
+        let permits = [admission.admit(true).await.unwrap(), admission.admit(true).await.unwrap()];
         let begun = tokio::time::Instant::now();
-        // The one that comes first has to wait for half of an answer, which is just in time.
-        let mut first = Box::pin(lane.admit(true));
+        // The first one has to wait for half a response time, which is just in time.
+        let mut first = Box::pin(admission.admit(true));
         assert!(first.as_mut().now_or_never().is_none());
-        assert_eq!(lane.admit(true).await.err(), Some(Shed::QueueTooSlow));
+        assert_eq!(admission.admit(true).await.err(), Some(ShedReason::QueueTooSlow));
         assert_eq!(begun.elapsed(), Duration::ZERO);
         drop(permits);
         assert!(first.await.is_ok());
     }
 
     #[tokio::test]
-    async fn one_that_leaves_the_queue_is_out_of_it() {
-        let lane = lane();
-        let permits = [lane.admit(true).await.unwrap(), lane.admit(true).await.unwrap()];
-        let mut leaves = Box::pin(lane.admit(true));
-        assert!(leaves.as_mut().now_or_never().is_none());
-        assert_eq!(lane.waiting(), 1);
-        drop(leaves);
-        assert_eq!(lane.waiting(), 0);
+    async fn a_request_that_leaves_the_queue_frees_its_position() {
+        let admission = admission();
+        let permits = [admission.admit(true).await.unwrap(), admission.admit(true).await.unwrap()];
+        let mut leaving = Box::pin(admission.admit(true));
+        assert!(leaving.as_mut().now_or_never().is_none());
+        assert_eq!(admission.waiting(), 1);
+        drop(leaving);
+        assert_eq!(admission.waiting(), 0);
         drop(permits);
-        assert_eq!(lane.in_flight(), 0);
+        assert_eq!(admission.in_flight(), 0);
     }
 }

@@ -1,4 +1,4 @@
-//! Waiting: for a Rails that is away, and for a permit.
+//! Waiting: for an unreachable Rails, and for a permit.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -6,51 +6,51 @@ use std::time::{Duration, Instant};
 use http::Response;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::attempt::says_that_rails_is_away;
+use super::attempt::is_outage_response;
 use super::balance::{ServerSet, choose};
-use super::cause::{Cause, is_for_want_of_resources};
+use super::cause::{UnreachableCause, is_resource_exhaustion};
 use super::check;
-use super::health::Reason;
-use super::hold::Full;
-use super::lanes::Lane;
-use super::plan::{Course, Limits, MayWait, Plan};
-use super::server::Server;
-use super::{Error, State, Upstream, may_pass, now};
+use super::health::EjectionReason;
+use super::hold::HoldFull;
+use super::lanes::ClassAdmission;
+use super::options::{Deadlines, SendOptions, SendReport, WaitPolicy};
+use super::server::UpstreamServer;
+use super::{Error, Upstream, UpstreamState, is_transient, now};
 use crate::route::Class;
 
-/// How long after one attempt to connect the next one comes, while requests wait.
-pub(super) const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(25);
+/// The pause between two attempts to connect, while requests wait.
+pub(super) const CONNECT_RETRY_INTERVAL: Duration = Duration::from_millis(25);
 
-/// The same where something has to be asked.
-const BETWEEN_QUESTIONS: Duration = Duration::from_millis(100);
+/// The same where a proxy reports the outage, so that each attempt sends a probe.
+const PROBE_INTERVAL: Duration = Duration::from_millis(100);
 
-/// A server that could not be connected to.
-pub(super) struct Unreachable {
+/// Why a server could not be connected to.
+pub(super) struct ConnectFailure {
     name: String,
     error: io::Error,
 }
 
-impl Unreachable {
+impl ConnectFailure {
     pub(super) fn new(name: &str, error: io::Error) -> Self {
         Self { name: name.to_owned(), error }
     }
 
-    /// There is none that may be tried.
+    /// All servers are drained by an operator.
     pub(super) fn all_drained() -> Self {
-        Self::new("any server", Cause::Drained.error("all are drained"))
+        Self::new("any server", UnreachableCause::Drained.error("all are drained"))
     }
 
-    /// Which of two to remember: one that may pass is worth waiting for.
-    pub(super) fn or(self, earlier: Option<Self>) -> Self {
+    /// Of two failures, the one to keep: a transient one is worth waiting for.
+    pub(super) fn prefer_transient(self, earlier: Option<Self>) -> Self {
         match earlier {
-            Some(earlier) if may_pass(&earlier.error) && !may_pass(&self.error) => earlier,
+            Some(earlier) if is_transient(&earlier.error) && !is_transient(&self.error) => earlier,
             _ => self,
         }
     }
 
     /// Whether it may be over in a while.
-    pub(super) fn may_pass(&self) -> bool {
-        may_pass(&self.error)
+    pub(super) fn is_transient(&self) -> bool {
+        is_transient(&self.error)
     }
 
     pub(super) fn error(&self) -> &io::Error {
@@ -58,199 +58,209 @@ impl Unreachable {
     }
 }
 
-fn proxy_says_away() -> io::Error {
-    Cause::Proxy.error("a proxy answers there that Rails is away")
+/// The failure of a connection behind which Rails is unreachable.
+fn proxy_outage_error() -> io::Error {
+    UnreachableCause::Proxy.error("a proxy there reports that Rails is away")
 }
 
-impl From<Unreachable> for Error {
-    fn from(Unreachable { name, error }: Unreachable) -> Self {
+impl From<ConnectFailure> for Error {
+    fn from(ConnectFailure { name, error }: ConnectFailure) -> Self {
         Self::Connect(name, error)
     }
 }
 
 impl Upstream {
-    /// Waits for its turn among those of its class.
+    /// Waits for a permit among the requests of its class.
     pub(super) async fn admit(
         &self,
-        lane: &Lane,
-        plan: &Plan,
-        limits: &Limits,
-        course: &mut Course,
+        class: &ClassAdmission,
+        options: &SendOptions,
+        deadlines: &Deadlines,
+        report: &mut SendReport,
     ) -> Result<OwnedSemaphorePermit, Error> {
-        if !limits.are_over()
-            && let Some(permit) = lane.try_admit()
+        if !deadlines.has_total_ended()
+            && let Some(permit) = class.try_admit()
         {
             return Ok(permit);
         }
         let begun = now();
-        let permit = Box::pin(limits.in_time(lane.admit(plan.may_wait != MayWait::No))).await;
-        course.waited += now().saturating_duration_since(begun);
+        let permit =
+            Box::pin(deadlines.within_send_by(class.admit(options.wait_policy != WaitPolicy::Never))).await;
+        report.waited += now().saturating_duration_since(begun);
         match permit {
-            Some(Ok(permit)) if !limits.are_over() => Ok(permit),
+            Some(Ok(permit)) if !deadlines.has_total_ended() => Ok(permit),
             Some(Err(shed)) => Err(Error::Shed(shed)),
-            _ => Err(self.too_late(limits)),
+            _ => Err(self.deadline_error(deadlines)),
         }
     }
 
-    /// Waits until a server accepts connections again, and there is somebody behind it. The place of that
-    /// server; none, if time is over and a proxy may be asked all the same.
-    pub(super) async fn wait_in_line(
+    /// Waits until Rails is reachable again, and returns the index of a server that accepts connections. `None` if
+    /// time is over and the request may be sent to a proxy all the same.
+    pub(super) async fn wait_for_rails(
         &self,
         class: Class,
-        limits: &Limits,
-        course: &mut Course,
+        deadlines: &Deadlines,
+        report: &mut SendReport,
     ) -> Result<Option<usize>, Error> {
         let begun = now();
-        let waited = self.wait_until_it_is_back(class, limits).await;
-        course.waited += now().saturating_duration_since(begun);
+        let waited = self.wait_until_reachable(class, deadlines).await;
+        report.waited += now().saturating_duration_since(begun);
         match &waited {
-            Err(Error::Connect(_, error)) => self.has_waited_in_vain(class, error),
-            Err(Error::TotalTimeout(_)) => self.has_waited_in_vain(class, &self.state.away.error(None)),
+            Err(Error::Connect(_, error)) => self.record_fruitless_wait(class, error),
+            Err(Error::TotalTimeout(_)) => {
+                self.record_fruitless_wait(class, &self.state.reachability.last_error(None));
+            }
             _ => {}
         }
         match waited {
-            // Whatever it says is as good as what would be said here, and perhaps it is well but for our question.
-            Err(Error::Connect(..)) if self.state.hold.proxy_says_away() => Ok(None),
+            // The proxy's own response is as good as ours, and perhaps only the probe fails.
+            Err(Error::Connect(..)) if self.state.hold.proxy_reports_outage() => Ok(None),
             waited => waited.map(Some),
         }
     }
 
-    async fn wait_until_it_is_back(&self, class: Class, limits: &Limits) -> Result<usize, Error> {
-        let State { hold, away, .. } = &*self.state;
-        let most = self.max_held_of(class);
-        let place = if limits.is_brief {
-            if away.was_just_tried_in_vain(now()) {
-                return Err(self.too_late(limits));
+    async fn wait_until_reachable(&self, class: Class, deadlines: &Deadlines) -> Result<usize, Error> {
+        let UpstreamState { hold, reachability, .. } = &*self.state;
+        let max_held = self.max_held_of(class);
+        let entry = if deadlines.tries_once {
+            if reachability.timed_out_recently(now()) {
+                return Err(self.deadline_error(deadlines));
             }
-            hold.visit(class, most)
+            hold.enter_uncounted(class, max_held)
         } else {
-            away.is_waited_for(now());
-            hold.join(class, most)
+            reachability.record_waiting(now());
+            hold.enter(class, max_held)
         };
-        let place = place.map_err(|Full| Error::HoldFull(self.names(), away.error(None)))?;
-        let Some(_turn) = limits.held(place.turn()).await else { return Err(self.too_late(limits)) };
+        let entry =
+            entry.map_err(|HoldFull| Error::HoldFull(self.server_names(), reachability.last_error(None)))?;
+        let Some(_permit) = deadlines.within_hold(entry.acquire()).await else {
+            return Err(self.deadline_error(deadlines));
+        };
         loop {
-            while hold.has_to_yield(class) {
-                if limits.held(tokio::time::sleep(BETWEEN_ATTEMPTS)).await.is_none() {
-                    return Err(self.too_late(limits));
+            while hold.must_yield(class) {
+                if deadlines.within_hold(tokio::time::sleep(CONNECT_RETRY_INTERVAL)).await.is_none() {
+                    return Err(self.deadline_error(deadlines));
                 }
             }
-            let unreachable = match limits.try_once(self.find_one(class)).await {
-                Some(Ok(place)) => return Ok(place),
-                Some(Err(unreachable)) if unreachable.may_pass() => unreachable,
+            let unreachable = match deadlines.within_hold_or_once(self.connect_to_any(class)).await {
+                Some(Ok(index)) => return Ok(index),
+                Some(Err(unreachable)) if unreachable.is_transient() => unreachable,
                 Some(Err(unreachable)) => return Err(unreachable.into()),
-                None => return Err(self.too_late(limits)),
+                None => return Err(self.deadline_error(deadlines)),
             };
-            let pause = if hold.proxy_says_away() { BETWEEN_QUESTIONS } else { BETWEEN_ATTEMPTS };
-            if limits.held(tokio::time::sleep(pause)).await.is_none() {
-                return Err(self.given_up(unreachable, limits));
+            let pause = if hold.proxy_reports_outage() { PROBE_INTERVAL } else { CONNECT_RETRY_INTERVAL };
+            if deadlines.within_hold(tokio::time::sleep(pause)).await.is_none() {
+                return Err(self.final_connect_error(unreachable, deadlines));
             }
         }
     }
 
-    /// What is learned from a request that has waited for as long as it may. Those without a credential have
-    /// no voice in it.
-    pub(super) fn has_waited_in_vain(&self, class: Class, error: &io::Error) {
-        if class != Class::Other && may_pass(error) {
-            self.state.away.was_waited_for_in_vain(error, now());
+    /// Records that a request has waited for as long as it may. Requests without a credential do not count.
+    pub(super) fn record_fruitless_wait(&self, class: Class, error: &io::Error) {
+        if class != Class::Other && is_transient(error) {
+            self.state.reachability.record_fruitless_wait(error, now());
         }
     }
 
-    /// What is learned from servers none of which could be connected to.
-    pub(super) fn note_unreachable(&self, class: Class, error: &io::Error) {
-        let away = &self.state.away;
-        if class == Class::Other { away.failed_for_other(error, now()) } else { away.failed(error, now()) }
+    /// Records that no server could be connected to.
+    pub(super) fn record_unreachable(&self, class: Class, error: &io::Error) {
+        let reachability = &self.state.reachability;
+        if class == Class::Other {
+            reachability.record_uncredentialed_failure(error, now());
+        } else {
+            reachability.record_failure(error, now());
+        }
     }
 
-    /// What is learned from an answer to a request that was sent at `sent`.
-    pub(super) fn note_answer<B>(&self, class: Class, answer: &Response<B>, sent: Instant) {
-        let away = &self.state.away;
+    /// Records what the response to a request sent at `sent` says about the way to Rails.
+    pub(super) fn record_response<B>(&self, class: Class, response: &Response<B>, sent: Instant) {
+        let reachability = &self.state.reachability;
         match class {
             Class::Other => {}
-            _ if says_that_rails_is_away(answer) => away.failed(&proxy_says_away(), now()),
-            _ => away.is_back(sent, now()),
+            _ if is_outage_response(response) => reachability.record_failure(&proxy_outage_error(), now()),
+            _ => reachability.record_reached(sent, now()),
         }
     }
 
-    /// How many requests of a class may wait at one time. Those without a credential get no more than
-    /// they may have waiting for a permit.
+    /// How many requests of a class may be held at one time. Those without a credential get no more than
+    /// their queue for permits holds.
     fn max_held_of(&self, class: Class) -> usize {
         match class {
-            Class::Other => self.max_held.min(self.state.lanes.of(class).settings().queue),
+            Class::Other => self.max_held.min(self.state.admission.of(class).settings().queue),
             _ => self.max_held,
         }
     }
 
-    /// Makes a connection to the first of all servers that accepts one, and has somebody behind it.
-    async fn find_one(&self, class: Class) -> Result<usize, Unreachable> {
+    /// Makes a connection to the first server that accepts one and has Rails behind it.
+    async fn connect_to_any(&self, class: Class) -> Result<usize, ConnectFailure> {
         let (mut tried, mut unreachable) = (ServerSet::default(), None);
         while let Some(server) = choose(&self.servers, class, tried, now()) {
-            tried.insert(server.place);
+            tried.insert(server.index);
             let begun = now();
-            let error = match server.connections.open(class).await {
-                Ok(()) if self.is_there(server).await => {
-                    self.state.away.is_back(begun, now());
-                    return Ok(server.place);
+            let error = match server.connections.preconnect(class).await {
+                Ok(()) if self.is_rails_behind(server).await => {
+                    self.state.reachability.record_reached(begun, now());
+                    return Ok(server.index);
                 }
-                Ok(()) => proxy_says_away(),
+                Ok(()) => proxy_outage_error(),
                 Err(error) => {
                     server.state.count_unreachable(&error);
-                    // Requests without a credential have no voice in it.
-                    if class != Class::Other && !is_for_want_of_resources(&error) {
-                        server.state.health.failed(begun, Reason::Unreachable, now());
+                    // Requests without a credential do not count.
+                    if class != Class::Other && !is_resource_exhaustion(&error) {
+                        server.state.health.record_failure(begun, EjectionReason::Unreachable, now());
                     }
                     error
                 }
             };
-            unreachable = Some(Unreachable::new(&server.name, error).or(unreachable));
+            unreachable = Some(ConnectFailure::new(&server.name, error).prefer_transient(unreachable));
         }
-        let unreachable = unreachable.unwrap_or_else(Unreachable::all_drained);
-        self.note_unreachable(class, &unreachable.error);
+        let unreachable = unreachable.unwrap_or_else(ConnectFailure::all_drained);
+        self.record_unreachable(class, &unreachable.error);
         Err(unreachable)
     }
 
-    /// Whether Rails is behind a connection. Any answer of its own is proof enough.
-    async fn is_there(&self, server: &Server) -> bool {
+    /// Whether Rails is behind a connection. Any response of its own is proof enough.
+    async fn is_rails_behind(&self, server: &UpstreamServer) -> bool {
         let (Some(uri), timeout) = &self.probe else { return true };
-        if !self.state.hold.proxy_says_away() {
+        if !self.state.hold.proxy_reports_outage() {
             return true;
         }
-        let answer = tokio::time::timeout(*timeout, check::get(server, uri)).await;
-        let is_there = matches!(answer, Ok(Ok(answer)) if !says_that_rails_is_away(&answer));
-        if is_there {
-            self.state.hold.set_proxy_says_away(false);
+        let response = tokio::time::timeout(*timeout, check::fetch(server, uri)).await;
+        let is_rails_behind = matches!(response, Ok(Ok(response)) if !is_outage_response(&response));
+        if is_rails_behind {
+            self.state.hold.set_proxy_reports_outage(false);
         }
-        is_there
+        is_rails_behind
     }
 
-    /// Why nobody waits any more for servers that cannot be reached.
-    pub(super) fn given_up(&self, unreachable: Unreachable, limits: &Limits) -> Error {
-        match self.too_late(limits) {
+    /// The error of a request that stops waiting for an unreachable Rails.
+    pub(super) fn final_connect_error(&self, unreachable: ConnectFailure, deadlines: &Deadlines) -> Error {
+        match self.deadline_error(deadlines) {
             Error::Connect(..) => unreachable.into(),
-            _ if !limits.are_patient() || !unreachable.may_pass() => unreachable.into(),
+            _ if !deadlines.has_hold() || !unreachable.is_transient() => unreachable.into(),
             other => other,
         }
     }
 
-    /// Which time is over.
-    fn too_late(&self, limits: &Limits) -> Error {
+    /// The error for the deadline that is over.
+    fn deadline_error(&self, deadlines: &Deadlines) -> Error {
         let now = now();
-        if limits.end.is_some_and(|end| now >= end) {
-            return Error::TotalTimeout(limits.total);
+        if deadlines.end.is_some_and(|end| now >= end) {
+            return Error::TotalTimeout(deadlines.total_timeout);
         }
-        if limits.expires.is_some_and(|expires| now >= expires) {
-            return Error::Expires(self.names());
+        if deadlines.credential_expires.is_some_and(|expires| now >= expires) {
+            return Error::Expires(self.server_names());
         }
-        let more = if limits.is_brief {
-            "not waited for, since others have waited in vain"
+        let detail = if deadlines.tries_once {
+            "not waited for, since other requests have waited in vain"
         } else {
             "it has been away for as long as `hold` allows"
         };
-        Error::Connect(self.names(), self.state.away.error(Some(more)))
+        Error::Connect(self.server_names(), self.state.reachability.last_error(Some(detail)))
     }
 
     /// All servers, for an error that concerns them all.
-    fn names(&self) -> String {
+    fn server_names(&self) -> String {
         self.servers.iter().map(|server| &*server.name).collect::<Vec<_>>().join(", ")
     }
 }
@@ -260,63 +270,69 @@ mod tests {
     use futures_util::FutureExt as _;
     use rustix::io::Errno;
 
-    use super::super::Settings;
-    use super::super::Target;
+    use super::super::UpstreamSettings;
+    use super::super::UpstreamTarget;
     use super::*;
 
     fn upstream(max_held: usize) -> Upstream {
-        let target = Target::parse("http://127.0.0.1:1").unwrap();
-        Upstream::alone(Settings { max_held, ..Settings::new(target) })
+        let target = UpstreamTarget::parse("http://127.0.0.1:1").unwrap();
+        Upstream::standalone(UpstreamSettings { max_held, ..UpstreamSettings::new(target) })
     }
 
     async fn wait(upstream: &Upstream, class: Class) -> Error {
-        let plan = Plan { class, may_wait: MayWait::ForRails, ..Plan::default() };
-        let limits = Limits::new(&plan, upstream.state.lanes.of(class).settings(), false);
-        upstream.wait_in_line(class, &limits, &mut Course::default()).await.unwrap_err()
+        let options = SendOptions { class, wait_policy: WaitPolicy::ForRails, ..SendOptions::default() };
+        let deadlines = Deadlines::new(&options, upstream.state.admission.of(class).settings(), false);
+        upstream.wait_for_rails(class, &deadlines, &mut SendReport::default()).await.unwrap_err()
     }
 
-    /// They have not tried to connect themselves, and must not take it for an outage of Rails if those who did
-    /// lacked files, memory or buffers.
+    /// They have not tried to connect themselves, and must not report an outage of Rails if the last attempt failed
+    /// for want of files, memory or buffers.
     #[tokio::test(start_paused = true)]
-    async fn those_who_only_waited_are_told_what_has_kept_others_from_connecting() {
+    async fn requests_that_only_waited_report_the_cause_of_the_last_attempt() {
         for errno in [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::CONNREFUSED] {
-            let is_want = errno != Errno::CONNREFUSED;
+            let is_exhaustion = errno != Errno::CONNREFUSED;
             for class in [Class::Lookup, Class::Access] {
                 let (upstream, full) = (upstream(2), upstream(1));
                 for upstream in [&upstream, &full] {
-                    let trying = upstream.state.hold.join(class, 1).unwrap();
-                    let _turn = trying.turn().now_or_never().unwrap();
-                    upstream.state.away.failed(&io::Error::from_raw_os_error(errno.raw_os_error()), now());
+                    let trying = upstream.state.hold.enter(class, 1).unwrap();
+                    let _permit = trying.acquire().now_or_never().unwrap();
+                    upstream
+                        .state
+                        .reachability
+                        .record_failure(&io::Error::from_raw_os_error(errno.raw_os_error()), now());
                     let error = wait(upstream, class).await;
                     let (Error::Connect(_, error) | Error::HoldFull(_, error)) = error else {
                         panic!("{error:?}");
                     };
-                    assert_eq!(is_for_want_of_resources(&error), is_want, "{error}");
+                    assert_eq!(is_resource_exhaustion(&error), is_exhaustion, "{error}");
                     let has_waited = upstream.max_held == 2;
                     if class == Class::Lookup {
-                        assert_eq!(upstream.state.away.is_remembered(now()), has_waited && !is_want);
+                        assert_eq!(
+                            upstream.state.reachability.has_recent_fruitless_wait(now()),
+                            has_waited && !is_exhaustion
+                        );
                     }
                 }
             }
         }
     }
 
-    /// They come in any number, over connections of their own, which a busy Rails may not accept while it answers
+    /// There may be masses of them, over connections of their own, which a busy Rails may not accept while it answers
     /// others.
     #[tokio::test(start_paused = true)]
-    async fn those_without_a_credential_do_not_prolong_the_memory_of_a_rails_that_is_away() {
+    async fn requests_without_a_credential_do_not_prolong_a_remembered_outage() {
         let upstream = upstream(2);
         let silent = io::Error::from(io::ErrorKind::TimedOut);
-        upstream.note_unreachable(Class::Lookup, &silent);
-        upstream.has_waited_in_vain(Class::Lookup, &silent);
+        upstream.record_unreachable(Class::Lookup, &silent);
+        upstream.record_fruitless_wait(Class::Lookup, &silent);
         for _ in 0..4 {
-            assert!(upstream.state.away.is_remembered(now()));
+            assert!(upstream.state.reachability.has_recent_fruitless_wait(now()));
             let sent = now();
             tokio::time::advance(Duration::from_secs(3)).await;
             let _ = wait(&upstream, Class::Other).await;
-            let answer = Response::new(());
-            upstream.note_answer(Class::Lookup, &answer, sent);
-            if !upstream.state.away.is_remembered(now()) {
+            let response = Response::new(());
+            upstream.record_response(Class::Lookup, &response, sent);
+            if !upstream.state.reachability.has_recent_fruitless_wait(now()) {
                 return;
             }
         }

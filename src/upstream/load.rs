@@ -1,5 +1,5 @@
-//! How much each server has to do, for each class of route by itself: that one takes long for
-//! `/allowed` says nothing of how long it takes to know a key.
+//! The load of each server, for each class of route by itself: that a server is slow with `/allowed` says
+//! nothing of its time for a look-up.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -16,19 +16,19 @@ use tower::{Service as _, service_fn};
 
 use crate::route::Class;
 
-/// What one is thought to take that has not been asked yet.
-const AT_FIRST: Duration = Duration::from_millis(30);
+/// The response time assumed of a server without requests so far.
+const INITIAL_ESTIMATE: Duration = Duration::from_millis(30);
 
-/// tower's measure of a service: its slowest answers of late, times what it has to answer now. Our
-/// requests are no calls of a service, so each is given the handle that a call would hold.
-pub(super) struct Load([Mutex<PeakEwma<Nothing, HandedOver>>; Class::ALL.len()]);
+/// tower's measure of a service: its slow responses of late, times the requests that it has now. Our requests
+/// are not calls of a service, so each holds the handle that a call would hold.
+pub(super) struct ServerLoad([Mutex<PeakEwma<NoService, ReturnHandle>>; Class::ALL.len()]);
 
-type Nothing = ServiceFn<fn(()) -> Ready<Result<(), Infallible>>>;
+type NoService = ServiceFn<fn(()) -> Ready<Result<(), Infallible>>>;
 
 #[derive(Clone, Copy)]
-struct HandedOver;
+struct ReturnHandle;
 
-impl TrackCompletion<Handle, ()> for HandedOver {
+impl TrackCompletion<Handle, ()> for ReturnHandle {
     type Output = Handle;
 
     fn track_completion(&self, handle: Handle, (): ()) -> Handle {
@@ -36,30 +36,29 @@ impl TrackCompletion<Handle, ()> for HandedOver {
     }
 }
 
-impl fmt::Debug for Load {
+impl fmt::Debug for ServerLoad {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Load")
+        f.write_str("ServerLoad")
     }
 }
 
-impl Load {
-    /// Slow answers are remembered for so long, more or less.
-    pub(super) fn new(memory: Duration) -> Self {
-        let nothing: fn(()) -> Ready<Result<(), Infallible>> = |()| ready(Ok(()));
-        let decay_ns = memory.as_secs_f64() * 1e9;
-        Self(
-            Class::ALL
-                .map(|_| Mutex::new(PeakEwma::new(service_fn(nothing), AT_FIRST, decay_ns, HandedOver))),
-        )
+impl ServerLoad {
+    /// A slow response counts for about `decay`.
+    pub(super) fn new(decay: Duration) -> Self {
+        let no_service: fn(()) -> Ready<Result<(), Infallible>> = |()| ready(Ok(()));
+        let decay_ns = decay.as_secs_f64() * 1e9;
+        Self(Class::ALL.map(|_| {
+            Mutex::new(PeakEwma::new(service_fn(no_service), INITIAL_ESTIMATE, decay_ns, ReturnHandle))
+        }))
     }
 
-    /// To be kept until there is an answer.
-    pub(super) fn begin(&self, class: Class) -> Option<Handle> {
+    /// The handle is to be kept until there is a response.
+    pub(super) fn start(&self, class: Class) -> Option<Handle> {
         class.of(&self.0).lock().call(()).now_or_never()?.ok()
     }
 
-    /// What it would cost to ask this server too; less is better.
-    pub(super) fn of(&self, class: Class) -> Cost {
+    /// The cost of sending this server one more request; less is better.
+    pub(super) fn cost(&self, class: Class) -> Cost {
         class.of(&self.0).lock().load()
     }
 }
@@ -69,20 +68,20 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn who_is_slow_or_busy_costs_more_until_that_is_forgotten() {
-        const MEMORY: Duration = Duration::from_secs(10);
-        let (load, other) = (Load::new(MEMORY), Load::new(MEMORY));
-        let asked = load.begin(Class::Lookup).unwrap();
-        assert!(load.of(Class::Lookup) > other.of(Class::Lookup), "it has something to do");
+    async fn a_slow_or_busy_server_costs_more_until_that_is_forgotten() {
+        const DECAY: Duration = Duration::from_secs(10);
+        let (load, other) = (ServerLoad::new(DECAY), ServerLoad::new(DECAY));
+        let handle = load.start(Class::Lookup).unwrap();
+        assert!(load.cost(Class::Lookup) > other.cost(Class::Lookup), "it has something to do");
         assert_eq!(
-            load.of(Class::Access).partial_cmp(&other.of(Class::Access)),
+            load.cost(Class::Access).partial_cmp(&other.cost(Class::Access)),
             Some(std::cmp::Ordering::Equal)
         );
         tokio::time::advance(Duration::from_secs(2)).await;
-        drop(asked);
-        let slow = load.of(Class::Lookup);
-        assert!(slow > other.of(Class::Lookup), "it was slow");
-        tokio::time::advance(MEMORY).await;
-        assert!(load.of(Class::Lookup) < slow, "which is not remembered for ever");
+        drop(handle);
+        let slow = load.cost(Class::Lookup);
+        assert!(slow > other.cost(Class::Lookup), "it was slow");
+        tokio::time::advance(DECAY).await;
+        assert!(load.cost(Class::Lookup) < slow, "which is not remembered for ever");
     }
 }

@@ -1,11 +1,11 @@
-//! Kept connections to Rails, and what a request does with one.
+//! HTTP/1.1: a pool of idle connections to a server, and the exchange of one request over a connection.
 //!
-//! A connection belongs to the request that it carries: whoever waits for the answer, and then
-//! whoever reads its body, moves the bytes. So there is no task to wake for each step. A caller who
-//! leaves takes the connection along; one who stays brings it back when the body ends.
+//! A connection belongs to the request that it carries: the task that awaits the response, and then
+//! the task that reads its body, moves the bytes. So there is no other task to wake for each step. If the
+//! client leaves, the connection is closed; else it returns to the pool when the body ends.
 //!
-//! While a connection is kept, an attendant watches it: one that Rails closes is gone before a
-//! request could meet it, and one that has been idle for too long is closed.
+//! While connections are idle, a task watches them: one that Rails closes is removed before a request
+//! could be sent over it, and one that has been idle for too long is closed.
 
 use std::future::poll_fn;
 use std::io;
@@ -23,215 +23,222 @@ use hyper::client::conn::http1;
 use parking_lot::Mutex;
 use tokio::task::AbortHandle;
 
-use super::answer;
-use super::connect::{Connector, Reads, Stream};
+use super::connect::{Connector, HeadState, UpstreamStream};
 use super::copy;
-use super::server::ServerState;
+use super::response;
+use super::server::UpstreamServerState;
 use crate::body::{Body, Carrier, Sending};
 use crate::clock::Clock;
 use crate::turn;
 
 /// The connections of one thread.
 #[derive(Debug)]
-pub(super) struct Pool {
+pub(super) struct Http1Pool {
     connector: Connector,
-    kept: Arc<Kept>,
+    idle: Arc<IdleConnections>,
 }
 
-/// Connections without a request, the one that was used last at the end.
+/// Connections without a request, the most recently used at the end.
 #[derive(Debug)]
-struct Kept {
-    lines: Mutex<Lines>,
-    /// How many may be kept, by all threads together; they are counted in `state`.
-    most: usize,
+struct IdleConnections {
+    list: Mutex<IdleList>,
+    /// How many may be idle, over all threads; they are counted in `state`.
+    max_idle: usize,
     idle_timeout: Duration,
-    state: Arc<ServerState>,
+    state: Arc<UpstreamServerState>,
 }
 
 #[derive(Debug, Default)]
-struct Lines {
-    idle: Vec<(Box<Line>, Instant)>,
-    attendant: Option<(Waker, AbortHandle)>,
+struct IdleList {
+    connections: Vec<(Box<PooledConnection>, Instant)>,
+    watcher: Option<(Waker, AbortHandle)>,
 }
 
-/// A connection to Rails.
+/// A connection to Rails, idle or in use.
 #[derive(Debug)]
-struct Line {
+struct PooledConnection {
     sender: http1::SendRequest<Body>,
-    /// `None` once it is over. What it has not taken of the sender goes back when it is dropped.
-    connection: Option<http1::Connection<Stream, Body>>,
-    /// Whether it has ended by being reset.
+    /// `None` once it has ended. A request that it has not taken from the sender goes back when it is dropped.
+    connection: Option<http1::Connection<UpstreamStream, Body>>,
+    /// Whether it has ended with a reset.
     was_reset: bool,
-    /// Where it is brought back to, while there is such a place.
-    kept: Weak<Kept>,
-    /// From when on it carries no new request.
-    expires: Option<Instant>,
-    reads: Arc<Reads>,
+    /// The pool that it returns to; it may be gone, or be none at all.
+    idle: Weak<IdleConnections>,
+    /// From when on it gets no new request.
+    expires_at: Option<Instant>,
+    head_state: Arc<HeadState>,
 }
 
-/// Why there is no answer.
+/// Why there is no response.
 #[derive(Debug)]
-pub(super) enum Trouble {
-    /// Nothing of the request was sent.
+pub(super) enum SendError {
+    /// No connection: nothing of the request was sent.
     Connect(io::Error, Box<Request<Body>>),
-    /// Some of it may have been. Whether the connection was reset.
+    /// Some of the request may have been sent. Whether the connection was reset.
     Sent(hyper::Error, bool),
-    /// It was, and the server has not looked at it.
-    Refused(hyper::Error),
+    /// It was sent, and the server has not processed it.
+    Unprocessed(hyper::Error),
 }
 
-impl Pool {
+impl Http1Pool {
     pub(super) fn new(
         connector: Connector,
-        most: usize,
+        max_idle: usize,
         idle_timeout: Duration,
-        state: Arc<ServerState>,
+        state: Arc<UpstreamServerState>,
     ) -> Self {
-        let kept = Kept { lines: Mutex::default(), most, idle_timeout, state };
-        Self { connector, kept: Arc::new(kept) }
+        let idle = IdleConnections { list: Mutex::default(), max_idle, idle_timeout, state };
+        Self { connector, idle: Arc::new(idle) }
     }
 
-    /// Sends a request over a kept connection, or a new one, which one with a large body always gets. It is
-    /// sent once: over another connection only if nothing was written on a kept one that turned out to be
-    /// closed.
+    /// Sends a request over an idle connection, or a new one; a request with a large body always gets a new one. It
+    /// is sent once: over another connection only if nothing was written to an idle one that turned out to be closed.
     pub(super) async fn send(
         &self,
         mut request: Box<Request<Body>>,
         sending: &Sending,
-    ) -> Result<Response<Body>, Trouble> {
-        // Here, and not when hyper writes: whatever it has begun with is sent once, and a connection that
-        // is closed meanwhile would be an error.
+    ) -> Result<Response<Body>, SendError> {
+        // Here, and not when hyper writes: once it has begun with a request, the request is sent once, and a
+        // connection that is closed meanwhile would be an error.
         turn::wait_to_write(request.body().size_hint().lower()).await;
-        // Of a large body there is no copy to send again, so it does not go to where Rails may just have hung up.
-        let may_share = !sending.is_under_way() || copy::is_small(request.body());
-        while may_share && let Some(mut line) = self.kept.take() {
-            match line.send(*request).await {
-                Ok(answer) => return Ok(line.carrying(answer, sending)),
+        // Of a large body there is no copy to send again, so it is not sent where Rails may just have closed.
+        let may_share = !sending.is_under_way() || copy::is_replayable(request.body());
+        while may_share && let Some(mut pooled) = self.idle.take() {
+            match pooled.send(*request).await {
+                Ok(response) => return Ok(pooled.into_response(response, sending)),
                 Err(mut failed) => match failed.take_message() {
                     Some(unsent) => request = Box::new(unsent),
-                    None => return Err(Trouble::Sent(failed.into_error(), line.was_reset)),
+                    None => return Err(SendError::Sent(failed.into_error(), pooled.was_reset)),
                 },
             }
         }
         match Box::pin(self.connect()).await {
-            Ok(line) => line.send_first(request, sending).await,
-            Err(error) => Err(Trouble::Connect(error, request)),
+            Ok(pooled) => pooled.send_first(request, sending).await,
+            Err(error) => Err(SendError::Connect(error, request)),
         }
     }
 
-    /// Whether a connection for one request alone costs little: it does, without TLS.
-    pub(super) fn may_send_apart(&self) -> bool {
+    /// Whether a connection for a single request is cheap: it is, without TLS.
+    pub(super) fn may_send_unpooled(&self) -> bool {
         !self.connector.is_tls()
     }
 
     /// Sends a request over a connection of its own, which ends with it.
     ///
-    /// Puma serves a kept connection on and on while requests come (5.6: ten in a row) before it looks
-    /// at new ones; over connections of their own, requests wait for their turn behind those of others.
-    pub(super) async fn send_apart(
+    /// Puma serves a persistent connection on and on while requests come (5.6: ten in a row) before it looks
+    /// at new ones; over connections of their own, requests wait behind those of others.
+    pub(super) async fn send_unpooled(
         &self,
         mut request: Box<Request<Body>>,
         sending: &Sending,
-    ) -> Result<Response<Body>, Trouble> {
+    ) -> Result<Response<Body>, SendError> {
         request.headers_mut().append(header::CONNECTION, HeaderValue::from_static("close"));
-        match Box::pin(self.connect_apart()).await {
-            Ok(line) => line.send_first(request, sending).await,
-            Err(error) => Err(Trouble::Connect(error, request)),
+        match Box::pin(self.connect_unpooled()).await {
+            Ok(pooled) => pooled.send_first(request, sending).await,
+            Err(error) => Err(SendError::Connect(error, request)),
         }
     }
 
-    async fn connect(&self) -> io::Result<Box<Line>> {
+    async fn connect(&self) -> io::Result<Box<PooledConnection>> {
         let stream = self.connector.connect().await?;
-        Line::over(stream, Arc::downgrade(&self.kept), self.connector.expiry()).await
+        PooledConnection::handshake(stream, Arc::downgrade(&self.idle), self.connector.expires_at()).await
     }
 
-    /// Makes a connection that is not kept.
-    async fn connect_apart(&self) -> io::Result<Box<Line>> {
+    async fn connect_unpooled(&self) -> io::Result<Box<PooledConnection>> {
         let stream = self.connector.connect().await?;
-        stream.forget_when_closed()?;
-        Line::over(stream, Weak::new(), None).await
+        stream.close_without_time_wait()?;
+        PooledConnection::handshake(stream, Weak::new(), None).await
     }
 
     /// Makes a connection, and keeps it for the next request.
-    pub(super) async fn open(&self) -> io::Result<()> {
-        self.kept.keep(self.connect().await?);
+    pub(super) async fn preconnect(&self) -> io::Result<()> {
+        self.idle.keep(self.connect().await?);
         Ok(())
     }
 }
 
-type SendError = hyper::client::conn::TrySendError<Request<Body>>;
+type HyperSendError = hyper::client::conn::TrySendError<Request<Body>>;
 
-impl Line {
-    async fn over(stream: Stream, kept: Weak<Kept>, expires: Option<Instant>) -> io::Result<Box<Self>> {
-        let reads = Arc::clone(stream.reads());
-        let (sender, connection) = answer::reader().handshake(stream).await.map_err(io::Error::other)?;
-        Ok(Box::new(Self { sender, connection: Some(connection), was_reset: false, kept, expires, reads }))
+impl PooledConnection {
+    async fn handshake(
+        stream: UpstreamStream,
+        idle: Weak<IdleConnections>,
+        expires_at: Option<Instant>,
+    ) -> io::Result<Box<Self>> {
+        let head_state = Arc::clone(stream.head_state());
+        let (sender, connection) =
+            response::http1_builder().handshake(stream).await.map_err(io::Error::other)?;
+        Ok(Box::new(Self {
+            sender,
+            connection: Some(connection),
+            was_reset: false,
+            idle,
+            expires_at,
+            head_state,
+        }))
     }
 
-    /// Sends what a new connection was made for.
     async fn send_first(
         mut self: Box<Self>,
         request: Box<Request<Body>>,
         sending: &Sending,
-    ) -> Result<Response<Body>, Trouble> {
+    ) -> Result<Response<Body>, SendError> {
         match self.send(*request).await {
-            Ok(answer) => Ok(self.carrying(answer, sending)),
-            Err(failed) => Err(Trouble::Sent(failed.into_error(), self.was_reset)),
+            Ok(response) => Ok(self.into_response(response, sending)),
+            Err(failed) => Err(SendError::Sent(failed.into_error(), self.was_reset)),
         }
     }
 
-    async fn send(&mut self, request: Request<Body>) -> Result<Response<Incoming>, SendError> {
-        let Self { sender, connection, was_reset, reads, .. } = self;
-        reads.expect_head();
+    async fn send(&mut self, request: Request<Body>) -> Result<Response<Incoming>, HyperSendError> {
+        let Self { sender, connection, was_reset, head_state, .. } = self;
+        head_state.begin_head();
         let mut sent = pin!(sender.try_send_request(request));
         poll_fn(|cx| {
-            // First what was asked for, so that the connection has something to do; then whether
-            // that has brought the answer already.
-            if let Poll::Ready(answer) = sent.as_mut().poll(cx) {
-                return Poll::Ready(answer);
+            // First the request, so that the connection has something to do; then whether driving it has
+            // brought the response already.
+            if let Poll::Ready(response) = sent.as_mut().poll(cx) {
+                return Poll::Ready(response);
             }
-            carry(connection, was_reset, cx);
+            drive(connection, was_reset, cx);
             sent.as_mut().poll(cx)
         })
         .await
-        .inspect(|_| reads.expect_any())
+        .inspect(|_| head_state.end_head())
     }
 
-    /// Ties the connection to the body that comes over it. If Rails has answered before it had all
-    /// of the request, whoever sends the rest may not read the answer until that is done: then the
-    /// connection goes on by itself, until both have come to their end or the client has left, and
-    /// carries nothing after them.
-    fn carrying(mut self: Box<Self>, answer: Response<Incoming>, sending: &Sending) -> Response<Body> {
+    /// Ties the connection to the body that comes over it. If Rails has responded before it had all of the
+    /// request, the task that sends the rest may not read the response until that is done: then a task drives
+    /// the connection, until both bodies have ended or the client has left, and it is not used again.
+    fn into_response(mut self: Box<Self>, response: Response<Incoming>, sending: &Sending) -> Response<Body> {
         if !sending.is_under_way() {
-            return answer.map(|stream| Body::carried(stream, self));
+            return response.map(|stream| Body::carried(stream, self));
         }
         if let Some(connection) = self.connection.take() {
-            // How it ended, both bodies say.
+            // How it ended, both bodies report.
             tokio::spawn(async move { drop(connection.await) });
         }
-        answer.map(Body::from)
+        response.map(Body::from)
     }
 
-    /// Whether it can carry another request, as far as one sees without asking the system.
-    fn seems_free(&self) -> bool {
-        self.connection.is_some() && self.sender.is_ready() && !self.is_too_old(Clock::System.now())
+    /// Whether it can carry another request, as far as is known without a system call.
+    fn seems_usable(&self) -> bool {
+        self.connection.is_some() && self.sender.is_ready() && !self.is_expired(Clock::System.now())
     }
 
-    /// The name may lead elsewhere by now, while the server that it led to stays there.
-    fn is_too_old(&self, now: Instant) -> bool {
-        self.expires.is_some_and(|expires| expires <= now)
+    /// Whether it is too old: the name may resolve to another address by now.
+    fn is_expired(&self, now: Instant) -> bool {
+        self.expires_at.is_some_and(|expires_at| expires_at <= now)
     }
 
-    /// Whether it can carry another request.
-    fn is_free(&mut self, cx: &mut Context<'_>) -> bool {
+    fn is_usable(&mut self, cx: &mut Context<'_>) -> bool {
         self.carry(cx);
-        self.seems_free()
+        self.seems_usable()
     }
 }
 
-/// Moves what there is to move. How a connection ended, the answer says, but for one thing.
-fn carry(
-    connection: &mut Option<http1::Connection<Stream, Body>>,
+/// Reads and writes what is ready. How a connection ended, the response reports, except for a reset.
+fn drive(
+    connection: &mut Option<http1::Connection<UpstreamStream, Body>>,
     was_reset: &mut bool,
     cx: &mut Context<'_>,
 ) {
@@ -242,76 +249,78 @@ fn carry(
     }
 }
 
-impl Carrier for Line {
+impl Carrier for PooledConnection {
     fn carry(&mut self, cx: &mut Context<'_>) {
-        carry(&mut self.connection, &mut self.was_reset, cx);
+        drive(&mut self.connection, &mut self.was_reset, cx);
     }
 
     fn release(self: Box<Self>) {
-        if let Some(kept) = self.kept.upgrade() {
-            kept.keep(self);
+        if let Some(idle) = self.idle.upgrade() {
+            idle.keep(self);
         }
     }
 }
 
-impl Kept {
-    /// The connection that was used last, so that those which nobody needs grow old. If Rails has
-    /// closed it and the runtime knows, hyper sees that before it writes, and gives the request back.
-    fn take(&self) -> Option<Box<Line>> {
+impl IdleConnections {
+    /// The most recently used connection, so that surplus ones time out. If Rails has closed it and the runtime
+    /// knows, hyper sees that before it writes, and gives the request back.
+    fn take(&self) -> Option<Box<PooledConnection>> {
         loop {
-            let (line, _) = self.lines.lock().idle.pop()?;
-            self.state.kept.fetch_sub(1, Ordering::Relaxed);
-            if line.seems_free() {
-                return Some(line);
+            let (pooled, _) = self.list.lock().connections.pop()?;
+            self.state.idle.fetch_sub(1, Ordering::Relaxed);
+            if pooled.seems_usable() {
+                return Some(pooled);
             }
         }
     }
 
-    fn keep(self: &Arc<Self>, mut line: Box<Line>) {
-        let mut lines = self.lines.lock();
-        let attendant = match &lines.attendant {
+    fn keep(self: &Arc<Self>, mut pooled: Box<PooledConnection>) {
+        let mut list = self.list.lock();
+        let watcher = match &list.watcher {
             Some((waker, _)) => waker.clone(),
             None => Waker::noop().clone(),
         };
-        if !line.is_free(&mut Context::from_waker(&attendant)) || self.state.health.is_drained() {
+        if !pooled.is_usable(&mut Context::from_waker(&watcher)) || self.state.health.is_drained() {
             return;
         }
-        let one_more = |kept: usize| (kept < self.most).then_some(kept + 1);
-        if self.state.kept.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_err() {
+        let below_limit = |idle: usize| (idle < self.max_idle).then_some(idle + 1);
+        if self.state.idle.fetch_update(Ordering::Relaxed, Ordering::Relaxed, below_limit).is_err() {
             return;
         }
-        lines.idle.push((line, Clock::System.now()));
-        if lines.attendant.is_none() {
+        list.connections.push((pooled, Clock::System.now()));
+        if list.watcher.is_none() {
             let state = Arc::clone(&self.state);
-            let attendant = tokio::spawn(attend(Arc::downgrade(self), state)).abort_handle();
-            lines.attendant = Some((Waker::noop().clone(), attendant));
+            let watcher = tokio::spawn(watch_idle(Arc::downgrade(self), state)).abort_handle();
+            list.watcher = Some((Waker::noop().clone(), watcher));
         }
     }
 
-    /// Closes what is closed on the other side or idle for too long. When to look again.
-    fn look(&self, cx: &mut Context<'_>) -> Instant {
+    /// Closes connections that the server has closed, or that have been idle for too long. Returns when to
+    /// sweep again.
+    fn sweep(&self, cx: &mut Context<'_>) -> Instant {
         let now = Clock::System.now();
-        let mut lines = self.lines.lock();
-        if let Some((waker, _)) = &mut lines.attendant {
+        let mut list = self.list.lock();
+        if let Some((waker, _)) = &mut list.watcher {
             waker.clone_from(cx.waker());
         }
-        let before = lines.idle.len();
+        let before = list.connections.len();
         if self.state.health.is_drained() {
-            lines.idle.clear();
+            list.connections.clear();
         }
-        lines.idle.retain_mut(|(line, since)| now < *since + self.idle_timeout && line.is_free(cx));
-        self.state.kept.fetch_sub(before - lines.idle.len(), Ordering::Relaxed);
-        // One that is kept from now on and is due before that is found to be too old when it is taken.
-        let dues = lines.idle.iter().map(|(line, since)| {
+        list.connections
+            .retain_mut(|(pooled, since)| now < *since + self.idle_timeout && pooled.is_usable(cx));
+        self.state.idle.fetch_sub(before - list.connections.len(), Ordering::Relaxed);
+        // A connection that becomes idle later and is due before that is found to be expired when it is taken.
+        let due = list.connections.iter().map(|(pooled, since)| {
             let idle = *since + self.idle_timeout;
-            line.expires.map_or(idle, |expires| expires.min(idle))
+            pooled.expires_at.map_or(idle, |expires_at| expires_at.min(idle))
         });
-        dues.min().unwrap_or(now + self.idle_timeout)
+        due.min().unwrap_or(now + self.idle_timeout)
     }
 }
 
-/// Runs while there is a pool.
-async fn attend(kept: Weak<Kept>, state: Arc<ServerState>) {
+/// Sweeps the idle connections, until the pool is dropped.
+async fn watch_idle(idle: Weak<IdleConnections>, state: Arc<UpstreamServerState>) {
     let mut timer = pin!(tokio::time::sleep(Duration::ZERO));
     let mut drained = pin!(state.health.drained());
     poll_fn(|cx| {
@@ -319,20 +328,20 @@ async fn attend(kept: Weak<Kept>, state: Arc<ServerState>) {
             while drained.as_mut().poll(cx).is_ready() {
                 drained.set(state.health.drained());
             }
-            let Some(kept) = kept.upgrade() else { return Poll::Ready(()) };
-            timer.as_mut().reset(kept.look(cx).into());
+            let Some(idle) = idle.upgrade() else { return Poll::Ready(()) };
+            timer.as_mut().reset(idle.sweep(cx).into());
             ready!(timer.as_mut().poll(cx));
         }
     })
     .await;
 }
 
-impl Drop for Kept {
+impl Drop for IdleConnections {
     fn drop(&mut self) {
-        let lines = self.lines.get_mut();
-        self.state.kept.fetch_sub(lines.idle.len(), Ordering::Relaxed);
-        if let Some((_, attendant)) = &lines.attendant {
-            attendant.abort();
+        let list = self.list.get_mut();
+        self.state.idle.fetch_sub(list.connections.len(), Ordering::Relaxed);
+        if let Some((_, watcher)) = &list.watcher {
+            watcher.abort();
         }
     }
 }

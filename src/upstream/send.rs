@@ -1,4 +1,4 @@
-//! The way of one request to Rails and back.
+//! The retry loop: sends one request to Rails, again if need be, until there is a response.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -9,86 +9,86 @@ use http::{Method, Request, Response, Version};
 use http_body::Body as _;
 use tower::retry::budget::Budget as _;
 
-use super::attempt::{AttemptError, Deadlines, says_that_rails_is_away};
-use super::balance::{ServerSet, choose, has_another};
-use super::copy::Copy;
-use super::health::Standing;
-use super::line::Unreachable;
-use super::plan::{Course, Limits, Plan, Signer};
-use super::server::{Again, Server};
-use super::target::below_root;
+use super::attempt::{AttemptDeadlines, AttemptError, is_outage_response};
+use super::balance::{ServerSet, choose, has_untried};
+use super::copy::ReplayCopy;
+use super::health::Availability;
+use super::line::ConnectFailure;
+use super::options::{Deadlines, SendOptions, SendReport, Signer};
+use super::server::{ResendReason, UpstreamServer};
+use super::target::join_root;
 use super::{Error, Upstream, now};
 use crate::body::{self, Body};
 use crate::route::Class;
 
-/// How long a request rests, where there is no other server, before it is sent again because it was not
-/// read: the first time, the second time, and no more. A server that accepts requests and resets them
-/// will not read the next one either; and over TCP the sign is strong, but no proof
-/// ([`AttemptError::Failed`]), so what was acted on after all is acted on three times at most.
-const UNREAD_PAUSES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(1)];
+/// How long a request that was not read waits, if there is no other server, before it is sent again: the first
+/// time, the second time, and no more. A server that accepts requests and resets them will not read the next
+/// one either; and over TCP the sign is strong, but no proof ([`AttemptError::Failed`]), so a request that was
+/// acted on after all is acted on three times at most.
+const UNREAD_RESEND_DELAYS: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(1)];
 
-/// A request on its way: what is known of it, where it has been, and where it goes next.
-struct Journey<'r> {
+/// One request, with its deadlines, and what has been tried so far.
+struct RetryLoop<'r> {
     upstream: &'r Upstream,
-    plan: &'r Plan,
-    limits: Limits,
-    course: &'r mut Course,
-    /// Servers that did not take it.
+    options: &'r SendOptions,
+    deadlines: Deadlines,
+    report: &'r mut SendReport,
+    /// Servers that did not accept it.
     tried: ServerSet,
-    /// The one that has just been connected to.
-    opened: Option<usize>,
-    /// How often it was sent again because it was not read.
-    unread: usize,
+    /// The index of a server that has just accepted a connection, to be used next.
+    connected_to: Option<usize>,
+    /// How often it was sent again because it had not been read.
+    unread_resends: usize,
 }
 
-/// How sending it failed.
-enum Failed<'u> {
+/// Why sending it to the servers failed.
+enum SendFailure<'u> {
     /// No server could be connected to.
-    Unreachable(Unreachable, Box<Request<Body>>),
-    /// This one gave no answer. See [`AttemptError::Failed`].
-    At { server: &'u Server, error: Error, is_unread: bool },
+    Unreachable(ConnectFailure, Box<Request<Body>>),
+    /// This server gave no response. See [`AttemptError::Failed`].
+    NoResponse { server: &'u UpstreamServer, error: Error, is_unread: bool },
 }
 
 impl Upstream {
     /// Sends a request whose target is a path below the relative URL root, and waits for the head
-    /// of the answer. The message is framed anew: nothing in its headers may concern framing.
+    /// of the response. The message is framed anew: nothing in its headers may concern framing.
     pub async fn send(
         &self,
         request: Request<Body>,
-        plan: &Plan,
-        course: &mut Course,
+        options: &SendOptions,
+        report: &mut SendReport,
     ) -> Result<Response<Body>, Error> {
-        // From here on it is handed from one future to the next, each of which would have room for it.
+        // Boxed, since it moves from one future to the next, each of which would have room for it.
         let mut request = Box::new(request);
-        self.prepare(&mut request)?;
-        let outcome = Journey::new(self, plan, course).run(request).await;
-        // What needs no credential says nothing of Rails: any client can make it fail, or come in masses.
-        if plan.class == Class::Other {
+        self.prepare_framing(&mut request)?;
+        let outcome = RetryLoop::new(self, options, report).run(request).await;
+        // Requests without a credential say nothing about Rails: any client can make them fail, or send masses.
+        if options.class == Class::Other {
             return outcome;
         }
         match &outcome {
-            Ok(answer) if says_that_rails_is_away(answer) => {
-                self.state.failures_in_a_row.fetch_add(1, Ordering::Relaxed);
+            Ok(response) if is_outage_response(response) => {
+                self.state.consecutive_failures.fetch_add(1, Ordering::Relaxed);
             }
             Ok(_) => {
-                self.state.answers.fetch_add(1, Ordering::Relaxed);
-                self.state.failures_in_a_row.store(0, Ordering::Relaxed);
+                self.state.responses.fetch_add(1, Ordering::Relaxed);
+                self.state.consecutive_failures.store(0, Ordering::Relaxed);
             }
-            // Not Rails' failures.
+            // The client's failures, or the gateway's limits.
             Err(Error::RequestBody(_) | Error::BodyStalled(_) | Error::Shed(_) | Error::Expires(_)) => {}
             Err(_) => {
-                self.state.failures_in_a_row.fetch_add(1, Ordering::Relaxed);
+                self.state.consecutive_failures.fetch_add(1, Ordering::Relaxed);
             }
         }
         outcome
     }
 
-    fn prepare(&self, request: &mut Request<Body>) -> Result<(), Error> {
-        // No client of GitLab sends any, and Puma refuses one that comes in a packet of its own.
+    fn prepare_framing(&self, request: &mut Request<Body>) -> Result<(), Error> {
+        // No client of GitLab sends any, and Puma refuses trailers that come in a packet of their own.
         request.headers_mut().remove(header::TRAILER);
         request.body_mut().drop_trailers();
         if request.body().size_hint().exact().is_none() {
-            // hyper takes a GET of unknown length for one without a body, unless told.
+            // hyper takes a GET of unknown length for one without a body, unless this header is set.
             request.headers_mut().insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
         }
         // RFC 9110 §8.6: a method that may have a body says so when it has none.
@@ -97,226 +97,246 @@ impl Upstream {
             request.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
         }
         *request.version_mut() = Version::HTTP_11;
-        let uri = below_root(&self.root, std::mem::take(request.uri_mut()));
+        let uri = join_root(&self.root, std::mem::take(request.uri_mut()));
         *request.uri_mut() = uri.ok_or(Error::Unusable("no URI for the path"))?;
         Ok(())
     }
 }
 
-impl<'r> Journey<'r> {
-    fn new(upstream: &'r Upstream, plan: &'r Plan, course: &'r mut Course) -> Self {
-        // Only what a login waits for has no time to find out again what is known.
-        let is_away = plan.class == Class::Lookup && upstream.state.away.is_remembered(now());
-        let limits = Limits::new(plan, upstream.state.lanes.of(plan.class).settings(), is_away);
-        Self { upstream, plan, limits, course, tried: ServerSet::default(), opened: None, unread: 0 }
+impl<'r> RetryLoop<'r> {
+    fn new(upstream: &'r Upstream, options: &'r SendOptions, report: &'r mut SendReport) -> Self {
+        // Only look-ups have too little time to find out again what is known.
+        let is_outage =
+            options.class == Class::Lookup && upstream.state.reachability.has_recent_fruitless_wait(now());
+        let deadlines =
+            Deadlines::new(options, upstream.state.admission.of(options.class).settings(), is_outage);
+        Self {
+            upstream,
+            options,
+            deadlines,
+            report,
+            tried: ServerSet::default(),
+            connected_to: None,
+            unread_resends: 0,
+        }
     }
 
     async fn run(mut self, request: Box<Request<Body>>) -> Result<Response<Body>, Error> {
         let (upstream, hold) = (self.upstream, &self.upstream.state.hold);
-        let (mut request, copy) = self.kept(request).await?;
-        let has_to_wait = if self.limits.is_brief {
-            upstream.state.away.unheld.fetch_add(1, Ordering::Relaxed);
-            // What a proxy says, it says as quickly to the request itself.
-            !hold.proxy_says_away()
+        let (mut request, copy) = self.with_replay_copy(request).await?;
+        let must_wait = if self.deadlines.tries_once {
+            upstream.state.reachability.waits_skipped.fetch_add(1, Ordering::Relaxed);
+            // The proxy rejects the request itself as quickly.
+            !hold.proxy_reports_outage()
         } else {
-            (hold.is_on(self.plan.class) || hold.proxy_says_away()) && self.limits.may_wait()
+            (hold.has_to_wait(self.options.class) || hold.proxy_reports_outage()) && self.deadlines.may_hold()
         };
-        if has_to_wait {
-            Box::pin(self.wait_in_line()).await?;
+        if must_wait {
+            Box::pin(self.wait_for_rails()).await?;
         }
         loop {
-            let lane = upstream.state.lanes.of(self.plan.class);
-            let permit = upstream.admit(lane, self.plan, &self.limits, self.course).await?;
-            request = match self.reach(request).await {
-                Ok((answer, server)) => {
-                    let copy = if self.is_worth_another(&answer) { copy.again() } else { None };
+            let admission = upstream.state.admission.of(self.options.class);
+            let permit = upstream.admit(admission, self.options, &self.deadlines, self.report).await?;
+            request = match self.send_to_reachable(request).await {
+                Ok((response, server)) => {
+                    let copy = if self.should_resend_after(&response) { copy.replay() } else { None };
                     let Some(copy) = copy else {
-                        let (pause, end) = (upstream.body_timeout, self.limits.end);
-                        return Ok(answer.map(|body| body.paced(permit, pause, end)));
+                        let (pause, end) = (upstream.body_timeout, self.deadlines.end);
+                        return Ok(response.map(|body| body.paced(permit, pause, end)));
                     };
-                    // What is not read any more has no connection, and no permit.
-                    drop((answer, permit));
-                    Box::pin(self.another_or_line(may_be_well)).await?;
-                    self.goes_again(server, Again::Read);
+                    // Its connection and permit are free for others while this request waits.
+                    drop((response, permit));
+                    Box::pin(self.next_server_or_wait(may_be_healthy)).await?;
+                    self.record_resend(server, ResendReason::SafeRead);
                     copy
                 }
-                Err(Failed::Unreachable(unreachable, unsent)) => {
+                Err(SendFailure::Unreachable(unreachable, unsent)) => {
                     drop(permit);
-                    upstream.note_unreachable(self.plan.class, unreachable.error());
-                    if !self.limits.may_wait() || !unreachable.may_pass() {
-                        if self.limits.have_been_in_vain() {
-                            upstream.has_waited_in_vain(self.plan.class, unreachable.error());
+                    upstream.record_unreachable(self.options.class, unreachable.error());
+                    if !self.deadlines.may_hold() || !unreachable.is_transient() {
+                        if self.deadlines.has_hold_ended() {
+                            upstream.record_fruitless_wait(self.options.class, unreachable.error());
                         }
-                        return Err(upstream.given_up(unreachable, &self.limits));
+                        return Err(upstream.final_connect_error(unreachable, &self.deadlines));
                     }
-                    Box::pin(self.wait_in_line()).await?;
+                    Box::pin(self.wait_for_rails()).await?;
                     unsent
                 }
-                Err(Failed::At { server, error, is_unread }) => {
+                Err(SendFailure::NoResponse { server, error, is_unread }) => {
                     drop(permit);
-                    let Some(copy) = copy.again() else { return Err(error) };
-                    let why = Box::pin(self.prepare_another(error, is_unread)).await?;
-                    self.goes_again(server, why);
+                    let Some(copy) = copy.replay() else { return Err(error) };
+                    let reason = Box::pin(self.prepare_resend(error, is_unread)).await?;
+                    self.record_resend(server, reason);
                     copy
                 }
             };
         }
     }
 
-    /// A request, and a copy of it if it may be sent again.
-    async fn kept(&self, request: Box<Request<Body>>) -> Result<(Box<Request<Body>>, Copy<'r>), Error> {
+    /// The request, and a copy of it if it may be sent again.
+    async fn with_replay_copy(
+        &self,
+        request: Box<Request<Body>>,
+    ) -> Result<(Box<Request<Body>>, ReplayCopy<'r>), Error> {
         let state = &self.upstream.state;
-        if self.plan.is_read {
-            self.plan.class.of(&state.budgets).deposit();
-        } else if self.upstream.may_resend_unread && self.plan.class != Class::Other {
-            let limit = state.lanes.of(self.plan.class).settings().response_timeout;
-            return state.copies.read(request, limit).await;
+        if self.options.is_read {
+            self.options.class.of(&state.resend_budgets).deposit();
+        } else if self.upstream.may_resend_unread && self.options.class != Class::Other {
+            let timeout = state.admission.of(self.options.class).settings().response_timeout;
+            return state.replay_memory.buffer(request, timeout).await;
         }
-        let copy = Copy::of(&request);
+        let copy = ReplayCopy::of(&request);
         Ok((request, copy))
     }
 
-    /// Sends a request to the first server that can be connected to.
-    async fn reach(
+    /// Sends the request to the first server that accepts a connection.
+    async fn send_to_reachable(
         &mut self,
         mut request: Box<Request<Body>>,
-    ) -> Result<(Response<Body>, &'r Server), Failed<'r>> {
-        let (upstream, class) = (self.upstream, self.plan.class);
-        let response_timeout = upstream.state.lanes.of(class).settings().response_timeout;
-        let mut unreachable: Option<(Unreachable, &Server)> = None;
+    ) -> Result<(Response<Body>, &'r UpstreamServer), SendFailure<'r>> {
+        let (upstream, class) = (self.upstream, self.options.class);
+        let response_timeout = upstream.state.admission.of(class).settings().response_timeout;
+        let mut unreachable: Option<(ConnectFailure, &UpstreamServer)> = None;
         loop {
             let sent = now();
-            let known = self.opened.take().and_then(|place| upstream.servers.get(place));
-            let is_too_late = unreachable.is_some() && !self.limits.are_worth_it();
+            let known = self.connected_to.take().and_then(|index| upstream.servers.get(index));
+            let is_too_late = unreachable.is_some() && !self.deadlines.may_send();
             let next = known.or_else(|| choose(&upstream.servers, class, self.tried, sent));
             let Some(server) = next.filter(|_| !is_too_late) else {
-                let unreachable = unreachable.map_or_else(Unreachable::all_drained, |(error, _)| error);
-                return Err(Failed::Unreachable(unreachable, request));
+                let unreachable = unreachable.map_or_else(ConnectFailure::all_drained, |(error, _)| error);
+                return Err(SendFailure::Unreachable(unreachable, request));
             };
             if let Some((_, before)) = &unreachable {
-                before.state.count_resend(Again::Unreachable);
+                before.state.count_resend(ResendReason::Unreachable);
             }
-            self.tried.insert(server.place);
-            // Only now: what has waited would be signed too early.
-            if let Some(Signer(sign)) = &self.plan.signer {
+            self.tried.insert(server.index);
+            // Only now: a signature made before a wait would be too old.
+            if let Some(Signer(sign)) = &self.options.signer {
                 sign(request.headers_mut());
             }
-            let deadlines =
-                Deadlines { sent, response_timeout, end: self.limits.end, total_timeout: self.limits.total };
-            if let Some(progress) = &self.plan.progress {
+            let deadlines = AttemptDeadlines {
+                sent,
+                response_timeout,
+                end: self.deadlines.end,
+                total_timeout: self.deadlines.total_timeout,
+            };
+            if let Some(progress) = &self.options.progress {
                 progress.record_sent(sent, server.state.health.last_answer());
             }
-            match server.attempt(request, self.plan, deadlines).await {
+            match server.attempt(request, self.options, deadlines).await {
                 Err(AttemptError::NotSent(error, unsent)) => {
                     server.state.count_unreachable(&error);
                     let earlier = unreachable.map(|(error, _)| error);
-                    unreachable = Some((Unreachable::new(&server.name, error).or(earlier), server));
+                    unreachable =
+                        Some((ConnectFailure::new(&server.name, error).prefer_transient(earlier), server));
                     request = unsent;
                 }
-                Ok(answer) => {
-                    upstream.note_answer(class, &answer, sent);
-                    self.was_sent_to(server, sent);
-                    return Ok((answer, server));
+                Ok(response) => {
+                    upstream.record_response(class, &response, sent);
+                    self.record_sent(server, sent);
+                    return Ok((response, server));
                 }
                 Err(AttemptError::Failed { error, is_unread }) => {
-                    self.was_sent_to(server, sent);
-                    return Err(Failed::At { server, error, is_unread });
+                    self.record_sent(server, sent);
+                    return Err(SendFailure::NoResponse { server, error, is_unread });
                 }
             }
         }
     }
 
-    fn was_sent_to(&mut self, server: &Server, sent: Instant) {
-        let lane = self.upstream.state.lanes.of(self.plan.class);
-        lane.took(now().saturating_duration_since(sent));
-        self.course.server = Some(Arc::clone(&server.name));
+    fn record_sent(&mut self, server: &UpstreamServer, sent: Instant) {
+        let admission = self.upstream.state.admission.of(self.options.class);
+        admission.record_response_time(now().saturating_duration_since(sent));
+        self.report.server = Some(Arc::clone(&server.name));
     }
 
-    /// Whether an answer says that Rails is away, and another one may be better.
-    fn is_worth_another(&self, answer: &Response<Body>) -> bool {
-        // What anybody may ask for is no measure.
-        if self.plan.class == Class::Other {
+    /// Whether a response reports an outage of Rails, and the request may and should be sent again.
+    fn should_resend_after(&self, response: &Response<Body>) -> bool {
+        // Requests without a credential are no measure.
+        if self.options.class == Class::Other {
             return false;
         }
-        let is_away = says_that_rails_is_away(answer);
+        let is_outage = is_outage_response(response);
         let state = &self.upstream.state;
-        let holds = !state.lanes.of(self.plan.class).settings().hold.is_zero();
-        if !is_away || holds && !self.has_another(may_be_well) {
-            // Whoever comes now may have to wait.
-            state.hold.set_proxy_says_away(is_away);
+        let holds = !state.admission.of(self.options.class).settings().hold.is_zero();
+        if !is_outage || holds && !self.has_untried(may_be_healthy) {
+            // Later requests may have to wait.
+            state.hold.set_proxy_reports_outage(is_outage);
         }
-        is_away && (self.has_another(may_be_well) || self.limits.may_wait()) && self.may_read_again()
+        is_outage && (self.has_untried(may_be_healthy) || self.deadlines.may_hold()) && self.may_resend_read()
     }
 
-    /// Prepares to send a request once more that got no answer, perhaps after a while; why, or how it ends.
-    async fn prepare_another(&mut self, error: Error, is_unread: bool) -> Result<Again, Error> {
-        let has_another = self.has_another(takes_part);
-        let pause = UNREAD_PAUSES.get(self.unread).filter(|_| is_unread);
-        if let Some(pause) = pause
-            && self.limits.are_worth_it()
-            && (has_another || self.limits.may_wait())
+    /// Prepares to resend a request that got no response, perhaps after a delay. Returns the reason, or the error
+    /// to fail with.
+    async fn prepare_resend(&mut self, error: Error, is_unread: bool) -> Result<ResendReason, Error> {
+        let has_other = self.has_untried(is_in_rotation);
+        let delay = UNREAD_RESEND_DELAYS.get(self.unread_resends).filter(|_| is_unread);
+        if let Some(delay) = delay
+            && self.deadlines.may_send()
+            && (has_other || self.deadlines.may_hold())
         {
-            self.unread += 1;
-            if !has_another {
-                // If that is too long, the line says so.
-                let _ = self.limits.held(tokio::time::sleep(*pause)).await;
-                self.course.waited += *pause;
+            self.unread_resends += 1;
+            if !has_other {
+                // If its deadline comes first, the hold queue rejects it.
+                let _ = self.deadlines.within_hold(tokio::time::sleep(*delay)).await;
+                self.report.waited += *delay;
             }
-            self.another_or_line(takes_part).await?;
-            return Ok(Again::Unread);
+            self.next_server_or_wait(is_in_rotation).await?;
+            return Ok(ResendReason::Unread);
         }
         let has_ended = match &error {
             Error::Broken(error) => !error.is_parse(),
             Error::BrokeOff(error) => matches!(error, body::Error::Broken(_)),
             _ => false,
         };
-        if !has_ended || !self.may_read_again() {
+        if !has_ended || !self.may_resend_read() {
             return Err(error);
         }
-        if !has_another {
+        if !has_other {
             self.tried = ServerSet::default();
         }
-        Ok(Again::Read)
+        Ok(ResendReason::SafeRead)
     }
 
-    /// Whether it is a read that may be sent again: once, in time, and if not too many have been.
-    fn may_read_again(&self) -> bool {
-        if !self.plan.is_read || self.course.is_resent || !self.limits.are_worth_it() {
+    /// Whether it is a read that may be sent again: once, in time, and within the budget.
+    fn may_resend_read(&self) -> bool {
+        if !self.options.is_read || self.report.is_resent || !self.deadlines.may_send() {
             return false;
         }
-        let is_within = self.plan.class.of(&self.upstream.state.budgets).withdraw();
+        let is_within = self.options.class.of(&self.upstream.state.resend_budgets).withdraw();
         if !is_within {
-            self.upstream.state.not_resent.fetch_add(1, Ordering::Relaxed);
+            self.upstream.state.resends_over_budget.fetch_add(1, Ordering::Relaxed);
         }
         is_within
     }
 
-    fn goes_again(&mut self, server: &Server, why: Again) {
-        server.state.count_resend(why);
-        self.course.is_resent = true;
+    fn record_resend(&mut self, server: &UpstreamServer, reason: ResendReason) {
+        server.state.count_resend(reason);
+        self.report.is_resent = true;
     }
 
-    /// Another server is next if one is as good as that; else the first that is back, in line.
-    async fn another_or_line(&mut self, is_good: fn(Standing) -> bool) -> Result<(), Error> {
-        if self.has_another(is_good) { Ok(()) } else { self.wait_in_line().await }
+    /// Continues at once if another server is as good as `is_good` demands; else waits for the first that is back.
+    async fn next_server_or_wait(&mut self, is_good: fn(Availability) -> bool) -> Result<(), Error> {
+        if self.has_untried(is_good) { Ok(()) } else { self.wait_for_rails().await }
     }
 
-    async fn wait_in_line(&mut self) -> Result<(), Error> {
-        self.opened = self.upstream.wait_in_line(self.plan.class, &self.limits, self.course).await?;
+    async fn wait_for_rails(&mut self) -> Result<(), Error> {
+        self.connected_to =
+            self.upstream.wait_for_rails(self.options.class, &self.deadlines, self.report).await?;
         self.tried = ServerSet::default();
         Ok(())
     }
 
-    fn has_another(&self, is_good: fn(Standing) -> bool) -> bool {
-        has_another(&self.upstream.servers, self.tried, is_good, now())
+    fn has_untried(&self, is_good: fn(Availability) -> bool) -> bool {
+        has_untried(&self.upstream.servers, self.tried, is_good, now())
     }
 }
 
-/// Whether a server may answer, as far as is known.
-fn may_be_well(standing: Standing) -> bool {
-    matches!(standing, Standing::In(_) | Standing::Unhealthy)
+/// Whether a server may respond, as far as is known.
+fn may_be_healthy(availability: Availability) -> bool {
+    matches!(availability, Availability::InRotation(_) | Availability::Unhealthy)
 }
 
-fn takes_part(standing: Standing) -> bool {
-    matches!(standing, Standing::In(_))
+fn is_in_rotation(availability: Availability) -> bool {
+    matches!(availability, Availability::InRotation(_))
 }

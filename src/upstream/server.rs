@@ -1,4 +1,4 @@
-//! One Rails of perhaps several.
+//! One server of Rails, of perhaps several.
 
 use std::io;
 use std::sync::Arc;
@@ -8,74 +8,79 @@ use std::time::Duration;
 use http::header::HeaderValue;
 use http::{Request, Response};
 
-use super::balance::MOST_SERVERS;
-use super::cause::Cause;
+use super::balance::MAX_SERVERS;
+use super::cause::UnreachableCause;
 use super::connect::Connector;
-use super::health::Health;
-use super::load::Load;
-use super::pool::{Pool, Trouble};
-use super::streams::Streams;
-use super::target::Target;
+use super::health::ServerHealth;
+use super::load::ServerLoad;
+use super::pool::{Http1Pool, SendError};
+use super::streams::Http2Connections;
+use super::target::UpstreamTarget;
 use super::tls::Tls;
-use super::{Settings, State};
+use super::{UpstreamSettings, UpstreamState};
 use crate::body::{Body, Sending};
 use crate::route::Class;
 
-/// What `upstream.url`, or a `[[upstream.server]]`, of the configuration says.
+/// One server in the configuration: `upstream.url`, or a `[[upstream.server]]`.
 #[derive(Clone, Debug)]
-pub struct ServerSettings {
+pub struct UpstreamServerSettings {
     /// Where it listens.
-    pub target: Target,
-    /// How connections are secured, if they are.
+    pub target: UpstreamTarget,
+    /// TLS, if the target needs it.
     pub tls: Option<Tls>,
-    /// Whether it is asked only if none of the others takes part.
+    /// Whether it gets requests only while no other server is in rotation.
     pub is_backup: bool,
 }
 
-/// A server, as one worker sees it.
+/// A server, as one worker thread sees it.
 #[derive(Debug)]
-pub(super) struct Server {
-    /// Its place in the list of all.
-    pub(super) place: usize,
-    /// As logs call it.
+pub(super) struct UpstreamServer {
+    /// Its index in the list of servers.
+    pub(super) index: usize,
+    /// Its address, for logs.
     pub(super) name: Arc<str>,
     pub(super) host: HeaderValue,
-    pub(super) connections: Connections,
-    /// Whether a reset proves that a request was not read: if it is on this machine, and the connection is
-    /// nobody else's.
+    pub(super) connections: ServerConnections,
+    /// Whether a reset proves that a request was not read: if the server is on this machine, and its connections
+    /// carry one request at a time.
     pub(super) may_resend_unread: bool,
-    pub(super) state: Arc<ServerState>,
+    pub(super) state: Arc<UpstreamServerState>,
 }
 
-impl Server {
-    /// All of them, each with what is known of it.
-    pub(super) fn all(settings: &Settings, state: &State) -> Vec<Self> {
-        let servers = settings.servers.iter().zip(&state.servers).enumerate().take(MOST_SERVERS);
+impl UpstreamServer {
+    /// All servers, each with its shared state.
+    pub(super) fn all(settings: &UpstreamSettings, state: &UpstreamState) -> Vec<Self> {
+        let servers = settings.servers.iter().zip(&state.servers).enumerate().take(MAX_SERVERS);
         servers
-            .map(|(place, (server, state))| Self::new(place, server, settings, Arc::clone(state)))
+            .map(|(index, (server, state))| Self::new(index, server, settings, Arc::clone(state)))
             .collect()
     }
 
     pub(super) fn new(
-        place: usize,
-        server: &ServerSettings,
-        all: &Settings,
-        state: Arc<ServerState>,
+        index: usize,
+        server: &UpstreamServerSettings,
+        all: &UpstreamSettings,
+        state: Arc<UpstreamServerState>,
     ) -> Self {
         let host = all.host.as_deref().and_then(|host| HeaderValue::from_str(host).ok());
         let tls = server.tls.clone();
         let connector = Connector::new(&server.target, tls, all.connect_timeout, Arc::clone(&state))
             .with_max_age(all.max_connection_age);
         let connections = match all.protocol {
-            Protocol::Http1 => {
-                Connections::Pool(Pool::new(connector, all.max_idle, all.idle_timeout, Arc::clone(&state)))
-            }
-            Protocol::Http2 => {
-                Connections::Streams(Streams::new(connector, server.target.is_tls, Arc::clone(&state)))
-            }
+            Protocol::Http1 => ServerConnections::Http1(Http1Pool::new(
+                connector,
+                all.max_idle,
+                all.idle_timeout,
+                Arc::clone(&state),
+            )),
+            Protocol::Http2 => ServerConnections::Http2(Http2Connections::new(
+                connector,
+                server.target.is_tls,
+                Arc::clone(&state),
+            )),
         };
         Self {
-            place,
+            index,
             name: server.name().into(),
             host: host.unwrap_or_else(|| server.target.host_header()),
             connections,
@@ -87,61 +92,61 @@ impl Server {
     }
 }
 
-/// How requests get there.
+/// The connections of one thread to a server.
 #[derive(Debug)]
-pub(super) enum Connections {
-    Pool(Pool),
-    Streams(Streams),
+pub(super) enum ServerConnections {
+    Http1(Http1Pool),
+    Http2(Http2Connections),
 }
 
-impl Connections {
+impl ServerConnections {
     pub(super) async fn send(
         &self,
         request: Box<Request<Body>>,
         class: Class,
         sending: &Sending,
-    ) -> Result<Response<Body>, Trouble> {
+    ) -> Result<Response<Body>, SendError> {
         match self {
-            Self::Pool(pool) if class == Class::Other && pool.may_send_apart() => {
-                Box::pin(pool.send_apart(request, sending)).await
+            Self::Http1(pool) if class == Class::Other && pool.may_send_unpooled() => {
+                Box::pin(pool.send_unpooled(request, sending)).await
             }
-            Self::Pool(pool) => pool.send(request, sending).await,
-            Self::Streams(streams) => Box::pin(streams.send(*request, class)).await,
+            Self::Http1(pool) => pool.send(request, sending).await,
+            Self::Http2(streams) => Box::pin(streams.send(*request, class)).await,
         }
     }
 
-    /// Sends a request of the gateway itself, which is nobody's and has no body.
-    pub(super) async fn ask(&self, mut request: Request<Body>) -> Result<Response<Body>, Trouble> {
+    /// Sends a request of the gateway itself, which has no body and no class.
+    pub(super) async fn send_probe(&self, mut request: Request<Body>) -> Result<Response<Body>, SendError> {
         match self {
-            Self::Pool(pool) => {
+            Self::Http1(pool) => {
                 let sending = request.body_mut().watch();
                 pool.send(Box::new(request), &sending).await
             }
-            Self::Streams(streams) => Box::pin(streams.send_alone(request)).await,
+            Self::Http2(streams) => Box::pin(streams.send_unshared(request)).await,
         }
     }
 
     /// Makes a connection for the next request.
-    pub(super) async fn open(&self, class: Class) -> io::Result<()> {
+    pub(super) async fn preconnect(&self, class: Class) -> io::Result<()> {
         match self {
-            Self::Pool(pool) => pool.open().await,
-            Self::Streams(streams) => Box::pin(streams.open(class)).await,
+            Self::Http1(pool) => pool.preconnect().await,
+            Self::Http2(streams) => Box::pin(streams.preconnect(class)).await,
         }
     }
 }
 
-/// What is spoken with Rails.
+/// The version of HTTP spoken with Rails.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Protocol {
     /// HTTP/1.1 over a pool of connections.
     #[default]
     Http1,
-    /// HTTP/2: negotiated over TLS (ALPN), and without TLS taken for granted (RFC 9113 §3.3).
+    /// HTTP/2: negotiated over TLS (ALPN), and without TLS assumed (RFC 9113 §3.3).
     Http2,
 }
 
-impl ServerSettings {
-    /// As metrics, logs and operators call it: its address.
+impl UpstreamServerSettings {
+    /// Its address; metrics and logs name it by that.
     pub fn name(&self) -> String {
         self.target.address.to_string()
     }
@@ -150,122 +155,122 @@ impl ServerSettings {
 /// Why a request was sent again, to the same server or another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
-pub enum Again {
-    /// This one could not be reached, and another was there.
+pub enum ResendReason {
+    /// This server could not be reached, and there was another one.
     Unreachable = 0,
-    /// It has not read the request.
+    /// The server has not read the request.
     Unread = 1,
-    /// It gave no answer to a read.
-    Read = 2,
+    /// The request is a read, and the server gave no response.
+    SafeRead = 2,
 }
 
-impl Again {
-    /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 3] = [Self::Unreachable, Self::Unread, Self::Read];
+impl ResendReason {
+    /// All variants, in the order of their numbers.
+    pub const ALL: [Self; 3] = [Self::Unreachable, Self::Unread, Self::SafeRead];
 
     /// The label in metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Unreachable => "unreachable",
             Self::Unread => "unread",
-            Self::Read => "read",
+            Self::SafeRead => "read",
         }
     }
 }
 
-/// What all workers share of one server.
+/// What all threads share about one server.
 #[derive(Debug)]
-pub struct ServerState {
-    /// As metrics, logs and operators call it.
+pub struct UpstreamServerState {
+    /// Its address; metrics and logs name it by that.
     pub name: String,
-    /// Whether it is asked only if none of the others takes part.
+    /// Whether it gets requests only while no other server is in rotation.
     pub is_backup: bool,
-    /// Whether it takes part.
-    pub health: Health,
+    /// Whether it is in rotation, and why not.
+    pub health: ServerHealth,
     protocol: Protocol,
-    pub(super) load: Load,
-    /// Connections that are open now, used or kept.
-    pub(super) open: AtomicI64,
-    /// Connections that are kept now, without a request.
-    pub(super) kept: AtomicUsize,
-    /// Requests that share connections (HTTP/2).
-    pub(super) streams: AtomicUsize,
+    pub(super) load: ServerLoad,
+    /// Connections that are open now, in use or idle.
+    pub(super) connections_open: AtomicI64,
+    /// Connections that are idle now (HTTP/1.1).
+    pub(super) idle: AtomicUsize,
+    /// Requests that share connections now (HTTP/2).
+    pub(super) active_streams: AtomicUsize,
     /// Connections made so far.
-    pub opened: AtomicU64,
+    pub connections_opened: AtomicU64,
     /// Attempts to connect that failed.
-    pub refused: AtomicU64,
-    /// Requests for which there was no connection, and attempts for those that wait, by [`Cause`].
-    pub unreachable: [AtomicU64; Cause::ALL.len()],
-    /// Requests that were sent again after it had failed, by [`Again`].
-    pub resent: [AtomicU64; Again::ALL.len()],
-    /// How long it took for the heads of its answers.
-    pub took: Durations,
+    pub connect_failures: AtomicU64,
+    /// Requests, and attempts for held requests, that found no connection, by [`UnreachableCause`].
+    pub unreachable_by_cause: [AtomicU64; UnreachableCause::ALL.len()],
+    /// Requests that were sent again after this server had failed, by [`ResendReason`].
+    pub resends: [AtomicU64; ResendReason::ALL.len()],
+    /// From sending a request to the head of its response, or to the failure to get one.
+    pub response_times: LatencyHistogram,
 }
 
-impl ServerState {
-    pub(super) fn new(server: &ServerSettings, all: &Settings) -> Self {
+impl UpstreamServerState {
+    pub(super) fn new(server: &UpstreamServerSettings, all: &UpstreamSettings) -> Self {
         let name = server.name();
         Self {
-            health: Health::new(name.clone(), all),
+            health: ServerHealth::new(name.clone(), all),
             name,
             is_backup: server.is_backup,
             protocol: all.protocol,
-            load: Load::new(all.load_memory),
-            open: AtomicI64::new(0),
-            kept: AtomicUsize::new(0),
-            streams: AtomicUsize::new(0),
-            opened: AtomicU64::new(0),
-            refused: AtomicU64::new(0),
-            unreachable: Default::default(),
-            resent: Default::default(),
-            took: Durations::default(),
+            load: ServerLoad::new(all.load_decay),
+            connections_open: AtomicI64::new(0),
+            idle: AtomicUsize::new(0),
+            active_streams: AtomicUsize::new(0),
+            connections_opened: AtomicU64::new(0),
+            connect_failures: AtomicU64::new(0),
+            unreachable_by_cause: Default::default(),
+            resends: Default::default(),
+            response_times: LatencyHistogram::default(),
         }
     }
 
     /// Requests that it has now.
     pub fn in_flight(&self) -> usize {
         match self.protocol {
-            Protocol::Http1 => self.connections().saturating_sub(self.kept.load(Ordering::Relaxed)),
-            Protocol::Http2 => self.streams.load(Ordering::Relaxed),
+            Protocol::Http1 => self.open_connections().saturating_sub(self.idle.load(Ordering::Relaxed)),
+            Protocol::Http2 => self.active_streams.load(Ordering::Relaxed),
         }
     }
 
-    /// Connections to it, used or kept.
-    pub fn connections(&self) -> usize {
-        usize::try_from(self.open.load(Ordering::Relaxed)).unwrap_or_default()
+    /// Connections to it, in use or idle.
+    pub fn open_connections(&self) -> usize {
+        usize::try_from(self.connections_open.load(Ordering::Relaxed)).unwrap_or_default()
     }
 
     pub(super) fn count_unreachable(&self, error: &io::Error) {
-        if let Some(count) = self.unreachable.get(Cause::of(error) as usize) {
+        if let Some(count) = self.unreachable_by_cause.get(UnreachableCause::of(error) as usize) {
             count.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    pub(super) fn count_resend(&self, why: Again) {
-        if let Some(count) = self.resent.get(why as usize) {
+    pub(super) fn count_resend(&self, why: ResendReason) {
+        if let Some(count) = self.resends.get(why as usize) {
             count.fetch_add(1, Ordering::Relaxed);
         }
     }
 }
 
-/// How often something took how long.
+/// A histogram of durations.
 #[derive(Debug, Default)]
-pub struct Durations {
-    /// Up to each of [`BOUNDS`], and beyond.
-    counts: [AtomicU64; BOUNDS.len() + 1],
+pub struct LatencyHistogram {
+    /// Up to each of [`BUCKET_BOUNDS_US`], and above. Not cumulative.
+    counts: [AtomicU64; BUCKET_BOUNDS_US.len() + 1],
     sum_us: AtomicU64,
 }
 
-/// Upper bounds in microseconds: those of the durations by route, so that the two can be compared.
-const BOUNDS: [u64; 12] = [
+/// Upper bounds in microseconds: those of the histogram by route, so that the two can be compared.
+const BUCKET_BOUNDS_US: [u64; 12] = [
     1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 1_000_000, 5_000_000, 15_000_000,
     60_000_000,
 ];
 
-impl Durations {
+impl LatencyHistogram {
     pub(super) fn observe(&self, took: Duration) {
         let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        let bucket = BOUNDS.iter().position(|bound| us <= *bound).unwrap_or(BOUNDS.len());
+        let bucket = BUCKET_BOUNDS_US.iter().position(|bound| us <= *bound).unwrap_or(BUCKET_BOUNDS_US.len());
         if let Some(count) = self.counts.get(bucket) {
             count.fetch_add(1, Ordering::Relaxed);
         }
@@ -273,8 +278,9 @@ impl Durations {
     }
 
     /// The sum in seconds, the number, and how many fell under each bound only.
-    pub fn parts(&self) -> (f64, u64, Vec<(f64, u64)>) {
-        let bounds = BOUNDS.iter().map(|us| Duration::from_micros(*us).as_secs_f64()).chain([f64::INFINITY]);
+    pub fn snapshot(&self) -> (f64, u64, Vec<(f64, u64)>) {
+        let bounds =
+            BUCKET_BOUNDS_US.iter().map(|us| Duration::from_micros(*us).as_secs_f64()).chain([f64::INFINITY]);
         let buckets: Vec<_> =
             bounds.zip(self.counts.iter().map(|count| count.load(Ordering::Relaxed))).collect();
         let sum = Duration::from_micros(self.sum_us.load(Ordering::Relaxed)).as_secs_f64();
@@ -288,11 +294,11 @@ mod tests {
 
     #[test]
     fn a_bound_is_part_of_its_bucket() {
-        let durations = Durations::default();
+        let histogram = LatencyHistogram::default();
         for us in [1, 1_000, 1_001, 60_000_000, 60_000_001, 3_600_000_000] {
-            durations.observe(Duration::from_micros(us));
+            histogram.observe(Duration::from_micros(us));
         }
-        let (sum, count, buckets) = durations.parts();
+        let (sum, count, buckets) = histogram.snapshot();
         assert!((sum - 3_720.002_003).abs() < 1e-6, "{sum}");
         assert_eq!(count, 6);
         let of: Vec<u64> = buckets.iter().map(|(_, count)| *count).collect();

@@ -1,7 +1,6 @@
 //! HTTP/2: a connection to a server for each class of routes, on which each request of a thread is a stream.
 //!
-//! A task of its own drives it, for as long as it lives. When it has ended, the next request makes
-//! another one.
+//! A task of its own drives each connection. When a connection has ended, the next request makes another one.
 
 use std::future::pending;
 use std::io;
@@ -17,109 +16,117 @@ use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::sync::Mutex;
 
-use super::answer::BUFFER;
-use super::cause::Told;
-use super::connect::{Connector, Stream};
-use super::pool::Trouble;
-use super::server::ServerState;
+use super::cause::SharedConnectError;
+use super::connect::{Connector, UpstreamStream};
+use super::pool::SendError;
+use super::response::HEAD_BUFFER;
+use super::server::UpstreamServerState;
 use crate::body::{Body, Carrier};
 use crate::route::Class;
 
-/// How often the other side is asked whether it is still there, and for how long.
-const PING: Duration = Duration::from_secs(10);
-const PONG: Duration = Duration::from_secs(5);
+/// How often an idle or silent connection is checked with a PING, and how long the answer may take.
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How often a request goes to another connection because one has ended before it could be sent.
-const MOST_CONNECTIONS: usize = 3;
+/// How many connections a request may be tried on, if each ends before it could be sent.
+const MAX_CONNECTION_TRIES: usize = 3;
 
 type Sender = http2::SendRequest<Body>;
-type Connection = http2::Connection<Stream, Body, TokioExecutor>;
+type Connection = http2::Connection<UpstreamStream, Body, TokioExecutor>;
 
-/// Bytes of an answer that may be on their way while its client does not read. The second is more than
-/// all streams of a connection have: nobody waits because somebody else does not read.
+/// Bytes of a response that may be on their way while its client does not read. The second is more than all
+/// streams of a connection have: no stream waits because another client does not read.
 const STREAM_WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = 1 << 30;
 
-/// The way to one server, for one thread.
+/// The connections of one thread to one server.
 ///
-/// Each class of routes has a connection of its own: a server bounds how many streams one may have, and
+/// Each class of routes has its own: a server bounds how many streams one connection may have, and
 /// while `/allowed` waits for Gitaly with all of them, Gitaly calls back.
 #[derive(Debug)]
-pub(super) struct Streams {
+pub(super) struct Http2Connections {
     connector: Connector,
     scheme: Scheme,
-    slots: [Arc<Slot>; Class::ALL.len()],
-    state: Arc<ServerState>,
+    slots: [Arc<ConnectionSlot>; Class::ALL.len()],
+    state: Arc<UpstreamServerState>,
 }
 
-/// A connection, while there is one.
+/// Room for one connection.
 #[derive(Debug, Default)]
-struct Slot {
-    /// Whoever makes one has the lock meanwhile.
+struct ConnectionSlot {
+    /// Locked while a connection is being made.
     sender: Mutex<Option<Sender>>,
-    /// How often that has failed, and how the last time: who has waited for it need not try again.
+    /// How often that has failed, and the last error: requests that have waited for it need not try again.
     failures: AtomicU64,
-    failure: parking_lot::Mutex<Option<(io::ErrorKind, Told)>>,
+    failure: parking_lot::Mutex<Option<(io::ErrorKind, SharedConnectError)>>,
 }
 
-impl Streams {
-    pub(super) fn new(connector: Connector, is_tls: bool, state: Arc<ServerState>) -> Self {
+impl Http2Connections {
+    pub(super) fn new(connector: Connector, is_tls: bool, state: Arc<UpstreamServerState>) -> Self {
         let scheme = if is_tls { Scheme::HTTPS } else { Scheme::HTTP };
         Self { connector, scheme, slots: Default::default(), state }
     }
 
     /// Sends a request. It is sent once: over another connection only if nothing of it was written.
-    pub(super) async fn send(&self, request: Request<Body>, class: Class) -> Result<Response<Body>, Trouble> {
-        let mut request = self.translated(request);
-        for _ in 0..MOST_CONNECTIONS {
+    pub(super) async fn send(
+        &self,
+        request: Request<Body>,
+        class: Class,
+    ) -> Result<Response<Body>, SendError> {
+        let mut request = self.to_http2(request);
+        for _ in 0..MAX_CONNECTION_TRIES {
             let mut sender = match self.sender(class).await {
                 Ok(sender) => sender,
-                Err(error) => return Err(Trouble::Connect(error, Box::new(request))),
+                Err(error) => return Err(SendError::Connect(error, Box::new(request))),
             };
             match self.send_over(&mut sender, request).await {
-                Err(Unsent::Not(unsent)) => request = *unsent,
-                Err(Unsent::Trouble(trouble)) => return Err(trouble),
-                Ok(answer) => return Ok(answer),
+                Err(StreamError::NotWritten(unsent)) => request = *unsent,
+                Err(StreamError::Failed(error)) => return Err(error),
+                Ok(response) => return Ok(response),
             }
         }
         let error = io::Error::new(io::ErrorKind::ConnectionAborted, "it ends each connection at once");
-        Err(Trouble::Connect(error, Box::new(request)))
+        Err(SendError::Connect(error, Box::new(request)))
     }
 
     /// Sends a request over a connection of its own, which ends with it.
-    pub(super) async fn send_alone(&self, request: Request<Body>) -> Result<Response<Body>, Trouble> {
-        let request = self.translated(request);
+    pub(super) async fn send_unshared(&self, request: Request<Body>) -> Result<Response<Body>, SendError> {
+        let request = self.to_http2(request);
         let mut sender = match self.connect().await {
             Ok((sender, connection)) => {
-                // How it ended, the stream says.
+                // How it ended, the stream reports.
                 tokio::spawn(async move { drop(connection.await) });
                 sender
             }
-            Err(error) => return Err(Trouble::Connect(error, Box::new(request))),
+            Err(error) => return Err(SendError::Connect(error, Box::new(request))),
         };
         self.send_over(&mut sender, request).await.map_err(|unsent| match unsent {
-            Unsent::Not(request) => {
+            StreamError::NotWritten(request) => {
                 let error =
                     io::Error::new(io::ErrorKind::ConnectionAborted, "it ends the connection at once");
-                Trouble::Connect(error, request)
+                SendError::Connect(error, request)
             }
-            Unsent::Trouble(trouble) => trouble,
+            StreamError::Failed(error) => error,
         })
     }
 
-    async fn send_over(&self, sender: &mut Sender, request: Request<Body>) -> Result<Response<Body>, Unsent> {
-        let ticket = Ticket::new(&self.state);
+    async fn send_over(
+        &self,
+        sender: &mut Sender,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, StreamError> {
+        let guard = StreamGuard::new(&self.state);
         match sender.try_send_request(request).await {
-            Ok(answer) => Ok(answer.map(|stream| Body::carried(stream, Box::new(ticket)))),
+            Ok(response) => Ok(response.map(|stream| Body::carried(stream, Box::new(guard)))),
             Err(mut failed) => Err(match failed.take_message() {
-                Some(unsent) => Unsent::Not(Box::new(unsent)),
-                None => Unsent::Trouble(failed_at(failed.into_error())),
+                Some(unsent) => StreamError::NotWritten(Box::new(unsent)),
+                None => StreamError::Failed(classify(failed.into_error())),
             }),
         }
     }
 
-    /// Makes a connection, if there is none.
-    pub(super) async fn open(&self, class: Class) -> io::Result<()> {
+    /// Makes a connection for the class, if there is none.
+    pub(super) async fn preconnect(&self, class: Class) -> io::Result<()> {
         self.sender(class).await.map(drop)
     }
 
@@ -131,16 +138,16 @@ impl Streams {
             return Ok(sender.clone());
         }
         if slot.failures.load(Ordering::Relaxed) != failures
-            && let Some((kind, told)) = &*slot.failure.lock()
+            && let Some((kind, shared)) = &*slot.failure.lock()
         {
-            return Err(told.clone().again(*kind, None));
+            return Err(shared.clone().into_io_error(*kind, None));
         }
         let (new, connection) = self.connect().await.inspect_err(|error| {
-            *slot.failure.lock() = Some((error.kind(), Told::of(error)));
+            *slot.failure.lock() = Some((error.kind(), SharedConnectError::of(error)));
             slot.failures.fetch_add(1, Ordering::Relaxed);
         })?;
-        let (slot, expiry) = (Arc::downgrade(slot), self.connector.expiry());
-        tokio::spawn(drive(connection, slot, expiry, Arc::clone(&self.state)));
+        let (slot, expires_at) = (Arc::downgrade(slot), self.connector.expires_at());
+        tokio::spawn(drive(connection, slot, expires_at, Arc::clone(&self.state)));
         *sender = Some(new.clone());
         Ok(new)
     }
@@ -149,20 +156,20 @@ impl Streams {
         let stream = self.connector.connect().await?;
         http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
-            .keep_alive_interval(PING)
-            .keep_alive_timeout(PONG)
+            .keep_alive_interval(PING_INTERVAL)
+            .keep_alive_timeout(PING_TIMEOUT)
             .keep_alive_while_idle(true)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_header_list_size(BUFFER)
+            .max_header_list_size(HEAD_BUFFER)
             .handshake(stream)
             .await
             .map_err(io::Error::other)
     }
 
-    /// RFC 9113 §8.3.1: scheme and authority are fields of their own, and there is no framing in headers
+    /// RFC 9113 §8.3.1: scheme and authority are fields of their own, and headers do not carry framing
     /// (§8.2.2).
-    fn translated(&self, mut request: Request<Body>) -> Request<Body> {
+    fn to_http2(&self, mut request: Request<Body>) -> Request<Body> {
         let headers = request.headers_mut();
         headers.remove(header::TRANSFER_ENCODING);
         headers.remove(header::CONNECTION);
@@ -181,18 +188,23 @@ impl Streams {
     }
 }
 
-/// Why there is no answer.
-enum Unsent {
+/// Why there is no response.
+enum StreamError {
     /// Nothing was written.
-    Not(Box<Request<Body>>),
-    Trouble(Trouble),
+    NotWritten(Box<Request<Body>>),
+    Failed(SendError),
 }
 
-/// Drives a connection to its end. Once its server is drained or it is too old, nothing begins on it any more.
-async fn drive(connection: Connection, slot: Weak<Slot>, expiry: Option<Instant>, state: Arc<ServerState>) {
-    let too_old = async {
-        match expiry {
-            Some(expiry) => tokio::time::sleep_until(expiry.into()).await,
+/// Drives a connection to its end. No new stream begins on it once its server is drained or it is too old.
+async fn drive(
+    connection: Connection,
+    slot: Weak<ConnectionSlot>,
+    expires_at: Option<Instant>,
+    state: Arc<UpstreamServerState>,
+) {
+    let expired = async {
+        match expires_at {
+            Some(expires_at) => tokio::time::sleep_until(expires_at.into()).await,
             None => pending().await,
         }
     };
@@ -201,51 +213,51 @@ async fn drive(connection: Connection, slot: Weak<Slot>, expiry: Option<Instant>
     drained.as_mut().enable();
     if !state.health.is_drained() {
         tokio::select! {
-            // How it ended, the streams say.
+            // How it ended, the streams report.
             _ = connection.as_mut() => return,
             () = drained => {}
-            () = too_old => {}
+            () = expired => {}
         }
     }
-    let shut = async {
+    let close_slot = async {
         if let Some(slot) = slot.upgrade() {
             slot.sender.lock().await.take();
         }
     };
-    // It ends once nobody can send and nothing is under way.
-    let _ = tokio::join!(shut, connection);
+    // It ends once there is no sender and no stream.
+    let _ = tokio::join!(close_slot, connection);
 }
 
-/// A stream that the server has refused, or that was begun after it had said that it would take no more,
-/// it has not looked at (RFC 9113 §8.7).
-fn failed_at(error: hyper::Error) -> Trouble {
+/// The server has not processed a stream that it refused, or that began after it had announced to take no more
+/// (RFC 9113 §8.7).
+fn classify(error: hyper::Error) -> SendError {
     let cause = std::error::Error::source(&error).and_then(|cause| cause.downcast_ref::<h2::Error>());
     let is_unread = cause.is_some_and(|cause| {
         cause.is_remote()
             && (cause.reason() == Some(h2::Reason::REFUSED_STREAM)
                 || cause.is_go_away() && cause.reason() == Some(h2::Reason::NO_ERROR))
     });
-    if is_unread { Trouble::Refused(error) } else { Trouble::Sent(error, false) }
+    if is_unread { SendError::Unprocessed(error) } else { SendError::Sent(error, false) }
 }
 
-/// Counts a stream until its answer has come to its end, or nobody wants it any more.
+/// Counts a stream until its response has ended, or is dropped.
 #[derive(Debug)]
-struct Ticket(Arc<ServerState>);
+struct StreamGuard(Arc<UpstreamServerState>);
 
-impl Ticket {
-    fn new(state: &Arc<ServerState>) -> Self {
-        state.streams.fetch_add(1, Ordering::Relaxed);
+impl StreamGuard {
+    fn new(state: &Arc<UpstreamServerState>) -> Self {
+        state.active_streams.fetch_add(1, Ordering::Relaxed);
         Self(Arc::clone(state))
     }
 }
 
-impl Drop for Ticket {
+impl Drop for StreamGuard {
     fn drop(&mut self) {
-        self.0.streams.fetch_sub(1, Ordering::Relaxed);
+        self.0.active_streams.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-impl Carrier for Ticket {
+impl Carrier for StreamGuard {
     /// The connection's own task does.
     fn carry(&mut self, _: &mut Context<'_>) {}
 

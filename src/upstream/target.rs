@@ -1,4 +1,4 @@
-//! Where Rails listens, as `upstream.url` says it.
+//! Where Rails listens: the address and relative URL root in `upstream.url`.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -10,10 +10,10 @@ use http::uri::PathAndQuery;
 
 /// An address, and the path below which Rails is mounted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Target {
+pub struct UpstreamTarget {
     /// Where to connect.
-    pub address: Address,
-    /// Whether the connection has to be secured.
+    pub address: UpstreamAddress,
+    /// Whether connections use TLS.
     pub is_tls: bool,
     /// The relative URL root: empty, or `/gitlab` and the like, without a trailing slash.
     pub root: String,
@@ -21,7 +21,7 @@ pub struct Target {
 
 /// Where to connect.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Address {
+pub enum UpstreamAddress {
     /// Host and port; the name is resolved at every connect, to all its addresses. An address may have a zone,
     /// as in `fe80::1%eth0`.
     Tcp(String, u16),
@@ -29,22 +29,22 @@ pub enum Address {
     Unix(PathBuf),
 }
 
-/// Bytes of the path of a socket in the file system: 108 with the NUL behind it.
-pub const LONGEST_SOCKET_PATH: usize = 107;
+/// Bytes of the longest path of a socket: 108 with the NUL behind it.
+pub const MAX_SOCKET_PATH: usize = 107;
 
 /// What is wrong with an `upstream.url`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TargetError {
-    /// A scheme other than those known.
+    /// An unknown scheme.
     #[error("must begin with http://, https:// or http+unix://")]
     Scheme,
-    /// No host, or something that is no host.
+    /// No host, or an invalid one.
     #[error("needs a host name or an address, as in http://127.0.0.1:8080 or http://[::1]:8080")]
     Host,
-    /// Something that is no port.
+    /// An invalid port.
     #[error("needs a port from 1 to 65535, or none, as in http://127.0.0.1:8080")]
     Port,
-    /// The zone of an address that can have none, or that is not written as it has to be.
+    /// A zone of an address that can have none, or a malformed one.
     #[error("has a zone, which only link-local addresses have, as in http://[fe80::1%25eth0]:8080")]
     Zone,
     /// User and password in the URL.
@@ -53,19 +53,19 @@ pub enum TargetError {
     /// The socket's path is not absolute, or not percent-encoded.
     #[error("needs the socket's absolute path, percent-encoded, as in http+unix://%2Frun%2Fgitlab.socket")]
     Socket,
-    /// A longer path than the system knows for sockets.
+    /// The socket's path is longer than the system allows.
     #[error(
-        "names a socket by more than {LONGEST_SOCKET_PATH} bytes, which no system call takes; move it, or make a \
+        "names a socket by more than {MAX_SOCKET_PATH} bytes, which no system call takes; move it, or make a \
          symbolic link with a shorter path"
     )]
     SocketTooLong,
-    /// A query, or a path that no client could be served below.
+    /// A query, or a path below which no client could be served.
     #[error("may end in a plain path (the relative URL root), without query, fragment or dot segments")]
     Path,
 }
 
-impl Target {
-    /// Reads `http://host:port/root`, the same with `https`, or `http+unix://%2Fpath%2Fto%2Fsocket/root`.
+impl UpstreamTarget {
+    /// Parses `http://host:port/root`, the same with `https`, or `http+unix://%2Fpath%2Fto%2Fsocket/root`.
     pub fn parse(url: &str) -> Result<Self, TargetError> {
         let (scheme, rest) = url.split_once("://").ok_or(TargetError::Scheme)?;
         let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
@@ -75,7 +75,7 @@ impl Target {
         let address = match scheme {
             "http" => tcp(authority, 80)?,
             "https" => tcp(authority, 443)?,
-            "http+unix" => Address::Unix(socket(authority)?),
+            "http+unix" => UpstreamAddress::Unix(socket(authority)?),
             _ => return Err(TargetError::Scheme),
         };
         Ok(Self { address, is_tls: scheme == "https", root: root(path)? })
@@ -84,17 +84,17 @@ impl Target {
     pub(super) fn host_header(&self) -> HeaderValue {
         // The zone of an address means something on this machine only (RFC 6874 §4).
         let host = match &self.address {
-            Address::Tcp(host, 80) if !self.is_tls => bracketed(without_zone(host)),
-            Address::Tcp(host, 443) if self.is_tls => bracketed(without_zone(host)),
-            Address::Tcp(host, port) => format!("{}:{port}", bracketed(without_zone(host))),
-            Address::Unix(_) => "localhost".to_owned(),
+            UpstreamAddress::Tcp(host, 80) if !self.is_tls => bracketed(without_zone(host)),
+            UpstreamAddress::Tcp(host, 443) if self.is_tls => bracketed(without_zone(host)),
+            UpstreamAddress::Tcp(host, port) => format!("{}:{port}", bracketed(without_zone(host))),
+            UpstreamAddress::Unix(_) => "localhost".to_owned(),
         };
         HeaderValue::from_str(&host).unwrap_or(HeaderValue::from_static("localhost"))
     }
 }
 
-/// A path below the relative URL root, with the root in front; `None` if that is no URI.
-pub(super) fn below_root(root: &str, uri: Uri) -> Option<Uri> {
+/// The path below the relative URL root; `None` if the result is not a URI.
+pub(super) fn join_root(root: &str, uri: Uri) -> Option<Uri> {
     if root.is_empty() {
         return Some(uri);
     }
@@ -102,8 +102,8 @@ pub(super) fn below_root(root: &str, uri: Uri) -> Option<Uri> {
     Uri::try_from(format!("{root}{path}")).ok()
 }
 
-impl Address {
-    /// Whether whoever listens there is on this machine.
+impl UpstreamAddress {
+    /// Whether the server is on this machine.
     pub(super) fn is_local(&self) -> bool {
         match self {
             Self::Tcp(host, _) => {
@@ -114,7 +114,7 @@ impl Address {
     }
 }
 
-impl fmt::Display for Address {
+impl fmt::Display for UpstreamAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp(host, port) => write!(f, "{}:{port}", bracketed(host)),
@@ -127,12 +127,12 @@ fn bracketed(host: &str) -> String {
     if host.contains(':') { format!("[{host}]") } else { host.to_owned() }
 }
 
-/// The name or address that a server has to prove.
+/// A host without its zone: the name or address that the certificate of the server has to match.
 pub fn without_zone(host: &str) -> &str {
     host.split_once('%').map_or(host, |(address, _)| address)
 }
 
-fn tcp(text: &str, default_port: u16) -> Result<Address, TargetError> {
+fn tcp(text: &str, default_port: u16) -> Result<UpstreamAddress, TargetError> {
     let (host, port) = match text.rsplit_once(':') {
         // A colon within brackets begins no port.
         Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
@@ -150,7 +150,7 @@ fn tcp(text: &str, default_port: u16) -> Result<Address, TargetError> {
         }
         Some(_) => return Err(TargetError::Port),
     };
-    Ok(Address::Tcp(host, port))
+    Ok(UpstreamAddress::Tcp(host, port))
 }
 
 /// What is between the brackets (RFC 6874 for the zone).
@@ -198,7 +198,7 @@ fn socket(authority: &str) -> Result<PathBuf, TargetError> {
     if !path.starts_with('/') || path.ends_with('/') || path.contains('\0') {
         return Err(TargetError::Socket);
     }
-    if path.len() > LONGEST_SOCKET_PATH { Err(TargetError::SocketTooLong) } else { Ok(path.into()) }
+    if path.len() > MAX_SOCKET_PATH { Err(TargetError::SocketTooLong) } else { Ok(path.into()) }
 }
 
 fn root(path: &str) -> Result<String, TargetError> {
@@ -216,8 +216,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn urls_that_are_understood() {
-        let tcp = |host: &str, port| Address::Tcp(host.into(), port);
+    fn valid_urls_are_parsed() {
+        let tcp = |host: &str, port| UpstreamAddress::Tcp(host.into(), port);
         for (url, address, root) in [
             ("http://127.0.0.1:8080", tcp("127.0.0.1", 8080), ""),
             ("http://localhost", tcp("localhost", 80), ""),
@@ -229,16 +229,20 @@ mod tests {
             ("http://rails_1.example.:65535", tcp("rails_1.example.", 65_535), ""),
             ("http://1.2.3.4.example", tcp("1.2.3.4.example", 80), ""),
             ("http://rails:8080/gitlab/", tcp("rails", 8080), "/gitlab"),
-            ("http+unix://%2Fvar%2Fopt%2Fgitlab.socket", Address::Unix("/var/opt/gitlab.socket".into()), ""),
-            ("http+unix://%2Frun%2Fa%20b/git/lab", Address::Unix("/run/a b".into()), "/git/lab"),
+            (
+                "http+unix://%2Fvar%2Fopt%2Fgitlab.socket",
+                UpstreamAddress::Unix("/var/opt/gitlab.socket".into()),
+                "",
+            ),
+            ("http+unix://%2Frun%2Fa%20b/git/lab", UpstreamAddress::Unix("/run/a b".into()), "/git/lab"),
         ] {
-            let target = Target::parse(url).unwrap();
+            let target = UpstreamTarget::parse(url).unwrap();
             assert_eq!((target.address, target.root.as_str()), (address, root), "{url}");
         }
     }
 
     #[test]
-    fn urls_that_are_refused() {
+    fn invalid_urls_are_refused() {
         for (url, error) in [
             ("", TargetError::Scheme),
             ("127.0.0.1:8080", TargetError::Scheme),
@@ -280,17 +284,17 @@ mod tests {
             ("http://rails/../x", TargetError::Path),
             ("http://rails/a//b", TargetError::Path),
         ] {
-            assert_eq!(Target::parse(url), Err(error), "{url}");
+            assert_eq!(UpstreamTarget::parse(url), Err(error), "{url}");
         }
     }
 
     #[test]
-    fn what_the_system_takes_for_a_socket_or_a_name_is_no_longer() {
+    fn sockets_and_names_have_the_limits_of_the_system() {
         let socket = |length: usize| format!("http+unix://%2F{}/gitlab", "a".repeat(length - 1));
-        assert!(Target::parse(&socket(107)).is_ok());
-        assert_eq!(Target::parse(&socket(108)), Err(TargetError::SocketTooLong));
-        assert_eq!(Target::parse(&socket(4_096)), Err(TargetError::SocketTooLong));
-        // It is what the system says too.
+        assert!(UpstreamTarget::parse(&socket(107)).is_ok());
+        assert_eq!(UpstreamTarget::parse(&socket(108)), Err(TargetError::SocketTooLong));
+        assert_eq!(UpstreamTarget::parse(&socket(4_096)), Err(TargetError::SocketTooLong));
+        // The system agrees.
         let connect = |length: usize| std::os::unix::net::UnixStream::connect("a".repeat(length));
         assert_eq!(connect(107).unwrap_err().kind(), std::io::ErrorKind::NotFound);
         assert_eq!(connect(108).unwrap_err().kind(), std::io::ErrorKind::InvalidInput);
@@ -300,12 +304,12 @@ mod tests {
         for (url, is_good) in
             [(name(63, 1), true), (name(64, 1), false), (name(9, 120), true), (name(9, 121), false)]
         {
-            assert_eq!(Target::parse(&url).is_ok(), is_good, "{url}");
+            assert_eq!(UpstreamTarget::parse(&url).is_ok(), is_good, "{url}");
         }
     }
 
     #[test]
-    fn what_is_on_this_machine_is_known() {
+    fn local_addresses_are_recognised() {
         for (url, is_local) in [
             ("http://127.0.0.1:8080", true),
             ("http://127.1.2.3", true),
@@ -316,16 +320,16 @@ mod tests {
             ("http://localhost.example.com", false),
             ("http://127.0.0.1.example.com", false),
         ] {
-            assert_eq!(Target::parse(url).unwrap().address.is_local(), is_local, "{url}");
+            assert_eq!(UpstreamTarget::parse(url).unwrap().address.is_local(), is_local, "{url}");
         }
     }
 
     #[test]
-    fn the_path_is_put_below_the_root() {
-        let target = Target::parse("http+unix://%2Frun%2Fs/gitlab").unwrap();
+    fn paths_are_joined_to_the_root() {
+        let target = UpstreamTarget::parse("http+unix://%2Frun%2Fs/gitlab").unwrap();
         let path = Uri::from_static("/api/v4/internal/check?a=b");
-        assert_eq!(below_root(&target.root, path.clone()).unwrap(), "/gitlab/api/v4/internal/check?a=b");
-        assert_eq!(below_root("", path.clone()), Some(path));
+        assert_eq!(join_root(&target.root, path.clone()).unwrap(), "/gitlab/api/v4/internal/check?a=b");
+        assert_eq!(join_root("", path.clone()), Some(path));
         assert_eq!(target.host_header(), "localhost");
         for (url, host) in [
             ("http://[::1]:81", "[::1]:81"),
@@ -336,7 +340,7 @@ mod tests {
             ("https://rails", "rails"),
             ("https://rails:80", "rails:80"),
         ] {
-            assert_eq!(Target::parse(url).unwrap().host_header(), host);
+            assert_eq!(UpstreamTarget::parse(url).unwrap().host_header(), host);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! TLS to Rails: whom we believe, who we are, and by which name Rails has to prove itself.
+//! TLS to Rails: the trusted authorities, the client certificate, and the name that Rails has to prove.
 
 use std::fmt;
 use std::io;
@@ -18,10 +18,10 @@ use crate::file;
 
 mod verifier;
 
-/// As it is called where the two sides agree on it (RFC 9113 §3.1).
+/// The name of HTTP/2 in ALPN (RFC 9113 §3.1).
 const HTTP2: &[u8] = b"h2";
 
-/// How connections to Rails are secured.
+/// The TLS settings of connections to one server.
 #[derive(Clone, Debug)]
 pub struct Tls {
     config: Arc<ClientConfig>,
@@ -29,92 +29,92 @@ pub struct Tls {
     name: ServerName<'static>,
 }
 
-/// Who we are: a chain of certificates, and the key of the first.
+/// A client certificate: the chain, and the key of its first certificate.
 #[derive(Debug)]
-pub struct Identity {
-    /// The certificate, and those in between up to one that Rails knows.
+pub struct ClientIdentity {
+    /// The certificate, and intermediate ones up to an authority that Rails trusts.
     pub chain: Vec<CertificateDer<'static>>,
-    /// Its key.
+    /// The key of the first certificate.
     pub key: PrivateKeyDer<'static>,
 }
 
 /// Why a file of certificates or keys cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The file cannot be used, whatever is in it.
+pub enum TlsError {
+    /// The file cannot be read.
     #[error("{0}; {advice}", advice = .0.advice())]
     File(#[from] file::Error),
-    /// It is no PEM.
-    #[error("is no PEM: {0}")]
-    NoPem(#[from] pem::Error),
-    /// There is nothing in it that is looked for.
+    /// The file is not PEM.
+    #[error("is not PEM: {0}")]
+    NotPem(#[from] pem::Error),
+    /// The file does not contain what is looked for.
     #[error("holds no {0} in PEM")]
-    Nothing(&'static str),
-    /// A certificate that is none.
+    NotFound(&'static str),
+    /// A malformed certificate.
     #[error("holds a certificate that cannot be used: {0}")]
     Certificate(rustls::Error),
-    /// The system has no certificates that it trusts.
+    /// The system trusts no authorities.
     #[error(
         "the system trusts no certificate authority{0}; install the package ca-certificates, or name a file"
     )]
     NoRoots(String),
-    /// The certificate and the key are not a pair, or of a kind that is not known.
+    /// The certificate and the key are not a pair, or of an unknown kind.
     #[error("certificate and key cannot be used together: {0}")]
     Identity(rustls::Error),
-    /// No name that a certificate could be for.
-    #[error("{0:?} is no host name or IP address")]
+    /// A name that no certificate could be for.
+    #[error("{0:?} is not a host name or IP address")]
     Name(String),
 }
 
-/// Who is believed about who is who.
+/// Authorities whose certificates are trusted.
 #[derive(Clone, Debug)]
-pub struct Authorities {
+pub struct TrustedAuthorities {
     roots: RootCertStore,
-    /// Those that the operator has named, as they are: a server may show one of them as its own.
-    named: Vec<CertificateDer<'static>>,
+    /// Those that the operator has configured, as they are: a server may show one of them as its own.
+    configured: Vec<CertificateDer<'static>>,
 }
 
 /// The authorities in a PEM file.
-pub fn authorities(path: &Path) -> Result<Authorities, Error> {
-    let named = certificates(path)?;
+pub fn read_authorities(path: &Path) -> Result<TrustedAuthorities, TlsError> {
+    let configured = read_certificates(path)?;
     let mut roots = RootCertStore::empty();
-    for certificate in &named {
-        roots.add(certificate.clone()).map_err(Error::Certificate)?;
+    for certificate in &configured {
+        roots.add(certificate.clone()).map_err(TlsError::Certificate)?;
     }
-    Ok(Authorities { roots, named })
+    Ok(TrustedAuthorities { roots, configured })
 }
 
-/// The authorities that this system trusts (`SSL_CERT_FILE` and `SSL_CERT_DIR` are obeyed).
-pub fn system_authorities() -> Result<Authorities, Error> {
+/// The authorities that this system trusts (`SSL_CERT_FILE` and `SSL_CERT_DIR` are respected).
+pub fn system_authorities() -> Result<TrustedAuthorities, TlsError> {
     let found = rustls_native_certs::load_native_certs();
     let mut roots = RootCertStore::empty();
-    // Some systems have certificates that nobody can read any more.
+    // Some systems have certificates that can no longer be parsed.
     let (added, _) = roots.add_parsable_certificates(found.certs);
     if added == 0 {
         let why = found.errors.first().map(|error| format!(" ({error})")).unwrap_or_default();
-        return Err(Error::NoRoots(why));
+        return Err(TlsError::NoRoots(why));
     }
-    Ok(Authorities { roots, named: Vec::new() })
+    Ok(TrustedAuthorities { roots, configured: Vec::new() })
 }
 
 /// The certificates in a PEM file.
-pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
-    let text = file::read_unmarked(path, MOST)?;
+pub fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let text = file::read_unmarked(path, MAX_PEM_BYTES)?;
     let found = CertificateDer::pem_slice_iter(&text).collect::<Result<Vec<_>, _>>()?;
-    if found.is_empty() { Err(Error::Nothing("certificate")) } else { Ok(found) }
+    if found.is_empty() { Err(TlsError::NotFound("certificate")) } else { Ok(found) }
 }
 
 /// The key in a PEM file.
-pub fn key(path: &Path) -> Result<PrivateKeyDer<'static>, Error> {
-    let text = file::read_unmarked(path, MOST)?;
+pub fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
+    let text = file::read_unmarked(path, MAX_PEM_BYTES)?;
     PrivateKeyDer::from_pem_slice(&text).map_err(|error| match error {
-        pem::Error::NoItemsFound => Error::Nothing("private key"),
+        pem::Error::NoItemsFound => TlsError::NotFound("private key"),
         other => other.into(),
     })
 }
 
-/// Bytes of a file with certificates or a key. Those that a system trusts have a quarter of a MiB.
-const MOST: usize = 16 << 20;
+/// Bytes of a file with certificates or a key. The authorities that a system trusts have a quarter of a MiB.
+const MAX_PEM_BYTES: usize = 16 << 20;
 
 impl fmt::Display for Tls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -123,27 +123,27 @@ impl fmt::Display for Tls {
 }
 
 impl Tls {
-    /// Believes what `authorities` say about who is `name`, and shows `identity` to a server that asks.
+    /// Trusts `authorities` to prove that a server is `name`, and shows `identity` to a server that asks for it.
     pub fn new(
-        authorities: Authorities,
-        identity: Option<&Identity>,
+        authorities: TrustedAuthorities,
+        identity: Option<&ClientIdentity>,
         name: &str,
         protocol: Protocol,
-    ) -> Result<Self, Error> {
-        let name = ServerName::try_from(name.to_owned()).map_err(|_| Error::Name(name.to_owned()))?;
-        // By name: there may be another provider in the process, and then none is the default.
+    ) -> Result<Self, TlsError> {
+        let name = ServerName::try_from(name.to_owned()).map_err(|_| TlsError::Name(name.to_owned()))?;
+        // Explicit: with another provider in the process, there would be no default one.
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let verifier =
-            Verifier::new(authorities, Arc::clone(&provider)).ok_or(Error::Nothing("certificate"))?;
+            Verifier::new(authorities, Arc::clone(&provider)).ok_or(TlsError::NotFound("certificate"))?;
         let builder = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
-            .map_err(Error::Certificate)?
+            .map_err(TlsError::Certificate)?
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(verifier));
         let mut config = match identity {
             None => builder.with_no_client_auth(),
-            Some(Identity { chain, key }) => {
-                builder.with_client_auth_cert(chain.clone(), key.clone_key()).map_err(Error::Identity)?
+            Some(ClientIdentity { chain, key }) => {
+                builder.with_client_auth_cert(chain.clone(), key.clone_key()).map_err(TlsError::Identity)?
             }
         };
         config.alpn_protocols = vec![match protocol {
@@ -155,7 +155,7 @@ impl Tls {
 
     pub(super) async fn connect(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
         let stream = TlsConnector::from(Arc::clone(&self.config)).connect(self.name.clone(), stream).await?;
-        // HTTP/1.1 is what is spoken without any agreement.
+        // HTTP/1.1 is spoken without negotiation.
         if self.protocol == Protocol::Http2 && stream.get_ref().1.alpn_protocol() != Some(HTTP2) {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "it does not speak HTTP/2"));
         }

@@ -1,6 +1,6 @@
 //! A gateway whose upstream is itself, or a gateway in front of it.
 
-use railgate::upstream::Target;
+use railgate::upstream::UpstreamTarget;
 
 use super::client::{Address, Request};
 use super::fake_rails::FakeRails;
@@ -10,7 +10,7 @@ use super::log;
 /// A gateway in front of `rails`, bypassing the check of the configuration.
 fn gateway(setup: &Setup, rails: &Address) -> RunningGateway {
     let mut settings = setup.settings(&Address::Unix("/none".into()));
-    settings.upstream.servers[0].target = Target::parse(&rails.url()).unwrap();
+    settings.upstream.servers[0].target = UpstreamTarget::parse(&rails.url()).unwrap();
     RunningGateway::start(settings)
 }
 

@@ -36,7 +36,7 @@ impl Harness {
         }
         let mut settings = setup.settings_with_servers(&servers);
         // A server that was slow once, on a busy machine, is used again soon.
-        settings.upstream.load_memory = Duration::from_millis(1);
+        settings.upstream.load_decay = Duration::from_millis(1);
         let gateway = RunningGateway::start(settings);
         Self { rails, gateway, setup }
     }

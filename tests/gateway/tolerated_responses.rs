@@ -59,15 +59,15 @@ async fn other_heads_are_refused_with_a_reason() {
             "upstream_head_too_large",
             "more than 256 fields",
         ),
-        (head("X A: 1\r\nContent-Length: 2\r\n"), "upstream_malformed", "is no answer in HTTP/1.1"),
-        (head(": 1\r\nContent-Length: 2\r\n"), "upstream_malformed", "is no answer in HTTP/1.1"),
+        (head("X A: 1\r\nContent-Length: 2\r\n"), "upstream_malformed", "is not HTTP/1.1"),
+        (head(": 1\r\nContent-Length: 2\r\n"), "upstream_malformed", "is not HTTP/1.1"),
         // From a server that expects TLS.
         (
             Reply::bytes(b"\x15\x03\x01\x00\x02\x02\x46"),
             "upstream_malformed",
             "upstream.url has to begin with https://",
         ),
-        (Reply::bytes("SSH-2.0-OpenSSH_10.0\r\n"), "upstream_malformed", "look at its host and port"),
+        (Reply::bytes("SSH-2.0-OpenSSH_10.0\r\n"), "upstream_malformed", "check its host and port"),
         // Repairs do not hide that there are two lengths.
         (head("Content-Length : 2\r\nTransfer-Encoding: chunked\r\n"), "upstream_unusable", "both"),
         (head("Content-Length: 2\r\nContent-Length : 3\r\n"), "upstream_malformed", ""),

@@ -5,7 +5,7 @@ use std::fmt;
 use bytes::Bytes;
 use http::header::{self, HeaderName};
 use http::response;
-use railgate::upstream::Cause;
+use railgate::upstream::UnreachableCause;
 use serde_json::Value;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc2822;
@@ -239,27 +239,31 @@ fn of_target(answer: &Answer, target: usize) -> Finding {
 }
 
 /// What to do about a server that cannot be connected to.
-pub(super) const fn mend(cause: Cause) -> &'static str {
+pub(super) const fn mend(cause: UnreachableCause) -> &'static str {
     match cause {
-        Cause::Dns => "does the name in upstream.url exist? Try `getent hosts NAME` on this machine",
-        Cause::Refused => "nothing listens there: is Rails running, and is the port of upstream.url right?",
-        Cause::NoSocket => {
+        UnreachableCause::Dns => {
+            "does the name in upstream.url exist? Try `getent hosts NAME` on this machine"
+        }
+        UnreachableCause::Refused => {
+            "nothing listens there: is Rails running, and is the port of upstream.url right?"
+        }
+        UnreachableCause::NoSocket => {
             "there is no such socket: is Rails running, and is the path in upstream.url right?"
         }
-        Cause::Unroutable => {
+        UnreachableCause::Unroutable => {
             "there is no way to that host: look at its address, and at the routes of this machine"
         }
-        Cause::Timeout => {
+        UnreachableCause::Timeout => {
             "nothing answers there: a firewall, another address, a host that is down, or https:// where plain HTTP is spoken?"
         }
-        Cause::Tls => {
+        UnreachableCause::Tls => {
             "is its certificate signed by an authority in upstream.tls.ca_file, for the name in upstream.url?"
         }
-        Cause::Denied => {
+        UnreachableCause::Denied => {
             "let the user of the gateway open that socket: look at its mode, owner and directory, and at SELinux"
         }
-        Cause::Resources => "this machine has no files or memory left: look at `ulimit -n`",
-        Cause::Proxy | Cause::Drained | Cause::Other => {
+        UnreachableCause::Resources => "this machine has no files or memory left: look at `ulimit -n`",
+        UnreachableCause::Proxy | UnreachableCause::Drained | UnreachableCause::Other => {
             "look at the log of Rails, and of what stands in front of it"
         }
     }

@@ -7,7 +7,7 @@ use http::{Method, StatusCode};
 use railgate::hooks;
 use railgate::secret::{SigningToken, Token};
 use railgate::upstream::tls::{self, Tls};
-use railgate::upstream::{self, Address, Protocol, ServerSettings, Target, Upstream};
+use railgate::upstream::{self, Protocol, Upstream, UpstreamAddress, UpstreamServerSettings, UpstreamTarget};
 use serde_json::{Map, Value, json};
 
 use super::client;
@@ -41,16 +41,16 @@ const MOST_PAGES: usize = 100;
 
 impl Gitlab {
     pub(super) fn new(url: &str, api_token: &Path, ca: Option<&Path>) -> Result<Self, String> {
-        let target = Target::parse(url).map_err(|error| format!("--gitlab {url}: {error}"))?;
+        let target = UpstreamTarget::parse(url).map_err(|error| format!("--gitlab {url}: {error}"))?;
         let token = Token::load(api_token)
             .map_err(|error| format!("--api-token-file {}: {error}", api_token.display()))?;
         if ca.is_some() && !target.is_tls {
             return Err(format!("--ca-file: is for a --gitlab that begins with https://, not {url}"));
         }
         let tls = match &target {
-            Target { is_tls: true, address: Address::Tcp(host, _), .. } => {
+            UpstreamTarget { is_tls: true, address: UpstreamAddress::Tcp(host, _), .. } => {
                 let roots = match ca {
-                    Some(ca) => tls::authorities(ca)
+                    Some(ca) => tls::read_authorities(ca)
                         .map_err(|error| format!("--ca-file {}: {error}", ca.display()))?,
                     None => tls::system_authorities().map_err(|error| format!("--gitlab {url}: {error}"))?,
                 };
@@ -59,14 +59,15 @@ impl Gitlab {
                         .map_err(|error| format!("--gitlab {url}: {error}"))?,
                 )
             }
-            Target { address: Address::Tcp(host, _), .. } if !is_loopback(host) => {
+            UpstreamTarget { address: UpstreamAddress::Tcp(host, _), .. } if !is_loopback(host) => {
                 return Err(format!("--gitlab {url}: would send the API token in clear; use https://"));
             }
             _ => None,
         };
-        let mut settings = upstream::Settings::of(ServerSettings { target, tls, is_backup: false });
+        let mut settings =
+            upstream::UpstreamSettings::for_server(UpstreamServerSettings { target, tls, is_backup: false });
         settings.connect_timeout = CONNECT_TIMEOUT;
-        let api = Upstream::alone(settings);
+        let api = Upstream::standalone(settings);
         Ok(Self { url: url.to_owned(), api, token })
     }
 

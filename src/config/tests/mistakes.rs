@@ -206,7 +206,7 @@ fn tls_needs_certificates_that_can_be_used() {
             "certificate_file = 'DIR/client.pem'\nkey_file = 'DIR/other.key'",
             "upstream.tls: certificate and key cannot be used together: ",
         ),
-        ("server_name = 'a b'", "upstream.tls: \"a b\" is no host name or IP address"),
+        ("server_name = 'a b'", "upstream.tls: \"a b\" is not a host name or IP address"),
     ] {
         let section = if text.starts_with("ca_file") { "[upstream.tls]\n" } else { section };
         let text = format!("{}{section}{text}", LEAST.replace("http://127", "https://127"));

@@ -38,7 +38,7 @@ fn the_annotated_file_says_what_holds_without_it() {
     assert_eq!((listen, admin), (vec![listen_at(tcp(8181), 10_000)], tcp(9181)));
     assert_eq!(admin_connections, DEFAULT_OPERATOR_CONNECTIONS);
     let url = "http+unix://%2Fvar%2Fopt%2Fgitlab%2Fgitlab-workhorse%2Fsockets%2Fsocket";
-    let expected = upstream::Settings::new(Target::parse(url).unwrap());
+    let expected = upstream::UpstreamSettings::new(UpstreamTarget::parse(url).unwrap());
     assert_eq!(format!("{upstream:?}"), format!("{expected:?}"));
     assert_eq!(forward_prefixes, [""; 0]);
     let auth::Settings { shell_secret, accept_jwt, accept_shared_secret, max_body, max_unverified, kas } =
@@ -73,8 +73,8 @@ fn every_key_of_the_annotated_file_can_be_used() {
     assert!(servers.len() == 2 && servers[1].tls.is_none() && servers[1].is_backup);
     let shown = |ejection, checks| format!("{ejection:?} {checks:?}");
     assert_eq!(
-        shown(settings.upstream.ejection, settings.upstream.checks),
-        shown(upstream::Ejection::default(), upstream::Checks::default())
+        shown(settings.upstream.ejection, settings.upstream.health_checks),
+        shown(upstream::EjectionSettings::default(), upstream::HealthCheckSettings::default())
     );
     assert_eq!(settings.upstream.host.as_deref(), Some("gitlab.example.com"));
     assert_eq!(settings.auth.kas.unwrap().audience.as_deref(), Some("gitlab"));

@@ -116,7 +116,7 @@ fn fail(guard: FillGuard, failure: &Failure, record: &Record) {
     let Failure::Upstream(error) = failure else { return drop(guard) };
     match error {
         upstream::Error::Connect(_, error) | upstream::Error::HoldFull(_, error)
-            if upstream::is_for_want_of_resources(error) =>
+            if upstream::is_resource_exhaustion(error) =>
         {
             guard.fail(FillError::Busy);
         }

@@ -33,7 +33,7 @@ pub(super) fn is_rails_failure(result: &Answer) -> bool {
     match result {
         Ok(response) => is_failure_status(response.status()),
         Err(Failure::Upstream(upstream::Error::Connect(_, error) | upstream::Error::HoldFull(_, error))) => {
-            !upstream::is_for_want_of_resources(error)
+            !upstream::is_resource_exhaustion(error)
         }
         Err(Failure::Upstream(error)) => matches!(
             error,

@@ -79,7 +79,7 @@ fn call(method: Method, path: &str, headers: &[(&str, &str)]) -> Authenticated {
         caller,
         key,
         seen: SeenBody::None,
-        may_wait: MayWait::ForRails,
+        may_wait: WaitPolicy::ForRails,
         collect: None,
         progress: None,
         since: None,

@@ -1,84 +1,86 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::super::health::{Bad, Reason};
-use super::super::{Ejection, ServerSettings, ServerState, Settings, Target};
+use super::super::health::{CheckFailure, EjectionReason};
+use super::super::{
+    EjectionSettings, UpstreamServerSettings, UpstreamServerState, UpstreamSettings, UpstreamTarget,
+};
 use super::*;
 use crate::clock::Clock;
 
 /// So many servers, of which the last are backups; ejected after one failure, without health checks.
-fn servers(count: usize, backups: usize) -> Vec<Server> {
-    let server = |nth: usize| ServerSettings {
-        target: Target::parse(&format!("http://10.0.0.{nth}:80")).unwrap(),
+fn servers(count: usize, backups: usize) -> Vec<UpstreamServer> {
+    let server = |nth: usize| UpstreamServerSettings {
+        target: UpstreamTarget::parse(&format!("http://10.0.0.{nth}:80")).unwrap(),
         tls: None,
         is_backup: nth >= count - backups,
     };
-    let mut settings = Settings::new(Target::parse("http://rails").unwrap());
+    let mut settings = UpstreamSettings::new(UpstreamTarget::parse("http://rails").unwrap());
     settings.servers = (0..count).map(server).collect();
-    settings.checks.interval = Duration::ZERO;
-    settings.ejection = Ejection { failures: 1, ..Ejection::default() };
-    let new = |(place, server)| {
-        Server::new(place, server, &settings, Arc::new(ServerState::new(server, &settings)))
+    settings.health_checks.interval = Duration::ZERO;
+    settings.ejection = EjectionSettings { failures: 1, ..EjectionSettings::default() };
+    let new = |(index, server)| {
+        UpstreamServer::new(index, server, &settings, Arc::new(UpstreamServerState::new(server, &settings)))
     };
     settings.servers.iter().enumerate().map(new).collect()
 }
 
-/// How often each is chosen.
-fn chosen(servers: &[Server], tried: ServerSet, now: Instant) -> Vec<usize> {
+/// How often each is chosen in 10,000 times.
+fn chosen(servers: &[UpstreamServer], tried: ServerSet, now: Instant) -> Vec<usize> {
     let mut counts = vec![0; servers.len()];
     for _ in 0..10_000 {
         if let Some(server) = choose(servers, Class::Lookup, tried, now) {
-            counts[server.place] += 1;
+            counts[server.index] += 1;
         }
     }
     counts
 }
 
-fn set(places: &[usize]) -> ServerSet {
+fn set_of(indexes: &[usize]) -> ServerSet {
     let mut set = ServerSet::default();
-    for place in places {
-        set.insert(*place);
+    for index in indexes {
+        set.insert(*index);
     }
     set
 }
 
-fn fails(server: &Server, now: Instant) {
-    server.state.health.failed(now, Reason::Unreachable, now);
+fn fails(server: &UpstreamServer, now: Instant) {
+    server.state.health.record_failure(now, EjectionReason::Unreachable, now);
 }
 
 #[test]
-fn some_places_are_some_places() {
-    for places in [&[][..], &[0], &[63], &[0, 1, 2], &[3, 17, 40, 63]] {
-        let some = set(places);
-        assert_eq!(some.len() as usize, places.len());
-        let found: Vec<usize> = (0..some.len()).map(|nth| some.nth(nth)).collect();
-        assert_eq!(found, places);
-        assert!((0..64).all(|place| some.has(place) == places.contains(&place)));
+fn a_set_holds_the_indexes_that_were_inserted() {
+    for indexes in [&[][..], &[0], &[63], &[0, 1, 2], &[3, 17, 40, 63]] {
+        let set = set_of(indexes);
+        assert_eq!(set.len() as usize, indexes.len());
+        let found: Vec<usize> = (0..set.len()).map(|nth| set.nth(nth)).collect();
+        assert_eq!(found, indexes);
+        assert!((0..64).all(|index| set.contains(index) == indexes.contains(&index)));
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn equals_get_the_same_and_one_that_is_slow_or_busy_gets_less() {
+async fn equal_servers_get_the_same_and_a_slow_or_busy_one_gets_less() {
     let (servers, now) = (servers(3, 0), Clock::System.now());
     let equal = chosen(&servers, ServerSet::default(), now);
     assert!(equal.iter().all(|count| (2_900..3_800).contains(count)), "{equal:?}");
-    let slow = servers[1].state.load.begin(Class::Lookup);
+    let slow = servers[1].state.load.start(Class::Lookup);
     tokio::time::advance(Duration::from_secs(1)).await;
     drop(slow);
-    let _busy = [servers[2].state.load.begin(Class::Lookup), servers[2].state.load.begin(Class::Lookup)];
+    let _busy = [servers[2].state.load.start(Class::Lookup), servers[2].state.load.start(Class::Lookup)];
     let counts = chosen(&servers, ServerSet::default(), now);
-    // The slowest never wins, and of the other two each is met by it as often.
+    // The slowest never wins, and each of the other two competes with it as often.
     assert!(counts[1] == 0 && counts[2] < counts[0], "{counts:?}");
-    let other = choose(&servers, Class::Access, set(&[0, 2]), now).unwrap();
-    assert_eq!(other.place, 1, "for what it has not been tried");
+    let other = choose(&servers, Class::Access, set_of(&[0, 2]), now).unwrap();
+    assert_eq!(other.index, 1, "for what it has not been tried");
 }
 
 #[tokio::test(start_paused = true)]
-async fn backups_are_for_when_nobody_else_takes_part_and_who_is_out_for_when_nobody_does() {
+async fn backups_come_after_servers_in_rotation_and_before_ejected_ones() {
     let (servers, now) = (servers(4, 2), Clock::System.now());
     let is_chosen = |tried: &[usize]| -> Vec<usize> {
-        let counts = chosen(&servers, set(tried), now);
-        (0..4).filter(|place| counts[*place] > 0).collect()
+        let counts = chosen(&servers, set_of(tried), now);
+        (0..4).filter(|index| counts[*index] > 0).collect()
     };
     assert_eq!(is_chosen(&[]), [0, 1]);
     assert_eq!(is_chosen(&[0]), [1]);
@@ -88,31 +90,31 @@ async fn backups_are_for_when_nobody_else_takes_part_and_who_is_out_for_when_nob
     assert_eq!(is_chosen(&[]), [1]);
     fails(&servers[1], now);
     assert_eq!(is_chosen(&[]), [2, 3]);
-    assert_eq!(is_chosen(&[2, 3]), [0, 1], "those that are out, before nobody");
+    assert_eq!(is_chosen(&[2, 3]), [0, 1], "ejected ones rather than none");
     fails(&servers[2], now);
     fails(&servers[3], now);
     assert_eq!(is_chosen(&[]), [0, 1], "backups last");
     servers[0].state.health.drain(true);
     assert_eq!(is_chosen(&[]), [1]);
-    assert_eq!(is_chosen(&[1]), [2, 3], "but never whom an operator has drained");
-    let is_out = |standing| standing == Standing::Ejected;
-    assert!(has_another(&servers, set(&[1, 2]), is_out, now));
-    assert!(!has_another(&servers, set(&[1, 2, 3]), is_out, now));
+    assert_eq!(is_chosen(&[1]), [2, 3], "but never a drained one");
+    let is_ejected = |availability| availability == Availability::Ejected;
+    assert!(has_untried(&servers, set_of(&[1, 2]), is_ejected, now));
+    assert!(!has_untried(&servers, set_of(&[1, 2, 3]), is_ejected, now));
 }
 
-/// That a health check fails may be the fault of the check.
+/// A failed health check may be the fault of the check.
 #[tokio::test(start_paused = true)]
-async fn who_fails_health_checks_alone_comes_before_who_fails_requests() {
+async fn a_server_that_fails_only_health_checks_comes_before_one_that_fails_requests() {
     let (servers, now) = (servers(3, 1), Clock::System.now());
     for server in &servers {
         for _ in 0..3 {
-            let refused = Bad { why: "404".into(), is_answered: true };
-            server.state.health.checked(Err(refused), (2, 3), now);
+            let refused = CheckFailure { why: "404".into(), rails_responded: true };
+            server.state.health.record_check(Err(refused), (2, 3), now);
         }
     }
-    let is_chosen = |servers: &[Server]| -> Vec<usize> {
+    let is_chosen = |servers: &[UpstreamServer]| -> Vec<usize> {
         let counts = chosen(servers, ServerSet::default(), now);
-        (0..3).filter(|place| counts[*place] > 0).collect()
+        (0..3).filter(|index| counts[*index] > 0).collect()
     };
     assert_eq!(is_chosen(&servers), [0, 1]);
     fails(&servers[0], now);
@@ -123,38 +125,38 @@ async fn who_fails_health_checks_alone_comes_before_who_fails_requests() {
     assert_eq!(is_chosen(&servers), [0, 1]);
 }
 
-/// A request that anybody may send is no try: what comes of it proves nothing.
+/// A request without a credential is no trial: its outcome proves nothing.
 #[tokio::test(start_paused = true)]
-async fn what_anybody_may_ask_for_tries_nobody() {
+async fn a_request_without_a_credential_is_no_trial() {
     let (servers, now) = (servers(2, 0), Clock::System.now());
     fails(&servers[0], now);
     let later = now + Duration::from_secs(1);
     for _ in 0..100 {
-        assert_eq!(choose(&servers, Class::Other, ServerSet::default(), later).unwrap().place, 1);
+        assert_eq!(choose(&servers, Class::Other, ServerSet::default(), later).unwrap().index, 1);
     }
-    assert_eq!(choose(&servers, Class::Kas, ServerSet::default(), later).unwrap().place, 0);
+    assert_eq!(choose(&servers, Class::Kas, ServerSet::default(), later).unwrap().index, 0);
 }
 
 #[tokio::test(start_paused = true)]
-async fn after_its_pause_one_request_tries_a_server() {
+async fn after_its_pause_a_server_gets_one_request_as_a_trial() {
     let (servers, now) = (servers(2, 0), Clock::System.now());
     fails(&servers[0], now);
     assert_eq!(chosen(&servers, ServerSet::default(), now), [0, 10_000]);
     let later = now + Duration::from_secs(1);
     assert_eq!(chosen(&servers, ServerSet::default(), later), [1, 9_999]);
-    servers[0].state.health.answered(later, later);
-    // A tenth of those that would be its.
+    servers[0].state.health.record_success(later, later);
+    // A tenth of its full share.
     let counts = chosen(&servers, ServerSet::default(), later);
     assert!((300..700).contains(&counts[0]), "{counts:?}");
-    let well = later + Ejection::default().slow_start;
-    assert!(chosen(&servers, ServerSet::default(), well)[0] > 3_000);
+    let full = later + EjectionSettings::default().slow_start;
+    assert!(chosen(&servers, ServerSet::default(), full)[0] > 3_000);
 }
 
 #[test]
-fn one_that_is_alone_is_chosen_once_unless_it_is_drained() {
+fn a_single_server_is_chosen_once_unless_it_is_drained() {
     let (servers, now) = (servers(1, 0), Clock::System.now());
     assert!(choose(&servers, Class::Lookup, ServerSet::default(), now).is_some());
-    assert!(choose(&servers, Class::Lookup, set(&[0]), now).is_none());
+    assert!(choose(&servers, Class::Lookup, set_of(&[0]), now).is_none());
     servers[0].state.health.drain(true);
     assert!(choose(&servers, Class::Lookup, ServerSet::default(), now).is_none());
 }

@@ -1,21 +1,21 @@
-//! What logs, metrics and operators call what happens to a server.
+//! The labels for what happens to a server, in metrics, logs and the admin API.
 
-/// How a request to a server failed.
+/// Why a request to a server failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
-pub enum Reason {
-    /// There was no connection.
+pub enum EjectionReason {
+    /// No connection could be made.
     Unreachable = 0,
-    /// There was no answer in time.
+    /// There was no response in time.
     Timeout = 1,
-    /// The connection ended, or what came is no answer.
+    /// The connection ended, or the response is malformed.
     Broken = 2,
-    /// An answer that says that there is nobody behind it.
+    /// A proxy responded that Rails is unreachable.
     Status = 3,
 }
 
-impl Reason {
-    /// All of them, in the order of their numbers.
+impl EjectionReason {
+    /// All variants, in the order of their numbers.
     pub const ALL: [Self; 4] = [Self::Unreachable, Self::Timeout, Self::Broken, Self::Status];
 
     /// The label in metrics and logs.
@@ -29,29 +29,29 @@ impl Reason {
     }
 }
 
-/// What operators are told of a server.
+/// The status of a server, for operators.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Condition {
-    /// It takes part.
+pub enum ServerStatus {
+    /// In rotation.
     Up,
-    /// It takes part, though the last request failed.
+    /// In rotation, though the last request failed.
     Failing,
-    /// It takes part, with less than its share so far.
+    /// In rotation, with less than its share so far.
     SlowStart,
-    /// It failed requests, and takes part no more for a while.
+    /// It failed requests, and is out of rotation for a while.
     Ejected,
-    /// It failed health checks.
+    /// It failed health checks, and is out of rotation.
     Unhealthy,
-    /// An operator has said so.
+    /// An operator has drained it.
     Drained,
 }
 
-impl Condition {
-    /// All of them.
+impl ServerStatus {
+    /// All variants.
     pub const ALL: [Self; 6] =
         [Self::Up, Self::Failing, Self::SlowStart, Self::Ejected, Self::Unhealthy, Self::Drained];
 
-    /// The label in metrics, logs and answers.
+    /// The label in metrics, logs and responses.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Up => "up",

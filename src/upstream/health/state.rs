@@ -1,21 +1,21 @@
-//! What is known of a server's health, and how it stands by that.
+//! What is known of a server's health, and how available it is by that.
 
 use std::time::{Duration, Instant};
 
-/// What `[upstream.ejection]` of the configuration says.
+/// The section `[upstream.ejection]` of the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Settings {
-    /// After how many failures in a row a server is ejected; 0 never does.
+pub struct EjectionSettings {
+    /// After how many failures in a row a server is ejected; 0 is never.
     pub failures: u32,
-    /// For how long, the first time. Each further time takes twice as long.
+    /// How long the first ejection lasts. Each further one lasts twice as long.
     pub pause: Duration,
-    /// But not longer than this. A server that takes part for as long again begins anew.
+    /// The longest ejection. A server that was in rotation for as long begins with the shortest again.
     pub longest_pause: Duration,
-    /// How long a server that comes back gets less than its share.
+    /// How long a server that returns gets less than its share.
     pub slow_start: Duration,
 }
 
-impl Default for Settings {
+impl Default for EjectionSettings {
     fn default() -> Self {
         Self {
             failures: 5,
@@ -26,79 +26,88 @@ impl Default for Settings {
     }
 }
 
-/// The least that a server gets of its share, or it would never show that it can do more.
-const LEAST_SHARE: f32 = 0.1;
+/// The smallest share of a server, or it would never show that it can do more.
+const MIN_SHARE: f32 = 0.1;
 
-/// What a server is to those who choose one.
+/// Whether, and how gladly, the balancer chooses a server.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(in crate::upstream) enum Standing {
-    /// It takes part, with this share of what the others get.
-    In(f32),
-    /// It is ejected, but has to be tried, by one.
-    Due,
-    /// Its health checks are answered, but not well, as they are if Rails does not let the gateway ask.
+pub(in crate::upstream) enum Availability {
+    /// In rotation, with this share of what the others get (0 to 1).
+    InRotation(f32),
+    /// Ejected, and due for one trial.
+    TrialDue,
+    /// It responds to its health checks, but with errors, as it does if Rails does not allow them to the gateway.
     Unhealthy,
-    /// It fails requests, or does not answer its health checks. Better than nobody.
+    /// It fails requests, or does not respond to its health checks. Better than no server.
     Ejected,
-    /// It is not to get anything.
+    /// It must not get any request.
     Drained,
 }
 
-/// A health check that did not go well.
+/// A failed health check.
 #[derive(Debug)]
-pub(in crate::upstream) struct Bad {
+pub(in crate::upstream) struct CheckFailure {
     pub(in crate::upstream) why: String,
-    /// Whether Rails itself has answered.
-    pub(in crate::upstream) is_answered: bool,
+    /// Whether Rails itself has responded.
+    pub(in crate::upstream) rails_responded: bool,
 }
 
-/// What is known.
+/// Ejection, health checks and slow start of a server.
 #[derive(Debug, Default)]
-pub(super) struct State {
-    pub(super) ejected: Option<Ejection>,
-    /// How often it was ejected without a longer time in between.
-    pub(super) times: u32,
-    /// Since when it takes part again; not if it always has.
-    pub(super) back_since: Option<Instant>,
+pub(super) struct EjectionState {
+    pub(super) ejected: Option<ActiveEjection>,
+    /// How often it was ejected without a longer time in rotation in between.
+    pub(super) ejections_in_a_row: u32,
+    /// When it came back into rotation; `None` if it has never been out.
+    pub(super) readmitted_at: Option<Instant>,
     pub(super) is_unhealthy: bool,
-    /// Whether the last check that did not go well was answered at all.
-    pub(super) answers_checks: bool,
-    pub(super) why: Option<String>,
-    /// Checks with the same outcome, one after another.
-    pub(super) good_checks: u32,
-    pub(super) bad_checks: u32,
+    /// Whether the last failed check got a response.
+    pub(super) responds_to_checks: bool,
+    pub(super) last_problem: Option<String>,
+    /// Checks with the same outcome in a row.
+    pub(super) passed_checks: u32,
+    pub(super) failed_checks: u32,
 }
 
-/// A pause.
+/// An ejection that has not ended.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Ejection {
+pub(super) struct ActiveEjection {
     pub(super) since: Instant,
     /// The end of the pause.
     pub(super) until: Instant,
-    /// When it was tried.
-    pub(super) tried: Option<Instant>,
+    /// When its trial was claimed.
+    pub(super) tried_at: Option<Instant>,
 }
 
-impl Settings {
-    pub(super) fn pause_of(&self, times: u32) -> Duration {
-        self.pause.saturating_mul(1 << times.min(16)).min(self.longest_pause)
+impl EjectionSettings {
+    pub(super) fn pause_after(&self, ejections_in_a_row: u32) -> Duration {
+        self.pause.saturating_mul(1 << ejections_in_a_row.min(16)).min(self.longest_pause)
     }
 }
 
-impl State {
-    pub(super) fn standing(&self, settings: &Settings, may_try: bool, now: Instant) -> Standing {
+impl EjectionState {
+    pub(super) fn availability(
+        &self,
+        settings: &EjectionSettings,
+        may_be_tried: bool,
+        now: Instant,
+    ) -> Availability {
         match self.ejected {
-            Some(ejection) if may_try && !self.is_unhealthy && now >= ejection.until => Standing::Due,
-            Some(_) => Standing::Ejected,
-            None if self.is_unhealthy && self.answers_checks => Standing::Unhealthy,
-            None if self.is_unhealthy => Standing::Ejected,
-            None => Standing::In(self.back_since.map_or(1.0, |since| share(settings.slow_start, since, now))),
+            Some(ejection) if may_be_tried && !self.is_unhealthy && now >= ejection.until => {
+                Availability::TrialDue
+            }
+            Some(_) => Availability::Ejected,
+            None if self.is_unhealthy && self.responds_to_checks => Availability::Unhealthy,
+            None if self.is_unhealthy => Availability::Ejected,
+            None => Availability::InRotation(
+                self.readmitted_at.map_or(1.0, |since| share(settings.slow_start, since, now)),
+            ),
         }
     }
 }
 
-/// What a server gets of its share that is back since then.
+/// The share of a server that has been back since then.
 fn share(slow_start: Duration, since: Instant, now: Instant) -> f32 {
     let past = now.saturating_duration_since(since);
-    if past >= slow_start { 1.0 } else { past.div_duration_f32(slow_start).max(LEAST_SHARE) }
+    if past >= slow_start { 1.0 } else { past.div_duration_f32(slow_start).max(MIN_SHARE) }
 }

@@ -3,44 +3,48 @@ use http_body_util::BodyExt as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 
-use super::super::{Address, Settings, Target};
+use super::super::{UpstreamAddress, UpstreamSettings, UpstreamTarget};
 use super::*;
 
 /// A pool, and the Rails that it connects to.
-struct Stage {
-    pool: Pool,
+struct TestPool {
+    pool: Http1Pool,
     rails: UnixListener,
-    state: Arc<ServerState>,
+    state: Arc<UpstreamServerState>,
     path: std::path::PathBuf,
 }
 
-impl Stage {
+impl TestPool {
     fn new(name: &str) -> Self {
         let path = std::env::temp_dir().join(format!("railgate-pool-{}-{name}", std::process::id()));
         let _ = std::fs::remove_file(&path);
         let rails = UnixListener::bind(&path).unwrap();
-        let target = Target { address: Address::Unix(path.clone()), is_tls: false, root: String::new() };
-        let settings = Settings::new(target.clone());
-        let state = Arc::new(ServerState::new(&settings.servers[0], &settings));
+        let target = UpstreamTarget {
+            address: UpstreamAddress::Unix(path.clone()),
+            is_tls: false,
+            root: String::new(),
+        };
+        let settings = UpstreamSettings::new(target.clone());
+        let state = Arc::new(UpstreamServerState::new(&settings.servers[0], &settings));
         let connector = Connector::new(&target, None, Duration::from_secs(60), Arc::clone(&state));
-        let pool = Pool::new(connector, 10, Duration::from_secs(60), Arc::clone(&state));
+        let pool = Http1Pool::new(connector, 10, Duration::from_secs(60), Arc::clone(&state));
         Self { pool, rails, state, path }
     }
 
-    /// A request is asked and answered over a new connection, which is then kept.
-    async fn one_is_kept(&self) -> UnixStream {
-        let (answer, rails) = tokio::join!(ask(&self.pool), async {
+    /// A request is sent and answered over a new connection, which is then idle.
+    async fn with_one_idle(&self) -> UnixStream {
+        let (response, rails) = tokio::join!(send(&self.pool), async {
             let (mut rails, _) = self.rails.accept().await.unwrap();
-            answer(&mut rails).await;
+            respond(&mut rails).await;
             rails
         });
-        answer_of(answer).await;
-        assert_eq!(self.state.kept.load(Ordering::Relaxed), 1);
+        expect_ok(response).await;
+        assert_eq!(self.state.idle.load(Ordering::Relaxed), 1);
         rails
     }
 }
 
-impl Drop for Stage {
+impl Drop for TestPool {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.path);
     }
@@ -52,13 +56,13 @@ fn request() -> Box<Request<Body>> {
     request
 }
 
-async fn ask(pool: &Pool) -> Result<Response<Body>, Trouble> {
+async fn send(pool: &Http1Pool) -> Result<Response<Body>, SendError> {
     let sending = Body::empty().watch();
     pool.send(request(), &sending).await
 }
 
-/// Answers the next request, whose head is returned.
-async fn answer(rails: &mut UnixStream) -> String {
+/// Responds to the next request, whose head is returned.
+async fn respond(rails: &mut UnixStream) -> String {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(rails.read_u8().await.unwrap());
@@ -67,99 +71,99 @@ async fn answer(rails: &mut UnixStream) -> String {
     String::from_utf8(head).unwrap()
 }
 
-async fn answer_of(answer: Result<Response<Body>, Trouble>) {
-    assert_eq!(answer.unwrap().into_body().collect().await.unwrap().to_bytes(), "ok");
+async fn expect_ok(response: Result<Response<Body>, SendError>) {
+    assert_eq!(response.unwrap().into_body().collect().await.unwrap().to_bytes(), "ok");
 }
 
 #[tokio::test]
-async fn a_kept_connection_carries_the_next_request() {
-    let stage = Stage::new("next");
-    let mut rails = stage.one_is_kept().await;
-    let (next, _) = tokio::join!(ask(&stage.pool), answer(&mut rails));
-    answer_of(next).await;
+async fn an_idle_connection_carries_the_next_request() {
+    let test = TestPool::new("next");
+    let mut rails = test.with_one_idle().await;
+    let (next, _) = tokio::join!(send(&test.pool), respond(&mut rails));
+    expect_ok(next).await;
     assert_eq!(
-        (stage.state.opened.load(Ordering::Relaxed), stage.state.kept.load(Ordering::Relaxed)),
+        (test.state.connections_opened.load(Ordering::Relaxed), test.state.idle.load(Ordering::Relaxed)),
         (1, 1)
     );
 }
 
-/// Between the look at a connection and the writing, nobody can see Rails close it.
+/// Between the check of a connection and the writing, Rails may close it unseen.
 #[tokio::test]
-async fn a_connection_that_closes_before_anything_is_written_gives_the_request_back() {
-    let stage = Stage::new("back");
-    let rails = stage.one_is_kept().await;
-    let mut line = stage.pool.kept.take().unwrap();
+async fn a_connection_closed_before_anything_is_written_gives_the_request_back() {
+    let test = TestPool::new("back");
+    let rails = test.with_one_idle().await;
+    let mut pooled = test.pool.idle.take().unwrap();
     drop(rails);
     // So that the runtime sees it, and the next read does.
     tokio::time::sleep(Duration::from_millis(1)).await;
-    let sent = tokio::time::timeout(Duration::from_secs(10), line.send(*request())).await;
+    let sent = tokio::time::timeout(Duration::from_secs(10), pooled.send(*request())).await;
     let mut failed = sent.expect("an outcome").unwrap_err();
     assert!(failed.take_message().is_some());
 }
 
-/// It would be the answer to the next question, and every later one that of the question before.
+/// It would be taken for the response to the next request, and every later one for that to the one after.
 #[tokio::test]
-async fn an_answer_that_nobody_waits_for_is_given_to_nobody() {
-    let stage = Stage::new("unasked");
-    let mut rails = stage.one_is_kept().await;
-    let mut line = stage.pool.kept.take().unwrap();
+async fn an_unsolicited_response_is_given_to_no_request() {
+    let test = TestPool::new("unasked");
+    let mut rails = test.with_one_idle().await;
+    let mut pooled = test.pool.idle.take().unwrap();
     rails.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nstale").await.unwrap();
     // So that the runtime sees it, and the next read does.
     tokio::time::sleep(Duration::from_millis(1)).await;
-    let sent = tokio::time::timeout(Duration::from_secs(10), line.send(*request())).await;
+    let sent = tokio::time::timeout(Duration::from_secs(10), pooled.send(*request())).await;
     let mut failed = sent.expect("an outcome").unwrap_err();
     assert!(failed.take_message().is_some(), "nothing was written, so it can be sent over another one");
-    assert!(!line.seems_free());
+    assert!(!pooled.seems_usable());
 }
 
 #[tokio::test]
-async fn a_pool_that_ends_takes_its_connections_along() {
-    let stage = Stage::new("ends");
-    let mut rails = stage.one_is_kept().await;
-    let counts = Arc::clone(&stage.state);
-    drop(stage);
+async fn a_pool_that_is_dropped_closes_its_connections() {
+    let test = TestPool::new("ends");
+    let mut rails = test.with_one_idle().await;
+    let state = Arc::clone(&test.state);
+    drop(test);
     assert_eq!(rails.read_to_end(&mut Vec::new()).await.unwrap(), 0);
-    assert_eq!((counts.kept.load(Ordering::Relaxed), counts.open.load(Ordering::Relaxed)), (0, 0));
+    assert_eq!((state.idle.load(Ordering::Relaxed), state.connections_open.load(Ordering::Relaxed)), (0, 0));
 }
 
-/// Rails has closed a kept connection, and the runtime has not heard of it: what is written then is
-/// reset, and nobody has read it, though the connection seems to have ended in order.
+/// Rails has closed an idle connection, and the runtime does not know yet: what is written then is reset and was
+/// not read, though the connection seems to have ended in order.
 #[tokio::test]
-async fn what_is_written_to_a_connection_that_is_closed_is_known_to_be_unread() {
+async fn a_request_written_to_a_closed_connection_is_known_to_be_unread() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = Address::Tcp("127.0.0.1".into(), listener.local_addr().unwrap().port());
-    let target = Target { address, is_tls: false, root: String::new() };
-    let settings = Settings::new(target.clone());
-    let state = Arc::new(ServerState::new(&settings.servers[0], &settings));
+    let address = UpstreamAddress::Tcp("127.0.0.1".into(), listener.local_addr().unwrap().port());
+    let target = UpstreamTarget { address, is_tls: false, root: String::new() };
+    let settings = UpstreamSettings::new(target.clone());
+    let state = Arc::new(UpstreamServerState::new(&settings.servers[0], &settings));
     let connector = Connector::new(&target, None, Duration::from_secs(60), Arc::clone(&state));
-    let pool = Pool::new(connector, 10, Duration::from_secs(60), Arc::clone(&state));
-    pool.open().await.unwrap();
-    assert_eq!(state.kept.load(Ordering::Relaxed), 1);
-    // Without a chance for the runtime to look.
+    let pool = Http1Pool::new(connector, 10, Duration::from_secs(60), Arc::clone(&state));
+    pool.preconnect().await.unwrap();
+    assert_eq!(state.idle.load(Ordering::Relaxed), 1);
+    // Without a chance for the runtime to notice.
     drop(listener.accept().unwrap());
     let mut request = request();
     let sending = request.body_mut().watch();
-    let Err(Trouble::Sent(_, was_reset)) = pool.send(request, &sending).await else {
-        unreachable!("nobody answers");
+    let Err(SendError::Sent(_, was_reset)) = pool.send(request, &sending).await else {
+        unreachable!("there is no server");
     };
     assert!(was_reset);
 }
 
 #[tokio::test]
-async fn a_request_that_is_sent_apart_takes_no_kept_connection_and_leaves_none() {
-    let stage = Stage::new("apart");
-    let mut kept = stage.one_is_kept().await;
+async fn an_unpooled_request_takes_no_idle_connection_and_leaves_none() {
+    let test = TestPool::new("unpooled");
+    let mut idle = test.with_one_idle().await;
     let sending = Body::empty().watch();
-    let (apart, mut alone) = tokio::join!(stage.pool.send_apart(request(), &sending), async {
-        let (mut rails, _) = stage.rails.accept().await.unwrap();
-        let head = answer(&mut rails).await;
+    let (outcome, mut rails) = tokio::join!(test.pool.send_unpooled(request(), &sending), async {
+        let (mut rails, _) = test.rails.accept().await.unwrap();
+        let head = respond(&mut rails).await;
         assert!(head.contains("\r\nconnection: close\r\n"), "{head}");
         rails
     });
-    answer_of(apart).await;
-    assert_eq!(alone.read(&mut [0]).await.unwrap(), 0, "it is closed");
-    assert_eq!(stage.state.kept.load(Ordering::Relaxed), 1);
-    let (next, _) = tokio::join!(ask(&stage.pool), answer(&mut kept));
-    answer_of(next).await;
-    assert_eq!(stage.state.opened.load(Ordering::Relaxed), 2);
+    expect_ok(outcome).await;
+    assert_eq!(rails.read(&mut [0]).await.unwrap(), 0, "it is closed");
+    assert_eq!(test.state.idle.load(Ordering::Relaxed), 1);
+    let (next, _) = tokio::join!(send(&test.pool), respond(&mut idle));
+    expect_ok(next).await;
+    assert_eq!(test.state.connections_opened.load(Ordering::Relaxed), 2);
 }

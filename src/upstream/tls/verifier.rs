@@ -1,7 +1,7 @@
-//! Whether a server is who it says it is.
+//! Verifies that a server is who it claims to be.
 //!
-//! Differs from rustls' own verifier where a server shows the very certificate that the operator has named. That
-//! may be one of an authority (`CA:TRUE`), such as `openssl req -x509` makes, and if it has no
+//! Differs from rustls' own verifier where a server shows the very certificate that the operator has configured.
+//! That may be one of an authority (`CA:TRUE`), such as `openssl req -x509` makes, and if it has no
 //! `subjectAltName`, the common name of its subject counts. Other clients do the same with it, and only
 //! its server has its key.
 
@@ -14,22 +14,22 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, DigitallySignedStruct, Error, SignatureScheme};
 
-use super::Authorities;
+use super::TrustedAuthorities;
 
 #[derive(Debug)]
 pub(super) struct Verifier {
-    by_authority: Arc<WebPkiServerVerifier>,
-    /// What the operator has named.
-    named: Vec<CertificateDer<'static>>,
+    webpki_verifier: Arc<WebPkiServerVerifier>,
+    /// What the operator has configured.
+    configured: Vec<CertificateDer<'static>>,
 }
 
 impl Verifier {
-    /// `None` if no authority is believed.
-    pub(super) fn new(authorities: Authorities, provider: Arc<CryptoProvider>) -> Option<Self> {
-        let Authorities { roots, named } = authorities;
-        let by_authority =
+    /// `None` if no authority is trusted.
+    pub(super) fn new(authorities: TrustedAuthorities, provider: Arc<CryptoProvider>) -> Option<Self> {
+        let TrustedAuthorities { roots, configured } = authorities;
+        let webpki_verifier =
             WebPkiServerVerifier::builder_with_provider(roots.into(), provider).build().ok()?;
-        Some(Self { by_authority, named })
+        Some(Self { webpki_verifier, configured })
     }
 }
 
@@ -42,16 +42,21 @@ impl ServerCertVerifier for Verifier {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let verified =
-            self.by_authority.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
-        // Its dates are looked at before that, and its name last of all.
+        let verified = self.webpki_verifier.verify_server_cert(
+            end_entity,
+            intermediates,
+            server_name,
+            ocsp_response,
+            now,
+        );
+        // webpki checks its dates before that, and its name last of all.
         let Err(error) = verified else { return verified };
-        let is_named = self.named.iter().any(|named| named == end_entity);
-        match (is_named, is_of_an_authority(&error)) {
+        let is_configured = self.configured.iter().any(|configured| configured == end_entity);
+        match (is_configured, is_ca_as_server(&error)) {
             (true, true) => verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)
-                .or_else(|error| without_alternatives(error, end_entity, server_name)),
-            (true, false) => without_alternatives(error, end_entity, server_name),
-            (false, true) => Err(Error::General(NOT_NAMED.to_owned())),
+                .or_else(|error| accept_common_name(error, end_entity, server_name)),
+            (true, false) => accept_common_name(error, end_entity, server_name),
+            (false, true) => Err(Error::General(NOT_CONFIGURED.to_owned())),
             (false, false) => Err(error),
         }
         .map(|()| ServerCertVerified::assertion())
@@ -63,7 +68,7 @@ impl ServerCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.by_authority.verify_tls12_signature(message, certificate, signed)
+        self.webpki_verifier.verify_tls12_signature(message, certificate, signed)
     }
 
     fn verify_tls13_signature(
@@ -72,25 +77,25 @@ impl ServerCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.by_authority.verify_tls13_signature(message, certificate, signed)
+        self.webpki_verifier.verify_tls13_signature(message, certificate, signed)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.by_authority.supported_verify_schemes()
+        self.webpki_verifier.supported_verify_schemes()
     }
 }
 
-const NOT_NAMED: &str = "the server shows the certificate of an authority (CA:TRUE) as its own; name that very \
+const NOT_CONFIGURED: &str = "the server shows the certificate of an authority (CA:TRUE) as its own; name that very \
                          certificate as upstream.tls.ca_file (or --ca-file), or give the server one with CA:FALSE";
 
-fn is_of_an_authority(error: &Error) -> bool {
+fn is_ca_as_server(error: &Error) -> bool {
     let Error::InvalidCertificate(CertificateError::Other(error)) = error else { return false };
     matches!(error.0.downcast_ref(), Some(webpki::Error::CaUsedAsEndEntity))
 }
 
-/// What was wrong with a certificate that was named, unless it was that it has no `subjectAltName` and its
-/// subject is the server.
-fn without_alternatives(
+/// The verdict on a configured certificate: accepted if all that was wrong is that it has no `subjectAltName`, and
+/// the common name of its subject is the server.
+fn accept_common_name(
     error: Error,
     certificate: &CertificateDer<'_>,
     server_name: &ServerName<'_>,
@@ -104,14 +109,14 @@ fn without_alternatives(
     if has_common_name(&anchor.subject, &server_name.to_str()) { Ok(()) } else { Err(error) }
 }
 
-/// The type of an attribute of a subject: 2.5.4.3, in DER.
+/// The attribute type of a common name: 2.5.4.3, in DER.
 const COMMON_NAME: [u8; 5] = [0x06, 0x03, 0x55, 0x04, 0x03];
 
-/// Whether a subject has this common name. The operator has named its certificate, so it was not made to be
+/// Whether a subject has this common name. The operator has configured its certificate, so it was not made to be
 /// misread.
 fn has_common_name(subject: &[u8], name: &str) -> bool {
-    let places = subject.windows(COMMON_NAME.len()).enumerate();
-    places.filter(|(_, window)| *window == COMMON_NAME).any(|(at, _)| {
+    let windows = subject.windows(COMMON_NAME.len()).enumerate();
+    windows.filter(|(_, window)| *window == COMMON_NAME).any(|(at, _)| {
         let Some([_kind, length, rest @ ..]) = subject.get(at + COMMON_NAME.len()..) else { return false };
         let value = rest.get(..usize::from(*length));
         value.is_some_and(|value| value.eq_ignore_ascii_case(name.as_bytes()))

@@ -18,7 +18,7 @@ use railgate::params::Params;
 use railgate::route::Caching;
 use railgate::server::{Endpoint, Limits, Listener, Server, Socket};
 use railgate::stack::{self, Parts};
-use railgate::upstream::{self, Target, Upstream};
+use railgate::upstream::{self, Upstream, UpstreamTarget};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio_util::task::TaskTracker;
@@ -178,7 +178,7 @@ impl Gateway {
             bodies: Arc::new(UnverifiedBodies::new(DEFAULT_MAX_UNVERIFIED)),
             cache: Arc::clone(&cache),
             cache_settings,
-            upstream: Arc::new(Upstream::alone(settings(&rails)?)),
+            upstream: Arc::new(Upstream::standalone(settings(&rails)?)),
             mint: None,
             forward_prefixes: Vec::new(),
             worker_metrics: Arc::new(WorkerMetrics::default()),
@@ -197,9 +197,9 @@ impl Gateway {
     }
 }
 
-fn settings(rails: &Path) -> Fallible<upstream::Settings> {
+fn settings(rails: &Path) -> Fallible<upstream::UpstreamSettings> {
     let path = rails.to_str().ok_or("the path of the temporary folder is no text")?.replace('/', "%2F");
-    Ok(upstream::Settings::new(Target::parse(&format!("http+unix://{path}"))?))
+    Ok(upstream::UpstreamSettings::new(UpstreamTarget::parse(&format!("http+unix://{path}"))?))
 }
 
 fn request(line: &str, rest: &str) -> Vec<u8> {

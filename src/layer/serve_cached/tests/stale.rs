@@ -5,7 +5,7 @@ use crate::cache::freshness::Storable;
 use crate::cache::{EntryKind, Lifetimes};
 use crate::layer::testing::settle;
 use crate::progress::LastAnswer;
-use crate::upstream::lanes::Shed;
+use crate::upstream::ShedReason;
 
 mod ended;
 
@@ -138,9 +138,9 @@ async fn a_busy_rails_is_not_covered_by_a_stale_answer() {
         // Too many open files.
         || upstream::Error::Connect("rails".into(), std::io::Error::from_raw_os_error(24)),
         || upstream::Error::HoldFull("rails".into(), std::io::Error::from_raw_os_error(24)),
-        || upstream::Error::Shed(Shed::QueueFull),
-        || upstream::Error::Shed(Shed::QueueTimeout),
-        || upstream::Error::Shed(Shed::QueueTooSlow),
+        || upstream::Error::Shed(ShedReason::QueueFull),
+        || upstream::Error::Shed(ShedReason::QueueTimeout),
+        || upstream::Error::Shed(ShedReason::QueueTooSlow),
         || upstream::Error::Expires("rails".into()),
         || upstream::Error::Slow(Duration::from_secs(10)),
         || upstream::Error::TotalTimeout(Duration::from_secs(10)),
@@ -164,7 +164,7 @@ async fn a_busy_rails_is_not_covered_by_a_stale_answer() {
         // Nor does it start an outage, or drop the entry.
         let asked = s.ask(PATH);
         let (request, reply) = s.taken().await;
-        assert_eq!(request.may_wait, MayWait::ForItsTurn, "{:?}", failure());
+        assert_eq!(request.may_wait, WaitPolicy::ForPermit, "{:?}", failure());
         reply.send_response(refused());
         assert!(status_of(&asked.await.unwrap().unwrap()).ends_with(SIE));
     }
