@@ -1,4 +1,4 @@
-//! What was accepted last: how many instructions each operation took, and under which circumstances.
+//! The accepted instruction counts of each operation, and the conditions under which they were counted.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -62,12 +62,12 @@ impl Baseline {
         fs::write(FILE, text).map_err(|error| format!("{FILE}: {error}").into())
     }
 
-    /// How many instructions were accepted for an operation.
+    /// The accepted count of an operation.
     pub(crate) fn count(&self, name: &str) -> Option<u64> {
         self.counts.iter().find(|(known, _)| known == name).map(|(_, count)| *count)
     }
 
-    /// Under which of the circumstances something else was counted, and what they were then.
+    /// The conditions that differ now: their name, their value then, and their value now.
     pub(crate) fn differences<'a>(
         &'a self,
         now: &'a [(String, String)],

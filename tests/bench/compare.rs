@@ -12,16 +12,18 @@
     reason = "figures are rounded for people anyway"
 )]
 
-mod ask;
+mod attacks;
+mod bare_hyper;
 mod check;
 mod credentials;
-mod floor;
+mod environment;
+mod goals;
 mod growth;
+mod http_client;
 mod interrupt;
 mod keys;
 mod load;
 mod machine;
-mod marks;
 mod memory;
 mod peers;
 mod process;
@@ -30,16 +32,14 @@ mod report;
 mod rounds;
 mod scenarios;
 mod serve;
-mod stage;
 mod start;
-mod strangers;
 
 use std::error;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// What can go wrong in a benchmark is told to the person who started it, as text.
+/// Errors of benchmarks are texts for the person who runs them.
 pub(crate) type Fallible<T> = Result<T, Error>;
 pub(crate) type Error = Box<dyn error::Error + Send + Sync>;
 
@@ -60,20 +60,21 @@ struct Cli {
 enum Command {
     /// What a request costs railgate as entries, connections, workers, misses and Rails' latency grow.
     Growth(growth::Options),
-    /// Memory that a kept answer takes.
+    /// Memory of a cache entry.
     Memory(memory::Options),
-    /// From exec to the first answer from memory; idle memory; size of the binary.
+    /// Time from exec to the first cache hit; idle memory; size of the binary.
     Start(start::Options),
-    /// What clients without a credential can do to the others.
-    Strangers(strangers::Options),
+    /// What unauthenticated clients can do to the others.
+    #[command(alias = "strangers")]
+    Attacks(attacks::Options),
     #[command(hide = true)]
-    Crowd(strangers::crowd::Options),
+    BackgroundLoad(attacks::background_load::Options),
     #[command(hide = true)]
     Load(load::Options),
     #[command(hide = true)]
     Rails(rails::Options),
     #[command(hide = true)]
-    Floor(floor::Options),
+    BareHyper(bare_hyper::Options),
     #[command(hide = true)]
     Spin,
 }
@@ -85,15 +86,15 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let outcome = match &cli.command {
-        None => interrupt::watch().and_then(|()| rounds::run(&cli.compare)),
-        Some(Command::Growth(options)) => interrupt::watch().and_then(|()| growth::run(options)),
-        Some(Command::Memory(options)) => interrupt::watch().and_then(|()| memory::run(options)),
-        Some(Command::Start(options)) => interrupt::watch().and_then(|()| start::run(options)),
-        Some(Command::Strangers(options)) => interrupt::watch().and_then(|()| strangers::run(options)),
-        Some(Command::Crowd(options)) => strangers::crowd::run(options),
+        None => interrupt::install_handler().and_then(|()| rounds::run(&cli.compare)),
+        Some(Command::Growth(options)) => interrupt::install_handler().and_then(|()| growth::run(options)),
+        Some(Command::Memory(options)) => interrupt::install_handler().and_then(|()| memory::run(options)),
+        Some(Command::Start(options)) => interrupt::install_handler().and_then(|()| start::run(options)),
+        Some(Command::Attacks(options)) => interrupt::install_handler().and_then(|()| attacks::run(options)),
+        Some(Command::BackgroundLoad(options)) => attacks::background_load::run(options),
         Some(Command::Load(options)) => load::run(options),
         Some(Command::Rails(options)) => rails::run(options),
-        Some(Command::Floor(options)) => floor::run(options),
+        Some(Command::BareHyper(options)) => bare_hyper::run(options),
         Some(Command::Spin) => machine::spin(),
     };
     match outcome {

@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 use crate::Fallible;
 use crate::operations::Operation;
 
-/// How many instructions the operation takes.
+/// The instructions of one operation.
 pub(crate) fn count(operation: &Operation) -> Fallible<u64> {
     let [some, twice] = [1, 2].map(|factor| instructions(operation, operation.times * factor));
     let (some, twice) = (some?, twice?);
@@ -13,9 +13,9 @@ pub(crate) fn count(operation: &Operation) -> Fallible<u64> {
     Ok((difference + operation.times / 2) / operation.times)
 }
 
-/// All instructions of a process that does the operation so many times.
+/// All instructions of a process that repeats the operation so many times.
 fn instructions(operation: &Operation, times: u64) -> Fallible<u64> {
-    // As many digits for any number, since they are a part of the stack.
+    // A fixed number of digits, since arguments are part of the stack.
     let output = under_valgrind(&["repeat", operation.name, &format!("{times:08}")])?;
     let log = String::from_utf8_lossy(&output.stderr);
     // `==123== I   refs:      1,234,567`
@@ -32,7 +32,7 @@ fn under_valgrind(arguments: &[&str]) -> Fallible<Output> {
     let mut command = Command::new("valgrind");
     command.args(["--tool=cachegrind", "--cache-sim=no", "--cachegrind-out-file=/dev/null"]);
     command.arg(std::env::current_exe()?).args(arguments);
-    // The environment has a place on the stack, and some variables change how libraries work.
+    // The environment is part of the stack, and some variables change how libraries work.
     command.env_clear();
     for name in ["PATH", "TMPDIR"] {
         command.envs(std::env::var_os(name).map(|value| (name, value)));
@@ -46,8 +46,8 @@ fn under_valgrind(arguments: &[&str]) -> Fallible<Output> {
     }
 }
 
-/// What counts depend on besides the code, by name. The C compiler is there for mimalloc and aws-lc, the C
-/// library for the likes of `memcpy`.
+/// The conditions, besides the code, on which counts depend. The C compiler builds mimalloc and aws-lc, the
+/// C library has `memcpy` and the like.
 pub(crate) fn circumstances() -> Fallible<Vec<(String, String)>> {
     let processor = under_valgrind(&["processor"])?;
     Ok([
@@ -68,7 +68,7 @@ fn first_line(program: &str, argument: &str) -> Fallible<String> {
     text.lines().next().map(str::to_owned).ok_or_else(|| format!("{program} has no version").into())
 }
 
-/// The architecture, and those features by which libraries choose their code at run time.
+/// The architecture, and the CPU features by which libraries choose their code at run time.
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn processor() -> String {
     macro_rules! features {

@@ -1,4 +1,4 @@
-//! The secrets of the benchmark, and what its callers show to prove that they know them.
+//! The secrets of the benchmark, and its credentials.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -7,7 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use serde_json::{Value, json};
 
-/// What the secret file of GitLab Shell says.
+/// The content of the secret file of GitLab Shell.
 pub(crate) const SHELL_SECRET: &str = "f3a8c1d09b7e4e52a6d1b0c9e8f72635";
 /// The key of kas tokens; its file holds it in Base64.
 pub(crate) const KAS_SECRET: &str = "0123456789abcdefghijklmnopqrstuv";
@@ -21,23 +21,23 @@ pub(crate) fn shared_secret() -> String {
     STANDARD.encode(SHELL_SECRET)
 }
 
-/// What the secret file of kas says.
+/// The content of the secret file of kas.
 pub(crate) fn kas_secret_file() -> String {
     STANDARD.encode(KAS_SECRET)
 }
 
-/// A token of GitLab Shell that is good for a day.
+/// A shell token that is valid for a day.
 pub(crate) fn shell_token() -> String {
     let now = now();
     token(SHELL_SECRET, &json!({ "iss": "gitlab-shell", "iat": now, "exp": now + 86_400 }))
 }
 
-/// A token of kas that is good for a day.
+/// A kas token that is valid for a day.
 pub(crate) fn kas_token() -> String {
     kas_token_until(now() + 86_400)
 }
 
-/// A token of kas whose time was up an hour ago.
+/// A kas token that expired an hour ago.
 pub(crate) fn expired_kas_token() -> String {
     kas_token_until(now() - 3600)
 }

@@ -1,21 +1,16 @@
-//! What an operation of the gateway costs, in instructions: a figure that is the same on a busy machine.
+//! The cost of operations of the gateway in instructions: a figure that does not depend on how busy the
+//! machine is.
 //!
-//! Run it with `tests/bench/instructions`. The program starts itself again under valgrind, once for
-//! each operation that is done N times, once for 2N times; the difference is what N of them cost, and
-//! knows nothing of how a process starts. What was accepted last is in `instructions.baseline`.
+//! Run it with `tests/bench/instructions`. The program starts itself again under valgrind, for each
+//! operation once with N and once with 2N repetitions; the difference is the cost of N repetitions without
+//! the start of a process. The accepted counts are in `instructions.baseline`.
 //!
-//! The figures are good for comparing with themselves: of the kernel's work they show nothing, a
-//! vectorised instruction counts like any other, and tokio's clock is that of the tests.
+//! Compare the figures only with each other: they do not include the kernel's work, a vectorised instruction
+//! counts like any other, and tokio's clock is that of the tests.
 
 #![expect(clippy::print_stdout, reason = "the table is what this program is for")]
 #![expect(clippy::cast_precision_loss, reason = "figures are rounded for people anyway")]
 
-#[path = "load/answer.rs"]
-#[expect(dead_code, reason = "the load generator uses the rest, too")]
-mod answer;
-#[path = "rails/answers.rs"]
-#[expect(dead_code, reason = "the stand-in for Rails uses the rest, too")]
-mod answers;
 mod baseline;
 mod counting;
 #[expect(dead_code, reason = "the comparison uses the rest, too")]
@@ -23,6 +18,12 @@ mod credentials;
 #[expect(dead_code, reason = "the comparison uses the rest, too")]
 mod keys;
 mod operations;
+#[path = "load/response.rs"]
+#[expect(dead_code, reason = "the load generator uses the rest, too")]
+mod response;
+#[path = "rails/responses.rs"]
+#[expect(dead_code, reason = "the stand-in for Rails uses the rest, too")]
+mod responses;
 mod verdict;
 
 use std::error::Error;
@@ -38,17 +39,17 @@ use crate::operations::{OPERATIONS, Operation};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// What can go wrong in a benchmark is told to the person who started it, as text.
+/// Errors of benchmarks are texts for the person who runs them.
 pub(crate) type Fallible<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
-/// Instructions that the gateway spends on one operation, and whether they became more.
+/// Counts the instructions of operations of the gateway, and compares them with the baseline.
 #[derive(Parser)]
 #[command(name = "tests/bench/instructions", args_conflicts_with_subcommands = true)]
 struct Cli {
-    /// Make what is counted the new baseline. Say in the commit why it may be more.
+    /// Make the counts the new baseline. Say in the commit why they may be higher.
     #[arg(long)]
     accept: bool,
-    /// Only these.
+    /// Only these operations.
     #[arg(long, value_delimiter = ',', conflicts_with = "accept")]
     #[arg(value_parser = PossibleValuesParser::new(OPERATIONS.iter().map(|operation| operation.name)))]
     operations: Vec<String>,
@@ -61,7 +62,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Does an operation so many times.
+    /// Repeats an operation so many times.
     #[command(hide = true)]
     Repeat { operation: String, times: u64 },
     /// Prints what the processor can do, as far as valgrind lets a program see it.
@@ -95,9 +96,9 @@ fn main() -> ExitCode {
     }
 }
 
-/// Counts, prints, and says whether all is well.
+/// Counts and prints. False if an operation became too expensive.
 fn count(cli: &Cli) -> Fallible<bool> {
-    // The first one has nothing to replace.
+    // There may be no baseline yet.
     let accepted = if cli.accept { Baseline::read().unwrap_or_default() } else { Baseline::read()? };
     let circumstances = counting::circumstances()?;
     let mut counts = Vec::new();

@@ -1,4 +1,4 @@
-//! Ctrl-C: the program ends as if something had failed, so that every process it started ends too.
+//! Ctrl-C ends the program like an error, so that all processes it started end too.
 
 use std::process::{Child, ExitStatus};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -11,8 +11,8 @@ use crate::Fallible;
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// From now on, an interrupt is an error of whatever waits.
-pub(crate) fn watch() -> Fallible<()> {
+/// From now on, an interrupt is an error of all functions that wait.
+pub(crate) fn install_handler() -> Fallible<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let entered = runtime.enter();
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -30,7 +30,7 @@ pub(crate) fn watch() -> Fallible<()> {
     Ok(())
 }
 
-/// Sleeps.
+/// Sleeps, unless interrupted before.
 pub(crate) fn pause(time: Duration) -> Fallible<()> {
     thread::sleep(time);
     if INTERRUPTED.load(Relaxed) { Err("interrupted".into()) } else { Ok(()) }

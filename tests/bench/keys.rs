@@ -1,9 +1,10 @@
-//! Key material for the questions: as many SSH public keys as needed, the same in every run.
+//! SSH public keys for the requests: as many as needed, the same in every run.
 
-/// A small generator of numbers (`SplitMix64`). The same seed gives the same keys to the load and to Rails.
-pub(crate) struct Numbers(pub(crate) u64);
+/// A small pseudo-random number generator (`SplitMix64`). The load and Rails get the same keys from the same
+/// seed.
+pub(crate) struct RandomNumbers(pub(crate) u64);
 
-impl Numbers {
+impl RandomNumbers {
     pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
@@ -29,7 +30,7 @@ pub(crate) fn key(number: u64) -> String {
     };
     let mut key = String::with_capacity(length);
     key.push_str(prefix);
-    let mut numbers = Numbers(number.wrapping_mul(0xD134_2543_DE82_EF95) ^ 0x5EED);
+    let mut numbers = RandomNumbers(number.wrapping_mul(0xD134_2543_DE82_EF95) ^ 0x5EED);
     while key.len() < length {
         let mut bits = numbers.next();
         for _ in 0..10.min(length - key.len()) {
@@ -40,12 +41,12 @@ pub(crate) fn key(number: u64) -> String {
     key
 }
 
-/// The key as GitLab Shell writes it into a query.
+/// The key as GitLab Shell escapes it in a query.
 pub(crate) fn escaped(key: &str) -> String {
     key.replace('+', "%2B").replace('/', "%2F").replace('=', "%3D")
 }
 
-/// The way back.
+/// The reverse of `escaped`.
 pub(crate) fn unescaped(text: &str) -> String {
     text.replace("%2B", "+").replace("%2F", "/").replace("%3D", "=")
 }

@@ -1,26 +1,25 @@
 //! The load generator: one thread, one epoll loop, raw HTTP over raw sockets.
 //!
-//! **Closed loop**: every connection always has one request out; look at the CPU time. **Open loop**
-//! (`--rate`): requests come at random (Poisson) whether or not earlier ones are answered, and their
-//! latency counts from the moment that they were meant to be sent, so that a server that stalls is
-//! charged for the queue it causes.
+//! **Closed loop**: every connection always has one request in flight; look at the CPU time. **Open loop**
+//! (`--rate`): requests come at random (Poisson) whether or not earlier ones are answered, and their latency
+//! counts from the time they were due, so that a server that stalls is charged for the queue it causes.
 //!
-//! **It does not sleep** unless told so, and neither does Rails while it is being asked. Whoever sends
-//! to a process that sleeps pays for waking it, on another core often more than a small request costs.
-//! A server that is faster than its callers never meets a sleeping one, a slower one meets one every
-//! time: that would measure on which side of the load generator's speed a server is, not what it needs.
+//! **It does not sleep** unless configured to, and neither does Rails while requests come. Sending to a
+//! sleeping process includes the cost of waking it, on another core often more than that of a small request.
+//! A server that is faster than its callers never meets a sleeping one, a slower one meets one every time:
+//! the measurement would show on which side of the load generator's speed a server is, not what it needs.
 
-mod answer;
 mod drive;
 mod requests;
+mod response;
 mod slot;
 
 use serde_json::{Value, json};
 
 use crate::Fallible;
 
-pub(crate) use self::answer::Answer;
 pub(crate) use self::requests::{Credential, Kind};
+pub(crate) use self::response::ResponseParser;
 
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Options {
@@ -33,34 +32,34 @@ pub(crate) struct Options {
     pub(crate) credential: Credential,
     #[arg(long, default_value_t = 64)]
     pub(crate) connections: usize,
-    /// How long new requests are sent.
+    /// How many seconds new requests are sent.
     #[arg(long, default_value_t = 1.0)]
     pub(crate) seconds: f64,
-    /// Or how many; 0 is no limit.
+    /// How many requests are sent; 0 is no limit.
     #[arg(long, default_value_t = 0)]
     pub(crate) requests: u64,
-    /// Requests before the measured ones.
+    /// Warm-up requests before the measured ones.
     #[arg(long, default_value_t = 0)]
     pub(crate) warm: u64,
-    /// Open loop: requests a second. 0 is the closed loop.
+    /// Requests a second of the open loop; 0 is the closed loop.
     #[arg(long, default_value_t = 0.0)]
     pub(crate) rate: f64,
-    /// A connection for each request, closed by the client after the answer, as GitLab Shell does.
+    /// A connection for each request, closed by the client after the response, as GitLab Shell does.
     #[arg(long)]
     pub(crate) short: bool,
-    /// Sleep while there is nothing to do. An open loop never does: epoll counts in milliseconds.
+    /// Sleep while idle. An open loop never does: epoll counts in milliseconds.
     #[arg(long)]
     pub(crate) sleeps: bool,
-    /// How many keys are asked for, in turn.
+    /// How many keys are requested in turn.
     #[arg(long, default_value_t = 10_000)]
     pub(crate) keys: u64,
-    /// The first of them.
+    /// The number of the first key.
     #[arg(long, default_value_t = 0)]
     pub(crate) first_key: u64,
-    /// From one to the next.
+    /// The step from one key to the next.
     #[arg(long, default_value_t = 1)]
     pub(crate) stride: u64,
-    /// Of a hundred requests, how many ask for a key that nobody asked for before.
+    /// The percentage of requests for a new key.
     #[arg(long, default_value_t = 0)]
     pub(crate) misses: u64,
     /// Size of `blob` and `upload`.
@@ -95,7 +94,7 @@ impl Default for Options {
 }
 
 impl Options {
-    /// The command line that says the same.
+    /// These options as a command line.
     pub(crate) fn to_arguments(&self) -> Vec<String> {
         let mut arguments = vec!["load".to_owned()];
         for (name, value) in [
@@ -122,33 +121,33 @@ impl Options {
     }
 }
 
-/// What came of a run.
+/// The results of a run.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Figures {
-    /// Requests with an answer.
-    pub(crate) answers: u64,
-    /// Answers that were no 200, and requests without one.
+    /// Requests with a response.
+    pub(crate) responses: u64,
+    /// Responses other than 200, and requests without a response.
     pub(crate) errors: u64,
     pub(crate) seconds: f64,
-    /// CPU time of the measured process for one answer.
+    /// CPU time of the measured process per response.
     pub(crate) cpu_us: f64,
     pub(crate) p50_us: f64,
     pub(crate) p99_us: f64,
     pub(crate) p999_us: f64,
-    /// Share of the machine's time that its host kept for others meanwhile.
+    /// The share of steal time of the machine.
     pub(crate) steal: f64,
-    /// The most memory that the measured process held meanwhile.
+    /// Peak memory of the measured process.
     pub(crate) peak_mib: f64,
 }
 
 impl Figures {
     pub(crate) fn per_second(&self) -> f64 {
-        self.answers as f64 / self.seconds
+        self.responses as f64 / self.seconds
     }
 
     fn to_json(&self) -> Value {
         json!({
-            "answers": self.answers,
+            "answers": self.responses,
             "errors": self.errors,
             "seconds": self.seconds,
             "cpu_us": self.cpu_us,
@@ -158,12 +157,12 @@ impl Figures {
         })
     }
 
-    /// What the load generator printed.
+    /// Parses the output of the load generator.
     pub(crate) fn from_json(text: &[u8]) -> Fallible<Self> {
         let value: Value = serde_json::from_slice(text)?;
         let number = |name: &str| value.get(name).and_then(Value::as_f64).ok_or(format!("no {name}"));
         Ok(Self {
-            answers: number("answers")? as u64,
+            responses: number("answers")? as u64,
             errors: number("errors")? as u64,
             seconds: number("seconds")?,
             cpu_us: number("cpu_us")?,
@@ -177,7 +176,7 @@ impl Figures {
 }
 
 pub(crate) fn run(options: &Options) -> Fallible<()> {
-    // Timers of ordinary processes may be 50 µs late; the kernel takes a wish here.
+    // Timers of ordinary processes may be 50 µs late; this reduces it.
     let _ = std::fs::write("/proc/self/timerslack_ns", "1");
     println!("{}", drive::run(options)?.to_json());
     Ok(())

@@ -1,4 +1,4 @@
-//! The machine that everything runs on: its cores, ports and folders.
+//! The machine: its cores, ports and directories.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -12,10 +12,10 @@ use std::thread;
 use crate::Fallible;
 use crate::process::{self, LOAD_CORE, Process};
 
-/// Where everything of one run lies. Gone when this is dropped.
+/// The directories of one run. Removed when this is dropped.
 pub(crate) struct Scratch {
     directory: PathBuf,
-    /// In memory, for caches that are files.
+    /// A directory in memory, for caches that are files.
     in_memory: PathBuf,
 }
 
@@ -33,12 +33,12 @@ impl Scratch {
         Ok(scratch)
     }
 
-    /// A new folder.
+    /// A new directory.
     pub(crate) fn folder(&self, name: &str) -> Fallible<PathBuf> {
         new_folder(self.directory.join(name))
     }
 
-    /// A new folder in memory.
+    /// A new directory in memory.
     pub(crate) fn folder_in_memory(&self, name: &str) -> Fallible<PathBuf> {
         new_folder(self.in_memory.join(name))
     }
@@ -57,23 +57,23 @@ impl Drop for Scratch {
     }
 }
 
-static GIVEN_OUT: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+static ALLOCATED_PORTS: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
 
-/// A port that nobody listens on. Below those that the kernel gives to clients, above the defaults of
-/// all programs concerned.
+/// A free port. Below those that the kernel gives to clients, and above the default ports of all programs
+/// used.
 pub(crate) fn free_port() -> Fallible<u16> {
-    let mut given_out = GIVEN_OUT.lock().map_err(|_| "poisoned")?;
+    let mut allocated = ALLOCATED_PORTS.lock().map_err(|_| "poisoned")?;
     for port in 21_100..32_000 {
-        if !given_out.contains(&port) && TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
-            given_out.insert(port);
+        if !allocated.contains(&port) && TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            allocated.insert(port);
             return Ok(port);
         }
     }
     Err("no free port between 21100 and 32000".into())
 }
 
-/// Two cores, and this program away from the one that is measured.
-pub(crate) fn settle() -> Fallible<()> {
+/// Requires two cores, and pins this program to the load core.
+pub(crate) fn pin_to_load_core() -> Fallible<()> {
     if thread::available_parallelism()?.get() < 2 {
         return Err("two cores are needed: one for the gateway, one for the load and Rails".into());
     }
@@ -93,14 +93,14 @@ pub(crate) fn keep_awake(core: usize, scratch: &Scratch) -> Fallible<Process> {
     Process::start(&name, command, &scratch.folder(&name)?)
 }
 
-/// What the process for it does.
+/// The body of the process that keeps a core awake.
 pub(crate) fn spin() -> ! {
     loop {
         hint::spin_loop();
     }
 }
 
-/// The machine's time so far: all of it, idle, and kept by the host.
+/// The machine's CPU time so far: all of it, idle, and stolen by the host.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Time {
     all: u64,
@@ -118,7 +118,7 @@ impl Time {
         Self { all: fields.iter().sum(), idle: field(3), stolen: field(7) }
     }
 
-    /// Shares of the time that went by: idle and stolen.
+    /// The shares of idle and stolen time since then.
     pub(crate) fn shares_since(self, before: Self) -> (f64, f64) {
         let all = (self.all - before.all).max(1) as f64;
         ((self.idle - before.idle) as f64 / all, (self.stolen - before.stolen) as f64 / all)

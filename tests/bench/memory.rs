@@ -1,15 +1,15 @@
-//! How much memory a kept answer takes: what the process grew by, divided by the answers. And what it
-//! takes to save and to load them.
+//! Memory of a cache entry: the growth of the process, divided by the entries. And the time to save and to
+//! load them.
 
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crate::environment::{self, Environment};
 use crate::load::{Figures, Kind, Options as Load};
 use crate::peers::RAILGATE;
 use crate::process::Process;
-use crate::rails::answers;
-use crate::stage::{self, Stage};
+use crate::rails::responses;
 use crate::{Fallible, interrupt, keys, machine, process};
 
 #[derive(clap::Args)]
@@ -19,26 +19,26 @@ pub(crate) struct Options {
     entries: Vec<u64>,
 }
 
-/// How many keys are asked for again, spread over all.
+/// How many keys are requested again, spread over all.
 const SAMPLE: u64 = 20_000;
 
-/// Of which keys there are rows.
+/// A kind of rows to measure.
 struct Rows {
     name: &'static str,
     first_key: u64,
     stride: u64,
-    /// They are filled up to this.
-    least: usize,
+    /// Rows are padded to this size.
+    min_bytes: usize,
 }
 
 const ROWS: [Rows; 3] = [
-    Rows { name: "both kinds, filled up to 600 bytes", first_key: 0, stride: 1, least: answers::ROW },
-    Rows { name: "Ed25519", first_key: 0, stride: 2, least: 0 },
-    Rows { name: "RSA, 2048 bits", first_key: 1, stride: 2, least: 0 },
+    Rows { name: "both kinds, filled up to 600 bytes", first_key: 0, stride: 1, min_bytes: responses::ROW },
+    Rows { name: "Ed25519", first_key: 0, stride: 2, min_bytes: 0 },
+    Rows { name: "RSA, 2048 bits", first_key: 1, stride: 2, min_bytes: 0 },
 ];
 
 pub(crate) fn run(options: &Options) -> Fallible<()> {
-    let stage = Stage::for_railgate_alone()?;
+    let environment = Environment::for_railgate_alone()?;
     println!("\n### Memory, and a restart\n");
     println!(
         "| rows | entries | bytes of a row | bytes per entry | fill s | CPU µs/miss | hits of a sample | \
@@ -50,26 +50,26 @@ pub(crate) fn run(options: &Options) -> Fallible<()> {
             return Err("there is no memory per entry without entries".into());
         }
         for rows in &ROWS {
-            row(&stage, rows, entries)?;
+            row(&environment, rows, entries)?;
         }
     }
     Ok(())
 }
 
-fn row(stage: &Stage, rows: &Rows, entries: u64) -> Fallible<()> {
-    stage.rails.set_row(rows.least)?;
-    let directory = stage.scratch.folder(RAILGATE.name)?;
+fn row(environment: &Environment, rows: &Rows, entries: u64) -> Fallible<()> {
+    environment.rails.set_row(rows.min_bytes)?;
+    let directory = environment.scratch.folder(RAILGATE.name)?;
     let port = machine::free_port()?;
-    let mut process = start(stage, &directory, port)?;
+    let mut process = start(environment, &directory, port)?;
     let pid = process.pid();
-    // Connections and their buffers are there before, so that they do not count.
+    // Connections and their buffers exist before the measurement.
     let to = port.to_string();
-    stage::run_load(&Load { to: to.clone(), kind: Kind::Allowed, requests: 2000, ..Load::default() })?;
-    let before = settled(pid)?;
+    environment::run_load(&Load { to: to.clone(), kind: Kind::Allowed, requests: 2000, ..Load::default() })?;
+    let before = settled_memory(pid)?;
     let fill = Load { to, cpu_of: pid, requests: entries, ..of(rows, entries) };
-    let fill = without_errors(stage::run_load(&fill)?)?;
-    let after = settled(pid)?;
-    let hits = sample(stage, rows, entries, port)?;
+    let fill = without_errors(environment::run_load(&fill)?)?;
+    let after = settled_memory(pid)?;
+    let hits = sample(environment, rows, entries, port)?;
 
     let begun = Instant::now();
     process.must_run()?;
@@ -77,14 +77,14 @@ fn row(stage: &Stage, rows: &Rows, entries: u64) -> Fallible<()> {
     let stopped = begun.elapsed();
     let saved = fs::metadata(directory.join("cache"))?.len();
     let begun = Instant::now();
-    let _process = start(stage, &directory, port)?;
-    stage::run_load(&Load { to: port.to_string(), requests: 1, ..of(rows, 1) })?;
+    let _process = start(environment, &directory, port)?;
+    environment::run_load(&Load { to: port.to_string(), requests: 1, ..of(rows, 1) })?;
     let started = begun.elapsed();
-    let hits_then = sample(stage, rows, entries, port)?;
+    let hits_then = sample(environment, rows, entries, port)?;
     println!(
         "| {} | {entries} | {} | {} | {:.1} | {:.1} | {hits} | {:.2} | {:.0} | {:.2} | {hits_then} |",
         rows.name,
-        answers::authorized_keys(&keys::key(rows.first_key), rows.least).len(),
+        responses::authorized_keys(&keys::key(rows.first_key), rows.min_bytes).len(),
         after.saturating_sub(before) / entries,
         fill.seconds,
         fill.cpu_us,
@@ -95,12 +95,12 @@ fn row(stage: &Stage, rows: &Rows, entries: u64) -> Fallible<()> {
     Ok(())
 }
 
-/// As it is compared, but for a place to save its cache.
-fn start(stage: &Stage, directory: &Path, port: u16) -> Fallible<Process> {
-    let command = RAILGATE.command(stage, directory, port, None)?;
+/// As in the comparison, but with a cache snapshot.
+fn start(environment: &Environment, directory: &Path, port: u16) -> Fallible<Process> {
+    let command = RAILGATE.command(environment, directory, port, None)?;
     let file = directory.join("railgate.toml");
-    let place = format!("[cache]\nsnapshot = \"{}\"\n", directory.join("cache").display());
-    fs::write(&file, fs::read_to_string(&file)?.replacen("[cache]\n", &place, 1))?;
+    let section = format!("[cache]\nsnapshot = \"{}\"\n", directory.join("cache").display());
+    fs::write(&file, fs::read_to_string(&file)?.replacen("[cache]\n", &section, 1))?;
     let mut process = Process::start(RAILGATE.name, command, directory)?;
     process.wait_for(port)?;
     Ok(process)
@@ -110,14 +110,14 @@ fn of(rows: &Rows, keys: u64) -> Load {
     Load { first_key: rows.first_key, keys, stride: rows.stride, ..Load::default() }
 }
 
-/// How many of some keys, spread over all, are answered from memory.
-fn sample(stage: &Stage, rows: &Rows, entries: u64, port: u16) -> Fallible<String> {
+/// How many of a sample of the keys are hits.
+fn sample(environment: &Environment, rows: &Rows, entries: u64, port: u16) -> Fallible<String> {
     let sample = SAMPLE.min(entries);
     let stride = rows.stride * (entries / sample);
     let again = Load { to: port.to_string(), requests: sample, stride, ..of(rows, sample) };
-    let asked_before = stage.rails.count()?;
-    without_errors(stage::run_load(&again)?)?;
-    let hits = sample.saturating_sub(stage.rails.count()? - asked_before);
+    let asked_before = environment.rails.count()?;
+    without_errors(environment::run_load(&again)?)?;
+    let hits = sample.saturating_sub(environment.rails.count()? - asked_before);
     Ok(format!("{hits} of {sample}"))
 }
 
@@ -125,8 +125,8 @@ fn without_errors(figures: Figures) -> Fallible<Figures> {
     if figures.errors > 0 { Err(format!("{} errors", figures.errors).into()) } else { Ok(figures) }
 }
 
-/// Resident memory, once whatever runs behind the requests had its time.
-fn settled(pid: u32) -> Fallible<u64> {
+/// Resident memory, after background work has finished.
+fn settled_memory(pid: u32) -> Fallible<u64> {
     interrupt::pause(Duration::from_millis(1500))?;
     Ok(process::memory(pid, "VmRSS"))
 }

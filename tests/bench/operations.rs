@@ -1,4 +1,4 @@
-//! What is counted: the gateway's work for one request, or a part of it.
+//! The counted operations: the gateway's work for one request, or a part of it.
 
 mod gateway;
 mod parts;
@@ -12,13 +12,14 @@ use self::gateway::Exchange;
 use crate::credentials::{self, KAS_HEADER, SHELL_HEADER, SHELL_TOKEN_HEADER};
 use crate::{Fallible, keys};
 
-/// Does an operation so many times.
+/// Repeats an operation so many times.
 type Repeat = Box<dyn FnMut(u64) -> Fallible<()>>;
 
 pub(crate) struct Operation {
     pub(crate) name: &'static str,
     pub(crate) title: &'static str,
-    /// How often it is done, and twice that: enough for what happens only now and then to even out.
+    /// The number of repetitions; it is also run with twice as many. Enough to average out what happens only
+    /// now and then.
     pub(crate) times: u64,
     prepare: fn() -> Fallible<Repeat>,
 }
@@ -55,18 +56,18 @@ pub(crate) static OPERATIONS: [Operation; 12] = [
     part("cross", "headers of a request on their way to Rails", parts::cross),
 ];
 
-/// A request and its answer. As slow as valgrind is, these take a second.
+/// A whole request. Slow as valgrind is, these take a second.
 const fn whole(name: &'static str, title: &'static str, prepare: fn() -> Fallible<Repeat>) -> Operation {
     Operation { name, title, times: 2000, prepare }
 }
 
 const fn part(name: &'static str, title: &'static str, prepare: fn() -> Fallible<Repeat>) -> Operation {
-    Operation { name, title, times: PART_TIMES, prepare }
+    Operation { name, title, times: PART_REPETITIONS, prepare }
 }
 
-const PART_TIMES: u64 = 4000;
+const PART_REPETITIONS: u64 = 4000;
 
-/// What is done only once, such as asking the processor what it can do, is over by then.
+/// Repetitions before the counted ones, after which one-time work such as CPU detection is done.
 const WARM_UP: u64 = 200;
 
 /// Numbers of keys: even ones are Ed25519, odd ones RSA.
@@ -79,7 +80,7 @@ impl Operation {
         found.ok_or_else(|| format!("there is no operation {name}").into())
     }
 
-    /// Those with these names; all if there are none.
+    /// The operations with these names; all for no names.
     pub(crate) fn all_or(names: &[String]) -> Fallible<Vec<&'static Self>> {
         if names.is_empty() {
             return Ok(OPERATIONS.iter().collect());
@@ -87,7 +88,7 @@ impl Operation {
         names.iter().map(|name| Self::named(name)).collect()
     }
 
-    /// Warms up, then does it so many times.
+    /// Warms up, then repeats the operation so many times.
     pub(crate) fn run(&self, times: u64) -> Fallible<()> {
         let mut repeat = (self.prepare)()?;
         repeat(WARM_UP)?;
@@ -95,7 +96,7 @@ impl Operation {
     }
 }
 
-/// A gateway's judge of callers, who accepts everything that one can be told to.
+/// The authentication of a gateway that accepts all kinds of credentials.
 fn auth() -> Fallible<Auth> {
     Ok(Auth::new(Settings {
         shell_secret: ShellSecret::from_text(credentials::SHELL_SECRET.as_bytes())?,

@@ -1,12 +1,12 @@
-//! Who is compared, and how each is configured and started. The configurations are in `peers/`.
+//! The compared peers, and how each is configured and started. The configurations are in `peers/`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::ask::Place;
+use crate::environment::Environment;
+use crate::http_client::Address;
 use crate::process::{self, GATEWAY_CORE, Process};
-use crate::stage::Stage;
 use crate::{Fallible, credentials, machine};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,8 +15,8 @@ pub(crate) enum Software {
     Nginx,
     Haproxy,
     Varnish,
-    /// Bare hyper: a limit, not a peer. It checks no secret and asks nobody.
-    Floor,
+    /// Bare hyper: a lower limit, not a peer. It checks no secret, and has no upstream.
+    BareHyper,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -34,13 +34,13 @@ pub(crate) const PEERS: [Peer; 7] = [
     Peer { name: "nginx-log", software: Software::Nginx, logs: true },
     Peer { name: "haproxy", software: Software::Haproxy, logs: false },
     Peer { name: "varnish", software: Software::Varnish, logs: false },
-    Peer { name: "bare-hyper", software: Software::Floor, logs: false },
+    Peer { name: "bare-hyper", software: Software::BareHyper, logs: false },
 ];
 
-/// railgate as it is measured alone.
+/// railgate when it is measured alone.
 pub(crate) const RAILGATE: Peer = PEERS[0];
 
-/// A peer that answers.
+/// A running peer.
 pub(crate) struct Running {
     pub(crate) peer: Peer,
     pub(crate) process: Process,
@@ -49,45 +49,45 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// Both ways in.
-    pub(crate) fn places(&self) -> [Place; 2] {
-        [Place::Port(self.port), Place::Socket(self.socket.clone())]
+    /// Both of its listeners.
+    pub(crate) fn addresses(&self) -> [Address; 2] {
+        [Address::Port(self.port), Address::Socket(self.socket.clone())]
     }
 }
 
 impl Peer {
-    pub(crate) fn start(self, stage: &Stage) -> Fallible<Running> {
-        self.start_with(stage, None)
+    pub(crate) fn start(self, environment: &Environment) -> Fallible<Running> {
+        self.start_with(environment, None)
     }
 
-    /// With so many workers, where a peer is railgate.
-    pub(crate) fn start_with(self, stage: &Stage, workers: Option<u32>) -> Fallible<Running> {
-        let directory = stage.scratch.folder(self.name)?;
+    /// With so many workers, if the peer is railgate.
+    pub(crate) fn start_with(self, environment: &Environment, workers: Option<u32>) -> Fallible<Running> {
+        let directory = environment.scratch.folder(self.name)?;
         let port = machine::free_port()?;
-        let command = self.command(stage, &directory, port, workers)?;
+        let command = self.command(environment, &directory, port, workers)?;
         let mut process = Process::start(self.name, command, &directory)?;
         process.wait_for(port)?;
         Ok(Running { peer: self, process, port, socket: directory.join("s.sock") })
     }
 
-    /// Writes the configuration, and says how to start with it.
+    /// Writes the configuration, and returns the command to start the peer.
     pub(crate) fn command(
         self,
-        stage: &Stage,
+        environment: &Environment,
         directory: &Path,
         port: u16,
         workers: Option<u32>,
     ) -> Fallible<Command> {
-        let places = [
+        let addresses = [
             ("@DIRECTORY@", directory.display().to_string()),
             ("@PORT@", port.to_string()),
-            ("@RAILS@", stage.rails.port.to_string()),
+            ("@RAILS@", environment.rails.port.to_string()),
             ("@SECRET@", credentials::shared_secret()),
             ("@KAS_SECRET@", credentials::KAS_SECRET.to_owned()),
         ];
         let write = |name: &str, template: &str, more: &[(&str, String)]| {
-            let fill = |text: String, (mark, value): &(&str, String)| text.replace(mark, value);
-            let text = places.iter().chain(more).fold(template.to_owned(), fill);
+            let fill = |text: String, (goal, value): &(&str, String)| text.replace(goal, value);
+            let text = addresses.iter().chain(more).fold(template.to_owned(), fill);
             let path = directory.join(name);
             fs::write(&path, text).map(|()| path)
         };
@@ -107,7 +107,7 @@ impl Peer {
                 } else {
                     "access_log off;".to_owned()
                 };
-                let cache = stage.scratch.folder_in_memory(self.name)?.display().to_string();
+                let cache = environment.scratch.folder_in_memory(self.name)?.display().to_string();
                 let more = [("@LOG@", log), ("@CACHE@", cache)];
                 let path = write("nginx.conf", include_str!("peers/nginx.conf"), &more)?;
                 command = process::pinned(GATEWAY_CORE, "nginx");
@@ -123,9 +123,9 @@ impl Peer {
                 command = varnish(directory, port);
                 command.arg("-f").arg(path);
             }
-            Software::Floor => {
-                command = process::myself(GATEWAY_CORE)?;
-                command.arg("floor").arg(port.to_string()).arg(directory.join("s.sock"));
+            Software::BareHyper => {
+                command = process::own_executable(GATEWAY_CORE)?;
+                command.arg("bare-hyper").arg(port.to_string()).arg(directory.join("s.sock"));
             }
         }
         Ok(command)
@@ -141,10 +141,10 @@ fn varnish(directory: &Path, port: u16) -> Command {
     command
 }
 
-/// The binary as it is released: beside the folder that this program is in.
+/// The release binary, in the directory above this program's.
 pub(crate) fn railgate() -> Fallible<PathBuf> {
-    let myself = std::env::current_exe()?;
-    let binary = myself.ancestors().nth(2).unwrap_or(Path::new("/")).join("railgate");
+    let own_executable = std::env::current_exe()?;
+    let binary = own_executable.ancestors().nth(2).unwrap_or(Path::new("/")).join("railgate");
     if binary.is_file() { Ok(binary) } else { Err(format!("{} is not built", binary.display()).into()) }
 }
 

@@ -1,4 +1,4 @@
-//! Processes: started on a core of their own, measured with all their children, ended with certainty.
+//! Processes: pinned to a core, measured with all their children, and ended reliably.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::{Fallible, interrupt};
 
-/// The core of whatever is measured, and that of the load and Rails.
+/// The core of the measured process, and that of the load and Rails.
 pub(crate) const GATEWAY_CORE: usize = 0;
 pub(crate) const LOAD_CORE: usize = 1;
 
@@ -18,19 +18,19 @@ const START: Duration = Duration::from_secs(15);
 const STOP: Duration = Duration::from_secs(20);
 const LOG_TAIL: usize = 1500;
 
-/// A command that runs on one core, and ends when this program does, however that comes about.
+/// A command that is pinned to one core, and ends with this program in any case.
 pub(crate) fn pinned(core: usize, program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new("taskset");
     command.args(["--cpu-list", &core.to_string(), "setpriv", "--pdeathsig", "TERM", "--"]).arg(program);
     command
 }
 
-/// This program in another role.
-pub(crate) fn myself(core: usize) -> Fallible<Command> {
+/// A command that runs this program with another subcommand.
+pub(crate) fn own_executable(core: usize) -> Fallible<Command> {
     Ok(pinned(core, std::env::current_exe()?))
 }
 
-/// A process that runs until this is dropped.
+/// A process that is stopped when this is dropped.
 pub(crate) struct Process {
     name: String,
     child: Child,
@@ -43,13 +43,13 @@ impl Process {
         let log = directory.join("output.log");
         let output = File::create(&log)?;
         command.current_dir(directory).stdin(Stdio::null()).stderr(output.try_clone()?).stdout(output);
-        // A group of its own: Ctrl-C is for this program, which then ends the others in order.
+        // A process group of its own: Ctrl-C is for this program, which then stops the others in order.
         command.process_group(0);
         let child = command.spawn().map_err(|error| format!("{name}: cannot be started: {error}"))?;
         Ok(Self { name: name.to_owned(), child, log })
     }
 
-    /// Waits until something answers the phone at `port`.
+    /// Waits until the process accepts connections at `port`.
     pub(crate) fn wait_for(&mut self, port: u16) -> Fallible<()> {
         let begun = Instant::now();
         while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
@@ -82,19 +82,19 @@ impl Process {
         String::from_utf8_lossy(tail).into_owned()
     }
 
-    /// Asks it to end, so that it can end its children; then insists.
+    /// Sends SIGTERM, so that it can end its children; later SIGKILL.
     fn stop(&mut self) {
         if !matches!(self.child.try_wait(), Ok(None)) {
             return;
         }
-        let family = family(self.pid());
+        let process_tree = process_tree(self.pid());
         kill("-TERM", &[self.pid()]);
         let begun = Instant::now();
         while matches!(self.child.try_wait(), Ok(None)) && begun.elapsed() < STOP {
             std::thread::sleep(Duration::from_millis(5));
         }
         if matches!(self.child.try_wait(), Ok(None)) {
-            kill("-KILL", &family);
+            kill("-KILL", &process_tree);
             let _ = self.child.wait();
         }
     }
@@ -116,17 +116,18 @@ pub(crate) fn kill(signal: &str, pids: &[u32]) {
 }
 
 /// A process and its descendants, itself first.
-pub(crate) fn family(pid: u32) -> Vec<u32> {
-    let mut family = vec![pid];
+pub(crate) fn process_tree(pid: u32) -> Vec<u32> {
+    let mut process_tree = vec![pid];
     let mut next = 0;
-    while let Some(pid) = family.get(next).copied() {
+    while let Some(pid) = process_tree.get(next).copied() {
         next += 1;
         for task in tasks(pid) {
             let children = fs::read_to_string(task.join("children")).unwrap_or_default();
-            family.extend(children.split_ascii_whitespace().filter_map(|child| child.parse::<u32>().ok()));
+            process_tree
+                .extend(children.split_ascii_whitespace().filter_map(|child| child.parse::<u32>().ok()));
         }
     }
-    family
+    process_tree
 }
 
 fn tasks(pid: u32) -> impl Iterator<Item = PathBuf> {
@@ -134,7 +135,7 @@ fn tasks(pid: u32) -> impl Iterator<Item = PathBuf> {
     tasks.into_iter().flatten().flatten().map(|entry| entry.path())
 }
 
-/// How long all threads of these processes ran on a core, by the scheduler's count.
+/// The CPU time of all threads of these processes, by the scheduler's count.
 pub(crate) fn cpu_time(pids: &[u32]) -> Duration {
     let ran = |task: PathBuf| {
         let text = fs::read_to_string(task.join("schedstat")).ok()?;
@@ -151,12 +152,12 @@ pub(crate) fn memory(pid: u32, kind: &str) -> u64 {
         let line = status.lines().find_map(|line| line.strip_prefix(kind)?.strip_prefix(':'))?;
         line.split_ascii_whitespace().next()?.parse::<u64>().ok()
     };
-    family(pid).into_iter().filter_map(of).sum::<u64>() * 1024
+    process_tree(pid).into_iter().filter_map(of).sum::<u64>() * 1024
 }
 
-/// `VmHWM`, the most memory that was held, counts from here on.
+/// Resets `VmHWM`, the peak of the resident memory.
 pub(crate) fn forget_peak(pid: u32) {
-    for pid in family(pid) {
+    for pid in process_tree(pid) {
         let _ = fs::write(format!("/proc/{pid}/clear_refs"), "5");
     }
 }

@@ -1,10 +1,10 @@
-//! A stand-in for Rails: the same questions, answers and headers, as fast as hyper can.
+//! A stand-in for Rails: the same endpoints, responses and headers, as fast as hyper can.
 //!
-//! `GET /__count` says how many requests came so far, the control requests excluded;
-//! `GET /__latency?ms=20` makes every answer from then on take that long; `GET /__rows?bytes=0` leaves the
-//! rows of keys as long as they are, which otherwise are filled up to 600 bytes.
+//! `GET /__count` returns the number of requests so far, without control requests; `GET /__latency?ms=20`
+//! sets the time of every later response; `GET /__rows?bytes=0` disables the padding of key rows, which
+//! otherwise have 600 bytes.
 
-pub(crate) mod answers;
+pub(crate) mod responses;
 
 use std::convert::Infallible;
 use std::future::ready;
@@ -28,7 +28,7 @@ use crate::{Fallible, keys, serve};
 pub(crate) struct Options {
     port: u16,
     socket: PathBuf,
-    /// Sleep while there is nothing to do.
+    /// Sleep while idle.
     #[arg(long)]
     sleeps: bool,
 }
@@ -36,19 +36,19 @@ pub(crate) struct Options {
 static COUNT: AtomicU64 = AtomicU64::new(0);
 static ASKED: Notify = Notify::const_new();
 static LATENCY_MS: AtomicU64 = AtomicU64::new(0);
-static ROW_BYTES: AtomicUsize = AtomicUsize::new(answers::ROW);
+static ROW_BYTES: AtomicUsize = AtomicUsize::new(responses::ROW);
 static CHUNK: [u8; 65_536] = [b'z'; 65_536];
 const CLOSE_TOGETHER: Duration = Duration::from_millis(2);
 const CHUNKS_PER_MIB: u64 = 16;
 
-type Answer = Response<BoxBody<Bytes, Infallible>>;
+type RailsResponse = Response<BoxBody<Bytes, Infallible>>;
 
 pub(crate) fn run(options: &Options) -> Fallible<()> {
     let task = if options.sleeps { Either::Left(ready(())) } else { Either::Right(stay_awake()) };
     serve::forever(options.port, &options.socket, task, handle)
 }
 
-/// Keeps the thread from sleeping for as long as requests come close together.
+/// Keeps the thread awake while requests come in quick succession.
 async fn stay_awake() {
     let mut seen = 0;
     let mut since = Instant::now();
@@ -58,7 +58,7 @@ async fn stay_awake() {
             (seen, since) = (count, Instant::now());
         }
         if since.elapsed() < CLOSE_TOGETHER {
-            // The load has this core, too.
+            // The load shares this core.
             thread::yield_now();
             tokio::task::yield_now().await;
         } else {
@@ -68,7 +68,7 @@ async fn stay_awake() {
     }
 }
 
-async fn handle(mut request: Request<Incoming>) -> Result<Answer, Infallible> {
+async fn handle(mut request: Request<Incoming>) -> Result<RailsResponse, Infallible> {
     let number_of = |name| request.uri().query().and_then(|query| query.strip_prefix(name)?.parse().ok());
     match request.uri().path() {
         "/__count" => return Ok(plain(COUNT.load(Relaxed).to_string())),
@@ -96,19 +96,19 @@ async fn handle(mut request: Request<Incoming>) -> Result<Answer, Infallible> {
     if latency > 0 {
         tokio::time::sleep(Duration::from_millis(latency)).await;
     }
-    Ok(answer(request.uri().path(), request.uri().query().unwrap_or_default(), received, number))
+    Ok(response(request.uri().path(), request.uri().query().unwrap_or_default(), received, number))
 }
 
-fn answer(path: &str, query: &str, received: usize, number: u64) -> Answer {
+fn response(path: &str, query: &str, received: usize, number: u64) -> RailsResponse {
     let body = match path.strip_prefix("/api/v4/internal/").unwrap_or_default() {
         "authorized_keys" => match query.strip_prefix("key=") {
-            Some(key) => answers::authorized_keys(&keys::unescaped(key), ROW_BYTES.load(Relaxed)),
+            Some(key) => responses::authorized_keys(&keys::unescaped(key), ROW_BYTES.load(Relaxed)),
             None => return json(StatusCode::BAD_REQUEST, r#"{"error":"key is missing"}"#.into(), number),
         },
-        "discover" => answers::DISCOVER.into(),
-        "check" => answers::CHECK.into(),
-        "allowed" => answers::ALLOWED.into(),
-        "kubernetes/agent_info" => answers::AGENT_INFO.into(),
+        "discover" => responses::DISCOVER.into(),
+        "check" => responses::CHECK.into(),
+        "allowed" => responses::ALLOWED.into(),
+        "kubernetes/agent_info" => responses::AGENT_INFO.into(),
         "upload" => format!(r#"{{"received":{received}}}"#),
         "blob" => return blob(query.strip_prefix("mb=").and_then(|mb| mb.parse().ok()).unwrap_or(64)),
         _ => return json(StatusCode::NOT_FOUND, r#"{"message":"404 Not Found"}"#.into(), number),
@@ -116,25 +116,25 @@ fn answer(path: &str, query: &str, received: usize, number: u64) -> Answer {
     json(StatusCode::OK, body, number)
 }
 
-fn plain(text: String) -> Answer {
+fn plain(text: String) -> RailsResponse {
     Response::new(Full::new(Bytes::from(text)).boxed())
 }
 
-fn json(status: StatusCode, body: String, number: u64) -> Answer {
-    let mut answer = plain(body);
-    *answer.status_mut() = status;
-    if let Ok(headers) = answers::headers(number) {
-        *answer.headers_mut() = headers;
+fn json(status: StatusCode, body: String, number: u64) -> RailsResponse {
+    let mut response = plain(body);
+    *response.status_mut() = status;
+    if let Ok(headers) = responses::headers(number) {
+        *response.headers_mut() = headers;
     }
-    answer
+    response
 }
 
-fn blob(mebibytes: u64) -> Answer {
+fn blob(mebibytes: u64) -> RailsResponse {
     let chunks = (0..mebibytes * CHUNKS_PER_MIB).map(|_| Ok(Frame::data(Bytes::from_static(&CHUNK))));
-    let mut answer = Response::new(BodyExt::boxed(StreamBody::new(stream::iter(chunks))));
-    let headers = answer.headers_mut();
+    let mut response = Response::new(BodyExt::boxed(StreamBody::new(stream::iter(chunks))));
+    let headers = response.headers_mut();
     headers.insert("content-type", http::HeaderValue::from_static("application/octet-stream"));
     headers.insert("cache-control", http::HeaderValue::from_static("no-store"));
     headers.insert("content-length", (mebibytes << 20).into());
-    answer
+    response
 }

@@ -2,25 +2,25 @@
 
 use std::fmt;
 
+use crate::goals::{self, ratio};
 use crate::load::Figures;
-use crate::marks::{self, ratio};
 use crate::peers::PEERS;
 use crate::process::{GATEWAY_CORE, LOAD_CORE};
-use crate::rounds::{MOST_STEAL, Options, Results};
+use crate::rounds::{MAX_STEAL, Options, Results};
 use crate::scenarios::{BODY_MIB, Scenario};
 
 pub(crate) struct Report<'a> {
     pub(crate) options: &'a Options,
     pub(crate) scenarios: &'a [Scenario],
     pub(crate) results: &'a Results,
-    /// What each peer was found to do.
+    /// The results of the checks of each peer.
     pub(crate) checks: &'a [(&'static str, String)],
-    /// Shares of the machine's time: idle and stolen.
+    /// The shares of idle and stolen time.
     pub(crate) machine: (f64, f64),
 }
 
 /// The peers that the others are compared with.
-const YARDSTICKS: [&str; 3] = ["nginx", "haproxy", "bare-hyper"];
+const REFERENCE_PEERS: [&str; 3] = ["nginx", "haproxy", "bare-hyper"];
 
 pub(crate) fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
     let mut values: Vec<f64> = values.collect();
@@ -47,7 +47,7 @@ impl fmt::Display for Report<'_> {
         for (peer, check) in self.checks {
             writeln!(out, "- {peer}: {check}")?;
         }
-        marks::write(out, self.results)
+        goals::write(out, self.results)
     }
 }
 
@@ -57,7 +57,7 @@ impl Report<'_> {
         let manner =
             if self.options.sleeping_load { "a load that sleeps" } else { "a load that never sleeps" };
         let (idle, stolen) = self.machine;
-        let disturbed = self.results.all().filter(|figures| figures.steal > MOST_STEAL).count();
+        let disturbed = self.results.all().filter(|figures| figures.steal > MAX_STEAL).count();
         let runs = self.results.all().count();
         writeln!(
             out,
@@ -68,7 +68,7 @@ impl Report<'_> {
              than {:.0} % of that.",
             idle * 100.0,
             stolen * 100.0,
-            MOST_STEAL * 100.0,
+            MAX_STEAL * 100.0,
         )
     }
 
@@ -96,7 +96,7 @@ impl Report<'_> {
 
     fn ratios(&self, scenario: &Scenario, peer: &'static str) -> String {
         let times = |other| ratio(self.results, (scenario.name, peer), (scenario.name, other), |f| f.cpu_us);
-        YARDSTICKS.map(|yardstick| cell(times(yardstick), 2)).join(" | ")
+        REFERENCE_PEERS.map(|reference| cell(times(reference), 2)).join(" | ")
     }
 
     fn small(&self, out: &mut fmt::Formatter<'_>, scenario: &Scenario) -> fmt::Result {

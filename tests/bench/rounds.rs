@@ -1,22 +1,22 @@
-//! The comparison: everyone side by side, scenario by scenario, round by round.
+//! The comparison: all peers side by side, scenario by scenario, round by round.
 //!
-//! All peers run at the same time; an idle one costs nothing. Within a scenario they take turns, and the
-//! order rotates and reverses from round to round, so that whatever the machine does in the meantime
-//! meets all of them.
+//! All peers run at the same time; an idle one costs nothing. Within a scenario they are measured in turn,
+//! and the order rotates and reverses from round to round, so that disturbances of the machine affect all of
+//! them.
 
 use std::collections::BTreeMap;
 
+use crate::environment::{self, Environment};
 use crate::load::Figures;
 use crate::machine::Time;
 use crate::peers::{PEERS, Peer, Running};
 use crate::process::{forget_peak, memory};
 use crate::scenarios::{SCENARIOS, Scenario};
-use crate::stage::{self, Stage};
 use crate::{Fallible, check, report};
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// How often everything is measured; the tables show medians.
+    /// The number of rounds; the tables show medians.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) rounds: u32,
     /// Length of one measurement.
@@ -28,11 +28,11 @@ pub(crate) struct Options {
     /// Some of: railgate, railgate-log, nginx, nginx-log, haproxy, varnish, bare-hyper.
     #[arg(long, value_delimiter = ',')]
     peers: Vec<String>,
-    /// How many keys are asked for, in turn.
+    /// How many keys are requested in turn.
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) keys: u64,
-    /// Let the load and Rails sleep while they have nothing to do. Then whoever is slower than the load
-    /// pays for waking it, and whoever is faster does not.
+    /// Let the load and Rails sleep while idle. Then peers that are slower than the load pay for waking it,
+    /// and faster ones do not.
     #[arg(long)]
     pub(crate) sleeping_load: bool,
 }
@@ -57,8 +57,8 @@ impl Options {
     }
 }
 
-/// A run during which the host kept more than this is repeated; the quietest attempt counts.
-pub(crate) const MOST_STEAL: f64 = 0.04;
+/// A run with a larger share of steal time is repeated; the attempt with the least counts.
+pub(crate) const MAX_STEAL: f64 = 0.04;
 const ATTEMPTS: u32 = 4;
 
 /// All figures of a scenario and a peer, by round.
@@ -79,12 +79,12 @@ impl Results {
 
 pub(crate) fn run(options: &Options) -> Fallible<()> {
     let (scenarios, peers) = (options.scenarios()?, options.peers()?);
-    let stage = Stage::for_comparison(options.sleeping_load)?;
+    let environment = Environment::for_comparison(options.sleeping_load)?;
     let mut running = Vec::new();
     let mut checks = Vec::new();
     for peer in peers {
-        let started = peer.start(&stage)?;
-        let check = check::all(&started, &stage, options.keys)?;
+        let started = peer.start(&environment)?;
+        let check = check::all(&started, &environment, options.keys)?;
         eprintln!("{}: {check}", peer.name);
         checks.push((peer.name, check));
         running.push(started);
@@ -93,7 +93,7 @@ pub(crate) fn run(options: &Options) -> Fallible<()> {
     let before = Time::now();
     for round in 0..options.rounds {
         for scenario in &scenarios {
-            for peer in in_turn(&mut running, round, scenario) {
+            for peer in ordered_for_round(&mut running, round, scenario) {
                 let figures = measure(scenario, peer, options)?;
                 results.0.entry((scenario.name, peer.peer.name)).or_default().insert(round, figures);
             }
@@ -107,7 +107,11 @@ pub(crate) fn run(options: &Options) -> Fallible<()> {
     Ok(())
 }
 
-fn in_turn<'a>(running: &'a mut [Running], round: u32, scenario: &Scenario) -> Vec<&'a mut Running> {
+fn ordered_for_round<'a>(
+    running: &'a mut [Running],
+    round: u32,
+    scenario: &Scenario,
+) -> Vec<&'a mut Running> {
     let mut order: Vec<_> = running.iter_mut().filter(|peer| scenario.suits(&peer.peer)).collect();
     if !order.is_empty() {
         let shift = (round as usize * 3) % order.len();
@@ -125,10 +129,10 @@ fn measure(scenario: &Scenario, peer: &mut Running, options: &Options) -> Fallib
     let mut best: Option<Figures> = None;
     for _ in 0..ATTEMPTS {
         forget_peak(peer.process.pid());
-        let mut figures = stage::run_load(&load)?;
+        let mut figures = environment::run_load(&load)?;
         peer.process.must_run()?;
         figures.peak_mib = memory(peer.process.pid(), "VmHWM") as f64 / f64::from(1 << 20);
-        let is_quiet = figures.steal <= MOST_STEAL;
+        let is_quiet = figures.steal <= MAX_STEAL;
         if best.as_ref().is_none_or(|best| figures.steal < best.steal) {
             best = Some(figures);
         }

@@ -1,4 +1,4 @@
-//! What is measured: kinds of requests, ways to send them, and who can answer them.
+//! The scenarios: kinds of requests, how they are sent, and which peers can answer them.
 
 use crate::load::{Credential, Kind, Options};
 use crate::peers::{Peer, Running, Software};
@@ -81,7 +81,7 @@ pub(crate) const SCENARIOS: [Scenario; 10] = [
     },
 ];
 
-/// How many large bodies a run transfers, and their size.
+/// The number of large bodies of a run, and their size.
 const BODIES: u64 = 8;
 pub(crate) const BODY_MIB: u64 = 64;
 
@@ -90,7 +90,7 @@ impl Scenario {
         SCENARIOS.into_iter().find(|scenario| scenario.name == name)
     }
 
-    /// Whether its figure is the time for a GiB, not for a request.
+    /// Whether its figure is per GiB instead of per request.
     pub(crate) fn is_large(&self) -> bool {
         matches!(self.kind, Kind::Blob | Kind::Upload)
     }
@@ -100,12 +100,12 @@ impl Scenario {
         match (self.kind, self.credential) {
             (_, Credential::Token) => peer.software == Software::Railgate,
             (Kind::Kas, _) => matches!(peer.software, Software::Railgate | Software::Haproxy),
-            (Kind::Allowed | Kind::Blob | Kind::Upload, _) => peer.software != Software::Floor,
+            (Kind::Allowed | Kind::Blob | Kind::Upload, _) => peer.software != Software::BareHyper,
             _ => true,
         }
     }
 
-    /// What the load generator has to do.
+    /// The options of the load generator.
     pub(crate) fn load(&self, peer: &Running, seconds: f64, keys: u64) -> Options {
         let socket = peer.socket.display().to_string();
         Options {
@@ -113,7 +113,7 @@ impl Scenario {
             kind: self.kind,
             credential: self.credential,
             connections: self.connections,
-            // Latency needs more of them.
+            // Latency needs more samples.
             seconds: if self.rate > 0.0 { seconds * 1.5 } else { seconds },
             requests: if self.is_large() { BODIES } else { 0 },
             rate: self.rate,

@@ -1,4 +1,4 @@
-//! What Rails and bare hyper have in common: hyper on one thread, on a TCP port and a unix socket.
+//! The server of Rails and bare hyper: hyper on one thread, on a TCP port and a unix socket.
 
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -19,7 +19,7 @@ use crate::Fallible;
 /// The usual 128 is too little for dozens of fresh connections at once.
 const BACKLOG: i32 = 4096;
 
-/// Answers on both sockets until the process is killed, beside some other `task`.
+/// Serves both sockets until the process is killed, and runs `task` beside.
 pub(crate) fn forever<H, A, B>(
     port: u16,
     socket: &Path,
@@ -70,6 +70,6 @@ where
     A: Future<Output = Result<Response<B>, Infallible>>,
     B: Body<Data = Bytes, Error = Infallible> + 'static,
 {
-    // A caller who hangs up is no matter of ours.
+    // Clients may disconnect.
     let _ = http1::Builder::new().serve_connection(stream, service_fn(handle)).await;
 }

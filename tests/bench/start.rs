@@ -1,4 +1,4 @@
-//! From exec to the first answer from memory, idle memory, size of the binary.
+//! Time from exec to the first cache hit, idle memory, and size of the binary.
 //!
 //! The time includes two small programs, taskset and setpriv, that pin the process before they become it.
 
@@ -9,28 +9,28 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::load::Answer;
+use crate::environment::Environment;
+use crate::load::ResponseParser;
 use crate::peers::{self, RAILGATE};
 use crate::process::{self, Process};
 use crate::report::{cell, median};
-use crate::stage::Stage;
 use crate::{Fallible, credentials, keys, machine};
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// How often it is started.
+    /// The number of starts.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     starts: u32,
 }
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const DEADLINE: Duration = Duration::from_secs(10);
 
 pub(crate) fn run(options: &Options) -> Fallible<()> {
-    let stage = Stage::for_railgate_alone()?;
+    let environment = Environment::for_railgate_alone()?;
     let mut starts = Vec::new();
     let mut idle = Vec::new();
     for _ in 0..options.starts {
-        let (took, memory) = start(&stage)?;
+        let (took, memory) = start(&environment)?;
         starts.push(took.as_secs_f64() * 1e3);
         idle.push(memory as f64 / f64::from(1 << 20));
     }
@@ -48,12 +48,12 @@ pub(crate) fn run(options: &Options) -> Fallible<()> {
     Ok(())
 }
 
-/// Starts a fresh process and asks twice; how long that took, and the memory the process has then.
-fn start(stage: &Stage) -> Fallible<(Duration, u64)> {
-    let directory = stage.scratch.folder(RAILGATE.name)?;
+/// Starts a new process and sends two requests. Returns the time, and the memory of the process then.
+fn start(environment: &Environment) -> Fallible<(Duration, u64)> {
+    let directory = environment.scratch.folder(RAILGATE.name)?;
     let port = machine::free_port()?;
-    let command: Command = RAILGATE.command(stage, &directory, port, None)?;
-    let asked = stage.rails.count()?;
+    let command: Command = RAILGATE.command(environment, &directory, port, None)?;
+    let asked = environment.rails.count()?;
     let request = format!(
         "GET /api/v4/internal/authorized_keys?key={} HTTP/1.1\r\nHost: localhost\r\n{}: {}\r\n\r\n",
         keys::escaped(&keys::key(0)),
@@ -66,37 +66,37 @@ fn start(stage: &Stage) -> Fallible<(Duration, u64)> {
     let mut stream = loop {
         match TcpStream::connect((Ipv4Addr::LOCALHOST, port)) {
             Ok(stream) => break stream,
-            Err(error) if error.kind() == ErrorKind::ConnectionRefused && begun.elapsed() < PATIENCE => {
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused && begun.elapsed() < DEADLINE => {
                 process.must_run()?;
                 thread::sleep(Duration::from_micros(100));
             }
             Err(error) => return Err(error.into()),
         }
     };
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(DEADLINE))?;
     for _ in 0..2 {
-        ask(&mut stream, &request)?;
+        exchange(&mut stream, &request)?;
     }
     let took = begun.elapsed();
 
-    if stage.rails.count()? != asked + 1 {
+    if environment.rails.count()? != asked + 1 {
         return Err("the second answer did not come from memory".into());
     }
     Ok((took, process::memory(process.pid(), "VmRSS")))
 }
 
-fn ask(stream: &mut TcpStream, request: &str) -> Fallible<()> {
+fn exchange(stream: &mut TcpStream, request: &str) -> Fallible<()> {
     stream.write_all(request.as_bytes())?;
-    let mut answer = Answer::new();
+    let mut response = ResponseParser::new();
     let mut buffer = [0; 4096];
     loop {
         let count = stream.read(&mut buffer)?;
         if count == 0 {
             return Err("the connection was closed".into());
         }
-        if answer.take(buffer.get(..count).unwrap_or_default()) {
+        if response.push(buffer.get(..count).unwrap_or_default()) {
             break;
         }
     }
-    if answer.status == 200 { Ok(()) } else { Err(format!("answered {}", answer.status).into()) }
+    if response.status == 200 { Ok(()) } else { Err(format!("answered {}", response.status).into()) }
 }

@@ -1,10 +1,10 @@
-//! Compares what was counted with the baseline, for people and for CI.
+//! Compares counts with the baseline, for people and for CI.
 
 use crate::baseline::Baseline;
 use crate::operations::Operation;
 
-/// By how much a count may differ from the baseline. Two runs differ by far less; a change elsewhere that
-/// makes the compiler inline something else may come near it.
+/// The tolerated difference from the baseline. Two runs differ by far less; a change elsewhere that changes
+/// inlining may come near it.
 const TOLERANCE: f64 = 0.03;
 
 pub(crate) fn print_table(baseline: &Baseline, counts: &[(&Operation, u64)]) {
@@ -22,7 +22,7 @@ pub(crate) fn print_table(baseline: &Baseline, counts: &[(&Operation, u64)]) {
     }
 }
 
-/// Says what follows from the counts; false if they must not be.
+/// Prints the conclusions. False if an operation became too expensive.
 pub(crate) fn judge(
     baseline: &Baseline,
     circumstances: &[(String, String)],
@@ -31,15 +31,13 @@ pub(crate) fn judge(
     let mut is_comparable = true;
     for (name, then, now) in baseline.differences(circumstances) {
         if is_comparable {
-            println!("\nNothing follows from this: the baseline was counted under other circumstances.\n");
+            println!("\nThe counts cannot be compared: the baseline was counted under other conditions.\n");
             is_comparable = false;
         }
         println!("- {name}: {now}; then: {then}");
     }
     if !is_comparable {
-        println!(
-            "\n`tests/bench/instructions --accept` makes these the circumstances and counts to compare with."
-        );
+        println!("\n`tests/bench/instructions --accept` makes these conditions and counts the baseline.");
         return true;
     }
     let mut is_well = true;
@@ -62,7 +60,7 @@ pub(crate) fn judge(
         } else if difference < -TOLERANCE {
             println!(
                 "\n`{name}` takes {:.1} % fewer instructions than the baseline says. Run \
-                 `tests/bench/instructions --accept`, or it may become dearer again unseen.",
+                 `tests/bench/instructions --accept`, or it may become more expensive again unnoticed.",
                 percent.abs()
             );
         }
@@ -70,7 +68,7 @@ pub(crate) fn judge(
     is_well
 }
 
-/// By how much more it is, as a share of what was accepted.
+/// The relative difference from the accepted count.
 fn share(count: u64, accepted: u64) -> f64 {
     count as f64 / accepted.max(1) as f64 - 1.0
 }

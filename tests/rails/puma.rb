@@ -8,5 +8,5 @@ environment 'production'
 bind "tcp://#{ENV['RAILS_TCP']}" if ENV['RAILS_TCP'].to_s != ''
 bind "unix://#{ENV['RAILS_SOCKET']}" if ENV['RAILS_SOCKET'].to_s != ''
 
-# For benches: what is left are pauses that are not of Ruby's garbage collector.
+# For benchmarks: no pauses of Ruby's garbage collector.
 GC.disable if ENV['RAILS_GC'] == 'off'

@@ -1,4 +1,4 @@
-//! The loop: sends what is due, reads what came, and counts.
+//! The event loop: sends requests that are due, reads responses, and counts.
 
 use std::collections::VecDeque;
 use std::io;
@@ -10,38 +10,38 @@ use mio::{Events, Poll, Token};
 use super::requests::Requests;
 use super::slot::{Progress, Slot, Target};
 use super::{Figures, Kind, Options};
-use crate::keys::Numbers;
+use crate::keys::RandomNumbers;
 use crate::{Fallible, process};
 
-/// What is still unanswered this long after the end never will be.
-const PATIENCE: Duration = Duration::from_secs(20);
-const MOST_TRIES: u8 = 3;
-const LONGEST_WARM_UP: Duration = Duration::from_mins(10);
+/// How long to wait for responses after the end.
+const DEADLINE: Duration = Duration::from_secs(20);
+const MAX_TRIES: u8 = 3;
+const MAX_WARM_UP: Duration = Duration::from_mins(10);
 
 pub(super) fn run(options: &Options) -> Fallible<Figures> {
     let mut load = Load::new(options)?;
     if options.warm > 0 {
-        load.phase(Phase::new(options.warm, LONGEST_WARM_UP, 0.0))?;
+        load.phase(Phase::new(options.warm, MAX_WARM_UP, 0.0))?;
     }
-    load.tally = Tally::default();
-    let measured = process::family(options.cpu_of);
+    load.measurements = Measurements::default();
+    let measured = process::process_tree(options.cpu_of);
     let begun = Instant::now();
     let cpu_before = process::cpu_time(&measured);
     load.phase(Phase::new(options.requests, Duration::from_secs_f64(options.seconds), options.rate))?;
     let seconds = begun.elapsed().as_secs_f64();
     let cpu = process::cpu_time(&measured).saturating_sub(cpu_before);
-    Ok(load.tally.figures(seconds, cpu))
+    Ok(load.measurements.figures(seconds, cpu))
 }
 
-/// What was counted.
+/// The counts of a phase.
 #[derive(Default)]
-struct Tally {
-    answers: u64,
+struct Measurements {
+    responses: u64,
     errors: u64,
     latencies: Vec<u64>,
 }
 
-impl Tally {
+impl Measurements {
     fn figures(mut self, seconds: f64, cpu: Duration) -> Figures {
         self.latencies.sort_unstable();
         let last = self.latencies.len().saturating_sub(1) as f64;
@@ -50,10 +50,10 @@ impl Tally {
             nanos as f64 / 1e3
         };
         Figures {
-            answers: self.answers,
+            responses: self.responses,
             errors: self.errors,
             seconds,
-            cpu_us: cpu.as_secs_f64() * 1e6 / self.answers.max(1) as f64,
+            cpu_us: cpu.as_secs_f64() * 1e6 / self.responses.max(1) as f64,
             p50_us: at(0.5),
             p99_us: at(0.99),
             p999_us: at(0.999),
@@ -64,7 +64,7 @@ impl Tally {
 
 /// The warm-up or the measured part.
 struct Phase {
-    /// How many requests, or 0.
+    /// The limit of requests, or 0.
     limit: u64,
     end: Instant,
     rate: f64,
@@ -74,19 +74,19 @@ struct Phase {
     next: Instant,
     /// Requests of an open loop that should be out but have no connection yet.
     queue: VecDeque<Instant>,
-    dice: Numbers,
+    rng: RandomNumbers,
 }
 
 impl Phase {
     fn new(limit: u64, time: Duration, rate: f64) -> Self {
         let now = Instant::now();
-        // With a number of requests, time is only a bound.
-        let time = if limit > 0 { time.max(LONGEST_WARM_UP) } else { time };
-        let (queue, dice) = (VecDeque::new(), Numbers(42));
-        Self { limit, end: now + time, rate, issued: 0, in_flight: 0, next: now, queue, dice }
+        // With a limit of requests, the time is only an upper bound.
+        let time = if limit > 0 { time.max(MAX_WARM_UP) } else { time };
+        let (queue, rng) = (VecDeque::new(), RandomNumbers(42));
+        Self { limit, end: now + time, rate, issued: 0, in_flight: 0, next: now, queue, rng }
     }
 
-    fn goes_on(&self, now: Instant) -> bool {
+    fn is_running(&self, now: Instant) -> bool {
         let issued = self.issued + self.queue.len() as u64;
         now < self.end && (self.limit == 0 || issued < self.limit)
     }
@@ -99,11 +99,11 @@ impl Phase {
     fn due(&mut self) -> Option<Instant> {
         let now = Instant::now();
         if !self.is_open_loop() {
-            return self.goes_on(now).then_some(now);
+            return self.is_running(now).then_some(now);
         }
-        while self.next <= now && self.goes_on(now) {
+        while self.next <= now && self.is_running(now) {
             self.queue.push_back(self.next);
-            self.next += Duration::from_secs_f64(-self.dice.unit().ln() / self.rate);
+            self.next += Duration::from_secs_f64(-self.rng.unit().ln() / self.rate);
         }
         self.queue.pop_front()
     }
@@ -120,7 +120,7 @@ struct Load {
     spins: bool,
     /// Number of the next request.
     number: u64,
-    tally: Tally,
+    measurements: Measurements,
 }
 
 impl Load {
@@ -144,7 +144,7 @@ impl Load {
             short: options.short,
             spins: options.rate > 0.0 || !options.sleeps,
             number: 0,
-            tally: Tally::default(),
+            measurements: Measurements::default(),
         })
     }
 
@@ -153,26 +153,26 @@ impl Load {
         loop {
             self.send_what_is_due(&mut phase);
             let now = Instant::now();
-            if phase.in_flight == 0 && phase.queue.is_empty() && !phase.goes_on(now) {
+            if phase.in_flight == 0 && phase.queue.is_empty() && !phase.is_running(now) {
                 return Ok(());
             }
-            if now > phase.end + PATIENCE {
-                self.tally.errors += phase.in_flight as u64;
+            if now > phase.end + DEADLINE {
+                self.measurements.errors += phase.in_flight as u64;
                 return Ok(());
             }
-            let spins = self.spins && phase.goes_on(now);
+            let spins = self.spins && phase.is_running(now);
             let timeout = if spins { Duration::ZERO } else { Duration::from_millis(50) };
             match self.poll.poll(&mut events, Some(timeout)) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 outcome => outcome?,
             }
             if spins && events.is_empty() {
-                // Rails has this core, too.
+                // Rails shares this core.
                 thread::yield_now();
             }
             for event in &events {
                 let readable = event.is_readable() || event.is_read_closed() || event.is_error();
-                self.go_on_with(event.token().0, event.is_writable(), readable, &mut phase);
+                self.handle_event(event.token().0, event.is_writable(), readable, &mut phase);
             }
         }
     }
@@ -204,18 +204,18 @@ impl Load {
         if !slot.is_connected() && slot.connect(&mut self.target, self.poll.registry(), Token(index)).is_err()
         {
             slot.is_busy = false;
-            self.tally.errors += 1;
+            self.measurements.errors += 1;
             phase.in_flight -= 1;
             self.free.push(index);
-            // Whoever refuses connections would be asked a million times a second.
+            // A server that refuses connections would be tried a million times a second.
             thread::sleep(Duration::from_millis(1));
             return;
         }
         let progress = slot.send();
-        self.note(index, progress, phase);
+        self.record(index, progress, phase);
     }
 
-    fn go_on_with(&mut self, index: usize, writable: bool, readable: bool, phase: &mut Phase) {
+    fn handle_event(&mut self, index: usize, writable: bool, readable: bool, phase: &mut Phase) {
         let Some(slot) = self.slots.get_mut(index) else { return };
         let mut progress = Progress::Waiting;
         if writable && slot.is_busy {
@@ -224,28 +224,28 @@ impl Load {
         if readable && progress == Progress::Waiting {
             progress = slot.read(&mut self.buffer);
         }
-        self.note(index, progress, phase);
+        self.record(index, progress, phase);
     }
 
-    fn note(&mut self, index: usize, progress: Progress, phase: &mut Phase) {
+    fn record(&mut self, index: usize, progress: Progress, phase: &mut Phase) {
         let Some(slot) = self.slots.get_mut(index) else { return };
         let was_busy = slot.is_busy || matches!(progress, Progress::Answered(_));
         match progress {
             Progress::Waiting => return,
             // A kept connection that the server closed in the meantime; a client tries again.
-            Progress::Unanswered if !self.short && slot.tries < MOST_TRIES => {
+            Progress::Unanswered if !self.short && slot.tries < MAX_TRIES => {
                 slot.tries += 1;
                 return self.send(index, phase);
             }
             Progress::Answered(status) => {
-                self.tally.answers += 1;
-                self.tally.errors += u64::from(status != 200);
-                self.tally.latencies.push(slot.begun.elapsed().as_nanos() as u64);
+                self.measurements.responses += 1;
+                self.measurements.errors += u64::from(status != 200);
+                self.measurements.latencies.push(slot.begun.elapsed().as_nanos() as u64);
                 if self.short {
                     slot.disconnect();
                 }
             }
-            Progress::Unanswered | Progress::Broken => self.tally.errors += 1,
+            Progress::Unanswered | Progress::Broken => self.measurements.errors += 1,
         }
         if !was_busy {
             return;

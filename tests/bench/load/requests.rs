@@ -7,9 +7,9 @@ use clap::ValueEnum;
 
 use super::Options;
 use crate::credentials::{self, KAS_HEADER, SHELL_HEADER, SHELL_TOKEN_HEADER};
-use crate::keys::{self, Numbers};
+use crate::keys::{self, RandomNumbers};
 
-/// What is asked.
+/// The kind of request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "snake_case")]
 pub(crate) enum Kind {
@@ -21,7 +21,7 @@ pub(crate) enum Kind {
     Upload,
 }
 
-/// How callers other than kas prove who they are.
+/// The credential of callers other than kas.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Credential {
     Secret,
@@ -44,18 +44,18 @@ impl Credential {
     }
 }
 
-/// More than this are not made beforehand, to save memory.
-const MOST_READY_MADE: u64 = 20_000;
+/// The most requests that are built in advance, to save memory.
+const MAX_PREBUILT: u64 = 20_000;
 
 /// All requests of a run.
 pub(super) struct Requests {
     options: Options,
-    /// The header line that proves who asks.
+    /// The header line with the credential.
     credential: String,
-    ready_made: Vec<String>,
-    /// Number of a key that was never asked for.
+    prebuilt: Vec<String>,
+    /// The number of the next unknown key.
     unknown: u64,
-    dice: Numbers,
+    rng: RandomNumbers,
 }
 
 impl Requests {
@@ -65,24 +65,29 @@ impl Requests {
             (_, Credential::Secret) => format!("{SHELL_HEADER}: {}", credentials::shared_secret()),
             (_, Credential::Token) => format!("{SHELL_TOKEN_HEADER}: {}", credentials::shell_token()),
         };
-        // Far above all other keys, and above those of earlier runs.
+        // Far above all other numbers, and those of earlier runs.
         let unknown = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos() as u64);
-        let mut requests =
-            Self { options: options.clone(), credential, ready_made: Vec::new(), unknown, dice: Numbers(7) };
-        if options.keys <= MOST_READY_MADE {
-            requests.ready_made = (0..options.keys).map(|number| requests.make(number)).collect();
+        let mut requests = Self {
+            options: options.clone(),
+            credential,
+            prebuilt: Vec::new(),
+            unknown,
+            rng: RandomNumbers(7),
+        };
+        if options.keys <= MAX_PREBUILT {
+            requests.prebuilt = (0..options.keys).map(|number| requests.make(number)).collect();
         }
         requests
     }
 
-    /// Writes request `number`; says how many bytes of a body must follow.
+    /// Writes request `number`. Returns how many bytes of a body must follow.
     pub(super) fn write(&mut self, number: u64, out: &mut Vec<u8>) -> u64 {
         out.clear();
-        let ready_made = self.ready_made.get((number % self.options.keys) as usize);
-        if self.options.misses > 0 && self.dice.next() % 100 < self.options.misses {
+        let prebuilt = self.prebuilt.get((number % self.options.keys) as usize);
+        if self.options.misses > 0 && self.rng.next() % 100 < self.options.misses {
             self.unknown += 1;
             out.extend_from_slice(self.authorized_keys(self.unknown).as_bytes());
-        } else if let Some(request) = ready_made {
+        } else if let Some(request) = prebuilt {
             out.extend_from_slice(request.as_bytes());
         } else {
             out.extend_from_slice(self.make(number).as_bytes());

@@ -1,4 +1,4 @@
-//! One place for a connection: it has at most one request out, and connects again when it has to.
+//! A slot for a connection: it has at most one request in flight, and reconnects when it has to.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -9,28 +9,28 @@ use mio::net::{TcpStream, UnixStream};
 use mio::{Interest, Registry, Token};
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use super::answer::Answer;
+use super::response::ResponseParser;
 
 static CHUNK: [u8; 1 << 18] = [b'u'; 1 << 18];
 
 /// Where the requests go.
 pub(super) struct Target {
     address: SockAddr,
-    /// The last number of the next source address, if they rotate.
+    /// The last octet of the next source address, if they rotate.
     source: Option<u8>,
     interest: Interest,
 }
 
 impl Target {
-    /// `to` is a port or a path. Connections that last for one request come from 127.0.1.1 to
-    /// 127.0.1.40 in turn, or the ports of one address would run out.
+    /// `to` is a port or a path. Connections for a single request come from 127.0.1.1 to 127.0.1.40 in turn,
+    /// or the ports of one address would run out.
     pub(super) fn new(to: &str, short: bool, uploads: bool) -> io::Result<Self> {
         let address = match to.parse::<u16>() {
             Ok(port) => SocketAddr::from((Ipv4Addr::LOCALHOST, port)).into(),
             Err(_) => SockAddr::unix(to)?,
         };
         let source = (short && address.domain() == Domain::IPV4).then_some(1);
-        // A small request always fits into the socket's buffer, so nobody waits to write it.
+        // A small request always fits into the socket's buffer, so it is written immediately.
         let interest = if uploads { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
         Ok(Self { address, source, interest })
     }
@@ -93,7 +93,7 @@ impl Stream {
     }
 }
 
-/// How far a request got.
+/// The progress of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Progress {
     Waiting,
@@ -106,16 +106,16 @@ pub(super) enum Progress {
 pub(super) struct Slot {
     stream: Option<Stream>,
     pub(super) is_busy: bool,
-    /// When the request was sent, or in an open loop should have been.
+    /// When the request was sent, or in an open loop was due.
     pub(super) begun: Instant,
     /// The request.
     pub(super) out: Vec<u8>,
     written: usize,
-    /// The length of its streamed body.
+    /// The length of the streamed body.
     pub(super) body: u64,
     body_left: u64,
-    answer: Answer,
-    /// How often this request was sent again.
+    response: ResponseParser,
+    /// How often this request was retried.
     pub(super) tries: u8,
 }
 
@@ -129,7 +129,7 @@ impl Slot {
             written: 0,
             body: 0,
             body_left: 0,
-            answer: Answer::new(),
+            response: ResponseParser::new(),
             tries: 0,
         }
     }
@@ -159,11 +159,11 @@ impl Slot {
         self.is_busy = true;
         self.written = 0;
         self.body_left = self.body;
-        self.answer.reset();
+        self.response.reset();
         self.write()
     }
 
-    /// Writes as much as goes.
+    /// Writes as much as possible.
     pub(super) fn write(&mut self) -> Progress {
         let Some(stream) = &mut self.stream else { return Progress::Unanswered };
         loop {
@@ -183,7 +183,7 @@ impl Slot {
         }
     }
 
-    /// Reads as much as there is.
+    /// Reads all available bytes.
     pub(super) fn read(&mut self, buffer: &mut [u8]) -> Progress {
         loop {
             let Some(stream) = &mut self.stream else { return Progress::Waiting };
@@ -194,18 +194,18 @@ impl Slot {
                 Err(_) => return self.lost(),
             };
             if !self.is_busy {
-                // Bytes that nobody asked for.
+                // Unsolicited bytes.
                 self.stream = None;
                 return Progress::Broken;
             }
-            if self.answer.take(buffer.get(..count).unwrap_or_default()) {
+            if self.response.push(buffer.get(..count).unwrap_or_default()) {
                 self.is_busy = false;
-                if self.answer.closes {
+                if self.response.closes {
                     self.stream = None;
                 }
-                return Progress::Answered(self.answer.status);
+                return Progress::Answered(self.response.status);
             }
-            // A read that did not fill the buffer emptied the socket: epoll will tell of more.
+            // A read that did not fill the buffer has emptied the socket: epoll will report more.
             if count < buffer.len() {
                 return Progress::Waiting;
             }
@@ -214,7 +214,7 @@ impl Slot {
 
     fn lost(&mut self) -> Progress {
         self.stream = None;
-        match (self.is_busy, self.answer.has_begun) {
+        match (self.is_busy, self.response.has_begun) {
             (false, _) => Progress::Waiting,
             (true, false) => Progress::Unanswered,
             (true, true) => Progress::Broken,

@@ -1,7 +1,7 @@
 //! A whole gateway, with a client and Rails around it, on one thread.
 //!
-//! It is put together as a worker of the real one is, and reached over a unix socket: what one side has
-//! written the other can read at once, so that every run goes the same way. Time stands still.
+//! It is assembled like a worker of the real gateway, and reached over a unix socket: what one side has
+//! written the other can read immediately, so that every run takes the same path. Its clock is stopped.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -25,25 +25,25 @@ use tokio_util::task::TaskTracker;
 
 use super::rails::Rails;
 use super::{ED25519, Repeat};
-use crate::answer::Answer;
 use crate::credentials::{self, SHELL_HEADER};
+use crate::response::ResponseParser;
 use crate::{Fallible, keys, operations};
 
-/// What is asked, and what has to come of it.
+/// The kind of request, and its expected path.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Exchange {
-    /// Answered from memory.
+    /// A cache hit.
     Hit,
-    /// The same over a connection of its own.
+    /// A cache hit over a new connection.
     ShortHit,
-    /// Asked of Rails, and kept.
+    /// A cache miss that is stored.
     Miss,
-    /// Forwarded.
+    /// A forwarded request.
     Pass,
 }
 
-/// Whoever has not finished by then never will.
-const PATIENCE: Duration = Duration::from_mins(5);
+/// The time limit of all repetitions.
+const DEADLINE: Duration = Duration::from_mins(5);
 
 /// An access check is a form of 200 bytes.
 const FORM: &str = "action=git-upload-pack&changes=_any&check_ip=10.0.0.7&env=%7B%7D&gl_repository=project-3\
@@ -52,25 +52,25 @@ const FORM: &str = "action=git-upload-pack&changes=_any&check_ip=10.0.0.7&env=%7
 
 pub(super) fn repeat(exchange: Exchange) -> Fallible<Repeat> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let mut asking = runtime.block_on(Asking::begin(exchange))?;
+    let mut client = runtime.block_on(Client::start(exchange))?;
     Ok(Box::new(move |times| {
-        runtime.block_on(async { tokio::time::timeout(PATIENCE, asking.repeat(times)).await? })
+        runtime.block_on(async { tokio::time::timeout(DEADLINE, client.repeat(times)).await? })
     }))
 }
 
-/// A client at work.
-struct Asking {
+/// A client that repeats one request.
+struct Client {
     exchange: Exchange,
     gateway: Gateway,
     stream: UnixStream,
     request: Vec<u8>,
-    /// The first answer. The others differ in their ids only, which are of one length.
-    answer: Vec<u8>,
+    /// The first response. The others differ only in their ids, which have a fixed length.
+    response: Vec<u8>,
     buffer: Vec<u8>,
 }
 
-impl Asking {
-    async fn begin(exchange: Exchange) -> Fallible<Self> {
+impl Client {
+    async fn start(exchange: Exchange) -> Fallible<Self> {
         let gateway = Gateway::start()?;
         let request = match exchange {
             Exchange::Pass => request(
@@ -83,30 +83,30 @@ impl Asking {
             _ => request(&format!("GET /api/v4/internal/authorized_keys?{}", gateway.query), "\r\n"),
         };
         let stream = UnixStream::connect(&gateway.socket).await?;
-        let mut asking =
-            Self { exchange, gateway, stream, request, answer: Vec::new(), buffer: vec![0; 16 * 1024] };
+        let mut client =
+            Self { exchange, gateway, stream, request, response: Vec::new(), buffer: vec![0; 16 * 1024] };
         if matches!(exchange, Exchange::Hit | Exchange::ShortHit) {
-            // This one fills the memory.
-            asking.first().await?;
+            // This request fills the cache.
+            client.read_first().await?;
         }
-        asking.answer = asking.first().await?;
-        Ok(asking)
+        client.response = client.read_first().await?;
+        Ok(client)
     }
 
-    /// Asks without knowing what the answer is like.
-    async fn first(&mut self) -> Fallible<Vec<u8>> {
+    /// Sends the request, and parses the response.
+    async fn read_first(&mut self) -> Fallible<Vec<u8>> {
         self.stream.write_all(&self.request).await?;
-        let (mut answer, mut bytes) = (Answer::new(), Vec::new());
+        let (mut response, mut bytes) = (ResponseParser::new(), Vec::new());
         loop {
             let count = self.stream.read(&mut self.buffer).await?;
             let came = self.buffer.get(..count).filter(|came| !came.is_empty());
             let came = came.ok_or("the connection was closed")?;
             bytes.extend_from_slice(came);
-            if answer.take(came) {
+            if response.push(came) {
                 break;
             }
         }
-        if answer.status == 200 { Ok(bytes) } else { Err(format!("answered {}", answer.status).into()) }
+        if response.status == 200 { Ok(bytes) } else { Err(format!("answered {}", response.status).into()) }
     }
 
     async fn repeat(&mut self, times: u64) -> Fallible<()> {
@@ -117,17 +117,17 @@ impl Asking {
                 Exchange::Miss => self.gateway.cache.invalidate(&self.gateway.key),
                 Exchange::Hit | Exchange::Pass => {}
             }
-            self.ask().await?;
+            self.exchange().await?;
         }
         let asked = self.gateway.rails.asked() - before;
         let expected = if matches!(self.exchange, Exchange::Miss | Exchange::Pass) { times } else { 0 };
-        if asked == expected { Ok(()) } else { Err(format!("{asked} of {times} were asked of Rails").into()) }
+        if asked == expected { Ok(()) } else { Err(format!("{asked} of {times} reached Rails").into()) }
     }
 
-    /// Asks and looks at the answer just well enough to know that it is the right one.
-    async fn ask(&mut self) -> Fallible<()> {
+    /// Sends the request, and checks only that the response is the expected one.
+    async fn exchange(&mut self) -> Fallible<()> {
         self.stream.write_all(&self.request).await?;
-        let length = self.answer.len();
+        let length = self.response.len();
         let mut came = 0;
         while came < length {
             let room = self.buffer.get_mut(came..length).unwrap_or_default();
@@ -138,26 +138,26 @@ impl Asking {
         }
         let body = length - 32..length;
         let is_good = self.buffer.starts_with(b"HTTP/1.1 200 ")
-            && self.buffer.get(body.clone()) == self.answer.get(body);
+            && self.buffer.get(body.clone()) == self.response.get(body);
         if is_good { Ok(()) } else { Err("an answer differs from the first".into()) }
     }
 }
 
-/// A gateway that serves, in front of its Rails.
+/// A running gateway in front of its Rails.
 struct Gateway {
     cache: Arc<Cache>,
     rails: Arc<Rails>,
-    /// Where it listens.
+    /// The path of its listener.
     socket: PathBuf,
-    /// The one question that it can keep the answer to, and the name of that.
+    /// The query of the only cacheable request, and its cache key.
     query: String,
     key: Key,
-    _folder: Folder,
+    _folder: TempDir,
 }
 
 impl Gateway {
     fn start() -> Fallible<Self> {
-        let folder = Folder::new()?;
+        let folder = TempDir::new()?;
         let (socket, rails) = (folder.path.join("gateway"), folder.path.join("rails"));
         let query = format!("key={}", keys::escaped(&keys::key(ED25519)));
         let key = Key::new(Caching::AuthorizedKeys, &Params::parse(query.as_bytes())).ok_or("no key")?;
@@ -167,7 +167,7 @@ impl Gateway {
             authorized_keys: Lifetime { ttl: hour, ..Lifetime::default() },
             ..Lifetimes::default()
         };
-        // Drawn for each request, but never in a thousand years.
+        // A random number is drawn for each hit, but a comparison practically never happens.
         let shadow =
             cache::shadow::ShadowSettings { one_in: u64::MAX, ..cache::shadow::ShadowSettings::default() };
         let cache_settings = cache::CacheSettings { lifetimes, shadow, ..cache::CacheSettings::default() };
@@ -211,24 +211,24 @@ fn request(line: &str, rest: &str) -> Vec<u8> {
     .into_bytes()
 }
 
-/// Where the sockets are. Gone when this is dropped.
-struct Folder {
+/// The directory of the sockets. Removed when it is dropped.
+struct TempDir {
     path: PathBuf,
 }
 
-impl Folder {
+impl TempDir {
     fn new() -> Fallible<Self> {
-        // With all digits: the length of a name is a part of what is counted.
+        // With a fixed number of digits: the length of the name affects the counts.
         let name = format!("railgate-instructions-{:010}", std::process::id());
         let folder = Self { path: std::env::temp_dir().join(name) };
-        // Whoever had this number before is gone.
+        // Left over from an earlier process with the same id.
         let _ = fs::remove_dir_all(&folder.path);
         fs::create_dir(&folder.path)?;
         Ok(folder)
     }
 }
 
-impl Drop for Folder {
+impl Drop for TempDir {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.path);
     }

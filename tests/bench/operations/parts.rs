@@ -1,4 +1,4 @@
-//! Parts of the work for one request, by themselves.
+//! Parts of the work for one request.
 
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};
@@ -11,11 +11,11 @@ use railgate::header;
 use railgate::params::Params;
 use railgate::route::{Access, Caching};
 
-use super::{PART_TIMES, Repeat, WARM_UP};
+use super::{PART_REPETITIONS, Repeat, WARM_UP};
 use crate::credentials::{self, SHELL_HEADER};
 use crate::{Fallible, operations};
 
-/// The judgement on a caller who shows `value`.
+/// Authenticates a request with this header.
 pub(super) fn judge(
     access: Access,
     name: &'static str,
@@ -42,7 +42,7 @@ pub(super) fn judge(
     }))
 }
 
-/// The name under which the answer to `query` is kept.
+/// Computes the cache key of a query.
 pub(super) fn key(caching: Caching, query: String) -> Fallible<Repeat> {
     Ok(Box::new(move |times| {
         for _ in 0..times {
@@ -55,8 +55,8 @@ pub(super) fn key(caching: Caching, query: String) -> Fallible<Repeat> {
     }))
 }
 
-/// What happens to the headers of a forwarded request. It happens to them once, so all that will be needed
-/// are there before: as many in any process, so that the difference does not show them.
+/// Prepares the headers of a forwarded request. Each set is used once, so all are made in advance: the same
+/// number in both runs, so that the difference does not include them.
 pub(super) fn cross() -> Fallible<Repeat> {
     let headers = headers(&[
         ("host", "localhost:8080"),
@@ -68,7 +68,7 @@ pub(super) fn cross() -> Fallible<Repeat> {
         ("content-length", "200"),
         ("x-forwarded-for", "203.0.113.7"),
     ])?;
-    let most = usize::try_from(WARM_UP + 2 * PART_TIMES)?;
+    let most = usize::try_from(WARM_UP + 2 * PART_REPETITIONS)?;
     let mut unused = vec![headers; most].into_iter();
     let mut used = Vec::with_capacity(most);
     Ok(Box::new(move |times| {

@@ -1,4 +1,4 @@
-//! Rails, played as cheaply as can be: what is counted is to be the gateway's work.
+//! A stand-in for Rails that is as cheap as possible: the counts should be the gateway's work.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -8,11 +8,11 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 
 use super::ED25519;
-use crate::{Fallible, answers, keys};
+use crate::{Fallible, keys, responses};
 
-/// What it says, and how often it was asked.
+/// Its responses, and the number of requests.
 pub(super) struct Rails {
-    /// The end of the one form that it is sent.
+    /// The end of the only form that it gets.
     form_end: &'static [u8],
     row: Vec<u8>,
     allowed: Vec<u8>,
@@ -20,12 +20,12 @@ pub(super) struct Rails {
 }
 
 impl Rails {
-    /// Answers on a socket at `path`, for as long as the runtime runs.
+    /// Listens on a socket at `path` while the runtime runs.
     pub(super) fn start(path: &Path, form_end: &'static [u8]) -> Fallible<Arc<Self>> {
         let rails = Arc::new(Self {
             form_end,
-            row: answer(&answers::authorized_keys(&keys::key(ED25519), answers::ROW))?,
-            allowed: answer(answers::ALLOWED)?,
+            row: response(&responses::authorized_keys(&keys::key(ED25519), responses::ROW))?,
+            allowed: response(responses::ALLOWED)?,
             asked: AtomicU64::new(0),
         });
         let listener = UnixListener::bind(path)?;
@@ -33,22 +33,22 @@ impl Rails {
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let rails = Arc::clone(&accepting);
-                tokio::spawn(async move { rails.talk(stream).await });
+                tokio::spawn(async move { rails.serve_connection(stream).await });
             }
         });
         Ok(rails)
     }
 
-    /// How many requests came so far.
+    /// The number of requests so far.
     pub(super) fn asked(&self) -> u64 {
         self.asked.load(Relaxed)
     }
 
-    /// One request after the other, until the gateway hangs up.
-    async fn talk(&self, mut stream: UnixStream) {
+    /// Answers requests until the gateway closes the connection.
+    async fn serve_connection(&self, mut stream: UnixStream) {
         let mut request = Vec::with_capacity(16 * 1024);
         while stream.read_buf(&mut request).await.is_ok_and(|count| count > 0) {
-            let (end, answer) = match request.first() {
+            let (end, response) = match request.first() {
                 Some(b'G') => (&b"\r\n\r\n"[..], &self.row),
                 _ => (self.form_end, &self.allowed),
             };
@@ -57,21 +57,21 @@ impl Rails {
             }
             request.clear();
             self.asked.fetch_add(1, Relaxed);
-            if stream.write_all(answer).await.is_err() {
+            if stream.write_all(response).await.is_err() {
                 return;
             }
         }
     }
 }
 
-fn answer(body: &str) -> Fallible<Vec<u8>> {
-    let mut answer = b"HTTP/1.1 200 OK\r\n".to_vec();
-    for (name, value) in &answers::headers(1)? {
-        answer.extend_from_slice(name.as_str().as_bytes());
-        answer.extend_from_slice(b": ");
-        answer.extend_from_slice(value.as_bytes());
-        answer.extend_from_slice(b"\r\n");
+fn response(body: &str) -> Fallible<Vec<u8>> {
+    let mut response = b"HTTP/1.1 200 OK\r\n".to_vec();
+    for (name, value) in &responses::headers(1)? {
+        response.extend_from_slice(name.as_str().as_bytes());
+        response.extend_from_slice(b": ");
+        response.extend_from_slice(value.as_bytes());
+        response.extend_from_slice(b"\r\n");
     }
-    answer.extend_from_slice(format!("Content-Length: {}\r\n\r\n{body}", body.len()).as_bytes());
-    Ok(answer)
+    response.extend_from_slice(format!("Content-Length: {}\r\n\r\n{body}", body.len()).as_bytes());
+    Ok(response)
 }

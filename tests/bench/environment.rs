@@ -1,22 +1,22 @@
-//! What every measurement stands on: scratch space, Rails, cores that do not sleep, and the load.
+//! The environment of every measurement: directories, Rails, cores that do not sleep, and the load.
 
 use std::os::unix::process::CommandExt as _;
 use std::process::Stdio;
 
 use crate::machine::{self, Scratch, Time};
 use crate::process::{self, GATEWAY_CORE, LOAD_CORE, Process};
-use crate::{Fallible, ask, interrupt, load};
+use crate::{Fallible, http_client, interrupt, load};
 
-/// All of it. Fields end in this order.
-pub(crate) struct Stage {
+/// Fields are dropped in this order.
+pub(crate) struct Environment {
     _spinners: Vec<Process>,
     pub(crate) rails: Rails,
     pub(crate) scratch: Scratch,
 }
 
-impl Stage {
-    /// The core of what is measured is kept awake. So is that of load and Rails if those sleep, in a
-    /// comparison; not beside those that do not, since whoever yields would yield to the spinner.
+impl Environment {
+    /// Keeps the core of the measured process awake. In a comparison with sleeping load also that of load
+    /// and Rails; otherwise they yield to each other, and would yield to the spinner.
     pub(crate) fn for_comparison(sleeps: bool) -> Fallible<Self> {
         let awake: &[usize] = if sleeps { &[GATEWAY_CORE, LOAD_CORE] } else { &[GATEWAY_CORE] };
         Self::set(awake, sleeps)
@@ -27,7 +27,7 @@ impl Stage {
     }
 
     fn set(awake: &[usize], sleeps: bool) -> Fallible<Self> {
-        machine::settle()?;
+        machine::pin_to_load_core()?;
         let scratch = Scratch::new()?;
         let rails = Rails::start(&scratch, sleeps)?;
         let spinners: Fallible<Vec<_>> =
@@ -46,7 +46,7 @@ impl Rails {
     pub(crate) fn start(scratch: &Scratch, sleeps: bool) -> Fallible<Self> {
         let port = machine::free_port()?;
         let directory = scratch.folder("rails")?;
-        let mut command = process::myself(LOAD_CORE)?;
+        let mut command = process::own_executable(LOAD_CORE)?;
         command.arg("rails").arg(port.to_string()).arg(directory.join("s.sock"));
         if sleeps {
             command.arg("--sleeps");
@@ -56,25 +56,25 @@ impl Rails {
         Ok(Self { _process: process, port })
     }
 
-    /// How many requests reached it so far.
+    /// The number of requests so far.
     pub(crate) fn count(&self) -> Fallible<u64> {
-        let answer = ask::get(self.port, "/__count", &[])?;
-        Ok(String::from_utf8_lossy(&answer.body).parse()?)
+        let response = http_client::get(self.port, "/__count", &[])?;
+        Ok(String::from_utf8_lossy(&response.body).parse()?)
     }
 
-    /// Rows of keys are filled up to so many bytes from now on.
+    /// Pads key rows to so many bytes from now on.
     pub(crate) fn set_row(&self, bytes: usize) -> Fallible<()> {
-        ask::get(self.port, &format!("/__rows?bytes={bytes}"), &[]).map(|_| ())
+        http_client::get(self.port, &format!("/__rows?bytes={bytes}"), &[]).map(|_| ())
     }
 
     pub(crate) fn set_latency(&self, milliseconds: u64) -> Fallible<()> {
-        ask::get(self.port, &format!("/__latency?ms={milliseconds}"), &[]).map(|_| ())
+        http_client::get(self.port, &format!("/__latency?ms={milliseconds}"), &[]).map(|_| ())
     }
 }
 
 /// Runs the load generator.
 pub(crate) fn run_load(options: &load::Options) -> Fallible<load::Figures> {
-    let mut command = process::myself(LOAD_CORE)?;
+    let mut command = process::own_executable(LOAD_CORE)?;
     command.args(options.to_arguments());
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let before = Time::now();

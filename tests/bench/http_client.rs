@@ -1,4 +1,4 @@
-//! One question over a connection of its own.
+//! Sends one request over a new connection.
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
@@ -12,14 +12,14 @@ use tokio::net::{TcpStream, UnixStream};
 
 use crate::Fallible;
 
-/// Where to ask.
+/// Where a server listens.
 #[derive(Clone, Debug)]
-pub(crate) enum Place {
+pub(crate) enum Address {
     Port(u16),
     Socket(PathBuf),
 }
 
-pub(crate) struct Answer {
+pub(crate) struct Response {
     pub(crate) status: u16,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
@@ -27,17 +27,17 @@ pub(crate) struct Answer {
 
 pub(crate) type Headers<'a> = [(&'a str, &'a str)];
 
-pub(crate) fn get(port: u16, path: &str, headers: &Headers<'_>) -> Fallible<Answer> {
-    ask(&Place::Port(port), "GET", path, headers, "")
+pub(crate) fn get(port: u16, path: &str, headers: &Headers<'_>) -> Fallible<Response> {
+    send(&Address::Port(port), "GET", path, headers, "")
 }
 
-pub(crate) fn ask(
-    place: &Place,
+pub(crate) fn send(
+    address: &Address,
     method: &str,
     path: &str,
     headers: &Headers<'_>,
     body: &str,
-) -> Fallible<Answer> {
+) -> Fallible<Response> {
     let mut request = Request::builder().method(method).uri(path).header("host", "localhost:8080");
     for (name, value) in headers {
         request = request.header(*name, *value);
@@ -45,16 +45,16 @@ pub(crate) fn ask(
     let request = request.body(Full::new(Bytes::from(body.to_owned())))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        match place {
-            Place::Port(port) => {
+        match address {
+            Address::Port(port) => {
                 exchange(TokioIo::new(TcpStream::connect((Ipv4Addr::LOCALHOST, *port)).await?), request).await
             }
-            Place::Socket(path) => exchange(TokioIo::new(UnixStream::connect(path).await?), request).await,
+            Address::Socket(path) => exchange(TokioIo::new(UnixStream::connect(path).await?), request).await,
         }
     })
 }
 
-async fn exchange<S>(stream: S, request: Request<Full<Bytes>>) -> Fallible<Answer>
+async fn exchange<S>(stream: S, request: Request<Full<Bytes>>) -> Fallible<Response>
 where
     S: hyper::rt::Read + hyper::rt::Write + Send + Unpin + 'static,
 {
@@ -62,5 +62,5 @@ where
     tokio::spawn(connection);
     let (head, body) = sender.send_request(request).await?.into_parts();
     let body = body.collect().await?.to_bytes();
-    Ok(Answer { status: head.status.as_u16(), headers: head.headers, body })
+    Ok(Response { status: head.status.as_u16(), headers: head.headers, body })
 }

@@ -1,4 +1,4 @@
-//! A real Rails: the one of the acceptance tests.
+//! The real Rails of the acceptance tests.
 
 use std::fs;
 use std::path::Path;
@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
 
-use super::Ground;
-use super::client::{Request, ask};
-use crate::ask::Place;
+use super::AttackEnvironment;
+use super::client::{Request, send};
+use crate::http_client::Address;
 use crate::process::Process;
 use crate::{Fallible, machine, peers};
 
@@ -21,8 +21,8 @@ pub(crate) struct Puma {
 }
 
 impl Puma {
-    pub(crate) async fn start(ground: &Ground, name: &str) -> Fallible<Self> {
-        let directory = ground.scratch.folder(name)?;
+    pub(crate) async fn start(environment: &AttackEnvironment, name: &str) -> Fallible<Self> {
+        let directory = environment.scratch.folder(name)?;
         let port = machine::free_port()?;
         peers::write_secrets(&directory)?;
         let mut command = Command::new("setpriv");
@@ -33,18 +33,20 @@ impl Puma {
             .env("RAILS_SHELL_SECRET_FILE", directory.join("shell_secret"))
             .env("RAILS_KAS_SECRET_FILE", directory.join("kas_secret"))
             .env("RAILS_TCP", format!("127.0.0.1:{port}"))
-            .env("RAILS_THREADS", ground.threads.to_string())
-            .env("RAILS_GC", if ground.gc_off { "off" } else { "on" });
+            .env("RAILS_THREADS", environment.threads.to_string())
+            .env("RAILS_GC", if environment.gc_off { "off" } else { "on" });
         let mut puma = Self { port, process: Process::start(name, command, &directory)? };
         puma.must_answer().await?;
-        // Its log would grow with every request.
+        // This log grows with every request.
         let _ = fs::write(directory.join("arrived.log"), "");
         Ok(puma)
     }
 
     async fn must_answer(&mut self) -> Fallible<()> {
         let begun = Instant::now();
-        while !ask(&self.place(), &Request::new("GET", "/-/readiness"), Duration::from_secs(2)).await.is(200)
+        while !send(&self.address(), &Request::new("GET", "/-/readiness"), Duration::from_secs(2))
+            .await
+            .is(200)
         {
             self.process.must_run()?;
             if begun.elapsed() > START {
@@ -55,7 +57,7 @@ impl Puma {
         Ok(())
     }
 
-    pub(crate) fn place(&self) -> Place {
-        Place::Port(self.port)
+    pub(crate) fn address(&self) -> Address {
+        Address::Port(self.port)
     }
 }

@@ -1,4 +1,4 @@
-//! A client that counts the time, and gives up after some.
+//! A client that measures time, and gives up after a limit.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -9,8 +9,8 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{sleep, timeout};
 
 use super::time;
-use crate::ask::Place;
 use crate::credentials;
+use crate::http_client::Address;
 
 pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
@@ -27,7 +27,7 @@ impl Request {
         Self { head: format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\n"), body: Vec::new() }
     }
 
-    /// To an endpoint of the internal API.
+    /// A GET of an endpoint of the internal API.
     pub(crate) fn get(endpoint: &str) -> Self {
         Self::new("GET", &format!("/api/v4/internal/{endpoint}"))
     }
@@ -58,7 +58,7 @@ impl Request {
         self.header(credentials::SHELL_HEADER, &credentials::shared_secret())
     }
 
-    /// For a connection that is kept.
+    /// The bytes for a kept connection.
     pub(crate) fn bytes(&self) -> Vec<u8> {
         [self.head.as_bytes(), b"\r\n", &self.body].concat()
     }
@@ -68,9 +68,8 @@ impl Request {
     }
 }
 
-/// What became of a request.
 pub(crate) struct Outcome {
-    /// None if there was no answer.
+    /// None without a response.
     pub(crate) status: Option<u16>,
     pub(crate) body: String,
     pub(crate) took: Duration,
@@ -82,8 +81,8 @@ impl Outcome {
         self.status == Some(status)
     }
 
-    /// The status, and after how long.
-    pub(crate) fn told(&self) -> String {
+    /// The status and the time, for a table.
+    pub(crate) fn summary(&self) -> String {
         match self.status {
             Some(status) => format!("{status} after {}", time(self.took)),
             None => format!("no answer, {}", time(self.took)),
@@ -91,71 +90,71 @@ impl Outcome {
     }
 }
 
-pub(crate) async fn connect(place: &Place) -> io::Result<Box<dyn Stream>> {
-    Ok(match place {
-        Place::Port(port) => Box::new(TcpStream::connect((Ipv4Addr::LOCALHOST, *port)).await?),
-        Place::Socket(path) => Box::new(UnixStream::connect(path).await?),
+pub(crate) async fn connect(address: &Address) -> io::Result<Box<dyn Stream>> {
+    Ok(match address {
+        Address::Port(port) => Box::new(TcpStream::connect((Ipv4Addr::LOCALHOST, *port)).await?),
+        Address::Socket(path) => Box::new(UnixStream::connect(path).await?),
     })
 }
 
-/// Asks over a connection of its own.
-pub(crate) async fn ask(place: &Place, request: &Request, limit: Duration) -> Outcome {
-    ask_in_pieces(place, &[&request.last_bytes()], limit).await
+/// Sends a request over a new connection.
+pub(crate) async fn send(address: &Address, request: &Request, limit: Duration) -> Outcome {
+    send_pieces(address, &[&request.last_bytes()], limit).await
 }
 
-/// The same, with a body that comes in two pieces, as one does that is larger than a packet.
-pub(crate) async fn ask_slowly(place: &Place, request: &Request, limit: Duration) -> Outcome {
+/// The same with a body in two pieces, like one that is larger than a packet.
+pub(crate) async fn send_in_two_pieces(address: &Address, request: &Request, limit: Duration) -> Outcome {
     let bytes = request.last_bytes();
     let (first, second) = bytes.split_at(bytes.len() - request.body.len() / 2);
-    ask_in_pieces(place, &[first, second], limit).await
+    send_pieces(address, &[first, second], limit).await
 }
 
-async fn ask_in_pieces(place: &Place, pieces: &[&[u8]], limit: Duration) -> Outcome {
+async fn send_pieces(address: &Address, pieces: &[&[u8]], limit: Duration) -> Outcome {
     let exchange = async {
-        let mut stream = connect(place).await?;
+        let mut stream = connect(address).await?;
         for (number, piece) in pieces.iter().enumerate() {
             if number > 0 {
                 sleep(Duration::from_millis(20)).await;
             }
             stream.write_all(piece).await?;
         }
-        let mut answer = Vec::new();
-        // A reset behind the answer does not undo it.
-        let read = stream.read_to_end(&mut answer).await;
-        if answer.is_empty() { read.map(|_| answer) } else { Ok(answer) }
+        let mut response = Vec::new();
+        // A reset after the response does not matter.
+        let read = stream.read_to_end(&mut response).await;
+        if response.is_empty() { read.map(|_| response) } else { Ok(response) }
     };
     outcome(exchange, limit).await
 }
 
-/// Asks over a connection that stays open. The answer has to come in one piece.
-pub(crate) async fn ask_on(stream: &mut dyn Stream, request: &Request, limit: Duration) -> Outcome {
+/// Sends a request over a kept connection. The response has to arrive in one piece.
+pub(crate) async fn send_on(stream: &mut dyn Stream, request: &Request, limit: Duration) -> Outcome {
     let exchange = async {
         stream.write_all(&request.bytes()).await?;
-        let mut answer = vec![0; 64 * 1024];
-        let count = stream.read(&mut answer).await?;
-        answer.truncate(count);
-        Ok(answer)
+        let mut response = vec![0; 64 * 1024];
+        let count = stream.read(&mut response).await?;
+        response.truncate(count);
+        Ok(response)
     };
     outcome(exchange, limit).await
 }
 
 async fn outcome(exchange: impl Future<Output = io::Result<Vec<u8>>>, limit: Duration) -> Outcome {
     let begun = Instant::now();
-    let answer = timeout(limit, exchange).await.ok().and_then(Result::ok).unwrap_or_default();
+    let response = timeout(limit, exchange).await.ok().and_then(Result::ok).unwrap_or_default();
     let ended = Instant::now();
-    let answer = String::from_utf8_lossy(&answer);
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
+    let response = String::from_utf8_lossy(&response);
+    let (head, body) = response.split_once("\r\n\r\n").unwrap_or_default();
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
     Outcome { status, body: body.to_owned(), took: ended - begun, ended }
 }
 
-/// Connections on which nothing is ever sent.
-pub(crate) async fn idle(place: &Place, count: usize) -> Vec<Box<dyn Stream>> {
+/// Opens connections on which nothing is sent.
+pub(crate) async fn idle(address: &Address, count: usize) -> Vec<Box<dyn Stream>> {
     let mut idle = Vec::new();
     for _ in 0..count {
-        match timeout(Duration::from_secs(2), connect(place)).await {
+        match timeout(Duration::from_secs(2), connect(address)).await {
             Ok(Ok(stream)) => idle.push(stream),
-            // More is not to be had.
+            // No more connections are accepted.
             _ => break,
         }
     }

@@ -1,4 +1,4 @@
-//! The gateway under attack, with its defaults but for what an attack says.
+//! The gateway under attack, with its defaults unless an attack changes them.
 
 use std::fs::{self, File};
 use std::path::PathBuf;
@@ -9,30 +9,30 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use tokio::time::sleep;
 
-use super::Ground;
-use super::client::{Outcome, Request, ask};
-use crate::ask::Place;
+use super::AttackEnvironment;
+use super::client::{Outcome, Request, send};
+use crate::http_client::Address;
 use crate::{Fallible, credentials, machine, peers, process};
 
 const START: Duration = Duration::from_secs(15);
 
-/// How long an operator waits for a figure.
+/// The time limit for `/metrics`.
 const METRICS: Duration = Duration::from_secs(10);
 
-/// The word that GitLab shows with an event.
+/// The token that GitLab sends with an event.
 pub(crate) const HOOK_TOKEN: &str = "h00k";
 
-/// How it is started.
+/// How the gateway is started.
 #[derive(Default)]
 pub(crate) struct Setup {
-    /// More of `[upstream]`, besides what says where Rails is.
+    /// More keys in `[upstream]`.
     pub(crate) upstream: String,
-    /// Where Rails is, if it is one server.
+    /// The port of Rails, if it is one server.
     pub(crate) rails: Option<u16>,
     pub(crate) sections: String,
-    /// Nothing reads what it writes.
+    /// Its output is not read.
     pub(crate) log_stalls: bool,
-    /// How many files it may have open.
+    /// The limit of open files.
     pub(crate) files: Option<u32>,
 }
 
@@ -50,19 +50,19 @@ impl Setup {
     }
 }
 
-/// It does not outlive this.
+/// A running gateway. Killed when it is dropped.
 pub(crate) struct Gateway {
-    pub(crate) tcp: Place,
-    pub(crate) unix: Place,
-    pub(crate) admin: Place,
-    pub(crate) hooks: Place,
+    pub(crate) tcp: Address,
+    pub(crate) unix: Address,
+    pub(crate) admin: Address,
+    pub(crate) hooks: Address,
     child: Child,
     log: PathBuf,
 }
 
 impl Gateway {
-    pub(crate) async fn start(ground: &Ground, setup: &Setup) -> Fallible<Self> {
-        let directory = ground.scratch.folder("gateway")?;
+    pub(crate) async fn start(environment: &AttackEnvironment, setup: &Setup) -> Fallible<Self> {
+        let directory = environment.scratch.folder("gateway")?;
         let (tcp, admin, hooks) = (machine::free_port()?, machine::free_port()?, machine::free_port()?);
         let config = directory.join("railgate.toml");
         peers::write_secrets(&directory)?;
@@ -76,9 +76,9 @@ impl Gateway {
         if let Some(files) = setup.files {
             command.args(["prlimit", &format!("--nofile={files}:{files}"), "--"]);
         }
-        command.arg(&ground.binary).arg("run").arg("--config").arg(config).stdin(Stdio::null());
+        command.arg(&environment.binary).arg("run").arg("--config").arg(config).stdin(Stdio::null());
         if setup.log_stalls {
-            // The pipe stays open, in the child's handle, until this is dropped.
+            // The pipe stays open in the handle of the child.
             command.stdout(Stdio::piped()).stderr(File::create(&log)?);
         } else {
             let output = File::create(&log)?;
@@ -86,10 +86,10 @@ impl Gateway {
         }
         let child = command.spawn().map_err(|error| format!("setpriv: {error}"))?;
         let mut gateway = Self {
-            tcp: Place::Port(tcp),
-            unix: Place::Socket(directory.join("s.sock")),
-            admin: Place::Port(admin),
-            hooks: Place::Port(hooks),
+            tcp: Address::Port(tcp),
+            unix: Address::Socket(directory.join("s.sock")),
+            admin: Address::Port(admin),
+            hooks: Address::Port(hooks),
             child,
             log,
         };
@@ -99,7 +99,7 @@ impl Gateway {
 
     async fn must_become_ready(&mut self) -> Fallible<()> {
         let begun = Instant::now();
-        while !ask(&self.admin, &Request::new("GET", "/ready"), Duration::from_secs(1)).await.is(200) {
+        while !send(&self.admin, &Request::new("GET", "/ready"), Duration::from_secs(1)).await.is(200) {
             if self.child.try_wait()?.is_some() || begun.elapsed() > START {
                 return Err(format!("the gateway is not ready\n{}", self.log()).into());
             }
@@ -112,14 +112,14 @@ impl Gateway {
         self.child.id()
     }
 
-    /// What a probe of Kubernetes asks for.
+    /// Sends the request of a Kubernetes liveness probe.
     pub(crate) async fn live(&self, limit: Duration) -> Outcome {
-        ask(&self.admin, &Request::new("GET", "/live"), limit).await
+        send(&self.admin, &Request::new("GET", "/live"), limit).await
     }
 
-    /// The sum of all series that begin like this.
+    /// The sum of all series with this prefix.
     pub(crate) async fn metric(&self, series: &str) -> Fallible<u64> {
-        let metrics = ask(&self.admin, &Request::new("GET", "/metrics"), METRICS).await;
+        let metrics = send(&self.admin, &Request::new("GET", "/metrics"), METRICS).await;
         if !metrics.is(200) {
             return Err("no metrics".into());
         }
@@ -127,12 +127,12 @@ impl Gateway {
         Ok(lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>() as u64)
     }
 
-    /// Asks it to end.
+    /// Sends SIGTERM.
     pub(crate) fn terminate(&self) {
         process::kill("-TERM", &[self.pid()]);
     }
 
-    /// How long it took to end by itself, if it did.
+    /// Waits for the end of the process. Returns the time, or none at the limit.
     pub(crate) async fn ends_within(&mut self, limit: Duration) -> Fallible<Option<Duration>> {
         let begun = Instant::now();
         while begun.elapsed() < limit {
@@ -207,12 +207,12 @@ impl Setup {
     }
 }
 
-/// How an end was measured, for a table.
+/// The time until the end, for a table.
 pub(crate) fn end(took: Option<Duration>, limit: Duration) -> String {
     took.map_or_else(|| format!("no, {}", super::time(limit)), super::time)
 }
 
-/// What GitLab Shell shows, as part of a form.
+/// A form with the shared secret.
 pub(crate) fn secret_in_a_form() -> String {
     format!(
         "secret_token={}&key_id=1&project=gnuwget/wget2&action=git-upload-pack",

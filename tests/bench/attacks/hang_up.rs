@@ -1,4 +1,4 @@
-//! Requests whose clients have left.
+//! Requests whose clients have disconnected.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use tokio::time::sleep;
 use super::client::{Request, connect};
 use super::fake_rails::{FakeRails, Script};
 use super::gateway::{Gateway, Setup};
-use super::{Figures, Ground, figure};
+use super::{AttackEnvironment, Figures, figure};
 use crate::Fallible;
 
 const CLIENTS: u64 = 20;
@@ -16,7 +16,7 @@ const CLIENTS: u64 = 20;
 /// Long enough for a close to be noticed.
 const NOTICED: Duration = Duration::from_millis(1_500);
 
-/// What is sent before the connection is closed. The name is part of the request's target.
+/// The bytes sent before the connection is closed. The name is part of the request's target.
 fn kinds() -> [(&'static str, &'static str, Vec<u8>); 4] {
     let chunked = Request::new("POST", "/api/v4/internal/nobody/chunked")
         .header("Content-Type", "application/octet-stream")
@@ -38,22 +38,26 @@ fn kinds() -> [(&'static str, &'static str, Vec<u8>); 4] {
     ]
 }
 
-pub(crate) async fn hang_up(ground: &Ground) -> Fallible<Figures> {
+pub(crate) async fn hang_up(environment: &AttackEnvironment) -> Fallible<Figures> {
     let mut figures = Figures::new();
     for (name, what, bytes) in kinds() {
-        let (waiting, arrived) = while_rails_is_away(ground, name, &bytes).await?;
+        let (waiting, arrived) = while_rails_is_away(environment, name, &bytes).await?;
         figures.push(figure(format!("{what}, Rails away: still wait"), format!("{waiting} of {CLIENTS}")));
         figures.push(figure(format!("{what}, Rails away: reach Rails later"), arrived.to_string()));
-        let (waiting, arrived) = while_rails_is_busy(ground, name, &bytes).await?;
+        let (waiting, arrived) = while_rails_is_busy(environment, name, &bytes).await?;
         figures.push(figure(format!("{what}, class busy: still wait"), format!("{waiting} of {CLIENTS}")));
         figures.push(figure(format!("{what}, class busy: reach Rails later"), arrived.to_string()));
     }
     Ok(figures)
 }
 
-async fn while_rails_is_away(ground: &Ground, name: &str, bytes: &[u8]) -> Fallible<(u64, usize)> {
+async fn while_rails_is_away(
+    environment: &AttackEnvironment,
+    name: &str,
+    bytes: &[u8],
+) -> Fallible<(u64, usize)> {
     let mut rails = FakeRails::away(Script::Answers(100))?;
-    let gateway = Gateway::start(ground, &Setup::new(rails.port).upstream("hold = \"30s\"")).await?;
+    let gateway = Gateway::start(environment, &Setup::new(rails.port).upstream("hold = \"30s\"")).await?;
     send_and_close(&gateway, bytes).await?;
     sleep(NOTICED).await;
     let waiting = gateway.metric("railgate_upstream_held ").await?;
@@ -62,12 +66,16 @@ async fn while_rails_is_away(ground: &Ground, name: &str, bytes: &[u8]) -> Falli
     Ok((waiting, rails.arrived(name)))
 }
 
-async fn while_rails_is_busy(ground: &Ground, name: &str, bytes: &[u8]) -> Fallible<(u64, usize)> {
+async fn while_rails_is_busy(
+    environment: &AttackEnvironment,
+    name: &str,
+    bytes: &[u8],
+) -> Fallible<(u64, usize)> {
     let rails = FakeRails::start(Script::Answers(100))?;
     rails.each_takes(Duration::from_secs(4));
     let class = "[upstream.classes.other]\nconcurrency = 1\nqueue = 100\nqueue_timeout = \"30s\"";
-    let gateway = Gateway::start(ground, &Setup::new(rails.port).sections(class)).await?;
-    // This one stays, and has the only place.
+    let gateway = Gateway::start(environment, &Setup::new(rails.port).sections(class)).await?;
+    // This request has the only permit.
     let mut busy = connect(&gateway.tcp).await?;
     busy.write_all(&Request::get("nobody").bytes()).await?;
     while rails.arrived("nobody") == 0 {

@@ -1,4 +1,4 @@
-//! How railgate is meant to compare: at most so many times what somebody else needs.
+//! Goals for railgate: at most so many times the cost of another peer.
 
 use std::fmt::{self, Write as _};
 
@@ -6,22 +6,22 @@ use crate::load::Figures;
 use crate::report::{cell, median};
 use crate::rounds::Results;
 
-/// A figure: whose, and in which scenario.
-type Place = (&'static str, &'static str);
+/// Scenario and peer of a figure.
+type ResultKey = (&'static str, &'static str);
 
-struct Mark {
-    ours: Place,
-    theirs: Place,
+struct Goal {
+    ours: ResultKey,
+    theirs: ResultKey,
     at_most: f64,
-    /// CPU time if not the median latency.
+    /// Compares median latency instead of CPU time.
     is_latency: bool,
 }
 
-const fn cpu(ours: Place, theirs: Place, at_most: f64) -> Mark {
-    Mark { ours, theirs, at_most, is_latency: false }
+const fn cpu(ours: ResultKey, theirs: ResultKey, at_most: f64) -> Goal {
+    Goal { ours, theirs, at_most, is_latency: false }
 }
 
-const MARKS: [Mark; 15] = [
+const GOALS: [Goal; 15] = [
     cpu(("ka", "railgate"), ("ka", "haproxy"), 0.75),
     cpu(("ka", "railgate"), ("ka", "nginx"), 0.45),
     cpu(("ka", "railgate"), ("ka", "bare-hyper"), 1.35),
@@ -31,7 +31,7 @@ const MARKS: [Mark; 15] = [
     cpu(("short", "railgate"), ("short", "haproxy"), 0.95),
     cpu(("short", "railgate"), ("short", "bare-hyper"), 1.05),
     cpu(("short-unix", "railgate"), ("short-unix", "haproxy"), 0.85),
-    Mark { ours: ("open", "railgate"), theirs: ("open", "bare-hyper"), at_most: 1.05, is_latency: true },
+    Goal { ours: ("open", "railgate"), theirs: ("open", "bare-hyper"), at_most: 1.05, is_latency: true },
     cpu(("pass", "railgate"), ("pass", "nginx"), 1.0),
     cpu(("pass", "railgate"), ("pass", "haproxy"), 0.95),
     cpu(("kas", "railgate"), ("kas", "haproxy"), 1.0),
@@ -42,8 +42,8 @@ const MARKS: [Mark; 15] = [
 /// The median of the ratios within each round: whatever changes from round to round cancels out.
 pub(crate) fn ratio(
     results: &Results,
-    ours: Place,
-    theirs: Place,
+    ours: ResultKey,
+    theirs: ResultKey,
     figure: fn(&Figures) -> f64,
 ) -> Option<f64> {
     let ratios = results.of(ours.0, ours.1).filter_map(|(round, figures)| {
@@ -54,23 +54,23 @@ pub(crate) fn ratio(
 }
 
 pub(crate) fn write(out: &mut fmt::Formatter<'_>, results: &Results) -> fmt::Result {
-    out.write_str("\n### Marks\n\n| case | ratio | mark | met |\n|---|--:|--:|---|\n")?;
-    for mark in &MARKS {
-        let figure = if mark.is_latency { |f: &Figures| f.p50_us } else { |f: &Figures| f.cpu_us };
-        let ratio = ratio(results, mark.ours, mark.theirs, figure);
+    out.write_str("\n### Goals\n\n| case | ratio | goal | met |\n|---|--:|--:|---|\n")?;
+    for goal in &GOALS {
+        let figure = if goal.is_latency { |f: &Figures| f.p50_us } else { |f: &Figures| f.cpu_us };
+        let ratio = ratio(results, goal.ours, goal.theirs, figure);
         let met = match ratio {
             None => "not measured",
-            Some(ratio) if ratio <= mark.at_most => "yes",
+            Some(ratio) if ratio <= goal.at_most => "yes",
             Some(_) => "**no**",
         };
-        let mut case = format!("{}: {} ÷ {}", mark.ours.0, mark.ours.1, mark.theirs.1);
-        if mark.ours.0 != mark.theirs.0 {
-            write!(case, " in {}", mark.theirs.0)?;
+        let mut case = format!("{}: {} ÷ {}", goal.ours.0, goal.ours.1, goal.theirs.1);
+        if goal.ours.0 != goal.theirs.0 {
+            write!(case, " in {}", goal.theirs.0)?;
         }
-        if mark.is_latency {
+        if goal.is_latency {
             case.push_str(", median latency");
         }
-        writeln!(out, "| {case} | {} | ≤ {:.2} | {met} |", cell(ratio, 3), mark.at_most)?;
+        writeln!(out, "| {case} | {} | ≤ {:.2} | {met} |", cell(ratio, 3), goal.at_most)?;
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! A Rails that does as it is told, and writes down what reached it.
+//! A scripted Rails that records the requests it gets.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -13,28 +13,28 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
-use crate::rails::answers;
+use crate::rails::responses;
 use crate::{Fallible, machine};
 
-/// As many as wait in front of a Puma.
+/// As long as Puma's backlog.
 const BACKLOG: u32 = 1024;
 
-/// What becomes of a request.
+/// What Rails does with a request.
 #[derive(Clone, Copy)]
 pub(crate) enum Script {
-    /// It is answered, so many at one time.
+    /// Answers, so many at the same time.
     Answers(usize),
-    /// It is answered, unless the endpoint is unknown; then it never is.
+    /// Answers, except unknown endpoints, which never get a response.
     AnswersWhatItKnows,
-    /// Its head is read, and no more.
+    /// Reads only the head.
     ReadsTheHead,
-    /// It is read, and the connection is reset.
+    /// Reads the request, and resets the connection.
     Resets,
-    /// It gets one 103 after the other.
+    /// Sends 103 responses without end.
     Hints,
 }
 
-/// It listens until this is dropped.
+/// A running scripted Rails. Stops when it is dropped.
 pub(crate) struct FakeRails {
     pub(crate) port: u16,
     state: Arc<State>,
@@ -49,7 +49,7 @@ struct State {
 }
 
 impl FakeRails {
-    /// One that is away: nothing listens on its port.
+    /// Reserves a port on which nothing listens yet.
     pub(crate) fn away(script: Script) -> Fallible<Self> {
         let permits = if let Script::Answers(permits) = script { permits } else { Semaphore::MAX_PERMITS };
         let state = State {
@@ -75,12 +75,12 @@ impl FakeRails {
         Ok(())
     }
 
-    /// From now on.
+    /// Sets the time of each response from now on.
     pub(crate) fn each_takes(&self, time: Duration) {
         self.state.takes_ms.store(time.as_millis() as u64, Relaxed);
     }
 
-    /// How many requests reached it whose first line has this in it.
+    /// How many requests with this text in their first line reached it.
     pub(crate) fn arrived(&self, part: &str) -> usize {
         let arrived = self.state.arrived.lock().unwrap_or_else(PoisonError::into_inner);
         arrived.iter().filter(|line| line.contains(part)).count()
@@ -99,7 +99,7 @@ async fn accept(listener: TcpListener, state: Arc<State>) {
     while let Ok((stream, _)) = listener.accept().await {
         let state = Arc::clone(&state);
         tokio::spawn(async move {
-            // A gateway that hangs up is no fault of Rails.
+            // The gateway may close its connections.
             let _ = serve(Connection { stream, read: Vec::new() }, &state).await;
         });
     }
@@ -111,7 +111,7 @@ struct Connection {
 }
 
 impl Connection {
-    /// Reads more; false at the end.
+    /// Reads more. False at the end.
     async fn more(&mut self) -> io::Result<bool> {
         Ok(self.stream.read_buf(&mut self.read).await? > 0)
     }
@@ -129,7 +129,7 @@ impl Connection {
         }
     }
 
-    /// Reads the body that a head tells of. Nothing may follow it.
+    /// Reads the body announced by this head. Nothing may follow it.
     async fn skip_body(&mut self, head: &str) -> io::Result<()> {
         let head = head.to_ascii_lowercase();
         let value = |name: &str| Some(head.split_once(name)?.1.lines().next()?.trim().to_owned());
@@ -172,7 +172,7 @@ async fn serve(mut connection: Connection, state: &State) -> io::Result<()> {
                 }
                 let _permit = state.at_one_time.acquire().await;
                 sleep(Duration::from_millis(state.takes_ms.load(Relaxed))).await;
-                connection.stream.write_all(answer(&line).as_bytes()).await?;
+                connection.stream.write_all(response(&line).as_bytes()).await?;
             }
             Script::ReadsTheHead => {
                 sleep(Duration::from_secs(3600)).await;
@@ -193,12 +193,12 @@ async fn serve(mut connection: Connection, state: &State) -> io::Result<()> {
     Ok(())
 }
 
-fn answer(line: &str) -> String {
+fn response(line: &str) -> String {
     let is = |endpoint: &str| line.contains(&format!("/api/v4/internal/{endpoint}"));
     let (status, body) = match () {
-        () if is("allowed") => ("200 OK", answers::ALLOWED),
-        () if is("discover") => ("200 OK", answers::DISCOVER),
-        () if is("check") => ("200 OK", answers::CHECK),
+        () if is("allowed") => ("200 OK", responses::ALLOWED),
+        () if is("discover") => ("200 OK", responses::DISCOVER),
+        () if is("check") => ("200 OK", responses::CHECK),
         () => ("404 Not Found", r#"{"error":"404 Not Found"}"#),
     };
     let length = body.len();

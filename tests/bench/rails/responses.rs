@@ -1,9 +1,9 @@
-//! The answers of Rails, with the sizes and headers that they have in a GitLab.
+//! The responses of Rails, with the sizes and headers that they have in a GitLab.
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::Fallible;
-use crate::keys::Numbers;
+use crate::keys::RandomNumbers;
 
 pub(crate) const DISCOVER: &str =
     r#"{"id":7,"name":"Dede Eichmann","username":"rubi","state":"active","avatar":null}"#;
@@ -30,17 +30,17 @@ pub(crate) const AGENT_INFO: &str = concat!(
     r#""gl_repository":"project-7","gl_project_path":"a/b"},"default_branch":"main"}"#
 );
 
-/// Bytes of the row of a key, as both kinds are compared.
+/// The size of a key row in the comparison, for both kinds of keys.
 pub(crate) const ROW: usize = 600;
 
-/// The row of a key, of at least so many bytes: the title is filled up.
-pub(crate) fn authorized_keys(key: &str, least: usize) -> String {
+/// The row of a key, padded to at least so many bytes in its title.
+pub(crate) fn authorized_keys(key: &str, min_bytes: usize) -> String {
     let kind = if key.starts_with("AAAAB3") { "ssh-rsa" } else { "ssh-ed25519" };
     let id = fnv(key.as_bytes()) % 9_000_000 + 1_000_000;
     let head = format!(r#"{{"id":{id},"title":"user@example.com"#);
     let tail = format!(r#"","key":"{kind} {key} user@example.com","created_at":"2019-06-27T15:29:02.219Z","#)
         + r#""expires_at":null,"usage_type":"auth_and_signing"}"#;
-    let fill = least.saturating_sub(head.len() + tail.len());
+    let fill = min_bytes.saturating_sub(head.len() + tail.len());
     format!("{head}{}{tail}", "x".repeat(fill))
 }
 
@@ -49,9 +49,9 @@ fn fnv(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, step)
 }
 
-/// The headers of an answer, besides `Content-Length` and `Date`.
+/// The headers of a response, besides `Content-Length` and `Date`.
 pub(crate) fn headers(seed: u64) -> Fallible<HeaderMap> {
-    let mut numbers = Numbers(seed);
+    let mut numbers = RandomNumbers(seed);
     let (first, second) = (numbers.next(), numbers.next());
     let headers = [
         ("content-type", "application/json".to_owned()),

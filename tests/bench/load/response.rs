@@ -1,14 +1,14 @@
-//! Reads an answer just well enough to know its status and its end.
+//! Parses a response just enough to know its status and its end.
 
 enum State {
     Head,
-    /// Bytes of the body that are still to come.
+    /// Remaining bytes of the body.
     Length(u64),
     /// Only the last bytes are kept, to recognise the last chunk.
     Chunked,
 }
 
-pub(crate) struct Answer {
+pub(crate) struct ResponseParser {
     state: State,
     bytes: Vec<u8>,
     pub(crate) status: u16,
@@ -20,20 +20,20 @@ pub(crate) struct Answer {
 const HEAD_END: &[u8] = b"\r\n\r\n";
 const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
-impl Answer {
+impl ResponseParser {
     pub(crate) fn new() -> Self {
         Self { state: State::Head, bytes: Vec::new(), status: 0, closes: false, has_begun: false }
     }
 
-    /// Begins with the next answer, in the same memory.
+    /// Starts the next response in the same memory.
     pub(crate) fn reset(&mut self) {
         self.state = State::Head;
         self.bytes.clear();
         self.has_begun = false;
     }
 
-    /// Takes what came; says whether the answer is complete.
-    pub(crate) fn take(&mut self, came: &[u8]) -> bool {
+    /// Parses more bytes. True if the response is complete.
+    pub(crate) fn push(&mut self, came: &[u8]) -> bool {
         self.has_begun = true;
         match &mut self.state {
             State::Head => {
@@ -54,7 +54,7 @@ impl Answer {
         }
     }
 
-    /// The head is the first `length` bytes; what is behind it belongs to the body.
+    /// The head is the first `length` bytes; the rest belongs to the body.
     fn head(&mut self, length: usize) -> bool {
         let (head, body) = self.bytes.split_at(length);
         let head = String::from_utf8_lossy(head);
@@ -78,7 +78,7 @@ impl Answer {
             let body = body.to_vec();
             self.bytes.clear();
             self.state = State::Chunked;
-            return self.take(&body);
+            return self.push(&body);
         }
         let left = content_length.saturating_sub(body.len() as u64);
         self.state = State::Length(left);

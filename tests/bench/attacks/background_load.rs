@@ -1,4 +1,5 @@
-//! Many connections that ask in a loop, and callers that ask beside them.
+//! Background load of many connections that send requests in a loop, and callers that are measured beside
+//! it.
 
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -9,25 +10,25 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::task::JoinSet;
 use tokio::time::{interval, sleep};
 
-use super::client::{Outcome, Request, ask, connect};
+use super::client::{Outcome, Request, connect, send};
 use super::time;
 use crate::Fallible;
-use crate::ask::Place;
-use crate::load::Answer;
+use crate::http_client::Address;
+use crate::load::ResponseParser;
 
-/// Between two requests of a connection, if the first was refused. Gateway, Rails and crowd share the
-/// machine: without a pause, the figures would show how much CPU time a loop takes.
+/// The pause after a refused request. Gateway, Rails and load share the machine: without a pause, the
+/// figures would show how much CPU time a loop takes.
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// The connections are a process of their own with the least priority: elsewhere, they would not take
-/// the CPU time of Rails and the gateway, and measured callers would not wait in one event loop with them.
+/// The background load is a separate process of the lowest priority: on another machine, it would not take
+/// CPU time from Rails and the gateway, and measured callers would not share an event loop with it.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
     #[arg(long)]
     size: usize,
     #[arg(long)]
     port: u16,
-    /// Of the internal API.
+    /// An endpoint of the internal API.
     #[arg(long)]
     endpoint: String,
 }
@@ -38,20 +39,20 @@ struct Counts {
     refused: AtomicU64,
 }
 
-/// The process itself. It ends with its standard input, and prints what the connections got.
+/// Runs in the separate process. Ends with its standard input, and prints the rates of responses.
 pub(crate) fn run(options: &Options) -> Fallible<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let counts = Arc::new(Counts::default());
     let begun = Instant::now();
     runtime.block_on(async {
         let bytes: Arc<[u8]> = Request::get(&options.endpoint).bytes().into();
-        let place = Place::Port(options.port);
+        let address = Address::Port(options.port);
         let mut tasks = JoinSet::new();
         for _ in 0..options.size {
-            let (counts, bytes, place) = (Arc::clone(&counts), Arc::clone(&bytes), place.clone());
+            let (counts, bytes, address) = (Arc::clone(&counts), Arc::clone(&bytes), address.clone());
             tasks.spawn(async move {
                 loop {
-                    ask_in_a_loop(&place, &bytes, &counts).await;
+                    send_in_a_loop(&address, &bytes, &counts).await;
                     sleep(PAUSE).await;
                 }
             });
@@ -63,37 +64,37 @@ pub(crate) fn run(options: &Options) -> Fallible<()> {
     Ok(())
 }
 
-/// Ends when dropped.
-pub(crate) struct Crowd {
+/// The process is killed when this is dropped.
+pub(crate) struct BackgroundLoad {
     child: Child,
 }
 
-impl Crowd {
-    pub(crate) fn start(size: usize, place: &Place, endpoint: &str) -> Fallible<Self> {
-        let Place::Port(port) = place else { return Err("a crowd connects over TCP".into()) };
+impl BackgroundLoad {
+    pub(crate) fn start(size: usize, address: &Address, endpoint: &str) -> Fallible<Self> {
+        let Address::Port(port) = address else { return Err("background load connects over TCP".into()) };
         let mut command = Command::new("nice");
         command
             .args(["-n", "19", "setpriv", "--pdeathsig", "KILL", "--"])
             .arg(std::env::current_exe()?)
-            .args(["crowd", "--size", &size.to_string(), "--port", &port.to_string()])
+            .args(["background-load", "--size", &size.to_string(), "--port", &port.to_string()])
             .args(["--endpoint", endpoint])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());
         Ok(Self { child: command.spawn().map_err(|error| format!("nice: {error}"))? })
     }
 
-    /// Ends it. How many requests a second Rails answered, and how many the gateway did.
+    /// Ends it. Returns how many requests a second were answered by Rails and how many by the gateway.
     pub(crate) fn end(mut self) -> Fallible<String> {
         drop(self.child.stdin.take());
-        let mut told = String::new();
+        let mut summary = String::new();
         if let Some(mut output) = self.child.stdout.take() {
-            std::io::Read::read_to_string(&mut output, &mut told)?;
+            std::io::Read::read_to_string(&mut output, &mut summary)?;
         }
-        Ok(told.trim().to_owned())
+        Ok(summary.trim().to_owned())
     }
 }
 
-impl Drop for Crowd {
+impl Drop for BackgroundLoad {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -101,66 +102,66 @@ impl Drop for Crowd {
 }
 
 /// Until the connection ends.
-async fn ask_in_a_loop(place: &Place, bytes: &[u8], counts: &Counts) {
-    let Ok(mut stream) = connect(place).await else { return };
-    let mut answer = Answer::new();
+async fn send_in_a_loop(address: &Address, bytes: &[u8], counts: &Counts) {
+    let Ok(mut stream) = connect(address).await else { return };
+    let mut response = ResponseParser::new();
     let mut buffer = [0; 2048];
     while stream.write_all(bytes).await.is_ok() {
-        answer.reset();
+        response.reset();
         loop {
             match stream.read(&mut buffer).await {
                 Ok(0) | Err(_) => return,
-                Ok(count) if answer.take(buffer.get(..count).unwrap_or_default()) => break,
+                Ok(count) if response.push(buffer.get(..count).unwrap_or_default()) => break,
                 Ok(_) => {}
             }
         }
-        if answer.status < 500 {
+        if response.status < 500 {
             counts.answered.fetch_add(1, Relaxed);
         } else {
             counts.refused.fetch_add(1, Relaxed);
             sleep(PAUSE).await;
         }
-        if answer.closes {
+        if response.closes {
             return;
         }
     }
 }
 
-/// Sends a request every so often, whether or not those before it were answered.
+/// Sends requests at a fixed rate, whether or not earlier ones were answered.
 pub(crate) async fn callers(
-    places: &[&Place],
+    addresses: &[&Address],
     request: impl Fn(usize) -> Request,
     (every, count): (Duration, usize),
     limit: Duration,
 ) -> Vec<Outcome> {
     let mut tasks = JoinSet::new();
     let mut clock = interval(every);
-    for (number, place) in places.iter().cycle().take(count).enumerate() {
+    for (number, address) in addresses.iter().cycle().take(count).enumerate() {
         clock.tick().await;
-        let (place, request) = ((*place).clone(), request(number));
-        tasks.spawn(async move { ask(&place, &request, limit).await });
+        let (address, request) = ((*address).clone(), request(number));
+        tasks.spawn(async move { send(&address, &request, limit).await });
     }
     tasks.join_all().await
 }
 
-/// The times that half, nine in ten and ninety-nine in a hundred took at most, and the longest.
+/// The percentiles 50, 90 and 99 of the times, and the longest.
 pub(crate) fn spread(outcomes: &[Outcome]) -> String {
     let mut times: Vec<Duration> = outcomes.iter().map(|outcome| outcome.took).collect();
     times.sort();
     let at = |share: usize| times.get((times.len() * share / 100).min(times.len().saturating_sub(1)));
-    let told = |share| at(share).map_or_else(|| "–".to_owned(), |took| time(*took));
-    format!("{} / {} / {} / {}", told(50), told(90), told(99), told(100))
+    let summary = |share| at(share).map_or_else(|| "–".to_owned(), |took| time(*took));
+    format!("{} / {} / {} / {}", summary(50), summary(90), summary(99), summary(100))
 }
 
-/// How often each status, or none, was the outcome.
+/// How often each status, or no response, was the outcome.
 pub(crate) fn statuses(outcomes: &[Outcome]) -> String {
     let mut counts = std::collections::BTreeMap::<_, usize>::new();
     for outcome in outcomes {
         *counts.entry(outcome.status).or_default() += 1;
     }
-    let told = |(status, count): (Option<u16>, usize)| {
+    let summary = |(status, count): (Option<u16>, usize)| {
         let status = status.map_or_else(|| "none".to_owned(), |status| status.to_string());
         format!("{count} × {status}")
     };
-    counts.into_iter().map(told).collect::<Vec<_>>().join(", ")
+    counts.into_iter().map(summary).collect::<Vec<_>>().join(", ")
 }

@@ -1,4 +1,4 @@
-//! What bodies cost that are sent without a credential.
+//! The cost of bodies of unauthenticated clients.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -7,21 +7,21 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::client::{Request, ask, ask_slowly, connect};
+use super::client::{Request, connect, send, send_in_two_pieces};
 use super::fake_rails::{FakeRails, Script};
 use super::gateway::{Gateway, Setup, secret_in_a_form};
-use super::{Figures, Ground, figure, mebibytes, time};
+use super::{AttackEnvironment, Figures, figure, mebibytes, time};
 use crate::Fallible;
-use crate::ask::Place;
+use crate::http_client::Address;
 
 const MIB: usize = 1 << 20;
 const LIMIT: Duration = Duration::from_secs(30);
 const FORM: &str = "application/x-www-form-urlencoded";
 
-pub(crate) async fn json(ground: &Ground) -> Fallible<Figures> {
+pub(crate) async fn json(environment: &AttackEnvironment) -> Fallible<Figures> {
     let rails = FakeRails::start(Script::Answers(100))?;
-    let gateway = Gateway::start(ground, &Setup::new(rails.port)).await?;
-    // Small objects: what a tree of them takes is many times their text.
+    let gateway = Gateway::start(environment, &Setup::new(rails.port)).await?;
+    // Small objects: parsed as a tree, they take many times their text.
     let member = r#"{"":0},"#;
     let body = format!("[{}0]", member.repeat((MIB - 3) / member.len()));
     let request = Request::post("allowed", "application/json", body);
@@ -30,14 +30,14 @@ pub(crate) async fn json(ground: &Ground) -> Fallible<Figures> {
     gateway.forget_peak();
     let (begun, mut outcomes) = (gateway.cpu(), Vec::new());
     for _ in 0..10 {
-        outcomes.push(ask(&gateway.tcp, &request, LIMIT).await);
+        outcomes.push(send(&gateway.tcp, &request, LIMIT).await);
     }
     let cpu = gateway.cpu_since(begun) / 10;
     let one = gateway.peak().saturating_sub(idle);
     let mut tasks = JoinSet::new();
     for _ in 0..16 {
-        let (place, request) = (gateway.tcp.clone(), request.clone());
-        tasks.spawn(async move { ask(&place, &request, LIMIT).await });
+        let (address, request) = (gateway.tcp.clone(), request.clone());
+        tasks.spawn(async move { send(&address, &request, LIMIT).await });
     }
     tasks.join_all().await;
     let many = gateway.peak().saturating_sub(idle);
@@ -50,9 +50,9 @@ pub(crate) async fn json(ground: &Ground) -> Fallible<Figures> {
     ])
 }
 
-pub(crate) async fn stalled_forms(ground: &Ground) -> Fallible<Figures> {
+pub(crate) async fn stalled_forms(environment: &AttackEnvironment) -> Fallible<Figures> {
     let rails = FakeRails::start(Script::Answers(100))?;
-    let gateway = Gateway::start(ground, &Setup::new(rails.port)).await?;
+    let gateway = Gateway::start(environment, &Setup::new(rails.port)).await?;
     let idle = gateway.memory();
     let form = Request::post("allowed", FORM, vec![b'a'; MIB]).bytes();
     let all_but_the_last: Arc<[u8]> = form.get(..form.len() - 1).unwrap_or_default().into();
@@ -60,32 +60,32 @@ pub(crate) async fn stalled_forms(ground: &Ground) -> Fallible<Figures> {
     sleep(Duration::from_secs(2)).await;
     let memory = gateway.memory().saturating_sub(idle);
     let honest = Request::post("allowed", FORM, secret_in_a_form());
-    let honest = ask_slowly(&gateway.tcp, &honest, LIMIT).await;
+    let honest = send_in_two_pieces(&gateway.tcp, &honest, LIMIT).await;
     Ok(vec![
-        figure("a form with the secret in it, in two pieces", honest.told()),
+        figure("a form with the secret in it, in two pieces", honest.summary()),
         figure("memory above idle", mebibytes(memory)),
     ])
 }
 
-pub(crate) async fn unread(ground: &Ground) -> Fallible<Figures> {
+pub(crate) async fn unread(environment: &AttackEnvironment) -> Fallible<Figures> {
     let rails = FakeRails::start(Script::ReadsTheHead)?;
-    let gateway = Gateway::start(ground, &Setup::new(rails.port)).await?;
+    let gateway = Gateway::start(environment, &Setup::new(rails.port)).await?;
     let idle = gateway.memory();
     let body = Request::post("nobody", "application/octet-stream", vec![0; 16 * MIB]);
     let _sending = hold_open(&gateway.tcp, 500, body.bytes().into());
-    // It comes in steps, as the windows of the connections grow.
+    // The memory grows in steps, like the windows of the connections.
     sleep(Duration::from_secs(15)).await;
     let memory = gateway.memory().saturating_sub(idle);
     Ok(vec![figure("memory above idle", mebibytes(memory))])
 }
 
-/// Connections on which this is sent, as far as it is taken, and that then stay open.
-fn hold_open(place: &Place, count: usize, bytes: Arc<[u8]>) -> JoinSet<()> {
+/// Opens connections, sends these bytes as far as the gateway reads them, and keeps the connections open.
+fn hold_open(address: &Address, count: usize, bytes: Arc<[u8]>) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
     for _ in 0..count {
-        let (place, bytes) = (place.clone(), Arc::clone(&bytes));
+        let (address, bytes) = (address.clone(), Arc::clone(&bytes));
         tasks.spawn(async move {
-            let Ok(mut stream) = connect(&place).await else { return };
+            let Ok(mut stream) = connect(&address).await else { return };
             let _ = stream.write_all(&bytes).await;
             sleep(2 * LIMIT).await;
         });
@@ -93,22 +93,22 @@ fn hold_open(place: &Place, count: usize, bytes: Arc<[u8]>) -> JoinSet<()> {
     tasks
 }
 
-pub(crate) async fn interim(ground: &Ground) -> Fallible<Figures> {
+pub(crate) async fn interim(environment: &AttackEnvironment) -> Fallible<Figures> {
     let seconds = Duration::from_secs(3);
     let rails = FakeRails::start(Script::Hints)?;
-    let gateway = Gateway::start(ground, &Setup::new(rails.port)).await?;
+    let gateway = Gateway::start(environment, &Setup::new(rails.port)).await?;
     let before = gateway.cpu();
-    let outcome = ask(&gateway.tcp, &Request::get("nobody"), seconds).await;
+    let outcome = send(&gateway.tcp, &Request::get("nobody"), seconds).await;
     let cpu = gateway.cpu_since(before);
     Ok(vec![
         figure("CPU time of the gateway until then", time(cpu)),
-        figure("the client got, of at most 3 s", outcome.told()),
+        figure("the client got, of at most 3 s", outcome.summary()),
     ])
 }
 
-pub(crate) async fn chunks(ground: &Ground) -> Fallible<Figures> {
+pub(crate) async fn chunks(environment: &AttackEnvironment) -> Fallible<Figures> {
     let rails = FakeRails::start(Script::Answers(100))?;
-    let gateway = Gateway::start(ground, &Setup::new(rails.port)).await?;
+    let gateway = Gateway::start(environment, &Setup::new(rails.port)).await?;
     let head = Request::new("POST", "/api/v4/internal/nobody")
         .header("Content-Type", "application/octet-stream")
         .header("Connection", "close")
@@ -120,10 +120,10 @@ pub(crate) async fn chunks(ground: &Ground) -> Fallible<Figures> {
         let before = gateway.cpu();
         let bytes = [head.bytes(), body, b"0\r\n\r\n".to_vec()].concat();
         let begun = Instant::now();
-        let answer = timeout(LIMIT, send(&gateway.tcp, &bytes)).await;
+        let response = timeout(LIMIT, send_bytes(&gateway.tcp, &bytes)).await;
         let cpu = gateway.cpu_since(before);
-        match answer {
-            Ok(Ok(answer)) if answer.starts_with(b"HTTP/1.1 404") => {
+        match response {
+            Ok(Ok(response)) if response.starts_with(b"HTTP/1.1 404") => {
                 figures.push(figure(what, format!("{:.0} ms", cpu.as_secs_f64() * 1e3)));
             }
             _ => figures.push(figure(what, format!("no answer, {}", time(begun.elapsed())))),
@@ -132,11 +132,11 @@ pub(crate) async fn chunks(ground: &Ground) -> Fallible<Figures> {
     Ok(figures)
 }
 
-/// Sends and reads at the same time, so that neither side waits for the other.
-async fn send(place: &Place, bytes: &[u8]) -> std::io::Result<Vec<u8>> {
+/// Sends and reads at the same time, so that neither side blocks the other.
+async fn send_bytes(address: &Address, bytes: &[u8]) -> std::io::Result<Vec<u8>> {
     use tokio::io::AsyncReadExt as _;
-    let (mut read, mut write) = tokio::io::split(connect(place).await?);
-    let mut answer = Vec::new();
-    let (_, read) = tokio::join!(write.write_all(bytes), read.read_to_end(&mut answer));
-    read.map(|_| answer)
+    let (mut read, mut write) = tokio::io::split(connect(address).await?);
+    let mut response = Vec::new();
+    let (_, read) = tokio::join!(write.write_all(bytes), read.read_to_end(&mut response));
+    read.map(|_| response)
 }
