@@ -1,97 +1,54 @@
 //! Answers of Rails, kept for as long as the operator allows.
 //!
-//! [`freshness`] decides what may be stored and for how long, [`key`] under which key; this module
+//! [`storable`] decides what may be stored and for how long, [`Key`] under which key; this module
 //! keeps it in memory. moka bounds the memory, and nothing else: whether an entry is still usable is
 //! read off the entry itself, by the clock that the caller passes in.
 //!
-//! [`ages`] says what an answer may be used for at which age; [`outage`] knows whether Rails fails.
+//! [`Lifetimes`] say what an answer may be used for at which age; [`outage`] knows whether Rails fails.
 //!
 //! Two fences keep a wrong answer out. A *flight* (one request to Rails for a key that many wait
 //! for) may store only while it is registered, and an invalidation or a [`purge`] fences it off; both
 //! happen under one lock. A *generation* on every entry makes whatever began before a flush unusable.
 
-pub mod ages;
-mod bounds;
-mod counts;
-pub mod entry;
-pub mod flight;
-pub mod freshness;
+mod counters;
+mod entry;
+pub mod fill;
+mod flight;
+mod headers;
 pub mod inspect;
-pub mod key;
+mod key;
+mod kind;
+mod lifetimes;
 pub mod outage;
 pub mod purge;
+mod settings;
 pub mod shadow;
 pub mod snapshot;
+pub mod storable;
+mod store;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use moka::sync::Cache as Moka;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
-pub use self::ages::{Freshness, Lifetime, Lifetimes};
-use self::bounds::{StoreLimits, build_store, entry_bytes};
-pub use self::counts::{CacheCounters, RefreshOutcome};
-use self::entry::HeaderInterner;
-pub use self::entry::{Entry, EntryKind};
+pub use self::counters::{CacheCounters, RefreshOutcome};
+pub use self::entry::{Entry, Hit};
 use self::flight::Flights;
-pub use self::flight::{FillError, FillGuard, FillOutcome, FillWaiter, LeaderOrFollower};
-pub use self::freshness::NoStoreReason;
+pub use self::flight::{FillError, FillOutcome, FillWaiter};
+use self::headers::HeaderInterner;
 pub use self::key::Key;
+pub use self::kind::EntryKind;
+pub use self::lifetimes::{AgeLimits, Freshness, Lifetime, Lifetimes};
 use self::outage::Outage;
-use self::shadow::{Shadow, ShadowSettings};
+pub use self::settings::CacheSettings;
+use self::shadow::Shadow;
+use self::store::{Store, StoreLimits, build_store, entry_bytes};
 use crate::clock::Clock;
 use crate::route::Caching;
-
-/// Section `[cache]` of the configuration.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CacheSettings {
-    /// The most positive entries.
-    pub max_entries: u64,
-    /// The most negative entries (unknown keys, `null` users), in addition.
-    pub max_negative_entries: u64,
-    /// Bytes of memory for all entries, with what is needed beside their bodies. A tenth of it is for
-    /// the negative ones.
-    pub max_bytes: usize,
-    /// Bytes of the largest body that is stored.
-    pub max_body: usize,
-    /// How long a caller waits for another caller's request to Rails before it sends its own. As long
-    /// as Rails has for an answer, or all waiting callers would ask a slow Rails.
-    pub wait: Duration,
-    /// How long a caller waits for Rails when a stale answer is at hand.
-    pub stale_wait: Duration,
-    /// How many stale answers may be refreshed in the background at the same time.
-    pub max_refreshes: usize,
-    /// The file in which the cache survives a restart, if any.
-    pub snapshot: Option<PathBuf>,
-    /// Which cached answers are compared with Rails.
-    pub shadow: ShadowSettings,
-    /// How long answers stay usable.
-    pub lifetimes: Lifetimes,
-}
-
-impl Default for CacheSettings {
-    fn default() -> Self {
-        Self {
-            max_entries: 1_000_000,
-            max_negative_entries: 100_000,
-            max_bytes: 2 << 30,
-            max_body: 64 * 1024,
-            wait: Duration::from_secs(60),
-            stale_wait: Duration::from_secs(3),
-            max_refreshes: 16,
-            snapshot: None,
-            shadow: ShadowSettings::default(),
-            lifetimes: Lifetimes::default(),
-        }
-    }
-}
-
-type Store = Moka<Key, Arc<Entry>, foldhash::fast::RandomState>;
 
 /// The entries, the flights that fill them, and the fences between the two.
 #[derive(Debug)]
@@ -111,26 +68,6 @@ pub struct Cache {
     counters: Arc<CacheCounters>,
     /// For expiry dates, which are wall-clock times; callers pass the time for ages.
     clock: Clock,
-}
-
-/// Whether the caller may refresh a stale answer.
-#[derive(Debug)]
-pub enum RefreshAttempt {
-    /// Ask Rails, complete the fill, then drop the permit.
-    Started(FillGuard, OwnedSemaphorePermit),
-    /// Another caller is refreshing it, or has done so.
-    NotNeeded,
-    /// `max_refreshes` are running already.
-    LimitReached,
-}
-
-/// A usable entry.
-#[derive(Clone, Debug)]
-pub struct Hit {
-    /// The answer.
-    pub entry: Arc<Entry>,
-    /// What it may be used for.
-    pub freshness: Freshness,
 }
 
 impl Cache {
@@ -184,28 +121,6 @@ impl Cache {
         self.generation.load(Ordering::Acquire)
     }
 
-    /// Joins the flight for `key`, or begins it. Looks once more under the lock, so that of any
-    /// number of callers who missed, exactly one becomes the leader.
-    pub fn lead_or_follow(self: &Arc<Self>, key: &Key, now: Instant) -> LeaderOrFollower {
-        self.flights.lead_or_follow(key, || self.lookup_fresh(key, now), || self.fill_guard(key, now))
-    }
-
-    /// The right to refresh a stale answer: for one caller, unless a flight for it is under way, and not for
-    /// too many keys at the same time.
-    pub fn try_refresh(self: &Arc<Self>, key: &Key, now: Instant) -> RefreshAttempt {
-        let Ok(permit) = Arc::clone(&self.refresh_permits).try_acquire_owned() else {
-            return RefreshAttempt::LimitReached;
-        };
-        match self.lead_or_follow(key, now) {
-            LeaderOrFollower::Leader(guard) => RefreshAttempt::Started(guard, permit),
-            LeaderOrFollower::Hit(_) | LeaderOrFollower::Follower(_) => RefreshAttempt::NotNeeded,
-        }
-    }
-
-    fn lookup_fresh(&self, key: &Key, now: Instant) -> Option<Hit> {
-        self.lookup(key, now).filter(|hit| hit.freshness == Freshness::Fresh)
-    }
-
     /// The outage state of an endpoint. One endpoint that fails alone says nothing of the others.
     pub fn outage(&self, caching: Caching) -> &Outage {
         let [keys, users, instance] = &self.outages;
@@ -219,10 +134,6 @@ impl Cache {
     /// The comparison of cached answers with Rails.
     pub fn shadow(&self) -> &Shadow {
         &self.shadow
-    }
-
-    fn fill_guard(self: &Arc<Self>, key: &Key, now: Instant) -> FillGuard {
-        FillGuard::new(Arc::clone(self), key.clone(), now, self.generation())
     }
 
     /// Drops the answer for `key` and fences off the flight that may be under way for it.

@@ -15,7 +15,8 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::auth::{Caller, CallerKind, Rejection};
 use crate::body::Body;
-use crate::cache::{Key, NoStoreReason};
+use crate::cache::Key;
+use crate::cache::storable::NoStoreReason;
 use crate::failure::{Failure, Side};
 use crate::header::RequestId;
 use crate::progress::Progress;

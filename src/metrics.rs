@@ -1,10 +1,11 @@
 //! Every series that the gateway exposes, in one place. Label values come from the route table and from
 //! closed enums, so that no caller can make new series.
 
+mod encode;
 mod exposition;
 mod process;
 mod sources;
-mod tally;
+mod worker;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,11 +20,11 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
+use self::encode::encode_single;
 pub use self::exposition::ExpositionFormat;
 pub use self::sources::MetricSources;
-use self::sources::encode_single;
-pub use self::tally::{FinishedRequest, WorkerMetrics};
-use self::tally::{HIT_BOUNDS, MapBy, RequestKey, RequestMetrics, UPSTREAM_BOUNDS};
+pub use self::worker::{FinishedRequest, WorkerMetrics};
+use self::worker::{HIT_BOUNDS, MapBy, RequestKey, RequestMetrics, UPSTREAM_BOUNDS};
 use crate::exchange::CacheOutcome;
 
 /// The registry that operators scrape.

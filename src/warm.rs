@@ -7,7 +7,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::cache::snapshot::{LoadError, SnapshotFile, SnapshotTime};
+use crate::cache::snapshot::error::LoadError;
+use crate::cache::snapshot::{SnapshotFile, SnapshotTime};
 use crate::cache::{Cache, Lifetimes};
 use crate::clock::Clock;
 use crate::config::Settings;

@@ -1,55 +1,21 @@
 //! One stored answer, in as little memory as it can be replayed from.
 //!
-//! A header map takes more room than most bodies, and all answers of one endpoint have the same
-//! headers but for the `ETag`. So the map is shared by all entries that can share it, and what is an
-//! entry's own, `ETag` and body, lies in one piece of memory.
+//! The header map is shared with other entries ([`headers`](super::headers)); what is an entry's own, `ETag`
+//! and body, lies in one piece of memory.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::header::{self, HeaderMap, HeaderValue};
 use http::{Response, StatusCode};
-use parking_lot::Mutex;
 
-use super::ages::{AgeLimits, Freshness};
-use super::freshness::Storable;
-use super::snapshot::file::SavedEntry;
-use crate::header::{CACHE_STATUS, REQUEST_ID};
-
-/// Whether an answer says that something exists or that it does not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(usize)]
-pub enum EntryKind {
-    /// A key row, a user, the instance.
-    Positive = 0,
-    /// The 404 of an unknown key, the `null` of an unknown user.
-    Negative = 1,
-}
-
-impl EntryKind {
-    /// The label in metrics.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Positive => "positive",
-            Self::Negative => "negative",
-        }
-    }
-}
-
-/// The headers that are replayed. A list of what may pass, not of what may not: a header
-/// that Rails writes for one caller must not reach another because it was forgotten here.
-const REPLAYED: [HeaderName; 8] = [
-    header::CONTENT_TYPE,
-    header::CACHE_CONTROL,
-    header::VARY,
-    header::X_CONTENT_TYPE_OPTIONS,
-    header::X_FRAME_OPTIONS,
-    header::X_XSS_PROTECTION,
-    header::REFERRER_POLICY,
-    header::STRICT_TRANSPORT_SECURITY,
-];
+use super::headers::HeaderInterner;
+use super::kind::EntryKind;
+use super::lifetimes::{AgeLimits, Freshness};
+use super::storable::Storable;
+use crate::header::CACHE_STATUS;
 
 /// An answer, when Rails was asked for it, and up to which age it may be used.
 #[derive(Debug)]
@@ -61,87 +27,38 @@ pub struct Entry {
     /// map that grows is copied.
     pub(super) headers: Arc<HeaderMap>,
     /// Bytes of `headers`; 0 if other entries share them.
-    unshared_header_bytes: usize,
+    pub(super) unshared_header_bytes: usize,
     pub(super) etag: Option<HeaderValue>,
-    body: Bytes,
+    pub(super) body: Bytes,
     /// When Rails was asked for it.
-    requested_at: Instant,
+    pub(super) requested_at: Instant,
     pub(super) age_limits: AgeLimits,
     /// A soft purge, or a restart that may have missed one: it counts as stale, however young it is.
-    is_marked_stale: AtomicBool,
+    pub(super) is_marked_stale: AtomicBool,
     /// How often it was served.
-    hits: AtomicU32,
+    pub(super) hits: AtomicU32,
     /// The expiry date in the answer, in Unix seconds, or [`NO_EXPIRY`].
-    expires_at: u32,
+    pub(super) expires_at: u32,
     /// The id of the key row or user that the answer is about; 0 if there is none.
-    subject_id: u64,
+    pub(super) subject_id: u64,
     /// The cache's when Rails was asked: a flush since then makes the entry unusable.
-    generation: u64,
+    pub(super) generation: u64,
+}
+
+/// An entry that is usable.
+#[derive(Clone, Debug)]
+pub struct Hit {
+    /// The answer.
+    pub entry: Arc<Entry>,
+    /// What it may be used for.
+    pub freshness: Freshness,
 }
 
 /// No expiry date, or one after the year 2105. A number, so that an entry takes no more memory for it.
 pub(super) const NO_EXPIRY: u32 = u32::MAX;
 
-/// The header maps that entries share.
-#[derive(Debug, Default)]
-pub(super) struct HeaderInterner {
-    maps: Mutex<Vec<Arc<HeaderMap>>>,
-}
-
-impl HeaderInterner {
-    /// Three endpoints, and perhaps a few releases of Rails behind one address. Beyond that, an
-    /// entry has a map to itself.
-    ///
-    /// The values of these few live as long as the process, since each hit copies all of them: a
-    /// reference count would be written to by every worker for every request.
-    const MAX_SHARED: usize = 32;
-
-    /// The replayed headers of an answer, but for the `ETag`, and how many bytes they take if no other
-    /// entry shares them.
-    pub(super) fn intern(&self, headers: &HeaderMap) -> (Arc<HeaderMap>, usize) {
-        let mut replayed = HeaderMap::with_capacity(REPLAYED.len() + 4);
-        for name in &REPLAYED {
-            for value in headers.get_all(name) {
-                // A clone would keep the connection's whole read buffer in memory.
-                if let Ok(copy) = HeaderValue::from_bytes(value.as_bytes()) {
-                    replayed.append(name, copy);
-                }
-            }
-        }
-        let placeholder = HeaderValue::from_static("");
-        if headers.contains_key(header::ETAG) {
-            replayed.insert(header::ETAG, placeholder.clone());
-        }
-        for name in [&header::AGE, &CACHE_STATUS, &REQUEST_ID] {
-            replayed.insert(name, placeholder.clone());
-        }
-        let mut maps = self.maps.lock();
-        if let Some(equal) = maps.iter().find(|map| ***map == replayed) {
-            return (Arc::clone(equal), 0);
-        }
-        if maps.len() >= Self::MAX_SHARED {
-            let sizes = replayed.iter().map(|(name, value)| HEADER_SLOT + name.as_str().len() + value.len());
-            let bytes = sizes.sum();
-            return (Arc::new(replayed), bytes);
-        }
-        replayed.values_mut().for_each(leak);
-        let replayed = Arc::new(replayed);
-        maps.push(Arc::clone(&replayed));
-        (replayed, 0)
-    }
-}
-
-/// Bytes that a header takes in a map, beside its name and its value.
-const HEADER_SLOT: usize = 112;
-
-fn leak(value: &mut HeaderValue) {
-    let bytes = Bytes::from_static(Box::leak(value.as_bytes().into()));
-    if let Ok(leaked) = HeaderValue::from_maybe_shared(bytes) {
-        *value = leaked;
-    }
-}
-
-fn copy_into_one_buffer(etag: Option<&[u8]>, body: &[u8]) -> (Option<HeaderValue>, Bytes) {
+/// The `ETag` and the body of an entry.
+pub(super) fn copy_into_one_buffer(etag: Option<&[u8]>, body: &[u8]) -> (Option<HeaderValue>, Bytes) {
     let length = etag.map_or(0, <[u8]>::len);
     let buffer = Bytes::from([etag.unwrap_or_default(), body].concat().into_boxed_slice());
     (etag.and_then(|_| HeaderValue::from_maybe_shared(buffer.slice(..length)).ok()), buffer.slice(length..))
@@ -176,32 +93,6 @@ impl Entry {
             subject_id: storable.subject_id.unwrap_or_default(),
             generation,
         }
-    }
-
-    /// What was saved, and for which Rails was asked at `requested_at`; no longer usable than
-    /// `max_age_limits` allow. `None` if it makes no sense.
-    pub(super) fn restored(
-        saved: &SavedEntry<'_>,
-        (headers, unshared_header_bytes): &(Arc<HeaderMap>, usize),
-        (requested_at, max_age_limits): (Instant, AgeLimits),
-        generation: u64,
-    ) -> Option<Self> {
-        let (etag, body) = copy_into_one_buffer(saved.etag.map(|etag| &**etag), saved.body);
-        Some(Self {
-            kind: EntryKind::Positive,
-            status: StatusCode::from_u16(saved.status).ok()?,
-            headers: Arc::clone(headers),
-            unshared_header_bytes: *unshared_header_bytes,
-            etag,
-            body,
-            requested_at,
-            age_limits: saved.age_limits.min(max_age_limits),
-            is_marked_stale: AtomicBool::new(saved.is_marked_stale),
-            hits: AtomicU32::new(saved.hits),
-            expires_at: saved.expires_at,
-            subject_id: saved.subject_id,
-            generation,
-        })
     }
 
     /// Bytes of the body and of what lies beside it.

@@ -1,23 +1,17 @@
 //! One request to Rails for each key, however many callers wait for it (single-flight).
 //!
-//! The first caller to miss becomes the leader and gets a [`FillGuard`]; the others follow and wait for
-//! its outcome. The guard is held by a task of its own, so the fill does not end when the leader
-//! hangs up. The outcome is only ever a stored entry or the news that there is none: an answer that could
+//! The first caller to miss becomes the leader, and the others follow and wait for its outcome. The outcome is
+//! only ever a stored entry or the news that there is none: an answer that could
 //! not be stored was meant for the leader alone, and each follower asks Rails by itself.
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::Instant;
 
-use http::{HeaderMap, StatusCode};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::entry::Entry;
-use super::freshness::{NoStoreReason, Storable};
+use super::entry::{Entry, Hit};
 use super::key::Key;
-use super::{Cache, Hit};
 use crate::progress::Progress;
 
 /// How a flight ended, for its followers.
@@ -46,14 +40,12 @@ pub enum FillError {
     Slow,
 }
 
-/// What a caller who missed has to do.
+/// The part of a caller who missed.
 #[derive(Debug)]
-pub enum LeaderOrFollower {
-    /// Another caller was faster: the entry is there.
+pub(super) enum FlightRole {
+    /// None: another caller was faster, and the entry is there.
     Hit(Hit),
-    /// Ask Rails, and complete the fill.
-    Leader(FillGuard),
-    /// Wait for the leader.
+    Leader(Flight),
     Follower(FillWaiter),
 }
 
@@ -64,22 +56,18 @@ pub(super) struct Flights {
 }
 
 impl Flights {
-    pub(super) fn lead_or_follow(
-        &self,
-        key: &Key,
-        lookup: impl FnOnce() -> Option<Hit>,
-        new_guard: impl FnOnce() -> FillGuard,
-    ) -> LeaderOrFollower {
+    /// Joins the flight for `key`; if there is none, and no entry either, registers a new one.
+    pub(super) fn join(&self, key: &Key, lookup: impl FnOnce() -> Option<Hit>) -> FlightRole {
         let mut waiters = self.waiters.lock();
         if let Some(waiter) = waiters.get(key) {
-            return LeaderOrFollower::Follower(waiter.clone());
+            return FlightRole::Follower(waiter.clone());
         }
         if let Some(hit) = lookup() {
-            return LeaderOrFollower::Hit(hit);
+            return FlightRole::Hit(hit);
         }
-        let guard = new_guard();
-        waiters.insert(key.clone(), guard.waiter());
-        LeaderOrFollower::Leader(guard)
+        let flight = Flight::default();
+        waiters.insert(key.clone(), flight.waiter());
+        FlightRole::Leader(flight)
     }
 
     /// Ends the registration of the flight for `key`, so that what it brings is not stored, and runs
@@ -95,117 +83,60 @@ impl Flights {
         self.waiters.lock().retain(|key, _| !is_match(key));
     }
 
+    /// Ends the registration of `flight`, and runs `complete` before any other flight for `key` can begin.
+    /// `None`, without having run it, if the flight was fenced off.
+    pub(super) fn unregister<T>(
+        &self,
+        key: &Key,
+        flight: &Flight,
+        complete: impl FnOnce() -> T,
+    ) -> Option<T> {
+        let mut waiters = self.waiters.lock();
+        let is_registered = waiters.get(key).is_some_and(|waiter| flight.is_awaited_by(waiter));
+        is_registered.then(|| {
+            waiters.remove(key);
+            complete()
+        })
+    }
+
     pub(super) fn len(&self) -> usize {
         self.waiters.lock().len()
     }
 }
 
-/// The leader's right, and duty, to ask Rails for one key. Dropping it tells the followers that
-/// there is nothing to share.
+/// The leader's end of a flight. Dropping it tells the followers that there is nothing to share.
 #[derive(Debug)]
-pub struct FillGuard {
-    cache: Arc<Cache>,
-    key: Key,
-    /// When Rails was asked: the age of the answer counts from here.
-    requested_at: Instant,
-    generation: u64,
+pub(super) struct Flight {
     outcome: watch::Sender<Option<FillOutcome>>,
     progress: Arc<Progress>,
 }
 
-impl FillGuard {
-    pub(super) fn new(cache: Arc<Cache>, key: Key, requested_at: Instant, generation: u64) -> Self {
-        let (outcome, progress) = (watch::Sender::new(None), Arc::default());
-        Self { cache, key, requested_at, generation, outcome, progress }
+impl Default for Flight {
+    fn default() -> Self {
+        Self { outcome: watch::Sender::new(None), progress: Arc::default() }
     }
+}
 
+impl Flight {
     fn waiter(&self) -> FillWaiter {
         FillWaiter { outcome: self.outcome.subscribe(), progress: Arc::clone(&self.progress) }
     }
 
-    /// Stores an answer and shares it with the followers, unless an invalidation came since
-    /// Rails was asked.
-    pub fn store(
-        self,
-        status: StatusCode,
-        headers: &HeaderMap,
-        body: &[u8],
-        storable: Storable,
-    ) -> Result<(), NoStoreReason> {
-        let context = (&self.cache.header_interner, self.generation);
-        let entry = Arc::new(Entry::new(status, headers, body, storable, self.requested_at, context));
-        if !self.cache.fits_into_store(&self.key, &entry) {
-            self.drop_entry();
-            return Err(NoStoreReason::TooLarge);
-        }
-        let mut waiters = self.cache.flights.waiters.lock();
-        let is_registered = waiters.get(&self.key).is_some_and(|waiter| self.is_own(waiter));
-        if !is_registered || self.cache.generation.load(Ordering::Acquire) != self.generation {
-            self.cache.counters.fenced.fetch_add(1, Ordering::Relaxed);
-            return Err(NoStoreReason::Fenced);
-        }
-        self.cache.insert(self.key.clone(), Arc::clone(&entry));
-        waiters.remove(&self.key);
-        drop(waiters);
-        self.outcome.send_replace(Some(FillOutcome::Stored(entry)));
-        Ok(())
-    }
-
-    /// Rails gave an answer that is not stored, so the entry does not say what Rails says any
-    /// more: drops it, unless an invalidation came since Rails was asked, and others may have asked.
-    pub fn drop_entry(self) {
-        let mut waiters = self.cache.flights.waiters.lock();
-        if waiters.get(&self.key).is_some_and(|waiter| self.is_own(waiter)) {
-            self.cache.remove(&self.key);
-            waiters.remove(&self.key);
-        }
-    }
-
-    /// When Rails was asked.
-    pub fn requested_at(&self) -> Instant {
-        self.requested_at
-    }
-
-    /// How far the request to Rails has come.
-    pub fn progress(&self) -> &Arc<Progress> {
-        &self.progress
-    }
-
-    /// What Rails is asked for.
-    pub fn key(&self) -> &Key {
-        &self.key
-    }
-
-    /// Tells the followers that Rails did not answer.
-    pub fn fail(self, error: FillError) {
-        self.unregister();
-        self.outcome.send_replace(Some(FillOutcome::Failed(error)));
-    }
-
-    fn is_own(&self, waiter: &FillWaiter) -> bool {
+    fn is_awaited_by(&self, waiter: &FillWaiter) -> bool {
         Arc::ptr_eq(&self.progress, &waiter.progress)
     }
 
-    fn unregister(&self) {
-        let mut waiters = self.cache.flights.waiters.lock();
-        if waiters.get(&self.key).is_some_and(|waiter| self.is_own(waiter)) {
-            waiters.remove(&self.key);
-        }
+    /// Tells the followers.
+    pub(super) fn end(&self, outcome: FillOutcome) {
+        self.outcome.send_replace(Some(outcome));
+    }
+
+    pub(super) fn progress(&self) -> &Arc<Progress> {
+        &self.progress
     }
 }
 
-impl Drop for FillGuard {
-    fn drop(&mut self) {
-        self.unregister();
-        self.outcome.send_if_modified(|outcome| {
-            let is_unset = outcome.is_none();
-            outcome.get_or_insert(FillOutcome::NotShared);
-            is_unset
-        });
-    }
-}
-
-/// Waits for the outcome of a flight.
+/// A follower's end of a flight.
 #[derive(Clone, Debug)]
 pub struct FillWaiter {
     outcome: watch::Receiver<Option<FillOutcome>>,
@@ -222,6 +153,7 @@ impl FillWaiter {
     pub async fn outcome(mut self) -> FillOutcome {
         match self.outcome.wait_for(Option::is_some).await {
             Ok(outcome) => outcome.clone().unwrap_or(FillOutcome::NotShared),
+            // The leader has dropped its end.
             Err(_) => FillOutcome::NotShared,
         }
     }

@@ -2,12 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD_NO_PAD;
-
-use super::entry::EntryKind;
+use super::Cache;
+use super::kind::EntryKind;
+use super::lifetimes::Freshness;
 use super::purge::Selector;
-use super::{Cache, Freshness, Key};
 use crate::route::Caching;
 
 /// What operators are shown of one entry.
@@ -36,7 +34,7 @@ impl Cache {
     pub fn inspect(&self, selector: &Selector, now: Instant, limit: usize) -> (Vec<EntryInfo>, usize) {
         let matches = self.find_matches(std::slice::from_ref(selector));
         let shown = matches.iter().take(limit).map(|(key, entry)| EntryInfo {
-            key: display_name(key),
+            key: key.display_name(),
             caching: key.caching(),
             kind: entry.kind,
             freshness: self.freshness(entry, now),
@@ -52,16 +50,5 @@ impl Cache {
     pub fn entry_counts_of(&self, caching: Caching) -> [usize; 2] {
         [&self.positive, &self.negative]
             .map(|store| store.iter().filter(|(key, _)| key.caching() == caching).count())
-    }
-}
-
-/// As the parameter that asks for it; an SSH key as `ssh-keygen -l` prints it.
-pub(super) fn display_name(key: &Key) -> String {
-    match key {
-        Key::SshKey(digest) => format!("SHA256:{}", STANDARD_NO_PAD.encode(digest)),
-        Key::UserOfKey(id) => format!("key_id={id}"),
-        Key::UserById(id) => format!("user_id={id}"),
-        Key::UserByName(name) => format!("username={name}"),
-        Key::Instance => "check".to_owned(),
     }
 }

@@ -6,6 +6,8 @@
 //! other (§2.4). So only canonical spellings get a key here; the rest is forwarded.
 
 use aws_lc_rs::digest::{SHA256, digest};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD_NO_PAD;
 use serde_json::Value;
 
 use crate::params::{Pair, Params};
@@ -72,6 +74,17 @@ impl Key {
         }
     }
 
+    /// As the parameter that asks for it; an SSH key as `ssh-keygen -l` prints it.
+    pub(super) fn display_name(&self) -> String {
+        match self {
+            Self::SshKey(digest) => format!("SHA256:{}", STANDARD_NO_PAD.encode(digest)),
+            Self::UserOfKey(id) => format!("key_id={id}"),
+            Self::UserById(id) => format!("user_id={id}"),
+            Self::UserByName(name) => format!("username={name}"),
+            Self::Instance => "check".to_owned(),
+        }
+    }
+
     /// The id of the key row whose owner is asked for.
     pub(super) fn key_row_id(&self) -> Option<u64> {
         if let Self::UserOfKey(id) = self { Some(*id) } else { None }
@@ -122,8 +135,7 @@ fn parse_username(text: &[u8]) -> Option<Box<str>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use base64::Engine as _;
-    use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
+    use base64::engine::general_purpose::STANDARD;
     use proptest::prelude::*;
 
     fn key(caching: Caching, query: &str) -> Option<Key> {

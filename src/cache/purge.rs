@@ -12,8 +12,9 @@ use std::sync::atomic::Ordering;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 
+use super::Cache;
 use super::entry::Entry;
-use super::{Cache, Key};
+use super::key::Key;
 use crate::route::Caching;
 
 /// Which answers to purge or to show.

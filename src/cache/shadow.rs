@@ -15,10 +15,10 @@ use http::StatusCode;
 use parking_lot::Mutex;
 use serde_json::Value;
 
-use super::entry::{Entry, EntryKind};
-use super::freshness::NoStoreReason;
-use super::inspect;
+use super::entry::Entry;
 use super::key::Key;
+use super::kind::EntryKind;
+use super::storable::NoStoreReason;
 use crate::route::Caching;
 
 /// Section `[cache.shadow]` of the configuration.
@@ -249,8 +249,8 @@ fn is_same(cached: &[u8], current: &[u8]) -> bool {
 /// the like.
 fn redacted_name(key: &Key) -> String {
     match key {
-        Key::SshKey(_) => inspect::display_name(key),
-        _ => hash(inspect::display_name(key).as_bytes()),
+        Key::SshKey(_) => key.display_name(),
+        _ => hash(key.display_name().as_bytes()),
     }
 }
 
@@ -263,9 +263,9 @@ mod tests {
     use http::HeaderMap;
 
     use super::*;
-    use crate::cache::Lifetimes;
-    use crate::cache::entry::HeaderInterner;
-    use crate::cache::freshness::Storable;
+    use crate::cache::headers::HeaderInterner;
+    use crate::cache::lifetimes::Lifetimes;
+    use crate::cache::storable::Storable;
 
     fn entry(kind: EntryKind, body: &str) -> Entry {
         let age_limits = Lifetimes::default().age_limits(Caching::Discover, kind);

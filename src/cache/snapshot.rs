@@ -6,17 +6,25 @@
 //! since what is purged later must not come back after a crash. A loaded answer is as old as it is, the
 //! time in between included. Negative answers are not saved: they live for seconds.
 
-pub(super) mod file;
+pub mod error;
+mod file;
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::hmac;
+use http::{HeaderMap, StatusCode};
 
-use self::file::{Frame, SnapshotReader, SnapshotWriter};
-use super::{Cache, Entry, EntryKind, Key, Lifetimes};
+use self::error::{Damage, LoadError};
+use self::file::{Frame, SavedEntry, SnapshotReader, SnapshotWriter};
+use super::Cache;
+use super::entry::{Entry, copy_into_one_buffer};
+use super::key::Key;
+use super::kind::EntryKind;
+use super::lifetimes::{AgeLimits, Lifetimes};
 use crate::secret::ShellSecret;
 
 /// Where the cache is saved, and the key of the MAC by which a file is known as this gateway's own.
@@ -44,46 +52,6 @@ pub struct LoadSummary {
     pub left_out: usize,
     /// How long ago they were saved.
     pub saved_ago: Duration,
-}
-
-/// Why nothing was loaded.
-#[derive(Debug, thiserror::Error)]
-pub enum LoadError {
-    /// There is no file.
-    #[error("there is none")]
-    NotFound,
-    /// It cannot be read, or not be removed.
-    #[error("it cannot be used: {0}")]
-    Io(#[from] io::Error),
-    /// It is no snapshot, or one that was changed or cut off.
-    #[error("it is damaged: {0}")]
-    Damaged(#[from] Damage),
-    /// A format that this release does not know.
-    #[error("it is of another version of railgate")]
-    OtherVersion,
-    /// Saved with another secret, or in front of another Rails.
-    #[error("it was saved with another secret, or in front of another upstream.url")]
-    Foreign,
-    /// By its own account it was saved after now.
-    #[error("it is from the future: the clock was set back")]
-    FromTheFuture,
-}
-
-/// What is wrong with a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Damage {
-    /// It is something else.
-    #[error("it does not begin like a snapshot")]
-    Magic,
-    /// It was cut off.
-    #[error("it ends too early")]
-    Truncated,
-    /// Something in it is not what was written.
-    #[error("its MAC does not match its content")]
-    Mac,
-    /// The MAC is right, but the content makes no sense.
-    #[error("its MAC is right, but its content cannot be read")]
-    Frame,
 }
 
 impl SnapshotFile {
@@ -190,7 +158,7 @@ impl Cache {
             // Longer ago than this clock goes back: too old for anything.
             let requested_at = now.instant.checked_sub(saved.age.saturating_add(saved_ago));
             let entry = requested_at.and_then(|requested_at| {
-                let entry = Entry::restored(&saved, headers, (requested_at, age_limits), self.generation())?;
+                let entry = restore_entry(&saved, headers, (requested_at, age_limits), self.generation())?;
                 if mark_stale {
                     entry.mark_stale();
                 }
@@ -206,6 +174,32 @@ impl Cache {
         }
         Ok(summary)
     }
+}
+
+/// What was saved, and for which Rails was asked at `requested_at`; no longer usable than
+/// `max_age_limits` allow. `None` if it makes no sense.
+fn restore_entry(
+    saved: &SavedEntry<'_>,
+    (headers, unshared_header_bytes): &(Arc<HeaderMap>, usize),
+    (requested_at, max_age_limits): (Instant, AgeLimits),
+    generation: u64,
+) -> Option<Entry> {
+    let (etag, body) = copy_into_one_buffer(saved.etag.map(|etag| &**etag), saved.body);
+    Some(Entry {
+        kind: EntryKind::Positive,
+        status: StatusCode::from_u16(saved.status).ok()?,
+        headers: Arc::clone(headers),
+        unshared_header_bytes: *unshared_header_bytes,
+        etag,
+        body,
+        requested_at,
+        age_limits: saved.age_limits.min(max_age_limits),
+        is_marked_stale: AtomicBool::new(saved.is_marked_stale),
+        hits: AtomicU32::new(saved.hits),
+        expires_at: saved.expires_at,
+        subject_id: saved.subject_id,
+        generation,
+    })
 }
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
 use super::*;
-use crate::cache::ages::AgeLimits;
-use crate::cache::freshness::Storable;
+use crate::cache::fill::{FillGuard, LeaderOrFollower, RefreshAttempt};
+use crate::cache::storable::{NoStoreReason, Storable};
 use crate::clock::{Clock, ManualClock};
 use http::{HeaderMap, StatusCode};
+use std::time::Duration;
 
 /// Fresh for a minute, and never used stale.
 fn one_minute() -> AgeLimits {

@@ -1,11 +1,12 @@
 //! Answers cacheable requests from memory. On a miss it sends one request to Rails for all callers who ask. A
 //! stale answer is served while Rails is asked again, or while Rails fails.
 
-mod fall_back;
 mod fill;
-mod give;
+mod replay;
 mod rules;
-mod verify;
+mod shadow_check;
+mod shared;
+mod stale_fallback;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -19,14 +20,15 @@ use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 use tower::{Layer, Service};
 
-use self::fall_back::or_stale;
-use self::give::{replay, replay_shared, with_cache_status};
+use self::replay::{replay, replay_shared, with_cache_status};
 use self::rules::{invalidate_if_refused, is_cacheable, is_no_answer};
+use self::shared::ServeCachedShared;
+use self::stale_fallback::or_stale;
 use super::{Answer, Later, NowOr, now};
 use crate::body::Body;
+use crate::cache::fill::{FillGuard, LeaderOrFollower, RefreshAttempt};
 use crate::cache::{
-    Cache, CacheSettings, Entry, FillGuard, FillOutcome, FillWaiter, Freshness, Hit, Key, LeaderOrFollower,
-    RefreshAttempt, RefreshOutcome,
+    Cache, CacheSettings, Entry, FillOutcome, FillWaiter, Freshness, Hit, Key, RefreshOutcome,
 };
 use crate::clock::Clock;
 use crate::exchange::{Authenticated, CacheOutcome, Record};
@@ -39,15 +41,6 @@ use crate::upstream::WaitPolicy;
 #[derive(Clone, Debug)]
 pub struct ServeCachedLayer {
     shared: Arc<ServeCachedShared>,
-}
-
-#[derive(Debug)]
-struct ServeCachedShared {
-    cache: Arc<Cache>,
-    settings: CacheSettings,
-    clock: Clock,
-    /// Owns the fills, which outlive the callers that began them.
-    fills: TaskTracker,
 }
 
 /// Answers from memory, or lets the request through.
@@ -209,7 +202,7 @@ where
         call.exchange.record = Record::default();
         call.may_wait = WaitPolicy::Never;
         let inner = self.inner.call(fill::fill_request(call, self.shared.settings.max_body));
-        self.shared.fills.spawn(verify::shadow_check(inner, key, cached, Arc::clone(&self.shared)));
+        self.shared.fills.spawn(shadow_check::shadow_check(inner, key, cached, Arc::clone(&self.shared)));
     }
 
     /// Asks Rails, or waits for the caller who does. With `has_stale`, a stale entry is served if Rails
@@ -288,22 +281,6 @@ where
             let response = invalidate_if_refused(inner.call(call).await?, &key, &shared.cache).await?;
             Ok(with_cache_status(response, CacheOutcome::Alone, &record))
         }
-    }
-}
-
-impl ServeCachedShared {
-    /// Not the instance, whose state is out of date within a second; nor during an outage; nor more than the
-    /// budget allows.
-    fn may_shadow_check(&self, key: &Key, now_is: Instant) -> bool {
-        let is_checkable =
-            key.caching() != Caching::Check && !self.cache.outage(key.caching()).is_active(now_is);
-        is_checkable && self.cache.shadow().try_spend(now_is)
-    }
-
-    fn lookup_in_outage(&self, key: &Key) -> Option<Arc<Entry>> {
-        let now_is = self.clock.now();
-        let is_outage = self.cache.outage(key.caching()).is_active(now_is);
-        self.cache.lookup(key, now_is).filter(|_| is_outage).map(|hit| hit.entry)
     }
 }
 

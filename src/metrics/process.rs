@@ -7,7 +7,7 @@ use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
-use super::sources::encode_single;
+use super::encode::encode_single;
 
 /// Reads `/proc` at each scrape.
 #[derive(Debug)]

@@ -20,6 +20,7 @@ use crate::clock::Clock;
 use crate::heartbeat::Heartbeats;
 use crate::hooks;
 use crate::log;
+use crate::metrics::encode::encode_single;
 use crate::route::{Caching, Class};
 use crate::server::Capacity;
 use crate::upstream::{ClassAdmission, ShedReason, UpstreamState};
@@ -290,15 +291,6 @@ impl MetricSources {
         }
         Ok(())
     }
-}
-
-pub(super) fn encode_single(
-    encoder: &mut DescriptorEncoder<'_>,
-    name: &str,
-    help: &str,
-    metric: &impl EncodeMetric,
-) -> fmt::Result {
-    metric.encode(encoder.encode_descriptor(name, help, None, metric.metric_type())?)
 }
 
 fn encode_by_store<M: EncodeMetric>(

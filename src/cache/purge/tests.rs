@@ -3,9 +3,9 @@ use std::time::Instant;
 use http::{HeaderMap, StatusCode};
 
 use super::*;
-use crate::cache::entry::EntryKind;
-use crate::cache::freshness::Storable;
-use crate::cache::{CacheSettings, Freshness, LeaderOrFollower, Lifetimes, NoStoreReason};
+use crate::cache::fill::LeaderOrFollower;
+use crate::cache::storable::{NoStoreReason, Storable};
+use crate::cache::{CacheSettings, EntryKind, Freshness, Lifetimes};
 
 const SSH: &str = "AAAAC3NzaC1lZDI1NTE5AAAAIGvUxsMLvN0yGZGFjpMyEIKPXpf4qFhJvZqgEf3PeFc1";
 

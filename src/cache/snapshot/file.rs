@@ -23,10 +23,10 @@ use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq as _;
 
-use super::{Damage, LoadError};
-use crate::cache::ages::AgeLimits;
+use super::error::{Damage, LoadError};
 use crate::cache::entry::Entry;
 use crate::cache::key::Key;
+use crate::cache::lifetimes::AgeLimits;
 
 const MAGIC: &[u8] = b"railgate cache ";
 /// To be raised with any change below, and of [`Key`] or [`AgeLimits`]: postcard writes positions, not names.
@@ -47,20 +47,20 @@ pub(super) enum Frame<'a> {
 
 /// A positive entry; its age is that of the moment of saving.
 #[derive(Deserialize, Serialize)]
-pub(in crate::cache) struct SavedEntry<'a> {
-    pub(in crate::cache) key: Key,
-    pub(in crate::cache) header_map: usize,
-    pub(in crate::cache) status: u16,
+pub(super) struct SavedEntry<'a> {
+    pub(super) key: Key,
+    pub(super) header_map: usize,
+    pub(super) status: u16,
     #[serde(borrow)]
-    pub(in crate::cache) etag: Option<&'a serde_bytes::Bytes>,
+    pub(super) etag: Option<&'a serde_bytes::Bytes>,
     #[serde(borrow)]
-    pub(in crate::cache) body: &'a serde_bytes::Bytes,
-    pub(in crate::cache) age: Duration,
-    pub(in crate::cache) age_limits: AgeLimits,
-    pub(in crate::cache) is_marked_stale: bool,
-    pub(in crate::cache) hits: u32,
-    pub(in crate::cache) expires_at: u32,
-    pub(in crate::cache) subject_id: u64,
+    pub(super) body: &'a serde_bytes::Bytes,
+    pub(super) age: Duration,
+    pub(super) age_limits: AgeLimits,
+    pub(super) is_marked_stale: bool,
+    pub(super) hits: u32,
+    pub(super) expires_at: u32,
+    pub(super) subject_id: u64,
 }
 
 /// An error if there is something else than a snapshot, which must not be lost.

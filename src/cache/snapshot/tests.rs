@@ -4,10 +4,10 @@ use std::os::unix::fs::PermissionsExt as _;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 
 use super::*;
-use crate::cache::freshness::Storable;
-use crate::cache::key::Key;
+use crate::cache::fill::LeaderOrFollower;
 use crate::cache::purge::{PurgeMode, Selector};
-use crate::cache::{CacheSettings, Freshness, LeaderOrFollower};
+use crate::cache::storable::Storable;
+use crate::cache::{CacheSettings, Freshness};
 use crate::clock::{Clock, ManualClock};
 
 struct Fixture {

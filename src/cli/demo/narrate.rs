@@ -126,7 +126,7 @@ fn cut(text: &str, columns: usize) -> String {
 
 #[cfg(test)]
 mod tests {
-    use railgate::cache::NoStoreReason;
+    use railgate::cache::storable::NoStoreReason;
     use railgate::exchange::CacheOutcome;
 
     use super::*;

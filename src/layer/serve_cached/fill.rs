@@ -3,12 +3,13 @@
 use http::header::{self, HeaderName};
 use http::{HeaderMap, Request, Response, StatusCode};
 
-use super::ServeCachedShared;
-use super::give::with_cache_status;
+use super::replay::with_cache_status;
 use super::rules::{invalidates_entry, is_failure_status, is_rails_failure};
+use super::shared::{ServeCachedShared, collect};
 use crate::body::{Body, Collected};
-use crate::cache::freshness::{self, check_head};
-use crate::cache::{FillError, FillGuard, NoStoreReason};
+use crate::cache::FillError;
+use crate::cache::fill::FillGuard;
+use crate::cache::storable::{NoStoreReason, check_answer, check_head};
 use crate::exchange::{Authenticated, CacheOutcome, Exchange, Record};
 use crate::failure::Failure;
 use crate::layer::Answer;
@@ -132,11 +133,6 @@ fn fail(guard: FillGuard, failure: &Failure, record: &Record) {
     }
 }
 
-/// The body of an answer, up to `max_body` bytes.
-pub(super) async fn collect(body: Body, max_body: usize) -> Result<Collected, upstream::Error> {
-    body.collect_up_to(max_body).await.map_err(upstream::Error::BrokeOff)
-}
-
 /// Stores a whole answer if it may be stored. One that may not be drops the entry that was there.
 fn store(
     guard: FillGuard,
@@ -146,7 +142,7 @@ fn store(
 ) -> Result<CacheOutcome, Failure> {
     let lifetimes = &shared.settings.lifetimes;
     let now_is = shared.clock.unix_seconds();
-    match freshness::check_answer(caching, guard.key(), status, body, lifetimes, now_is) {
+    match check_answer(caching, guard.key(), status, body, lifetimes, now_is) {
         Ok(mut storable) => {
             storable.age_limits =
                 storable.age_limits.with_jitter(lifetimes.jitter_percent, fastrand::u16(..));

@@ -3,9 +3,9 @@
 use http::header::HeaderName;
 use http::{Response, StatusCode};
 
-use super::fill::collect;
+use super::shared::collect;
 use crate::body::{self, Body, Collected};
-use crate::cache::freshness::is_plain_json;
+use crate::cache::storable::is_plain_json;
 use crate::cache::{Cache, FillError, Key};
 use crate::exchange::{Authenticated, SeenBody};
 use crate::failure::Failure;

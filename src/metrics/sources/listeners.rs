@@ -7,7 +7,7 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
-use super::encode_single;
+use crate::metrics::encode::encode_single;
 use crate::server::Capacity;
 
 /// `clients`: the listeners for clients, which are also counted together. `others`: those for operators

@@ -1,13 +1,13 @@
 //! Stale entries: when they are served, when they are not, and which requests Rails gets meanwhile.
 
 use super::*;
-use crate::cache::freshness::Storable;
+use crate::cache::storable::Storable;
 use crate::cache::{EntryKind, Lifetimes};
 use crate::layer::testing::settle;
 use crate::progress::LastAnswer;
 use crate::upstream::ShedReason;
 
-mod ended;
+mod unusable;
 
 const PATH: &str = "/discover?key_id=7";
 const SWR: &str = "; detail=stale_while_revalidate";

@@ -5,8 +5,15 @@ use std::sync::atomic::Ordering;
 
 use moka::notification::RemovalCause;
 use moka::policy::EvictionPolicy;
+use moka::sync::Cache as Moka;
 
-use super::{CacheCounters, Entry, EntryKind, Key, Lifetimes, Moka, Store};
+use super::counters::CacheCounters;
+use super::entry::Entry;
+use super::key::Key;
+use super::kind::EntryKind;
+use super::lifetimes::Lifetimes;
+
+pub(super) type Store = Moka<Key, Arc<Entry>, foldhash::fast::RandomState>;
 
 /// What a store may hold, in the one unit that moka counts.
 ///

@@ -5,13 +5,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::ServeCachedShared;
-use super::fill::collect;
 use super::rules::is_no_answer;
+use super::shared::{ServeCachedShared, collect};
 use crate::body::Collected;
-use crate::cache::freshness::{self, check_head};
 use crate::cache::shadow::{self, ShadowOutcome};
-use crate::cache::{Entry, Key, NoStoreReason};
+use crate::cache::storable::{NoStoreReason, check_answer, check_head};
+use crate::cache::{Entry, Key};
 use crate::layer::Answer;
 
 /// Waits for Rails, counts the outcome, and invalidates an entry that is wrong.
@@ -59,7 +58,7 @@ async fn compare(
     let (storable_kind, body) = match (head, body) {
         (Err(reason), Collected::Whole(body)) => (Err(reason), body),
         (Ok(()), Collected::Whole(body)) => {
-            let storable = freshness::check_answer(caching, key, status, &body, &settings.lifetimes, now);
+            let storable = check_answer(caching, key, status, &body, &settings.lifetimes, now);
             (storable.map(|storable| storable.kind), body)
         }
         (_, Collected::TooLong(_)) => (Err(NoStoreReason::TooLarge), Bytes::new()),

@@ -6,7 +6,7 @@ use bytes::BytesMut;
 use http::Response;
 use http::header::HeaderValue;
 
-use super::ServeCachedShared;
+use super::shared::ServeCachedShared;
 use crate::body::Body;
 use crate::cache::Entry;
 use crate::exchange::{CacheOutcome, Record};

@@ -13,9 +13,9 @@ use serde_json::Value;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::ages::{AgeLimits, Lifetimes};
-use super::entry::EntryKind;
 use super::key::Key;
+use super::kind::EntryKind;
+use super::lifetimes::{AgeLimits, Lifetimes};
 use crate::route::Caching;
 
 /// An answer that may be stored.

@@ -4,9 +4,9 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::ServeCachedShared;
-use super::give::replay;
+use super::replay::replay;
 use super::rules::is_rails_failure;
+use super::shared::ServeCachedShared;
 use crate::cache::{Freshness, Key};
 use crate::exchange::{CacheOutcome, Record};
 use crate::layer::Answer;

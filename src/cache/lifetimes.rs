@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use super::entry::EntryKind;
+use super::kind::EntryKind;
 use crate::route::Caching;
 
 /// How long answers of one endpoint may be used. Zero means: not at all.

@@ -1,0 +1,156 @@
+//! Filling an entry: who asks Rails for it, and how its answer is stored.
+//!
+//! The leader of a flight gets a [`FillGuard`]. It is held by a task of its own, so the fill does not end when
+//! the leader hangs up.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use http::{HeaderMap, StatusCode};
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::Cache;
+use super::entry::{Entry, Hit};
+use super::flight::{FillError, FillOutcome, FillWaiter, Flight, FlightRole};
+use super::key::Key;
+use super::lifetimes::Freshness;
+use super::storable::{NoStoreReason, Storable};
+use crate::progress::Progress;
+
+/// What a caller who missed has to do.
+#[derive(Debug)]
+pub enum LeaderOrFollower {
+    /// Another caller was faster: the entry is there.
+    Hit(Hit),
+    /// Ask Rails, and complete the fill.
+    Leader(FillGuard),
+    /// Wait for the leader.
+    Follower(FillWaiter),
+}
+
+/// Whether the caller may refresh a stale answer.
+#[derive(Debug)]
+pub enum RefreshAttempt {
+    /// Ask Rails, complete the fill, then drop the permit.
+    Started(FillGuard, OwnedSemaphorePermit),
+    /// Another caller is refreshing it, or has done so.
+    NotNeeded,
+    /// `max_refreshes` are running already.
+    LimitReached,
+}
+
+impl Cache {
+    /// Joins the flight for `key`, or begins it. Looks once more under the lock, so that of any
+    /// number of callers who missed, exactly one becomes the leader.
+    pub fn lead_or_follow(self: &Arc<Self>, key: &Key, now: Instant) -> LeaderOrFollower {
+        match self.flights.join(key, || self.lookup_fresh(key, now)) {
+            FlightRole::Hit(hit) => LeaderOrFollower::Hit(hit),
+            FlightRole::Follower(waiter) => LeaderOrFollower::Follower(waiter),
+            FlightRole::Leader(flight) => LeaderOrFollower::Leader(FillGuard {
+                cache: Arc::clone(self),
+                key: key.clone(),
+                requested_at: now,
+                generation: self.generation(),
+                flight,
+            }),
+        }
+    }
+
+    fn lookup_fresh(&self, key: &Key, now: Instant) -> Option<Hit> {
+        self.lookup(key, now).filter(|hit| hit.freshness == Freshness::Fresh)
+    }
+
+    /// The right to refresh a stale answer: for one caller, unless a flight for it is under way, and not for
+    /// too many keys at the same time.
+    pub fn try_refresh(self: &Arc<Self>, key: &Key, now: Instant) -> RefreshAttempt {
+        let Ok(permit) = Arc::clone(&self.refresh_permits).try_acquire_owned() else {
+            return RefreshAttempt::LimitReached;
+        };
+        match self.lead_or_follow(key, now) {
+            LeaderOrFollower::Leader(guard) => RefreshAttempt::Started(guard, permit),
+            LeaderOrFollower::Hit(_) | LeaderOrFollower::Follower(_) => RefreshAttempt::NotNeeded,
+        }
+    }
+}
+
+/// The leader's right, and duty, to ask Rails for one key. Dropping it tells the followers that
+/// there is nothing to share.
+#[derive(Debug)]
+pub struct FillGuard {
+    cache: Arc<Cache>,
+    key: Key,
+    /// When Rails was asked: the age of the answer counts from here.
+    requested_at: Instant,
+    generation: u64,
+    flight: Flight,
+}
+
+impl FillGuard {
+    /// Stores an answer and shares it with the followers, unless an invalidation came since
+    /// Rails was asked.
+    pub fn store(
+        self,
+        status: StatusCode,
+        headers: &HeaderMap,
+        body: &[u8],
+        storable: Storable,
+    ) -> Result<(), NoStoreReason> {
+        let context = (&self.cache.header_interner, self.generation);
+        let entry = Arc::new(Entry::new(status, headers, body, storable, self.requested_at, context));
+        if !self.cache.fits_into_store(&self.key, &entry) {
+            self.drop_entry();
+            return Err(NoStoreReason::TooLarge);
+        }
+        let stored = self.cache.flights.unregister(&self.key, &self.flight, || {
+            let is_current = self.cache.generation() == self.generation;
+            if is_current {
+                self.cache.insert(self.key.clone(), Arc::clone(&entry));
+            }
+            is_current
+        });
+        if stored != Some(true) {
+            self.cache.counters.fenced.fetch_add(1, Ordering::Relaxed);
+            return Err(NoStoreReason::Fenced);
+        }
+        self.flight.end(FillOutcome::Stored(entry));
+        Ok(())
+    }
+
+    /// Rails gave an answer that is not stored, so the entry does not say what Rails says any
+    /// more: drops it, unless an invalidation came since Rails was asked, and others may have asked.
+    pub fn drop_entry(self) {
+        self.cache.flights.unregister(&self.key, &self.flight, || self.cache.remove(&self.key));
+    }
+
+    /// Tells the followers that Rails did not answer.
+    pub fn fail(self, error: FillError) {
+        self.unregister();
+        self.flight.end(FillOutcome::Failed(error));
+    }
+
+    fn unregister(&self) {
+        self.cache.flights.unregister(&self.key, &self.flight, || ());
+    }
+
+    /// When Rails was asked.
+    pub fn requested_at(&self) -> Instant {
+        self.requested_at
+    }
+
+    /// How far the request to Rails has come.
+    pub fn progress(&self) -> &Arc<Progress> {
+        self.flight.progress()
+    }
+
+    /// What Rails is asked for.
+    pub fn key(&self) -> &Key {
+        &self.key
+    }
+}
+
+impl Drop for FillGuard {
+    fn drop(&mut self) {
+        self.unregister();
+    }
+}

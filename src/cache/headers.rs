@@ -1,0 +1,82 @@
+//! The headers that entries replay. A header map takes more room than most bodies, and all answers of one
+//! endpoint have the same headers but for the `ETag`; so entries share their maps.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use parking_lot::Mutex;
+
+use crate::header::{CACHE_STATUS, REQUEST_ID};
+
+/// The headers that are replayed. A list of what may pass, not of what may not: a header
+/// that Rails writes for one caller must not reach another because it was forgotten here.
+const REPLAYED: [HeaderName; 8] = [
+    header::CONTENT_TYPE,
+    header::CACHE_CONTROL,
+    header::VARY,
+    header::X_CONTENT_TYPE_OPTIONS,
+    header::X_FRAME_OPTIONS,
+    header::X_XSS_PROTECTION,
+    header::REFERRER_POLICY,
+    header::STRICT_TRANSPORT_SECURITY,
+];
+
+/// The header maps that entries share.
+#[derive(Debug, Default)]
+pub(super) struct HeaderInterner {
+    maps: Mutex<Vec<Arc<HeaderMap>>>,
+}
+
+impl HeaderInterner {
+    /// Three endpoints, and perhaps a few releases of Rails behind one address. Beyond that, an
+    /// entry has a map to itself.
+    ///
+    /// The values of these few live as long as the process, since each hit copies all of them: a
+    /// reference count would be written to by every worker for every request.
+    const MAX_SHARED: usize = 32;
+
+    /// The replayed headers of an answer, but for the `ETag`, and how many bytes they take if no other
+    /// entry shares them.
+    pub(super) fn intern(&self, headers: &HeaderMap) -> (Arc<HeaderMap>, usize) {
+        let mut replayed = HeaderMap::with_capacity(REPLAYED.len() + 4);
+        for name in &REPLAYED {
+            for value in headers.get_all(name) {
+                // A clone would keep the connection's whole read buffer in memory.
+                if let Ok(copy) = HeaderValue::from_bytes(value.as_bytes()) {
+                    replayed.append(name, copy);
+                }
+            }
+        }
+        let placeholder = HeaderValue::from_static("");
+        if headers.contains_key(header::ETAG) {
+            replayed.insert(header::ETAG, placeholder.clone());
+        }
+        for name in [&header::AGE, &CACHE_STATUS, &REQUEST_ID] {
+            replayed.insert(name, placeholder.clone());
+        }
+        let mut maps = self.maps.lock();
+        if let Some(equal) = maps.iter().find(|map| ***map == replayed) {
+            return (Arc::clone(equal), 0);
+        }
+        if maps.len() >= Self::MAX_SHARED {
+            let sizes = replayed.iter().map(|(name, value)| HEADER_SLOT + name.as_str().len() + value.len());
+            let bytes = sizes.sum();
+            return (Arc::new(replayed), bytes);
+        }
+        replayed.values_mut().for_each(leak);
+        let replayed = Arc::new(replayed);
+        maps.push(Arc::clone(&replayed));
+        (replayed, 0)
+    }
+}
+
+/// Bytes that a header takes in a map, beside its name and its value.
+const HEADER_SLOT: usize = 112;
+
+fn leak(value: &mut HeaderValue) {
+    let bytes = Bytes::from_static(Box::leak(value.as_bytes().into()));
+    if let Ok(leaked) = HeaderValue::from_maybe_shared(bytes) {
+        *value = leaked;
+    }
+}

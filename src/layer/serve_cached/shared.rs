@@ -1,0 +1,43 @@
+//! What all workers' clones of the layer share.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio_util::task::TaskTracker;
+
+use crate::body::{Body, Collected};
+use crate::cache::{Cache, CacheSettings, Entry, Key};
+use crate::clock::Clock;
+use crate::route::Caching;
+use crate::upstream;
+
+/// See [`ServeCachedLayer::new`](super::ServeCachedLayer::new).
+#[derive(Debug)]
+pub(super) struct ServeCachedShared {
+    pub(super) cache: Arc<Cache>,
+    pub(super) settings: CacheSettings,
+    pub(super) clock: Clock,
+    /// Owns the fills, which outlive the callers that began them.
+    pub(super) fills: TaskTracker,
+}
+
+impl ServeCachedShared {
+    /// Not the instance, whose state is out of date within a second; nor during an outage; nor more than the
+    /// budget allows.
+    pub(super) fn may_shadow_check(&self, key: &Key, now_is: Instant) -> bool {
+        let is_checkable =
+            key.caching() != Caching::Check && !self.cache.outage(key.caching()).is_active(now_is);
+        is_checkable && self.cache.shadow().try_spend(now_is)
+    }
+
+    pub(super) fn lookup_in_outage(&self, key: &Key) -> Option<Arc<Entry>> {
+        let now_is = self.clock.now();
+        let is_outage = self.cache.outage(key.caching()).is_active(now_is);
+        self.cache.lookup(key, now_is).filter(|_| is_outage).map(|hit| hit.entry)
+    }
+}
+
+/// The body of an answer, up to `max_body` bytes.
+pub(super) async fn collect(body: Body, max_body: usize) -> Result<Collected, upstream::Error> {
+    body.collect_up_to(max_body).await.map_err(upstream::Error::BrokeOff)
+}
