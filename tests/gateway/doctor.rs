@@ -89,7 +89,7 @@ async fn problems_are_reported_with_a_remedy() {
         (format!("http://{unused}"), ["Connection refused", "is the port of upstream.url right?"]),
         ("http://no-such-name.invalid".to_owned(), ["failed to lookup", "getent hosts"]),
         ("http+unix://%2Fno%2Fsuch%2Fsocket".to_owned(), ["No such file", "the path in upstream.url"]),
-        (plain.replace("http:", "https:"), ["no TLS", "begin with http://"]),
+        (plain.replace("http:", "https:"), ["does not speak TLS", "begin with http://"]),
         (page.address.url(), ["not GitLab's internal API", "host and port"]),
         (refusing.address.url(), ["no credential", "auth.shell.secret_file"]),
         (narrow.address.url(), ["no requests as long", "PUMA_QUERY_STRING_MAX_LENGTH"]),
