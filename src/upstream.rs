@@ -1,59 +1,45 @@
 //! The way to Rails: one request in, one response out, over a pool of kept connections.
 //!
-//! Rails may be several servers. A request goes to a server in rotation ([`health`]) with little load
-//! (`balance`), to another one if no connection can be made, and if no server accepts connections, it waits in
-//! the [`hold`] queue. An admitted request holds a permit of its class ([`lanes`]) until its response has ended.
+//! Rails may be several servers. A request goes to a server in rotation (`servers`) with little load
+//! (`servers::balance`), to another one if no connection can be made, and if no server accepts connections, it waits in
+//! the `hold` queue. An admitted request holds a permit of its class (`admission`) until its response has ended.
 //! It is sent once: a second time only if nothing of it can have been done, or if it changes nothing, and only
 //! as long as resends are rare.
 //!
 //! Errors say which side failed; what the client is told about it is not decided here.
 
-mod attempt;
-mod away;
-mod balance;
-mod cause;
-mod check;
-mod connect;
-mod copy;
+mod connection;
 mod error;
-mod happy_eyeballs;
-pub mod health;
-pub mod hold;
-pub mod lanes;
-mod line;
-mod load;
-mod options;
-mod pool;
+mod queue;
+mod request;
 mod response;
-mod send;
-mod server;
-mod streams;
-mod target;
-pub mod tls;
+mod servers;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http::Uri;
 use tower::retry::budget::TpsBudget;
 
-pub use self::away::Reachability;
-pub use self::balance::MAX_SERVERS;
-pub use self::cause::{UnreachableCause, is_resource_exhaustion};
-pub use self::check::{HealthCheckSettings, HealthChecker};
-use self::copy::ReplayMemory;
+pub use self::connection::error::{UnreachableCause, is_resource_exhaustion};
+pub use self::connection::happy_eyeballs::is_transient;
+pub use self::connection::target::{
+    MAX_SOCKET_PATH, TargetError, UpstreamAddress, UpstreamTarget, without_zone,
+};
+pub use self::connection::tls;
 pub use self::error::Error;
-pub use self::happy_eyeballs::is_transient;
-pub use self::health::{EjectionReason, EjectionSettings, ServerStatus};
-use self::hold::HoldQueues;
-use self::lanes::Admission;
-pub use self::lanes::{ClassAdmission, ClassSettings, ShedReason};
-pub use self::options::{SendOptions, SendReport, Signer, WaitPolicy};
-use self::server::UpstreamServer;
-pub use self::server::{Protocol, ResendReason, UpstreamServerSettings, UpstreamServerState};
-pub use self::target::{MAX_SOCKET_PATH, TargetError, UpstreamAddress, UpstreamTarget, without_zone};
-use crate::clock::Clock;
+use self::queue::admission::Admission;
+pub use self::queue::admission::{ClassAdmission, ClassSettings, ShedReason};
+use self::queue::hold::HoldQueues;
+pub use self::queue::reachability::Reachability;
+pub use self::request::options::{SendOptions, SendReport, Signer, WaitPolicy};
+use self::request::replay::ReplayMemory;
+pub use self::servers::balance::MAX_SERVERS;
+pub use self::servers::health::{EjectionReason, EjectionSettings, ServerStatus};
+pub use self::servers::health_check::{HealthCheckSettings, HealthChecker};
+use self::servers::server::UpstreamServer;
+pub use self::servers::server::{Protocol, ResendReason, UpstreamServerSettings, UpstreamServerState};
 use crate::route::Class;
 
 /// The section `[upstream]` of the configuration.
@@ -291,8 +277,4 @@ impl Upstream {
     pub fn relative_root(&self) -> &str {
         &self.root
     }
-}
-
-fn now() -> Instant {
-    Clock::System.now()
 }

@@ -3,10 +3,10 @@
 use std::io;
 use std::time::Duration;
 
-use super::cause;
-use super::lanes::ShedReason;
-use super::response::describe_broken;
 use crate::body;
+use crate::upstream::connection::error;
+use crate::upstream::queue::admission::ShedReason;
+use crate::upstream::response::describe_broken;
 
 /// Why a request got no usable response from Rails.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +76,6 @@ impl Error {
 
     /// What an operator may have to change, where the error itself does not say so.
     pub fn hint(&self) -> Option<&'static str> {
-        cause::hint(self)
+        error::hint(self)
     }
 }

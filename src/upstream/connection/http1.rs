@@ -1,0 +1,350 @@
+//! HTTP/1.1: a pool of idle connections to a server, and the exchange of one request over a connection.
+//!
+//! A connection belongs to the request that it carries: the task that awaits the response, and then
+//! the task that reads its body, moves the bytes. So there is no other task to wake for each step. If the
+//! client leaves, the connection is closed; else it returns to the pool when the body ends.
+//!
+//! While connections are idle, a task watches them: one that Rails closes is removed before a request
+//! could be sent over it, and one that has been idle for too long is closed.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll, Waker, ready};
+use std::time::{Duration, Instant};
+
+use http::header::{self, HeaderValue};
+use http::{Request, Response};
+use http_body::Body as _;
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use parking_lot::Mutex;
+use tokio::task::AbortHandle;
+
+use super::connector::{Connector, UpstreamStream};
+use super::head_state::HeadState;
+use crate::body::{Body, Carrier, Sending};
+use crate::clock::Clock;
+use crate::turn;
+use crate::upstream::request::replay;
+use crate::upstream::response;
+use crate::upstream::servers::server::UpstreamServerState;
+
+#[derive(Debug)]
+pub(in crate::upstream) struct Http1Pool {
+    connector: Connector,
+    idle: Arc<IdleConnections>,
+}
+
+/// Connections without a request, the most recently used at the end.
+#[derive(Debug)]
+struct IdleConnections {
+    list: Mutex<IdleList>,
+    /// How many may be idle, over all threads; they are counted in `state`.
+    max_idle: usize,
+    idle_timeout: Duration,
+    state: Arc<UpstreamServerState>,
+}
+
+#[derive(Debug, Default)]
+struct IdleList {
+    connections: Vec<(Box<PooledConnection>, Instant)>,
+    watcher: Option<(Waker, AbortHandle)>,
+}
+
+/// A connection to Rails, idle or in use.
+#[derive(Debug)]
+struct PooledConnection {
+    sender: http1::SendRequest<Body>,
+    /// `None` once it has ended. A request that it has not taken from the sender goes back when it is dropped.
+    connection: Option<http1::Connection<UpstreamStream, Body>>,
+    /// Whether it has ended with a reset.
+    was_reset: bool,
+    /// The pool that it returns to; it may be gone, or be none at all.
+    idle: Weak<IdleConnections>,
+    /// From when on it gets no new request.
+    expires_at: Option<Instant>,
+    head_state: Arc<HeadState>,
+}
+
+/// Why there is no response.
+#[derive(Debug)]
+pub(in crate::upstream) enum SendError {
+    /// No connection: nothing of the request was sent.
+    Connect(io::Error, Box<Request<Body>>),
+    /// Some of the request may have been sent. Whether the connection was reset.
+    Sent(hyper::Error, bool),
+    /// It was sent, and the server has not processed it.
+    Unprocessed(hyper::Error),
+}
+
+impl Http1Pool {
+    pub(in crate::upstream) fn new(
+        connector: Connector,
+        max_idle: usize,
+        idle_timeout: Duration,
+        state: Arc<UpstreamServerState>,
+    ) -> Self {
+        let idle = IdleConnections { list: Mutex::default(), max_idle, idle_timeout, state };
+        Self { connector, idle: Arc::new(idle) }
+    }
+
+    /// Sends a request over an idle connection, or a new one; a request with a large body always gets a new one. It
+    /// is sent once: over another connection only if nothing was written to an idle one that turned out to be closed.
+    pub(in crate::upstream) async fn send(
+        &self,
+        mut request: Box<Request<Body>>,
+        sending: &Sending,
+    ) -> Result<Response<Body>, SendError> {
+        // Here, and not when hyper writes: once it has begun with a request, the request is sent once, and a
+        // connection that is closed meanwhile would be an error.
+        turn::wait_to_write(request.body().size_hint().lower()).await;
+        // Of a large body there is no copy to send again, so it is not sent where Rails may just have closed.
+        let may_share = !sending.is_under_way() || replay::is_replayable(request.body());
+        while may_share && let Some(mut pooled) = self.idle.take() {
+            match pooled.send(*request).await {
+                Ok(response) => return Ok(pooled.into_response(response, sending)),
+                Err(mut failed) => match failed.take_message() {
+                    Some(unsent) => request = Box::new(unsent),
+                    None => return Err(SendError::Sent(failed.into_error(), pooled.was_reset)),
+                },
+            }
+        }
+        match Box::pin(self.connect()).await {
+            Ok(pooled) => pooled.send_first(request, sending).await,
+            Err(error) => Err(SendError::Connect(error, request)),
+        }
+    }
+
+    /// Whether a connection for a single request is cheap: it is, without TLS.
+    pub(in crate::upstream) fn may_send_unpooled(&self) -> bool {
+        !self.connector.is_tls()
+    }
+
+    /// Sends a request over a connection of its own, which ends with it.
+    ///
+    /// Puma serves a persistent connection on and on while requests come (5.6: ten in a row) before it looks
+    /// at new ones; over connections of their own, requests wait behind those of others.
+    pub(in crate::upstream) async fn send_unpooled(
+        &self,
+        mut request: Box<Request<Body>>,
+        sending: &Sending,
+    ) -> Result<Response<Body>, SendError> {
+        request.headers_mut().append(header::CONNECTION, HeaderValue::from_static("close"));
+        match Box::pin(self.connect_unpooled()).await {
+            Ok(pooled) => pooled.send_first(request, sending).await,
+            Err(error) => Err(SendError::Connect(error, request)),
+        }
+    }
+
+    async fn connect(&self) -> io::Result<Box<PooledConnection>> {
+        let stream = self.connector.connect().await?;
+        PooledConnection::handshake(stream, Arc::downgrade(&self.idle), self.connector.expires_at()).await
+    }
+
+    async fn connect_unpooled(&self) -> io::Result<Box<PooledConnection>> {
+        let stream = self.connector.connect().await?;
+        stream.close_without_time_wait()?;
+        PooledConnection::handshake(stream, Weak::new(), None).await
+    }
+
+    /// Makes a connection, and keeps it for the next request.
+    pub(in crate::upstream) async fn preconnect(&self) -> io::Result<()> {
+        self.idle.keep(self.connect().await?);
+        Ok(())
+    }
+}
+
+type HyperSendError = hyper::client::conn::TrySendError<Request<Body>>;
+
+impl PooledConnection {
+    async fn handshake(
+        stream: UpstreamStream,
+        idle: Weak<IdleConnections>,
+        expires_at: Option<Instant>,
+    ) -> io::Result<Box<Self>> {
+        let head_state = Arc::clone(stream.head_state());
+        let (sender, connection) =
+            response::http1_builder().handshake(stream).await.map_err(io::Error::other)?;
+        Ok(Box::new(Self {
+            sender,
+            connection: Some(connection),
+            was_reset: false,
+            idle,
+            expires_at,
+            head_state,
+        }))
+    }
+
+    async fn send_first(
+        mut self: Box<Self>,
+        request: Box<Request<Body>>,
+        sending: &Sending,
+    ) -> Result<Response<Body>, SendError> {
+        match self.send(*request).await {
+            Ok(response) => Ok(self.into_response(response, sending)),
+            Err(failed) => Err(SendError::Sent(failed.into_error(), self.was_reset)),
+        }
+    }
+
+    async fn send(&mut self, request: Request<Body>) -> Result<Response<Incoming>, HyperSendError> {
+        let Self { sender, connection, was_reset, head_state, .. } = self;
+        head_state.begin_head();
+        let mut sent = pin!(sender.try_send_request(request));
+        poll_fn(|cx| {
+            // First the request, so that the connection has something to do; then whether driving it has
+            // brought the response already.
+            if let Poll::Ready(response) = sent.as_mut().poll(cx) {
+                return Poll::Ready(response);
+            }
+            drive(connection, was_reset, cx);
+            sent.as_mut().poll(cx)
+        })
+        .await
+        .inspect(|_| head_state.end_head())
+    }
+
+    /// Ties the connection to the body that comes over it. If Rails has responded before it had all of the
+    /// request, the task that sends the rest may not read the response until that is done: then a task drives
+    /// the connection, until both bodies have ended or the client has left, and it is not used again.
+    fn into_response(mut self: Box<Self>, response: Response<Incoming>, sending: &Sending) -> Response<Body> {
+        if !sending.is_under_way() {
+            return response.map(|stream| Body::carried(stream, self));
+        }
+        if let Some(connection) = self.connection.take() {
+            // How it ended, both bodies report.
+            tokio::spawn(async move { drop(connection.await) });
+        }
+        response.map(Body::from)
+    }
+
+    /// Whether it can carry another request, as far as is known without a system call.
+    fn seems_usable(&self) -> bool {
+        self.connection.is_some() && self.sender.is_ready() && !self.is_expired(Clock::System.now())
+    }
+
+    /// Whether it is too old: the name may resolve to another address by now.
+    fn is_expired(&self, now: Instant) -> bool {
+        self.expires_at.is_some_and(|expires_at| expires_at <= now)
+    }
+
+    fn is_usable(&mut self, cx: &mut Context<'_>) -> bool {
+        self.carry(cx);
+        self.seems_usable()
+    }
+}
+
+/// Reads and writes what is ready. How a connection ended, the response reports, except for a reset.
+fn drive(
+    connection: &mut Option<http1::Connection<UpstreamStream, Body>>,
+    was_reset: &mut bool,
+    cx: &mut Context<'_>,
+) {
+    if connection.as_mut().is_some_and(|connection| Pin::new(connection).poll(cx).is_ready())
+        && let Some(over) = connection.take()
+    {
+        *was_reset = over.into_parts().io.was_reset();
+    }
+}
+
+impl Carrier for PooledConnection {
+    fn carry(&mut self, cx: &mut Context<'_>) {
+        drive(&mut self.connection, &mut self.was_reset, cx);
+    }
+
+    fn release(self: Box<Self>) {
+        if let Some(idle) = self.idle.upgrade() {
+            idle.keep(self);
+        }
+    }
+}
+
+impl IdleConnections {
+    /// The most recently used connection, so that surplus ones time out. If Rails has closed it and the runtime
+    /// knows, hyper sees that before it writes, and gives the request back.
+    fn take(&self) -> Option<Box<PooledConnection>> {
+        loop {
+            let (pooled, _) = self.list.lock().connections.pop()?;
+            self.state.idle.fetch_sub(1, Ordering::Relaxed);
+            if pooled.seems_usable() {
+                return Some(pooled);
+            }
+        }
+    }
+
+    fn keep(self: &Arc<Self>, mut pooled: Box<PooledConnection>) {
+        let mut list = self.list.lock();
+        let watcher = match &list.watcher {
+            Some((waker, _)) => waker.clone(),
+            None => Waker::noop().clone(),
+        };
+        if !pooled.is_usable(&mut Context::from_waker(&watcher)) || self.state.health.is_drained() {
+            return;
+        }
+        let below_limit = |idle: usize| (idle < self.max_idle).then_some(idle + 1);
+        if self.state.idle.fetch_update(Ordering::Relaxed, Ordering::Relaxed, below_limit).is_err() {
+            return;
+        }
+        list.connections.push((pooled, Clock::System.now()));
+        if list.watcher.is_none() {
+            let state = Arc::clone(&self.state);
+            let watcher = tokio::spawn(watch_idle(Arc::downgrade(self), state)).abort_handle();
+            list.watcher = Some((Waker::noop().clone(), watcher));
+        }
+    }
+
+    /// Closes connections that the server has closed, or that have been idle for too long. Returns when to
+    /// sweep again.
+    fn sweep(&self, cx: &mut Context<'_>) -> Instant {
+        let now = Clock::System.now();
+        let mut list = self.list.lock();
+        if let Some((waker, _)) = &mut list.watcher {
+            waker.clone_from(cx.waker());
+        }
+        let before = list.connections.len();
+        if self.state.health.is_drained() {
+            list.connections.clear();
+        }
+        list.connections
+            .retain_mut(|(pooled, since)| now < *since + self.idle_timeout && pooled.is_usable(cx));
+        self.state.idle.fetch_sub(before - list.connections.len(), Ordering::Relaxed);
+        // A connection that becomes idle later and is due before that is found to be expired when it is taken.
+        let due = list.connections.iter().map(|(pooled, since)| {
+            let idle = *since + self.idle_timeout;
+            pooled.expires_at.map_or(idle, |expires_at| expires_at.min(idle))
+        });
+        due.min().unwrap_or(now + self.idle_timeout)
+    }
+}
+
+/// Sweeps the idle connections, until the pool is dropped.
+async fn watch_idle(idle: Weak<IdleConnections>, state: Arc<UpstreamServerState>) {
+    let mut timer = pin!(tokio::time::sleep(Duration::ZERO));
+    let mut drained = pin!(state.health.drained());
+    poll_fn(|cx| {
+        loop {
+            while drained.as_mut().poll(cx).is_ready() {
+                drained.set(state.health.drained());
+            }
+            let Some(idle) = idle.upgrade() else { return Poll::Ready(()) };
+            timer.as_mut().reset(idle.sweep(cx).into());
+            ready!(timer.as_mut().poll(cx));
+        }
+    })
+    .await;
+}
+
+impl Drop for IdleConnections {
+    fn drop(&mut self) {
+        let list = self.list.get_mut();
+        self.state.idle.fetch_sub(list.connections.len(), Ordering::Relaxed);
+        if let Some((_, watcher)) = &list.watcher {
+            watcher.abort();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,169 @@
+use http::header::HOST;
+use http_body_util::BodyExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{UnixListener, UnixStream};
+
+use super::*;
+use crate::upstream::{UpstreamAddress, UpstreamSettings, UpstreamTarget};
+
+/// A pool, and the Rails that it connects to.
+struct TestPool {
+    pool: Http1Pool,
+    rails: UnixListener,
+    state: Arc<UpstreamServerState>,
+    path: std::path::PathBuf,
+}
+
+impl TestPool {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("railgate-pool-{}-{name}", std::process::id()));
+        let _ = std::fs::remove_file(&path);
+        let rails = UnixListener::bind(&path).unwrap();
+        let target = UpstreamTarget {
+            address: UpstreamAddress::Unix(path.clone()),
+            is_tls: false,
+            root: String::new(),
+        };
+        let settings = UpstreamSettings::new(target.clone());
+        let state = Arc::new(UpstreamServerState::new(&settings.servers[0], &settings));
+        let connector = Connector::new(&target, None, Duration::from_secs(60), Arc::clone(&state));
+        let pool = Http1Pool::new(connector, 10, Duration::from_secs(60), Arc::clone(&state));
+        Self { pool, rails, state, path }
+    }
+
+    /// A request is sent and answered over a new connection, which is then idle.
+    async fn with_one_idle(&self) -> UnixStream {
+        let (response, rails) = tokio::join!(send(&self.pool), async {
+            let (mut rails, _) = self.rails.accept().await.unwrap();
+            respond(&mut rails).await;
+            rails
+        });
+        expect_ok(response).await;
+        assert_eq!(self.state.idle.load(Ordering::Relaxed), 1);
+        rails
+    }
+}
+
+impl Drop for TestPool {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+fn request() -> Box<Request<Body>> {
+    let mut request = Box::new(Request::new(Body::empty()));
+    request.headers_mut().insert(HOST, "rails".parse().unwrap());
+    request
+}
+
+async fn send(pool: &Http1Pool) -> Result<Response<Body>, SendError> {
+    let sending = Body::empty().watch();
+    pool.send(request(), &sending).await
+}
+
+/// Responds to the next request, whose head is returned.
+async fn respond(rails: &mut UnixStream) -> String {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(rails.read_u8().await.unwrap());
+    }
+    rails.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
+    String::from_utf8(head).unwrap()
+}
+
+async fn expect_ok(response: Result<Response<Body>, SendError>) {
+    assert_eq!(response.unwrap().into_body().collect().await.unwrap().to_bytes(), "ok");
+}
+
+#[tokio::test]
+async fn an_idle_connection_carries_the_next_request() {
+    let test = TestPool::new("next");
+    let mut rails = test.with_one_idle().await;
+    let (next, _) = tokio::join!(send(&test.pool), respond(&mut rails));
+    expect_ok(next).await;
+    assert_eq!(
+        (test.state.connections_opened.load(Ordering::Relaxed), test.state.idle.load(Ordering::Relaxed)),
+        (1, 1)
+    );
+}
+
+/// Between the check of a connection and the writing, Rails may close it unseen.
+#[tokio::test]
+async fn a_connection_closed_before_anything_is_written_gives_the_request_back() {
+    let test = TestPool::new("back");
+    let rails = test.with_one_idle().await;
+    let mut pooled = test.pool.idle.take().unwrap();
+    drop(rails);
+    // So that the runtime sees it, and the next read does.
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    let sent = tokio::time::timeout(Duration::from_secs(10), pooled.send(*request())).await;
+    let mut failed = sent.expect("an outcome").unwrap_err();
+    assert!(failed.take_message().is_some());
+}
+
+/// It would be taken for the response to the next request, and every later one for that to the one after.
+#[tokio::test]
+async fn an_unsolicited_response_is_given_to_no_request() {
+    let test = TestPool::new("unasked");
+    let mut rails = test.with_one_idle().await;
+    let mut pooled = test.pool.idle.take().unwrap();
+    rails.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nstale").await.unwrap();
+    // So that the runtime sees it, and the next read does.
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    let sent = tokio::time::timeout(Duration::from_secs(10), pooled.send(*request())).await;
+    let mut failed = sent.expect("an outcome").unwrap_err();
+    assert!(failed.take_message().is_some(), "nothing was written, so it can be sent over another one");
+    assert!(!pooled.seems_usable());
+}
+
+#[tokio::test]
+async fn a_pool_that_is_dropped_closes_its_connections() {
+    let test = TestPool::new("ends");
+    let mut rails = test.with_one_idle().await;
+    let state = Arc::clone(&test.state);
+    drop(test);
+    assert_eq!(rails.read_to_end(&mut Vec::new()).await.unwrap(), 0);
+    assert_eq!((state.idle.load(Ordering::Relaxed), state.connections_open.load(Ordering::Relaxed)), (0, 0));
+}
+
+/// Rails has closed an idle connection, and the runtime does not know yet: what is written then is reset and was
+/// not read, though the connection seems to have ended in order.
+#[tokio::test]
+async fn a_request_written_to_a_closed_connection_is_known_to_be_unread() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = UpstreamAddress::Tcp("127.0.0.1".into(), listener.local_addr().unwrap().port());
+    let target = UpstreamTarget { address, is_tls: false, root: String::new() };
+    let settings = UpstreamSettings::new(target.clone());
+    let state = Arc::new(UpstreamServerState::new(&settings.servers[0], &settings));
+    let connector = Connector::new(&target, None, Duration::from_secs(60), Arc::clone(&state));
+    let pool = Http1Pool::new(connector, 10, Duration::from_secs(60), Arc::clone(&state));
+    pool.preconnect().await.unwrap();
+    assert_eq!(state.idle.load(Ordering::Relaxed), 1);
+    // Without a chance for the runtime to notice.
+    drop(listener.accept().unwrap());
+    let mut request = request();
+    let sending = request.body_mut().watch();
+    let Err(SendError::Sent(_, was_reset)) = pool.send(request, &sending).await else {
+        unreachable!("there is no server");
+    };
+    assert!(was_reset);
+}
+
+#[tokio::test]
+async fn an_unpooled_request_takes_no_idle_connection_and_leaves_none() {
+    let test = TestPool::new("unpooled");
+    let mut idle = test.with_one_idle().await;
+    let sending = Body::empty().watch();
+    let (outcome, mut rails) = tokio::join!(test.pool.send_unpooled(request(), &sending), async {
+        let (mut rails, _) = test.rails.accept().await.unwrap();
+        let head = respond(&mut rails).await;
+        assert!(head.contains("\r\nconnection: close\r\n"), "{head}");
+        rails
+    });
+    expect_ok(outcome).await;
+    assert_eq!(rails.read(&mut [0]).await.unwrap(), 0, "it is closed");
+    assert_eq!(test.state.idle.load(Ordering::Relaxed), 1);
+    let (next, _) = tokio::join!(send(&test.pool), respond(&mut idle));
+    expect_ok(next).await;
+    assert_eq!(test.state.connections_opened.load(Ordering::Relaxed), 2);
+}

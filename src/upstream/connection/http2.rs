@@ -1,0 +1,272 @@
+//! HTTP/2: a connection to a server for each class of routes, on which each request of a thread is a stream.
+//!
+//! A task of its own drives each connection. When a connection has ended, the next request makes another one.
+
+use std::future::pending;
+use std::io;
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::task::Context;
+use std::time::{Duration, Instant};
+
+use http::uri::{Authority, Parts, PathAndQuery, Scheme};
+use http::{Request, Response, Uri, Version, header};
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use tokio::sync::Mutex;
+
+use super::connector::{Connector, UpstreamStream};
+use super::error::SharedConnectError;
+use super::http1::SendError;
+use crate::body::{Body, Carrier};
+use crate::route::Class;
+use crate::upstream::response::HEAD_BUFFER;
+use crate::upstream::servers::server::UpstreamServerState;
+
+/// How often an idle or silent connection is checked with a PING, and how long the answer may take.
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How many connections a request may be tried on, if each ends before it could be sent.
+const MAX_CONNECTION_TRIES: usize = 3;
+
+type Sender = http2::SendRequest<Body>;
+type Connection = http2::Connection<UpstreamStream, Body, TokioExecutor>;
+
+/// Bytes of a response that may be on their way while its client does not read. The second is more than all
+/// streams of a connection have: no stream waits because another client does not read.
+const STREAM_WINDOW: u32 = 64 * 1024;
+const CONNECTION_WINDOW: u32 = 1 << 30;
+
+/// The connections of one thread to one server.
+///
+/// Each class of routes has its own: a server bounds how many streams one connection may have, and
+/// while `/allowed` waits for Gitaly with all of them, Gitaly calls back.
+#[derive(Debug)]
+pub(in crate::upstream) struct Http2Connections {
+    connector: Connector,
+    scheme: Scheme,
+    slots: [Arc<ConnectionSlot>; Class::ALL.len()],
+    state: Arc<UpstreamServerState>,
+}
+
+/// Room for one connection.
+#[derive(Debug, Default)]
+struct ConnectionSlot {
+    /// Locked while a connection is being made.
+    sender: Mutex<Option<Sender>>,
+    /// How often that has failed, and the last error: requests that have waited for it need not try again.
+    failures: AtomicU64,
+    failure: parking_lot::Mutex<Option<(io::ErrorKind, SharedConnectError)>>,
+}
+
+impl Http2Connections {
+    pub(in crate::upstream) fn new(
+        connector: Connector,
+        is_tls: bool,
+        state: Arc<UpstreamServerState>,
+    ) -> Self {
+        let scheme = if is_tls { Scheme::HTTPS } else { Scheme::HTTP };
+        Self { connector, scheme, slots: Default::default(), state }
+    }
+
+    /// Sends a request. It is sent once: over another connection only if nothing of it was written.
+    pub(in crate::upstream) async fn send(
+        &self,
+        request: Request<Body>,
+        class: Class,
+    ) -> Result<Response<Body>, SendError> {
+        let mut request = self.to_http2(request);
+        for _ in 0..MAX_CONNECTION_TRIES {
+            let mut sender = match self.sender(class).await {
+                Ok(sender) => sender,
+                Err(error) => return Err(SendError::Connect(error, Box::new(request))),
+            };
+            match self.send_over(&mut sender, request).await {
+                Err(StreamError::NotWritten(unsent)) => request = *unsent,
+                Err(StreamError::Failed(error)) => return Err(error),
+                Ok(response) => return Ok(response),
+            }
+        }
+        let error = io::Error::new(io::ErrorKind::ConnectionAborted, "it ends each connection at once");
+        Err(SendError::Connect(error, Box::new(request)))
+    }
+
+    /// Sends a request over a connection of its own, which ends with it.
+    pub(in crate::upstream) async fn send_unshared(
+        &self,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, SendError> {
+        let request = self.to_http2(request);
+        let mut sender = match self.connect().await {
+            Ok((sender, connection)) => {
+                // How it ended, the stream reports.
+                tokio::spawn(async move { drop(connection.await) });
+                sender
+            }
+            Err(error) => return Err(SendError::Connect(error, Box::new(request))),
+        };
+        self.send_over(&mut sender, request).await.map_err(|unsent| match unsent {
+            StreamError::NotWritten(request) => {
+                let error =
+                    io::Error::new(io::ErrorKind::ConnectionAborted, "it ends the connection at once");
+                SendError::Connect(error, request)
+            }
+            StreamError::Failed(error) => error,
+        })
+    }
+
+    async fn send_over(
+        &self,
+        sender: &mut Sender,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, StreamError> {
+        let guard = StreamGuard::new(&self.state);
+        match sender.try_send_request(request).await {
+            Ok(response) => Ok(response.map(|stream| Body::carried(stream, Box::new(guard)))),
+            Err(mut failed) => Err(match failed.take_message() {
+                Some(unsent) => StreamError::NotWritten(Box::new(unsent)),
+                None => StreamError::Failed(classify(failed.into_error())),
+            }),
+        }
+    }
+
+    /// Makes a connection for the class, if there is none.
+    pub(in crate::upstream) async fn preconnect(&self, class: Class) -> io::Result<()> {
+        self.sender(class).await.map(drop)
+    }
+
+    async fn sender(&self, class: Class) -> io::Result<Sender> {
+        let slot = class.of(&self.slots);
+        let failures = slot.failures.load(Ordering::Relaxed);
+        let mut sender = slot.sender.lock().await;
+        if let Some(sender) = sender.as_ref().filter(|sender| !sender.is_closed()) {
+            return Ok(sender.clone());
+        }
+        if slot.failures.load(Ordering::Relaxed) != failures
+            && let Some((kind, shared)) = &*slot.failure.lock()
+        {
+            return Err(shared.clone().into_io_error(*kind, None));
+        }
+        let (new, connection) = self.connect().await.inspect_err(|error| {
+            *slot.failure.lock() = Some((error.kind(), SharedConnectError::of(error)));
+            slot.failures.fetch_add(1, Ordering::Relaxed);
+        })?;
+        let (slot, expires_at) = (Arc::downgrade(slot), self.connector.expires_at());
+        tokio::spawn(drive(connection, slot, expires_at, Arc::clone(&self.state)));
+        *sender = Some(new.clone());
+        Ok(new)
+    }
+
+    async fn connect(&self) -> io::Result<(Sender, Connection)> {
+        let stream = self.connector.connect().await?;
+        http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .keep_alive_interval(PING_INTERVAL)
+            .keep_alive_timeout(PING_TIMEOUT)
+            .keep_alive_while_idle(true)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_header_list_size(HEAD_BUFFER)
+            .handshake(stream)
+            .await
+            .map_err(io::Error::other)
+    }
+
+    /// RFC 9113 §8.3.1: scheme and authority are fields of their own, and headers do not carry framing
+    /// (§8.2.2).
+    fn to_http2(&self, mut request: Request<Body>) -> Request<Body> {
+        let headers = request.headers_mut();
+        headers.remove(header::TRANSFER_ENCODING);
+        headers.remove(header::CONNECTION);
+        let host = headers.get(header::HOST).and_then(|host| Authority::try_from(host.as_bytes()).ok());
+        let path = request.uri().path_and_query().cloned();
+        let mut parts = Parts::default();
+        parts.scheme = Some(self.scheme.clone());
+        parts.authority = host;
+        parts.path_and_query = path.or(Some(PathAndQuery::from_static("/")));
+        if let Ok(uri) = Uri::from_parts(parts) {
+            *request.uri_mut() = uri;
+            request.headers_mut().remove(header::HOST);
+        }
+        *request.version_mut() = Version::HTTP_2;
+        request
+    }
+}
+
+/// Why there is no response.
+enum StreamError {
+    /// Nothing was written.
+    NotWritten(Box<Request<Body>>),
+    Failed(SendError),
+}
+
+/// Drives a connection to its end. No new stream begins on it once its server is drained or it is too old.
+async fn drive(
+    connection: Connection,
+    slot: Weak<ConnectionSlot>,
+    expires_at: Option<Instant>,
+    state: Arc<UpstreamServerState>,
+) {
+    let expired = async {
+        match expires_at {
+            Some(expires_at) => tokio::time::sleep_until(expires_at.into()).await,
+            None => pending().await,
+        }
+    };
+    let mut connection = pin!(connection);
+    let mut drained = pin!(state.health.drained());
+    drained.as_mut().enable();
+    if !state.health.is_drained() {
+        tokio::select! {
+            // How it ended, the streams report.
+            _ = connection.as_mut() => return,
+            () = drained => {}
+            () = expired => {}
+        }
+    }
+    let close_slot = async {
+        if let Some(slot) = slot.upgrade() {
+            slot.sender.lock().await.take();
+        }
+    };
+    // It ends once there is no sender and no stream.
+    let _ = tokio::join!(close_slot, connection);
+}
+
+/// The server has not processed a stream that it refused, or that began after it had announced to take no more
+/// (RFC 9113 §8.7).
+fn classify(error: hyper::Error) -> SendError {
+    let cause = std::error::Error::source(&error).and_then(|cause| cause.downcast_ref::<h2::Error>());
+    let is_unread = cause.is_some_and(|cause| {
+        cause.is_remote()
+            && (cause.reason() == Some(h2::Reason::REFUSED_STREAM)
+                || cause.is_go_away() && cause.reason() == Some(h2::Reason::NO_ERROR))
+    });
+    if is_unread { SendError::Unprocessed(error) } else { SendError::Sent(error, false) }
+}
+
+/// Counts a stream until its response has ended, or is dropped.
+#[derive(Debug)]
+struct StreamGuard(Arc<UpstreamServerState>);
+
+impl StreamGuard {
+    fn new(state: &Arc<UpstreamServerState>) -> Self {
+        state.active_streams.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(state))
+    }
+}
+
+impl Drop for StreamGuard {
+    fn drop(&mut self) {
+        self.0.active_streams.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Carrier for StreamGuard {
+    /// The connection's own task does.
+    fn carry(&mut self, _: &mut Context<'_>) {}
+
+    fn release(self: Box<Self>) {}
+}

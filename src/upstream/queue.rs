@@ -1,0 +1,5 @@
+//! Where requests wait: for a permit of their class, and for an unreachable Rails.
+
+pub(super) mod admission;
+pub(super) mod hold;
+pub(super) mod reachability;

@@ -1,0 +1,250 @@
+//! Admission control: how many requests Rails gets at one time, by class of route.
+//!
+//! Classes do not share a limit: while Rails decides on `/allowed`, Gitaly calls back, and a limit that both
+//! wait for would deadlock. Requests of a class wait in order. A request whose expected wait exceeds
+//! `queue_timeout` is rejected at once, while its caller still has time to try another gateway.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::route::Class;
+
+/// The section `[upstream.classes.…]` of the configuration, for one class.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClassSettings {
+    /// How many requests Rails gets at one time.
+    pub concurrency: usize,
+    /// How many more may wait for a permit.
+    pub queue: usize,
+    /// How long they may wait for it.
+    pub queue_timeout: Duration,
+    /// How long Rails may take from the request to the head of its response.
+    pub response_timeout: Duration,
+    /// How long the whole exchange may take, from the arrival of the request to the end of the response, time
+    /// in queues included; zero is without limit.
+    pub total_timeout: Duration,
+    /// How long a request waits for an unreachable Rails.
+    pub hold: Duration,
+}
+
+/// Why a request was rejected instead of sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(usize)]
+pub enum ShedReason {
+    /// The queue of its class is full.
+    QueueFull = 0,
+    /// It waited in the queue for `queue_timeout`.
+    QueueTimeout = 1,
+    /// At the current response time of Rails, it would have waited for longer than `queue_timeout`.
+    QueueTooSlow = 2,
+    /// It is a background request, and all permits of its class are taken.
+    Busy = 3,
+}
+
+impl ShedReason {
+    /// All variants, in the order of their numbers.
+    pub const ALL: [Self; 4] = [Self::QueueFull, Self::QueueTimeout, Self::QueueTooSlow, Self::Busy];
+
+    /// The label in metrics and logs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::QueueFull => "queue_full",
+            Self::QueueTimeout => "queue_timeout",
+            Self::QueueTooSlow => "queue_too_slow",
+            Self::Busy => "busy",
+        }
+    }
+}
+
+/// The permits of all classes.
+#[derive(Debug)]
+pub struct Admission {
+    classes: [ClassAdmission; Class::ALL.len()],
+}
+
+/// The permits of one class, and the queue for them.
+#[derive(Debug)]
+pub struct ClassAdmission {
+    settings: ClassSettings,
+    permits: Arc<Semaphore>,
+    waiting: AtomicUsize,
+    /// A moving average of response times, in microseconds.
+    mean_response_us: AtomicU64,
+    /// Rejected requests, by [`ShedReason`].
+    pub shed_by_reason: [AtomicU64; ShedReason::ALL.len()],
+}
+
+impl Admission {
+    pub(in crate::upstream) fn new(settings: &[ClassSettings; Class::ALL.len()]) -> Self {
+        Self { classes: settings.map(ClassAdmission::new) }
+    }
+
+    /// The permits of one class.
+    pub fn of(&self, class: Class) -> &ClassAdmission {
+        class.of(&self.classes)
+    }
+}
+
+impl ClassAdmission {
+    fn new(settings: ClassSettings) -> Self {
+        Self {
+            settings,
+            permits: Arc::new(Semaphore::new(settings.concurrency)),
+            waiting: AtomicUsize::new(0),
+            mean_response_us: AtomicU64::new(0),
+            shed_by_reason: Default::default(),
+        }
+    }
+
+    /// The limits that it enforces.
+    pub fn settings(&self) -> &ClassSettings {
+        &self.settings
+    }
+
+    /// How many permits are taken.
+    pub fn in_flight(&self) -> usize {
+        self.settings.concurrency.saturating_sub(self.permits.available_permits())
+    }
+
+    /// How many requests wait for a permit.
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// A permit, if one is free. It is to be kept until the response has ended.
+    pub(in crate::upstream) fn try_admit(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.permits).try_acquire_owned().ok()
+    }
+
+    /// A permit; with `may_wait`, after waiting for one if need be.
+    pub(in crate::upstream) async fn admit(
+        &self,
+        may_wait: bool,
+    ) -> Result<OwnedSemaphorePermit, ShedReason> {
+        if let Some(permit) = self.try_admit() {
+            return Ok(permit);
+        }
+        self.wait(may_wait).await.inspect_err(|shed| {
+            if let Some(count) = self.shed_by_reason.get(*shed as usize) {
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+        })
+    }
+
+    async fn wait(&self, may_wait: bool) -> Result<OwnedSemaphorePermit, ShedReason> {
+        if !may_wait {
+            return Err(ShedReason::Busy);
+        }
+        let position = QueuePosition::join(&self.waiting);
+        if position.ahead >= self.settings.queue {
+            return Err(ShedReason::QueueFull);
+        }
+        if self.expected_wait(position.ahead) > self.settings.queue_timeout {
+            return Err(ShedReason::QueueTooSlow);
+        }
+        let permit = Arc::clone(&self.permits).acquire_owned();
+        match tokio::time::timeout(self.settings.queue_timeout, permit).await {
+            Ok(Ok(permit)) => Ok(permit),
+            // The semaphore is never closed.
+            _ => Err(ShedReason::QueueTimeout),
+        }
+    }
+
+    /// How long it takes until all requests ahead, and one more, have ended.
+    fn expected_wait(&self, ahead: usize) -> Duration {
+        let rounds = (ahead + 1) as u64 * self.mean_response_us.load(Ordering::Relaxed);
+        Duration::from_micros(rounds / self.settings.concurrency.max(1) as u64)
+    }
+
+    /// Records a response time; the average is over the last eight or so.
+    pub(in crate::upstream) fn record_response_time(&self, time: Duration) {
+        let time = u64::try_from(time.as_micros()).unwrap_or(u64::MAX).min(1 << 40);
+        let before = self.mean_response_us.load(Ordering::Relaxed);
+        let now = if before == 0 { time } else { (before * 7 + time) / 8 };
+        // Of two concurrent updates one may be lost, which is one of many.
+        self.mean_response_us.store(now, Ordering::Relaxed);
+    }
+}
+
+/// A request's position in the queue, held until it leaving.
+struct QueuePosition<'w> {
+    waiting: &'w AtomicUsize,
+    ahead: usize,
+}
+
+impl<'w> QueuePosition<'w> {
+    fn join(waiting: &'w AtomicUsize) -> Self {
+        Self { waiting, ahead: waiting.fetch_add(1, Ordering::Relaxed) }
+    }
+}
+
+impl Drop for QueuePosition<'_> {
+    fn drop(&mut self) {
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    fn admission() -> ClassAdmission {
+        ClassAdmission::new(ClassSettings { concurrency: 2, queue: 2, ..crate::upstream::DEFAULT_CLASS })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn requests_wait_in_order_and_up_to_the_queue_timeout() {
+        let admission = admission();
+        let first = admission.admit(true).await.unwrap();
+        let _second = admission.admit(true).await.unwrap();
+        assert_eq!((admission.in_flight(), admission.waiting()), (2, 0));
+        let (mut third, mut fourth) = (Box::pin(admission.admit(true)), Box::pin(admission.admit(true)));
+        assert!(third.as_mut().now_or_never().is_none() && fourth.as_mut().now_or_never().is_none());
+        assert_eq!(admission.admit(true).await.err(), Some(ShedReason::QueueFull));
+        assert_eq!(admission.admit(false).await.err(), Some(ShedReason::Busy));
+        assert_eq!((admission.in_flight(), admission.waiting()), (2, 2));
+        drop(first);
+        assert!(fourth.as_mut().now_or_never().is_none(), "out of turn");
+        let third = third.await.unwrap();
+        assert_eq!(fourth.await.err(), Some(ShedReason::QueueTimeout));
+        drop(third);
+        assert_eq!((admission.in_flight(), admission.waiting()), (1, 0));
+        let shed = admission.shed_by_reason.each_ref().map(|count| count.load(Ordering::Relaxed));
+        assert_eq!(shed, [1, 1, 0, 1]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_whose_expected_wait_is_too_long_is_rejected_at_once() {
+        let admission = admission();
+        for _ in 0..20 {
+            admission.record_response_time(admission.settings.queue_timeout * 2);
+        }
+        let permits = [admission.admit(true).await.unwrap(), admission.admit(true).await.unwrap()];
+        let begun = tokio::time::Instant::now();
+        // The first one has to wait for half a response time, which is just in time.
+        let mut first = Box::pin(admission.admit(true));
+        assert!(first.as_mut().now_or_never().is_none());
+        assert_eq!(admission.admit(true).await.err(), Some(ShedReason::QueueTooSlow));
+        assert_eq!(begun.elapsed(), Duration::ZERO);
+        drop(permits);
+        assert!(first.await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_request_that_leaves_the_queue_frees_its_position() {
+        let admission = admission();
+        let permits = [admission.admit(true).await.unwrap(), admission.admit(true).await.unwrap()];
+        let mut leaving = Box::pin(admission.admit(true));
+        assert!(leaving.as_mut().now_or_never().is_none());
+        assert_eq!(admission.waiting(), 1);
+        drop(leaving);
+        assert_eq!(admission.waiting(), 0);
+        drop(permits);
+        assert_eq!(admission.in_flight(), 0);
+    }
+}

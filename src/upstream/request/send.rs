@@ -1,0 +1,343 @@
+//! The retry loop: sends one request to Rails, again if need be, until there is a response.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use http::header::{self, HeaderValue};
+use http::{Method, Request, Response, Version};
+use http_body::Body as _;
+use tower::retry::budget::Budget as _;
+
+use super::attempt::{AttemptDeadlines, AttemptError, is_outage_response};
+use super::options::{Deadlines, SendOptions, SendReport, Signer};
+use super::replay::ReplayCopy;
+use super::wait::ConnectFailure;
+use crate::body::{self, Body};
+use crate::clock::Clock;
+use crate::route::Class;
+use crate::upstream::connection::target::join_root;
+use crate::upstream::servers::balance::{ServerSet, choose, has_untried};
+use crate::upstream::servers::health::Availability;
+use crate::upstream::servers::server::{ResendReason, UpstreamServer};
+use crate::upstream::{Error, Upstream};
+
+/// How long a request that was not read waits, if there is no other server, before it is sent again: the first
+/// time, the second time, and no more. A server that accepts requests and resets them will not read the next
+/// one either; and over TCP the sign is strong, but no proof ([`AttemptError::Failed`]), so a request that was
+/// acted on after all is acted on three times at most.
+const UNREAD_RESEND_DELAYS: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(1)];
+
+/// One request, with its deadlines, and what has been tried so far.
+struct RetryLoop<'r> {
+    upstream: &'r Upstream,
+    options: &'r SendOptions,
+    deadlines: Deadlines,
+    report: &'r mut SendReport,
+    /// Servers that did not accept it.
+    tried: ServerSet,
+    /// The index of a server that has just accepted a connection, to be used next.
+    connected_to: Option<usize>,
+    /// How often it was sent again because it had not been read.
+    unread_resends: usize,
+}
+
+/// Why sending it to the servers failed.
+enum SendFailure<'u> {
+    /// No server could be connected to.
+    Unreachable(ConnectFailure, Box<Request<Body>>),
+    /// This server gave no response. See [`AttemptError::Failed`].
+    NoResponse { server: &'u UpstreamServer, error: Error, is_unread: bool },
+}
+
+impl Upstream {
+    /// Sends a request whose target is a path below the relative URL root, and waits for the head
+    /// of the response. The message is framed anew: nothing in its headers may concern framing.
+    pub async fn send(
+        &self,
+        request: Request<Body>,
+        options: &SendOptions,
+        report: &mut SendReport,
+    ) -> Result<Response<Body>, Error> {
+        // Boxed, since it moves from one future to the next, each of which would have room for it.
+        let mut request = Box::new(request);
+        self.prepare_framing(&mut request)?;
+        let outcome = RetryLoop::new(self, options, report).run(request).await;
+        // Requests without a credential say nothing about Rails: any client can make them fail, or send masses.
+        if options.class == Class::Other {
+            return outcome;
+        }
+        match &outcome {
+            Ok(response) if is_outage_response(response) => {
+                self.state.consecutive_failures.fetch_add(1, Ordering::Relaxed);
+            }
+            Ok(_) => {
+                self.state.responses.fetch_add(1, Ordering::Relaxed);
+                self.state.consecutive_failures.store(0, Ordering::Relaxed);
+            }
+            // The client's failures, or the gateway's limits.
+            Err(Error::RequestBody(_) | Error::BodyStalled(_) | Error::Shed(_) | Error::Expires(_)) => {}
+            Err(_) => {
+                self.state.consecutive_failures.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        outcome
+    }
+
+    fn prepare_framing(&self, request: &mut Request<Body>) -> Result<(), Error> {
+        // No client of GitLab sends any, and Puma refuses trailers that come in a packet of their own.
+        request.headers_mut().remove(header::TRAILER);
+        request.body_mut().drop_trailers();
+        if request.body().size_hint().exact().is_none() {
+            // hyper takes a GET of unknown length for one without a body, unless this header is set.
+            request.headers_mut().insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
+        // RFC 9110 §8.6: a method that may have a body says so when it has none.
+        let may_have_body = matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH);
+        if may_have_body && request.body().size_hint().exact() == Some(0) {
+            request.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+        }
+        *request.version_mut() = Version::HTTP_11;
+        let uri = join_root(&self.root, std::mem::take(request.uri_mut()));
+        *request.uri_mut() = uri.ok_or(Error::Unusable("no URI for the path"))?;
+        Ok(())
+    }
+}
+
+impl<'r> RetryLoop<'r> {
+    fn new(upstream: &'r Upstream, options: &'r SendOptions, report: &'r mut SendReport) -> Self {
+        // Only look-ups have too little time to find out again what is known.
+        let is_outage = options.class == Class::Lookup
+            && upstream.state.reachability.has_recent_fruitless_wait(Clock::System.now());
+        let deadlines =
+            Deadlines::new(options, upstream.state.admission.of(options.class).settings(), is_outage);
+        Self {
+            upstream,
+            options,
+            deadlines,
+            report,
+            tried: ServerSet::default(),
+            connected_to: None,
+            unread_resends: 0,
+        }
+    }
+
+    async fn run(mut self, request: Box<Request<Body>>) -> Result<Response<Body>, Error> {
+        let (upstream, hold) = (self.upstream, &self.upstream.state.hold);
+        let (mut request, copy) = self.with_replay_copy(request).await?;
+        let must_wait = if self.deadlines.tries_once {
+            upstream.state.reachability.waits_skipped.fetch_add(1, Ordering::Relaxed);
+            // The proxy rejects the request itself as quickly.
+            !hold.proxy_reports_outage()
+        } else {
+            (hold.has_to_wait(self.options.class) || hold.proxy_reports_outage()) && self.deadlines.may_hold()
+        };
+        if must_wait {
+            Box::pin(self.wait_for_rails()).await?;
+        }
+        loop {
+            let admission = upstream.state.admission.of(self.options.class);
+            let permit = upstream.admit(admission, self.options, &self.deadlines, self.report).await?;
+            request = match self.send_to_reachable(request).await {
+                Ok((response, server)) => {
+                    let copy = if self.should_resend_after(&response) { copy.replay() } else { None };
+                    let Some(copy) = copy else {
+                        let (pause, end) = (upstream.body_timeout, self.deadlines.end);
+                        return Ok(response.map(|body| body.paced(permit, pause, end)));
+                    };
+                    // Its connection and permit are free for others while this request waits.
+                    drop((response, permit));
+                    Box::pin(self.next_server_or_wait(may_be_healthy)).await?;
+                    self.record_resend(server, ResendReason::SafeRead);
+                    copy
+                }
+                Err(SendFailure::Unreachable(unreachable, unsent)) => {
+                    drop(permit);
+                    upstream.record_unreachable(self.options.class, unreachable.error());
+                    if !self.deadlines.may_hold() || !unreachable.is_transient() {
+                        if self.deadlines.has_hold_ended() {
+                            upstream.record_fruitless_wait(self.options.class, unreachable.error());
+                        }
+                        return Err(upstream.final_connect_error(unreachable, &self.deadlines));
+                    }
+                    Box::pin(self.wait_for_rails()).await?;
+                    unsent
+                }
+                Err(SendFailure::NoResponse { server, error, is_unread }) => {
+                    drop(permit);
+                    let Some(copy) = copy.replay() else { return Err(error) };
+                    let reason = Box::pin(self.prepare_resend(error, is_unread)).await?;
+                    self.record_resend(server, reason);
+                    copy
+                }
+            };
+        }
+    }
+
+    /// The request, and a copy of it if it may be sent again.
+    async fn with_replay_copy(
+        &self,
+        request: Box<Request<Body>>,
+    ) -> Result<(Box<Request<Body>>, ReplayCopy<'r>), Error> {
+        let state = &self.upstream.state;
+        if self.options.is_read {
+            self.options.class.of(&state.resend_budgets).deposit();
+        } else if self.upstream.may_resend_unread && self.options.class != Class::Other {
+            let timeout = state.admission.of(self.options.class).settings().response_timeout;
+            return state.replay_memory.buffer(request, timeout).await;
+        }
+        let copy = ReplayCopy::of(&request);
+        Ok((request, copy))
+    }
+
+    /// Sends the request to the first server that accepts a connection.
+    async fn send_to_reachable(
+        &mut self,
+        mut request: Box<Request<Body>>,
+    ) -> Result<(Response<Body>, &'r UpstreamServer), SendFailure<'r>> {
+        let (upstream, class) = (self.upstream, self.options.class);
+        let response_timeout = upstream.state.admission.of(class).settings().response_timeout;
+        let mut unreachable: Option<(ConnectFailure, &UpstreamServer)> = None;
+        loop {
+            let sent = Clock::System.now();
+            let known = self.connected_to.take().and_then(|index| upstream.servers.get(index));
+            let is_too_late = unreachable.is_some() && !self.deadlines.may_send();
+            let next = known.or_else(|| choose(&upstream.servers, class, self.tried, sent));
+            let Some(server) = next.filter(|_| !is_too_late) else {
+                let unreachable = unreachable.map_or_else(ConnectFailure::all_drained, |(error, _)| error);
+                return Err(SendFailure::Unreachable(unreachable, request));
+            };
+            if let Some((_, before)) = &unreachable {
+                before.state.count_resend(ResendReason::Unreachable);
+            }
+            self.tried.insert(server.index);
+            // Only now: a signature made before a wait would be too old.
+            if let Some(Signer(sign)) = &self.options.signer {
+                sign(request.headers_mut());
+            }
+            let deadlines = AttemptDeadlines {
+                sent,
+                response_timeout,
+                end: self.deadlines.end,
+                total_timeout: self.deadlines.total_timeout,
+            };
+            if let Some(progress) = &self.options.progress {
+                progress.record_sent(sent, server.state.health.last_answer());
+            }
+            match server.attempt(request, self.options, deadlines).await {
+                Err(AttemptError::NotSent(error, unsent)) => {
+                    server.state.count_unreachable(&error);
+                    let earlier = unreachable.map(|(error, _)| error);
+                    unreachable =
+                        Some((ConnectFailure::new(&server.name, error).prefer_transient(earlier), server));
+                    request = unsent;
+                }
+                Ok(response) => {
+                    upstream.record_response(class, &response, sent);
+                    self.record_sent(server, sent);
+                    return Ok((response, server));
+                }
+                Err(AttemptError::Failed { error, is_unread }) => {
+                    self.record_sent(server, sent);
+                    return Err(SendFailure::NoResponse { server, error, is_unread });
+                }
+            }
+        }
+    }
+
+    fn record_sent(&mut self, server: &UpstreamServer, sent: Instant) {
+        let admission = self.upstream.state.admission.of(self.options.class);
+        admission.record_response_time(Clock::System.now().saturating_duration_since(sent));
+        self.report.server = Some(Arc::clone(&server.name));
+    }
+
+    /// Whether a response reports an outage of Rails, and the request may and should be sent again.
+    fn should_resend_after(&self, response: &Response<Body>) -> bool {
+        // Requests without a credential are no measure.
+        if self.options.class == Class::Other {
+            return false;
+        }
+        let is_outage = is_outage_response(response);
+        let state = &self.upstream.state;
+        let holds = !state.admission.of(self.options.class).settings().hold.is_zero();
+        if !is_outage || holds && !self.has_untried(may_be_healthy) {
+            // Later requests may have to wait.
+            state.hold.set_proxy_reports_outage(is_outage);
+        }
+        is_outage && (self.has_untried(may_be_healthy) || self.deadlines.may_hold()) && self.may_resend_read()
+    }
+
+    /// Prepares to resend a request that got no response, perhaps after a delay. Returns the reason, or the error
+    /// to fail with.
+    async fn prepare_resend(&mut self, error: Error, is_unread: bool) -> Result<ResendReason, Error> {
+        let has_other = self.has_untried(is_in_rotation);
+        let delay = UNREAD_RESEND_DELAYS.get(self.unread_resends).filter(|_| is_unread);
+        if let Some(delay) = delay
+            && self.deadlines.may_send()
+            && (has_other || self.deadlines.may_hold())
+        {
+            self.unread_resends += 1;
+            if !has_other {
+                // If its deadline comes first, the hold queue rejects it.
+                let _ = self.deadlines.within_hold(tokio::time::sleep(*delay)).await;
+                self.report.waited += *delay;
+            }
+            self.next_server_or_wait(is_in_rotation).await?;
+            return Ok(ResendReason::Unread);
+        }
+        let has_ended = match &error {
+            Error::Broken(error) => !error.is_parse(),
+            Error::BrokeOff(error) => matches!(error, body::Error::Broken(_)),
+            _ => false,
+        };
+        if !has_ended || !self.may_resend_read() {
+            return Err(error);
+        }
+        if !has_other {
+            self.tried = ServerSet::default();
+        }
+        Ok(ResendReason::SafeRead)
+    }
+
+    /// Whether it is a read that may be sent again: once, in time, and within the budget.
+    fn may_resend_read(&self) -> bool {
+        if !self.options.is_read || self.report.is_resent || !self.deadlines.may_send() {
+            return false;
+        }
+        let is_within = self.options.class.of(&self.upstream.state.resend_budgets).withdraw();
+        if !is_within {
+            self.upstream.state.resends_over_budget.fetch_add(1, Ordering::Relaxed);
+        }
+        is_within
+    }
+
+    fn record_resend(&mut self, server: &UpstreamServer, reason: ResendReason) {
+        server.state.count_resend(reason);
+        self.report.is_resent = true;
+    }
+
+    /// Continues at once if another server is as good as `is_good` demands; else waits for the first that is back.
+    async fn next_server_or_wait(&mut self, is_good: fn(Availability) -> bool) -> Result<(), Error> {
+        if self.has_untried(is_good) { Ok(()) } else { self.wait_for_rails().await }
+    }
+
+    async fn wait_for_rails(&mut self) -> Result<(), Error> {
+        self.connected_to =
+            self.upstream.wait_for_rails(self.options.class, &self.deadlines, self.report).await?;
+        self.tried = ServerSet::default();
+        Ok(())
+    }
+
+    fn has_untried(&self, is_good: fn(Availability) -> bool) -> bool {
+        has_untried(&self.upstream.servers, self.tried, is_good, Clock::System.now())
+    }
+}
+
+/// Whether a server may respond, as far as is known.
+fn may_be_healthy(availability: Availability) -> bool {
+    matches!(availability, Availability::InRotation(_) | Availability::Unhealthy)
+}
+
+fn is_in_rotation(availability: Availability) -> bool {
+    matches!(availability, Availability::InRotation(_))
+}
