@@ -87,7 +87,7 @@ impl Cache {
             negative: build_store(EntryKind::Negative, negative, &settings.lifetimes, &counters),
             limits: [positive, negative],
             flights: Flights::default(),
-            outages: Default::default(),
+            outages: [Caching::AuthorizedKeys, Caching::Discover, Caching::Check].map(Outage::new),
             refresh_permits: Arc::new(Semaphore::new(settings.max_refreshes)),
             shadow: Shadow::new(settings.shadow),
             blocking_tasks: TaskTracker::new(),

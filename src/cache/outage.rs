@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use crate::route::Caching;
+
 /// How long after a request no other one is sent to a Rails that fails.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -22,8 +24,9 @@ const RECOVERY: Duration = Duration::from_secs(10);
 const MAX_RECOVERY: Duration = Duration::from_secs(300);
 
 /// The state of one endpoint.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Outage {
+    endpoint: Caching,
     state: Mutex<OutageState>,
 }
 
@@ -45,6 +48,10 @@ enum OutagePhase {
 }
 
 impl Outage {
+    pub(super) fn new(endpoint: Caching) -> Self {
+        Self { endpoint, state: Mutex::default() }
+    }
+
     /// Rails failed to answer a request that was sent at `requested_at`.
     pub fn record_failure(&self, requested_at: Instant, now: Instant, why: &str) {
         let mut state = self.state.lock();
@@ -59,10 +66,8 @@ impl Outage {
         state.phase = OutagePhase::Failing { since, last_failure: now, next_attempt };
         drop(state);
         if is_start {
-            tracing::warn!(
-                why,
-                "Rails fails; known keys and users are answered from memory, if need be with stale answers"
-            );
+            let route = self.endpoint.as_str();
+            tracing::warn!(route, why, "Rails fails; stale answers are served where this endpoint has any");
         }
     }
 
@@ -73,8 +78,8 @@ impl Outage {
         if let OutagePhase::Failing { since, .. } = state.phase {
             state.phase = OutagePhase::Recovering { until: now + RECOVERY, at_most: now + MAX_RECOVERY };
             drop(state);
-            let after_s = now.saturating_duration_since(since).as_secs();
-            tracing::info!(after_s, "Rails answers again; what is stale is renewed");
+            let (route, after_s) = (self.endpoint.as_str(), now.saturating_duration_since(since).as_secs());
+            tracing::info!(route, after_s, "Rails answers again; stale answers are refreshed");
         }
     }
 
@@ -122,7 +127,7 @@ mod tests {
 
     #[test]
     fn one_request_a_second_is_sent_to_a_failing_rails() {
-        let (outage, begin) = (Outage::default(), Instant::now());
+        let (outage, begin) = (Outage::new(Caching::Discover), Instant::now());
         assert!(!outage.is_active(begin) && outage.may_refresh(begin));
         outage.record_answer(begin);
         assert!(!outage.is_active(begin), "an answer without a failure before it is nothing new");
@@ -142,7 +147,7 @@ mod tests {
 
     #[test]
     fn an_outage_ends_without_new_failures() {
-        let (outage, begin) = (Outage::default(), Instant::now());
+        let (outage, begin) = (Outage::new(Caching::Discover), Instant::now());
         outage.record_failure(begin, begin, "test");
         assert!(
             outage.is_active(begin + FAILURE_MEMORY.saturating_sub(ms(1)))
@@ -161,7 +166,7 @@ mod tests {
 
     #[test]
     fn recovery_ends_some_time_after_the_first_answer_or_once_all_is_refreshed() {
-        let (outage, begin) = (Outage::default(), Instant::now());
+        let (outage, begin) = (Outage::new(Caching::Discover), Instant::now());
         outage.record_failure(begin, begin, "test");
         outage.record_answer(begin + RETRY_INTERVAL);
         outage.record_answer(begin + RETRY_INTERVAL * 5);
