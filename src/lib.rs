@@ -53,10 +53,10 @@ pub mod secret;
 pub mod server;
 pub mod stack;
 pub mod strict_base64;
-pub mod turn;
 pub mod upstream;
 mod warm;
 mod worker;
+pub mod write_batch;
 
 use std::io;
 use std::sync::Arc;

@@ -36,7 +36,7 @@ use crate::heartbeat::Heartbeat;
 use crate::hooks::Hooks;
 use crate::server::{Listener, Server, Socket};
 use crate::stack;
-use crate::turn;
+use crate::write_batch;
 
 /// What a worker needs to run.
 #[derive(Debug)]
@@ -119,7 +119,7 @@ fn start<F: Future<Output = bool>>(
 }
 
 fn runtime() -> io::Result<Runtime> {
-    runtime::Builder::new_current_thread().enable_all().on_thread_park(turn::end_iteration).build()
+    runtime::Builder::new_current_thread().enable_all().on_thread_park(write_batch::end_iteration).build()
 }
 
 async fn serve(
@@ -154,7 +154,7 @@ mod tests {
         runtime().unwrap().block_on(async {
             // It waits, so a turn ends.
             tokio::time::sleep(Duration::from_millis(1)).await;
-            let (mut pacer, cx) = (turn::WritePacer::default(), Context::from_waker(Waker::noop()));
+            let (mut pacer, cx) = (write_batch::WritePacer::default(), Context::from_waker(Waker::noop()));
             assert!((0..10).any(|_| pacer.poll_ready(1, &cx).is_pending()));
         });
     }

@@ -22,7 +22,7 @@ const RANKS: [(&str, u8); 30] = [
     ("refusal", 0),
     ("secret", 1),
     ("strict_base64", 0),
-    ("turn", 0),
+    ("write_batch", 0),
     ("route", 1),
     ("auth", 2),
     ("cache", 2),

@@ -27,7 +27,7 @@ use super::patience::Patience;
 use super::registry::ConnectionState;
 use super::wire::{self, Framing, Head, HeadLimits, HeadReader};
 use crate::refusal::Refusal;
-use crate::turn::WritePacer;
+use crate::write_batch::WritePacer;
 
 /// A socket whose reading side is guarded.
 #[derive(Debug)]

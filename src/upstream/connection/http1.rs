@@ -27,10 +27,10 @@ use super::connector::{Connector, UpstreamStream};
 use super::head_state::HeadState;
 use crate::body::{Body, Carrier, Sending};
 use crate::clock::Clock;
-use crate::turn;
 use crate::upstream::request::replay;
 use crate::upstream::response;
 use crate::upstream::servers::server::UpstreamServerState;
+use crate::write_batch;
 
 #[derive(Debug)]
 pub(in crate::upstream) struct Http1Pool {
@@ -100,7 +100,7 @@ impl Http1Pool {
     ) -> Result<Response<Body>, SendError> {
         // Here, and not when hyper writes: once it has begun with a request, the request is sent once, and a
         // connection that is closed meanwhile would be an error.
-        turn::wait_to_write(request.body().size_hint().lower()).await;
+        write_batch::wait_to_write(request.body().size_hint().lower()).await;
         // Of a large body there is no copy to send again, so it is not sent where Rails may just have closed.
         let may_share = !sending.is_under_way() || replay::is_replayable(request.body());
         while may_share && let Some(mut pooled) = self.idle.take() {
