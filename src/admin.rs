@@ -30,7 +30,7 @@ use crate::clock::Clock;
 use crate::heartbeat::Heartbeats;
 use crate::metrics::{ExpositionFormat, Metrics};
 use crate::refusal::Refusal;
-use crate::secret::Token;
+use crate::secret::BearerToken;
 use crate::server::wire::REFUSED;
 use crate::server::{ConnectionHandle, Inbound};
 use crate::upstream::UpstreamState;
@@ -52,7 +52,7 @@ pub struct Admin {
     /// Nobody can connect but from this machine.
     pub is_private: bool,
     /// What has to be shown by whoever looks or purges. Without it, anybody may, if that is private.
-    pub token: Option<Token>,
+    pub token: Option<BearerToken>,
     /// The names by which it may be asked for over TCP, in lower case, besides addresses and `localhost`.
     pub hosts: Arc<[String]>,
     /// Whether each thread turns.
@@ -132,7 +132,8 @@ impl Admin {
     /// that comes from (`Origin`, Fetch §3.2), and does not send JSON to other sites unasked.
     fn may_operate(&self, headers: &HeaderMap) -> Result<(), (StatusCode, &'static str)> {
         let said = |name| headers.get(name).map_or(&b""[..], HeaderValue::as_bytes);
-        if self.token.as_ref().is_some_and(|token| !token.is_shown_by(said(header::AUTHORIZATION))) {
+        if self.token.as_ref().is_some_and(|token| !token.matches_authorization(said(header::AUTHORIZATION)))
+        {
             let message = "401 Unauthorized: show the token of admin.token_file as Authorization: Bearer …";
             return Err((StatusCode::UNAUTHORIZED, message));
         }

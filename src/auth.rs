@@ -1,21 +1,21 @@
-//! Who is calling: headers, parameters and the time in, a verdict out.
+//! Authentication of callers: headers, parameters and the time in, an [`AuthOutcome`] out.
 //!
 //! Pure: no I/O, no clock, no responses. A [`Caller`] can only be made here, and the cache and
-//! the upstream side only take requests that carry one, so a request that was not judged cannot
-//! reach them. Rules and their sources: contract §2.
+//! the upstream side only take requests that carry one, so a request that was not authenticated
+//! cannot reach them. Rules and their sources: contract §2.
 
 mod json;
 mod jwt;
 mod kas_jwt;
-pub mod mint;
 mod shared_secret;
 mod shell_jwt;
 mod skew;
+pub mod upstream_credential;
 
 use http::HeaderMap;
 
 pub use self::kas_jwt::KasJwt;
-use self::shared_secret::Presented;
+use self::shared_secret::SecretLookup;
 pub use self::shell_jwt::ShellJwt;
 pub use self::skew::ClockSkew;
 use crate::header;
@@ -23,51 +23,49 @@ use crate::params::Params;
 use crate::route::Access;
 use crate::secret::{KasSecret, ShellSecret};
 
-/// How the gateway judges callers.
+/// The keys by which callers are authenticated.
 #[derive(Debug)]
-pub struct Auth {
+pub struct Authenticator {
     shell_secret: Option<ShellSecret>,
     shell_jwt: Option<ShellJwt>,
     kas: Option<KasJwt>,
-    /// How many bytes of a body may be read in search of a credential.
+    /// Bytes of a body that may be searched for a credential. A larger one is refused.
     pub max_body: usize,
 }
 
-/// What `[auth]` of the configuration says, with its secrets loaded.
+/// `[auth]`, with its secrets loaded.
 #[derive(Clone, Debug)]
-pub struct Settings {
-    /// The secret that GitLab Shell, Gitaly, Geo and Rails share.
+pub struct AuthSettings {
+    /// Shared by GitLab Shell, Gitaly, Geo and Rails.
     pub shell_secret: ShellSecret,
-    /// Callers may present a `Gitlab-Shell-Api-Request` token.
+    /// Accept `Gitlab-Shell-Api-Request` tokens.
     pub accept_jwt: bool,
-    /// Callers may present the secret itself.
+    /// Accept the secret itself.
     pub accept_shared_secret: bool,
-    /// Bytes of a body that may be read in search of a credential.
+    /// Bytes of a body that may be searched for a credential. Default: [`DEFAULT_MAX_BODY`].
     pub max_body: usize,
-    /// Bytes that all bodies together may take that are searched for a credential and are not complete yet. No
-    /// less than `max_body`.
+    /// Bytes of all incomplete bodies together that are searched for a credential. At least `max_body`.
     pub max_unverified: usize,
-    /// The secret that kas and Rails share; without it kas calls are refused.
-    pub kas: Option<Kas>,
+    /// Without it, kas calls are refused.
+    pub kas: Option<KasSettings>,
 }
 
-/// What `[auth.kas]` says.
+/// `[auth.kas]`.
 #[derive(Clone, Debug)]
-pub struct Kas {
-    /// The secret that kas and Rails share.
+pub struct KasSettings {
+    /// Shared by kas and Rails.
     pub secret: KasSecret,
-    /// The audience that a token must name, if any is demanded.
+    /// The audience that a token must name. Without it, a token may leave its audience out.
     pub audience: Option<String>,
 }
 
-/// Bytes of a body that are read in search of a credential, unless configured otherwise: a push of 50,000 refs by
-/// a GitLab Shell that shows the secret among the parameters.
+/// Enough for a push of 50,000 refs by a GitLab Shell that sends the secret among the parameters.
 pub const DEFAULT_MAX_BODY: usize = 8 * 1024 * 1024;
 
-/// Bytes of all such bodies together that are not complete yet, unless configured otherwise.
+/// Room for two bodies of the largest size.
 pub const DEFAULT_MAX_UNVERIFIED: usize = 16 * 1024 * 1024;
 
-/// Somebody who may call the endpoint that was asked for.
+/// A caller that may use the requested endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Caller {
     kind: CallerKind,
@@ -76,21 +74,21 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// What the caller showed.
+    /// By which kind of credential it was authenticated.
     pub fn kind(self) -> CallerKind {
         self.kind
     }
 
-    /// When what the caller showed is good no longer, in Unix seconds, if it ever is.
+    /// When its credential expires, in Unix seconds. `None` if it never does.
     pub fn expires(self) -> Option<i64> {
         self.expires
     }
 }
 
-/// What a caller showed; a label in metrics and logs.
+/// The kind of a caller's credential; a label in metrics and logs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum CallerKind {
-    /// Nobody that was let in.
+    /// The caller was not authenticated.
     #[default]
     None,
     /// The shared secret.
@@ -99,7 +97,7 @@ pub enum CallerKind {
     ShellJwt,
     /// A `Gitlab-Kas-Api-Request` token.
     Kas,
-    /// A credential that Rails judges, not the gateway.
+    /// Rails authenticates the caller, not the gateway.
     LeftToRails,
 }
 
@@ -116,7 +114,7 @@ impl CallerKind {
     }
 }
 
-/// Why a caller was not let in. Told to the log and the metrics, never to the caller.
+/// Why a caller was refused. For the log and the metrics; the response never says it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Rejection {
     /// No credential at all.
@@ -125,13 +123,13 @@ pub enum Rejection {
     Wrong,
     /// A token past its `exp`.
     Expired,
-    /// A token that is to be good in the future (`nbf`): the clocks differ.
+    /// A token that is not valid yet (`nbf`): the clocks differ.
     Skewed,
     /// A token of another issuer.
     WrongIssuer,
     /// A token for another audience.
     WrongAudience,
-    /// Not a credential of the expected form: odd Base64, no JWT, another algorithm.
+    /// Not a credential of the expected form: invalid Base64, not a JWT, another algorithm.
     Malformed,
     /// Parameters that Rack versions read differently.
     Ambiguous,
@@ -156,33 +154,33 @@ impl Rejection {
     }
 }
 
-/// What the body may add to the verdict.
+/// The request's body, as far as it may hold the credential.
 #[derive(Clone, Copy, Debug)]
-pub enum BodyOf<'a> {
-    /// It cannot hold a credential, whatever it says.
+pub enum AuthBody<'a> {
+    /// Rails would not look for a credential in it.
     Irrelevant,
     /// Rails would look for `secret_token` in it, and it has not been read.
     Unread,
-    /// A form, read.
+    /// A whole form.
     Form(&'a [u8]),
-    /// JSON, read.
+    /// Whole JSON.
     Json(&'a [u8]),
 }
 
-/// The verdict on a caller.
+/// The result of authentication.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// Let in.
-    Granted(Caller),
-    /// Kept out.
-    Refused(Rejection),
-    /// The credential can only be in the body: read it and ask again.
-    ReadBody,
+pub enum AuthOutcome {
+    /// The caller may use the endpoint.
+    Accepted(Caller),
+    /// It may not.
+    Rejected(Rejection),
+    /// The credential can only be in the body: read it and authenticate again.
+    BodyNeeded,
 }
 
-impl Auth {
-    /// Prepares the keys.
-    pub fn new(settings: Settings) -> Self {
+impl Authenticator {
+    /// Prepares the keys once for all requests.
+    pub fn new(settings: AuthSettings) -> Self {
         let shell_jwt = settings.accept_jwt.then(|| ShellJwt::new(&settings.shell_secret));
         Self {
             shell_jwt,
@@ -192,83 +190,83 @@ impl Auth {
         }
     }
 
-    /// Judges a request to an endpoint that `access` guards. `now` says the time in Unix seconds; it
-    /// is asked only if there is a token to judge.
-    pub fn judge(
+    /// Authenticates the caller of an endpoint with this `access`. `now` returns Unix seconds, and is
+    /// called only if there is a token to verify.
+    pub fn authenticate(
         &self,
         access: Access,
         headers: &HeaderMap,
         query: &Params<'_>,
-        body: BodyOf<'_>,
+        body: AuthBody<'_>,
         now: impl FnOnce() -> i64,
-    ) -> Verdict {
+    ) -> AuthOutcome {
         match access {
-            Access::Rails => self.judge_for_rails(headers, now),
-            Access::Kas => self.judge_kas(headers, now),
-            Access::Shell => self.judge_shell(headers, query, body, now),
+            Access::Rails => self.authenticate_for_rails(headers, now),
+            Access::Kas => self.authenticate_kas(headers, now),
+            Access::Shell => self.authenticate_shell(headers, query, body, now),
         }
     }
 
-    /// What the tokens of each kind say of the clocks of their issuers.
+    /// The clock skew of each kind of token's issuers.
     pub fn clock_skews(&self) -> impl Iterator<Item = (CallerKind, &ClockSkew)> {
         let shell = self.shell_jwt.iter().map(|jwt| (CallerKind::ShellJwt, &jwt.skew));
         shell.chain(self.kas.iter().map(|jwt| (CallerKind::Kas, &jwt.skew)))
     }
 
-    /// Rails has the verdict, whatever is shown. A shell may show its credential there too (`shellhorse`,
-    /// Geo's paths); one that is right says who is calling, and can be translated.
-    fn judge_for_rails(&self, headers: &HeaderMap, now: impl FnOnce() -> i64) -> Verdict {
-        let is_shown =
+    /// Rails decides, whatever the request carries. A shell may send its credential there too (`shellhorse`,
+    /// Geo's paths); a valid one identifies the caller, and can be replaced by the upstream credential.
+    fn authenticate_for_rails(&self, headers: &HeaderMap, now: impl FnOnce() -> i64) -> AuthOutcome {
+        let has_credential =
             headers.contains_key(&header::SHELL_JWT) || headers.contains_key(&header::SHARED_SECRET);
-        if is_shown
-            && let Verdict::Granted(caller) =
-                self.judge_shell(headers, &Params::parse(b""), BodyOf::Irrelevant, now)
+        if has_credential
+            && let AuthOutcome::Accepted(caller) =
+                self.authenticate_shell(headers, &Params::parse(b""), AuthBody::Irrelevant, now)
         {
-            return Verdict::Granted(caller);
+            return AuthOutcome::Accepted(caller);
         }
-        granted(CallerKind::LeftToRails, None)
+        accepted(CallerKind::LeftToRails, None)
     }
 
-    fn judge_kas(&self, headers: &HeaderMap, now: impl FnOnce() -> i64) -> Verdict {
-        let Some(kas) = &self.kas else { return Verdict::Refused(Rejection::NotConfigured) };
+    fn authenticate_kas(&self, headers: &HeaderMap, now: impl FnOnce() -> i64) -> AuthOutcome {
+        let Some(kas) = &self.kas else { return AuthOutcome::Rejected(Rejection::NotConfigured) };
         let Some(token) = headers.get(&header::KAS_JWT) else {
-            return Verdict::Refused(Rejection::Missing);
+            return AuthOutcome::Rejected(Rejection::Missing);
         };
         match kas.verify(token.as_bytes(), now()) {
-            Ok(exp) => granted(CallerKind::Kas, Some(exp)),
-            Err(rejection) => Verdict::Refused(rejection),
+            Ok(exp) => accepted(CallerKind::Kas, Some(exp)),
+            Err(rejection) => AuthOutcome::Rejected(rejection),
         }
     }
 
-    /// A token that is there decides alone, as in Rails since 15.0: a caller that sends both and
-    /// whose token is bad would be refused there too.
+    /// If there is a token, it alone decides, as in Rails since 15.0: a caller that sends both, with an
+    /// invalid token, would be refused there too.
     #[inline]
-    fn judge_shell(
+    fn authenticate_shell(
         &self,
         headers: &HeaderMap,
         query: &Params<'_>,
-        body: BodyOf<'_>,
+        body: AuthBody<'_>,
         now: impl FnOnce() -> i64,
-    ) -> Verdict {
+    ) -> AuthOutcome {
         if let (Some(jwt), Some(token)) = (&self.shell_jwt, headers.get(&header::SHELL_JWT)) {
             return match jwt.verify(token.as_bytes(), now()) {
-                Ok(exp) => granted(CallerKind::ShellJwt, Some(exp)),
-                Err(rejection) => Verdict::Refused(rejection),
+                Ok(exp) => accepted(CallerKind::ShellJwt, Some(exp)),
+                Err(rejection) => AuthOutcome::Rejected(rejection),
             };
         }
-        let Some(secret) = &self.shell_secret else { return Verdict::Refused(Rejection::Missing) };
+        let Some(secret) = &self.shell_secret else { return AuthOutcome::Rejected(Rejection::Missing) };
         match shared_secret::find(headers, query, body) {
-            Presented::Text(text) if secret.matches(&text) => granted(CallerKind::SharedSecret, None),
-            Presented::Text(_) if matches!(body, BodyOf::Unread) => Verdict::ReadBody,
-            Presented::Text(_) => Verdict::Refused(Rejection::Wrong),
-            Presented::Refused(rejection) => Verdict::Refused(rejection),
-            Presented::PerhapsInBody => Verdict::ReadBody,
+            SecretLookup::Found(text) if secret.matches(&text) => accepted(CallerKind::SharedSecret, None),
+            SecretLookup::Found(_) if matches!(body, AuthBody::Unread) => AuthOutcome::BodyNeeded,
+            SecretLookup::Found(_) => AuthOutcome::Rejected(Rejection::Wrong),
+            SecretLookup::Rejected(rejection) => AuthOutcome::Rejected(rejection),
+            SecretLookup::BodyNeeded => AuthOutcome::BodyNeeded,
         }
     }
 }
 
-const fn granted(kind: CallerKind, expires: Option<i64>) -> Verdict {
-    Verdict::Granted(Caller { kind, expires })
+const fn accepted(kind: CallerKind, expires: Option<i64>) -> AuthOutcome {
+    AuthOutcome::Accepted(Caller { kind, expires })
 }
 
 #[cfg(test)]

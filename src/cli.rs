@@ -1,11 +1,11 @@
-//! The commands: what they are called, what they print, and how they exit. No logic.
+//! The commands: their options, their output and their exit codes.
 
+mod admin;
 mod client;
 mod demo;
 mod doctor;
 mod hook;
 mod logging;
-mod operate;
 mod run;
 
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ use clap::{Parser, Subcommand};
 /// from memory, and forwards the rest, bodies byte for byte.
 #[derive(Debug, Parser)]
 #[command(name = "railgate", version, arg_required_else_help = true)]
-// Also where there is no terminal to ask for its width.
+// Also without a terminal, whose width would be used.
 #[command(max_term_width = 80)]
 #[command(after_help = "First time here? `railgate demo` needs no configuration.")]
 struct Arguments {
@@ -27,21 +27,21 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Start a small sample GitLab, the gateway in front of it, and print what to try
+    /// Start a small sample GitLab and the gateway in front of it, and print what to try
     Demo(demo::Options),
     /// Run the gateway in front of a real Rails
     Run(ConfigFile),
-    /// Say "ok", or everything that is wrong with a configuration file
+    /// Print "ok", or every mistake in a configuration file
     Check(ConfigFile),
-    /// Ask each server of Rails, and say what is wrong and what to do
+    /// Test each server of Rails, and print what is wrong and what to do
     Doctor(ConfigFile),
-    /// Drop answers that a running gateway has in memory
-    Purge(operate::Purge),
-    /// Show what a running gateway has in memory: of a key, an id or a user, or how much in all
-    Inspect(operate::Inspect),
-    /// Show the servers of Rails as a running gateway sees them, or drain one
-    Servers(operate::Servers),
-    /// What GitLab has to know to tell a gateway of changes
+    /// Drop cached answers of a running gateway
+    Purge(admin::PurgeOptions),
+    /// Show the cached answers of a running gateway for a key, an id or a user, or how many there are
+    Inspect(admin::InspectOptions),
+    /// Show the state of each server of Rails in a running gateway, or drain one
+    Servers(admin::ServersOptions),
+    /// Set up the System Hook by which GitLab notifies a gateway of changes
     #[command(subcommand)]
     Hook(hook::Command),
 }
@@ -60,37 +60,37 @@ pub(crate) fn main() -> ExitCode {
         Command::Run(file) => run::main(&file.config),
         Command::Check(file) => check(&file.config),
         Command::Doctor(file) => doctor::main(&file.config),
-        Command::Purge(options) => operate::purge(options),
-        Command::Inspect(options) => operate::inspect(options),
-        Command::Servers(options) => operate::servers(options),
+        Command::Purge(options) => admin::purge(options),
+        Command::Inspect(options) => admin::inspect(options),
+        Command::Servers(options) => admin::servers(options),
         Command::Hook(command) => hook::main(&command),
     }
 }
 
-/// Exits 0 if the file can be used, 1 if not; warnings alone do not fail.
+/// Exits 0 if the file can be used, despite warnings, and 1 if not.
 fn check(file: &std::path::Path) -> ExitCode {
     match railgate::config::load(file) {
         Ok(loaded) => {
             for warning in loaded.warnings {
-                say_error(&format!("warning: {warning}"));
+                print_error(&format!("warning: {warning}"));
             }
-            say("ok");
+            print_line("ok");
             ExitCode::SUCCESS
         }
-        Err(problems) => {
-            say_error(&problems.to_string());
+        Err(error) => {
+            print_error(&error.to_string());
             ExitCode::FAILURE
         }
     }
 }
 
-/// Prints a line to standard output; a closed pipe is no reason to panic.
-fn say(line: &str) {
+/// Writes a line to standard output. Unlike `println!`, does not panic if the pipe is closed.
+fn print_line(line: &str) {
     use std::io::Write as _;
     let _ = writeln!(std::io::stdout().lock(), "{line}");
 }
 
-fn say_error(line: &str) {
+fn print_error(line: &str) {
     use std::io::Write as _;
     let _ = writeln!(std::io::stderr().lock(), "{line}");
 }

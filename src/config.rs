@@ -1,7 +1,7 @@
-//! The configuration file: TOML in, [`Settings`] out, or every mistake at once.
+//! The configuration file: TOML in, [`GatewayConfig`] out, or every mistake at once.
 //!
-//! Only this room knows what the keys are called. What they mean, and their defaults, belong to
-//! the rooms whose settings they are.
+//! Only this module knows the names of the keys. What they mean, and their defaults, belong to the
+//! modules whose settings they are.
 
 mod auth;
 mod cache;
@@ -17,63 +17,63 @@ mod upstream;
 use std::fmt;
 use std::path::Path;
 
-pub use self::document::Problem;
+pub use self::document::Diagnostic;
 use crate::{file, server};
 
 /// Everything that can be configured.
 #[derive(Clone, Debug)]
-pub struct Settings {
-    /// How many threads answer requests.
+pub struct GatewayConfig {
+    /// Threads that answer requests. Default: one for each core that the process may use.
     pub workers: usize,
     /// Where clients connect.
     pub listen: Vec<server::ListenSettings>,
     /// Where operators and their tools connect.
     pub admin: server::Endpoint,
-    /// Connections open there at one time.
+    /// Connections open at one time on the admin listener.
     pub admin_connections: usize,
-    /// What operators have to show to change something.
-    pub admin_token: Option<crate::secret::Token>,
-    /// The names by which operators may ask for it, besides addresses and `localhost`.
+    /// Required for changes over the admin listener; without it, the address decides.
+    pub admin_token: Option<crate::secret::BearerToken>,
+    /// Accepted in `Host` on the admin listener, besides addresses and `localhost`. In lower case.
     pub admin_hosts: Vec<String>,
-    /// Where GitLab tells of changes, if it does.
+    /// The receiver of GitLab's System Hooks. Without it, cached answers end by their age alone.
     pub hooks: Option<crate::hooks::Settings>,
-    /// Rails.
+    /// How Rails is reached.
     pub upstream: crate::upstream::UpstreamSettings,
-    /// What Rails is shown in place of what GitLab Shell has shown.
-    pub mint: Option<crate::auth::mint::Mint>,
+    /// Replaces the credential of GitLab Shell on the way to Rails. Without it, Rails gets that of the caller.
+    pub upstream_credential: Option<crate::auth::upstream_credential::UpstreamCredential>,
     /// Path prefixes outside the internal API that are forwarded.
     pub forward_prefixes: Vec<String>,
-    /// Who is let in.
-    pub auth: crate::auth::Settings,
-    /// What is kept.
+    /// Which credentials are accepted.
+    pub auth: crate::auth::AuthSettings,
+    /// What is cached, and for how long.
     pub cache: crate::cache::CacheSettings,
-    /// Bounds on clients.
+    /// Limits on clients.
     pub limits: server::Limits,
     /// What is logged.
-    pub log: Log,
+    pub log: LogSettings,
 }
 
-/// What `[log]` says.
+/// `[log]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Log {
-    /// How lines look.
+pub struct LogSettings {
+    /// Default: JSON.
     pub format: LogFormat,
-    /// The least important lines that are written.
+    /// Less important events are not written. Default: info.
     pub level: tracing::Level,
-    /// Whether requests that went well get a line too.
+    /// Successful requests are logged too. Default: true.
     pub requests: bool,
 }
 
-/// How log lines look.
+/// The form of a log line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
     /// For people.
     Pretty,
 }
 
-impl Default for Log {
+impl Default for LogSettings {
     fn default() -> Self {
         Self { format: LogFormat::Json, level: tracing::Level::INFO, requests: true }
     }
@@ -81,63 +81,63 @@ impl Default for Log {
 
 /// A configuration that can be used.
 #[derive(Clone, Debug)]
-pub struct Loaded {
-    /// What it says.
-    pub settings: Settings,
-    /// What is allowed but probably not meant.
-    pub warnings: Vec<Problem>,
+pub struct LoadedConfig {
+    /// The settings.
+    pub config: GatewayConfig,
+    /// What is allowed but is probably a mistake.
+    pub warnings: Vec<Diagnostic>,
 }
 
-/// Everything that is wrong with a file.
+/// Every mistake in a configuration file, a line each.
 #[derive(Debug)]
-pub struct Problems(pub Vec<Problem>);
+pub struct ConfigError(pub Vec<Diagnostic>);
 
-impl fmt::Display for Problems {
+impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, problem) in self.0.iter().enumerate() {
+        for (index, diagnostic) in self.0.iter().enumerate() {
             if index > 0 {
                 writeln!(f)?;
             }
-            problem.fmt(f)?;
+            diagnostic.fmt(f)?;
         }
         Ok(())
     }
 }
 
-impl std::error::Error for Problems {}
+impl std::error::Error for ConfigError {}
 
 /// Reads a file, and the secrets that it names.
-pub fn load(path: &Path) -> Result<Loaded, Problems> {
+pub fn load(path: &Path) -> Result<LoadedConfig, ConfigError> {
     let name = path.display().to_string();
-    let refused = |line, message| {
+    let error = |line, message| {
         let (file, key) = (name.clone(), String::new());
-        Problems(vec![Problem { file, line, key, message }])
+        ConfigError(vec![Diagnostic { file, line, key, message }])
     };
-    let bytes = file::read(path, MOST).map_err(|error| {
-        refused(None, format!("{error}; {}; --config wants the path of a text file in TOML", error.advice()))
+    let bytes = file::read(path, MAX_CONFIG).map_err(|cause| {
+        error(None, format!("{cause}; {}; --config takes the path of a TOML file", cause.advice()))
     })?;
     match std::str::from_utf8(&bytes) {
         Ok(text) => parse(&name, text),
-        Err(_) if file::is_utf16(&bytes) => Err(refused(None, "is UTF-16; save it as UTF-8".to_owned())),
-        Err(error) => {
-            let before = bytes.iter().take(error.valid_up_to());
+        Err(_) if file::is_utf16(&bytes) => Err(error(None, "is UTF-16; save it as UTF-8".to_owned())),
+        Err(invalid) => {
+            let before = bytes.iter().take(invalid.valid_up_to());
             let line = before.filter(|byte| **byte == b'\n').count() + 1;
-            Err(refused(Some(line), "holds bytes that are not UTF-8; save the file as UTF-8".to_owned()))
+            Err(error(Some(line), "holds bytes that are not UTF-8; save the file as UTF-8".to_owned()))
         }
     }
 }
 
-/// Bytes of a configuration file; the annotated one, which has every key, is a fiftieth of that.
-const MOST: usize = 1 << 20;
+/// Bytes of a configuration file. The annotated one, which has every key, has a fiftieth of that.
+const MAX_CONFIG: usize = 1 << 20;
 
-/// Reads a configuration from `text`; `file` is what problems call it.
-pub fn parse(file: &str, text: &str) -> Result<Loaded, Problems> {
+/// Reads a configuration from `text`; `file` is its name in diagnostics.
+pub fn parse(file: &str, text: &str) -> Result<LoadedConfig, ConfigError> {
     let document = document::Document::new(file, text);
-    let settings = read::settings(&document);
-    let (problems, warnings) = document.into_findings();
-    match settings {
-        Some(settings) if problems.is_empty() => Ok(Loaded { settings, warnings }),
-        _ => Err(Problems(problems)),
+    let config = read::config(&document);
+    let (errors, warnings) = document.into_diagnostics();
+    match config {
+        Some(config) if errors.is_empty() => Ok(LoadedConfig { config, warnings }),
+        _ => Err(ConfigError(errors)),
     }
 }
 

@@ -20,7 +20,7 @@ use crate::cache::storable::NoStoreReason;
 use crate::failure::{Failure, Side};
 use crate::header::RequestId;
 use crate::progress::Progress;
-use crate::route::Found;
+use crate::route::RouteMatch;
 use crate::server::ConnectionHandle;
 use crate::upstream::{self, WaitPolicy};
 
@@ -53,7 +53,7 @@ pub struct Routed {
     /// The request.
     pub exchange: Exchange,
     /// The endpoint.
-    pub found: Found,
+    pub found: RouteMatch,
 }
 
 /// A request whose caller may call the endpoint.
@@ -62,7 +62,7 @@ pub struct Authenticated {
     /// The request.
     pub exchange: Exchange,
     /// The endpoint.
-    pub found: Found,
+    pub found: RouteMatch,
     /// The proof; only `auth` can make one.
     pub caller: Caller,
     /// What the query asks for, if it is something that may be kept.

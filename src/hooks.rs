@@ -33,7 +33,7 @@ use crate::cache::Cache;
 use crate::cache::purge::{PurgeMode, Selector};
 use crate::clock::Clock;
 use crate::refusal::Refusal;
-use crate::secret::{SigningToken, Token};
+use crate::secret::{BearerToken, SigningToken};
 use crate::server::wire::REFUSED;
 use crate::server::{ConnectionHandle, Endpoint, Inbound};
 
@@ -45,7 +45,7 @@ pub struct Settings {
     /// Connections open there at one time.
     pub connections: usize,
     /// What GitLab sends as `X-Gitlab-Token`.
-    pub token: Option<Token>,
+    pub token: Option<BearerToken>,
     /// What GitLab signs with.
     pub signing_token: Option<SigningToken>,
     /// How long after an event what it makes wrong is dropped once more.

@@ -69,11 +69,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admin::Admin;
-use crate::auth::Auth;
+use crate::auth::Authenticator;
 use crate::body::unverified::UnverifiedBodies;
 use crate::cache::Cache;
 use crate::clock::Clock;
-use crate::config::Settings;
+use crate::config::GatewayConfig;
 use crate::header::via::Pseudonym;
 use crate::heartbeat::{Heartbeat, Heartbeats};
 use crate::hooks::Hooks;
@@ -105,7 +105,7 @@ fn hooks_thread(((socket, hooks), heartbeat): ((Socket, Hooks), &Arc<Heartbeat>)
 impl Gateway {
     /// Binds every socket, so that a taken address is an error before anything runs. What is counted in
     /// `log`, by the one who writes the log, is shown among the metrics.
-    pub fn bind(settings: Settings, log: Arc<log::Counts>) -> io::Result<Self> {
+    pub fn bind(settings: GatewayConfig, log: Arc<log::Counts>) -> io::Result<Self> {
         let mut sockets = Sockets::bind(&settings)?;
         let (warm, hook_counts) = (WarmRestart::new(&settings), Arc::<hooks::Counts>::default());
         let upstream = Arc::new(UpstreamState::new(&settings.upstream));
@@ -113,7 +113,7 @@ impl Gateway {
         let cache = Cache::new(&settings.cache);
         let bodies = Arc::new(UnverifiedBodies::new(settings.auth.max_unverified));
         let heartbeats = heartbeats(&settings);
-        let auth = Arc::new(ArcSwap::from_pointee(Auth::new(settings.auth)));
+        let auth = Arc::new(ArcSwap::from_pointee(Authenticator::new(settings.auth)));
         let metrics = Arc::new(Metrics::new(MetricSources {
             auth: Arc::clone(&auth),
             bodies: Arc::clone(&bodies),
@@ -133,7 +133,7 @@ impl Gateway {
                 cache: Arc::clone(&cache),
                 cache_settings: settings.cache.clone(),
                 upstream: Arc::new(Upstream::new(&settings.upstream, Arc::clone(&upstream))),
-                mint: settings.mint.clone(),
+                upstream_credential: settings.upstream_credential.clone(),
                 forward_prefixes: settings.forward_prefixes.clone(),
                 worker_metrics: metrics.add_worker(),
                 log_requests: settings.log.requests,
@@ -242,7 +242,7 @@ impl Gateway {
 }
 
 /// Of the workers, and last, if there is one, of the thread for hooks.
-fn heartbeats(settings: &Settings) -> Arc<Heartbeats> {
+fn heartbeats(settings: &GatewayConfig) -> Arc<Heartbeats> {
     let threads = (0..settings.workers).map(|number| format!("worker-{number}"));
     let threads = threads.chain(settings.hooks.is_some().then(|| "hooks".to_owned()));
     Arc::new(Heartbeats(threads.map(Heartbeat::new).collect()))
@@ -260,7 +260,7 @@ struct Sockets {
 }
 
 impl Sockets {
-    fn bind(settings: &Settings) -> io::Result<Self> {
+    fn bind(settings: &GatewayConfig) -> io::Result<Self> {
         let (mut shares, mut clients) = (Vec::new(), Vec::new());
         for (listen, connections) in settings.listen.iter().zip(connections_within_open_files(settings)) {
             let bound = Socket::bind_shares(&listen.endpoint, connections, settings.workers)?;
@@ -289,7 +289,7 @@ impl Sockets {
 
 /// How many connections each listener for clients may have, as configured or less, so that there are
 /// files enough for all of them, for Rails and for operators.
-fn connections_within_open_files(settings: &Settings) -> Vec<usize> {
+fn connections_within_open_files(settings: &GatewayConfig) -> Vec<usize> {
     let upstream = &settings.upstream;
     let demand = Demand {
         clients: settings.listen.iter().map(|listen| listen.connections).collect(),

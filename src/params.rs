@@ -1,9 +1,8 @@
-//! Query strings and form bodies, read as every Rack since 2.0 reads them, and wherever two of those releases
-//! read the credential differently: said so, instead of guessed (contract §2.4). Where they differ, and where
-//! not, is the table of the tests.
+//! Query strings and form bodies, read as every Rack since 2.0 reads them. Where two of those releases read the
+//! credential differently, it is reported as ambiguous (contract §2.4). A table in the tests shows where they do.
 //!
-//! One pass; what is kept are a few plain pairs and the credential, whatever the length: forms are read here
-//! whose senders have shown nothing yet.
+//! One pass, and bounded memory whatever the length, since forms of unauthenticated clients are read here: only
+//! a few plain parameters and the credential are kept.
 
 use std::borrow::Cow;
 
@@ -12,124 +11,127 @@ use memchr::{memchr, memchr_iter, memchr2};
 /// The parameters of a query string or form body, in their order.
 #[derive(Debug)]
 pub struct Params<'a> {
-    /// No more than [`MOST`]: longer lists are not plain, and only the credential counts.
-    pairs: Vec<Pair<'a>>,
-    secret_token: Option<Pair<'a>>,
-    clear: bool,
-    plain: bool,
+    /// At most [`MAX_PARAMS`]: longer lists are not plain, and only the credential counts.
+    list: Vec<Param<'a>>,
+    secret_token: Option<Param<'a>>,
+    is_unambiguous: bool,
+    is_plain: bool,
 }
 
 /// One parameter, as it was sent.
 #[derive(Debug)]
-pub struct Pair<'a> {
-    /// Names with escapes are looked at, but not kept.
+pub struct Param<'a> {
+    /// Names with escapes are checked, but not kept.
     name: &'a [u8],
     raw_value: Option<&'a [u8]>,
 }
 
-impl<'a> Pair<'a> {
-    /// The name.
+impl<'a> Param<'a> {
+    /// As it was sent.
     pub fn name(&self) -> &'a [u8] {
         self.name
     }
 
-    /// The decoded value; `None` for a bare name without `=`, which Rack reads as `nil`.
+    /// Decoded. `None` for a bare name without `=`, which Rack reads as `nil`.
     pub fn value(&self) -> Option<Cow<'a, [u8]>> {
         self.raw_value.and_then(decode)
     }
 }
 
-/// What Rails would take for the parameter `secret_token`.
+/// The parameter `secret_token` as Rails would read it.
 #[derive(Debug, PartialEq, Eq)]
 pub enum SecretToken<'a> {
-    /// Not there.
+    /// There is none.
     Absent,
-    /// There without a value, which hides what came before, and makes Rails look further.
+    /// Without a value, which hides earlier ones, and makes Rails look further.
     Nil,
-    /// There, perhaps empty.
-    Given(Cow<'a, [u8]>),
-    /// Written in a way that Rack versions read differently.
+    /// With a value, perhaps empty.
+    Text(Cow<'a, [u8]>),
+    /// Written in a way that releases of Rack read differently.
     Ambiguous,
 }
 
 impl<'a> Params<'a> {
     /// Splits `raw` into parameters.
     pub fn parse(raw: &'a [u8]) -> Self {
-        let mut params = Self { pairs: Vec::new(), secret_token: None, clear: true, plain: true };
+        let mut parsed = Self { list: Vec::new(), secret_token: None, is_unambiguous: true, is_plain: true };
         if raw.is_empty() {
-            return params;
+            return parsed;
         }
         let has_semicolon = memchr(b';', raw).is_some();
         let mut begin = 0;
         for end in memchr_iter(b'&', raw).chain([raw.len()]) {
             let piece = raw.get(begin..end).unwrap_or_default();
-            // Rack 2 splits a query at `;` too, Rack 3 does not: nothing of the credential may be near one.
-            params.clear &= !has_semicolon || !is_split_credential(piece);
-            params.push(piece, begin == 0);
+            // Rack 2 splits a query at `;` too, Rack 3 does not: the credential must not be next to one.
+            parsed.is_unambiguous &= !has_semicolon || !is_split_credential(piece);
+            parsed.push(piece, begin == 0);
             begin = end + 1;
         }
-        params.plain &= params.clear && !has_semicolon;
-        params
+        parsed.is_plain &= parsed.is_unambiguous && !has_semicolon;
+        parsed
     }
 
     fn push(&mut self, piece: &'a [u8], is_first: bool) {
         if piece.is_empty() {
-            self.plain = false;
+            self.is_plain = false;
             return;
         }
         // Rack 2.2.22 and 3.2.7 drop spaces behind a separator. No client sends any, and a reader that keeps
         // them would find another name.
-        self.clear &= is_first || !piece.starts_with(b" ");
+        self.is_unambiguous &= is_first || !piece.starts_with(b" ");
         let (name, raw_value) = match memchr(b'=', piece) {
             Some(equals) => (piece.get(..equals).unwrap_or_default(), piece.get(equals + 1..)),
             None => (piece, None),
         };
         if !has_good_escapes(name) || !raw_value.is_none_or(has_good_escapes) {
-            // It is an error in Rack; what became of the parameter is unknown.
-            self.clear = false;
+            // An error in Rack; what would become of the parameter is unknown.
+            self.is_unambiguous = false;
             return;
         }
-        let pair = Pair { name, raw_value };
-        match Name::of(name) {
-            Name::Credential => {
-                self.plain &= self.secret_token.is_none() && name == SECRET_TOKEN;
-                self.secret_token = Some(pair);
+        let param = Param { name, raw_value };
+        match ParamName::of(name) {
+            ParamName::Credential => {
+                self.is_plain &= self.secret_token.is_none() && name == SECRET_TOKEN;
+                self.secret_token = Some(param);
                 return;
             }
-            Name::Ambiguous => self.clear = false,
-            Name::Other => {}
+            ParamName::Ambiguous => self.is_unambiguous = false,
+            ParamName::Other => {}
         }
         let is_word = name.iter().all(|b| b.is_ascii_alphanumeric() || *b == b'_');
-        self.plain &= is_word && self.pairs.len() < MOST;
-        // Once the list is not plain, nobody looks at it again.
-        if self.plain {
-            self.plain = !self.pairs.iter().any(|other| other.name == pair.name);
-            self.pairs.push(pair);
+        self.is_plain &= is_word && self.list.len() < MAX_PARAMS;
+        // Once the list is not plain, it is not used any more.
+        if self.is_plain {
+            self.is_plain = !self.list.iter().any(|other| other.name == param.name);
+            self.list.push(param);
         }
     }
 
     /// The credential among the parameters: the last one of that name wins, as in Rack.
     pub fn secret_token(&self) -> SecretToken<'a> {
-        if !self.clear {
+        if !self.is_unambiguous {
             return SecretToken::Ambiguous;
         }
         match &self.secret_token {
             None => SecretToken::Absent,
-            Some(last) => last.value().map_or(SecretToken::Nil, SecretToken::Given),
+            Some(last) => last.value().map_or(SecretToken::Nil, SecretToken::Text),
         }
     }
 
-    /// The parameters apart from the credential, if every name is a plain word that occurs once
-    /// and nothing about them is open to interpretation. `None` means: do not cache.
-    pub fn plain(&self) -> Option<impl Iterator<Item = &Pair<'a>>> {
-        self.plain.then(|| self.pairs.iter())
+    /// The parameters without the credential, if each name is a plain word that occurs once and all
+    /// releases of Rack read them alike. `None` means: do not cache.
+    pub fn plain(&self) -> Option<impl Iterator<Item = &Param<'a>>> {
+        self.is_plain.then(|| self.list.iter())
     }
 }
 
 /// The same parameters without the credential, byte for byte; `None` if there is none among them.
 pub fn without_secret_token(raw: &[u8]) -> Option<Vec<u8>> {
     let is_other = |piece: &&[u8]| {
-        !matches!(Name::of(piece.split(|byte| *byte == b'=').next().unwrap_or_default()), Name::Credential)
+        !matches!(
+            ParamName::of(piece.split(|byte| *byte == b'=').next().unwrap_or_default()),
+            ParamName::Credential
+        )
     };
     let mut kept = Vec::with_capacity(raw.len());
     for (index, piece) in raw.split(|byte| *byte == b'&').filter(is_other).enumerate() {
@@ -141,8 +143,8 @@ pub fn without_secret_token(raw: &[u8]) -> Option<Vec<u8>> {
     (kept.len() < raw.len()).then_some(kept)
 }
 
-/// More parameters than any cacheable endpoint has.
-const MOST: usize = 8;
+/// More than any cacheable endpoint has.
+const MAX_PARAMS: usize = 8;
 
 const SECRET_TOKEN: &[u8] = b"secret_token";
 
@@ -171,20 +173,20 @@ fn decode(raw: &[u8]) -> Option<Cow<'_, [u8]>> {
     Some(Cow::Owned(decoded))
 }
 
-/// What a parameter's name means for the credential.
+/// Whether a parameter's name is that of the credential.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Name {
-    /// It is the credential's, to every Rack: as it is, or with some of it encoded.
+enum ParamName {
+    /// It is, to every Rack: as it is, or percent-encoded in part.
     Credential,
-    /// It is to one of them, or the credential would be a list or a table there: `[secret_token]`,
-    /// `secret_token]` and the like, which Rack 2 takes without the brackets; `secret_token[]`.
+    /// It is to some, or the credential would be a list or a hash there: `[secret_token]`, `secret_token]` and
+    /// the like, of which Rack 2 drops the brackets; `secret_token[]`.
     Ambiguous,
-    /// It is not to any.
+    /// It is not, to any Rack.
     Other,
 }
 
-impl Name {
-    /// Decodes as it goes. A name is long enough for the word in few cases, and seldom looked at further.
+impl ParamName {
+    /// Decodes as it goes. Few names are long enough, and fewer begin with the word.
     fn of(raw_name: &[u8]) -> Self {
         if raw_name.len() < SECRET_TOKEN.len() {
             return Self::Other;
@@ -228,8 +230,7 @@ impl Iterator for Decoded<'_> {
     }
 }
 
-/// Whether a piece that is split at `;` by one reader and not by another is, or has, the credential to one of
-/// them.
+/// Whether a piece that Rack 2 splits at `;` and Rack 3 does not is, or has, the credential to one of them.
 fn is_split_credential(piece: &[u8]) -> bool {
     if memchr(b';', piece).is_none() {
         return false;
@@ -237,7 +238,7 @@ fn is_split_credential(piece: &[u8]) -> bool {
     piece.split(|byte| *byte == b';').any(|part| {
         let spaces = part.iter().take_while(|byte| **byte == b' ').count();
         let name = part.get(spaces..).unwrap_or_default().split(|byte| *byte == b'=').next();
-        Name::of(name.unwrap_or_default()) != Name::Other
+        ParamName::of(name.unwrap_or_default()) != ParamName::Other
     })
 }
 

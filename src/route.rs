@@ -1,4 +1,4 @@
-//! The map of the product: every endpoint of the internal API, one row each.
+//! The routing table: every endpoint of the internal API, one row each.
 //!
 //! Facts from the internal API document and the contract, §1.1 to §1.4. Paths are relative to
 //! `/api/v4/internal`.
@@ -8,57 +8,57 @@ use std::sync::LazyLock;
 
 use http::Method;
 
-/// One endpoint.
+/// One endpoint, a row of [`TABLE`].
 #[derive(Debug, PartialEq, Eq)]
 pub struct Route {
-    /// A stable name, also the metric label.
+    /// Stable: a label in metrics and logs.
     pub id: &'static str,
     /// The method, or `None` for any; HEAD finds the row of GET, as Grape routes it.
     pub method: Option<Method>,
     /// The path below the prefix. A segment that begins with `:` stands for any one segment, and
     /// a `*` at the end for all that follows.
     pub path: &'static str,
-    /// Who may call.
+    /// The credential that is required.
     pub access: Access,
-    /// Whether, and as what, an answer may be kept.
+    /// Whether, and as what, a response may be cached.
     pub caching: Caching,
-    /// With which others it shares what is asked of Rails at one time.
+    /// The endpoints with which it shares a limit on concurrent requests to Rails.
     pub class: Class,
-    /// Whether it may be asked twice.
-    pub repeat: Repeat,
+    /// Whether a request may be sent twice.
+    pub idempotency: Idempotency,
 }
 
-/// Whether a request may be sent a second time that Rails may have seen already. Not a matter of the
-/// method: GitLab keeps a list of GETs that write (`PreventWritesOnGet`), which count failures, note when a
-/// token was used last, or write audit events.
+/// Whether a request may be sent again after Rails may have processed it. The method does not say so: GitLab has
+/// a list of GETs that write (`PreventWritesOnGet`): they count failures, record when a token was last used, or
+/// write audit events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Repeat {
-    /// Asking changes nothing.
-    Safe,
-    /// Asking changes something, or may.
-    Once,
+pub enum Idempotency {
+    /// It changes nothing in GitLab.
+    Idempotent,
+    /// It changes something, or may.
+    NotIdempotent,
 }
 
-/// Endpoints that are alike to Rails: in how long they may take, and in how many it may have at once.
+/// Endpoints with the same time-outs and a common limit on concurrent requests to Rails. Classes do not share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Class {
-    /// Who is this? Somebody waits for it to log in.
+    /// Who is this? An SSH login waits for it.
     Lookup,
-    /// May they? And whatever else needs the credential of GitLab Shell.
+    /// May they? And all else that requires the credential of GitLab Shell.
     Access,
-    /// What Gitaly tells and asks, perhaps while `/allowed` waits for Gitaly.
+    /// Calls of Gitaly, which may come while `/allowed` waits for Gitaly.
     Callback,
-    /// What kas asks.
+    /// Calls of kas.
     Kas,
-    /// What Rails alone judges, so that anybody may ask.
+    /// Only Rails authenticates these, so that any client may use a place.
     Other,
 }
 
 impl Class {
-    /// All of them.
+    /// In the order of [`Self::of`].
     pub const ALL: [Self; 5] = [Self::Lookup, Self::Access, Self::Callback, Self::Kas, Self::Other];
 
-    /// What belongs to it, of what there is for each in the order of [`Self::ALL`].
+    /// The item of this class in an array with one for each, in the order of [`Self::ALL`].
     pub const fn of<T>(self, each: &[T; Self::ALL.len()]) -> &T {
         let [lookup, access, callback, kas, other] = each;
         match self {
@@ -70,7 +70,7 @@ impl Class {
         }
     }
 
-    /// The same, to be changed.
+    /// As [`Self::of`], mutable.
     pub const fn of_mut<T>(self, each: &mut [T; Self::ALL.len()]) -> &mut T {
         let [lookup, access, callback, kas, other] = each;
         match self {
@@ -82,7 +82,7 @@ impl Class {
         }
     }
 
-    /// The name in the configuration and in metrics.
+    /// The name in the configuration and the label in metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Lookup => "lookup",
@@ -94,35 +94,35 @@ impl Class {
     }
 }
 
-/// Who may call an endpoint, and so which credential the gateway demands.
+/// The callers of an endpoint, and so the credential that the gateway requires.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
     /// GitLab Shell, Gitaly and Geo: the shared secret or the shell JWT.
     Shell,
     /// The Kubernetes agent server: the kas JWT.
     Kas,
-    /// Another family with a credential of its own, which Rails alone can judge.
+    /// Others, with a credential that only Rails can verify.
     Rails,
 }
 
-/// What may be kept of an endpoint's answers.
+/// Whether, and as what, an endpoint's responses may be cached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Caching {
-    /// Nothing: the answer is secret, or asking has an effect.
+    /// Not at all: the response is secret, or the request has an effect.
     Never,
-    /// A key row, or the fact that there is none.
+    /// An SSH key, or that there is none.
     AuthorizedKeys,
     /// A user, or `null`.
     Discover,
-    /// The instance's version and health.
+    /// The version and health of the instance.
     Check,
 }
 
 impl Caching {
-    /// All of which something may be kept.
-    pub const KEPT: [Self; 3] = [Self::AuthorizedKeys, Self::Discover, Self::Check];
+    /// All but [`Self::Never`].
+    pub const CACHEABLE: [Self; 3] = [Self::AuthorizedKeys, Self::Discover, Self::Check];
 
-    /// The id of the endpoint.
+    /// The id of the endpoint; a label in metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Never => "never",
@@ -146,7 +146,7 @@ macro_rules! method {
 }
 
 macro_rules! routes {
-    ($($method:ident $path:literal $id:literal $access:ident $caching:ident $class:ident $repeat:ident;)+) => {
+    ($($method:ident $path:literal $id:literal $access:ident $caching:ident $class:ident $idempotency:ident;)+) => {
         &[$(Route {
             id: $id,
             method: method!($method),
@@ -154,76 +154,76 @@ macro_rules! routes {
             access: Access::$access,
             caching: Caching::$caching,
             class: Class::$class,
-            repeat: Repeat::$repeat,
+            idempotency: Idempotency::$idempotency,
         },)+]
     };
 }
 
-/// Every endpoint that is known by name.
+/// Every known endpoint.
 pub static TABLE: &[Route] = routes! {
-    GET  "/authorized_keys"                                 "authorized_keys"              Shell AuthorizedKeys Lookup   Safe;
-    GET  "/discover"                                        "discover"                     Shell Discover       Lookup   Safe;
-    GET  "/check"                                           "check"                        Shell Check          Lookup   Safe;
-    POST "/allowed"                                         "allowed"                      Shell Never          Access   Once;
-    POST "/pre_receive"                                     "pre_receive"                  Shell Never          Callback Once;
-    POST "/post_receive"                                    "post_receive"                 Shell Never          Callback Once;
-    POST "/lfs_authenticate"                                "lfs_authenticate"             Shell Never          Access   Once;
-    POST "/two_factor_recovery_codes"                       "two_factor_recovery_codes"    Shell Never          Access   Once;
-    POST "/personal_access_token"                           "personal_access_token"        Shell Never          Access   Once;
-    POST "/two_factor_config"                               "two_factor_config"            Shell Never          Lookup   Once;
-    POST "/two_factor_push_otp_check"                       "two_factor_push_otp_check"    Shell Never          Access   Once;
-    POST "/two_factor_manual_otp_check"                     "two_factor_manual_otp_check"  Shell Never          Access   Once;
-    GET  "/authorized_certs"                                "authorized_certs"             Shell Never          Lookup   Once;
-    GET  "/lfs"                                             "lfs"                          Shell Never          Access   Safe;
-    GET  "/gitaly/object_pool_members"                      "object_pool_members"          Shell Never          Callback Safe;
-    GET  "/kubernetes/agent_info"                           "agent_info"                   Kas   Never          Kas      Once;
-    GET  "/kubernetes/project_info"                         "project_info"                 Kas   Never          Kas      Once;
-    POST "/kubernetes/usage_metrics"                        "usage_metrics"                Kas   Never          Kas      Once;
-    GET  "/agents/agentk/agent_info"                        "agentk_agent_info"            Kas   Never          Kas      Once;
-    GET  "/agents/agentw/agent_info"                        "agentw_agent_info"            Kas   Never          Kas      Once;
-    GET  "/agents/agentw/server_config"                     "agentw_server_config"         Kas   Never          Kas      Once;
-    GET  "/agents/agentw/authorize_user_access"             "agentw_authorize_user_access" Kas   Never          Kas      Once;
-    GET  "/kubernetes/verify_project_access"                "verify_project_access"        Kas   Never          Kas      Once;
-    POST "/kubernetes/agent_configuration"                  "agent_configuration"          Kas   Never          Kas      Once;
-    POST "/kubernetes/authorize_proxy_user"                 "authorize_proxy_user"         Kas   Never          Kas      Once;
-    POST "/kubernetes/agent_events"                         "agent_events"                 Kas   Never          Kas      Once;
-    GET  "/kubernetes/receptive_agents"                     "receptive_agents"             Kas   Never          Kas      Safe;
-    PUT  "/kubernetes/modules/starboard_vulnerability"      "starboard_vulnerability"      Kas   Never          Kas      Once;
-    POST "/kubernetes/modules/starboard_vulnerability/scan_result" "starboard_scan_result"        Kas   Never          Kas      Once;
-    GET  "/kubernetes/modules/starboard_vulnerability/policies_configuration" "policies_configuration"       Kas   Never          Kas      Once;
-    POST "/kubernetes/modules/remote_development/reconcile" "remote_development_reconcile" Kas   Never          Kas      Once;
-    GET  "/kubernetes/modules/remote_development/prerequisites" "remote_development_prerequisites" Kas   Never          Kas      Once;
-    ANY  "/kubernetes/modules/*"                            "kubernetes_modules"           Kas   Never          Kas      Once;
-    GET  "/autoflow/repository_info"                        "autoflow_repository_info"     Kas   Never          Kas      Safe;
-    GET  "/ci/agents/runner/info"                           "runner_info"                  Kas   Never          Kas      Once;
-    GET  "/ci/agents/runnerc/info"                          "runnerc_info"                 Kas   Never          Kas      Once;
-    POST "/ci/job_router/jobs/request"                      "job_router_request"           Kas   Never          Kas      Once;
-    PUT  "/ci/job_router/jobs/:id"                          "job_router_job"               Kas   Never          Kas      Once;
-    GET  "/ci/job_router/runner_controllers/job_admission"  "job_router_admission"         Kas   Never          Kas      Once;
-    GET  "/pages"                                           "pages"                        Rails Never          Other    Safe;
-    GET  "/pages/status"                                    "pages_status"                 Rails Never          Other    Safe;
-    POST "/workhorse/authorize_upload"                      "authorize_upload"             Rails Never          Other    Once;
-    POST "/mail_room/:mailbox_type"                         "mail_room"                    Rails Never          Other    Once;
-    POST "/error_tracking/allowed"                          "error_tracking_allowed"       Rails Never          Other    Once;
-    POST "/shellhorse/git_audit_event"                      "git_audit_event"              Rails Never          Other    Once;
-    ANY  "/search/zoekt/:uuid/heartbeat"                    "zoekt_heartbeat"              Shell Never          Access   Once;
-    ANY  "/search/zoekt/:uuid/tasks"                        "zoekt_tasks"                  Shell Never          Access   Once;
-    ANY  "/search/zoekt/:uuid/callback"                     "zoekt_callback"               Shell Never          Access   Once;
-    ANY  "/org_mover/*"                                     "org_mover"                    Shell Never          Access   Once;
-    ANY  "/orbit/*"                                         "orbit"                        Rails Never          Other    Once;
-    POST "/secrets_manager/audit_logs"                      "secrets_manager_audit_logs"   Rails Never          Other    Once;
-    ANY  "/observability/*"                                 "observability"                Rails Never          Other    Once;
-    POST "/suggested_reviewers/tokens"                      "suggested_reviewers_tokens"   Rails Never          Other    Once;
-    POST "/jobs/:id/x_ray/scan"                             "x_ray_scan"                   Rails Never          Other    Once;
-    POST "/jobs/:id/x_ray/dependencies"                     "x_ray_dependencies"           Rails Never          Other    Once;
-    ANY  "/upcoming_reconciliations"                        "upcoming_reconciliations"     Rails Never          Other    Once;
-    ANY  "/gitlab_subscriptions/*"                          "gitlab_subscriptions"         Rails Never          Other    Once;
-    ANY  "/dast/*"                                          "dast"                         Rails Never          Other    Once;
-    ANY  "/coverage"                                        "coverage"                     Rails Never          Other    Once;
+    GET  "/authorized_keys"                                 "authorized_keys"              Shell AuthorizedKeys Lookup   Idempotent;
+    GET  "/discover"                                        "discover"                     Shell Discover       Lookup   Idempotent;
+    GET  "/check"                                           "check"                        Shell Check          Lookup   Idempotent;
+    POST "/allowed"                                         "allowed"                      Shell Never          Access   NotIdempotent;
+    POST "/pre_receive"                                     "pre_receive"                  Shell Never          Callback NotIdempotent;
+    POST "/post_receive"                                    "post_receive"                 Shell Never          Callback NotIdempotent;
+    POST "/lfs_authenticate"                                "lfs_authenticate"             Shell Never          Access   NotIdempotent;
+    POST "/two_factor_recovery_codes"                       "two_factor_recovery_codes"    Shell Never          Access   NotIdempotent;
+    POST "/personal_access_token"                           "personal_access_token"        Shell Never          Access   NotIdempotent;
+    POST "/two_factor_config"                               "two_factor_config"            Shell Never          Lookup   NotIdempotent;
+    POST "/two_factor_push_otp_check"                       "two_factor_push_otp_check"    Shell Never          Access   NotIdempotent;
+    POST "/two_factor_manual_otp_check"                     "two_factor_manual_otp_check"  Shell Never          Access   NotIdempotent;
+    GET  "/authorized_certs"                                "authorized_certs"             Shell Never          Lookup   NotIdempotent;
+    GET  "/lfs"                                             "lfs"                          Shell Never          Access   Idempotent;
+    GET  "/gitaly/object_pool_members"                      "object_pool_members"          Shell Never          Callback Idempotent;
+    GET  "/kubernetes/agent_info"                           "agent_info"                   Kas   Never          Kas      NotIdempotent;
+    GET  "/kubernetes/project_info"                         "project_info"                 Kas   Never          Kas      NotIdempotent;
+    POST "/kubernetes/usage_metrics"                        "usage_metrics"                Kas   Never          Kas      NotIdempotent;
+    GET  "/agents/agentk/agent_info"                        "agentk_agent_info"            Kas   Never          Kas      NotIdempotent;
+    GET  "/agents/agentw/agent_info"                        "agentw_agent_info"            Kas   Never          Kas      NotIdempotent;
+    GET  "/agents/agentw/server_config"                     "agentw_server_config"         Kas   Never          Kas      NotIdempotent;
+    GET  "/agents/agentw/authorize_user_access"             "agentw_authorize_user_access" Kas   Never          Kas      NotIdempotent;
+    GET  "/kubernetes/verify_project_access"                "verify_project_access"        Kas   Never          Kas      NotIdempotent;
+    POST "/kubernetes/agent_configuration"                  "agent_configuration"          Kas   Never          Kas      NotIdempotent;
+    POST "/kubernetes/authorize_proxy_user"                 "authorize_proxy_user"         Kas   Never          Kas      NotIdempotent;
+    POST "/kubernetes/agent_events"                         "agent_events"                 Kas   Never          Kas      NotIdempotent;
+    GET  "/kubernetes/receptive_agents"                     "receptive_agents"             Kas   Never          Kas      Idempotent;
+    PUT  "/kubernetes/modules/starboard_vulnerability"      "starboard_vulnerability"      Kas   Never          Kas      NotIdempotent;
+    POST "/kubernetes/modules/starboard_vulnerability/scan_result" "starboard_scan_result"        Kas   Never          Kas      NotIdempotent;
+    GET  "/kubernetes/modules/starboard_vulnerability/policies_configuration" "policies_configuration"       Kas   Never          Kas      NotIdempotent;
+    POST "/kubernetes/modules/remote_development/reconcile" "remote_development_reconcile" Kas   Never          Kas      NotIdempotent;
+    GET  "/kubernetes/modules/remote_development/prerequisites" "remote_development_prerequisites" Kas   Never          Kas      NotIdempotent;
+    ANY  "/kubernetes/modules/*"                            "kubernetes_modules"           Kas   Never          Kas      NotIdempotent;
+    GET  "/autoflow/repository_info"                        "autoflow_repository_info"     Kas   Never          Kas      Idempotent;
+    GET  "/ci/agents/runner/info"                           "runner_info"                  Kas   Never          Kas      NotIdempotent;
+    GET  "/ci/agents/runnerc/info"                          "runnerc_info"                 Kas   Never          Kas      NotIdempotent;
+    POST "/ci/job_router/jobs/request"                      "job_router_request"           Kas   Never          Kas      NotIdempotent;
+    PUT  "/ci/job_router/jobs/:id"                          "job_router_job"               Kas   Never          Kas      NotIdempotent;
+    GET  "/ci/job_router/runner_controllers/job_admission"  "job_router_admission"         Kas   Never          Kas      NotIdempotent;
+    GET  "/pages"                                           "pages"                        Rails Never          Other    Idempotent;
+    GET  "/pages/status"                                    "pages_status"                 Rails Never          Other    Idempotent;
+    POST "/workhorse/authorize_upload"                      "authorize_upload"             Rails Never          Other    NotIdempotent;
+    POST "/mail_room/:mailbox_type"                         "mail_room"                    Rails Never          Other    NotIdempotent;
+    POST "/error_tracking/allowed"                          "error_tracking_allowed"       Rails Never          Other    NotIdempotent;
+    POST "/shellhorse/git_audit_event"                      "git_audit_event"              Rails Never          Other    NotIdempotent;
+    ANY  "/search/zoekt/:uuid/heartbeat"                    "zoekt_heartbeat"              Shell Never          Access   NotIdempotent;
+    ANY  "/search/zoekt/:uuid/tasks"                        "zoekt_tasks"                  Shell Never          Access   NotIdempotent;
+    ANY  "/search/zoekt/:uuid/callback"                     "zoekt_callback"               Shell Never          Access   NotIdempotent;
+    ANY  "/org_mover/*"                                     "org_mover"                    Shell Never          Access   NotIdempotent;
+    ANY  "/orbit/*"                                         "orbit"                        Rails Never          Other    NotIdempotent;
+    POST "/secrets_manager/audit_logs"                      "secrets_manager_audit_logs"   Rails Never          Other    NotIdempotent;
+    ANY  "/observability/*"                                 "observability"                Rails Never          Other    NotIdempotent;
+    POST "/suggested_reviewers/tokens"                      "suggested_reviewers_tokens"   Rails Never          Other    NotIdempotent;
+    POST "/jobs/:id/x_ray/scan"                             "x_ray_scan"                   Rails Never          Other    NotIdempotent;
+    POST "/jobs/:id/x_ray/dependencies"                     "x_ray_dependencies"           Rails Never          Other    NotIdempotent;
+    ANY  "/upcoming_reconciliations"                        "upcoming_reconciliations"     Rails Never          Other    NotIdempotent;
+    ANY  "/gitlab_subscriptions/*"                          "gitlab_subscriptions"         Rails Never          Other    NotIdempotent;
+    ANY  "/dast/*"                                          "dast"                         Rails Never          Other    NotIdempotent;
+    ANY  "/coverage"                                        "coverage"                     Rails Never          Other    NotIdempotent;
 };
 
-/// The last row: a path below the prefix that no other row names. Newer families bring their own
-/// credentials, so the gateway demands none and leaves the verdict to Rails.
+/// A path below the prefix that is in no row of the table. Newer endpoints have credentials of their own, so the
+/// gateway requires none and leaves authentication to Rails.
 pub static OTHER_INTERNAL: Route = Route {
     id: "other_internal",
     method: None,
@@ -231,10 +231,10 @@ pub static OTHER_INTERNAL: Route = Route {
     access: Access::Rails,
     caching: Caching::Never,
     class: Class::Other,
-    repeat: Repeat::Once,
+    idempotency: Idempotency::NotIdempotent,
 };
 
-/// A path outside the internal API that the configuration lists (`upstream.forward_prefixes`).
+/// A path outside the internal API, below a prefix of `upstream.forward_prefixes`.
 pub static FORWARDED_PREFIX: Route = Route {
     id: "forwarded_prefix",
     method: None,
@@ -242,57 +242,60 @@ pub static FORWARDED_PREFIX: Route = Route {
     access: Access::Rails,
     caching: Caching::Never,
     class: Class::Other,
-    repeat: Repeat::Once,
+    idempotency: Idempotency::NotIdempotent,
 };
 
-/// A row, and whether the path is the row's own, byte for byte.
+/// The row for a request.
 #[derive(Clone, Copy, Debug)]
-pub struct Found {
-    /// The row.
+pub struct RouteMatch {
+    /// A row of [`TABLE`], [`OTHER_INTERNAL`] or [`FORWARDED_PREFIX`].
     pub route: &'static Route,
     /// False for a spelling that Grape routes to the same endpoint, such as a `.json` suffix or
-    /// a trailing slash: the same credential is demanded, but nothing is cached.
-    pub exact: bool,
+    /// a trailing slash: the same credential is required, but nothing is cached.
+    pub is_exact: bool,
 }
 
 /// Finds the row for a path below the prefix (`/check`, not `/api/v4/internal/check`).
-/// `has_body` says whether the request has one.
-pub fn find(method: &Method, path: &str, has_body: bool) -> Found {
+pub fn find(method: &Method, path: &str, has_body: bool) -> RouteMatch {
     let method = if method == Method::HEAD { &Method::GET } else { method };
-    if let Some(route) = row(method, path) {
-        return Found { route, exact: true };
+    if let Some(route) = find_row(method, path) {
+        return RouteMatch { route, is_exact: true };
     }
-    let path = without_suffix(path);
-    let route = row(method, path).or_else(|| in_disguise(method, path, has_body)).unwrap_or(&OTHER_INTERNAL);
-    Found { route, exact: false }
+    let path = without_format(path);
+    let route =
+        find_row(method, path).or_else(|| find_overridden(method, path, has_body)).unwrap_or(&OTHER_INTERNAL);
+    RouteMatch { route, is_exact: false }
 }
 
-/// A POST with a body can be any other method to Rails (`_method` in a form, Rack's
-/// `MethodOverride`), and OPTIONS runs the endpoint's authentication: both demand what the path's
-/// row demands. To any other method that the row does not have Rails answers 404 without looking
-/// at credentials.
-fn in_disguise(method: &Method, path: &str, has_body: bool) -> Option<&'static Route> {
-    let may_be = (*method == Method::POST && has_body) || *method == Method::OPTIONS;
-    TABLE.iter().find(|route| may_be && fits(route.path, path))
+/// The row of another method with the same path. A POST with a body can be any other method to Rails (`_method` in
+/// a form, Rack's `MethodOverride`), and OPTIONS runs the endpoint's authentication: both require the credential of
+/// that row. Any other method that has no row is a 404 in Rails, without a look at credentials.
+fn find_overridden(method: &Method, path: &str, has_body: bool) -> Option<&'static Route> {
+    let may_override = (*method == Method::POST && has_body) || *method == Method::OPTIONS;
+    TABLE.iter().find(|route| may_override && path_matches(route.path, path))
 }
 
-fn row(method: &Method, path: &str) -> Option<&'static Route> {
-    TABLE.iter().find(|route| route.method.as_ref().is_none_or(|own| own == method) && fits(route.path, path))
+fn find_row(method: &Method, path: &str) -> Option<&'static Route> {
+    TABLE
+        .iter()
+        .find(|route| route.method.as_ref().is_none_or(|own| own == method) && path_matches(route.path, path))
 }
 
-fn fits(pattern: &str, path: &str) -> bool {
-    if let Some(begin) = pattern.strip_suffix('*') {
-        return path.starts_with(begin);
+fn path_matches(pattern: &str, path: &str) -> bool {
+    if let Some(prefix) = pattern.strip_suffix('*') {
+        return path.starts_with(prefix);
     }
     if !pattern.contains(':') {
         return pattern == path;
     }
-    let mut given = path.split('/');
-    let fit = |part: &str, is: &str| part == is || (part.starts_with(':') && !is.is_empty());
-    pattern.split('/').all(|part| given.next().is_some_and(|is| fit(part, is))) && given.next().is_none()
+    let mut segments = path.split('/');
+    let matches =
+        |part: &str, segment: &str| part == segment || (part.starts_with(':') && !segment.is_empty());
+    pattern.split('/').all(|part| segments.next().is_some_and(|segment| matches(part, segment)))
+        && segments.next().is_none()
 }
 
-/// Whether a segment of a path is a word of the table, and not something that a caller made up.
+/// Whether a segment of a path occurs in the table. Others are the client's, and may be secret.
 pub fn is_known_segment(segment: &str) -> bool {
     static WORDS: LazyLock<HashSet<&str, foldhash::fast::RandomState>> = LazyLock::new(|| {
         let paths = TABLE.iter().map(|route| route.path).chain([PREFIX]);
@@ -301,8 +304,8 @@ pub fn is_known_segment(segment: &str) -> bool {
     WORDS.contains(segment)
 }
 
-/// The path without a trailing slash and without a format suffix on its last segment.
-fn without_suffix(path: &str) -> &str {
+/// The path without a trailing slash and without a format suffix (`.json`) on its last segment.
+fn without_format(path: &str) -> &str {
     let path = path.strip_suffix('/').unwrap_or(path);
     let last = path.rfind('/').map_or(0, |slash| slash + 1);
     match path.get(last..).and_then(|segment| segment.find('.')) {

@@ -7,8 +7,8 @@ use arc_swap::ArcSwap;
 use tokio_util::task::TaskTracker;
 use tower::ServiceBuilder;
 
-use crate::auth::Auth;
-use crate::auth::mint::Mint;
+use crate::auth::Authenticator;
+use crate::auth::upstream_credential::UpstreamCredential;
 use crate::body::unverified::UnverifiedBodies;
 use crate::cache::{self, Cache};
 use crate::clock::Clock;
@@ -30,7 +30,7 @@ pub type Stack = Observe<Rescue<Hygiene<FindRoute<Authenticate<ServeCached<Forwa
 #[derive(Clone, Debug)]
 pub struct Parts {
     /// How callers are judged; exchanged when secrets change.
-    pub auth: Arc<ArcSwap<Auth>>,
+    pub auth: Arc<ArcSwap<Authenticator>>,
     /// Reads bodies that are searched for a credential, within the memory that they share.
     pub bodies: Arc<UnverifiedBodies>,
     /// The entries.
@@ -40,7 +40,7 @@ pub struct Parts {
     /// Rails.
     pub upstream: Arc<Upstream>,
     /// What Rails is shown in place of what GitLab Shell has shown, if it wants something else.
-    pub mint: Option<Mint>,
+    pub upstream_credential: Option<UpstreamCredential>,
     /// Path prefixes outside the internal API that are forwarded.
     pub forward_prefixes: Vec<String>,
     /// Where requests are counted.
@@ -63,7 +63,7 @@ pub fn build(parts: Parts) -> Stack {
         cache,
         cache_settings,
         upstream,
-        mint,
+        upstream_credential,
         forward_prefixes,
         worker_metrics,
         log_requests,
@@ -84,5 +84,5 @@ pub fn build(parts: Parts) -> Stack {
         .layer(AuthenticateLayer::new(auth, clock.clone(), bodies))
         // Last before Rails: what is answered here costs Rails nothing.
         .layer(ServeCachedLayer::new(cache, cache_settings, clock.clone(), fills))
-        .service(Forward::new(upstream, clock, mint, name))
+        .service(Forward::new(upstream, clock, upstream_credential, name))
 }

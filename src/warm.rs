@@ -11,7 +11,7 @@ use crate::cache::snapshot::error::LoadError;
 use crate::cache::snapshot::{SnapshotFile, SnapshotTime};
 use crate::cache::{Cache, Lifetimes};
 use crate::clock::Clock;
-use crate::config::Settings;
+use crate::config::GatewayConfig;
 use crate::upstream::UpstreamServerSettings;
 
 /// Saves and loads the cache.
@@ -25,7 +25,7 @@ pub(crate) struct WarmRestart {
 
 impl WarmRestart {
     /// `None` if no `cache.snapshot` is configured.
-    pub(crate) fn new(settings: &Settings) -> Option<Self> {
+    pub(crate) fn new(settings: &GatewayConfig) -> Option<Self> {
         let path: PathBuf = settings.cache.snapshot.clone()?;
         let upstream = &settings.upstream;
         // Everything by which two Rails can differ.

@@ -18,7 +18,7 @@ pub(super) fn totals(cache: &Cache) -> Value {
         let [positive, negative] = cache.entry_counts_of(caching);
         (caching.as_str().to_owned(), json!({ "positive": positive, "negative": negative }))
     };
-    Value::Object(Caching::KEPT.into_iter().map(of).collect())
+    Value::Object(Caching::CACHEABLE.into_iter().map(of).collect())
 }
 
 /// What is kept of what `body` means.

@@ -55,7 +55,7 @@ fn meant(said: Map<String, Value>) -> Result<Selector, String> {
         ("user_id", Value::Number(id)) => id.as_u64().filter(|id| *id > 0).map(Selector::UserId),
         ("username", Value::String(name)) if !name.is_empty() => Some(Selector::Username(name.clone())),
         ("route", Value::String(route)) => {
-            Caching::KEPT.into_iter().find(|kept| kept.as_str() == route).map(Selector::Route)
+            Caching::CACHEABLE.into_iter().find(|kept| kept.as_str() == route).map(Selector::Route)
         }
         ("all", Value::Bool(true)) => Some(Selector::All),
         _ => None,

@@ -1,23 +1,22 @@
-//! Finds one member of a JSON object in one pass, without building a tree: what it costs is the time to read the
-//! document, and the memory of that member and of the longest text with escapes.
+//! Finds one member of a JSON object in one pass, without building a tree: its memory is that of the member and
+//! of the longest text with escapes.
 //!
-//! What is no JSON (RFC 8259), in UTF-8 and without lone surrogates, is an error wherever it stands, and so is
-//! nesting deeper than Ruby's JSON reads. Ruby is more lenient in all of this but the depth: it takes comments,
-//! unknown escapes, lone surrogates and numbers of any size. So whatever is found here, Rails finds too.
+//! Invalid JSON (RFC 8259), invalid UTF-8 and lone surrogates are an error wherever they are, and so is nesting
+//! deeper than Ruby's JSON reads. Ruby is more lenient in all of this but the depth: it accepts comments,
+//! unknown escapes, lone surrogates and numbers of any size. So what is found here, Rails finds too.
 
 use std::borrow::Cow;
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-/// How many arrays and objects may stand in each other, the outermost included (`max_nesting` of Ruby's
-/// JSON). It bounds the stack too.
+/// Levels of arrays and objects, the outermost included (`max_nesting` of Ruby's JSON). It bounds the stack too.
 const MAX_NESTING: u8 = 100;
 
-/// What an object holds under a name.
+/// The value of a member.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Member<'a> {
-    /// Nothing; or the document is an array, which has no names.
+    /// There is none; an array has no members.
     Absent,
     Null,
     Text(Cow<'a, [u8]>),
@@ -26,19 +25,19 @@ pub(super) enum Member<'a> {
 }
 
 /// The member `name` of the document; the last one of that name counts, as in Ruby.
-pub(super) fn member<'a>(json: &'a [u8], name: &str) -> Result<Member<'a>, serde_json::Error> {
+pub(super) fn find_member<'a>(json: &'a [u8], name: &str) -> Result<Member<'a>, serde_json::Error> {
     let mut reader = serde_json::Deserializer::from_slice(json);
-    let member = reader.deserialize_any(Document { name })?;
+    let member = reader.deserialize_any(RootVisitor { name })?;
     reader.end()?;
     Ok(member)
 }
 
-/// The outermost value.
-struct Document<'n> {
+/// Visits the outermost value.
+struct RootVisitor<'n> {
     name: &'n str,
 }
 
-impl<'de> Visitor<'de> for Document<'_> {
+impl<'de> Visitor<'de> for RootVisitor<'_> {
     type Value = Member<'de>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -47,8 +46,9 @@ impl<'de> Visitor<'de> for Document<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Member<'de>, A::Error> {
         let mut found = Member::Absent;
-        while let Some(is_named) = map.next_key_seed(IsNamed(self.name))? {
-            let value = map.next_value_seed(Value { left: MAX_NESTING - 1, is_wanted: is_named })?;
+        while let Some(is_named) = map.next_key_seed(KeyMatcher(self.name))? {
+            let value =
+                map.next_value_seed(ValueVisitor { levels_left: MAX_NESTING - 1, is_wanted: is_named })?;
             if is_named {
                 found = value;
             }
@@ -57,15 +57,15 @@ impl<'de> Visitor<'de> for Document<'_> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<Member<'de>, A::Error> {
-        Value { left: MAX_NESTING, is_wanted: false }.visit_seq(seq)?;
+        ValueVisitor { levels_left: MAX_NESTING, is_wanted: false }.visit_seq(seq)?;
         Ok(Member::Absent)
     }
 }
 
 /// Whether a key is the name, however it is escaped.
-struct IsNamed<'n>(&'n str);
+struct KeyMatcher<'n>(&'n str);
 
-impl<'de> DeserializeSeed<'de> for IsNamed<'_> {
+impl<'de> DeserializeSeed<'de> for KeyMatcher<'_> {
     type Value = bool;
 
     fn deserialize<D: Deserializer<'de>>(self, key: D) -> Result<bool, D::Error> {
@@ -73,7 +73,7 @@ impl<'de> DeserializeSeed<'de> for IsNamed<'_> {
     }
 }
 
-impl Visitor<'_> for IsNamed<'_> {
+impl Visitor<'_> for KeyMatcher<'_> {
     type Value = bool;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -85,25 +85,25 @@ impl Visitor<'_> for IsNamed<'_> {
     }
 }
 
-/// Any other place of the document. All that stands there is read as if it were wanted, since serde's
-/// `IgnoredAny` lets invalid UTF-8, lone surrogates, numbers out of range and any depth pass.
+/// Visits any other value. Unwanted values are parsed in full too, since serde's `IgnoredAny` accepts invalid
+/// UTF-8, lone surrogates, numbers out of range and any depth.
 #[derive(Clone, Copy)]
-struct Value {
-    /// How many more arrays and objects may be opened.
-    left: u8,
-    /// Whether a text is handed out, or dropped.
+struct ValueVisitor {
+    /// Levels of arrays and objects that may still be opened.
+    levels_left: u8,
+    /// Whether a text is returned, or dropped.
     is_wanted: bool,
 }
 
-impl Value {
-    /// What stands in an array or object here.
+impl ValueVisitor {
+    /// For the items of an array or object.
     fn inner<E: Error>(self) -> Result<Self, E> {
-        let left = self.left.checked_sub(1).ok_or_else(|| E::custom("nested too deeply"))?;
-        Ok(Self { left, is_wanted: false })
+        let levels_left = self.levels_left.checked_sub(1).ok_or_else(|| E::custom("nested too deeply"))?;
+        Ok(Self { levels_left, is_wanted: false })
     }
 }
 
-impl<'de> DeserializeSeed<'de> for Value {
+impl<'de> DeserializeSeed<'de> for ValueVisitor {
     type Value = Member<'de>;
 
     fn deserialize<D: Deserializer<'de>>(self, value: D) -> Result<Member<'de>, D::Error> {
@@ -111,7 +111,7 @@ impl<'de> DeserializeSeed<'de> for Value {
     }
 }
 
-impl<'de> Visitor<'de> for Value {
+impl<'de> Visitor<'de> for ValueVisitor {
     type Value = Member<'de>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -1,7 +1,7 @@
-//! What the two token schemes share: HS256 and nothing else, an exact issuer, a time window.
+//! Verification of both kinds of tokens: HS256 and nothing else, an exact issuer, a time window.
 //!
-//! Signature and form are jsonwebtoken's work. The window is judged here, because we must never be
-//! more lenient than Ruby's library, which counts the borders differently: to it, a token is dead
+//! jsonwebtoken verifies signature and form. The window is checked here, because we must never be
+//! more lenient than Ruby's library, which counts its ends differently: there, a token has expired
 //! at `exp + leeway`, not one second later.
 
 use base64::Engine as _;
@@ -12,33 +12,32 @@ use serde_json::Value;
 
 use super::{ClockSkew, Rejection};
 
-/// What a token must say.
 #[derive(Clone)]
-pub(super) struct Rules {
+pub(super) struct TokenRules {
     pub(super) key: DecodingKey,
     pub(super) issuer: &'static str,
     pub(super) audience: Audience,
-    /// Seconds that `exp` and `nbf` may be off.
+    /// Seconds by which `exp` and `nbf` may be off.
     pub(super) leeway: i64,
 }
 
-/// Who a token must be for.
+/// The audience that a token must have.
 #[derive(Clone)]
 pub(super) enum Audience {
-    /// Any, or none.
+    /// Any or none.
     Any,
-    /// This one, if it names any.
-    IfNamed(&'static str),
-    /// This one, which it has to name.
-    Named(String),
+    /// This one, unless the token has none.
+    Optional(&'static str),
+    /// This one.
+    Required(String),
 }
 
 /// A map, not a struct: serde would fill a struct from an array too, which Rails refuses.
 type Claims = serde_json::Map<String, Value>;
 
-/// Verifies `token` at `now`, and says when it expires. The token is looked at as it came: no `Bearer`, no white space.
-/// When it was issued decides nothing, as in Rails, and is noted in `skew`.
-pub(super) fn verify(token: &[u8], rules: &Rules, skew: &ClockSkew, now: i64) -> Result<i64, Rejection> {
+/// Verifies `token` at `now`, and returns when it expires. The header's whole value is the token: no `Bearer`, no
+/// white space. When it was issued does not matter, as in Rails, and is recorded in `skew`.
+pub(super) fn verify(token: &[u8], rules: &TokenRules, skew: &ClockSkew, now: i64) -> Result<i64, Rejection> {
     if token.is_empty() {
         return Err(Rejection::Missing);
     }
@@ -52,7 +51,7 @@ pub(super) fn verify(token: &[u8], rules: &Rules, skew: &ClockSkew, now: i64) ->
             _ => Rejection::Malformed,
         })?
         .claims;
-    if !has_plain_header(token) || claims.values().any(|value| is_deeper(value, DEEPEST - 1)) {
+    if !has_plain_header(token) || claims.values().any(|value| is_nested_deeper(value, MAX_NESTING - 1)) {
         return Err(Rejection::Malformed);
     }
     if claims.get("iss").and_then(Value::as_str) != Some(rules.issuer) {
@@ -61,8 +60,8 @@ pub(super) fn verify(token: &[u8], rules: &Rules, skew: &ClockSkew, now: i64) ->
     let aud = claims.get("aud");
     let is_for_rails = match &rules.audience {
         Audience::Any => true,
-        Audience::IfNamed(audience) => aud.is_none_or(Value::is_null) || names(aud, audience),
-        Audience::Named(audience) => names(aud, audience),
+        Audience::Optional(audience) => aud.is_none_or(Value::is_null) || contains(aud, audience),
+        Audience::Required(audience) => contains(aud, audience),
     };
     if !is_for_rails {
         return Err(Rejection::WrongAudience);
@@ -70,43 +69,45 @@ pub(super) fn verify(token: &[u8], rules: &Rules, skew: &ClockSkew, now: i64) ->
     if let Some(iat) = claims.get("iat").and_then(Value::as_i64) {
         skew.observe(iat, now);
     }
-    // No client of GitLab's sends a token without an end; one that never dies is not let in.
-    let exp = date(&claims, "exp")?.ok_or(Rejection::Malformed)?;
+    // No client of GitLab's sends a token without `exp`; one that never expires is refused.
+    let exp = numeric_date(&claims, "exp")?.ok_or(Rejection::Malformed)?;
     if exp <= now.saturating_sub(rules.leeway) {
         return Err(Rejection::Expired);
     }
     let latest = now.saturating_add(rules.leeway);
-    if date(&claims, "nbf")?.is_some_and(|nbf| nbf > latest) {
+    if numeric_date(&claims, "nbf")?.is_some_and(|nbf| nbf > latest) {
         return Err(Rejection::Skewed);
     }
     Ok(exp)
 }
 
-/// Ruby's JSON reads no more levels of arrays and objects than that.
-const DEEPEST: usize = 100;
+/// Levels of arrays and objects that Ruby's JSON reads.
+const MAX_NESTING: usize = 100;
 
-/// What ruby-jwt 3.3 refuses and jsonwebtoken takes: `crit` of any kind, a `b64` that is not true (RFC 7797),
-/// and JSON that is nested too deeply. Only the holder of the secret can make a token with them.
+/// Whether the header has nothing that ruby-jwt 3.3 refuses and jsonwebtoken accepts: `crit` of any kind, a `b64`
+/// that is not true (RFC 7797), JSON that is nested too deeply. Only a holder of the secret can sign such a token.
 fn has_plain_header(token: &[u8]) -> bool {
     let header = token.split(|b| *b == b'.').next().unwrap_or_default();
     let Some(header) = URL_SAFE_NO_PAD.decode(header).ok() else { return false };
     let Ok(header) = serde_json::from_slice::<Claims>(&header) else { return false };
     !header.contains_key("crit")
         && header.get("b64").is_none_or(|b64| *b64 == Value::Bool(true))
-        && !header.values().any(|value| is_deeper(value, DEEPEST - 1))
+        && !header.values().any(|value| is_nested_deeper(value, MAX_NESTING - 1))
 }
 
-/// Whether a value has more than so many levels. `serde_json` has bounded them already.
-fn is_deeper(value: &Value, most: usize) -> bool {
+/// Whether a value has more than `levels` levels. `serde_json` limits the recursion.
+fn is_nested_deeper(value: &Value, levels: usize) -> bool {
     match value {
-        Value::Array(items) => most == 0 || items.iter().any(|item| is_deeper(item, most - 1)),
-        Value::Object(fields) => most == 0 || fields.values().any(|field| is_deeper(field, most - 1)),
+        Value::Array(items) => levels == 0 || items.iter().any(|item| is_nested_deeper(item, levels - 1)),
+        Value::Object(fields) => {
+            levels == 0 || fields.values().any(|field| is_nested_deeper(field, levels - 1))
+        }
         _ => false,
     }
 }
 
-/// A `NumericDate`. GitLab's clients write integers, and nothing else is taken for one.
-fn date(claims: &Claims, name: &str) -> Result<Option<i64>, Rejection> {
+/// A `NumericDate`. GitLab's clients write integers, and nothing else is accepted.
+fn numeric_date(claims: &Claims, name: &str) -> Result<Option<i64>, Rejection> {
     match claims.get(name) {
         None => Ok(None),
         Some(value) => value.as_i64().map(Some).ok_or(Rejection::Malformed),
@@ -114,7 +115,7 @@ fn date(claims: &Claims, name: &str) -> Result<Option<i64>, Rejection> {
 }
 
 /// RFC 7519 §4.1.3: one audience as a string, several as an array.
-fn names(aud: Option<&Value>, audience: &str) -> bool {
+fn contains(aud: Option<&Value>, audience: &str) -> bool {
     match aud {
         Some(Value::String(one)) => one == audience,
         Some(Value::Array(several)) => several.iter().any(|one| one.as_str() == Some(audience)),

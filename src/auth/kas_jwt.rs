@@ -4,31 +4,30 @@ use std::fmt;
 
 use jsonwebtoken::DecodingKey;
 
-use super::jwt::{self, Audience, Rules};
+use super::jwt::{self, Audience, TokenRules};
 use super::{ClockSkew, Rejection};
 use crate::secret::KasSecret;
 
 /// Verifies tokens that are signed with the kas secret.
 pub struct KasJwt {
-    rules: Rules,
+    rules: TokenRules,
     pub(super) skew: ClockSkew,
 }
 
 impl KasJwt {
-    /// No leeway at all: a kas token lives 5 to 30 s, and Rails counts every second. That an audience is
-    /// named is demanded only where configured, since Rails verifies it only in newer releases; one that
-    /// is named has to be that of Rails.
+    /// Without leeway, as in Rails: a kas token lives 5 to 30 s. A token must have an audience only if one is
+    /// configured, since only newer releases of Rails verify it; one that it has must be that of Rails.
     pub fn new(secret: &KasSecret, audience: Option<String>) -> Self {
-        let rules = Rules {
+        let rules = TokenRules {
             key: DecodingKey::from_secret(secret.as_hmac_key()),
             issuer: "gitlab-kas",
-            audience: audience.map_or(Audience::IfNamed("gitlab"), Audience::Named),
+            audience: audience.map_or(Audience::Optional("gitlab"), Audience::Required),
             leeway: 0,
         };
         Self { rules, skew: ClockSkew::default() }
     }
 
-    /// Verifies a token at `now`, and says when it expires, both in Unix seconds.
+    /// Verifies a token at `now`, and returns when it expires, both in Unix seconds.
     pub fn verify(&self, token: &[u8], now: i64) -> Result<i64, Rejection> {
         jwt::verify(token, &self.rules, &self.skew, now)
     }

@@ -1,4 +1,4 @@
-//! The shared secret as callers present it, in the order in which Rails looks (contract §2.2):
+//! The shared secret of a request, in the order in which Rails looks for it (contract §2.2):
 //! the parameter `secret_token`, where a body overrides the query, else the header.
 
 use std::borrow::Cow;
@@ -6,81 +6,71 @@ use std::borrow::Cow;
 use http::HeaderMap;
 
 use super::json::{self, Member};
-use super::{BodyOf, Rejection};
+use super::{AuthBody, Rejection};
 use crate::header;
 use crate::params::{Params, SecretToken};
 use crate::strict_base64;
 
-/// What was found in the place where Rails would look.
+/// What is in the place where Rails would look.
 #[derive(Debug)]
-pub(super) enum Presented<'a> {
-    /// This text, to be compared with the secret.
-    Text(Cow<'a, [u8]>),
+pub(super) enum SecretLookup<'a> {
+    /// To be compared with the secret.
+    Found(Cow<'a, [u8]>),
     /// Nothing that can be compared.
-    Refused(Rejection),
+    Rejected(Rejection),
     /// Nothing so far, and the body was not read.
-    PerhapsInBody,
+    BodyNeeded,
 }
 
 /// Finds the text that Rails would compare with its secret.
-pub(super) fn find<'a>(headers: &'a HeaderMap, query: &Params<'a>, body: BodyOf<'a>) -> Presented<'a> {
+pub(super) fn find<'a>(headers: &'a HeaderMap, query: &Params<'a>, body: AuthBody<'a>) -> SecretLookup<'a> {
     let from_body = match body {
-        BodyOf::Form(form) => in_params(&Params::parse(form)),
-        BodyOf::Json(body) => in_json(body),
-        BodyOf::Irrelevant | BodyOf::Unread => Given::Absent,
+        AuthBody::Form(form) => Params::parse(form).secret_token(),
+        AuthBody::Json(body) => in_json(body),
+        AuthBody::Irrelevant | AuthBody::Unread => SecretToken::Absent,
     };
-    match (from_body, in_params(query)) {
-        (Given::Ambiguous, _) | (_, Given::Ambiguous) => Presented::Refused(Rejection::Ambiguous),
-        (Given::Text(text), _) | (Given::Absent, Given::Text(text)) => Presented::Text(text),
+    match (from_body, query.secret_token()) {
+        (SecretToken::Ambiguous, _) | (_, SecretToken::Ambiguous) => {
+            SecretLookup::Rejected(Rejection::Ambiguous)
+        }
+        (SecretToken::Text(text), _) | (SecretToken::Absent, SecretToken::Text(text)) => {
+            SecretLookup::Found(text)
+        }
         // A `null` in the body, or a bare name in a form, overrides the query, and then the header counts.
-        (Given::Null, _) | (Given::Absent, Given::Absent | Given::Null) => in_header(headers, body),
+        (SecretToken::Nil, _) | (SecretToken::Absent, SecretToken::Absent | SecretToken::Nil) => {
+            in_header(headers, body)
+        }
     }
 }
 
-enum Given<'a> {
-    Absent,
-    Null,
-    Text(Cow<'a, [u8]>),
-    Ambiguous,
-}
-
-fn in_params<'a>(params: &Params<'a>) -> Given<'a> {
-    match params.secret_token() {
-        SecretToken::Absent => Given::Absent,
-        SecretToken::Nil => Given::Null,
-        SecretToken::Given(text) => Given::Text(text),
-        SecretToken::Ambiguous => Given::Ambiguous,
-    }
-}
-
-/// An empty body and an array are "no parameters" to Grape; anything else that is no object, and
+/// An empty body and an array are "no parameters" to Grape; anything else that is not an object, and
 /// a `secret_token` that is neither text nor `null`, ends in an error there.
-fn in_json(body: &[u8]) -> Given<'_> {
+fn in_json(body: &[u8]) -> SecretToken<'_> {
     if body.is_empty() {
-        return Given::Absent;
+        return SecretToken::Absent;
     }
-    match json::member(body, "secret_token") {
-        Ok(Member::Absent) => Given::Absent,
-        Ok(Member::Null) => Given::Null,
-        Ok(Member::Text(text)) => Given::Text(text),
-        Ok(Member::Other) | Err(_) => Given::Ambiguous,
+    match json::find_member(body, "secret_token") {
+        Ok(Member::Absent) => SecretToken::Absent,
+        Ok(Member::Null) => SecretToken::Nil,
+        Ok(Member::Text(text)) => SecretToken::Text(text),
+        Ok(Member::Other) | Err(_) => SecretToken::Ambiguous,
     }
 }
 
-/// Rails decodes leniently and skips what is no Base64. No client needs that, so anything but
-/// plain Base64 with white space around it is no credential here.
-fn in_header<'a>(headers: &'a HeaderMap, body: BodyOf<'_>) -> Presented<'a> {
-    let unread = matches!(body, BodyOf::Unread);
+/// Rails decodes leniently and skips what is not Base64. No client needs that, so anything but
+/// plain Base64 with white space around it is not a credential here.
+fn in_header<'a>(headers: &'a HeaderMap, body: AuthBody<'_>) -> SecretLookup<'a> {
+    let is_unread = matches!(body, AuthBody::Unread);
     let Some(value) = headers.get(&header::SHARED_SECRET) else {
-        return if unread { Presented::PerhapsInBody } else { Presented::Refused(Rejection::Missing) };
+        return if is_unread { SecretLookup::BodyNeeded } else { SecretLookup::Rejected(Rejection::Missing) };
     };
     let encoded = value.as_bytes().trim_ascii();
     if encoded.is_empty() {
-        return if unread { Presented::PerhapsInBody } else { Presented::Refused(Rejection::Missing) };
+        return if is_unread { SecretLookup::BodyNeeded } else { SecretLookup::Rejected(Rejection::Missing) };
     }
     match strict_base64::decode(encoded) {
-        Some(text) => Presented::Text(text.into()),
-        None if unread => Presented::PerhapsInBody,
-        None => Presented::Refused(Rejection::Malformed),
+        Some(text) => SecretLookup::Found(text.into()),
+        None if is_unread => SecretLookup::BodyNeeded,
+        None => SecretLookup::Rejected(Rejection::Malformed),
     }
 }

@@ -4,20 +4,20 @@ use std::fmt;
 
 use jsonwebtoken::DecodingKey;
 
-use super::jwt::{self, Audience, Rules};
+use super::jwt::{self, Audience, TokenRules};
 use super::{ClockSkew, Rejection};
 use crate::secret::ShellSecret;
 
 /// Verifies tokens that are signed with the shell secret.
 pub struct ShellJwt {
-    rules: Rules,
+    rules: TokenRules,
     pub(super) skew: ClockSkew,
 }
 
 impl ShellJwt {
-    /// Rails allows 60 s on `exp` and `nbf`, and so does this.
+    /// With a leeway of 60 s on `exp` and `nbf`, as in Rails.
     pub fn new(secret: &ShellSecret) -> Self {
-        let rules = Rules {
+        let rules = TokenRules {
             key: DecodingKey::from_secret(secret.as_hmac_key()),
             issuer: "gitlab-shell",
             audience: Audience::Any,
@@ -26,7 +26,7 @@ impl ShellJwt {
         Self { rules, skew: ClockSkew::default() }
     }
 
-    /// Verifies a token at `now`, and says when it expires, both in Unix seconds.
+    /// Verifies a token at `now`, and returns when it expires, both in Unix seconds.
     pub fn verify(&self, token: &[u8], now: i64) -> Result<i64, Rejection> {
         jwt::verify(token, &self.rules, &self.skew, now)
     }

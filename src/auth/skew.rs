@@ -1,68 +1,71 @@
-//! By how much the clocks of callers and gateway differ, as far as their tokens tell.
+//! By how much the clocks of callers and gateway differ, as far as tokens show it.
 //!
-//! A token says when it was issued (`iat`). Rails does not look at that, so neither does the verdict on the
-//! token; but a clock that is slow here makes tokens live longer than they should, and one that is fast
-//! makes them expire too soon.
+//! A token says when it was issued (`iat`). Rails does not check that, so neither does the gateway; but with
+//! a slow clock here, tokens live longer than they should, and with a fast one they expire too soon.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
-/// From how many seconds on a token that was issued in the future is told to the log.
-const TOLD_FROM: i64 = 5;
-/// What no difference of clocks is taken to exceed: 10 years.
-const MOST: i64 = 10 * 365 * 86_400;
-const NONE: i64 = i64::MIN;
+/// A token that was issued this many seconds in the future, or more, is logged.
+const LOGGED_FROM: i64 = 5;
+/// Seconds: 10 years. A larger difference counts as this.
+const MAX_SKEW: i64 = 10 * 365 * 86_400;
+const UNKNOWN: i64 = i64::MIN;
 
-/// What one kind of token says of the clocks.
+/// The clock skew of the issuers of one kind of token.
 ///
 /// A token is issued before it arrives, and some are sent more than once; so the largest difference of
-/// many is the nearest to that of the clocks.
+/// many is the closest to that of the clocks.
 #[derive(Debug)]
 pub struct ClockSkew {
-    /// Number of the minute that `largest` is of.
+    /// The minute (Unix time) of `largest`.
     minute: AtomicI64,
     largest: AtomicI64,
-    /// The one of the minute before in which there were tokens.
-    before: AtomicI64,
-    is_untold: AtomicBool,
+    /// The largest of the last earlier minute with tokens.
+    previous: AtomicI64,
+    is_unreported: AtomicBool,
 }
 
 impl Default for ClockSkew {
     fn default() -> Self {
-        let none = || AtomicI64::new(NONE);
-        Self { minute: none(), largest: none(), before: none(), is_untold: AtomicBool::new(false) }
+        let unknown = || AtomicI64::new(UNKNOWN);
+        Self {
+            minute: unknown(),
+            largest: unknown(),
+            previous: unknown(),
+            is_unreported: AtomicBool::new(false),
+        }
     }
 }
 
 impl ClockSkew {
-    /// Notes a token with the right signature that was issued at `iat` and is judged at `now`, both in Unix
-    /// seconds.
+    /// Records a token with a valid signature, issued at `iat` and verified at `now`, both in Unix seconds.
     pub(super) fn observe(&self, iat: i64, now: i64) {
-        let ahead = iat.saturating_sub(now).clamp(-MOST, MOST);
-        let (minute, was) = (now / 60, self.minute.load(Ordering::Relaxed));
-        let is_next = minute != was
-            && self.minute.compare_exchange(was, minute, Ordering::Relaxed, Ordering::Relaxed).is_ok();
-        if is_next {
-            self.before.store(self.largest.swap(ahead, Ordering::Relaxed), Ordering::Relaxed);
+        let ahead = iat.saturating_sub(now).clamp(-MAX_SKEW, MAX_SKEW);
+        let (minute, last) = (now / 60, self.minute.load(Ordering::Relaxed));
+        let is_new_minute = minute != last
+            && self.minute.compare_exchange(last, minute, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+        if is_new_minute {
+            self.previous.store(self.largest.swap(ahead, Ordering::Relaxed), Ordering::Relaxed);
         }
         let largest = self.largest.fetch_max(ahead, Ordering::Relaxed);
-        if ahead >= TOLD_FROM && (is_next || largest < TOLD_FROM) {
-            self.is_untold.store(true, Ordering::Relaxed);
+        if ahead >= LOGGED_FROM && (is_new_minute || largest < LOGGED_FROM) {
+            self.is_unreported.store(true, Ordering::Relaxed);
         }
     }
 
-    /// By how many seconds the callers' clock is ahead of this machine's, at least (negative: behind, at
-    /// most), by the tokens of the last two minutes in which any came.
+    /// Seconds by which the callers' clock is at least ahead of this machine's (negative: at most behind),
+    /// from the last two minutes with tokens.
     pub fn seconds(&self) -> Option<i64> {
         let largest =
-            [&self.largest, &self.before].into_iter().map(|seconds| seconds.load(Ordering::Relaxed)).max();
-        largest.filter(|seconds| *seconds != NONE)
+            [&self.largest, &self.previous].into_iter().map(|seconds| seconds.load(Ordering::Relaxed)).max();
+        largest.filter(|seconds| *seconds != UNKNOWN)
     }
 
-    /// The difference, once for each minute in which a token was issued 5 seconds or more in the future.
-    pub fn to_tell(&self) -> Option<i64> {
-        let is_untold =
-            self.is_untold.load(Ordering::Relaxed) && self.is_untold.swap(false, Ordering::Relaxed);
-        if is_untold { self.seconds() } else { None }
+    /// [`Self::seconds`], once for each minute with a token that was issued 5 seconds or more in the future.
+    pub fn take_unreported(&self) -> Option<i64> {
+        let is_unreported =
+            self.is_unreported.load(Ordering::Relaxed) && self.is_unreported.swap(false, Ordering::Relaxed);
+        if is_unreported { self.seconds() } else { None }
     }
 }
 
@@ -83,8 +86,8 @@ mod tests {
             (NOW + 40, NOW + 60, -1),
             (NOW + 100, NOW + 120, -20),
             (NOW + 3_602, NOW + 3_600, 2),
-            (i64::MAX, NOW + 3_600, MOST),
-            (i64::MIN, NOW + 3_600, MOST),
+            (i64::MAX, NOW + 3_600, MAX_SKEW),
+            (i64::MIN, NOW + 3_600, MAX_SKEW),
         ] {
             skew.observe(issued, now);
             assert_eq!(skew.seconds(), Some(seconds), "{issued} {now}");
@@ -92,9 +95,9 @@ mod tests {
     }
 
     #[test]
-    fn a_token_from_the_future_is_told_once_a_minute() {
+    fn a_token_from_the_future_is_reported_once_a_minute() {
         let skew = ClockSkew::default();
-        for (ahead, now, told) in [
+        for (ahead, now, reported) in [
             (4, NOW, None),
             (-90, NOW, None),
             (5, NOW + 1, Some(5)),
@@ -104,8 +107,8 @@ mod tests {
             (0, NOW + 120, None),
         ] {
             skew.observe(now + ahead, now);
-            assert_eq!(skew.to_tell(), told, "{ahead} at {now}");
-            assert_eq!(skew.to_tell(), None);
+            assert_eq!(skew.take_unreported(), reported, "{ahead} at {now}");
+            assert_eq!(skew.take_unreported(), None);
         }
     }
 }

@@ -10,7 +10,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 use serde_json::Value;
 
-use crate::params::{Pair, Params};
+use crate::params::{Param, Params};
 use crate::route::Caching;
 use crate::strict_base64;
 
@@ -46,7 +46,7 @@ impl Key {
             None => None,
             Some(param) => Some(param.value()?),
         };
-        match (caching, first.map(Pair::name), value.as_deref()) {
+        match (caching, first.map(Param::name), value.as_deref()) {
             (Caching::AuthorizedKeys, Some(b"key"), Some(value)) => ssh_key(value),
             (Caching::Discover, Some(b"key_id"), Some(value)) => parse_id(value).map(Self::UserOfKey),
             (Caching::Discover, Some(b"user_id"), Some(value)) => parse_id(value).map(Self::UserById),

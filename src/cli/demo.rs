@@ -1,7 +1,7 @@
-//! `railgate demo`: a small sample GitLab, the gateway in front of it, and what to try. Everything
-//! listens on loopback, nothing is configured, nothing is left behind.
+//! `railgate demo`: a small sample GitLab, the gateway in front of it, and commands to try. Everything
+//! listens on loopback, needs no configuration, and leaves no files.
 
-mod narrate;
+mod console;
 mod sample;
 
 use std::io;
@@ -15,9 +15,10 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use railgate::Gateway;
-use railgate::config::{Log, Settings};
+use railgate::config::{GatewayConfig, LogSettings};
 use railgate::log::Counts;
-use railgate::secret::{KasSecret, LoadError, ShellSecret};
+use railgate::route::PREFIX;
+use railgate::secret::{KasSecret, SecretError, ShellSecret};
 use railgate::server::{
     DEFAULT_OPERATOR_CONNECTIONS, Endpoint, Inbound, Limits, ListenSettings, Listener, Server, Socket,
 };
@@ -26,46 +27,43 @@ use railgate::{auth, cache};
 use tokio_util::sync::CancellationToken;
 
 use self::sample::SampleGitlab;
-use super::run::{self, LAST_LINES};
-use super::{logging, say, say_error};
+use super::run::{self, QUICK_FLUSH};
+use super::{logging, print_error, print_line};
 
-/// How wide a terminal is, unless told otherwise.
+/// The usual width of a terminal.
 const COLUMNS: usize = 80;
-
-/// Where all that is shown here lives.
-const API: &str = "/api/v4/internal";
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
-    /// Where the gateway listens on 127.0.0.1; 0 lets the system choose
+    /// The gateway's port on 127.0.0.1; 0 lets the system choose
     #[arg(long, default_value_t = 8181)]
     port: u16,
-    /// Where the admin listener listens on 127.0.0.1; 0 lets the system choose
+    /// The admin listener's port on 127.0.0.1; 0 lets the system choose
     #[arg(long, default_value_t = 9181)]
     admin_port: u16,
 }
 
 pub(super) fn main(options: &Options) -> ExitCode {
     let counts = Arc::new(Counts::default());
-    let outcome = narrate::init(&counts)
+    let outcome = console::init(&counts)
         .and_then(|()| tokio::runtime::Runtime::new())
         .and_then(|runtime| runtime.block_on(demo(options, counts)));
-    logging::finish(LAST_LINES);
+    logging::flush(QUICK_FLUSH);
     match outcome {
         Ok(()) => {
-            // Behind what the terminal shows of Ctrl-C.
-            say("\nThe demo has ended.");
+            // On a new line, since a terminal shows ^C.
+            print_line("\nThe demo has ended.");
             ExitCode::SUCCESS
         }
         Err(error) => {
-            let told = format!("{error} (see `railgate demo --help`: --port, --admin-port)");
-            say_error(&wrapped(&told));
+            let message = format!("{error} (see `railgate demo --help`: --port, --admin-port)");
+            print_error(&wrap(&message));
             ExitCode::FAILURE
         }
     }
 }
 
-/// What callers need to be let in, made anew for each demo.
+/// The secrets of the callers, random for each demo.
 struct Secrets {
     shell: String,
     kas: [u8; 32],
@@ -79,12 +77,14 @@ async fn demo(options: &Options, counts: Arc<Counts>) -> io::Result<()> {
     let sample = Arc::new(SampleGitlab::new(secrets.shell.as_bytes(), secrets.kas));
     let rails = Socket::bind(&loopback(0), Limits::default().connections)?;
     let rails_at = rails.endpoint()?;
-    let gateway = Gateway::bind(settings(options, &secrets, &rails_at)?, counts)?;
-    introduce(&gateway, &rails_at, &sample, &secrets)?;
+    let gateway = Gateway::bind(config(options, &secrets, &rails_at)?, counts)?;
+    print_introduction(&gateway, &rails_at, &sample, &secrets)?;
 
     let rails_server = Server::new(Limits::default());
-    rails_server
-        .serve(Listener::new(rails)?, tower::service_fn(move |inbound| answer(Arc::clone(&sample), inbound)));
+    rails_server.serve(
+        Listener::new(rails)?,
+        tower::service_fn(move |inbound| respond(Arc::clone(&sample), inbound)),
+    );
     let shutdown = CancellationToken::new();
     run::cancel_on_signal(&shutdown)?;
     gateway.run(shutdown).await?;
@@ -96,11 +96,11 @@ fn loopback(port: u16) -> Endpoint {
     Endpoint::Tcp(SocketAddr::from(([127, 0, 0, 1], port)))
 }
 
-fn settings(options: &Options, secrets: &Secrets, rails_at: &str) -> io::Result<Settings> {
-    let unusable = |error: LoadError| io::Error::other(error);
-    // What is told of each request is to be the same each time.
+fn config(options: &Options, secrets: &Secrets, rails_at: &str) -> io::Result<GatewayConfig> {
+    let unusable = |error: SecretError| io::Error::other(error);
+    // So that each request has the same outcome every time.
     let shadow = cache::shadow::ShadowSettings { one_in: 0, ..cache::shadow::ShadowSettings::default() };
-    Ok(Settings {
+    Ok(GatewayConfig {
         workers: 1,
         listen: vec![ListenSettings {
             endpoint: loopback(options.port),
@@ -114,47 +114,52 @@ fn settings(options: &Options, secrets: &Secrets, rails_at: &str) -> io::Result<
         upstream: upstream::UpstreamSettings::new(
             UpstreamTarget::parse(&format!("http://{rails_at}")).map_err(io::Error::other)?,
         ),
-        mint: None,
+        upstream_credential: None,
         forward_prefixes: Vec::new(),
-        auth: auth::Settings {
+        auth: auth::AuthSettings {
             shell_secret: ShellSecret::from_text(secrets.shell.as_bytes()).map_err(unusable)?,
             accept_jwt: true,
             accept_shared_secret: true,
             max_body: auth::DEFAULT_MAX_BODY,
             max_unverified: auth::DEFAULT_MAX_UNVERIFIED,
-            kas: Some(auth::Kas {
+            kas: Some(auth::KasSettings {
                 secret: KasSecret::from_text(STANDARD.encode(secrets.kas).as_bytes()).map_err(unusable)?,
                 audience: None,
             }),
         },
         cache: cache::CacheSettings { shadow, ..cache::CacheSettings::default() },
         limits: Limits::default(),
-        log: Log::default(),
+        log: LogSettings::default(),
     })
 }
 
-async fn answer(
+async fn respond(
     sample: Arc<SampleGitlab>,
     inbound: Inbound,
 ) -> Result<http::Response<Full<Bytes>>, std::convert::Infallible> {
     let (parts, body) = inbound.request.into_parts();
     let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
-    Ok(sample.answer(&http::Request::from_parts(parts, body)).map(Full::new))
+    Ok(sample.respond(&http::Request::from_parts(parts, body)).map(Full::new))
 }
 
-fn introduce(gateway: &Gateway, rails_at: &str, sample: &SampleGitlab, secrets: &Secrets) -> io::Result<()> {
+fn print_introduction(
+    gateway: &Gateway,
+    rails_at: &str,
+    sample: &SampleGitlab,
+    secrets: &Secrets,
+) -> io::Result<()> {
     let gateway_at = gateway.endpoints().join(", ");
     let admin_at = gateway.admin_endpoint()?;
-    let api = format!("http://{gateway_at}{API}");
+    let api = format!("http://{gateway_at}{PREFIX}");
     let secret = format!("-H 'Gitlab-Shared-Secret: {}'", STANDARD.encode(&secrets.shell));
     let blob = sample.keys().iter().find(|key| key.id == 7).map(|key| key.blob).unwrap_or_default();
-    // No apostrophes in what is pasted but around arguments: interactive shells need not know comments.
-    say(&format!(
+    // Apostrophes only around arguments, not in comments: an interactive shell may not know comments.
+    print_line(&format!(
         r#"A sample GitLab listens on {rails_at}, railgate in front of it
 on {gateway_at}, and its admin listener on {admin_at}.
 Paste these into another terminal, one by one or all at once:
 
-  # Whose key is this? Rails is asked, and the answer is kept.
+  # Whose key is this? Rails is asked, and its answer is cached.
   curl -iG {api}/authorized_keys \
     {secret} \
     -d key={blob}
@@ -168,34 +173,34 @@ Paste these into another terminal, one by one or all at once:
   curl -i '{api}/discover?key_id=7' \
     {secret}
 
-  # May this key fetch? Never kept, always forwarded.
+  # May this key fetch? Never cached, always forwarded.
   curl -i {api}/allowed \
     {secret} \
     -d 'key_id=7&project=group/app&action=git-upload-pack' \
     -d 'protocol=ssh&changes=_any'
 
-  # A call of the agent server (kas), with a token of its own.
+  # A call of the agent server (kas), with its own token.
   curl -i {api}/kubernetes/agent_info \
     -H 'Authorization: Bearer {agent}' \
     -H "Gitlab-Kas-Api-Request: \
 {kas}"
 
-  # Without a credential: refused, in memory or not.
+  # Without a credential: refused, cached or not.
   curl -i '{api}/discover?key_id=7'
 
-  # What it has counted so far.
+  # The metrics so far.
   curl -s http://{admin_at}/metrics
 
 Ctrl-C ends the demo. Requests, as they come:
 "#,
-        kas = folded(&kas_token(&secrets.kas)?),
+        kas = fold(&kas_token(&secrets.kas)?),
         agent = sample::data::AGENT.token,
     ));
     Ok(())
 }
 
-/// A long word in lines that a shell joins again between double quotes.
-fn folded(word: &str) -> String {
+/// A long word in lines that a shell joins again within double quotes.
+fn fold(word: &str) -> String {
     let mut lines = String::new();
     for (at, character) in word.chars().enumerate() {
         if at > 0 && at % (COLUMNS - 1) == 0 {
@@ -206,8 +211,8 @@ fn folded(word: &str) -> String {
     lines
 }
 
-/// A text in lines of at most [`COLUMNS`], broken between words.
-fn wrapped(text: &str) -> String {
+/// A text in lines of at most [`COLUMNS`].
+fn wrap(text: &str) -> String {
     let mut column = 0;
     let mut lines = String::new();
     for word in text.split(' ') {

@@ -1,7 +1,7 @@
-//! `railgate doctor`: asks each server of Rails what an experienced operator would ask first, and says
-//! what is wrong and what to do.
+//! `railgate doctor`: sends each server of Rails the requests that an experienced operator would try first, and
+//! prints what is wrong and what to do.
 
-mod judge;
+mod diagnose;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -10,117 +10,123 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, header};
-use railgate::auth::mint::{Mint, Wanted};
+use railgate::auth::upstream_credential::{UpstreamCredential, UpstreamCredentialKind};
 use railgate::body::{Body, Collected};
-use railgate::config::{self, Settings};
+use railgate::config::{self, GatewayConfig};
 use railgate::route::{Class, PREFIX};
 use railgate::upstream::{
     self, Error, SendOptions, SendReport, Upstream, UpstreamServerSettings, UpstreamState,
 };
 
-use self::judge::{Answer, Credential, Facts, Finding, Level};
-use super::{client, say, say_error};
+use self::diagnose::{Finding, Level, ProbeCredential, ProbeResponse, ProbeResults};
+use super::{client, print_error, print_line};
 
-/// Bytes of the largest answer that is read.
-const MOST: usize = 64 * 1024;
+/// Bytes of the largest response body that is read.
+const MAX_BODY: usize = 64 * 1024;
 
-/// Exits 0 if nothing has failed; warnings alone do not fail.
+/// Exits 0 if nothing has failed, despite warnings.
 pub(super) fn main(file: &Path) -> ExitCode {
     let loaded = match config::load(file) {
         Ok(loaded) => loaded,
-        Err(problems) => {
-            say_error(&problems.to_string());
+        Err(error) => {
+            print_error(&error.to_string());
             return ExitCode::FAILURE;
         }
     };
     let mut has_failed = false;
-    let mut tell = |finding: Finding| {
+    let mut report = |finding: Finding| {
         has_failed |= finding.level == Level::Failed;
-        say(&finding.to_string());
+        print_line(&finding.to_string());
     };
     for warning in &loaded.warnings {
-        tell(Finding::warning(warning.to_string(), None));
+        report(Finding::warning(warning.to_string(), None));
     }
-    let settings = &loaded.settings;
-    for server in &settings.upstream.servers {
-        say(&format!("{}:", server.name()));
-        match client::block_on(async { Ok(examine(settings, server).await) }) {
-            Ok(facts) => judge::findings(&facts).into_iter().for_each(&mut tell),
-            Err(error) => tell(Finding::failed(error, "look at the limits of this machine")),
+    let config = &loaded.config;
+    for server in &config.upstream.servers {
+        print_line(&format!("{}:", server.name()));
+        match client::block_on(async { Ok(probe(config, server).await) }) {
+            Ok(results) => diagnose::findings(&results).into_iter().for_each(&mut report),
+            Err(error) => report(Finding::failed(error, "check the limits of this machine")),
         }
     }
     if has_failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
-/// Asks one server, each question once.
-async fn examine(settings: &Settings, server: &UpstreamServerSettings) -> Facts {
-    let alone = upstream::UpstreamSettings { servers: vec![server.clone()], ..settings.upstream.clone() };
+/// Sends one server each request once.
+async fn probe(config: &GatewayConfig, server: &UpstreamServerSettings) -> ProbeResults {
+    let alone = upstream::UpstreamSettings { servers: vec![server.clone()], ..config.upstream.clone() };
     let state = Arc::new(UpstreamState::new(&alone));
     let rails = Upstream::new(&alone, state);
-    let (auth, mint) = (&settings.auth, settings.mint.as_ref());
-    let shown = match mint {
-        Some(mint) => vec![(Credential::Translated, mint.clone())],
+    let (auth, upstream_credential) = (&config.auth, config.upstream_credential.as_ref());
+    let credentials = match upstream_credential {
+        Some(credential) => vec![(ProbeCredential::Translated, credential.clone())],
         None => vec![
-            (Credential::Token, Mint::new(Wanted::Jwt, &auth.shell_secret)),
-            (Credential::Secret, Mint::new(Wanted::SharedSecret, &auth.shell_secret)),
+            (
+                ProbeCredential::Token,
+                UpstreamCredential::new(UpstreamCredentialKind::Jwt, &auth.shell_secret),
+            ),
+            (
+                ProbeCredential::Secret,
+                UpstreamCredential::new(UpstreamCredentialKind::SharedSecret, &auth.shell_secret),
+            ),
         ],
     };
-    let mut facts = Facts {
+    let mut results = ProbeResults {
         accepts_token: auth.accept_jwt,
         accepts_secret: auth.accept_shared_secret,
         now: now(),
-        answers: Vec::new(),
-        longest: None,
-        target: settings.limits.target,
+        responses: Vec::new(),
+        longest_target: None,
+        max_target: config.limits.target,
     };
-    for (credential, mint) in &shown {
-        let answer = ask(&rails, "/check", mint).await;
-        let is_over = matches!(answer, Answer::None { .. });
-        facts.answers.push((*credential, answer));
-        if is_over {
-            return facts;
+    for (kind, credential) in &credentials {
+        let response = send_probe(&rails, "/check", credential).await;
+        let is_unreachable = matches!(response, ProbeResponse::Failed { .. });
+        results.responses.push((*kind, response));
+        if is_unreachable {
+            return results;
         }
     }
-    // The longest target that the gateway lets pass, to the server that has just let one pass.
-    let taken = facts.answers.iter().position(|(_, answer)| answer.status() == Some(200));
-    if let Some((_, mint)) = taken.and_then(|taken| shown.get(taken)) {
+    // With a credential that the server accepts, the longest target that the gateway accepts.
+    let accepted = results.responses.iter().position(|(_, response)| response.status() == Some(200));
+    if let Some((_, credential)) = accepted.and_then(|accepted| credentials.get(accepted)) {
         let path = "/check?filler=";
-        let filler = "x".repeat(settings.limits.target.saturating_sub(1024 + PREFIX.len() + path.len()));
-        facts.longest = Some(ask(&rails, &format!("{path}{filler}"), mint).await);
+        let filler = "x".repeat(config.limits.target.saturating_sub(1024 + PREFIX.len() + path.len()));
+        results.longest_target = Some(send_probe(&rails, &format!("{path}{filler}"), credential).await);
     }
-    facts
+    results
 }
 
-async fn ask(rails: &Upstream, endpoint: &str, mint: &Mint) -> Answer {
+async fn send_probe(rails: &Upstream, endpoint: &str, credential: &UpstreamCredential) -> ProbeResponse {
     let mut headers = HeaderMap::new();
-    mint.replace(&mut headers, now());
+    credential.apply(&mut headers, now());
     let request = Request::builder().uri(format!("{PREFIX}{endpoint}"));
     let request = request.header(header::USER_AGENT, "railgate (doctor)").body(Body::empty());
-    let Ok(mut request) = request else { return Answer::none("the question is no request", None) };
+    let Ok(mut request) = request else { return ProbeResponse::failed("the request is invalid", None) };
     request.headers_mut().extend(headers);
     let plan = SendOptions { class: Class::Lookup, ..SendOptions::default() };
     match rails.send(request, &plan, &mut SendReport::default()).await {
-        Ok(answer) => read(answer).await,
-        Err(error) => Answer::none(&error.chain(), Some(why(&error))),
+        Ok(response) => read(response).await,
+        Err(error) => ProbeResponse::failed(&error.chain(), Some(advice_for(&error))),
     }
 }
 
-async fn read(answer: Response<Body>) -> Answer {
-    let (head, body) = answer.into_parts();
-    match body.collect_up_to(MOST).await {
-        Ok(Collected::Whole(body)) => Answer::Some { head: Box::new(head), body },
-        Ok(Collected::TooLong(_)) => Answer::Some { head: Box::new(head), body: Bytes::new() },
-        Err(error) => Answer::none(&format!("the answer broke off: {error}"), None),
+async fn read(response: Response<Body>) -> ProbeResponse {
+    let (head, body) = response.into_parts();
+    match body.collect_up_to(MAX_BODY).await {
+        Ok(Collected::Whole(body)) => ProbeResponse::Received { head: Box::new(head), body },
+        Ok(Collected::TooLong(_)) => ProbeResponse::Received { head: Box::new(head), body: Bytes::new() },
+        Err(error) => ProbeResponse::failed(&format!("the answer broke off: {error}"), None),
     }
 }
 
-/// What to do about an answer that did not come, as far as its error does not say so itself.
-fn why(error: &Error) -> String {
-    let mend = match error {
-        Error::Connect(_, error) => judge::mend(upstream::UnreachableCause::of(error)),
-        _ => "look at the log of Rails, and of what stands in front of it",
+/// What to do about the error: its own hint, or general advice.
+fn advice_for(error: &Error) -> String {
+    let advice = match error {
+        Error::Connect(_, error) => diagnose::connect_advice(upstream::UnreachableCause::of(error)),
+        _ => "see the log of Rails, and of the proxy in front of it",
     };
-    error.hint().unwrap_or(mend).to_owned()
+    error.hint().unwrap_or(advice).to_owned()
 }
 
 fn now() -> i64 {

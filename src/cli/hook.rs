@@ -1,4 +1,4 @@
-//! `railgate hook install`: prints what to set up in GitLab, so that it tells the gateway of changes, or
+//! `railgate hook install`: prints how to set up the System Hook by which GitLab notifies the gateway of changes, or
 //! sets it up.
 
 mod gitlab;
@@ -11,28 +11,28 @@ use railgate::config;
 use railgate::hooks;
 use railgate::server::Endpoint;
 
-use super::{ConfigFile, client, say, say_error};
+use super::{ConfigFile, client, print_error, print_line};
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
-    /// Print what to set up in GitLab, or, with an API token, set it up
-    Install(Install),
+    /// Print how to set it up in GitLab, or, with an API token, set it up
+    Install(InstallOptions),
 }
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Install {
+pub(super) struct InstallOptions {
     #[command(flatten)]
     file: ConfigFile,
-    /// Where GitLab reaches the [hooks] listener, if not at its address
+    /// The URL at which GitLab reaches the [hooks] listener, if not its address
     #[arg(long, value_name = "URL")]
     url: Option<String>,
     /// Set it up in this GitLab, such as `https://gitlab.example.com`
     #[arg(long, value_name = "URL", requires = "api_token_file")]
     gitlab: Option<String>,
-    /// A file with a token of an administrator that has the scope `api`
+    /// A file with an API token of an administrator, with the scope `api`
     #[arg(long, value_name = "FILE", requires = "gitlab")]
     api_token_file: Option<PathBuf>,
-    /// The authorities that are believed about this GitLab, in PEM, in place of the system's
+    /// A PEM file with the certificate authorities to trust for this GitLab, in place of the system's
     #[arg(long, value_name = "FILE", requires = "gitlab")]
     ca_file: Option<PathBuf>,
 }
@@ -40,46 +40,46 @@ pub(super) struct Install {
 pub(super) fn main(command: &Command) -> ExitCode {
     let Command::Install(options) = command;
     let outcome = config::load(&options.file.config)
-        .map_err(|problems| problems.to_string())
-        .and_then(|loaded| install(options, loaded.settings.hooks));
+        .map_err(|error| error.to_string())
+        .and_then(|loaded| install(options, loaded.config.hooks));
     match outcome {
-        Ok(told) => {
-            say(&told);
+        Ok(text) => {
+            print_line(&text);
             ExitCode::SUCCESS
         }
-        Err(wrong) => {
-            say_error(&wrong);
+        Err(error) => {
+            print_error(&error);
             ExitCode::FAILURE
         }
     }
 }
 
-fn install(options: &Install, hooks: Option<hooks::Settings>) -> Result<String, String> {
+fn install(options: &InstallOptions, hooks: Option<hooks::Settings>) -> Result<String, String> {
     let file = options.file.config.display();
     let hooks = hooks.ok_or_else(|| {
-        format!("{file}: has no [hooks] section, so there is nobody to tell; see its key hooks.address")
+        format!("{file}: has no [hooks] section, so there is no listener for a System Hook; see its key hooks.address")
     })?;
-    let url = url(&hooks, options.url.as_deref()).map_err(|wrong| format!("{file}: {wrong}"))?;
+    let url = url(&hooks, options.url.as_deref()).map_err(|error| format!("{file}: {error}"))?;
     match (&options.gitlab, &options.api_token_file) {
         (Some(gitlab), Some(api_token)) => {
             let gitlab = gitlab::Gitlab::new(gitlab, api_token, options.ca_file.as_deref())?;
             client::block_on(gitlab.install(&url, &hooks))
         }
-        _ => Ok(steps(&hooks, &url)),
+        _ => Ok(instructions(&hooks, &url)),
     }
 }
 
-/// Where GitLab sends its events.
-fn url(hooks: &hooks::Settings, said: Option<&str>) -> Result<String, String> {
-    let url = match said {
+/// The URL to which GitLab sends its events.
+fn url(hooks: &hooks::Settings, configured: Option<&str>) -> Result<String, String> {
+    let url = match configured {
         Some(url) => url.trim_end_matches('/').to_owned(),
-        None => url_of(&hooks.endpoint)?,
+        None => endpoint_url(&hooks.endpoint)?,
     };
     Ok(if url.ends_with(hooks::PATH) { url } else { format!("{url}{}", hooks::PATH) })
 }
 
-/// Never the token itself: what is printed ends up in scrollbacks and tickets.
-fn steps(hooks: &hooks::Settings, url: &str) -> String {
+/// Without the tokens themselves: the text ends up in scrollbacks and tickets.
+fn instructions(hooks: &hooks::Settings, url: &str) -> String {
     let (mut secrets, mut tokens) = (Vec::new(), String::new());
     if hooks.token.is_some() {
         secrets.push("Secret token: the word in the file hooks.token_file");
@@ -96,9 +96,9 @@ fn steps(hooks: &hooks::Settings, url: &str) -> String {
 
   URL:          {url}
   {secrets}
-  Triggers:     none; keys and users are told of always
+  Triggers:     none; events of keys and users are always sent
 
-Or with a token of an administrator that has the scope `api`, run this command again with --gitlab and
+Or, with an API token of an administrator with the scope `api`, run this command again with --gitlab and
 --api-token-file, or:
 
   curl --fail --header "PRIVATE-TOKEN: $API_TOKEN" --header "Content-Type: application/json" \
@@ -110,16 +110,20 @@ railgate_hooks_refused_total does, the tokens differ."#
     )
 }
 
-fn url_of(endpoint: &Endpoint) -> Result<String, String> {
-    const HOW: &str = "say with --url where GitLab reaches it";
+fn endpoint_url(endpoint: &Endpoint) -> Result<String, String> {
+    const ADVICE: &str = "set --url to the URL at which GitLab reaches it";
     match endpoint {
         Endpoint::Tcp(address) => match address.ip() {
-            IpAddr::V4(ip) if ip.is_unspecified() => Err(format!("hooks.address is on every address; {HOW}")),
-            IpAddr::V6(ip) if ip.is_unspecified() => Err(format!("hooks.address is on every address; {HOW}")),
+            IpAddr::V4(ip) if ip.is_unspecified() => {
+                Err(format!("hooks.address is on every address; {ADVICE}"))
+            }
+            IpAddr::V6(ip) if ip.is_unspecified() => {
+                Err(format!("hooks.address is on every address; {ADVICE}"))
+            }
             _ => Ok(format!("http://{address}")),
         },
         Endpoint::Unix { .. } => {
-            Err(format!("hooks.address is a unix socket, which GitLab cannot call; {HOW}"))
+            Err(format!("hooks.address is a unix socket, which GitLab cannot call; {ADVICE}"))
         }
     }
 }
@@ -130,20 +134,20 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use railgate::secret::{SigningToken, Token};
+    use railgate::secret::{BearerToken, SigningToken};
 
     fn hooks(endpoint: Endpoint, is_signed: bool) -> hooks::Settings {
         hooks::Settings {
             endpoint,
             connections: 1,
-            token: (!is_signed).then(|| Token::from_text(b"h00k").unwrap()),
+            token: (!is_signed).then(|| BearerToken::from_text(b"h00k").unwrap()),
             signing_token: is_signed.then(|| SigningToken::from_text(b"whsec_aDAwaw==").unwrap()),
             settle: Duration::ZERO,
         }
     }
 
     #[test]
-    fn the_steps_name_the_url_and_never_the_token() {
+    fn the_instructions_have_the_url_and_never_the_token() {
         let tcp = || Endpoint::Tcp("127.0.0.1:8282".parse().unwrap());
         for (url, expected) in [
             (None, "http://127.0.0.1:8282/hooks/gitlab"),
@@ -152,19 +156,19 @@ mod tests {
         ] {
             for is_signed in [false, true] {
                 let hooks = hooks(tcp(), is_signed);
-                let steps = steps(&hooks, &super::url(&hooks, url).unwrap());
-                assert!(steps.contains(&format!("URL:          {expected}\n")), "{steps}");
-                assert!(steps.contains(&format!(r#"{{\"url\":\"{expected}\""#)), "{steps}");
-                assert_eq!(steps.contains("hooks.token_file"), !is_signed, "{steps}");
+                let text = instructions(&hooks, &super::url(&hooks, url).unwrap());
+                assert!(text.contains(&format!("URL:          {expected}\n")), "{text}");
+                assert!(text.contains(&format!(r#"{{\"url\":\"{expected}\""#)), "{text}");
+                assert_eq!(text.contains("hooks.token_file"), !is_signed, "{text}");
                 let signed = r#"\"signing_token\":\"$(cat SIGNING_TOKEN_FILE)\""#;
-                assert_eq!(steps.contains(signed), is_signed, "{steps}");
-                assert!(!steps.contains("h00k") && !steps.contains("aDAwaw"), "{steps}");
+                assert_eq!(text.contains(signed), is_signed, "{text}");
+                assert!(!text.contains("h00k") && !text.contains("aDAwaw"), "{text}");
             }
         }
     }
 
     #[test]
-    fn an_address_that_gitlab_cannot_call_needs_a_url() {
+    fn an_address_that_gitlab_cannot_reach_needs_a_url() {
         for endpoint in [
             Endpoint::Tcp("0.0.0.0:8282".parse().unwrap()),
             Endpoint::Tcp("[::]:8282".parse().unwrap()),

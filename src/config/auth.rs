@@ -1,58 +1,59 @@
-//! `[auth.shell]` and `[auth.kas]`: who is let in.
+//! `[auth.shell]` and `[auth.kas]`: which credentials are accepted.
 
 use std::path::{Path, PathBuf};
 
-use super::document::{Document, Placed, Section};
+use super::document::{Document, Located, Section};
 use super::scalars::{GIBIBYTE, size};
 use super::units;
 use crate::auth;
-use crate::secret::{KasSecret, LoadError, ShellSecret};
+use crate::secret::{KasSecret, SecretError, ShellSecret};
 
+/// A key, and the advice for a file that holds something else.
 const SECRET_FILE: (&str, &str) = ("secret_file", "copy the file that GitLab uses");
 
-pub(super) fn auth(document: &Document<'_>, root: &mut Section<'_, '_>) -> Option<auth::Settings> {
-    let missing = |at| {
+pub(super) fn auth(document: &Document<'_>, root: &mut Section<'_, '_>) -> Option<auth::AuthSettings> {
+    let missing = |offset| {
         let message = "is required: the file with the secret that GitLab Shell and Rails share, \
                        such as \"/var/opt/gitlab/gitlab-rails/etc/gitlab_shell_secret\"";
-        document.problem(at, "auth.shell.secret_file", message);
+        document.error(offset, "auth.shell.secret_file", message);
     };
     let Some(mut section) = root.section("auth") else {
         missing(0);
         return None;
     };
     let kas = section.section("kas").and_then(|section| kas(document, section));
-    let at = section.at();
+    let offset = section.offset();
     let shell = section.section("shell");
-    section.finish();
+    section.reject_unknown_keys();
     let Some(mut shell) = shell else {
-        missing(at);
+        missing(offset);
         return None;
     };
     let has_file = shell.has("secret_file");
     let secret = secret(document, &mut shell, SECRET_FILE, ShellSecret::load);
     if !has_file {
-        missing(shell.at());
+        missing(shell.offset());
     }
     if let Some(secret) = &secret
         && secret.value.has_surrounding_whitespace()
     {
         let message = "the secret has white space around it, which GitLab Shell trims and Rails does not: \
                        tokens will not verify; rewrite the file without it";
-        document.warn(secret.at, &secret.key, message);
+        document.warn(secret.offset, &secret.key, message);
     }
     if let Some(secret) = &secret
         && secret.value.has_several_lines()
     {
         let message =
-            "the file has several lines, and GitLab takes all of them as one secret; is it the right file?";
-        document.warn(secret.at, &secret.key, message);
+            "the file has several lines, and GitLab reads all of them as one secret; is it the right file?";
+        document.warn(secret.offset, &secret.key, message);
     }
-    let accept = shell.list("accept");
-    let (accept_jwt, accept_shared_secret) = accepted(document, accept.as_ref());
+    let accept = shell.string_list("accept");
+    let (accept_jwt, accept_shared_secret) = accepted_credentials(document, accept.as_ref());
     let max_body = size(&mut shell, "max_body", auth::DEFAULT_MAX_BODY, 0..=GIBIBYTE);
     let max_unverified = max_unverified(&mut shell, max_body);
-    shell.finish();
-    Some(auth::Settings {
+    shell.reject_unknown_keys();
+    Some(auth::AuthSettings {
         shell_secret: secret?.value,
         accept_jwt,
         accept_shared_secret,
@@ -62,69 +63,70 @@ pub(super) fn auth(document: &Document<'_>, root: &mut Section<'_, '_>) -> Optio
     })
 }
 
-/// Unless it is said, there is room for one body of any size that is searched.
+/// The default has room for one body of the largest size.
 fn max_unverified(shell: &mut Section<'_, '_>, max_body: usize) -> usize {
     let expected = format!(
         "a size from that of auth.shell.max_body, {max_body}, to {GIBIBYTE} bytes with its unit (B, KiB, MiB, \
          GiB), such as \"16MiB\""
     );
     let within = |size: &usize| (max_body..=GIBIBYTE).contains(size);
-    let said = shell.text("max_unverified", &expected, |text| units::size(text).filter(within));
-    said.map_or(auth::DEFAULT_MAX_UNVERIFIED.max(max_body), |placed| placed.value)
+    let size = shell.string("max_unverified", &expected, |text| units::parse_size(text).filter(within));
+    size.map_or(auth::DEFAULT_MAX_UNVERIFIED.max(max_body), |located| located.value)
 }
 
-fn accepted(document: &Document<'_>, accept: Option<&Placed<Vec<String>>>) -> (bool, bool) {
+/// Whether tokens are accepted, and whether the shared secret is.
+fn accepted_credentials(document: &Document<'_>, accept: Option<&Located<Vec<String>>>) -> (bool, bool) {
     let Some(accept) = accept else { return (true, true) };
     let has = |name: &str| accept.value.iter().any(|item| item == name);
     for item in &accept.value {
         if item != "jwt" && item != "shared_secret" {
             let message = format!("unknown credential {item:?}; known are \"jwt\" and \"shared_secret\"");
-            document.problem(accept.at, &accept.key, message);
+            document.error(accept.offset, &accept.key, message);
         }
     }
     if accept.value.is_empty() {
-        document.problem(
-            accept.at,
+        document.error(
+            accept.offset,
             &accept.key,
-            "must name \"jwt\", \"shared_secret\" or both, or nobody gets in",
+            "must name \"jwt\", \"shared_secret\" or both: with neither, every request would be refused",
         );
     }
     (has("jwt"), has("shared_secret"))
 }
 
-fn kas(document: &Document<'_>, mut section: Section<'_, '_>) -> Option<auth::Kas> {
+fn kas(document: &Document<'_>, mut section: Section<'_, '_>) -> Option<auth::KasSettings> {
     if !section.has("secret_file") {
-        document.problem(
-            section.at(),
+        document.error(
+            section.offset(),
             "auth.kas.secret_file",
             "is required in [auth.kas]; drop the section to refuse kas calls",
         );
     }
     let secret = secret(document, &mut section, SECRET_FILE, KasSecret::load);
-    let audience = section.text("audience", "the audience of kas tokens, such as \"gitlab\"", |text| {
+    let audience = section.string("audience", "the audience of kas tokens, such as \"gitlab\"", |text| {
         (!text.is_empty()).then(|| text.to_owned())
     });
-    section.finish();
-    Some(auth::Kas { secret: secret?.value, audience: audience.map(|audience| audience.value) })
+    section.reject_unknown_keys();
+    Some(auth::KasSettings { secret: secret?.value, audience: audience.map(|audience| audience.value) })
 }
 
-/// Loads the file that `key` names; `advice` is for one that holds something else.
+/// Loads the file that `key` names; `advice` is for a file that holds something else.
 pub(super) fn secret<T>(
     document: &Document<'_>,
     section: &mut Section<'_, '_>,
     (key, advice): (&'static str, &str),
-    load: impl FnOnce(&Path) -> Result<T, LoadError>,
-) -> Option<Placed<T>> {
+    load: impl FnOnce(&Path) -> Result<T, SecretError>,
+) -> Option<Located<T>> {
     let file =
-        section.text(key, "the path of a file", |text| (!text.is_empty()).then(|| PathBuf::from(text)))?;
+        section.string(key, "the path of a file", |text| (!text.is_empty()).then(|| PathBuf::from(text)))?;
     match load(&file.value) {
-        Ok(value) => Some(Placed { value, key: file.key, at: file.at }),
+        Ok(value) => Some(Located { value, key: file.key, offset: file.offset }),
         Err(error) => {
             let advice = match &error {
-                LoadError::File(error) => error.advice(),
+                SecretError::File(error) => error.advice(),
                 _ => advice,
             };
-            document.problem(file.at, &file.key, format!("{} {error}; {advice}", file.value.display()));
+            document.error(file.offset, &file.key, format!("{} {error}; {advice}", file.value.display()));
             None
         }
     }

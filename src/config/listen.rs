@@ -1,14 +1,14 @@
-//! `[[listen]]`, `[admin]` and `[hooks]`: where to listen.
+//! `[[listen]]`, `[admin]` and `[hooks]`: the listeners.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::auth::secret;
-use super::document::{Document, Placed, Section, white_space_hint};
+use super::document::{Document, Located, Section, white_space_hint};
 use super::scalars::{HOUR, ZERO, as_usize, duration};
 use crate::hooks;
-use crate::secret::{SigningToken, Token};
+use crate::secret::{BearerToken, SigningToken};
 use crate::server::{DEFAULT_OPERATOR_CONNECTIONS, Endpoint};
 use crate::upstream::MAX_SOCKET_PATH;
 
@@ -17,82 +17,84 @@ const DEFAULT_LISTEN: Endpoint =
 const DEFAULT_ADMIN: Endpoint =
     Endpoint::Tcp(SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9181));
 const DEFAULT_MODE: u32 = 0o660;
-const AN_ADDRESS: &str =
-    "an IP address with a port, or unix: and an absolute path, such as \"127.0.0.1:8181\"";
+const ADDRESS: &str = "an IP address with a port, or unix: and an absolute path, such as \"127.0.0.1:8181\"";
 
-/// A `[[listen]]`. Without `connections`, `limits.connections` holds.
-pub(super) struct Listen {
-    pub(super) endpoint: Placed<Endpoint>,
+/// A `[[listen]]`. Without `connections`, `limits.connections` applies.
+pub(super) struct ListenSection {
+    pub(super) endpoint: Located<Endpoint>,
     pub(super) connections: Option<usize>,
 }
 
-pub(super) fn listen(document: &Document<'_>, root: &mut Section<'_, '_>) -> Vec<Listen> {
-    let Some(sections) = root.sections("listen") else {
-        let endpoint = Placed { value: DEFAULT_LISTEN, key: "listen".to_owned(), at: 0 };
-        return vec![Listen { endpoint, connections: None }];
+pub(super) fn listen(document: &Document<'_>, root: &mut Section<'_, '_>) -> Vec<ListenSection> {
+    let Some(sections) = root.section_array("listen") else {
+        let endpoint = Located { value: DEFAULT_LISTEN, key: "listen".to_owned(), offset: 0 };
+        return vec![ListenSection { endpoint, connections: None }];
     };
     if sections.value.is_empty() {
         let message = "is empty, so no client could connect; drop the key for the default, 127.0.0.1:8181";
-        document.problem(sections.at, &sections.key, message);
+        document.error(sections.offset, &sections.key, message);
     }
-    let mut all: Vec<Listen> = Vec::new();
+    let mut all: Vec<ListenSection> = Vec::new();
     for mut section in sections.value {
         let endpoint = endpoint(document, &mut section, None);
         let connections = connections(&mut section);
-        section.finish();
+        section.reject_unknown_keys();
         let Some(endpoint) = endpoint else { continue };
         if all.iter().any(|other| other.endpoint.value.clashes_with(&endpoint.value)) {
             let message = "another [[listen]] has this address already; drop one";
-            document.problem(endpoint.at, &endpoint.key, message);
+            document.error(endpoint.offset, &endpoint.key, message);
         }
-        all.push(Listen { endpoint, connections });
+        all.push(ListenSection { endpoint, connections });
     }
     all
 }
 
-/// How many may be open at one time, if the section says.
+/// Connections open at one time, if the section has the key.
 pub(super) fn connections(section: &mut Section<'_, '_>) -> Option<usize> {
-    section.count("connections", 1..1_000_001).map(|count| as_usize(count.value))
+    section.integer("connections", 1..1_000_001).map(|count| as_usize(count.value))
 }
 
-/// `[admin]`.
-pub(super) struct Admin {
+pub(super) struct AdminSection {
     pub(super) endpoint: Endpoint,
     pub(super) connections: usize,
-    pub(super) token: Option<Token>,
+    pub(super) token: Option<BearerToken>,
     pub(super) hosts: Vec<String>,
 }
 
-pub(super) fn admin(document: &Document<'_>, root: &mut Section<'_, '_>, listen: &[Listen]) -> Admin {
-    let default = || Placed { value: DEFAULT_ADMIN, key: "admin.address".to_owned(), at: 0 };
+pub(super) fn admin(
+    document: &Document<'_>,
+    root: &mut Section<'_, '_>,
+    listen: &[ListenSection],
+) -> AdminSection {
+    let default = || Located { value: DEFAULT_ADMIN, key: "admin.address".to_owned(), offset: 0 };
     let mut section = root.section("admin");
     let given = section.as_mut().and_then(|section| endpoint(document, section, Some(DEFAULT_ADMIN)));
     let token = section.as_mut().and_then(|section| {
         let advice = "write one word into it, such as what `openssl rand -hex 32` prints";
-        secret(document, section, ("token_file", advice), Token::load)
+        secret(document, section, ("token_file", advice), BearerToken::load)
     });
     let hosts = section.as_mut().map(|section| hosts(document, section)).unwrap_or_default();
     let connections = section.as_mut().and_then(connections).unwrap_or(DEFAULT_OPERATOR_CONNECTIONS);
     if let Some(section) = section {
-        section.finish();
+        section.reject_unknown_keys();
     }
     let endpoint = given.unwrap_or_else(default);
     let mut others = listen.iter().map(|listen| &listen.endpoint);
     if let Some(other) = others.find(|other| other.value.clashes_with(&endpoint.value)) {
-        let at = if endpoint.at == 0 { other.at } else { endpoint.at };
-        let default = if endpoint.at == 0 { ", its default," } else { "" };
+        let offset = if endpoint.offset == 0 { other.offset } else { endpoint.offset };
+        let default = if endpoint.offset == 0 { ", its default," } else { "" };
         let message = format!(
             "{}{default} is the address of a [[listen]] already; choose another port",
             endpoint.value
         );
-        document.problem(at, &endpoint.key, message);
+        document.error(offset, &endpoint.key, message);
     }
-    Admin { endpoint: endpoint.value, connections, token: token.map(|token| token.value), hosts }
+    AdminSection { endpoint: endpoint.value, connections, token: token.map(|token| token.value), hosts }
 }
 
 /// `admin.hosts`, in lower case.
 fn hosts(document: &Document<'_>, section: &mut Section<'_, '_>) -> Vec<String> {
-    let Some(given) = section.list("hosts") else { return Vec::new() };
+    let Some(given) = section.string_list("hosts") else { return Vec::new() };
     let name = |text: &String| {
         let name = text.strip_suffix('.').unwrap_or(text);
         let is_name = name.split('.').all(|label| {
@@ -101,51 +103,51 @@ fn hosts(document: &Document<'_>, section: &mut Section<'_, '_>) -> Vec<String> 
         });
         if !is_name {
             let message = format!(
-                "{text:?} is no host name; say names without a port, such as [\"railgate.example\"] (addresses and \
-                 localhost are always answered)"
+                "{text:?} is not a host name; list names without a port, such as [\"railgate.example\"] (addresses and \
+                 localhost are always accepted)"
             );
-            document.problem(given.at, &given.key, message);
+            document.error(given.offset, &given.key, message);
         }
         is_name.then(|| name.to_ascii_lowercase())
     };
     given.value.iter().filter_map(name).collect()
 }
 
-/// The endpoint of a section, or `default` if it names no address.
+/// The endpoint of a section, or `default` if it has no address.
 fn endpoint(
     document: &Document<'_>,
     section: &mut Section<'_, '_>,
     default: Option<Endpoint>,
-) -> Option<Placed<Endpoint>> {
-    let (at, key) = (section.at(), section.name("address"));
+) -> Option<Located<Endpoint>> {
+    let (offset, key) = (section.offset(), section.name("address"));
     let is_given = section.has("address");
     if !is_given && default.is_none() {
-        document.problem(at, &key, format!("is required: {AN_ADDRESS}"));
+        document.error(offset, &key, format!("is required: {ADDRESS}"));
     }
-    let address = section.take("address", |value| endpoint_of(value.as_str()));
-    let mode = section.text("mode", "permission bits in octal and in quotes, such as \"0660\"", |text| {
+    let address = section.take("address", |value| parse_endpoint(value.as_str()));
+    let mode = section.string("mode", "permission bits in octal and in quotes, such as \"0660\"", |text| {
         u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777)
     });
-    let default = default.filter(|_| !is_given).map(|value| Placed { value, key, at });
+    let default = default.filter(|_| !is_given).map(|value| Located { value, key, offset });
     let mut address = address.or(default)?;
     match (&mut address.value, mode) {
         (Endpoint::Unix { mode, .. }, Some(given)) => *mode = given.value,
         (Endpoint::Tcp(_), Some(given)) => {
-            document.problem(given.at, &given.key, "only a unix socket has a mode; drop the key");
+            document.error(given.offset, &given.key, "only a unix socket has a mode; drop the key");
         }
         (_, None) => {}
     }
     Some(address)
 }
 
-fn endpoint_of(text: Option<&str>) -> Result<Endpoint, String> {
-    let text = text.ok_or_else(|| format!("expected {AN_ADDRESS}, in quotes"))?;
+fn parse_endpoint(text: Option<&str>) -> Result<Endpoint, String> {
+    let text = text.ok_or_else(|| format!("expected {ADDRESS}, in quotes"))?;
     let expected = || {
-        let hint = white_space_hint(text, |dense| dense != text && endpoint_of(Some(dense)).is_ok());
-        format!("expected {AN_ADDRESS}, found {text:?}{}", hint.unwrap_or_default())
+        let hint = white_space_hint(text, |compact| compact != text && parse_endpoint(Some(compact)).is_ok());
+        format!("expected {ADDRESS}, found {text:?}{}", hint.unwrap_or_default())
     };
     let Some(path) = text.strip_prefix("unix:") else {
-        return text.parse().map(Endpoint::Tcp).map_err(|_| expected() + why_no_address(text));
+        return text.parse().map(Endpoint::Tcp).map_err(|_| expected() + address_hint(text));
     };
     if !path.starts_with('/') || path.contains('\0') {
         return Err(expected());
@@ -157,15 +159,15 @@ fn endpoint_of(text: Option<&str>) -> Result<Endpoint, String> {
     }
     if path.len() > MAX_SOCKET_PATH {
         return Err(format!(
-            "names a socket by {} bytes, and the system takes {MAX_SOCKET_PATH}; choose a shorter path",
+            "has a socket path of {} bytes, and the system allows {MAX_SOCKET_PATH}; choose a shorter path",
             path.len()
         ));
     }
     Ok(Endpoint::Unix { path: PathBuf::from(path), mode: DEFAULT_MODE })
 }
 
-/// What is known about an address that is none.
-fn why_no_address(text: &str) -> &'static str {
+/// Why the text is not an address, for the usual mistakes.
+fn address_hint(text: &str) -> &'static str {
     match text.rsplit_once(':') {
         Some((host, port))
             if is_ip(host) && port.parse::<u16>().is_err() && !port.contains(char::is_whitespace) =>
@@ -183,33 +185,33 @@ fn is_ip(text: &str) -> bool {
     bare.map_or_else(|| text.parse::<Ipv4Addr>().is_ok(), |bare| bare.parse::<Ipv6Addr>().is_ok())
 }
 
-/// `[hooks]`: where GitLab tells of changes. Without the section, nowhere.
+/// `[hooks]`. Without the section there is no such listener.
 pub(super) fn hooks(
     document: &Document<'_>,
     root: &mut Section<'_, '_>,
-    (listen, admin): (&[Listen], &Endpoint),
+    (listen, admin): (&[ListenSection], &Endpoint),
 ) -> Option<hooks::Settings> {
     let mut section = root.section("hooks")?;
-    let names_a_token = section.has("token_file") || section.has("signing_token_file");
+    let has_token_key = section.has("token_file") || section.has("signing_token_file");
     let endpoint = endpoint(document, &mut section, None);
     let connections = connections(&mut section).unwrap_or(DEFAULT_OPERATOR_CONNECTIONS);
     let advice = "write one word into it, and the same into GitLab, as the secret token of the System Hook";
-    let token = secret(document, &mut section, ("token_file", advice), Token::load);
+    let token = secret(document, &mut section, ("token_file", advice), BearerToken::load);
     let advice = "copy the signing token that GitLab shows for the System Hook";
     let signing_token = secret(document, &mut section, ("signing_token_file", advice), SigningToken::load);
     let settle = duration(&mut section, "settle", DEFAULT_SETTLE, ZERO..=HOUR);
-    if !names_a_token {
+    if !has_token_key {
         let message =
-            "is required in [hooks], or signing_token_file: who could not show either, nobody would know";
-        document.problem(section.at(), "hooks.token_file", message);
+            "is required in [hooks], or signing_token_file: without either, anyone could drop cached answers";
+        document.error(section.offset(), "hooks.token_file", message);
     }
-    section.finish();
+    section.reject_unknown_keys();
     let endpoint = endpoint?;
     let mut others = listen.iter().map(|listen| &listen.endpoint.value).chain([admin]);
     if others.any(|other| other.clashes_with(&endpoint.value)) {
         let message =
             format!("{} is the address of another listener already; choose another port", endpoint.value);
-        document.problem(endpoint.at, &endpoint.key, message);
+        document.error(endpoint.offset, &endpoint.key, message);
     }
     Some(hooks::Settings {
         endpoint: endpoint.value,
@@ -220,5 +222,5 @@ pub(super) fn hooks(
     })
 }
 
-/// As long as a read replica lags behind, at most.
+/// Longer than a read replica lags behind.
 const DEFAULT_SETTLE: Duration = Duration::from_secs(5);

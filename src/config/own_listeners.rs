@@ -1,6 +1,6 @@
-//! Whether a server of Rails is one of the gateway's own listeners: then each request would come back, over and
-//! over. What cannot be seen here, such as a name that leads to this machine, the gateway notices at the first
-//! request (`Failure::Loop`).
+//! Whether a server of Rails is one of the gateway's own listeners, so that each request would come back again
+//! and again. Where this cannot be known from the configuration, as with a name that resolves to this machine,
+//! the gateway notices it at the first request (`Failure::Loop`).
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -10,23 +10,23 @@ use std::path::{Path, PathBuf};
 use crate::server::Endpoint;
 use crate::upstream::UpstreamAddress;
 
-/// The listener among `own` to which a connection to `address` leads.
-pub(super) fn reached_by<'e>(address: &UpstreamAddress, own: &'e [Endpoint]) -> Option<&'e Endpoint> {
-    own.iter().find(|endpoint| leads_to(address, endpoint))
+/// The listener among `own` that accepts a connection to `address`.
+pub(super) fn find_own_listener<'e>(address: &UpstreamAddress, own: &'e [Endpoint]) -> Option<&'e Endpoint> {
+    own.iter().find(|endpoint| connects_to(address, endpoint))
 }
 
-fn leads_to(address: &UpstreamAddress, endpoint: &Endpoint) -> bool {
+fn connects_to(address: &UpstreamAddress, endpoint: &Endpoint) -> bool {
     match (address, endpoint) {
         (UpstreamAddress::Tcp(host, port), Endpoint::Tcp(own)) => {
-            *port == own.port() && addresses_of(host).iter().any(|ip| is_taken(*ip, own.ip()))
+            *port == own.port() && known_addresses(host).iter().any(|ip| is_accepted(*ip, own.ip()))
         }
         (UpstreamAddress::Unix(path), Endpoint::Unix { path: own, .. }) => is_same_file(path, own),
         _ => false,
     }
 }
 
-/// Those that are known without asking anyone.
-fn addresses_of(host: &str) -> Vec<IpAddr> {
+/// The addresses of `host` that are known without DNS.
+fn known_addresses(host: &str) -> Vec<IpAddr> {
     let name = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
     if name == "localhost" || name.ends_with(".localhost") {
         return vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
@@ -34,33 +34,33 @@ fn addresses_of(host: &str) -> Vec<IpAddr> {
     host.parse().into_iter().collect()
 }
 
-/// Whether who listens on `own` takes connections to `ip`. To connect to the unspecified address is to connect to
-/// this machine.
-fn is_taken(ip: IpAddr, own: IpAddr) -> bool {
+/// Whether a listener on `own` accepts connections to `ip`. A connection to the unspecified address goes to this
+/// machine.
+fn is_accepted(ip: IpAddr, own: IpAddr) -> bool {
     let (ip, own) = (ip.to_canonical(), own.to_canonical());
     let ip = match ip {
         IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(Ipv6Addr::UNSPECIFIED) => Ipv6Addr::LOCALHOST.into(),
         ip => ip,
     };
-    // On Linux `[::]` takes IPv4 too, unless told otherwise.
-    let takes_all = own.is_unspecified() && (own.is_ipv6() || ip.is_ipv4());
-    ip == own || takes_all && ip.is_loopback()
+    // On Linux `[::]` accepts IPv4 too, unless the socket has IPV6_V6ONLY.
+    let is_wildcard = own.is_unspecified() && (own.is_ipv6() || ip.is_ipv4());
+    ip == own || is_wildcard && ip.is_loopback()
 }
 
-/// By name, or as what is there now: another name for it, or a link.
+/// Whether both paths are the same once resolved, or lead to the same inode now.
 fn is_same_file(one: &Path, other: &Path) -> bool {
     let identity = |path| fs::metadata(path).ok().map(|file| (file.dev(), file.ino()));
     resolved(one) == resolved(other) || identity(one).is_some_and(|one| identity(other) == Some(one))
 }
 
-/// How many links lead on at most, as in the system.
-const MOST_LINKS: usize = 40;
+/// As many links as Linux follows.
+const MAX_LINKS: usize = 40;
 
-/// The path without links and dots, whether or not there is a file.
+/// The path without links and dots, whether or not the file exists.
 fn resolved(path: &Path) -> PathBuf {
     let mut path = path.to_owned();
-    for _ in 0..MOST_LINKS {
+    for _ in 0..MAX_LINKS {
         let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else { break };
         let folder = fs::canonicalize(folder).unwrap_or_else(|_| folder.components().collect());
         let file = folder.join(name);
@@ -78,8 +78,8 @@ mod tests {
     use crate::upstream::UpstreamTarget;
 
     #[test]
-    fn addresses_that_lead_back() {
-        for (url, own, leads_back) in [
+    fn urls_of_own_listeners_are_found() {
+        for (url, own, is_own) in [
             ("http://127.0.0.1:8181", "127.0.0.1:8181", true),
             ("https://127.0.0.1:8181/gitlab", "127.0.0.1:8181", true),
             ("http://127.0.0.1:8181", "0.0.0.0:8181", true),
@@ -101,7 +101,7 @@ mod tests {
             ("http://[::1]:8181", "127.0.0.1:8181", false),
             ("http://[::1]:8181", "0.0.0.0:8181", false),
             ("http://127.0.0.1:8181", "[::1]:8181", false),
-            // It may be this machine, and may be another.
+            // These may be this machine or another.
             ("http://10.0.0.1:8181", "0.0.0.0:8181", false),
             ("http://gitlab.example:8181", "0.0.0.0:8181", false),
             ("http://localhost.example:8181", "0.0.0.0:8181", false),
@@ -110,24 +110,24 @@ mod tests {
         ] {
             let address = UpstreamTarget::parse(url).unwrap().address;
             let own = [Endpoint::Tcp("127.0.0.1:9".parse().unwrap()), Endpoint::Tcp(own.parse().unwrap())];
-            assert_eq!(reached_by(&address, &own), leads_back.then_some(&own[1]), "{url} {own:?}");
+            assert_eq!(find_own_listener(&address, &own), is_own.then_some(&own[1]), "{url} {own:?}");
         }
     }
 
     #[test]
-    fn sockets_that_lead_back() {
+    fn paths_of_own_sockets_are_found() {
         let folder = std::env::temp_dir().join(format!("railgate-own-{}", std::process::id()));
         fs::create_dir_all(folder.join("sub")).unwrap();
         let file = |name: &str| folder.join(name);
-        let leads_back = |path: &Path, own: &Path| {
+        let is_own = |path: &Path, own: &Path| {
             let own = Endpoint::Unix { path: own.to_owned(), mode: 0o660 };
-            leads_to(&UpstreamAddress::Unix(path.to_owned()), &own)
+            connects_to(&UpstreamAddress::Unix(path.to_owned()), &own)
         };
         // Before anything listens there.
         std::os::unix::fs::symlink("gateway.sock", file("link.sock")).unwrap();
         std::os::unix::fs::symlink(&folder, file("sub/folder")).unwrap();
         let own = file("gateway.sock");
-        for (path, is_own) in [
+        for (path, expected) in [
             ("gateway.sock", true),
             ("sub/../gateway.sock", true),
             (".//gateway.sock", true),
@@ -138,14 +138,14 @@ mod tests {
             ("gateway.sock2", false),
             ("none/gateway.sock", false),
         ] {
-            assert_eq!(leads_back(&file(path), &own), is_own, "{path}");
-            assert_eq!(leads_back(&own, &file(path)), is_own, "{path}");
+            assert_eq!(is_own(&file(path), &own), expected, "{path}");
+            assert_eq!(is_own(&own, &file(path)), expected, "{path}");
         }
-        // And while something does, under another name.
+        // While something listens there, under another name.
         fs::write(&own, "").unwrap();
         fs::hard_link(&own, file("sub/other.sock")).unwrap();
-        assert!(leads_back(&file("sub/other.sock"), &own));
-        assert!(!leads_back(&file("sub/none.sock"), &own));
+        assert!(is_own(&file("sub/other.sock"), &own));
+        assert!(!is_own(&file("sub/none.sock"), &own));
         fs::remove_dir_all(folder).unwrap();
     }
 }

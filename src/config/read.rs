@@ -1,14 +1,14 @@
-//! The top level of the file, and the two sections that are simple.
+//! The top level of the file, `[limits]` and `[log]`, and the warnings that concern several sections.
 
 use super::document::{Document, Section};
 use super::scalars::{HOUR, MILLISECOND, ZERO, as_usize, duration, size};
-use super::{Log, LogFormat, Settings, auth, cache, listen, upstream};
-use crate::auth::mint::Mint;
+use super::{GatewayConfig, LogFormat, LogSettings, auth, cache, listen, upstream};
+use crate::auth::upstream_credential::UpstreamCredential;
 use crate::route::Class;
 use crate::server::{Limits, ListenSettings};
 
-/// Reads the whole file. `None` if something without a default is missing or wrong.
-pub(super) fn settings(document: &Document<'_>) -> Option<Settings> {
+/// Reads the whole file. `None` if something without a default is missing or invalid.
+pub(super) fn config(document: &Document<'_>) -> Option<GatewayConfig> {
     let mut root = document.root();
     let workers = workers(&mut root);
     let listen = listen::listen(document, &mut root);
@@ -22,29 +22,29 @@ pub(super) fn settings(document: &Document<'_>) -> Option<Settings> {
     if let Some(upstream) = &upstream {
         let lookup = Class::Lookup.of(&upstream.settings.classes);
         if cache.wait < lookup.response_timeout {
-            let message = "is shorter than the response_timeout of the class `lookup`: while Rails is slow, all who wait \
-                           would ask by themselves";
+            let message = "is shorter than the response_timeout of the class `lookup`: while Rails is slow, every waiting \
+                           request would be sent to Rails by itself";
             document.warn(0, "cache.wait", message);
         }
     }
     let limits = limits(document, &mut root);
-    let longest =
+    let longest_hold =
         upstream.iter().flat_map(|upstream| &upstream.settings.classes).map(|class| class.hold).max();
-    if longest.is_some_and(|hold| hold > limits.drain_timeout) {
-        let message =
-            "is shorter than upstream.hold: if the gateway stops while Rails is away, who waits is dropped";
+    if longest_hold.is_some_and(|hold| hold > limits.drain_timeout) {
+        let message = "is shorter than upstream.hold: if the gateway stops while Rails is away, waiting requests are dropped";
         document.warn(0, "limits.drain_timeout", message);
     }
     let log = log(&mut root);
-    root.finish();
-    let (upstream::Upstream { settings: upstream, wanted, secret, forward_prefixes }, auth) =
+    root.reject_unknown_keys();
+    let (upstream::UpstreamSection { settings: upstream, credential, secret, forward_prefixes }, auth) =
         (upstream?, auth?);
-    let mint = wanted.map(|wanted| Mint::new(wanted, secret.as_ref().unwrap_or(&auth.shell_secret)));
+    let upstream_credential =
+        credential.map(|kind| UpstreamCredential::new(kind, secret.as_ref().unwrap_or(&auth.shell_secret)));
     let listen = listen.into_iter().map(|listen| ListenSettings {
         endpoint: listen.endpoint.value,
         connections: listen.connections.unwrap_or(limits.connections),
     });
-    Some(Settings {
+    Some(GatewayConfig {
         workers,
         listen: listen.collect(),
         admin: admin.endpoint,
@@ -53,7 +53,7 @@ pub(super) fn settings(document: &Document<'_>) -> Option<Settings> {
         admin_hosts: admin.hosts,
         hooks,
         upstream,
-        mint,
+        upstream_credential,
         forward_prefixes,
         auth,
         cache,
@@ -62,10 +62,10 @@ pub(super) fn settings(document: &Document<'_>) -> Option<Settings> {
     })
 }
 
-/// One for each core that this process may use, as far as cgroups and affinity tell.
+/// By default one for each core that this process may use, by its cgroup and CPU affinity.
 fn workers(root: &mut Section<'_, '_>) -> usize {
     let default = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    root.count("workers", 1..257).map_or_else(default, |count| as_usize(count.value))
+    root.integer("workers", 1..257).map_or_else(default, |count| as_usize(count.value))
 }
 
 fn limits(document: &Document<'_>, root: &mut Section<'_, '_>) -> Limits {
@@ -74,7 +74,7 @@ fn limits(document: &Document<'_>, root: &mut Section<'_, '_>) -> Limits {
     let limits = Limits {
         connections: listen::connections(&mut section).unwrap_or(defaults.connections),
         head: size(&mut section, "head", defaults.head, 1024..=64 * 1024),
-        headers: section.count("headers", 8..1_001).map_or(defaults.headers, |count| as_usize(count.value)),
+        headers: section.integer("headers", 8..1_001).map_or(defaults.headers, |count| as_usize(count.value)),
         target: size(&mut section, "target", defaults.target, 2 * 1024..=63 * 1024),
         first_byte_timeout: duration(
             &mut section,
@@ -88,58 +88,58 @@ fn limits(document: &Document<'_>, root: &mut Section<'_, '_>) -> Limits {
     };
     if limits.head < 16 * 1024 {
         let message = "SSH keys travel in the query, and some are long; at least 16KiB is advised";
-        document.warn(section.at(), "limits.head", message);
+        document.warn(section.offset(), "limits.head", message);
     }
-    warn_of_target(document, section.at(), &limits);
-    section.finish();
+    check_target(document, section.offset(), &limits);
+    section.reject_unknown_keys();
     limits
 }
 
-fn warn_of_target(document: &Document<'_>, at: usize, limits: &Limits) {
+fn check_target(document: &Document<'_>, offset: usize, limits: &Limits) {
     let default = Limits::default().target;
-    if limits.target < LEAST_TARGET {
+    if limits.target < MIN_ADVISED_TARGET {
         let message = "SSH keys travel in the query, and some are long; at least 8KiB is advised";
-        document.warn(at, "limits.target", message);
+        document.warn(offset, "limits.target", message);
     }
     if limits.target > default {
         let message = format!(
-            "is more than Puma takes unless it was built for it: it needs a PUMA_QUERY_STRING_MAX_LENGTH of {} and a \
-             PUMA_REQUEST_URI_MAX_LENGTH of {} at least, or answers longer ones with a 400 or not at all; see the README",
+            "is more than Puma accepts unless it was built for it: it needs a PUMA_QUERY_STRING_MAX_LENGTH of {} and a \
+             PUMA_REQUEST_URI_MAX_LENGTH of {} at least, or answers longer targets with a 400 or not at all; see the README",
             limits.target,
             limits.target + 1024
         );
-        document.warn(at, "limits.target", message);
-        if limits.target + BESIDE_TARGET > limits.head {
+        document.warn(offset, "limits.target", message);
+        if limits.target + HEAD_WITHOUT_TARGET > limits.head {
             let message = "leaves no room for limits.target: heads with such a target would be refused (431); raise it, \
                            or lower limits.target";
-            document.warn(at, "limits.head", message);
+            document.warn(offset, "limits.head", message);
         }
     }
 }
 
-/// What a head needs beside its target: credentials are the most of it.
-const BESIDE_TARGET: usize = 1024;
-/// For the longest SSH keys.
-const LEAST_TARGET: usize = 8 * 1024;
+/// Bytes of a head beside its target, most of them the credential.
+const HEAD_WITHOUT_TARGET: usize = 1024;
+/// Enough for the longest SSH keys.
+const MIN_ADVISED_TARGET: usize = 8 * 1024;
 
-fn log(root: &mut Section<'_, '_>) -> Log {
-    let defaults = Log::default();
+fn log(root: &mut Section<'_, '_>) -> LogSettings {
+    let defaults = LogSettings::default();
     let Some(mut section) = root.section("log") else { return defaults };
-    let format = section.text("format", "\"json\" or \"pretty\"", |text| match text {
+    let format = section.string("format", "\"json\" or \"pretty\"", |text| match text {
         "json" => Some(LogFormat::Json),
         "pretty" => Some(LogFormat::Pretty),
         _ => None,
     });
-    let level = section.text("level", "\"error\", \"warn\", \"info\" or \"debug\"", |text| match text {
+    let level = section.string("level", "\"error\", \"warn\", \"info\" or \"debug\"", |text| match text {
         "error" => Some(tracing::Level::ERROR),
         "warn" => Some(tracing::Level::WARN),
         "info" => Some(tracing::Level::INFO),
         "debug" => Some(tracing::Level::DEBUG),
         _ => None,
     });
-    let requests = section.flag("requests");
-    section.finish();
-    Log {
+    let requests = section.boolean("requests");
+    section.reject_unknown_keys();
+    LogSettings {
         format: format.map_or(defaults.format, |format| format.value),
         level: level.map_or(defaults.level, |level| level.value),
         requests: requests.map_or(defaults.requests, |requests| requests.value),

@@ -32,11 +32,13 @@ pub(super) fn optional_duration(
 ) -> Option<Duration> {
     let expected = format!(
         "a duration from {} to {} with its unit (ms, s, m, h), such as \"60s\"",
-        units::show(*range.start()),
-        units::show(*range.end())
+        units::format_duration(*range.start()),
+        units::format_duration(*range.end())
     );
     let within = |duration: &Duration| range.contains(duration);
-    section.text(key, &expected, |text| units::duration(text).filter(within)).map(|placed| placed.value)
+    section
+        .string(key, &expected, |text| units::parse_duration(text).filter(within))
+        .map(|located| located.value)
 }
 
 pub(super) fn size(
@@ -52,8 +54,8 @@ pub(super) fn size(
     );
     let within = |size: &usize| range.contains(size);
     section
-        .text(key, &expected, |text| units::size(text).filter(within))
-        .map_or(default, |placed| placed.value)
+        .string(key, &expected, |text| units::parse_size(text).filter(within))
+        .map_or(default, |located| located.value)
 }
 
 pub(super) fn as_usize(count: u64) -> usize {

@@ -1,10 +1,10 @@
-//! Where Rails listens: `upstream.url`, or one `[[upstream.server]]` for each of several, with TLS and how
-//! it is known whether they are well.
+//! Where Rails listens: `upstream.url`, or one `[[upstream.server]]` for each of several; `[upstream.tls]`,
+//! `[upstream.health]` and `[upstream.ejection]`.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-use super::document::{Document, Placed, Section};
+use super::document::{Document, Located, Section};
 use super::scalars::{HOUR, MILLISECOND, ZERO, as_u32, duration};
 use super::{own_listeners, units};
 use crate::server::Endpoint;
@@ -16,7 +16,7 @@ use crate::upstream::{
 
 const URL: &str = "expected a URL in quotes, such as \"http://127.0.0.1:8080\"";
 
-/// `None` if one is missing or wrong, which is told.
+/// `None` if one is missing or invalid, which is reported.
 pub(super) fn servers(
     document: &Document<'_>,
     upstream: &mut Section<'_, '_>,
@@ -24,153 +24,153 @@ pub(super) fn servers(
     own: &[Endpoint],
 ) -> Option<Vec<UpstreamServerSettings>> {
     let (has_url, has_servers) = (upstream.has("url"), upstream.has("server"));
-    let only = upstream.take("url", url);
-    let listed = upstream.sections("server");
+    let url = upstream.take("url", parse_url);
+    let sections = upstream.section_array("server");
     let tls_section = upstream.section("tls");
-    let mut found = Vec::new();
-    match (has_url, listed) {
-        (true, None) if !has_servers => found.push(only.map(|url| (url, false))),
-        (false, Some(listed)) if !listed.value.is_empty() => {
-            found.extend(listed.value.into_iter().map(|section| server(document, section)));
+    let mut targets = Vec::new();
+    match (has_url, sections) {
+        (true, None) if !has_servers => targets.push(url.map(|url| (url, false))),
+        (false, Some(sections)) if !sections.value.is_empty() => {
+            targets.extend(sections.value.into_iter().map(|section| server(document, section)));
         }
-        (true, listed) => {
-            let message = "is for one server; with [[upstream.server]], say it there";
-            document.problem(upstream.at(), "upstream.url", message);
-            for section in listed.into_iter().flat_map(|listed| listed.value) {
+        (true, sections) => {
+            let message = "is for one server; with [[upstream.server]], set the url in each of those";
+            document.error(upstream.offset(), "upstream.url", message);
+            for section in sections.into_iter().flat_map(|sections| sections.value) {
                 server(document, section);
             }
         }
-        (false, _) => missing(document, upstream.at()),
+        (false, _) => missing(document, upstream.offset()),
     }
-    let is_complete = !found.is_empty() && found.iter().all(Option::is_some);
-    let found: Vec<_> = found.into_iter().flatten().collect();
-    let is_plausible = are_plausible(document, &found, own);
-    let tls = secured(document, tls_section, &found, protocol);
-    let servers = found.into_iter().zip(tls?).map(|((url, is_backup), tls)| UpstreamServerSettings {
+    let is_complete = !targets.is_empty() && targets.iter().all(Option::is_some);
+    let targets: Vec<_> = targets.into_iter().flatten().collect();
+    let is_consistent = check_consistency(document, &targets, own);
+    let tls = tls_of_each(document, tls_section, &targets, protocol);
+    let servers = targets.into_iter().zip(tls?).map(|((url, is_backup), tls)| UpstreamServerSettings {
         target: url.value,
         tls,
         is_backup,
     });
-    (is_complete && is_plausible).then(|| servers.collect())
+    (is_complete && is_consistent).then(|| servers.collect())
 }
 
-pub(super) fn missing(document: &Document<'_>, at: usize) {
+pub(super) fn missing(document: &Document<'_>, offset: usize) {
     let message = "is required: where Rails listens, such as \"http://127.0.0.1:8080\"; or a [[upstream.server]] for each of several";
-    document.problem(at, "upstream.url", message);
+    document.error(offset, "upstream.url", message);
 }
 
-fn url(value: &toml::de::DeValue<'_>) -> Result<UpstreamTarget, String> {
+fn parse_url(value: &toml::de::DeValue<'_>) -> Result<UpstreamTarget, String> {
     UpstreamTarget::parse(value.as_str().ok_or(URL)?).map_err(|error| error.to_string())
 }
 
-fn server(document: &Document<'_>, mut section: Section<'_, '_>) -> Option<(Placed<UpstreamTarget>, bool)> {
+fn server(document: &Document<'_>, mut section: Section<'_, '_>) -> Option<(Located<UpstreamTarget>, bool)> {
     if !section.has("url") {
-        document.problem(section.at(), "upstream.server.url", "is required in each [[upstream.server]]");
+        document.error(section.offset(), "upstream.server.url", "is required in each [[upstream.server]]");
     }
-    let url = section.take("url", url);
-    let is_backup = section.flag("backup").is_some_and(|flag| flag.value);
-    section.finish();
+    let url = section.take("url", parse_url);
+    let is_backup = section.boolean("backup").is_some_and(|flag| flag.value);
+    section.reject_unknown_keys();
     Some((url?, is_backup))
 }
 
-/// Whether these can be the servers of one GitLab.
-fn are_plausible(
+/// Whether these can be the servers of one GitLab. If not, the reasons are reported.
+fn check_consistency(
     document: &Document<'_>,
-    servers: &[(Placed<UpstreamTarget>, bool)],
+    servers: &[(Located<UpstreamTarget>, bool)],
     own: &[Endpoint],
 ) -> bool {
     let Some((first, _)) = servers.first() else { return true };
-    let mut problems = Vec::new();
-    let mut known = HashSet::new();
+    let mut errors = Vec::new();
+    let mut addresses = HashSet::new();
     for (url, _) in servers {
-        if !known.insert(url.value.address.to_string()) {
-            problems.push((url, format!("{} is there twice", url.value.address)));
+        if !addresses.insert(url.value.address.to_string()) {
+            errors.push((url, format!("{} is listed twice", url.value.address)));
         }
         if url.value.root != first.value.root {
-            let message = "all servers are of one GitLab, with the same path behind the host";
-            problems.push((url, message.to_owned()));
+            let message = "all servers belong to one GitLab, with the same path behind the host";
+            errors.push((url, message.to_owned()));
         }
-        if let Some(endpoint) = own_listeners::reached_by(&url.value.address, own) {
+        if let Some(endpoint) = own_listeners::find_own_listener(&url.value.address, own) {
             let message = format!(
-                "leads back to the gateway's own listener on {endpoint}; name the address of Workhorse or Puma"
+                "leads back to the gateway's own listener on {endpoint}; use the address of Workhorse or Puma"
             );
-            problems.push((url, message));
+            errors.push((url, message));
         }
     }
     if servers.iter().all(|(_, is_backup)| *is_backup) {
-        problems.push((first, "one server at least must not be a backup".to_owned()));
+        errors.push((first, "at least one server must not be a backup".to_owned()));
     }
     if servers.len() > MAX_SERVERS {
-        problems.push((first, format!("there are {} servers, {MAX_SERVERS} may be", servers.len())));
+        errors.push((first, format!("there are {} servers; the most is {MAX_SERVERS}", servers.len())));
     }
-    let is_plausible = problems.is_empty();
-    for (url, message) in problems {
-        document.problem(url.at, &url.key, message);
+    let is_consistent = errors.is_empty();
+    for (url, message) in errors {
+        document.error(url.offset, &url.key, message);
     }
-    is_plausible
+    is_consistent
 }
 
-/// How each server is connected to. Certificates are read here, so that what is wrong with them is told
-/// before anything runs.
-fn secured(
+/// The TLS settings of each server. Certificates are read here, so that mistakes in them are reported before
+/// anything runs.
+fn tls_of_each(
     document: &Document<'_>,
     section: Option<Section<'_, '_>>,
-    servers: &[(Placed<UpstreamTarget>, bool)],
+    servers: &[(Located<UpstreamTarget>, bool)],
     protocol: Protocol,
 ) -> Option<Vec<Option<Tls>>> {
-    let at = section.as_ref().map(Section::at);
+    let offset = section.as_ref().map(Section::offset);
     let (mut name, mut roots, mut identity) = (None, None, None);
     if let Some(mut section) = section {
-        let mut files = Files { document, section: &mut section };
+        let mut files = TlsFiles { document, section: &mut section };
         roots = files.file("ca_file", tls::read_authorities);
         identity = files.identity();
-        name = section.text("server_name", "a host name or an IP address", |text| Some(text.to_owned()));
-        section.finish();
+        name = section.string("server_name", "a host name or an IP address", |text| Some(text.to_owned()));
+        section.reject_unknown_keys();
     }
-    if let Some(at) = at
+    if let Some(offset) = offset
         && !servers.is_empty()
         && servers.iter().all(|(url, _)| !url.value.is_tls)
     {
         let message = "is for a url that begins with https://, and there is none; drop the section";
-        document.problem(at, "upstream.tls", message);
+        document.error(offset, "upstream.tls", message);
     }
     let name = name.as_ref().map(|name| name.value.as_str());
-    let mut believed = None;
-    let mut secured = Vec::new();
+    let mut trusted = None;
+    let mut settings = Vec::new();
     for (url, _) in servers {
         let UpstreamTarget { is_tls: true, address: UpstreamAddress::Tcp(host, _), .. } = &url.value else {
-            secured.push(None);
+            settings.push(None);
             continue;
         };
-        let tls = believed_by(&mut believed, roots.as_ref()).and_then(|roots| {
+        let tls = trusted_roots(&mut trusted, roots.as_ref()).and_then(|roots| {
             Tls::new(roots, identity.as_ref(), name.unwrap_or(without_zone(host)), protocol)
         });
-        let (at, key) = at.map_or((url.at, url.key.as_str()), |at| (at, "upstream.tls"));
-        secured.push(Some(tls.map_err(|error| document.problem(at, key, error.to_string())).ok()?));
+        let (offset, key) = offset.map_or((url.offset, url.key.as_str()), |offset| (offset, "upstream.tls"));
+        settings.push(Some(tls.map_err(|error| document.error(offset, key, error.to_string())).ok()?));
     }
-    Some(secured)
+    Some(settings)
 }
 
-/// What the operator named, or what the system trusts, which takes a while to find out.
-fn believed_by(
-    believed: &mut Option<TrustedAuthorities>,
-    named: Option<&TrustedAuthorities>,
+/// The roots of `ca_file`, or else those of the system, which are read once: that takes a while.
+fn trusted_roots(
+    cached: &mut Option<TrustedAuthorities>,
+    configured: Option<&TrustedAuthorities>,
 ) -> Result<TrustedAuthorities, tls::TlsError> {
-    let known = match believed.take() {
-        Some(known) => known,
-        None => named.map_or_else(tls::system_authorities, |named| Ok(named.clone()))?,
+    let roots = match cached.take() {
+        Some(roots) => roots,
+        None => configured.map_or_else(tls::system_authorities, |configured| Ok(configured.clone()))?,
     };
-    Ok(believed.insert(known).clone())
+    Ok(cached.insert(roots).clone())
 }
 
 /// The files that `[upstream.tls]` names.
-struct Files<'a, 'd, 't> {
+struct TlsFiles<'a, 'd, 't> {
     document: &'a Document<'t>,
     section: &'a mut Section<'d, 't>,
 }
 
-impl Files<'_, '_, '_> {
-    /// `None` if there is no such key, or if the file cannot be used, which is told.
+impl TlsFiles<'_, '_, '_> {
+    /// `None` if there is no such key, or if the file cannot be used, which is reported.
     fn file<T>(
         &mut self,
         key: &'static str,
@@ -178,10 +178,10 @@ impl Files<'_, '_, '_> {
     ) -> Option<T> {
         let file = self
             .section
-            .text(key, "the path of a file", |text| (!text.is_empty()).then(|| PathBuf::from(text)))?;
+            .string(key, "the path of a file", |text| (!text.is_empty()).then(|| PathBuf::from(text)))?;
         load(&file.value)
             .map_err(|error| {
-                self.document.problem(file.at, &file.key, format!("{} {error}", file.value.display()));
+                self.document.error(file.offset, &file.key, format!("{} {error}", file.value.display()));
             })
             .ok()
     }
@@ -190,7 +190,7 @@ impl Files<'_, '_, '_> {
         let has = ["certificate_file", "key_file"].map(|key| self.section.has(key));
         if has == [true, false] || has == [false, true] {
             let message = "certificate_file and key_file go together; name both or none";
-            self.document.problem(self.section.at(), "upstream.tls", message);
+            self.document.error(self.section.offset(), "upstream.tls", message);
         }
         let chain = self.file("certificate_file", tls::read_certificates);
         let key = self.file("key_file", tls::read_key);
@@ -198,46 +198,47 @@ impl Files<'_, '_, '_> {
     }
 }
 
-/// How it is known whether servers are well: `[upstream.health]`, `[upstream.ejection]`.
+/// `[upstream.health]` and `[upstream.ejection]`.
 pub(super) fn health(
     document: &Document<'_>,
     upstream: &mut Section<'_, '_>,
     servers: Option<&[UpstreamServerSettings]>,
 ) -> (HealthCheckSettings, EjectionSettings) {
-    let is_alone = servers.is_some_and(|servers| servers.len() == 1);
-    if is_alone && upstream.has("ejection") {
-        let message = "does nothing while there is one server: there is no other to turn to";
-        document.warn(upstream.at(), &upstream.name("ejection"), message);
+    let is_only_one = servers.is_some_and(|servers| servers.len() == 1);
+    if is_only_one && upstream.has("ejection") {
+        let message = "has no effect with one server: there is no other to send requests to";
+        document.warn(upstream.offset(), &upstream.name("ejection"), message);
     }
     let defaults = EjectionSettings::default();
     let slow_start = duration(upstream, "slow_start", defaults.slow_start, ZERO..=HOUR);
     let ejection = upstream.section("ejection").map_or(defaults, |mut section| {
         let failures =
-            section.count("failures", 0..1_001).map_or(defaults.failures, |count| as_u32(count.value));
+            section.integer("failures", 0..1_001).map_or(defaults.failures, |count| as_u32(count.value));
         let pause = duration(&mut section, "pause", defaults.pause, MILLISECOND..=HOUR);
-        let longest = duration(&mut section, "longest_pause", defaults.longest_pause, MILLISECOND..=HOUR);
-        if longest < pause {
+        let longest_pause =
+            duration(&mut section, "longest_pause", defaults.longest_pause, MILLISECOND..=HOUR);
+        if longest_pause < pause {
             let message = format!(
                 "{} is shorter than the first pause, {}; the default is 60s",
-                units::show(longest),
-                units::show(pause)
+                units::format_duration(longest_pause),
+                units::format_duration(pause)
             );
-            document.problem(section.at(), "upstream.ejection.longest_pause", message);
+            document.error(section.offset(), "upstream.ejection.longest_pause", message);
         }
-        section.finish();
-        EjectionSettings { failures, pause, longest_pause: longest, ..defaults }
+        section.reject_unknown_keys();
+        EjectionSettings { failures, pause, longest_pause, ..defaults }
     });
-    let checks = upstream.section("health").map_or_else(HealthCheckSettings::default, checks);
+    let checks = upstream.section("health").map_or_else(HealthCheckSettings::default, health_checks);
     (checks, EjectionSettings { slow_start, ..ejection })
 }
 
-fn checks(mut section: Section<'_, '_>) -> HealthCheckSettings {
+fn health_checks(mut section: Section<'_, '_>) -> HealthCheckSettings {
     let defaults = HealthCheckSettings::default();
-    let path = section.text("path", "a path that begins with a slash, such as \"/-/readiness\"", |text| {
-        let is_path = text.starts_with('/') && text.bytes().all(|b| b.is_ascii_graphic() && b != b'#');
-        (is_path && http::Uri::try_from(text).is_ok()).then(|| text.to_owned())
+    let path = section.string("path", "a path that begins with a slash, such as \"/-/readiness\"", |text| {
+        let is_plain = text.starts_with('/') && text.bytes().all(|b| b.is_ascii_graphic() && b != b'#');
+        (is_plain && http::Uri::try_from(text).is_ok()).then(|| text.to_owned())
     });
-    let mut count = |key, default| section.count(key, 1..101).map_or(default, |count| as_u32(count.value));
+    let mut count = |key, default| section.integer(key, 1..101).map_or(default, |count| as_u32(count.value));
     let healthy_after = count("healthy_after", defaults.healthy_after);
     let unhealthy_after = count("unhealthy_after", defaults.unhealthy_after);
     let checks = HealthCheckSettings {
@@ -247,6 +248,6 @@ fn checks(mut section: Section<'_, '_>) -> HealthCheckSettings {
         healthy_after,
         unhealthy_after,
     };
-    section.finish();
+    section.reject_unknown_keys();
     checks
 }

@@ -23,15 +23,15 @@ const MINIMAL: &str = include_str!("../../config/railgate.minimal.toml");
 const README: &str = include_str!("../../README.md");
 const KUBERNETES: &str = include_str!("../../deploy/kubernetes.yaml");
 
-/// The least that works; more is written behind it.
-const LEAST: &str = "\
+/// The required keys; tests append others.
+const BASE: &str = "\
 [upstream]
 url = \"http://127.0.0.1:8080\"
 [auth.shell]
 secret_file = \"DIR/gitlab_shell_secret\"
 ";
 
-/// A directory with secrets, `DIR` in the texts of these tests; gone when the test ends.
+/// A directory with secrets, `DIR` in the texts of these tests. It is removed when the test ends.
 struct Files {
     dir: PathBuf,
 }
@@ -61,32 +61,31 @@ impl Files {
         fs::write(self.dir.join(name), text).unwrap();
     }
 
-    fn parse(&self, text: &str) -> Result<Loaded, Problems> {
+    fn parse(&self, text: &str) -> Result<LoadedConfig, ConfigError> {
         let dir = self.dir.to_str().unwrap();
         let text = text.replace("/var/opt/gitlab/gitlab-rails/etc", dir).replace("/etc/railgate", dir);
         let text = text.replace("/var/lib/railgate", dir);
         parse("test.toml", &text.replace("DIR", dir))
     }
 
-    fn load(&self, text: &str) -> Settings {
-        let loaded = self.parse(text).unwrap_or_else(|problems| panic!("{problems}\n{text}"));
+    fn load(&self, text: &str) -> GatewayConfig {
+        let loaded = self.parse(text).unwrap_or_else(|errors| panic!("{errors}\n{text}"));
         assert_eq!(loaded.warnings, [], "{text}");
-        loaded.settings
+        loaded.config
     }
 
-    /// What is said about `text`, a line each.
-    fn problems(&self, text: &str) -> Vec<String> {
-        let Problems(problems) = self.parse(text).map_or_else(|problems| problems, |_| Problems(vec![]));
-        problems.iter().map(|problem| self.told(problem)).collect()
+    fn errors(&self, text: &str) -> Vec<String> {
+        let ConfigError(errors) = self.parse(text).map_or_else(|errors| errors, |_| ConfigError(vec![]));
+        errors.iter().map(|error| self.shown(error)).collect()
     }
 
     fn warnings(&self, text: &str) -> Vec<String> {
-        let loaded = self.parse(text).unwrap_or_else(|problems| panic!("{problems}\n{text}"));
-        loaded.warnings.iter().map(|warning| self.told(warning)).collect()
+        let loaded = self.parse(text).unwrap_or_else(|errors| panic!("{errors}\n{text}"));
+        loaded.warnings.iter().map(|warning| self.shown(warning)).collect()
     }
 
-    fn told(&self, problem: &Problem) -> String {
-        problem.to_string().replace(self.dir.to_str().unwrap(), "DIR")
+    fn shown(&self, diagnostic: &Diagnostic) -> String {
+        diagnostic.to_string().replace(self.dir.to_str().unwrap(), "DIR")
     }
 }
 
@@ -104,9 +103,9 @@ fn unix(path: &str, mode: u32) -> Endpoint {
     Endpoint::Unix { path: path.into(), mode }
 }
 
-/// The borders of each range, and what lies just beyond them.
+/// The limits of each range, and values just beyond them.
 #[test]
-fn ranges_include_their_borders_and_nothing_beyond() {
+fn ranges_include_their_limits_and_nothing_beyond() {
     let files = Files::new();
     for (section, key, within, beyond) in [
         ("upstream", "connect_timeout", ["'1ms'", "'1h'"], ["'0ms'", "'3601s'"]),
@@ -168,90 +167,89 @@ fn ranges_include_their_borders_and_nothing_beyond() {
         let text = |value: &str| {
             let line = format!("{key} = {value}\n");
             match section {
-                "upstream" => LEAST.replace("[auth.shell]", &format!("{line}[auth.shell]")),
-                "auth.shell" => format!("{LEAST}{line}"),
-                _ => format!("{LEAST}[{section}]\n{line}"),
+                "upstream" => BASE.replace("[auth.shell]", &format!("{line}[auth.shell]")),
+                "auth.shell" => format!("{BASE}{line}"),
+                _ => format!("{BASE}[{section}]\n{line}"),
             }
         };
         for value in within {
-            let problems = files.problems(&text(value));
-            assert!(problems.is_empty(), "{key} = {value}: {problems:?}");
+            let errors = files.errors(&text(value));
+            assert!(errors.is_empty(), "{key} = {value}: {errors:?}");
         }
         for value in beyond {
-            let told = files.problems(&text(value));
-            let is_told = |told: &String| told.contains(&format!(": {section}.{key}: expected a "));
-            assert!(told.len() == 1 && told.iter().all(is_told), "{key} = {value}: {told:?}");
+            let errors = files.errors(&text(value));
+            let is_expected = |error: &String| error.contains(&format!(": {section}.{key}: expected a "));
+            assert!(errors.len() == 1 && errors.iter().all(is_expected), "{key} = {value}: {errors:?}");
         }
     }
 }
 
 #[test]
-fn what_is_allowed_but_hardly_meant_gives_a_warning() {
+fn suspicious_settings_give_a_warning() {
     let files = Files::new();
     files.write("padded", " s3cret \n");
-    let padded = LEAST.replace("gitlab_shell_secret", "padded");
-    for (text, told) in [
+    let padded = BASE.replace("gitlab_shell_secret", "padded");
+    for (text, expected) in [
         (padded, "auth.shell.secret_file: the secret has white space around it"),
-        (format!("{LEAST}[cache.check]\nttl = '5001ms'"), "cache.check.ttl: health checks would see"),
+        (format!("{BASE}[cache.check]\nttl = '5001ms'"), "cache.check.ttl: health checks would see"),
         (
-            format!("{LEAST}[cache.discover]\nstale_if_error = '29s'"),
+            format!("{BASE}[cache.discover]\nstale_if_error = '29s'"),
             "cache.discover.stale_if_error: is shorter",
         ),
         (
-            format!("{LEAST}[limits]\ndrain_timeout = '61s'\n[upstream.classes.kas]\nhold = '61s'"),
+            format!("{BASE}[limits]\ndrain_timeout = '61s'\n[upstream.classes.kas]\nhold = '61s'"),
             "upstream.classes.kas.hold: is longer than clients",
         ),
         (
-            format!("{LEAST}[upstream.classes.access]\nresponse_timeout = '61s'\ntotal_timeout = '60s'"),
+            format!("{BASE}[upstream.classes.access]\nresponse_timeout = '61s'\ntotal_timeout = '60s'"),
             "upstream.classes.access.response_timeout: is longer than the total_timeout of the class, 1m",
         ),
         (
-            LEAST.replace("[auth", "total_timeout = '4h'\n[auth"),
+            BASE.replace("[auth", "total_timeout = '4h'\n[auth"),
             "upstream.classes.lookup.total_timeout: is longer than gitlab-sshd waits",
         ),
         (
-            format!("{LEAST}[upstream.classes.lookup]\ntotal_timeout = '0s'"),
+            format!("{BASE}[upstream.classes.lookup]\ntotal_timeout = '0s'"),
             "upstream.classes.lookup.total_timeout: is longer than gitlab-sshd waits",
         ),
         (
-            LEAST.replace("[auth", "hold = '20s'\n[auth"),
+            BASE.replace("[auth", "hold = '20s'\n[auth"),
             "upstream.classes.lookup.hold: is longer than the total_timeout of the class, 4s",
         ),
         (
-            format!("{LEAST}[upstream.classes.lookup]\nhold = '3s'\ntotal_timeout = '2s'"),
+            format!("{BASE}[upstream.classes.lookup]\nhold = '3s'\ntotal_timeout = '2s'"),
             "upstream.classes.lookup.hold: is longer than the total_timeout of the class, 2s",
         ),
         (
-            format!("{LEAST}[limits]\ndrain_timeout = '4s'"),
+            format!("{BASE}[limits]\ndrain_timeout = '4s'"),
             "limits.drain_timeout: is shorter than upstream.hold",
         ),
         (
-            format!("{LEAST}[upstream.ejection]\nfailures = 1"),
-            "upstream.ejection: does nothing while there is one",
+            format!("{BASE}[upstream.ejection]\nfailures = 1"),
+            "upstream.ejection: has no effect with one server",
         ),
         (
-            LEAST.replace("[auth", "idle_timeout = '20s'\n[auth"),
+            BASE.replace("[auth", "idle_timeout = '20s'\n[auth"),
             "upstream.idle_timeout: is not shorter than Puma keeps connections",
         ),
-        (format!("{LEAST}[cache]\nwait = '3s'"), "cache.wait: is shorter than the response_timeout"),
-        (format!("{LEAST}[limits]\nhead = '16383B'"), "limits.head: SSH keys travel in the query"),
-        (format!("{LEAST}[limits]\ntarget = '8191B'"), "limits.target: SSH keys travel in the query"),
+        (format!("{BASE}[cache]\nwait = '3s'"), "cache.wait: is shorter than the response_timeout"),
+        (format!("{BASE}[limits]\nhead = '16383B'"), "limits.head: SSH keys travel in the query"),
+        (format!("{BASE}[limits]\ntarget = '8191B'"), "limits.target: SSH keys travel in the query"),
         (
-            format!("{LEAST}[limits]\nhead = '64KiB'\ntarget = '60KiB'"),
-            "limits.target: is more than Puma takes unless it was built for it: it needs a PUMA_QUERY_STRING_MAX_LENGTH of \
+            format!("{BASE}[limits]\nhead = '64KiB'\ntarget = '60KiB'"),
+            "limits.target: is more than Puma accepts unless it was built for it: it needs a PUMA_QUERY_STRING_MAX_LENGTH of \
              61440 and a PUMA_REQUEST_URI_MAX_LENGTH of 62464",
         ),
     ] {
         let warnings = files.warnings(&text);
-        assert!(warnings.len() == 1 && warnings[0].contains(told), "{text}\n{warnings:?}");
+        assert!(warnings.len() == 1 && warnings[0].contains(expected), "{text}\n{warnings:?}");
     }
 }
 
-/// A target of which no head could have room is told, too.
 #[test]
-fn a_target_needs_room_in_the_head() {
+fn a_target_that_does_not_fit_into_the_head_gives_a_warning() {
     let files = Files::new();
-    for (limits, is_told) in [
+    for (limits, is_reported) in [
         ("target = '31KiB'", false),
         ("target = '32KiB'", true),
         ("target = '60KiB'", true),
@@ -259,9 +257,9 @@ fn a_target_needs_room_in_the_head() {
         ("head = '16KiB'\ntarget = '12KiB'", false),
         ("head = '4KiB'", false),
     ] {
-        let warnings = files.warnings(&format!("{LEAST}[limits]\n{limits}"));
-        let is_there = warnings.iter().any(|told| told.contains("limits.head: leaves no room"));
-        assert_eq!(is_there, is_told, "{limits}: {warnings:?}");
+        let warnings = files.warnings(&format!("{BASE}[limits]\n{limits}"));
+        let has_warning = warnings.iter().any(|warning| warning.contains("limits.head: leaves no room"));
+        assert_eq!(has_warning, is_reported, "{limits}: {warnings:?}");
     }
 }
 
@@ -278,9 +276,9 @@ fn an_upstream_that_is_the_gateway_itself_is_refused() {
         ("http://127.0.0.1:8282", Some("127.0.0.1:8282")),
         ("http://127.0.0.1:8080", None),
     ] {
-        let one = LEAST.replace("http://127.0.0.1:8080", url);
+        let one = BASE.replace("http://127.0.0.1:8080", url);
         assert!(one.contains(url), "{one}");
-        let several = LEAST.replace(
+        let several = BASE.replace(
             "url = \"http://127.0.0.1:8080\"",
             &format!(
                 "server = [{{ url = \"http://10.0.0.1\" }}, {{ url = \"{}\" }}]",
@@ -289,27 +287,26 @@ fn an_upstream_that_is_the_gateway_itself_is_refused() {
         );
         assert!(several.contains("10.0.0.1"), "{several}");
         for (text, key) in [(one, "upstream.url"), (several, "upstream.server.url")] {
-            let problems = files.problems(&format!("{own}{text}"));
-            let told =
+            let errors = files.errors(&format!("{own}{text}"));
+            let expected =
                 listener.map(|own| format!("{key}: leads back to the gateway's own listener on {own}; "));
-            assert_eq!(problems.len(), usize::from(told.is_some()), "{url}: {problems:?}");
-            assert!(told.is_none_or(|told| problems[0].contains(&told)), "{url}: {problems:?}");
+            assert_eq!(errors.len(), usize::from(expected.is_some()), "{url}: {errors:?}");
+            assert!(expected.is_none_or(|expected| errors[0].contains(&expected)), "{url}: {errors:?}");
         }
     }
 }
 
-/// Those that listen by default, too.
 #[test]
 fn an_upstream_that_is_a_default_listener_is_refused() {
     let files = Files::new();
-    for (port, is_told) in [(8181, true), (9181, true), (8282, false)] {
-        let problems = files.problems(&LEAST.replace("8080", &port.to_string()));
-        assert_eq!(problems.len(), usize::from(is_told), "{port}: {problems:?}");
+    for (port, is_reported) in [(8181, true), (9181, true), (8282, false)] {
+        let errors = files.errors(&BASE.replace("8080", &port.to_string()));
+        assert_eq!(errors.len(), usize::from(is_reported), "{port}: {errors:?}");
     }
 }
 
 #[test]
-fn every_choice_can_be_made() {
+fn every_choice_is_accepted() {
     let files = Files::new();
     for (word, level) in [
         ("error", tracing::Level::ERROR),
@@ -317,21 +314,21 @@ fn every_choice_can_be_made() {
         ("info", tracing::Level::INFO),
         ("debug", tracing::Level::DEBUG),
     ] {
-        assert_eq!(files.load(&format!("{LEAST}[log]\nlevel = '{word}'")).log.level, level);
+        assert_eq!(files.load(&format!("{BASE}[log]\nlevel = '{word}'")).log.level, level);
     }
-    let log = files.load(&format!("{LEAST}[log]\nformat = 'pretty'\nrequests = false")).log;
+    let log = files.load(&format!("{BASE}[log]\nformat = 'pretty'\nrequests = false")).log;
     assert_eq!((log.format, log.requests), (LogFormat::Pretty, false));
     for (accept, jwt, shared_secret) in [("'jwt'", true, false), ("'shared_secret'", false, true)] {
-        let auth = files.load(&format!("{LEAST}accept = [{accept}]")).auth;
+        let auth = files.load(&format!("{BASE}accept = [{accept}]")).auth;
         assert_eq!((auth.accept_jwt, auth.accept_shared_secret), (jwt, shared_secret));
     }
 }
 
 #[test]
-fn hooks_want_a_credential_and_an_address_of_their_own() {
+fn hooks_need_a_token_and_an_address_of_their_own() {
     let files = Files::new();
     let token = "token_file = 'DIR/hook_token'";
-    for (section, told) in [
+    for (section, expected) in [
         (token.to_owned(), "test.toml:5: hooks.address: is required"),
         (
             "address = '127.0.0.1:8282'".into(),
@@ -341,10 +338,10 @@ fn hooks_want_a_credential_and_an_address_of_their_own() {
         (format!("address = '127.0.0.1:8181'\n{token}"), "test.toml:6: hooks.address: 127.0.0.1:8181 is the"),
         (
             "address = '127.0.0.1:8282'\nsigning_token_file = 'DIR/hook_token'".into(),
-            "test.toml:7: hooks.signing_token_file: DIR/hook_token does not hold `whsec_`",
+            "test.toml:7: hooks.signing_token_file: DIR/hook_token is not a signing token, `whsec_`",
         ),
     ] {
-        let told_is = files.problems(&format!("{LEAST}[hooks]\n{section}"));
-        assert!(told_is.len() == 1 && told_is[0].starts_with(told), "{section}\n{told_is:?}");
+        let errors = files.errors(&format!("{BASE}[hooks]\n{section}"));
+        assert!(errors.len() == 1 && errors[0].starts_with(expected), "{section}\n{errors:?}");
     }
 }

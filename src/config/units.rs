@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// Reads `60s`, `500ms`, `5m`, `1h`, or `0s`.
-pub(super) fn duration(text: &str) -> Option<Duration> {
+pub(super) fn parse_duration(text: &str) -> Option<Duration> {
     let (number, unit) = split(text)?;
     let milliseconds = match unit {
         "ms" => 1,
@@ -15,8 +15,8 @@ pub(super) fn duration(text: &str) -> Option<Duration> {
     number.checked_mul(milliseconds).map(Duration::from_millis)
 }
 
-/// Writes a duration as [`duration`] reads it, in the largest unit that fits.
-pub(super) fn show(duration: Duration) -> String {
+/// Writes a duration as [`parse_duration`] reads it, in the largest unit without a fraction.
+pub(super) fn format_duration(duration: Duration) -> String {
     let milliseconds = duration.as_millis();
     for (unit, length) in [("h", 3_600_000), ("m", 60_000), ("s", 1_000)] {
         if milliseconds.is_multiple_of(length) && milliseconds > 0 {
@@ -27,7 +27,7 @@ pub(super) fn show(duration: Duration) -> String {
 }
 
 /// Reads `512B`, `64KiB`, `1MiB`, `1GiB`.
-pub(super) fn size(text: &str) -> Option<usize> {
+pub(super) fn parse_size(text: &str) -> Option<usize> {
     let (number, unit) = split(text)?;
     let bytes = match unit {
         "B" => 1,
@@ -51,7 +51,7 @@ mod tests {
     #[test]
     fn durations() {
         for (text, ms) in [("0s", 0), ("250ms", 250), ("60s", 60_000), ("5m", 300_000), ("1h", 3_600_000)] {
-            assert_eq!(duration(text), Some(Duration::from_millis(ms)), "{text}");
+            assert_eq!(parse_duration(text), Some(Duration::from_millis(ms)), "{text}");
         }
         for bad in [
             "",
@@ -73,7 +73,7 @@ mod tests {
             "99999999999999999999s",
             "99999999999999999h",
         ] {
-            assert_eq!(duration(bad), None, "{bad}");
+            assert_eq!(parse_duration(bad), None, "{bad}");
         }
     }
 
@@ -82,7 +82,7 @@ mod tests {
         for (text, bytes) in
             [("0B", 0), ("512B", 512), ("64KiB", 65_536), ("1MiB", 1_048_576), ("1GiB", 1 << 30)]
         {
-            assert_eq!(size(text), Some(bytes), "{text}");
+            assert_eq!(parse_size(text), Some(bytes), "{text}");
         }
         for bad in [
             "",
@@ -98,7 +98,7 @@ mod tests {
             "1TiB",
             "99999999999999999GiB",
         ] {
-            assert_eq!(size(bad), None, "{bad}");
+            assert_eq!(parse_size(bad), None, "{bad}");
         }
     }
 }

@@ -1,33 +1,32 @@
-//! `[upstream]`: where Rails is, and how to talk to it.
+//! `[upstream]`: where Rails is, and how requests are sent to it.
 
 use std::time::Duration;
 
 use super::document::{Document, Section};
 use super::scalars::{DAY, HOUR, MILLISECOND, ZERO, as_usize, duration, optional_duration};
 use super::servers;
-use crate::auth::mint::Wanted;
+use crate::auth::upstream_credential::UpstreamCredentialKind;
 use crate::authority;
 use crate::route::Class;
 use crate::secret::ShellSecret;
 use crate::server::Endpoint;
 use crate::upstream::{self, Protocol};
 
-/// What `[upstream]` says, for more than one room.
-pub(super) struct Upstream {
+pub(super) struct UpstreamSection {
     pub(super) settings: upstream::UpstreamSettings,
-    /// What Rails wants to see of GitLab Shell, if not what the caller has shown.
-    pub(super) wanted: Option<Wanted>,
-    /// The secret that Rails has, if it is not that of the callers.
+    /// What Rails is shown in place of the caller's credential.
+    pub(super) credential: Option<UpstreamCredentialKind>,
+    /// The secret of Rails, if it is not that of the callers.
     pub(super) secret: Option<ShellSecret>,
     pub(super) forward_prefixes: Vec<String>,
 }
 
-/// `own`: where the gateway itself listens.
+/// `own`: the listeners of the gateway.
 pub(super) fn upstream(
     document: &Document<'_>,
     root: &mut Section<'_, '_>,
     own: &[Endpoint],
-) -> Option<Upstream> {
+) -> Option<UpstreamSection> {
     let Some(mut section) = root.section("upstream") else {
         servers::missing(document, 0);
         return None;
@@ -35,7 +34,7 @@ pub(super) fn upstream(
     let protocol = protocol(&mut section);
     let servers = servers::servers(document, &mut section, protocol, own);
     let (health_checks, ejection) = servers::health(document, &mut section, servers.as_deref());
-    let host = section.text("host", "a host name, perhaps with a port", |text| {
+    let host = section.string("host", "a host name, perhaps with a port", |text| {
         authority::parse(text).map(|_| text.to_owned())
     });
     let connect_timeout =
@@ -46,21 +45,21 @@ pub(super) fn upstream(
     let total_timeout = optional_duration(&mut section, "total_timeout", ZERO..=DAY);
     let hold = optional_duration(&mut section, "hold", ZERO..=HOUR);
     let max_held = section
-        .count("max_held", 1..1_000_001)
+        .integer("max_held", 1..1_000_001)
         .map_or(upstream::DEFAULT_MAX_HELD, |count| as_usize(count.value));
     let resend_percent =
-        section.count("resend_percent", 0..101).and_then(|count| u8::try_from(count.value).ok());
-    let resend_unread = section.flag("resend_unread").is_none_or(|flag| flag.value);
-    let threads = section.count("threads", 1..100_001).map(|count| as_usize(count.value));
-    let other = threads.map_or(upstream::OTHER_CONCURRENCY, |threads| {
+        section.integer("resend_percent", 0..101).and_then(|count| u8::try_from(count.value).ok());
+    let resend_unread = section.boolean("resend_unread").is_none_or(|flag| flag.value);
+    let threads = section.integer("threads", 1..100_001).map(|count| as_usize(count.value));
+    let other_concurrency = threads.map_or(upstream::OTHER_CONCURRENCY, |threads| {
         upstream::default_other_concurrency(threads, servers.as_deref().unwrap_or_default())
     });
-    let classes = classes(&mut section, (response_timeout, total_timeout, hold, other));
-    let (idle_timeout, max_connection_age, max_idle) = kept_connections(&mut section);
+    let classes = classes(&mut section, (response_timeout, total_timeout, hold, other_concurrency));
+    let (idle_timeout, max_connection_age, max_idle) = idle_connections(&mut section);
     let forward_prefixes = forward_prefixes(document, &mut section);
-    let (wanted, secret) = credential(document, &mut section);
-    check_conflicts(document, section.at(), &classes, (idle_timeout, threads.map(|_| other)));
-    section.finish();
+    let (credential, secret) = credential(document, &mut section);
+    check_conflicts(document, section.offset(), &classes, (idle_timeout, threads.map(|_| other_concurrency)));
+    section.reject_unknown_keys();
     let settings = upstream::UpstreamSettings {
         servers: servers?,
         protocol,
@@ -78,11 +77,11 @@ pub(super) fn upstream(
         max_connection_age,
         max_idle,
     };
-    Some(Upstream { settings, wanted, secret, forward_prefixes })
+    Some(UpstreamSection { settings, credential, secret, forward_prefixes })
 }
 
 fn protocol(section: &mut Section<'_, '_>) -> Protocol {
-    let protocol = section.text("protocol", "\"http1\" or \"http2\"", |text| match text {
+    let protocol = section.string("protocol", "\"http1\" or \"http2\"", |text| match text {
         "http1" => Some(Protocol::Http1),
         "http2" => Some(Protocol::Http2),
         _ => None,
@@ -90,165 +89,164 @@ fn protocol(section: &mut Section<'_, '_>) -> Protocol {
     protocol.map_or_else(Protocol::default, |protocol| protocol.value)
 }
 
-/// How long and until which age connections are kept, and how many.
-fn kept_connections(section: &mut Section<'_, '_>) -> (Duration, Duration, usize) {
+/// How long unused connections are kept, until which age, and how many.
+fn idle_connections(section: &mut Section<'_, '_>) -> (Duration, Duration, usize) {
     let idle_timeout = duration(section, "idle_timeout", upstream::DEFAULT_IDLE_TIMEOUT, MILLISECOND..=HOUR);
     let max_age = duration(section, "max_connection_age", upstream::DEFAULT_MAX_CONNECTION_AGE, ZERO..=DAY);
-    let max_idle = section.count("max_idle", 0..100_001);
+    let max_idle = section.integer("max_idle", 0..100_001);
     (idle_timeout, max_age, max_idle.map_or(upstream::DEFAULT_MAX_IDLE, |count| as_usize(count.value)))
 }
 
 fn credential(
     document: &Document<'_>,
     section: &mut Section<'_, '_>,
-) -> (Option<Wanted>, Option<ShellSecret>) {
+) -> (Option<UpstreamCredentialKind>, Option<ShellSecret>) {
     let expected = "\"as_presented\", \"jwt\" or \"shared_secret\"";
-    let wanted = section.text("credential", expected, |text| match text {
+    let credential = section.string("credential", expected, |text| match text {
         "as_presented" => Some(None),
-        "jwt" => Some(Some(Wanted::Jwt)),
-        "shared_secret" => Some(Some(Wanted::SharedSecret)),
+        "jwt" => Some(Some(UpstreamCredentialKind::Jwt)),
+        "shared_secret" => Some(Some(UpstreamCredentialKind::SharedSecret)),
         _ => None,
     });
-    let is_named = wanted.is_some();
-    let wanted = wanted.and_then(|wanted| wanted.value);
+    let has_key = credential.is_some();
+    let kind = credential.and_then(|credential| credential.value);
     let file = ("secret_file", "copy the file that this GitLab uses");
     let secret = super::auth::secret(document, section, file, ShellSecret::load);
     if let Some(secret) = &secret
-        && wanted.is_none()
+        && kind.is_none()
     {
-        let message = if is_named {
-            "is of no use while upstream.credential is \"as_presented\": Rails is shown what the caller has shown"
+        let message = if has_key {
+            "has no effect while upstream.credential is \"as_presented\": Rails gets the caller's credential"
         } else {
-            "needs an upstream.credential, \"jwt\" or \"shared_secret\": without it, Rails is shown what the caller has shown"
+            "needs an upstream.credential, \"jwt\" or \"shared_secret\": without it, Rails gets the caller's credential"
         };
-        document.problem(secret.at, &secret.key, message);
+        document.error(secret.offset, &secret.key, message);
     }
-    (wanted, secret.map(|secret| secret.value))
+    (kind, secret.map(|secret| secret.value))
 }
 
-/// As long as anybody who calls waits: sshd ends a login after two minutes, kas far earlier.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// No caller waits longer: sshd ends a login after two minutes, kas a request far earlier.
+const LONGEST_CLIENT_WAIT: Duration = Duration::from_secs(60);
 
-/// For so long a login waits for a key, tries included.
-const SSHD_WAITS: Duration = Duration::from_secs(10);
+/// How long gitlab-sshd waits for a key, retries included.
+const SSHD_KEY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// For so long Puma keeps an unused connection (`persistent_timeout`): 5.6.5 for 20 s, 8.0.2 for 65 s. The
-/// older one counts.
-const PUMA_KEEPS: Duration = Duration::from_secs(20);
+/// How long Puma keeps an unused connection (`persistent_timeout`): 5.6.5 for 20 s, 8.0.2 for 65 s. The
+/// shorter one counts.
+const PUMA_PERSISTENT_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Settings that cannot both have their way.
+/// Warns of settings of which one makes another useless or harmful.
 fn check_conflicts(
     document: &Document<'_>,
-    at: usize,
+    offset: usize,
     classes: &[upstream::ClassSettings; Class::ALL.len()],
-    (idle_timeout, other): (Duration, Option<usize>),
+    (idle_timeout, advised_other_concurrency): (Duration, Option<usize>),
 ) {
-    let has = Class::Other.of(classes).concurrency;
-    if let Some(most) = other.filter(|most| has > *most) {
+    let concurrency = Class::Other.of(classes).concurrency;
+    if let Some(advised) = advised_other_concurrency.filter(|advised| concurrency > *advised) {
         let message = format!(
-            "is {has}, more than an eighth of upstream.threads: requests that need no credential may take \
-             the threads of Rails from all others; {most} or less is safe"
+            "is {concurrency}, more than an eighth of upstream.threads: requests that need no credential may take \
+             the threads of Rails from all others; {advised} or less is safe"
         );
-        document.warn(at, "upstream.classes.other.concurrency", &message);
+        document.warn(offset, "upstream.classes.other.concurrency", &message);
     }
-    if idle_timeout >= PUMA_KEEPS {
+    if idle_timeout >= PUMA_PERSISTENT_TIMEOUT {
         let message =
-            "is not shorter than Puma keeps connections (20 s): requests would meet some that just closed";
-        document.warn(at, "upstream.idle_timeout", message);
+            "is not shorter than Puma keeps connections (20 s): some would be used just as Puma closes them";
+        document.warn(offset, "upstream.idle_timeout", message);
     }
     for (class, settings) in Class::ALL.iter().zip(classes) {
         let key = |key: &str| format!("upstream.classes.{}.{key}", class.as_str());
-        if settings.hold > PATIENCE {
+        if settings.hold > LONGEST_CLIENT_WAIT {
             let message = "is longer than clients wait; they will have left when Rails is back";
-            document.warn(at, &key("hold"), message);
+            document.warn(offset, &key("hold"), message);
         }
         let total = settings.total_timeout;
-        if *class == Class::Lookup && (total.is_zero() || total > SSHD_WAITS) {
+        if *class == Class::Lookup && (total.is_zero() || total > SSHD_KEY_TIMEOUT) {
             let message = "is longer than gitlab-sshd waits for a key (10 s, in which it tries three times); 4s is usual";
-            document.warn(at, &key("total_timeout"), message);
+            document.warn(offset, &key("total_timeout"), message);
         }
         if total.is_zero() {
             continue;
         }
-        let known = class.of(&upstream::DEFAULT_CLASSES);
+        let defaults = class.of(&upstream::DEFAULT_CLASSES);
         for (name, time, default) in [
-            ("response_timeout", settings.response_timeout, known.response_timeout),
-            ("hold", settings.hold, known.hold),
+            ("response_timeout", settings.response_timeout, defaults.response_timeout),
+            ("hold", settings.hold, defaults.hold),
         ] {
-            // That of look-ups is meant to be shorter than what may be said for all.
-            let is_meant =
-                *class == Class::Lookup && name == "response_timeout" && total == known.total_timeout;
-            if total < time && time != default && !is_meant {
+            // The total_timeout of look-ups is by default shorter than a response_timeout that is set for all classes.
+            let is_intended =
+                *class == Class::Lookup && name == "response_timeout" && total == defaults.total_timeout;
+            if total < time && time != default && !is_intended {
                 let message = format!(
                     "is longer than the total_timeout of the class, {}, which ends a request earlier",
-                    super::units::show(total)
+                    super::units::format_duration(total)
                 );
-                document.warn(at, &key(name), &message);
+                document.warn(offset, &key(name), &message);
             }
         }
     }
 }
 
-/// What a class does not say itself, `[upstream]` says for all.
+/// What is not set for a class is what `[upstream]` sets for all.
 fn classes(
     upstream: &mut Section<'_, '_>,
-    (response_timeout, total_timeout, hold, other): (
+    (response_timeout, total_timeout, hold, other_concurrency): (
         Option<Duration>,
         Option<Duration>,
         Option<Duration>,
         usize,
     ),
 ) -> [upstream::ClassSettings; Class::ALL.len()] {
-    let mut known = upstream::DEFAULT_CLASSES.map(|known| upstream::ClassSettings {
-        response_timeout: response_timeout.unwrap_or(known.response_timeout),
-        total_timeout: total_timeout.unwrap_or(known.total_timeout),
-        hold: hold.unwrap_or(known.hold),
-        ..known
+    let mut classes = upstream::DEFAULT_CLASSES.map(|default| upstream::ClassSettings {
+        response_timeout: response_timeout.unwrap_or(default.response_timeout),
+        total_timeout: total_timeout.unwrap_or(default.total_timeout),
+        hold: hold.unwrap_or(default.hold),
+        ..default
     });
-    Class::Other.of_mut(&mut known).concurrency = other;
-    let Some(mut section) = upstream.section("classes") else { return known };
-    let mut classes = known;
+    Class::Other.of_mut(&mut classes).concurrency = other_concurrency;
+    let Some(mut section) = upstream.section("classes") else { return classes };
     for (class, settings) in Class::ALL.iter().zip(&mut classes) {
         if let Some(section) = section.section(class.as_str()) {
-            *settings = lane(section, *settings);
+            *settings = class_settings(section, *settings);
         }
     }
-    section.finish();
+    section.reject_unknown_keys();
     classes
 }
 
-fn lane(mut section: Section<'_, '_>, known: upstream::ClassSettings) -> upstream::ClassSettings {
+fn class_settings(mut section: Section<'_, '_>, default: upstream::ClassSettings) -> upstream::ClassSettings {
     let settings = upstream::ClassSettings {
         concurrency: section
-            .count("concurrency", 1..1_000_001)
-            .map_or(known.concurrency, |count| as_usize(count.value)),
-        queue: section.count("queue", 0..1_000_001).map_or(known.queue, |count| as_usize(count.value)),
-        queue_timeout: duration(&mut section, "queue_timeout", known.queue_timeout, MILLISECOND..=HOUR),
+            .integer("concurrency", 1..1_000_001)
+            .map_or(default.concurrency, |count| as_usize(count.value)),
+        queue: section.integer("queue", 0..1_000_001).map_or(default.queue, |count| as_usize(count.value)),
+        queue_timeout: duration(&mut section, "queue_timeout", default.queue_timeout, MILLISECOND..=HOUR),
         response_timeout: duration(
             &mut section,
             "response_timeout",
-            known.response_timeout,
+            default.response_timeout,
             MILLISECOND..=HOUR,
         ),
-        total_timeout: duration(&mut section, "total_timeout", known.total_timeout, ZERO..=DAY),
-        hold: duration(&mut section, "hold", known.hold, ZERO..=HOUR),
+        total_timeout: duration(&mut section, "total_timeout", default.total_timeout, ZERO..=DAY),
+        hold: duration(&mut section, "hold", default.hold, ZERO..=HOUR),
     };
-    section.finish();
+    section.reject_unknown_keys();
     settings
 }
 
 fn forward_prefixes(document: &Document<'_>, section: &mut Section<'_, '_>) -> Vec<String> {
-    let Some(prefixes) = section.list("forward_prefixes") else { return Vec::new() };
+    let Some(prefixes) = section.string_list("forward_prefixes") else { return Vec::new() };
     for prefix in &prefixes.value {
-        let is_good = prefix.starts_with('/')
+        let is_valid = prefix.starts_with('/')
             && prefix.ends_with('/')
             && !prefix.contains("//")
             && !prefix.contains("/.")
             && prefix.len() > 1;
-        if !is_good {
+        if !is_valid {
             let message =
                 format!("{prefix:?} must name a path between two slashes, such as \"/api/v4/geo/\"");
-            document.problem(prefixes.at, &prefixes.key, message);
+            document.error(prefixes.offset, &prefixes.key, message);
         }
     }
     prefixes.value

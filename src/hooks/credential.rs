@@ -6,7 +6,7 @@
 use http::{HeaderMap, HeaderValue};
 
 use super::Settings;
-use crate::secret::{Signatures, SigningToken, Token};
+use crate::secret::{BearerToken, Signatures, SigningToken};
 
 /// How old a signed event may be, in seconds, or how far ahead of this clock.
 const SIGNED_FOR: u64 = 5 * 60;
@@ -33,8 +33,8 @@ pub(super) struct Signed {
 impl Shown {
     /// What `headers` show at `now` (Unix seconds).
     pub(super) fn of(settings: &Settings, headers: &HeaderMap, now: i64) -> Self {
-        let has_shown_token = |token: &Token| {
-            headers.get("x-gitlab-token").is_some_and(|shown| token.is_shown_as(shown.as_bytes()))
+        let has_shown_token = |token: &BearerToken| {
+            headers.get("x-gitlab-token").is_some_and(|shown| token.matches(shown.as_bytes()))
         };
         if settings.token.as_ref().is_some_and(has_shown_token) {
             return Self::Token;
@@ -48,13 +48,13 @@ impl Signed {
     fn read(headers: &HeaderMap, now: i64) -> Option<Self> {
         let (id, time) = (headers.get("webhook-id")?, headers.get("webhook-timestamp")?);
         let said = time.to_str().ok()?.parse::<i64>().ok()?;
-        let signatures = Signatures::read(headers.get("webhook-signature")?.to_str().ok()?)?;
+        let signatures = Signatures::parse(headers.get("webhook-signature")?.to_str().ok()?)?;
         let is_now = said.abs_diff(now) <= SIGNED_FOR;
         is_now.then(|| Self { id: id.clone(), time: time.clone(), signatures })
     }
 
     /// Whether one of them is right for this body.
     pub(super) fn is_of(&self, body: &[u8], token: &SigningToken) -> bool {
-        token.has_signed(&[self.id.as_bytes(), b".", self.time.as_bytes(), b".", body], &self.signatures)
+        token.verifies(&[self.id.as_bytes(), b".", self.time.as_bytes(), b".", body], &self.signatures)
     }
 }

@@ -13,7 +13,7 @@ use tower::{Layer, Service};
 use tracing::warn;
 
 use super::{Later, NowOr, now};
-use crate::auth::{Auth, BodyOf, Caller, CallerKind, Rejection, Verdict};
+use crate::auth::{AuthBody, AuthOutcome, Authenticator, Caller, CallerKind, Rejection};
 use crate::body::Body;
 use crate::body::unverified::{NotRead, UnverifiedBodies};
 use crate::cache::Key;
@@ -26,7 +26,7 @@ use crate::upstream::WaitPolicy;
 /// Puts [`Authenticate`] in front of a service.
 #[derive(Clone, Debug)]
 pub struct AuthenticateLayer {
-    auth: Arc<ArcSwap<Auth>>,
+    auth: Arc<ArcSwap<Authenticator>>,
     clock: Clock,
     bodies: Arc<UnverifiedBodies>,
 }
@@ -35,7 +35,7 @@ pub struct AuthenticateLayer {
 #[derive(Clone, Debug)]
 pub struct Authenticate<S> {
     inner: S,
-    auth: Arc<ArcSwap<Auth>>,
+    auth: Arc<ArcSwap<Authenticator>>,
     clock: Clock,
     bodies: Arc<UnverifiedBodies>,
 }
@@ -43,7 +43,7 @@ pub struct Authenticate<S> {
 impl AuthenticateLayer {
     /// Judges by whatever `auth` holds when a request comes, so that secrets can be exchanged. Those
     /// bodies that have to be searched are read by `bodies`.
-    pub fn new(auth: Arc<ArcSwap<Auth>>, clock: Clock, bodies: Arc<UnverifiedBodies>) -> Self {
+    pub fn new(auth: Arc<ArcSwap<Authenticator>>, clock: Clock, bodies: Arc<UnverifiedBodies>) -> Self {
         Self { auth, clock, bodies }
     }
 }
@@ -77,18 +77,18 @@ where
     fn call(&mut self, routed: Routed) -> Self::Future {
         let has_body = !routed.exchange.request.body().is_end_stream();
         let form = has_body.then(|| BodyForm::of(&routed.exchange.request)).flatten();
-        let body = if form.is_some() { BodyOf::Unread } else { BodyOf::Irrelevant };
+        let body = if form.is_some() { AuthBody::Unread } else { AuthBody::Irrelevant };
         let query = Params::parse(query(&routed));
         match judge(&self.auth.load(), &routed, &query, body, &self.clock) {
-            Verdict::Granted(caller) => {
+            AuthOutcome::Accepted(caller) => {
                 let seen = if has_body { SeenBody::Unknown } else { SeenBody::None };
                 let key = Key::new(routed.found.route.caching, &query);
                 Either::Right(Either::Left(self.inner.call(admit(routed, caller, key, seen))))
             }
-            Verdict::Refused(rejection) => {
+            AuthOutcome::Rejected(rejection) => {
                 now(Err(Failure::unauthorized(routed.found.route.access, rejection)))
             }
-            Verdict::ReadBody => {
+            AuthOutcome::BodyNeeded => {
                 // The ready service goes along; a clone takes its place (tower#547).
                 let clone = self.inner.clone();
                 let inner = std::mem::replace(&mut self.inner, clone);
@@ -140,13 +140,19 @@ fn query(routed: &Routed) -> &[u8] {
     routed.exchange.request.uri().query().unwrap_or_default().as_bytes()
 }
 
-fn judge(auth: &Auth, routed: &Routed, query: &Params<'_>, body: BodyOf<'_>, clock: &Clock) -> Verdict {
+fn judge(
+    auth: &Authenticator,
+    routed: &Routed,
+    query: &Params<'_>,
+    body: AuthBody<'_>,
+    clock: &Clock,
+) -> AuthOutcome {
     let headers = routed.exchange.request.headers();
-    let verdict = auth.judge(routed.found.route.access, headers, query, body, || clock.unix_seconds());
+    let verdict = auth.authenticate(routed.found.route.access, headers, query, body, || clock.unix_seconds());
     let is_of_token = match verdict {
-        Verdict::Granted(caller) => matches!(caller.kind(), CallerKind::ShellJwt | CallerKind::Kas),
-        Verdict::Refused(rejection) => matches!(rejection, Rejection::Skewed | Rejection::Expired),
-        Verdict::ReadBody => false,
+        AuthOutcome::Accepted(caller) => matches!(caller.kind(), CallerKind::ShellJwt | CallerKind::Kas),
+        AuthOutcome::Rejected(rejection) => matches!(rejection, Rejection::Skewed | Rejection::Expired),
+        AuthOutcome::BodyNeeded => false,
     };
     if is_of_token {
         tell_skew(auth);
@@ -154,9 +160,9 @@ fn judge(auth: &Auth, routed: &Routed, query: &Params<'_>, body: BodyOf<'_>, clo
     verdict
 }
 
-fn tell_skew(auth: &Auth) {
+fn tell_skew(auth: &Authenticator) {
     for (kind, skew) in auth.clock_skews() {
-        if let Some(seconds) = skew.to_tell() {
+        if let Some(seconds) = skew.take_unreported() {
             warn!(
                 caller = kind.as_str(),
                 seconds,
@@ -190,7 +196,7 @@ fn admit(routed: Routed, caller: Caller, key: Option<Key>, seen: SeenBody) -> Au
 /// Reads the body, judges again, and sends the body on as it was.
 async fn read_and_judge<S>(
     mut inner: S,
-    auth: Arc<Auth>,
+    auth: Arc<Authenticator>,
     clock: Clock,
     bodies: Arc<UnverifiedBodies>,
     mut routed: Routed,
@@ -204,19 +210,19 @@ where
     let read = bodies.read(body, auth.max_body).await?;
     drop(takes_body);
     let (body, seen) = match form {
-        Some(BodyForm::Urlencoded) => (BodyOf::Form(&read), SeenBody::Form(read.clone())),
-        Some(BodyForm::Json) => (BodyOf::Json(&read), SeenBody::Unknown),
-        None => (BodyOf::Irrelevant, SeenBody::Unknown),
+        Some(BodyForm::Urlencoded) => (AuthBody::Form(&read), SeenBody::Form(read.clone())),
+        Some(BodyForm::Json) => (AuthBody::Json(&read), SeenBody::Unknown),
+        None => (AuthBody::Irrelevant, SeenBody::Unknown),
     };
     let query = Params::parse(query(&routed));
     match judge(&auth, &routed, &query, body, &clock) {
-        Verdict::Granted(caller) => {
+        AuthOutcome::Accepted(caller) => {
             let key = Key::new(routed.found.route.caching, &query);
             *routed.exchange.request.body_mut() = Body::from(read);
             inner.call(admit(routed, caller, key, seen)).await
         }
-        Verdict::Refused(rejection) => Err(Failure::Unauthorized(rejection)),
-        Verdict::ReadBody => Err(Failure::Unauthorized(Rejection::Missing)),
+        AuthOutcome::Rejected(rejection) => Err(Failure::Unauthorized(rejection)),
+        AuthOutcome::BodyNeeded => Err(Failure::Unauthorized(Rejection::Missing)),
     }
 }
 

@@ -13,7 +13,7 @@ use super::{NowOr, now};
 use crate::body::Body;
 use crate::exchange::{Exchange, Routed};
 use crate::failure::Failure;
-use crate::route::{self, FORWARDED_PREFIX, Found};
+use crate::route::{self, FORWARDED_PREFIX, RouteMatch};
 
 /// Puts [`FindRoute`] in front of a service.
 #[derive(Clone, Debug)]
@@ -91,7 +91,7 @@ impl Paths {
         rest.get(slashes.saturating_sub(1)..)?.parse().ok()
     }
 
-    fn find(&self, method: &http::Method, path: &str, has_body: bool) -> Option<Found> {
+    fn find(&self, method: &http::Method, path: &str, has_body: bool) -> Option<RouteMatch> {
         match path.strip_prefix(route::PREFIX) {
             Some(below) if below.is_empty() || below.starts_with('/') => {
                 Some(route::find(method, below, has_body))
@@ -100,7 +100,7 @@ impl Paths {
                 .forwarded
                 .iter()
                 .any(|prefix| path.starts_with(prefix.as_str()))
-                .then_some(Found { route: &FORWARDED_PREFIX, exact: false }),
+                .then_some(RouteMatch { route: &FORWARDED_PREFIX, is_exact: false }),
         }
     }
 }

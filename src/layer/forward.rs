@@ -11,7 +11,7 @@ use tower::Service;
 
 use super::Later;
 use crate::auth::CallerKind;
-use crate::auth::mint::Mint;
+use crate::auth::upstream_credential::UpstreamCredential;
 use crate::body::Body;
 use crate::clock::Clock;
 use crate::exchange::{Authenticated, SeenBody};
@@ -19,7 +19,7 @@ use crate::failure::Failure;
 use crate::header::via::Pseudonym;
 use crate::header::{self, REQUEST_ID};
 use crate::params;
-use crate::route::{Access, Caching, Repeat};
+use crate::route::{Access, Caching, Idempotency};
 use crate::upstream::{SendOptions, SendReport, Signer, Upstream, WaitPolicy};
 
 /// A shorter wait is not reported.
@@ -35,12 +35,17 @@ pub struct Forward {
 }
 
 impl Forward {
-    /// Forwards to `upstream`, with a credential of `mint` in place of the one that GitLab Shell has shown, and
+    /// Forwards to `upstream`, with `upstream_credential` in place of the one that GitLab Shell has shown, and
     /// leaves the pseudonym of this gateway in the `Via` of each request.
-    pub fn new(upstream: Arc<Upstream>, clock: Clock, mint: Option<Mint>, name: Pseudonym) -> Self {
+    pub fn new(
+        upstream: Arc<Upstream>,
+        clock: Clock,
+        upstream_credential: Option<UpstreamCredential>,
+        name: Pseudonym,
+    ) -> Self {
         let at = clock.clone();
-        let signer = mint.map(|mint| {
-            Signer(Arc::new(move |headers: &mut HeaderMap| mint.replace(headers, at.unix_seconds())))
+        let signer = upstream_credential.map(|credential| {
+            Signer(Arc::new(move |headers: &mut HeaderMap| credential.apply(headers, at.unix_seconds())))
         });
         Self { upstream, clock, signer, name }
     }
@@ -70,8 +75,8 @@ impl Service<Authenticated> for Forward {
         let route = call.found.route;
         let options = SendOptions {
             class: route.class,
-            is_read: call.found.exact
-                && route.repeat == Repeat::Safe
+            is_read: call.found.is_exact
+                && route.idempotency == Idempotency::Idempotent
                 && matches!(*request.method(), Method::GET | Method::HEAD),
             buffer_up_to: call.collect,
             // The caller of `check` wants to know whether Rails is reachable.

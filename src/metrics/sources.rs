@@ -12,7 +12,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
-use crate::auth::Auth;
+use crate::auth::Authenticator;
 use crate::body::unverified::UnverifiedBodies;
 use crate::cache::shadow::{AGE_BUCKETS, ShadowOutcome};
 use crate::cache::{Cache, EntryKind, RefreshOutcome};
@@ -32,7 +32,7 @@ mod servers;
 #[derive(Debug)]
 pub struct MetricSources {
     /// For the clock skew of callers.
-    pub auth: Arc<ArcSwap<Auth>>,
+    pub auth: Arc<ArcSwap<Authenticator>>,
     /// Bodies that are read in search of a credential.
     pub bodies: Arc<UnverifiedBodies>,
     /// With its outages and shadow checks.

@@ -2,38 +2,37 @@ use super::*;
 
 #[test]
 fn the_credential_is_the_last_of_its_name() {
-    let given = |value: &'static str| SecretToken::Given(value.as_bytes().into());
+    let text = |value: &'static str| SecretToken::Text(value.as_bytes().into());
     for (raw, expected) in [
         ("", SecretToken::Absent),
         ("key=a", SecretToken::Absent),
         ("secret_token", SecretToken::Nil),
-        ("secret_token=", given("")),
-        ("secret_token=s3cret", given("s3cret")),
-        ("a=1&secret_token=s%33cret%0A", given("s3cret\n")),
-        ("secret_token=bad&secret_token=s3cret", given("s3cret")),
-        ("secret_token=s3cret&secret_token=bad", given("bad")),
+        ("secret_token=", text("")),
+        ("secret_token=s3cret", text("s3cret")),
+        ("a=1&secret_token=s%33cret%0A", text("s3cret\n")),
+        ("secret_token=bad&secret_token=s3cret", text("s3cret")),
+        ("secret_token=s3cret&secret_token=bad", text("bad")),
         ("secret_token=s3cret&secret_token", SecretToken::Nil),
-        ("secret_token=a=b", given("a=b")),
-        ("scopes[]=read_user&secret_token=x", given("x")),
-        ("secret%5ftoken=x", given("x")),
-        ("secret_token=x&%73ecret_toke%6E=y", given("y")),
+        ("secret_token=a=b", text("a=b")),
+        ("scopes[]=read_user&secret_token=x", text("x")),
+        ("secret%5ftoken=x", text("x")),
+        ("secret_token=x&%73ecret_toke%6E=y", text("y")),
         ("%73%65%63%72%65%74%5F%74%6F%6B%65%6E", SecretToken::Nil),
-        ("a=b;c=d&secret_token=x", given("x")),
+        ("a=b;c=d&secret_token=x", text("x")),
     ] {
         assert_eq!(Params::parse(raw.as_bytes()).secret_token(), expected, "{raw}");
     }
 }
 
-/// What releases of Rack make of a parameter that is like the credential, each form with what it is to
-/// `Rack::Utils.parse_nested_query`: 2.0, 2.1 and 2.2 (run: 2.2.22), 3.0, 3.1 and 3.2 (seen: 3.2.7). Where they
-/// agree, so does this; where they differ, or Rails would get something that is no text, no caller is let in by
-/// it, nor beside it.
+/// How releases of Rack read a parameter that resembles the credential, by `Rack::Utils.parse_nested_query`: 2.0,
+/// 2.1 and 2.2 (run: 2.2.22), 3.0, 3.1 and 3.2 (seen: 3.2.7). Where they agree, so does this; where they differ, or
+/// Rails would get something other than text, the request is refused.
 #[test]
-fn what_releases_of_rack_read_alike_is_read_and_what_they_do_not_is_ambiguous() {
+fn parameters_that_releases_of_rack_read_differently_are_ambiguous() {
     const SAME: &str = "the same";
-    let (absent, credential) = (SecretToken::Absent, SecretToken::Given(b"x"[..].into()));
+    let (absent, credential) = (SecretToken::Absent, SecretToken::Text(b"x"[..].into()));
     for (raw, rack_2, rack_3, expected) in [
-        // The name in another coding, and names that have it in them.
+        // The name percent-encoded, and names that contain it.
         ("secret%5ftoken=x", "secret_token: x", SAME, &credential),
         ("secret_token%5B%5D=x", "secret_token: [x]", SAME, &SecretToken::Ambiguous),
         ("+secret_token=x", "\" secret_token\": x", SAME, &absent),
@@ -51,7 +50,7 @@ fn what_releases_of_rack_read_alike_is_read_and_what_they_do_not_is_ambiguous() 
         ("a[][secret_token]=x", "a: [{secret_token: x}]", SAME, &absent),
         ("{secret_token}=x", "{secret_token}: x", SAME, &absent),
         ("|secret_token|=x&a=`^", "|secret_token|: x, a: `^", SAME, &absent),
-        // Brackets: lists and tables to all, and those that Rack 2 drops.
+        // Brackets: lists and hashes to all, and those that Rack 2 drops.
         ("secret_token[]=x", "secret_token: [x]", SAME, &SecretToken::Ambiguous),
         ("secret_token[a]=x", "secret_token: {a: x}", SAME, &SecretToken::Ambiguous),
         ("secret_token=x&secret_token[a]=y", "an error", SAME, &SecretToken::Ambiguous),
@@ -73,7 +72,7 @@ fn what_releases_of_rack_read_alike_is_read_and_what_they_do_not_is_ambiguous() 
         ("secret_token=x;", "secret_token: x", "secret_token: x;", &SecretToken::Ambiguous),
         ("secret_token;a=x", "secret_token: nil", "secret_token;a: x", &SecretToken::Ambiguous),
         ("secret_token=x&a=1;b=2", "secret_token: x", SAME, &credential),
-        // Spaces behind a separator are dropped, in front of all they are not; no client sends any.
+        // Spaces behind a separator are dropped, those at the very beginning are not; no client sends any.
         ("a=1& secret_token=x", "secret_token: x", SAME, &SecretToken::Ambiguous),
         ("a=1& b=2", "a: 1, b: 2", SAME, &SecretToken::Ambiguous),
         (" secret_token=x", "\" secret_token\": x", SAME, &absent),
@@ -91,7 +90,7 @@ fn what_releases_of_rack_read_alike_is_read_and_what_they_do_not_is_ambiguous() 
 }
 
 #[test]
-fn the_credential_can_be_left_out() {
+fn the_credential_can_be_removed() {
     for (raw, without) in [
         ("secret_token=x", Some("")),
         ("secret_token", Some("")),
@@ -108,19 +107,18 @@ fn the_credential_can_be_left_out() {
 }
 
 #[test]
-fn a_long_list_is_not_plain_and_not_kept() {
+fn a_long_list_is_not_plain_and_kept_in_part_only() {
     let names: Vec<String> = (0..100_000).map(|number| format!("a{number}")).collect();
     let long = names.join("&") + "&secret_token=s3cret";
     let params = Params::parse(long.as_bytes());
     assert!(params.plain().is_none());
-    assert_eq!(params.pairs.len(), MOST);
-    assert_eq!(params.secret_token(), SecretToken::Given(b"s3cret"[..].into()));
+    assert_eq!(params.list.len(), MAX_PARAMS);
+    assert_eq!(params.secret_token(), SecretToken::Text(b"s3cret"[..].into()));
 }
 
 proptest::proptest! {
-    /// What a name means is what Rack 2 or Rack 3 makes of it, decoded.
     #[test]
-    fn a_name_means_what_one_of_the_readers_makes_of_it(
+    fn names_are_classified_as_in_rack_2_and_3(
         name in "([secrt_okn]|secret|_token|secret_token|%5[bBdDfF]|%73|%6[5e]|[+]|[\\[\\]]){0,6}",
     ) {
         let decoded = decode(name.as_bytes()).unwrap();
@@ -128,16 +126,16 @@ proptest::proptest! {
         let begin = decoded.iter().position(|byte| !is_bracket(byte)).unwrap_or(decoded.len());
         let of_rack_2 = decoded[begin..].split(is_bracket).next().unwrap();
         let expected = match (&*decoded == SECRET_TOKEN, of_rack_2 == SECRET_TOKEN) {
-            (true, _) => Name::Credential,
-            (false, true) => Name::Ambiguous,
-            (false, false) => Name::Other,
+            (true, _) => ParamName::Credential,
+            (false, true) => ParamName::Ambiguous,
+            (false, false) => ParamName::Other,
         };
-        proptest::prop_assert_eq!(Name::of(name.as_bytes()), expected);
+        proptest::prop_assert_eq!(ParamName::of(name.as_bytes()), expected);
     }
 }
 
 #[test]
-fn plain_parameters_are_single_words_with_text_values() {
+fn plain_parameters_are_distinct_words() {
     let params = Params::parse(b"key=a%2Bb&secret_token=x&z");
     let plain: Vec<_> = params.plain().unwrap().map(|p| (p.name().to_vec(), p.value())).collect();
     assert_eq!(plain[0].0, b"key");

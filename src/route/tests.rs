@@ -1,29 +1,29 @@
-//! The table, and how rows are found.
+//! The table, and the search for rows.
 
 use super::*;
 
 #[test]
-fn every_row_is_found_by_its_own_path_and_named_once() {
+fn every_row_is_found_by_its_path_and_ids_are_unique() {
     let mut ids = HashSet::new();
     for route in TABLE {
         let path = route.path.replace(':', "any-").replace('*', "any");
         let found = find(route.method.as_ref().unwrap_or(&Method::PUT), &path, false);
         assert_eq!(found.route, route);
-        assert!(found.exact);
-        assert!(ids.insert(route.id), "{} is there twice", route.id);
+        assert!(found.is_exact);
+        assert!(ids.insert(route.id), "{} is used twice", route.id);
     }
 }
 
 #[test]
-fn only_reads_that_demand_the_shell_credential_are_cached() {
+fn only_gets_that_require_the_shell_credential_are_cached() {
     for route in TABLE.iter().filter(|route| route.caching != Caching::Never) {
         assert_eq!((route.access, &route.method), (Access::Shell, &Some(Method::GET)), "{}", route.id);
     }
 }
 
-/// Requests that need no credential here must not be able to take the places of those that do.
+/// Requests that need no credential here must not use up the limits of those that do.
 #[test]
-fn what_rails_alone_judges_is_a_class_of_its_own() {
+fn endpoints_without_a_credential_have_their_own_class() {
     for route in TABLE.iter().chain([&OTHER_INTERNAL, &FORWARDED_PREFIX]) {
         assert_eq!(route.access == Access::Rails, route.class == Class::Other, "{}", route.id);
         assert_eq!(route.access == Access::Kas, route.class == Class::Kas, "{}", route.id);
@@ -37,27 +37,27 @@ fn head_finds_the_row_of_get() {
 }
 
 #[test]
-fn spellings_that_grape_routes_alike_demand_the_same_credential_but_are_not_exact() {
+fn other_spellings_require_the_same_credential_but_are_not_exact() {
     for path in ["/check/", "/check.json", "/check.xml/", "/check.a.b"] {
         let found = find(&Method::GET, path, false);
-        assert_eq!((found.route.id, found.exact), ("check", false), "{path}");
+        assert_eq!((found.route.id, found.is_exact), ("check", false), "{path}");
     }
 }
 
 #[test]
-fn a_post_that_may_be_another_method_demands_the_credential_of_the_path() {
+fn a_post_that_may_override_its_method_requires_the_credential_of_the_path() {
     for (method, path) in
         [(Method::POST, "/check"), (Method::POST, "/check.json"), (Method::OPTIONS, "/check")]
     {
         let found = find(&method, path, true);
-        assert_eq!((found.route.id, found.exact), ("check", false), "{method} {path}");
+        assert_eq!((found.route.id, found.is_exact), ("check", false), "{method} {path}");
     }
     assert_eq!(find(&Method::POST, "/check", false).route.id, "other_internal");
 }
 
-/// Of the README: a line for all endpoints that are alike.
+/// The table in the README has one line for all endpoints with the same properties.
 #[test]
-fn the_readme_has_every_endpoint_with_what_is_true_of_it() {
+fn the_readme_lists_every_endpoint_with_its_properties() {
     let readme = include_str!("../../README.md");
     let mut lines: Vec<(String, Vec<String>)> = Vec::new();
     for route in TABLE {
@@ -66,9 +66,9 @@ fn the_readme_has_every_endpoint_with_what_is_true_of_it() {
             Access::Kas => "kas",
             Access::Rails => "Rails judges",
         };
-        let kept = if route.caching == Caching::Never { "no" } else { "yes" };
-        let twice = if route.repeat == Repeat::Safe { "yes" } else { "no" };
-        let facts = format!("| {who} | {kept} | `{}` | {twice} |", route.class.as_str());
+        let cached = if route.caching == Caching::Never { "no" } else { "yes" };
+        let resent = if route.idempotency == Idempotency::Idempotent { "yes" } else { "no" };
+        let facts = format!("| {who} | {cached} | `{}` | {resent} |", route.class.as_str());
         let method = route.method.as_ref().map_or("any", Method::as_str);
         let endpoint = format!("`{method} {}`", route.path);
         match lines.iter_mut().find(|(known, _)| *known == facts) {
@@ -83,8 +83,8 @@ fn the_readme_has_every_endpoint_with_what_is_true_of_it() {
 }
 
 #[test]
-fn what_writes_is_asked_once_whatever_its_method() {
-    let once = [
+fn requests_that_write_are_not_idempotent_whatever_their_method() {
+    let not_idempotent = [
         "/authorized_certs",
         "/agents/agentk/agent_info",
         "/kubernetes/verify_project_access",
@@ -92,19 +92,19 @@ fn what_writes_is_asked_once_whatever_its_method() {
         "/kubernetes/modules/remote_development/prerequisites",
         "/ci/agents/runnerc/info",
     ];
-    for path in once {
-        assert_eq!(find(&Method::GET, path, false).route.repeat, Repeat::Once, "{path}");
+    for path in not_idempotent {
+        assert_eq!(find(&Method::GET, path, false).route.idempotency, Idempotency::NotIdempotent, "{path}");
     }
-    for route in TABLE.iter().filter(|route| route.repeat == Repeat::Safe) {
+    for route in TABLE.iter().filter(|route| route.idempotency == Idempotency::Idempotent) {
         assert_eq!(route.method, Some(Method::GET), "{}", route.id);
     }
     for path in ["/authorized_keys", "/discover", "/check", "/lfs"] {
-        assert_eq!(find(&Method::GET, path, false).route.repeat, Repeat::Safe, "{path}");
+        assert_eq!(find(&Method::GET, path, false).route.idempotency, Idempotency::Idempotent, "{path}");
     }
 }
 
 #[test]
-fn unknown_modules_are_those_of_kas() {
+fn unknown_modules_belong_to_kas() {
     for (method, path) in
         [(Method::GET, "/kubernetes/modules/new/thing"), (Method::PATCH, "/kubernetes/modules/x")]
     {
@@ -115,7 +115,7 @@ fn unknown_modules_are_those_of_kas() {
 }
 
 #[test]
-fn what_no_row_names_is_left_to_rails() {
+fn paths_in_no_row_are_left_to_rails() {
     for (method, path) in [
         (Method::GET, "/allowed"),
         (Method::PUT, "/check"),
@@ -127,7 +127,7 @@ fn what_no_row_names_is_left_to_rails() {
         (Method::POST, "/mail_room/a/b"),
     ] {
         let found = find(&method, path, false);
-        assert_eq!((found.route.id, found.exact), ("other_internal", false), "{method} {path}");
+        assert_eq!((found.route.id, found.is_exact), ("other_internal", false), "{method} {path}");
         assert_eq!(found.route.access, Access::Rails);
     }
 }

@@ -4,7 +4,9 @@ mod gateway;
 mod parts;
 mod rails;
 
-use railgate::auth::{Auth, CallerKind, DEFAULT_MAX_BODY, DEFAULT_MAX_UNVERIFIED, Kas, Rejection, Settings};
+use railgate::auth::{
+    AuthSettings, Authenticator, CallerKind, DEFAULT_MAX_BODY, DEFAULT_MAX_UNVERIFIED, KasSettings, Rejection,
+};
 use railgate::route::{Access, Caching};
 use railgate::secret::{KasSecret, ShellSecret};
 
@@ -97,14 +99,14 @@ impl Operation {
 }
 
 /// The authentication of a gateway that accepts all kinds of credentials.
-fn auth() -> Fallible<Auth> {
-    Ok(Auth::new(Settings {
+fn auth() -> Fallible<Authenticator> {
+    Ok(Authenticator::new(AuthSettings {
         shell_secret: ShellSecret::from_text(credentials::SHELL_SECRET.as_bytes())?,
         accept_jwt: true,
         accept_shared_secret: true,
         max_body: DEFAULT_MAX_BODY,
         max_unverified: DEFAULT_MAX_UNVERIFIED,
-        kas: Some(Kas {
+        kas: Some(KasSettings {
             secret: KasSecret::from_text(credentials::kas_secret_file().as_bytes())?,
             audience: Some("gitlab".to_owned()),
         }),

@@ -170,8 +170,8 @@ async fn printed_commands_work_and_each_request_is_printed() {
     assert_eq!(admin.send(&purge).await.status, 200);
     let shown = run_in_shell(first_command(&lines)).await;
     assert!(shown.contains("detail=stale_while_revalidate"), "{shown}");
-    expected.push("GET /authorized_keys?key=… -> 200, hit: stale, Rails is asked anew");
-    assert_eq!(request_lines(&demo.wait_for_output("anew").await), expected);
+    expected.push("GET /authorized_keys?key=… -> 200, hit: stale, refreshed from Rails");
+    assert_eq!(request_lines(&demo.wait_for_output("refreshed").await), expected);
 
     demo.signal("-INT");
     assert_eq!(demo.wait_for_end().await.code(), Some(0));

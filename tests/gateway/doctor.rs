@@ -65,7 +65,7 @@ async fn a_healthy_rails_is_reported() {
         is_healthy && output.contains("answers `check`") && output.contains("tokens and the secret"),
         "{output}"
     );
-    assert!(output.contains("as long as limits.target lets pass, 11264 bytes"), "{output}");
+    assert!(output.contains("as long as limits.target allows, 11264 bytes"), "{output}");
     // A request for each credential, and one of the maximum length.
     let asked = rails.requests();
     assert_eq!(asked.len(), 3, "{output}");
@@ -92,7 +92,7 @@ async fn problems_are_reported_with_a_remedy() {
         (plain.replace("http:", "https:"), ["does not speak TLS", "begin with http://"]),
         (page.address.url(), ["not GitLab's internal API", "host and port"]),
         (refusing.address.url(), ["no credential", "auth.shell.secret_file"]),
-        (narrow.address.url(), ["no requests as long", "PUMA_QUERY_STRING_MAX_LENGTH"]),
+        (narrow.address.url(), ["no targets as long", "PUMA_QUERY_STRING_MAX_LENGTH"]),
     ] {
         let (is_healthy, output) = operator.examine(&format!("upstream.url = '{url}'"), "").await;
         assert!(!is_healthy && words.iter().all(|words| output.contains(words)), "{url}: {output}");

@@ -129,17 +129,17 @@ impl Setup {
     }
 
     /// The parsed configuration.
-    pub fn settings(&self, rails: &Address) -> config::Settings {
+    pub fn settings(&self, rails: &Address) -> config::GatewayConfig {
         Self::parsed(&self.config(rails))
     }
 
     /// The parsed configuration with several servers, each a section of the file.
-    pub fn settings_with_servers(&self, servers: &str) -> config::Settings {
+    pub fn settings_with_servers(&self, servers: &str) -> config::GatewayConfig {
         Self::parsed(&format!("{}\n{servers}", self.lines(None)))
     }
 
-    fn parsed(text: &str) -> config::Settings {
-        config::parse("test.toml", text).unwrap_or_else(|error| panic!("{error}\n{text}")).settings
+    fn parsed(text: &str) -> config::GatewayConfig {
+        config::parse("test.toml", text).unwrap_or_else(|error| panic!("{error}\n{text}")).config
     }
 
     /// Starts a gateway in front of a small GitLab on TCP.
@@ -166,7 +166,7 @@ pub struct RunningGateway {
 }
 
 impl RunningGateway {
-    pub fn start(settings: config::Settings) -> Self {
+    pub fn start(settings: config::GatewayConfig) -> Self {
         log::capture();
         let gateway = Gateway::bind(settings, Arc::default()).unwrap();
         let endpoints = gateway.endpoints().to_vec();

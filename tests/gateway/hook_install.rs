@@ -124,7 +124,7 @@ async fn a_signing_token_is_set_where_gitlab_supports_it() {
     const UNSURE: &str =
         "from now on (System Hook 9).\nIf railgate_hooks_refused_total rises, it does not sign";
     const SURE: &str = "from now on (System Hook 9).\n";
-    const TOO_OLD: &str = "which does not sign: name a file with one word as hooks.token_file";
+    const TOO_OLD: &str = "which does not sign: set hooks.token_file to a file with one word";
     for (version, kinds, sent, expected) in [
         (Some("18.9.1-ee"), &[SIGNING_TOKEN][..], Some((false, true)), UNSURE),
         (Some("19.0.1"), &[TOKEN, SIGNING_TOKEN], Some((true, true)), SURE),
@@ -175,7 +175,7 @@ async fn an_invalid_signing_token_is_reported_before_any_request() {
         let (operator, rails) =
             (Operator::with(&[TOKEN, SIGNING_TOKEN], length), FakeRails::listen_tcp().await);
         let (is_done, output) = operator.install(&rails.address.url(), &[]).await;
-        let expected = format!("Base64 of 32 bytes, and this is of {length}: write what `printf 'whsec_%s");
+        let expected = format!("Base64 of 32 bytes, and this has {length}: write what `printf 'whsec_%s");
         assert!(!is_done && output.contains(&expected), "{output}");
         assert_eq!(rails.request_count(), 0);
     }
@@ -213,19 +213,19 @@ async fn errors_are_reported_with_a_remedy() {
         ),
         (
             Reply::new(429, "Retry-After: 42\r\n", "Retry later\n"),
-            "said 429 Too Many Requests; GitLab lets one",
+            "answered 429 Too Many Requests; GitLab lets one",
         ),
-        (Reply::json(500, ""), "said 500 Internal Server Error; look at its log"),
+        (Reply::json(500, ""), "answered 500 Internal Server Error; look at its log"),
         (Reply::json(200, r#"{"id":1}"#), "not that of GitLab's API"),
         (Reply::new(200, "", "<html>"), "not that of GitLab's API"),
-        (Reply::hang_up(), "no answer of http://127.0.0.1"),
+        (Reply::hang_up(), "no answer from http://127.0.0.1"),
     ] {
         rails.respond_always(response.clone());
         let (is_done, output) = operator.install(&url, &[]).await;
         assert!(!is_done && output.contains(expected), "{response:?}: {output}");
     }
     for (gitlab, more, expected) in [
-        ("http://gitlab.example.com", &[][..], "would send the API token in clear"),
+        ("http://gitlab.example.com", &[][..], "would send the API token unencrypted"),
         ("gitlab.example.com", &[], "must begin with"),
         ("http://localhost", &["--ca-file", "/nowhere"], "is for a --gitlab that begins with https://"),
         ("https://gitlab.example.com", &["--ca-file", "/nowhere"], "--ca-file /nowhere: cannot be read"),

@@ -25,13 +25,13 @@ fn with_hooks(setup: Setup) -> Setup {
 }
 
 /// A gateway, and the settings to start its successor.
-async fn start(setup: Setup) -> (Harness, config::Settings) {
+async fn start(setup: Setup) -> (Harness, config::GatewayConfig) {
     let rails = FakeRails::listen_tcp().await;
     let settings = setup.settings(&rails.address);
     (setup.start_with(rails), settings)
 }
 
-async fn restart(harness: &mut Harness, settings: config::Settings) {
+async fn restart(harness: &mut Harness, settings: config::GatewayConfig) {
     stop(harness).await;
     harness.gateway = RunningGateway::start(settings);
 }

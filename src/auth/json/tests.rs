@@ -7,12 +7,12 @@ fn text(text: &'static str) -> Member<'static> {
     Member::Text(text.as_bytes().into())
 }
 
-/// `count` arrays in each other.
+/// `count` nested arrays.
 fn arrays(count: usize) -> String {
     "[".repeat(count) + &"]".repeat(count)
 }
 
-/// `count` objects in each other.
+/// `count` nested objects.
 fn objects(count: usize) -> String {
     r#"{"a":"#.repeat(count) + "1" + &"}".repeat(count)
 }
@@ -31,11 +31,11 @@ fn the_last_member_of_that_name_counts() {
         (r#"{"secret_token":"s3cret","secret_token":null}"#, Member::Null),
         (r#"{"secret_token":"s3cret","secret_token":[1]}"#, Member::Other),
         (r#"{"secret_token":{"a":[1]},"secret_token":"s3cret"}"#, text("s3cret")),
-        // Escapes are no disguise.
+        // Escaped names are the same names.
         (r#"{"secret\u005ftoken":"s3cret"}"#, text("s3cret")),
         (r#"{"\u0073\u0065cret_token":"s3\u0063ret\n"}"#, text("s3cret\n")),
         (r#"{"secret_token":"s3cret","secret\u005Ftoken":"bad"}"#, text("bad")),
-        // Other names are.
+        // Other names.
         (r#"{"secret_token\u0000":"s3cret"}"#, Member::Absent),
         (r#"{"Secret_token":"s3cret","secret_token ":"x","":"y"}"#, Member::Absent),
         (r#"{"a":{"secret_token":"s3cret"}}"#, Member::Absent),
@@ -48,13 +48,13 @@ fn the_last_member_of_that_name_counts() {
         (r#"{"secret_token":["s3cret"]}"#, Member::Other),
         (r#"{"secret_token":{"secret_token":"s3cret"}}"#, Member::Other),
     ] {
-        assert_eq!(member(json.as_bytes(), NAME).unwrap(), expected, "{json}");
+        assert_eq!(find_member(json.as_bytes(), NAME).unwrap(), expected, "{json}");
     }
 }
 
-/// Each of these would hide the credential, or is read by Ruby in a way of its own.
+/// Each of these would hide the credential, or is read differently by Ruby.
 #[test]
-fn what_is_no_json_is_an_error_wherever_it_stands() {
+fn invalid_json_is_an_error_at_any_place() {
     let broken: &[&[u8]] = &[
         b"",
         b" ",
@@ -75,7 +75,7 @@ fn what_is_no_json_is_an_error_wherever_it_stands() {
         b"\xef\xbb\xbf{\"secret_token\":\"s3cret\"}",
     ];
     for json in broken {
-        assert!(member(json, NAME).is_err(), "{}", String::from_utf8_lossy(json));
+        assert!(find_member(json, NAME).is_err(), "{}", String::from_utf8_lossy(json));
     }
     let values: &[&[u8]] = &[
         b"\"\xff\"",
@@ -104,13 +104,13 @@ fn what_is_no_json_is_an_error_wherever_it_stands() {
             at(&[br#"{"secret_token":"#, value, br#","secret_token":"s3cret"}"#]),
             at(&[b"[", value, b"]"]),
         ] {
-            assert!(member(&json, NAME).is_err(), "{}", String::from_utf8_lossy(&json));
+            assert!(find_member(&json, NAME).is_err(), "{}", String::from_utf8_lossy(&json));
         }
     }
 }
 
 #[test]
-fn nesting_ends_where_that_of_ruby_ends() {
+fn nesting_is_limited_as_in_ruby() {
     for nested in [arrays, objects] {
         for (place, outside) in [
             (r#"{"secret_token":"s3cret","a":@}"#, 1),
@@ -120,28 +120,27 @@ fn nesting_ends_where_that_of_ruby_ends() {
             ("[@]", 1_usize),
         ] {
             let at = |count: usize| place.replace('@', &nested(count - outside));
-            assert!(member(at(100).as_bytes(), NAME).is_ok(), "{place}");
+            assert!(find_member(at(100).as_bytes(), NAME).is_ok(), "{place}");
             for beyond in [101, 127, 128, 200_000] {
-                assert!(member(at(beyond).as_bytes(), NAME).is_err(), "{beyond} in {place}");
+                assert!(find_member(at(beyond).as_bytes(), NAME).is_err(), "{beyond} in {place}");
             }
         }
     }
-    assert!(member(arrays(100).as_bytes(), NAME).is_ok());
-    assert!(member(arrays(101).as_bytes(), NAME).is_err());
-    // In breadth there is no end.
+    assert!(find_member(arrays(100).as_bytes(), NAME).is_ok());
+    assert!(find_member(arrays(101).as_bytes(), NAME).is_err());
+    // The number of items is not limited.
     let wide = format!(r#"{{"a":[{}0],"secret_token":"s3cret"}}"#, "[],{},".repeat(50_000));
-    assert_eq!(member(wide.as_bytes(), NAME).unwrap(), text("s3cret"));
+    assert_eq!(find_member(wide.as_bytes(), NAME).unwrap(), text("s3cret"));
 }
 
-/// Nothing is copied that does not have to be.
 #[test]
 fn a_text_without_escapes_is_borrowed() {
     let json = br#"{"a":"\u0041","secret_token":"s3cret"}"#;
-    let found = member(json, NAME).unwrap();
+    let found = find_member(json, NAME).unwrap();
     assert!(matches!(found, Member::Text(Cow::Borrowed(b"s3cret"))), "{found:?}");
 }
 
-/// What the gateway did before: it built a tree.
+/// The same by building a tree.
 fn member_of_tree(json: &[u8]) -> Option<Member<'static>> {
     match serde_json::from_slice::<serde_json::Value>(json).ok()? {
         serde_json::Value::Array(_) => Some(Member::Absent),
@@ -155,7 +154,7 @@ fn member_of_tree(json: &[u8]) -> Option<Member<'static>> {
     }
 }
 
-/// Documents as text, so that members repeat and escapes vary.
+/// Documents as text, so that members repeat and escapes differ.
 fn document() -> impl Strategy<Value = String> {
     let scalar = prop_oneof![
         Just("null".to_owned()),
@@ -194,13 +193,13 @@ fn quoted() -> impl Strategy<Value = String> {
 
 proptest! {
     #[test]
-    fn it_finds_what_a_tree_has(json in document()) {
-        prop_assert_eq!(member(json.as_bytes(), NAME).ok(), member_of_tree(json.as_bytes()), "{}", json);
+    fn members_are_those_of_a_parsed_tree(json in document()) {
+        prop_assert_eq!(find_member(json.as_bytes(), NAME).ok(), member_of_tree(json.as_bytes()), "{}", json);
     }
 
-    /// One byte of a document another, left out or put in.
+    /// One byte of a document is changed, removed or added.
     #[test]
-    fn it_refuses_what_a_tree_refuses(
+    fn errors_are_those_of_a_parsed_tree(
         json in document(),
         at in any::<prop::sample::Index>(),
         byte in prop_oneof![any::<u8>(), prop::sample::select(&b"{}[],:\"\\u0"[..])],
@@ -214,7 +213,7 @@ proptest! {
             _ => json.insert(at, byte),
         }
         prop_assert_eq!(
-            member(&json, NAME).ok(),
+            find_member(&json, NAME).ok(),
             member_of_tree(&json),
             "{}",
             String::from_utf8_lossy(&json)

@@ -12,79 +12,80 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 
-use super::can_wait;
-use super::lines::{LONGEST_LINE, Lines};
+use super::is_deferrable;
+use super::queue::{LogQueue, MAX_LINE};
 
-/// How long a line may become by its texts. Names and numbers come on top: an event has 32 fields at most.
-const MOST_TEXT: usize = LONGEST_LINE - 2 * 1024;
+/// Bytes of a line up to which texts are added. Names and numbers may follow: an event has at most 32 fields.
+const MAX_WITH_TEXT: usize = MAX_LINE - 2 * 1024;
 
-/// Writes each event, with its fields, as it comes.
-pub(super) struct JsonLines {
-    lines: Arc<Lines>,
+/// Formats each event with its fields.
+pub(super) struct JsonLayer {
+    queue: Arc<LogQueue>,
 }
 
 thread_local! {
-    static DRAFT: Cell<Draft> = Cell::default();
+    static BUFFER: Cell<LineBuffer> = Cell::default();
 }
 
-/// A line in the making, in memory that the next one uses again.
+/// A line that is being formatted, in memory that the next one reuses.
 #[derive(Default)]
-struct Draft {
+struct LineBuffer {
     line: Vec<u8>,
+    /// Unix time of `prefix`.
     second: u64,
-    /// `{"timestamp":"2026-01-31T23:59:59.`, in that second.
-    begin: Vec<u8>,
+    /// `{"timestamp":"2026-01-31T23:59:59.`
+    prefix: Vec<u8>,
 }
 
-impl JsonLines {
-    pub(super) fn new(lines: Arc<Lines>) -> Self {
-        Self { lines }
+impl JsonLayer {
+    pub(super) fn new(queue: Arc<LogQueue>) -> Self {
+        Self { queue }
     }
 }
 
-impl<S: Subscriber> Layer<S> for JsonLines {
+impl<S: Subscriber> Layer<S> for JsonLayer {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         let metadata = event.metadata();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        // Taken and put back: a field that is itself logging while it is written gets another one.
-        let mut draft = DRAFT.take();
-        draft.write(now, *metadata.level(), |fields| event.record(fields));
-        self.lines.push(&draft.line, *metadata.level(), can_wait(metadata));
-        DRAFT.set(draft);
+        // Taken and put back: if a value logs while it is formatted, that event gets another buffer.
+        let mut buffer = BUFFER.take();
+        buffer.write(now, *metadata.level(), |fields| event.record(fields));
+        self.queue.push(&buffer.line, *metadata.level(), is_deferrable(metadata));
+        BUFFER.set(buffer);
     }
 }
 
-impl Draft {
+impl LineBuffer {
     fn write(&mut self, now: Duration, level: Level, record: impl FnOnce(&mut dyn Visit)) {
-        if self.begin.is_empty() || self.second != now.as_secs() {
+        if self.prefix.is_empty() || self.second != now.as_secs() {
             self.second = now.as_secs();
-            self.begin_second();
+            self.format_prefix();
         }
         self.line.clear();
-        self.line.extend_from_slice(&self.begin);
+        self.line.extend_from_slice(&self.prefix);
         let micros = now.subsec_micros();
         self.line.extend(
-            (0..6).rev().map(|place| b'0' + u8::try_from(micros / 10_u32.pow(place) % 10).unwrap_or(0)),
+            (0..6).rev().map(|power| b'0' + u8::try_from(micros / 10_u32.pow(power) % 10).unwrap_or(0)),
         );
         self.line.extend_from_slice(b"Z\",\"level\":\"");
         self.line.extend_from_slice(level.as_str().as_bytes());
         self.line.push(b'"');
-        let mut fields = Fields { line: &mut self.line, cut: 0 };
+        let mut fields = FieldWriter { line: &mut self.line, cut_bytes: 0 };
         record(&mut fields);
-        let cut = fields.cut;
-        if cut > 0 {
-            let _ = write!(self.line, ",\"cut_bytes\":{cut}");
+        let cut_bytes = fields.cut_bytes;
+        if cut_bytes > 0 {
+            let _ = write!(self.line, ",\"cut_bytes\":{cut_bytes}");
         }
         self.line.extend_from_slice(b"}\n");
     }
 
-    fn begin_second(&mut self) {
+    fn format_prefix(&mut self) {
         let unix = i64::try_from(self.second).unwrap_or_default();
         let at = OffsetDateTime::from_unix_timestamp(unix).unwrap_or(OffsetDateTime::UNIX_EPOCH);
-        self.begin.clear();
+        self.prefix.clear();
         // Writing to memory cannot fail.
         let _ = write!(
-            self.begin,
+            self.prefix,
             "{{\"timestamp\":\"{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.",
             at.year(),
             u8::from(at.month()),
@@ -96,13 +97,13 @@ impl Draft {
     }
 }
 
-struct Fields<'a> {
+struct FieldWriter<'a> {
     line: &'a mut Vec<u8>,
     /// Bytes of texts that were left out.
-    cut: usize,
+    cut_bytes: usize,
 }
 
-impl Fields<'_> {
+impl FieldWriter<'_> {
     fn name(&mut self, field: &Field) {
         self.line.extend_from_slice(b",\"");
         self.line.extend_from_slice(field.name().as_bytes());
@@ -111,17 +112,17 @@ impl Fields<'_> {
 
     fn value(&mut self, field: &Field, value: impl serde::Serialize) {
         self.name(field);
-        // Writing to memory cannot fail, and numbers and texts can always be told in JSON.
+        // Writing to memory cannot fail, and numbers and texts always have a form in JSON.
         let _ = serde_json::to_writer(&mut *self.line, &value);
     }
 }
 
-impl Visit for Fields<'_> {
+impl Visit for FieldWriter<'_> {
     fn record_str(&mut self, field: &Field, value: &str) {
-        let room = MOST_TEXT.saturating_sub(self.line.len());
-        // A byte becomes six at most.
-        let kept = if value.len() <= room / 6 { value } else { fitting(value, room) };
-        self.cut += value.len() - kept.len();
+        let room = MAX_WITH_TEXT.saturating_sub(self.line.len());
+        // A byte becomes at most six.
+        let kept = if value.len() <= room / 6 { value } else { fitting_prefix(value, room) };
+        self.cut_bytes += value.len() - kept.len();
         self.value(field, kept);
     }
 
@@ -142,41 +143,40 @@ impl Visit for Fields<'_> {
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        let mut text = Bounded::default();
+        let mut text = TruncatingString::default();
         let _ = write!(text, "{value:?}");
-        self.cut += text.cut;
+        self.cut_bytes += text.cut_bytes;
         self.record_str(field, &text.kept);
     }
 }
 
-/// The beginning of a text that takes no more than `room` bytes in JSON.
-fn fitting(text: &str, room: usize) -> &str {
-    let mut taken = 0;
+/// The longest prefix that takes at most `room` bytes in JSON.
+fn fitting_prefix(text: &str, room: usize) -> &str {
+    let mut length = 0;
     let end = text.char_indices().find(|(_, character)| {
-        taken += match character {
+        length += match character {
             '"' | '\\' | '\n' | '\r' | '\t' | '\u{8}' | '\u{c}' => 2,
             '\0'..='\u{1f}' => 6,
             other => other.len_utf8(),
         };
-        taken > room
+        length > room
     });
     end.and_then(|(end, _)| text.get(..end)).unwrap_or(text)
 }
 
-/// As much of a text as a line can hold.
+/// Keeps as much of a text as fits into a line.
 #[derive(Default)]
-struct Bounded {
+struct TruncatingString {
     kept: String,
-    /// Bytes that were left out.
-    cut: usize,
+    cut_bytes: usize,
 }
 
-impl fmt::Write for Bounded {
+impl fmt::Write for TruncatingString {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        let room = if self.cut > 0 { 0 } else { LONGEST_LINE.saturating_sub(self.kept.len()) };
+        let room = if self.cut_bytes > 0 { 0 } else { MAX_LINE.saturating_sub(self.kept.len()) };
         let kept = text.get(..text.floor_char_boundary(room)).unwrap_or(text);
         self.kept.push_str(kept);
-        self.cut += text.len() - kept.len();
+        self.cut_bytes += text.len() - kept.len();
         Ok(())
     }
 }
@@ -184,12 +184,12 @@ impl fmt::Write for Bounded {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::logging::lines::BOUNDS;
+    use crate::cli::logging::queue::QUEUE_LIMITS;
     use serde_json::{Value, json};
     use tracing_subscriber::layer::SubscriberExt as _;
 
     #[test]
-    fn every_kind_of_field_is_told_in_json() {
+    fn every_kind_of_field_is_written_as_json() {
         let nothing: Option<u64> = None;
         let written = logged(|| {
             tracing::warn!(
@@ -206,8 +206,8 @@ mod tests {
             );
         });
         let first = written.lines().next().unwrap();
-        let mut told: Value = serde_json::from_str(first).unwrap();
-        let timestamp = told.as_object_mut().unwrap().remove("timestamp").unwrap();
+        let mut parsed: Value = serde_json::from_str(first).unwrap();
+        let timestamp = parsed.as_object_mut().unwrap().remove("timestamp").unwrap();
         let timestamp = timestamp.as_str().unwrap();
         assert_eq!((timestamp.len(), timestamp.get(19..20)), (27, Some(".")), "{timestamp}");
         let expected = json!({
@@ -215,16 +215,16 @@ mod tests {
             "below": -7, "seconds": 0.25, "not_finite": null, "yes": true, "shown": "[::1]",
             "debug": "Some(\"x\")"
         });
-        assert_eq!(told, expected);
+        assert_eq!(parsed, expected);
         assert_eq!(written.lines().count(), 1);
     }
 
-    /// The lines that are made of events.
+    /// The lines of the events of `act`.
     fn logged(act: impl FnOnce()) -> String {
-        let lines = Arc::new(Lines::new(BOUNDS, Arc::default()));
-        let subscriber = tracing_subscriber::registry().with(JsonLines::new(Arc::clone(&lines)));
+        let queue = Arc::new(LogQueue::new(QUEUE_LIMITS, Arc::default()));
+        let subscriber = tracing_subscriber::registry().with(JsonLayer::new(Arc::clone(&queue)));
         tracing::subscriber::with_default(subscriber, act);
-        lines.waiting()
+        queue.waiting()
     }
 
     #[test]
@@ -233,32 +233,32 @@ mod tests {
             let text = text.repeat(70_000);
             let line =
                 logged(|| tracing::warn!(text, count = 7, shown = %text, behind = "short", "it happened"));
-            assert!((MOST_TEXT - 6..LONGEST_LINE).contains(&line.len()), "{}", line.len());
-            let told: Value = serde_json::from_str(&line).unwrap();
-            let kept = |field: &str| told[field].as_str().unwrap();
+            assert!((MAX_WITH_TEXT - 6..MAX_LINE).contains(&line.len()), "{}", line.len());
+            let parsed: Value = serde_json::from_str(&line).unwrap();
+            let kept = |field: &str| parsed[field].as_str().unwrap();
             assert!(text.starts_with(kept("text")) && !kept("text").is_empty());
             let all = 2 * text.len() + "short".len();
             let cut = all - kept("text").len() - kept("shown").len() - kept("behind").len();
-            assert_eq!((&told["cut_bytes"], &told["count"]), (&json!(cut), &json!(7)));
+            assert_eq!((&parsed["cut_bytes"], &parsed["count"]), (&json!(cut), &json!(7)));
             assert_eq!(kept("message"), "it happened");
         }
         // Long, but not too long.
         let line = logged(|| tracing::warn!(text = "\u{1}".repeat(2_200)));
-        let told: Value = serde_json::from_str(&line).unwrap();
-        assert_eq!((told["text"].as_str().unwrap().len(), told.get("cut_bytes")), (2_200, None));
+        let parsed: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!((parsed["text"].as_str().unwrap().len(), parsed.get("cut_bytes")), (2_200, None));
     }
 
     #[test]
     fn the_timestamp_is_rfc_3339_to_the_microsecond() {
-        let mut draft = Draft::default();
+        let mut buffer = LineBuffer::default();
         for (now, begin) in [
             (Duration::from_micros(1_795_651_199_000_042), "2026-11-25T23:59:59.000042Z"),
             (Duration::from_micros(1_795_651_200_999_999), "2026-11-26T00:00:00.999999Z"),
             (Duration::from_micros(951_782_400_100_000), "2000-02-29T00:00:00.100000Z"),
         ] {
-            draft.write(now, Level::INFO, |_| {});
+            buffer.write(now, Level::INFO, |_| {});
             let line = format!("{{\"timestamp\":\"{begin}\",\"level\":\"INFO\"}}\n");
-            assert_eq!(String::from_utf8_lossy(&draft.line), line);
+            assert_eq!(String::from_utf8_lossy(&buffer.line), line);
         }
     }
 }

@@ -1,10 +1,10 @@
-//! A panic is an event like any other. The standard library would write it to standard error, on the
-//! thread on which it happens, and for as long as that is not read.
+//! Panics as events of the log. The standard library would write them to standard error, and block the panicking
+//! thread for as long as that is not read.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::panic::PanicHookInfo;
 
-/// Panics are logged from now on. A backtrace comes with them if `RUST_BACKTRACE` asks for it.
+/// Logs panics from now on, with a backtrace if `RUST_BACKTRACE` asks for one.
 pub(super) fn log() {
     std::panic::set_hook(Box::new(write));
 }
@@ -13,7 +13,7 @@ fn write(panic: &PanicHookInfo<'_>) {
     let backtrace = Backtrace::capture();
     let backtrace = (backtrace.status() == BacktraceStatus::Captured).then(|| backtrace.to_string());
     tracing::error!(
-        what = panic.payload_as_str().unwrap_or("something that is no text"),
+        what = panic.payload_as_str().unwrap_or("a value that is not text"),
         place = panic.location().map(tracing::field::display),
         thread = std::thread::current().name(),
         backtrace,
@@ -24,15 +24,15 @@ fn write(panic: &PanicHookInfo<'_>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::logging::json::JsonLines;
-    use crate::cli::logging::lines::{BOUNDS, Lines};
+    use crate::cli::logging::json::JsonLayer;
+    use crate::cli::logging::queue::{LogQueue, QUEUE_LIMITS};
     use std::sync::Arc;
     use tracing_subscriber::layer::SubscriberExt as _;
 
     #[test]
-    fn a_panic_is_an_error_in_the_log() {
-        let lines = Arc::new(Lines::new(BOUNDS, Arc::default()));
-        let subscriber = tracing_subscriber::registry().with(JsonLines::new(Arc::clone(&lines)));
+    fn a_panic_is_logged_as_an_error() {
+        let queue = Arc::new(LogQueue::new(QUEUE_LIMITS, Arc::default()));
+        let subscriber = tracing_subscriber::registry().with(JsonLayer::new(Arc::clone(&queue)));
         let before = std::panic::take_hook();
         log();
         let outcome = tracing::subscriber::with_default(subscriber, || {
@@ -40,7 +40,7 @@ mod tests {
         });
         std::panic::set_hook(before);
         assert!(outcome.is_err());
-        let written = lines.waiting();
+        let written = queue.waiting();
         assert!(
             written.contains(r#""level":"ERROR","message":"a panic, which is a bug in railgate""#),
             "{written}"

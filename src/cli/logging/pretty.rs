@@ -1,4 +1,4 @@
-//! Lines for people, as `tracing_subscriber` makes them, one for each event and of bounded length.
+//! Lines for people, as `tracing_subscriber` formats them: one for each event, of limited length.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -8,35 +8,34 @@ use std::sync::Arc;
 use tracing::{Level, Metadata};
 use tracing_subscriber::fmt::MakeWriter;
 
-use super::can_wait;
-use super::lines::{LONGEST_LINE, Lines};
+use super::is_deferrable;
+use super::queue::{LogQueue, MAX_LINE};
 
-/// Puts lines into the queue.
-pub(super) struct PrettyLines(pub(super) Arc<Lines>);
+pub(super) struct PrettyWriter(pub(super) Arc<LogQueue>);
 
-/// Takes one line.
-pub(super) struct Line<'a> {
-    lines: &'a Lines,
+/// Adds one line to the queue.
+pub(super) struct LineWriter<'a> {
+    queue: &'a LogQueue,
     level: Level,
-    can_wait: bool,
+    is_deferrable: bool,
 }
 
-impl<'a> MakeWriter<'a> for PrettyLines {
-    type Writer = Line<'a>;
+impl<'a> MakeWriter<'a> for PrettyWriter {
+    type Writer = LineWriter<'a>;
 
-    fn make_writer(&'a self) -> Line<'a> {
-        Line { lines: &self.0, level: Level::INFO, can_wait: false }
+    fn make_writer(&'a self) -> LineWriter<'a> {
+        LineWriter { queue: &self.0, level: Level::INFO, is_deferrable: false }
     }
 
-    fn make_writer_for(&'a self, metadata: &Metadata<'_>) -> Line<'a> {
-        Line { lines: &self.0, level: *metadata.level(), can_wait: can_wait(metadata) }
+    fn make_writer_for(&'a self, metadata: &Metadata<'_>) -> LineWriter<'a> {
+        LineWriter { queue: &self.0, level: *metadata.level(), is_deferrable: is_deferrable(metadata) }
     }
 }
 
-impl Write for Line<'_> {
-    /// Gets the whole line at once.
+impl Write for LineWriter<'_> {
+    /// The formatter writes the whole line at once.
     fn write(&mut self, text: &[u8]) -> io::Result<usize> {
-        self.lines.push(&one_line(text), self.level, self.can_wait);
+        self.queue.push(&one_line(text), self.level, self.is_deferrable);
         Ok(text.len())
     }
 
@@ -45,36 +44,36 @@ impl Write for Line<'_> {
     }
 }
 
-/// Room for saying how much was cut.
-const MARK: usize = 32;
+/// Room for `cut_bytes`.
+const CUT_FIELD_LEN: usize = 32;
 
-/// The text in one line, whatever an error in it quotes, and cut if it is too long. Escape sequences are
-/// colours here: those of others have been made visible.
+/// The text as one line, with other line breaks escaped, and cut if it is too long. Escape sequences are colours
+/// here: those in values have been escaped already.
 fn one_line(text: &[u8]) -> Cow<'_, [u8]> {
     let line = text.strip_suffix(b"\n").unwrap_or(text);
     let is_control = |byte: &u8| byte.is_ascii_control() && !matches!(byte, b'\t' | b'\x1b');
-    if text.len() <= LONGEST_LINE && text.len() > line.len() && !line.iter().any(is_control) {
+    if text.len() <= MAX_LINE && text.len() > line.len() && !line.iter().any(is_control) {
         return Cow::Borrowed(text);
     }
     let line = String::from_utf8_lossy(line);
-    let (mut told, mut cut) = (String::new(), 0);
+    let (mut output, mut cut) = (String::new(), 0);
     for character in line.chars() {
-        let before = told.len();
+        let before = output.len();
         match u8::try_from(character).ok().filter(is_control) {
-            Some(_) => told.extend(character.escape_default()),
-            None => told.push(character),
+            Some(_) => output.extend(character.escape_default()),
+            None => output.push(character),
         }
-        if cut > 0 || told.len() > LONGEST_LINE - MARK {
-            told.truncate(before);
+        if cut > 0 || output.len() > MAX_LINE - CUT_FIELD_LEN {
+            output.truncate(before);
             cut += character.len_utf8();
         }
     }
     if cut > 0 {
         // Writing to memory cannot fail.
-        let _ = write!(told, " cut_bytes={cut}");
+        let _ = write!(output, " cut_bytes={cut}");
     }
-    told.push('\n');
-    Cow::Owned(told.into_bytes())
+    output.push('\n');
+    Cow::Owned(output.into_bytes())
 }
 
 #[cfg(test)]
@@ -82,22 +81,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_event_is_one_line_of_bounded_length() {
-        let long = "x".repeat(LONGEST_LINE);
-        for (text, told) in [
+    fn every_event_is_one_line_of_limited_length() {
+        let long = "x".repeat(MAX_LINE);
+        for (text, expected) in [
             ("a line\n", "a line\n".to_owned()),
             ("\u{1b}[32mINFO\u{1b}[0m a\tline\n", "\u{1b}[32mINFO\u{1b}[0m a\tline\n".to_owned()),
             ("no end", "no end\n".to_owned()),
             ("a\nb\r\n", "a\\nb\\r\n".to_owned()),
             ("bell \u{7}, \u{7f}, é\n", "bell \\u{7}, \\u{7f}, é\n".to_owned()),
-            (&long, format!("{} cut_bytes=32\n", "x".repeat(LONGEST_LINE - MARK))),
-            (&"\u{1}".repeat(LONGEST_LINE), {
-                format!("{} cut_bytes=13114\n", "\\u{1}".repeat((LONGEST_LINE - MARK) / 5))
+            (&long, format!("{} cut_bytes=32\n", "x".repeat(MAX_LINE - CUT_FIELD_LEN))),
+            (&"\u{1}".repeat(MAX_LINE), {
+                format!("{} cut_bytes=13114\n", "\\u{1}".repeat((MAX_LINE - CUT_FIELD_LEN) / 5))
             }),
         ] {
             let line = one_line(text.as_bytes());
-            assert!(*line == *told.as_bytes(), "{} bytes of {}", line.len(), text.len());
-            assert!(line.len() <= LONGEST_LINE);
+            assert!(*line == *expected.as_bytes(), "{} bytes of {}", line.len(), text.len());
+            assert!(line.len() <= MAX_LINE);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The one thread that writes the log, and that alone waits if it is not read.
+//! The one thread that writes the log. If the log is not read, it alone blocks.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -8,23 +8,22 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::UNLIMITED;
-use super::lines::{ByLevel, Lines};
-use super::suppress::Suppress;
+use super::queue::{CountsByLevel, LogQueue};
+use super::repeat_filter::RepeatFilter;
 
-/// How often it looks what was suppressed.
-const TICK: Duration = Duration::from_millis(500);
-/// How long it waits if standard output is non-blocking (another process may have made it so) and full.
-const AGAIN: Duration = Duration::from_millis(10);
+/// How often suppressed events are reported.
+const REPORT_INTERVAL: Duration = Duration::from_millis(500);
+/// The pause if standard output is non-blocking (another process may have made it so) and full.
+const RETRY_PAUSE: Duration = Duration::from_millis(10);
 
-/// Starts the thread.
-pub(super) fn start(lines: Arc<Lines>, suppress: Arc<Suppress>) -> io::Result<()> {
+pub(super) fn start(queue: Arc<LogQueue>, filter: Arc<RepeatFilter>) -> io::Result<()> {
     // A handle of its own: that of the standard library has a lock, and a buffer that ends with each line.
     let out = File::from(io::stdout().as_fd().try_clone_to_owned()?);
     let mut writer = Writer { out, is_mid_line: false };
     thread::Builder::new().name("log".to_owned()).spawn(move || {
         loop {
-            writer.step(&lines);
-            suppress.tell(Instant::now());
+            writer.write_next(&queue);
+            filter.report(Instant::now());
         }
     })?;
     Ok(())
@@ -32,22 +31,22 @@ pub(super) fn start(lines: Arc<Lines>, suppress: Arc<Suppress>) -> io::Result<()
 
 struct Writer<W> {
     out: W,
-    /// A block could be written in part only, and the next one must not go on in its last line.
+    /// A block was written only in part: the next one must not continue its last line.
     is_mid_line: bool,
 }
 
 impl<W: Write> Writer<W> {
-    /// Writes what is to be written next, if that comes before long.
-    fn step(&mut self, lines: &Lines) {
-        let Some(block) = lines.next(TICK) else { return };
+    /// Writes the next block, if there is one in time.
+    fn write_next(&mut self, queue: &LogQueue) {
+        let Some(block) = queue.next(REPORT_INTERVAL) else { return };
         let is_written = self.write(&block.bytes);
-        lines.written(block, is_written);
-        if is_written && let Some(dropped) = lines.dropped(Instant::now()) {
-            tell(dropped);
+        queue.complete(block, is_written);
+        if is_written && let Some(dropped) = queue.take_dropped(Instant::now()) {
+            log_dropped(dropped);
         }
     }
 
-    /// False if it failed. There is no other place to say why; the metrics count it.
+    /// False if it failed. There is no other place to report that; the metrics count it.
     fn write(&mut self, bytes: &[u8]) -> bool {
         if self.is_mid_line && self.write_out(b"\n") < 1 {
             return false;
@@ -61,7 +60,7 @@ impl<W: Write> Writer<W> {
         false
     }
 
-    /// How many bytes could be written.
+    /// Returns how many bytes could be written.
     fn write_out(&mut self, bytes: &[u8]) -> usize {
         let mut written = 0;
         while let Some(rest) = bytes.get(written..).filter(|rest| !rest.is_empty()) {
@@ -69,7 +68,7 @@ impl<W: Write> Writer<W> {
                 Ok(0) => break,
                 Ok(count) => written += count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(AGAIN),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(RETRY_PAUSE),
                 Err(_) => break,
             }
         }
@@ -77,15 +76,15 @@ impl<W: Write> Writer<W> {
     }
 }
 
-/// As an error if errors are among them: those are written at any level, and take the reserve.
-fn tell(dropped: ByLevel) {
-    let all: u64 = dropped.iter().sum();
+/// As an error if errors are among them: errors are written at any level, and may use the reserve of the queue.
+fn log_dropped(dropped: CountsByLevel) {
+    let total: u64 = dropped.iter().sum();
     let [errors, warnings, infos, debugs] = dropped;
     macro_rules! line {
         ($level:ident) => {
             tracing::$level!(
                 target: UNLIMITED,
-                dropped = all,
+                dropped = total,
                 dropped_error = errors,
                 dropped_warn = warnings,
                 dropped_info = infos,

@@ -1,13 +1,13 @@
-//! Where the gateway listens.
+//! The listeners.
 
 use super::*;
 
 #[test]
-fn listeners_that_exclude_each_other_are_refused() {
+fn listeners_with_overlapping_addresses_are_refused() {
     let files = Files::new();
     let listen = |address: &str| format!("[[listen]]\naddress = \"{address}\"\n");
-    let rest = LEAST;
-    for (one, two, clash) in [
+    let rest = BASE;
+    for (one, two, overlap) in [
         ("127.0.0.1:1000", "127.0.0.1:1000", true),
         ("0.0.0.0:1000", "127.0.0.1:1000", true),
         ("[::]:1000", "127.0.0.1:1000", true),
@@ -19,32 +19,32 @@ fn listeners_that_exclude_each_other_are_refused() {
         ("unix:/run/a", "unix:/run/b", false),
     ] {
         let text = format!("{}{}{rest}", listen(one), listen(two));
-        assert_eq!(files.parse(&text).is_err(), clash, "{one} {two}");
+        assert_eq!(files.parse(&text).is_err(), overlap, "{one} {two}");
         let text = format!("{}[admin]\naddress = \"{two}\"\n{rest}", listen(one));
-        assert_eq!(files.parse(&text).is_err(), clash, "{one} {two} for admin");
+        assert_eq!(files.parse(&text).is_err(), overlap, "{one} {two} for admin");
     }
-    let told = files.problems(&format!("{}{rest}", listen("127.0.0.1:9181")));
+    let errors = files.errors(&format!("{}{rest}", listen("127.0.0.1:9181")));
     assert_eq!(
-        told,
+        errors,
         [
             "test.toml:2: admin.address: 127.0.0.1:9181, its default, is the address of a [[listen]] already; choose another port"
         ]
     );
-    let told = files.problems(&format!("listen = []\n{rest}"));
+    let errors = files.errors(&format!("listen = []\n{rest}"));
     assert_eq!(
-        told,
+        errors,
         [
             "test.toml:1: listen: is empty, so no client could connect; drop the key for the default, 127.0.0.1:8181"
         ]
     );
-    let told = files.problems(&format!("[admin]\nmode = \"0660\"\n{rest}"));
-    assert_eq!(told, ["test.toml:2: admin.mode: only a unix socket has a mode; drop the key"]);
+    let errors = files.errors(&format!("[admin]\nmode = \"0660\"\n{rest}"));
+    assert_eq!(errors, ["test.toml:2: admin.mode: only a unix socket has a mode; drop the key"]);
 }
 
 #[test]
-fn listeners_are_read_as_they_are_written() {
+fn addresses_and_modes_are_read() {
     let settings = Files::new().load(&format!(
-        "{LEAST}
+        "{BASE}
         [[listen]]
         address = '[::1]:8181'
         [[listen]]
@@ -67,11 +67,14 @@ fn listeners_are_read_as_they_are_written() {
 }
 
 #[test]
-fn what_cannot_be_listened_on_is_refused_with_the_reason() {
+fn invalid_addresses_are_refused_with_the_reason() {
     let long = |length: usize| format!("unix:/{}", "a".repeat(length - 1));
-    for (address, told) in [
-        (long(108).as_str(), "names a socket by 108 bytes, and the system takes 107; choose a shorter path"),
-        (&long(5_000), "names a socket by 5000 bytes"),
+    for (address, expected) in [
+        (
+            long(108).as_str(),
+            "has a socket path of 108 bytes, and the system allows 107; choose a shorter path",
+        ),
+        (&long(5_000), "has a socket path of 5000 bytes"),
         ("unix:/run/", "names a directory; name the socket in it, such as \"unix:/run/railgate.sock\""),
         ("unix:run/a", "expected an IP address with a port, or unix: and an absolute path"),
         ("127.0.0.1:99999", "found \"127.0.0.1:99999\"; a port is from 0 to 65535"),
@@ -82,17 +85,17 @@ fn what_cannot_be_listened_on_is_refused_with_the_reason() {
         ("localhost:8181", "found \"localhost:8181\""),
     ] {
         for section in ["[admin]", "[[listen]]", "[hooks]\ntoken_file = 'DIR/gitlab_shell_secret'"] {
-            let problems = Files::new().problems(&format!("{LEAST}{section}\naddress = '{address}'"));
-            assert!(problems.len() == 1 && problems[0].contains(told), "{address}: {problems:?}");
+            let errors = Files::new().errors(&format!("{BASE}{section}\naddress = '{address}'"));
+            assert!(errors.len() == 1 && errors[0].contains(expected), "{address}: {errors:?}");
         }
     }
-    assert!(Files::new().problems(&format!("{LEAST}[admin]\naddress = '{}'", long(107))).is_empty());
+    assert!(Files::new().errors(&format!("{BASE}[admin]\naddress = '{}'", long(107))).is_empty());
 }
 
 #[test]
-fn each_listener_has_a_bound_of_its_own() {
+fn each_listener_has_its_own_limit_of_connections() {
     let settings = Files::new().load(&format!(
-        "{LEAST}
+        "{BASE}
         [[listen]]
         address = '127.0.0.1:8181'
         [[listen]]
@@ -101,6 +104,6 @@ fn each_listener_has_a_bound_of_its_own() {
         [limits]
         connections = 20"
     ));
-    let bounds: Vec<_> = settings.listen.iter().map(|listen| listen.connections).collect();
-    assert_eq!((bounds, settings.admin_connections), (vec![20, 7], DEFAULT_OPERATOR_CONNECTIONS));
+    let limits: Vec<_> = settings.listen.iter().map(|listen| listen.connections).collect();
+    assert_eq!((limits, settings.admin_connections), (vec![20, 7], DEFAULT_OPERATOR_CONNECTIONS));
 }

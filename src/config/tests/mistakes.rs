@@ -1,14 +1,14 @@
-//! What is told of a configuration that cannot be used.
+//! The errors of configurations that cannot be used.
 
 use super::*;
 
-/// What should be said about an annotated text: a comment `#^ …` is about the line above it.
+/// The errors that an annotated text should give: a comment `#^ …` is for the line above it.
 fn expected(text: &str) -> Vec<String> {
     let mut line_above = 0;
     let mut expected = Vec::new();
     for (index, line) in text.lines().enumerate() {
         match line.strip_prefix("#^ ") {
-            Some(told) => expected.push(format!("test.toml:{line_above}: {told}")),
+            Some(message) => expected.push(format!("test.toml:{line_above}: {message}")),
             None => line_above = index + 1,
         }
     }
@@ -47,7 +47,7 @@ mode = "0999"
 
 [admin]
 hosts = ["railgate", "railgate:9181"]
-#^ admin.hosts: "railgate:9181" is no host name; say names without a port, such as ["railgate.example"] (addresses and localhost are always answered)
+#^ admin.hosts: "railgate:9181" is not a host name; list names without a port, such as ["railgate.example"] (addresses and localhost are always accepted)
 address = "127.0.0.1:8181"
 #^ admin.address: 127.0.0.1:8181 is the address of a [[listen]] already; choose another port
 
@@ -57,7 +57,7 @@ url = "ftp://rails"
 host = "a b"
 #^ upstream.host: expected a host name, perhaps with a port, found "a b"
 connect_timeout = 5
-#^ upstream.connect_timeout: expected a duration from 1ms to 1h with its unit (ms, s, m, h), such as "60s", found the bare number 5
+#^ upstream.connect_timeout: expected a duration from 1ms to 1h with its unit (ms, s, m, h), such as "60s", found the number 5
 response_timeout = "60"
 #^ upstream.response_timeout: expected a duration from 1ms to 1h with its unit (ms, s, m, h), such as "60s", found "60"
 idle_timeout = "2h"
@@ -65,7 +65,7 @@ idle_timeout = "2h"
 idle_timout = "15s"
 #^ upstream.idle_timout: unknown key; did you mean "idle_timeout"?
 max_idle = "many"
-#^ upstream.max_idle: expected a whole number from 0 to 100000, found the text "many"
+#^ upstream.max_idle: expected a whole number from 0 to 100000, found the string "many"
 forward_prefixes = ["/api/v4/geo", "/api/v4/geo/"]
 #^ upstream.forward_prefixes: "/api/v4/geo" must name a path between two slashes, such as "/api/v4/geo/"
 retries = 3
@@ -77,7 +77,7 @@ secret_file = "/nowhere/secret"
 accept = ["jwt", "password"]
 #^ auth.shell.accept: unknown credential "password"; known are "jwt" and "shared_secret"
 max_body = 1024
-#^ auth.shell.max_body: expected a size from 0 to 1073741824 bytes with its unit (B, KiB, MiB, GiB), such as "64KiB", found the bare number 1024
+#^ auth.shell.max_body: expected a size from 0 to 1073741824 bytes with its unit (B, KiB, MiB, GiB), such as "64KiB", found the number 1024
 
 [auth.kas]
 secret_file = "DIR/gitlab_shell_secret"
@@ -91,9 +91,9 @@ secret_file = "DIR/gitlab_shell_secret"
 
 [cache]
 max_entries = 0
-#^ cache.max_entries: expected a whole number from 1 to 1000000000, found the bare number 0
+#^ cache.max_entries: expected a whole number from 1 to 1000000000, found the number 0
 max_negative_entries = -1
-#^ cache.max_negative_entries: expected a whole number from 1 to 1000000000, found the bare number -1
+#^ cache.max_negative_entries: expected a whole number from 1 to 1000000000, found the number -1
 max_bytes = "2"
 #^ cache.max_bytes: expected a size from 1048576 to 1099511627776 bytes with its unit (B, KiB, MiB, GiB), such as "64KiB", found "2"
 max_body = "64KB"
@@ -101,7 +101,7 @@ max_body = "64KB"
 snapshot = "cache"
 #^ cache.snapshot: expected the absolute path of a file, found "cache"
 jitter_percent = 51
-#^ cache.jitter_percent: expected a whole number from 0 to 50, found the bare number 51
+#^ cache.jitter_percent: expected a whole number from 0 to 50, found the number 51
 
 [cache.authorized_keys]
 tll = "60s"
@@ -117,13 +117,13 @@ ttl = "1s"
 
 [limits]
 connections = 1e4
-#^ limits.connections: expected a whole number from 1 to 1000000, found the bare number 1e4
+#^ limits.connections: expected a whole number from 1 to 1000000, found the number 1e4
 head = true
 #^ limits.head: expected a size from 1024 to 65536 bytes with its unit (B, KiB, MiB, GiB), such as "64KiB", found a value of type boolean
 headers = 5_000
-#^ limits.headers: expected a whole number from 8 to 1000, found the bare number 5000
+#^ limits.headers: expected a whole number from 8 to 1000, found the number 5000
 head_timeout = 1.5
-#^ limits.head_timeout: expected a duration from 1ms to 1h with its unit (ms, s, m, h), such as "60s", found the bare number 1.5
+#^ limits.head_timeout: expected a duration from 1ms to 1h with its unit (ms, s, m, h), such as "60s", found the number 1.5
 idle_timeout = ["75s"]
 #^ limits.idle_timeout: expected a duration from 1ms to 1h with its unit (ms, s, m, h), such as "60s", found a value of type array
 
@@ -133,32 +133,32 @@ format = "xml"
 level = "trace"
 #^ log.level: expected "error", "warn", "info" or "debug", found "trace"
 requests = "yes"
-#^ log.requests: expected true or false, found the text "yes"
+#^ log.requests: expected true or false, found the string "yes"
 file = "/var/log/railgate.log"
 #^ log.file: unknown key; known here: format, level, requests
 "#;
 
 #[test]
-fn every_mistake_is_told_in_one_run_with_its_line_and_its_key() {
+fn all_mistakes_are_reported_in_one_run_with_line_and_key() {
     let expected = expected(MISTAKES);
     assert!(expected.len() > 35, "the annotations were not found");
-    assert_eq!(Files::new().problems(MISTAKES), expected);
+    assert_eq!(Files::new().errors(MISTAKES), expected);
 }
 
 #[test]
-fn a_mistake_has_its_parts() {
-    let Problems(problems) = parse("some.toml", "\n[log]\nlevel = 'loud'\n").unwrap_err();
-    let expected = Problem {
+fn a_diagnostic_has_file_line_key_and_message() {
+    let ConfigError(errors) = parse("some.toml", "\n[log]\nlevel = 'loud'\n").unwrap_err();
+    let expected = Diagnostic {
         file: "some.toml".into(),
         line: Some(3),
         key: "log.level".into(),
         message: "expected \"error\", \"warn\", \"info\" or \"debug\", found \"loud\"".into(),
     };
-    assert!(problems.contains(&expected), "{problems:?}");
+    assert!(errors.contains(&expected), "{errors:?}");
 }
 
 #[test]
-fn what_has_no_default_is_asked_for() {
+fn keys_without_a_default_are_required() {
     const URL: &str = "upstream.url: is required: where Rails listens, such as \"http://127.0.0.1:8080\"";
     const SECRET: &str = "auth.shell.secret_file: is required: the file with the secret that GitLab Shell \
                           and Rails share";
@@ -171,24 +171,24 @@ fn what_has_no_default_is_asked_for() {
             &[(1, URL), (1, SECRET), (1, "auth.kas.secret_file: is required")],
         ),
     ] {
-        let told = Files::new().problems(text);
-        assert_eq!(told.len(), required.len(), "{text:?}: {told:?}");
+        let errors = Files::new().errors(text);
+        assert_eq!(errors.len(), required.len(), "{text:?}: {errors:?}");
         for (line, required) in required {
             let begin = format!("test.toml:{line}: {required}");
-            assert!(told.iter().any(|told| told.starts_with(&begin)), "{begin}\n{told:?}");
+            assert!(errors.iter().any(|error| error.starts_with(&begin)), "{begin}\n{errors:?}");
         }
     }
 }
 
 #[test]
-fn tls_needs_certificates_that_can_be_used() {
+fn certificates_and_keys_are_checked() {
     let files = Files::new();
     files.write("empty.pem", "");
     files.write("broken.pem", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
     let other = rcgen::generate_simple_self_signed(["other".to_owned()]).unwrap();
     files.write("other.key", &other.signing_key.serialize_pem());
     let section = "[upstream.tls]\nca_file = 'DIR/ca.pem'\n";
-    for (text, told) in [
+    for (text, expected) in [
         ("ca_file = 'DIR/missing.pem'", "upstream.tls.ca_file: DIR/missing.pem cannot be read: "),
         ("ca_file = 'DIR/empty.pem'", "upstream.tls.ca_file: DIR/empty.pem holds no certificate in PEM"),
         (
@@ -209,19 +209,19 @@ fn tls_needs_certificates_that_can_be_used() {
         ("server_name = 'a b'", "upstream.tls: \"a b\" is not a host name or IP address"),
     ] {
         let section = if text.starts_with("ca_file") { "[upstream.tls]\n" } else { section };
-        let text = format!("{}{section}{text}", LEAST.replace("http://127", "https://127"));
-        let problems = files.problems(&text);
-        assert!(problems.len() == 1 && problems[0].contains(told), "{text}\n{problems:?}");
+        let text = format!("{}{section}{text}", BASE.replace("http://127", "https://127"));
+        let errors = files.errors(&text);
+        assert!(errors.len() == 1 && errors[0].contains(expected), "{text}\n{errors:?}");
     }
-    let problems = files.problems(&format!("{LEAST}{section}"));
-    assert!(problems[0].contains("is for a url that begins with https://"), "{problems:?}");
+    let errors = files.errors(&format!("{BASE}{section}"));
+    assert!(errors[0].contains("is for a url that begins with https://"), "{errors:?}");
 }
 
 #[test]
-fn servers_have_to_be_those_of_one_gitlab() {
+fn servers_have_to_belong_to_one_gitlab() {
     let server = |keys: &str| format!("[[upstream.server]]\n{keys}\n");
     let one = server("url = 'http://10.0.0.1'");
-    for (text, key, told) in [
+    for (text, key, expected) in [
         (
             format!("[upstream]\nurl = 'http://10.0.0.2'\n{one}"),
             "upstream.url",
@@ -230,17 +230,17 @@ fn servers_have_to_be_those_of_one_gitlab() {
         ("[upstream]\nserver = []\n".to_owned(), "upstream.url", "is required"),
         (format!("{one}{}", server("backup = true")), "upstream.server.url", "is required in each"),
         (format!("{one}{}", server("url = 'rails'")), "upstream.server.url", "must begin with http"),
-        (format!("{one}{one}"), "upstream.server.url", "10.0.0.1:80 is there twice"),
-        (format!("{one}{}", server("url = 'http://10.0.0.1:80/'")), "upstream.server.url", "is there twice"),
+        (format!("{one}{one}"), "upstream.server.url", "10.0.0.1:80 is listed twice"),
+        (format!("{one}{}", server("url = 'http://10.0.0.1:80/'")), "upstream.server.url", "is listed twice"),
         (
             format!("{one}{}", server("url = 'http://rails/gitlab'")),
             "upstream.server.url",
-            "all servers are of one",
+            "all servers belong to one",
         ),
         (
             server("url = 'http://rails'\nbackup = true"),
             "upstream.server.url",
-            "one server at least must not",
+            "at least one server must not",
         ),
         (server("url = 'http://rails'\nbackup = 'no'"), "upstream.server.backup", "expected true or false"),
         (
@@ -256,21 +256,21 @@ fn servers_have_to_be_those_of_one_gitlab() {
         ),
     ] {
         let text = format!("{text}\n[auth.shell]\nsecret_file = 'DIR/gitlab_shell_secret'\n");
-        let problems = Files::new().problems(&text);
-        let is_told =
-            problems.len() == 1 && problems[0].contains(&format!(" {key}: ")) && problems[0].contains(told);
-        assert!(is_told, "{text}\n{problems:?}");
+        let errors = Files::new().errors(&text);
+        let is_reported =
+            errors.len() == 1 && errors[0].contains(&format!(" {key}: ")) && errors[0].contains(expected);
+        assert!(is_reported, "{text}\n{errors:?}");
     }
     let many: String = (0..65).map(|nth| server(&format!("url = 'http://10.0.0.{nth}'"))).collect();
     let text = format!("{many}[auth.shell]\nsecret_file = 'DIR/gitlab_shell_secret'\n");
-    let problems = Files::new().problems(&text);
-    assert!(problems.len() == 1 && problems[0].contains("there are 65 servers, 64 may be"), "{problems:?}");
+    let errors = Files::new().errors(&text);
+    assert!(errors.len() == 1 && errors[0].contains("there are 65 servers; the most is 64"), "{errors:?}");
 }
 
 #[test]
-fn a_secret_of_rails_alone_needs_a_use() {
+fn an_upstream_secret_needs_an_upstream_credential() {
     let files = Files::new();
-    for (text, told) in [
+    for (text, expected) in [
         (
             "credential = 'plain'",
             "upstream.credential: expected \"as_presented\", \"jwt\" or \"shared_secret\"",
@@ -278,28 +278,28 @@ fn a_secret_of_rails_alone_needs_a_use() {
         ("secret_file = 'DIR/gitlab_shell_secret'", "upstream.secret_file: needs an upstream.credential"),
         (
             "credential = 'as_presented'\nsecret_file = 'DIR/gitlab_shell_secret'",
-            "upstream.secret_file: is of no use while upstream.credential is \"as_presented\"",
+            "upstream.secret_file: has no effect while upstream.credential is \"as_presented\"",
         ),
         (
             "credential = 'jwt'\nsecret_file = 'DIR/missing'",
             "upstream.secret_file: DIR/missing cannot be read",
         ),
     ] {
-        let problems = files.problems(&LEAST.replace("[auth.shell]", &format!("{text}\n[auth.shell]")));
-        assert!(problems.len() == 1 && problems[0].contains(told), "{text}\n{problems:?}");
+        let errors = files.errors(&BASE.replace("[auth.shell]", &format!("{text}\n[auth.shell]")));
+        assert!(errors.len() == 1 && errors[0].contains(expected), "{text}\n{errors:?}");
     }
     for credential in ["jwt", "shared_secret"] {
         let text = format!("credential = '{credential}'\n[auth.shell]");
-        assert!(files.load(&LEAST.replace("[auth.shell]", &text)).mint.is_some());
+        assert!(files.load(&BASE.replace("[auth.shell]", &text)).upstream_credential.is_some());
     }
 }
 
 #[test]
-fn a_snapshot_needs_a_place() {
+fn a_snapshot_needs_a_directory() {
     for text in [
         r#"[cache]
 snapshot = "DIR/missing/cache"
-#^ cache.snapshot: DIR/missing is no directory; make it, for the gateway's user alone
+#^ cache.snapshot: DIR/missing is not a directory; create it, for the gateway's user alone
 "#,
         r#"[cache]
 snapshot = "DIR"
@@ -310,14 +310,14 @@ snapshot = "/var/lib/"
 #^ cache.snapshot: expected the absolute path of a file, found "/var/lib/"
 "#,
     ] {
-        let told = Files::new().problems(&format!("{LEAST}{text}"));
-        let expected: Vec<String> = expected(&format!("{LEAST}{text}"));
-        assert_eq!(told, expected, "{text}");
+        let errors = Files::new().errors(&format!("{BASE}{text}"));
+        let expected: Vec<String> = expected(&format!("{BASE}{text}"));
+        assert_eq!(errors, expected, "{text}");
     }
 }
 
 #[test]
-fn secrets_that_cannot_be_used_are_refused() {
+fn invalid_secrets_are_refused() {
     let files = Files::new();
     files.write("empty", "\n");
     files.write("short", &STANDARD.encode([7; 31]));
@@ -337,7 +337,7 @@ secret_file = ""
         r#"[auth.shell]
 secret_file = "DIR/gitlab_shell_secret"
 accept = []
-#^ auth.shell.accept: must name "jwt", "shared_secret" or both, or nobody gets in
+#^ auth.shell.accept: must name "jwt", "shared_secret" or both: with neither, every request would be refused
 [auth.kas]
 secret_file = "DIR/empty"
 #^ auth.kas.secret_file: DIR/empty is empty; it must hold the secret; copy the file that GitLab uses
@@ -346,7 +346,7 @@ secret_file = "DIR/empty"
 secret_file = "DIR/gitlab_shell_secret"
 [auth.kas]
 secret_file = "DIR/short"
-#^ auth.kas.secret_file: DIR/short holds 31 bytes once decoded; a kas secret is exactly 32 bytes in Base64; copy the file that GitLab uses
+#^ auth.kas.secret_file: DIR/short has 31 bytes once decoded; a kas secret is exactly 32 bytes in Base64; copy the file that GitLab uses
 "#,
         r#"[auth.shell]
 secret_file = "DIR/gitlab_shell_secret"
@@ -356,13 +356,13 @@ secret_file = "DIR/gitlab_shell_secret"
 "#,
     ] {
         let text = format!("{text}[upstream]\nurl = 'http://127.0.0.1:8080'\n");
-        assert_eq!(files.problems(&text), expected(&text), "{text}");
+        assert_eq!(files.errors(&text), expected(&text), "{text}");
     }
 }
 
 #[test]
-fn urls_that_lead_nowhere_are_refused() {
-    for (url, told) in [
+fn invalid_urls_are_refused() {
+    for (url, expected) in [
         ("127.0.0.1:8080", "must begin with http://, https:// or http+unix://"),
         ("http://", "needs a host name or an address, as in http://127.0.0.1:8080"),
         ("http://h:99999", "needs a port from 1 to 65535, or none"),
@@ -375,42 +375,42 @@ fn urls_that_lead_nowhere_are_refused() {
         ("http+unix:///run/gitlab.socket", "needs the socket's absolute path, percent-encoded"),
         ("http://rails/?a=b", "may end in a plain path (the relative URL root), without query"),
     ] {
-        let told_so = Files::new().problems(&LEAST.replace("http://127.0.0.1:8080", url));
-        let begin = format!("test.toml:2: upstream.url: {told}");
-        assert!(told_so.len() == 1 && told_so[0].starts_with(&begin), "{url}: {told_so:?}");
+        let errors = Files::new().errors(&BASE.replace("http://127.0.0.1:8080", url));
+        let begin = format!("test.toml:2: upstream.url: {expected}");
+        assert!(errors.len() == 1 && errors[0].starts_with(&begin), "{url}: {errors:?}");
         let listed =
-            LEAST.replace("url = \"http://127.0.0.1:8080\"", &format!("server = [{{url = \"{url}\"}}]"));
-        let told_so = Files::new().problems(&listed);
-        let begin = format!("test.toml:2: upstream.server.url: {told}");
-        assert!(told_so.len() == 1 && told_so[0].starts_with(&begin), "{url}: {told_so:?}");
+            BASE.replace("url = \"http://127.0.0.1:8080\"", &format!("server = [{{url = \"{url}\"}}]"));
+        let errors = Files::new().errors(&listed);
+        let begin = format!("test.toml:2: upstream.server.url: {expected}");
+        assert!(errors.len() == 1 && errors[0].starts_with(&begin), "{url}: {errors:?}");
     }
 }
 
 #[test]
-fn what_is_no_toml_is_told_with_its_line() {
+fn syntax_errors_are_reported_with_their_line() {
     for (text, line) in [("[log]\nlevel = \n", 2), ("[log\n", 1), ("\n\n[log]\nlevel = 'info\n", 4)] {
-        let told = Files::new().problems(&format!("{text}{LEAST}"));
+        let errors = Files::new().errors(&format!("{text}{BASE}"));
         assert!(
-            told.iter().any(|told| told.starts_with(&format!("test.toml:{line}: "))),
-            "{text:?}: {told:?}"
+            errors.iter().any(|error| error.starts_with(&format!("test.toml:{line}: "))),
+            "{text:?}: {errors:?}"
         );
     }
-    let twice = Files::new().problems(&format!("{LEAST}secret_file = 'DIR/gitlab_kas_secret'"));
+    let twice = Files::new().errors(&format!("{BASE}secret_file = 'DIR/gitlab_kas_secret'"));
     assert_eq!(
         twice,
-        ["test.toml:5: duplicate key: what has this name is there already, further up; put both together"]
+        ["test.toml:5: duplicate key: the same name is already used further up; put both together"]
     );
 }
 
 #[test]
 fn the_rest_of_a_broken_file_is_still_read() {
-    let told = Files::new().problems(&format!("{LEAST}[log]\nlevel =\nfromat = 'json'\n"));
-    assert!(told[0].starts_with("test.toml:6: "), "{told:?}");
-    assert_eq!(told.last().unwrap(), "test.toml:7: log.fromat: unknown key; did you mean \"format\"?");
+    let errors = Files::new().errors(&format!("{BASE}[log]\nlevel =\nfromat = 'json'\n"));
+    assert!(errors[0].starts_with("test.toml:6: "), "{errors:?}");
+    assert_eq!(errors.last().unwrap(), "test.toml:7: log.fromat: unknown key; did you mean \"format\"?");
 }
 
 #[test]
-fn a_file_that_is_not_there_is_told() {
-    let problems = load(Path::new("/nowhere/railgate.toml")).unwrap_err().to_string();
-    assert!(problems.starts_with("/nowhere/railgate.toml: cannot be read: No such file"), "{problems}");
+fn a_missing_file_is_reported() {
+    let errors = load(Path::new("/nowhere/railgate.toml")).unwrap_err().to_string();
+    assert!(errors.starts_with("/nowhere/railgate.toml: cannot be read: No such file"), "{errors}");
 }

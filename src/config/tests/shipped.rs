@@ -1,8 +1,8 @@
-//! The files that come with the gateway do what they say.
+//! The example configurations, and the tables of keys in the documentation.
 
 use super::*;
 
-/// The annotated file with its commented-out keys put to use. Prose has a space behind the `#`.
+/// The annotated file with its commented-out keys active. Prose has a space behind the `#`.
 fn uncommented() -> String {
     let is_key = |rest: &str| rest.starts_with(|c: char| c.is_ascii_lowercase() || c == '[');
     let lines =
@@ -11,13 +11,13 @@ fn uncommented() -> String {
 }
 
 #[test]
-fn the_annotated_file_says_what_holds_without_it() {
+fn the_annotated_file_has_the_defaults() {
     let files = Files::new();
-    let said = files.load(ANNOTATED);
-    let unsaid = files.load(MINIMAL);
-    assert_eq!(format!("{said:#?}"), format!("{unsaid:#?}"));
+    let annotated = files.load(ANNOTATED);
+    let minimal = files.load(MINIMAL);
+    assert_eq!(format!("{annotated:#?}"), format!("{minimal:#?}"));
 
-    let Settings {
+    let GatewayConfig {
         workers: _,
         listen,
         admin,
@@ -26,14 +26,16 @@ fn the_annotated_file_says_what_holds_without_it() {
         admin_hosts,
         hooks,
         upstream,
-        mint,
+        upstream_credential,
         forward_prefixes,
         auth,
         cache,
         limits,
         log,
-    } = said;
-    assert!(admin_token.is_none() && admin_hosts.is_empty() && hooks.is_none() && mint.is_none());
+    } = annotated;
+    assert!(
+        admin_token.is_none() && admin_hosts.is_empty() && hooks.is_none() && upstream_credential.is_none()
+    );
     let listen_at = |endpoint, connections| ListenSettings { endpoint, connections };
     assert_eq!((listen, admin), (vec![listen_at(tcp(8181), 10_000)], tcp(9181)));
     assert_eq!(admin_connections, DEFAULT_OPERATOR_CONNECTIONS);
@@ -41,17 +43,17 @@ fn the_annotated_file_says_what_holds_without_it() {
     let expected = upstream::UpstreamSettings::new(UpstreamTarget::parse(url).unwrap());
     assert_eq!(format!("{upstream:?}"), format!("{expected:?}"));
     assert_eq!(forward_prefixes, [""; 0]);
-    let auth::Settings { shell_secret, accept_jwt, accept_shared_secret, max_body, max_unverified, kas } =
+    let auth::AuthSettings { shell_secret, accept_jwt, accept_shared_secret, max_body, max_unverified, kas } =
         auth;
     assert!(shell_secret.matches(b"s3cret") && accept_jwt && accept_shared_secret && kas.is_none());
     assert_eq!((max_body, max_unverified), (auth::DEFAULT_MAX_BODY, auth::DEFAULT_MAX_UNVERIFIED));
     assert_eq!(cache, cache::CacheSettings::default());
     assert_eq!(limits, Limits::default());
-    assert_eq!(log, Log::default());
+    assert_eq!(log, LogSettings::default());
 }
 
 #[test]
-fn every_key_of_the_annotated_file_can_be_used() {
+fn every_key_of_the_annotated_file_is_accepted() {
     // A mode needs a unix socket.
     let text = uncommented()
         .replace("127.0.0.1:9181", "unix:/run/railgate/admin.sock")
@@ -66,10 +68,10 @@ fn every_key_of_the_annotated_file_can_be_used() {
     assert!(settings.admin_token.is_some() && settings.admin_hosts == ["railgate.example"]);
     let hooks = settings.hooks.unwrap();
     assert_eq!(hooks.endpoint, unix("/run/railgate/hooks.sock", 0o660));
-    assert!(hooks.token.unwrap().is_shown_as(b"h00k") && hooks.signing_token.is_some());
+    assert!(hooks.token.unwrap().matches(b"h00k") && hooks.signing_token.is_some());
     assert_eq!(hooks.settle.as_secs(), 5);
     let servers = &settings.upstream.servers;
-    assert!(servers[0].tls.is_some() && !servers[0].is_backup && settings.mint.is_some());
+    assert!(servers[0].tls.is_some() && !servers[0].is_backup && settings.upstream_credential.is_some());
     assert!(servers.len() == 2 && servers[1].tls.is_none() && servers[1].is_backup);
     let shown = |ejection, checks| format!("{ejection:?} {checks:?}");
     assert_eq!(
@@ -80,14 +82,13 @@ fn every_key_of_the_annotated_file_can_be_used() {
     assert_eq!(settings.auth.kas.unwrap().audience.as_deref(), Some("gitlab"));
 }
 
-/// A key that the reader knows and the file or the README does not mention fails here.
 #[test]
-fn the_annotated_file_has_every_key_that_the_reader_knows() {
+fn the_annotated_file_and_the_readme_have_every_key() {
     let mut in_file = BTreeSet::new();
     collect_keys("", &Value::Table(uncommented().parse::<Table>().unwrap()), &mut in_file);
     let mut known = BTreeSet::new();
-    ask_for_keys("", &mut known);
-    assert!(known.len() > 30, "the reader was misunderstood: {known:?}");
+    collect_known_keys("", &mut known);
+    assert!(known.len() > 30, "the lists of known keys were not found: {known:?}");
     assert_eq!(in_file, known);
     for key in known {
         assert!(README.contains(&format!("| `{key}` |")), "{key} is not in the table of README.md");
@@ -106,30 +107,30 @@ fn collect_keys(path: &str, value: &Value, keys: &mut BTreeSet<String>) {
                 collect_keys(path, item, keys);
             }
         }
-        _ => drop(keys.insert(of_any_class(path))),
+        _ => drop(keys.insert(with_generic_class(path))),
     }
 }
 
 /// All classes of routes have the same keys.
-fn of_any_class(path: &str) -> String {
+fn with_generic_class(path: &str) -> String {
     let class = path.strip_prefix("upstream.classes.").and_then(|rest| rest.split_once('.'));
     class.map_or_else(|| path.to_owned(), |(_, key)| format!("upstream.classes.CLASS.{key}"))
 }
 
-/// Collects the keys below `path` by the reader's own account: a section in which it finds a key
-/// that nobody knows lists those that it has. What lists nothing is no section, but a key.
-fn ask_for_keys(path: &str, keys: &mut BTreeSet<String>) {
-    const NOBODY_KNOWS: &str = "surely_nobody_knows_this_key";
+/// Collects the keys below `path` from the error about an unknown key, which lists the known keys of the
+/// section. A path that gives no such error is itself a key.
+fn collect_known_keys(path: &str, keys: &mut BTreeSet<String>) {
+    const UNKNOWN: &str = "surely_an_unknown_key";
     let headers =
         if path.is_empty() { vec![String::new()] } else { vec![format!("[{path}]"), format!("[[{path}]]")] };
     let lists = headers.iter().find_map(|header| {
-        let Problems(problems) = parse("", &format!("{header}\n{NOBODY_KNOWS} = 1")).unwrap_err();
-        let unknown = problems.into_iter().find(|problem| problem.key == join(path, NOBODY_KNOWS))?;
+        let ConfigError(errors) = parse("", &format!("{header}\n{UNKNOWN} = 1")).unwrap_err();
+        let unknown = errors.into_iter().find(|error| error.key == join(path, UNKNOWN))?;
         Some(unknown.message.strip_prefix("unknown key; known here: ")?.to_owned())
     });
     match lists {
-        Some(list) => list.split(", ").for_each(|key| ask_for_keys(&join(path, key), keys)),
-        None => drop(keys.insert(of_any_class(path))),
+        Some(list) => list.split(", ").for_each(|key| collect_known_keys(&join(path, key), keys)),
+        None => drop(keys.insert(with_generic_class(path))),
     }
 }
 
@@ -147,12 +148,12 @@ fn the_minimal_file_is_minimal() {
     for (at, line) in MINIMAL.lines().enumerate().filter(|(_, line)| line.contains('=')) {
         let rest: Vec<&str> =
             MINIMAL.lines().enumerate().filter(|(other, _)| *other != at).map(|(_, line)| line).collect();
-        assert_eq!(files.problems(&rest.join("\n")).len(), 1, "without {line}");
+        assert_eq!(files.errors(&rest.join("\n")).len(), 1, "without {line}");
     }
 }
 
 #[test]
-fn the_file_in_the_kubernetes_example_works() {
+fn the_configuration_in_the_kubernetes_example_is_valid() {
     let (_, block) = KUBERNETES.split_once("railgate.toml: |\n").unwrap();
     let lines =
         block.lines().map_while(|line| if line.is_empty() { Some("") } else { line.strip_prefix("    ") });

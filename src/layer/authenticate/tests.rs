@@ -1,5 +1,5 @@
 use super::*;
-use crate::auth::{CallerKind, Settings};
+use crate::auth::{AuthSettings, CallerKind};
 use crate::clock::ManualClock;
 use crate::exchange::Exchange;
 use crate::layer::testing::{Hand, inner, is_idle};
@@ -13,7 +13,7 @@ use tower::ServiceExt as _;
 const MAX_BODY: usize = 64;
 
 fn layer() -> AuthenticateLayer {
-    let auth = Auth::new(Settings {
+    let auth = Authenticator::new(AuthSettings {
         shell_secret: ShellSecret::from_text(b"s3cret").unwrap(),
         accept_jwt: true,
         accept_shared_secret: true,
@@ -119,7 +119,7 @@ async fn secrets_can_be_exchanged_while_requests_come() {
     let layer = layer();
     let (inner, mut hand): (_, Hand<Authenticated>) = inner();
     let service = layer.layer(inner);
-    let auth = Auth::new(Settings {
+    let auth = Authenticator::new(AuthSettings {
         shell_secret: ShellSecret::from_text(b"another").unwrap(),
         accept_jwt: true,
         accept_shared_secret: true,

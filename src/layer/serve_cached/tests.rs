@@ -2,7 +2,7 @@ mod shadow;
 mod stale;
 
 use super::*;
-use crate::auth::{self, Auth, BodyOf, Verdict};
+use crate::auth::{self, AuthBody, AuthOutcome, Authenticator};
 use crate::cache::FillError;
 use crate::clock::ManualClock;
 use crate::exchange::{Exchange, SeenBody};
@@ -50,7 +50,7 @@ fn fixture_with(settings: CacheSettings) -> Fixture {
 
 /// A request whose caller has been authenticated.
 fn call(method: Method, path: &str, headers: &[(&str, &str)]) -> Authenticated {
-    let auth = Auth::new(auth::Settings {
+    let auth = Authenticator::new(auth::AuthSettings {
         shell_secret: ShellSecret::from_text(b"x").unwrap(),
         accept_jwt: false,
         accept_shared_secret: true,
@@ -68,8 +68,8 @@ fn call(method: Method, path: &str, headers: &[(&str, &str)]) -> Authenticated {
     let query = Params::parse(request.uri().query().unwrap_or_default().as_bytes());
     let key = Key::new(found.route.caching, &query);
     let no_query = Params::parse(b"");
-    let verdict = auth.judge(access, request.headers(), &no_query, BodyOf::Irrelevant, || 0);
-    let Verdict::Granted(caller) = verdict else {
+    let verdict = auth.authenticate(access, request.headers(), &no_query, AuthBody::Irrelevant, || 0);
+    let AuthOutcome::Accepted(caller) = verdict else {
         unreachable!("the credential is right");
     };
     let exchange = Exchange::new(request, None, ConnectionHandle::default());

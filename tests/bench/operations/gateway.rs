@@ -179,7 +179,7 @@ impl Gateway {
             cache: Arc::clone(&cache),
             cache_settings,
             upstream: Arc::new(Upstream::standalone(settings(&rails)?)),
-            mint: None,
+            upstream_credential: None,
             forward_prefixes: Vec::new(),
             worker_metrics: Arc::new(WorkerMetrics::default()),
             log_requests: false,

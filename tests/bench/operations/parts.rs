@@ -4,7 +4,7 @@ use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};
 
 use http::header::{HeaderMap, HeaderName, HeaderValue};
-use railgate::auth::{BodyOf, CallerKind, Rejection, Verdict};
+use railgate::auth::{AuthBody, AuthOutcome, CallerKind, Rejection};
 use railgate::cache::Key;
 use railgate::clock::Clock;
 use railgate::header;
@@ -28,11 +28,12 @@ pub(super) fn judge(
     Ok(Box::new(move |times| {
         let query = Params::parse(b"key_id=7");
         for _ in 0..times {
-            let verdict = auth.judge(access, black_box(&headers), &query, BodyOf::Irrelevant, || now);
+            let verdict =
+                auth.authenticate(access, black_box(&headers), &query, AuthBody::Irrelevant, || now);
             let judged = match black_box(verdict) {
-                Verdict::Granted(caller) => Ok(caller.kind()),
-                Verdict::Refused(rejection) => Err(rejection),
-                Verdict::ReadBody => return Err("the body was asked for".into()),
+                AuthOutcome::Accepted(caller) => Ok(caller.kind()),
+                AuthOutcome::Rejected(rejection) => Err(rejection),
+                AuthOutcome::BodyNeeded => return Err("the body was asked for".into()),
             };
             if judged != expected {
                 return Err(format!("judged {judged:?} instead of {expected:?}").into());

@@ -1,10 +1,10 @@
-//! Who is acting, and what they may do to a project.
+//! The acting key or user, and its permissions in a project.
 
 use http::StatusCode;
 
-use super::answer::Answer;
 use super::data::{self, Project, SampleKey, User, Visibility};
-use super::params::Params;
+use super::params::SampleParams;
+use super::response::SampleResponse;
 
 const BLOCKED: &str = "Your account has been blocked.";
 const NOT_FOUND: &str =
@@ -21,8 +21,8 @@ pub(super) struct Actor {
 }
 
 impl Actor {
-    /// Takes the first parameter that is there. An empty one is there too, and names nobody.
-    pub(super) fn of(params: &Params) -> Self {
+    /// From the first of these parameters. An empty one counts too, and is an unknown actor.
+    pub(super) fn of(params: &SampleParams) -> Self {
         if let Some(id) = params.text("key_id") {
             return Self::with_key(data::key(&id));
         }
@@ -67,7 +67,7 @@ impl Actor {
 }
 
 /// The project that a call names by path or by repository, such as `project-7`.
-pub(super) fn project(params: &Params) -> Option<&'static Project> {
+pub(super) fn project(params: &SampleParams) -> Option<&'static Project> {
     if let Some(path) = params.text("project") {
         return data::project(path.trim_start_matches('/').trim_end_matches(".git"));
     }
@@ -75,19 +75,19 @@ pub(super) fn project(params: &Params) -> Option<&'static Project> {
     repository.strip_prefix("project-").and_then(data::project)
 }
 
-/// The project, if the actor may do to it what the call asks for.
+/// The project, if the actor may perform the action of the call.
 ///
 /// A refusal is 401 and never 403, which the shell would take for an API that cannot be reached.
-pub(super) fn check(params: &Params, actor: &Actor) -> Result<&'static Project, Answer> {
-    let forbidden = |message| Err(Answer::denied(StatusCode::UNAUTHORIZED, message));
+pub(super) fn check(params: &SampleParams, actor: &Actor) -> Result<&'static Project, SampleResponse> {
+    let forbidden = |message| Err(SampleResponse::denied(StatusCode::UNAUTHORIZED, message));
     if actor.user.is_some_and(|user| user.is_blocked) {
         return forbidden(BLOCKED);
     }
     let project = project(params)
         .filter(|project| actor.sees(project))
-        .ok_or_else(|| Answer::denied(StatusCode::NOT_FOUND, NOT_FOUND))?;
-    // GitLab would let an unknown actor read a public project, as the whole world may. Here it is
-    // most likely a slip in a curl line, and is said to be one.
+        .ok_or_else(|| SampleResponse::denied(StatusCode::NOT_FOUND, NOT_FOUND))?;
+    // GitLab would let an unknown actor read a public project. Here it is most likely a slip in a
+    // curl line, and is reported.
     let Some(user) = actor.user else {
         return forbidden(NO_DOWNLOAD);
     };

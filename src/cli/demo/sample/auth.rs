@@ -1,4 +1,4 @@
-//! The credentials that callers of the sample GitLab show.
+//! Authentication of the callers of the sample GitLab.
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use base64::Engine as _;
@@ -9,24 +9,24 @@ use http::{HeaderMap, StatusCode};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use serde_json::{Map, Value};
 
-use super::Call;
-use super::answer::Answer;
+use super::ApiCall;
 use super::data::{AGENT, Agent};
+use super::response::SampleResponse;
 
 const SHARED_SECRET: &str = "gitlab-shared-secret";
 const SHELL_JWT: &str = "gitlab-shell-api-request";
 const KAS_JWT: &str = "gitlab-kas-api-request";
 
-/// Which family of callers an endpoint is for.
+/// The callers of an endpoint.
 #[derive(Clone, Copy)]
-pub(super) enum Door {
+pub(super) enum CallerFamily {
     /// GitLab Shell and Gitaly: a JWT of the shell, or the plain secret.
     Shell,
-    /// The Kubernetes agent server: a JWT of its own.
+    /// The Kubernetes agent server: its own JWT.
     Kas,
 }
 
-/// What this GitLab shares with its callers.
+/// The secrets that this GitLab shares with its callers.
 pub(super) struct Credentials {
     shell_secret: Vec<u8>,
     shell_jwt: DecodingKey,
@@ -42,30 +42,36 @@ impl Credentials {
         }
     }
 
-    /// Lets the call through the door, or says how it is refused.
-    pub(super) fn admit(&self, door: Door, call: &Call<'_>) -> Result<(), Answer> {
-        let is_known = match door {
-            // Where there is a JWT, it alone decides, as in a GitLab that has switched over.
-            Door::Shell => match text(call.headers, SHELL_JWT) {
+    /// The error is the response to the caller.
+    pub(super) fn authenticate(
+        &self,
+        family: CallerFamily,
+        call: &ApiCall<'_>,
+    ) -> Result<(), SampleResponse> {
+        let is_authentic = match family {
+            // If there is a JWT, it alone decides, as in GitLab from 15.0 on.
+            CallerFamily::Shell => match text(call.headers, SHELL_JWT) {
                 Some(token) => is_signed(token, &self.shell_jwt, &shell_rules()),
-                None => self.knows_secret(call)?,
+                None => self.has_secret(call)?,
             },
-            Door::Kas => {
+            CallerFamily::Kas => {
                 text(call.headers, KAS_JWT).is_some_and(|token| is_signed(token, &self.kas_jwt, &kas_rules()))
             }
         };
-        is_known.then_some(()).ok_or_else(|| match door {
-            Door::Shell => Answer::unauthorized(),
-            Door::Kas => Answer::message(StatusCode::UNAUTHORIZED, "KAS JWT authentication invalid"),
+        is_authentic.then_some(()).ok_or_else(|| match family {
+            CallerFamily::Shell => SampleResponse::unauthorized(),
+            CallerFamily::Kas => {
+                SampleResponse::message(StatusCode::UNAUTHORIZED, "KAS JWT authentication invalid")
+            }
         })
     }
 
-    /// The parameter is compared as it is and hides the header, which is Base64, unless it is nil.
-    fn knows_secret(&self, call: &Call<'_>) -> Result<bool, Answer> {
+    /// The parameter is compared as it is, and overrides the header, which is Base64, unless it is nil.
+    fn has_secret(&self, call: &ApiCall<'_>) -> Result<bool, SampleResponse> {
         let given = match call.params.value("secret_token") {
             Some(Value::String(secret)) => secret.clone().into_bytes(),
             // Rails calls a string method on it, whatever it is.
-            Some(_) => return Err(Answer::broken()),
+            Some(_) => return Err(SampleResponse::broken()),
             None => match text(call.headers, SHARED_SECRET) {
                 Some(encoded) => lenient_base64(encoded),
                 None => return Ok(false),
@@ -82,8 +88,8 @@ pub(super) fn agent(headers: &HeaderMap) -> Option<&'static Agent> {
     (token == AGENT.token).then_some(&AGENT)
 }
 
-/// Base64 as Ruby reads it: what is not of the alphabet is skipped, padding is not needed and a
-/// lone last character is dropped.
+/// Base64 as Ruby reads it: other characters are skipped, padding is optional, and a lone last character
+/// is dropped.
 pub(super) fn lenient_base64(text: &str) -> Vec<u8> {
     const LENIENT: GeneralPurpose = GeneralPurpose::new(
         &STANDARD,
@@ -107,7 +113,7 @@ pub(super) fn lenient_base64(text: &str) -> Vec<u8> {
     LENIENT.decode(kept).unwrap_or_default()
 }
 
-/// A header's text; an empty one counts as absent.
+/// A header's text. An empty header counts as absent.
 fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name)?.to_str().ok().filter(|text| !text.is_empty())
 }
@@ -118,7 +124,7 @@ fn chomp(bytes: &[u8]) -> &[u8] {
     without_feed.strip_suffix(b"\r").unwrap_or(without_feed)
 }
 
-/// The issuer must also be one plain string: the library would take a list that names it.
+/// The issuer must also be one plain string: the library would accept a list that contains it.
 fn is_signed(token: &str, key: &DecodingKey, rules: &Validation) -> bool {
     jsonwebtoken::decode::<Map<String, Value>>(token, key, rules)
         .is_ok_and(|token| token.claims.get("iss").is_some_and(Value::is_string))

@@ -1,22 +1,21 @@
 //! The users, keys, projects and the agent of the sample GitLab.
 //!
 //! Ids and names follow the examples in GitLab's description of its internal API, so that the
-//! curl lines printed there work here as they are. The keys are real public keys, as
-//! `ssh-keygen` makes them, to which nobody has the private half.
+//! curl lines printed there work here as they are. The keys are real public keys of `ssh-keygen`,
+//! whose private halves were deleted.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use super::sha256_hex;
 
-/// The name under which this GitLab is reached by people.
+/// The public host name of this GitLab.
 pub(super) const HOST: &str = "gitlab.example.com";
-/// Where its repositories are served.
+/// Of the Gitaly with its repositories.
 pub(super) const GITALY_ADDRESS: &str = "tcp://gitaly.example.com:8075";
-/// What opens the door there.
+/// The credential for that Gitaly.
 pub(super) const GITALY_TOKEN: &str = "sample-gitaly-token";
 
-/// Somebody with an account.
 #[derive(Debug)]
 pub(crate) struct User {
     pub(crate) id: u64,
@@ -38,7 +37,7 @@ pub(crate) struct SampleKey {
     pub(crate) kind: &'static str,
     /// The key itself in padded Base64, second word of that line.
     pub(crate) blob: &'static str,
-    /// Its user, or for a deploy key the one who made it.
+    /// Its user; of a deploy key, the one who created it.
     pub(crate) owner: &'static User,
     /// Belongs to projects rather than to a user, and only reads.
     pub(crate) is_deploy_key: bool,
@@ -48,11 +47,11 @@ pub(crate) struct SampleKey {
 /// Who may read a project.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Visibility {
-    /// Everybody.
+    /// Without an account too.
     Public,
-    /// Everybody with an account.
+    /// All users.
     Internal,
-    /// Its members.
+    /// Only members.
     Private,
 }
 
@@ -78,7 +77,7 @@ pub(crate) struct Agent {
     pub(crate) project: &'static Project,
 }
 
-/// What most people are.
+/// Defaults.
 const PLAIN: User =
     User { id: 0, username: "", name: "", is_admin: false, is_blocked: false, has_two_factor: false };
 
@@ -95,7 +94,6 @@ static MORGAN: User = User { id: 29, username: "morgan", name: "Morgan Castillo"
 static LEE: User =
     User { id: 31, username: "lee", name: "Lee Ferrante", is_blocked: true, ..PLAIN };
 
-/// Everybody.
 pub(super) static USERS: [&User; 4] = [&ROOT, &RUBI, &MORGAN, &LEE];
 
 /// One key of each common kind, a deploy key, and the key of a blocked user.
@@ -159,7 +157,7 @@ const CLUSTERS: Project = Project {
     deploy_keys: &[18],
 };
 
-/// The one agent, and the token it shows.
+/// The only agent.
 pub(crate) static AGENT: Agent =
     Agent { id: 5, name: "sample-agent", token: "sample-agent-token", project: &CLUSTERS };
 

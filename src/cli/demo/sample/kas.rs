@@ -3,16 +3,16 @@
 use http::StatusCode;
 use serde_json::{Value, json};
 
-use super::answer::Answer;
 use super::data::{self, Project, Visibility};
-use super::{Call, auth};
+use super::response::SampleResponse;
+use super::{ApiCall, auth};
 
-/// The agent whose token this is, and where its project lives.
-pub(super) fn agent_info(call: &Call<'_>) -> Answer {
+/// The agent with this token, and where its project is stored.
+pub(super) fn agent_info(call: &ApiCall<'_>) -> SampleResponse {
     let Some(agent) = auth::agent(call.headers) else {
-        return Answer::unauthorized();
+        return SampleResponse::unauthorized();
     };
-    Answer::ok(json!({
+    SampleResponse::ok(json!({
         "project_id": agent.project.id,
         "agent_id": agent.id,
         "agent_name": agent.name,
@@ -21,37 +21,37 @@ pub(super) fn agent_info(call: &Call<'_>) -> Answer {
     }))
 }
 
-/// Where a project lives that the agent may read: a public one, or its own.
-pub(super) fn project_info(call: &Call<'_>) -> Answer {
+/// Where a project is stored that the agent may read: a public one, or its own.
+pub(super) fn project_info(call: &ApiCall<'_>) -> SampleResponse {
     let Some(agent) = auth::agent(call.headers) else {
-        return Answer::unauthorized();
+        return SampleResponse::unauthorized();
     };
     let Some(id) = call.params.text("id") else {
-        return Answer::error(StatusCode::BAD_REQUEST, "id is missing");
+        return SampleResponse::error(StatusCode::BAD_REQUEST, "id is missing");
     };
     match data::project(&id) {
         Some(project) if project.visibility == Visibility::Public || project.id == agent.project.id => {
-            Answer::ok(json!({
+            SampleResponse::ok(json!({
                 "project_id": project.id,
                 "gitaly_info": gitaly_info(),
                 "gitaly_repository": gitaly_repository(project),
             }))
         }
-        _ => Answer::message(StatusCode::NOT_FOUND, "404 Not Found"),
+        _ => SampleResponse::message(StatusCode::NOT_FOUND, "404 Not Found"),
     }
 }
 
-/// Counts; this GitLab only checks the number.
-pub(super) fn usage_metrics(call: &Call<'_>) -> Answer {
+/// Counters; this GitLab only checks the number.
+pub(super) fn usage_metrics(call: &ApiCall<'_>) -> SampleResponse {
     let count = call.params.text("gitops_sync_count");
     match count.map(|count| count.parse::<i64>()) {
-        None => Answer::error(StatusCode::BAD_REQUEST, "gitops_sync_count is missing"),
-        Some(Err(_)) => Answer::error(StatusCode::BAD_REQUEST, "gitops_sync_count is invalid"),
-        Some(Ok(..0)) => Answer::message(
+        None => SampleResponse::error(StatusCode::BAD_REQUEST, "gitops_sync_count is missing"),
+        Some(Err(_)) => SampleResponse::error(StatusCode::BAD_REQUEST, "gitops_sync_count is invalid"),
+        Some(Ok(..0)) => SampleResponse::message(
             StatusCode::BAD_REQUEST,
             "400 Bad request - gitops_sync_count must be greater than or equal to zero",
         ),
-        Some(Ok(0..)) => Answer::no_content(),
+        Some(Ok(0..)) => SampleResponse::no_content(),
     }
 }
 

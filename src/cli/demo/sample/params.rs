@@ -1,4 +1,4 @@
-//! A request's parameters, from query and body, merged the way Rails merges them.
+//! A request's parameters, from query and body, merged as in Rails.
 
 use std::borrow::Cow;
 
@@ -6,21 +6,21 @@ use bytes::Bytes;
 use http::{Method, Request, StatusCode, header};
 use serde_json::{Map, Value};
 
-use super::answer::Answer;
+use super::response::SampleResponse;
 
 const UNREADABLE: &str = "\nProblem:\n  message body does not match declared format\n\
     Resolution:\n  when specifying application/json as content-type, you must pass valid \
     application/json in the request's 'body' \n";
 
-/// Parameters by name; of two with one name the last wins, and the body beats the query.
-pub(super) struct Params(Map<String, Value>);
+/// By name. The last of the same name wins, and the body overrides the query.
+pub(super) struct SampleParams(Map<String, Value>);
 
-impl Params {
+impl SampleParams {
     /// Reads the query and the body.
     ///
     /// A form is read whatever the method is, as old shells send the secret in the body of a GET.
     /// Other bodies of a GET are ignored.
-    pub(super) fn read(request: &Request<Bytes>) -> Result<Self, Answer> {
+    pub(super) fn read(request: &Request<Bytes>) -> Result<Self, SampleResponse> {
         let mut params = Map::new();
         add_form(&mut params, request.uri().query().unwrap_or_default());
         let body = request.body();
@@ -40,7 +40,7 @@ impl Params {
             "application/json" if is_post => add_json(&mut params, body)?,
             _ if is_post => {
                 let error = format!("The provided content-type '{content_type}' is not supported.");
-                return Err(Answer::error(StatusCode::UNSUPPORTED_MEDIA_TYPE, &error));
+                return Err(SampleResponse::error(StatusCode::UNSUPPORTED_MEDIA_TYPE, &error));
             }
             _ => {}
         }
@@ -71,14 +71,14 @@ impl Params {
 }
 
 /// A body that is empty but for blanks, or is no object, brings no parameters.
-fn add_json(params: &mut Map<String, Value>, body: &Bytes) -> Result<(), Answer> {
+fn add_json(params: &mut Map<String, Value>, body: &Bytes) -> Result<(), SampleResponse> {
     if body.trim_ascii().is_empty() {
         return Ok(());
     }
     match serde_json::from_slice(body) {
         Ok(Value::Object(object)) => params.extend(object),
         Ok(_) => {}
-        Err(_) => return Err(Answer::error(StatusCode::BAD_REQUEST, UNREADABLE)),
+        Err(_) => return Err(SampleResponse::error(StatusCode::BAD_REQUEST, UNREADABLE)),
     }
     Ok(())
 }
@@ -102,7 +102,7 @@ fn add_form(params: &mut Map<String, Value>, form: &str) {
     }
 }
 
-/// Undoes `%xx` and `+`. A broken escape stays as it is; a real GitLab would refuse the request.
+/// Decodes `%xx` and `+`. An invalid escape stays as it is; a real GitLab would refuse the request.
 fn decode(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();

@@ -21,7 +21,7 @@ const FORM: (&str, &str) = ("Content-Type", "application/x-www-form-urlencoded")
 const JSON: (&str, &str) = ("Content-Type", "application/json");
 
 fn send(request: &Request<Bytes>) -> Response<Bytes> {
-    SampleGitlab::new(SECRET, KAS_SECRET).answer(request)
+    SampleGitlab::new(SECRET, KAS_SECRET).respond(request)
 }
 
 fn request(method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Request<Bytes> {
@@ -66,7 +66,7 @@ fn unauthorized() -> (u16, Value) {
 }
 
 #[test]
-fn unknown_path_or_method_is_not_found_for_anybody() {
+fn unknown_paths_and_methods_are_not_found_for_every_client() {
     let not_found = (404, json!({ "error": "404 Not Found" }));
     for (method, path) in [
         ("GET", "/nothing"),
@@ -82,7 +82,7 @@ fn unknown_path_or_method_is_not_found_for_anybody() {
 }
 
 #[test]
-fn unreadable_body_is_refused_before_the_credential_is_looked_at() {
+fn an_unreadable_body_is_refused_before_the_credential_is_checked() {
     let (status, body) = ask("POST", "/allowed", &[JSON], "{");
     assert_eq!(status, 400);
     assert!(body["error"].as_str().unwrap().starts_with("\nProblem:\n  message body does not"));
@@ -95,7 +95,7 @@ fn unreadable_body_is_refused_before_the_credential_is_looked_at() {
 }
 
 #[test]
-fn answers_carry_the_headers_of_rails() {
+fn responses_have_the_headers_of_rails() {
     let asked = request("GET", "/check", &[H, ("X-Request-Id", "abc-1!")], "");
     let answer = send(&asked);
     let header = |name| answer.headers()[name].to_str().unwrap();

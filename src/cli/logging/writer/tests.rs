@@ -2,10 +2,10 @@ use std::collections::VecDeque;
 use std::io::ErrorKind;
 
 use super::*;
-use crate::cli::logging::lines::BOUNDS;
+use crate::cli::logging::queue::QUEUE_LIMITS;
 use tracing::Level;
 
-/// Does what it is told, one after the other: takes so many bytes, or fails. Then it takes everything.
+/// Accepts so many bytes, or fails, as each step says. After these it accepts everything.
 #[derive(Default)]
 struct Reader {
     steps: VecDeque<Result<usize, ErrorKind>>,
@@ -25,7 +25,7 @@ impl Write for Reader {
 }
 
 #[test]
-fn whatever_writing_says_whole_lines_come_out() {
+fn lines_stay_whole_whatever_writes_return() {
     use ErrorKind::{BrokenPipe, Interrupted, StorageFull, WouldBlock};
     for (steps, read, lost) in [
         (vec![], "one\ntwo\nthree\n", 0),
@@ -38,12 +38,12 @@ fn whatever_writing_says_whole_lines_come_out() {
         (vec![Ok(4), Ok(3), Err(StorageFull)], "one\ntwo\nthree\n", 1),
     ] {
         let counts = Arc::default();
-        let lines = Lines::new(BOUNDS, Arc::clone(&counts));
+        let queue = LogQueue::new(QUEUE_LIMITS, Arc::clone(&counts));
         let mut writer =
             Writer { out: Reader { steps: steps.into(), ..Reader::default() }, is_mid_line: false };
         for line in ["one\n", "two\n", "three\n"] {
-            lines.push(line.as_bytes(), Level::WARN, false);
-            writer.step(&lines);
+            queue.push(line.as_bytes(), Level::WARN, false);
+            writer.write_next(&queue);
         }
         assert_eq!(writer.out.read, read);
         assert_eq!(counts.dropped().map(|(_, _, lines)| lines).sum::<u64>(), lost, "{read}");

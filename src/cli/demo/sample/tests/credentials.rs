@@ -1,14 +1,14 @@
-//! Who is let in.
+//! Authentication.
 
-use super::super::auth::Door;
+use super::super::auth::CallerFamily;
 use super::*;
 
 #[test]
-fn every_endpoint_asks_for_a_credential() {
-    for (method, path, door, _) in &TABLE {
-        let refused = match door {
-            Door::Shell => unauthorized(),
-            Door::Kas => (401, json!({ "message": "KAS JWT authentication invalid" })),
+fn every_endpoint_requires_a_credential() {
+    for (method, path, family, _) in &TABLE {
+        let refused = match family {
+            CallerFamily::Shell => unauthorized(),
+            CallerFamily::Kas => (401, json!({ "message": "KAS JWT authentication invalid" })),
         };
         assert_eq!(ask(method.as_str(), path, &[], ""), refused, "{method} {path}");
         let wrong = [
@@ -47,14 +47,14 @@ fn secret_comes_in_header_or_parameter() {
 }
 
 #[test]
-fn null_in_json_leaves_the_header_in_charge() {
+fn null_in_json_does_not_override_the_header() {
     let body = r#"{"secret_token":null,"gl_repository":"project-7"}"#;
     assert_eq!(ask("POST", "/pre_receive", &[H, JSON], body).0, 200);
     assert_eq!(ask("POST", "/pre_receive?secret_token=s3cret", &[JSON], body).0, 401);
 }
 
 #[test]
-fn shell_jwt_decides_where_there_is_one() {
+fn a_shell_jwt_decides_alone() {
     let now = get_current_timestamp();
     let with = |token: &str| get_with_jwt(token, &[]);
     let claims = json!({ "iss": "gitlab-shell", "iat": now, "exp": now + 60 });

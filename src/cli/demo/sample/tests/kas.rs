@@ -1,4 +1,4 @@
-//! What the Kubernetes agent server is told.
+//! The Kubernetes agent server.
 
 use super::*;
 

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn check_tells_about_the_instance() {
+fn check_has_the_version_and_health() {
     let (status, body) = get("/check");
     assert_eq!((status, &body["api_version"], &body["redis"]), (200, &json!("v4"), &json!(true)));
     assert!(body["gitlab_version"].is_string() && body["gitlab_rev"].is_string());
@@ -40,7 +40,7 @@ fn authorized_keys_finds_no_part_of_a_key() {
 }
 
 #[test]
-fn discover_takes_the_first_parameter_there_is() {
+fn discover_uses_the_first_parameter() {
     let rubi = json!({ "id": 7, "username": "rubi", "name": "Dede Eichmann" });
     let root = json!({ "id": 1, "username": "root", "name": "Administrator" });
     for (query, user) in [

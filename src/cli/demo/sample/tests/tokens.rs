@@ -23,7 +23,7 @@ fn recovery_codes_are_new_each_time() {
     let sample = SampleGitlab::new(SECRET, KAS_SECRET);
     let asked = request("POST", "/two_factor_recovery_codes", &[H, FORM], "key_id=7");
     let codes: [Vec<String>; 2] = std::array::from_fn(|_| {
-        let body: Value = serde_json::from_slice(sample.answer(&asked).body()).unwrap();
+        let body: Value = serde_json::from_slice(sample.respond(&asked).body()).unwrap();
         assert_eq!(body["success"], true);
         serde_json::from_value(body["recovery_codes"].clone()).unwrap()
     });

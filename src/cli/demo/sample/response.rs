@@ -1,4 +1,4 @@
-//! What a handler says, and the headers that GitLab puts around it.
+//! Responses of handlers, and the headers that GitLab adds.
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
@@ -7,12 +7,12 @@ use serde_json::{Value, json};
 use super::sha256_hex;
 
 /// A status and, unless it is 204, a JSON body.
-pub(super) struct Answer {
+pub(super) struct SampleResponse {
     status: StatusCode,
     body: Option<Value>,
 }
 
-impl Answer {
+impl SampleResponse {
     /// 200 with this body.
     pub(super) fn ok(body: Value) -> Self {
         Self { status: StatusCode::OK, body: Some(body) }
@@ -23,27 +23,27 @@ impl Answer {
         Self { status: StatusCode::NO_CONTENT, body: None }
     }
 
-    /// The form of an error that GitLab's own code raises.
+    /// An error in the form of GitLab's own code.
     pub(super) fn message(status: StatusCode, message: &str) -> Self {
         Self { status, body: Some(json!({ "message": message })) }
     }
 
-    /// The form of an error that its API framework raises.
+    /// An error in the form of its API framework.
     pub(super) fn error(status: StatusCode, error: &str) -> Self {
         Self { status, body: Some(json!({ "error": error })) }
     }
 
-    /// The form in which `/allowed` says no.
+    /// A refusal in the form of `/allowed`.
     pub(super) fn denied(status: StatusCode, message: &str) -> Self {
         Self { status, body: Some(json!({ "status": false, "message": message })) }
     }
 
-    /// The form in which calls that always answer 200 say that they did nothing.
+    /// A failure in the form of endpoints that always answer 200.
     pub(super) fn unsuccessful(message: &str) -> Self {
         Self::ok(json!({ "success": false, "message": message }))
     }
 
-    /// No credential, or a wrong one; it does not say which.
+    /// No credential, or an invalid one.
     pub(super) fn unauthorized() -> Self {
         Self::message(StatusCode::UNAUTHORIZED, "401 Unauthorized")
     }
@@ -81,13 +81,13 @@ impl Answer {
         set(headers, "x-request-id", request_id);
         let meta = json!({ "correlation_id": request_id, "version": "1" });
         set(headers, "x-gitlab-meta", &meta.to_string());
-        // Made up: this GitLab has no clock, and nobody should rely on the number.
+        // Made up: this GitLab has no clock.
         set(headers, "x-runtime", "0.012345");
         response
     }
 }
 
-/// Sets a header whose value was made here; one that is no header text is left out.
+/// Sets a header. An invalid value is left out.
 fn set(headers: &mut HeaderMap, name: &'static str, value: &str) {
     if let Ok(value) = HeaderValue::from_str(value) {
         headers.insert(name, value);

@@ -1,4 +1,4 @@
-//! What Rails is shown in place of what the caller has shown, where the two are of different ages.
+//! The credential that Rails is shown in place of the caller's, for a GitLab Shell and a Rails of different releases.
 
 use std::fmt;
 
@@ -11,56 +11,57 @@ use serde_json::json;
 use crate::header::{SHARED_SECRET, SHELL_JWT};
 use crate::secret::ShellSecret;
 
-/// What the Rails behind the gateway wants to see.
+/// What the Rails behind the gateway accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wanted {
+pub enum UpstreamCredentialKind {
     /// A `Gitlab-Shell-Api-Request` token: GitLab 15.5 and later.
     Jwt,
     /// The secret itself, as `Gitlab-Shared-Secret`: GitLab before 15.0.
     SharedSecret,
 }
 
-/// Proves to Rails that the gateway knows the secret that Rails has. Only ever for a caller that has
-/// proved the same to the gateway, and never in place of a token of kas.
+/// Proves to Rails that the gateway knows its secret. Only for callers that have proved to the gateway that they
+/// know the secret of GitLab Shell, and never in place of a kas token.
 #[derive(Clone)]
-pub struct Mint {
-    proof: Proof,
+pub struct UpstreamCredential {
+    source: Source,
 }
 
 #[derive(Clone)]
-enum Proof {
+enum Source {
     Jwt(EncodingKey),
     SharedSecret(HeaderValue),
 }
 
-/// How long a token is good: as long as GitLab Shell's (contract §2.5).
-const LIFE: i64 = 60;
+/// Seconds, as GitLab Shell's (contract §2.5).
+const TOKEN_LIFETIME: i64 = 60;
 
-impl Mint {
-    /// Shows `wanted` of this secret.
-    pub fn new(wanted: Wanted, secret: &ShellSecret) -> Self {
-        let proof = match wanted {
-            Wanted::Jwt => Proof::Jwt(EncodingKey::from_secret(secret.as_hmac_key())),
-            Wanted::SharedSecret => {
+impl UpstreamCredential {
+    /// A credential made of `secret`.
+    pub fn new(kind: UpstreamCredentialKind, secret: &ShellSecret) -> Self {
+        let source = match kind {
+            UpstreamCredentialKind::Jwt => Source::Jwt(EncodingKey::from_secret(secret.as_hmac_key())),
+            UpstreamCredentialKind::SharedSecret => {
                 let encoded = STANDARD.encode(secret.as_hmac_key());
                 let mut header = HeaderValue::from_str(&encoded).unwrap_or(HeaderValue::from_static(""));
                 header.set_sensitive(true);
-                Proof::SharedSecret(header)
+                Source::SharedSecret(header)
             }
         };
-        Self { proof }
+        Self { source }
     }
 
-    /// Takes the caller's proofs away and puts ours in their place, as of `now` (Unix seconds).
-    pub fn replace(&self, headers: &mut HeaderMap, now: i64) {
+    /// Replaces the caller's credential in the headers. A token is issued at `now` (Unix seconds).
+    pub fn apply(&self, headers: &mut HeaderMap, now: i64) {
         headers.remove(&SHARED_SECRET);
         headers.remove(&SHELL_JWT);
-        match &self.proof {
-            Proof::SharedSecret(header) => {
+        match &self.source {
+            Source::SharedSecret(header) => {
                 headers.insert(SHARED_SECRET.clone(), header.clone());
             }
-            Proof::Jwt(key) => {
-                let claims = json!({ "iss": "gitlab-shell", "iat": now, "exp": now.saturating_add(LIFE) });
+            Source::Jwt(key) => {
+                let claims =
+                    json!({ "iss": "gitlab-shell", "iat": now, "exp": now.saturating_add(TOKEN_LIFETIME) });
                 let token = encode(&Header::new(Algorithm::HS256), &claims, key).ok();
                 if let Some(mut header) = token.and_then(|token| HeaderValue::try_from(token).ok()) {
                     header.set_sensitive(true);
@@ -71,9 +72,9 @@ impl Mint {
     }
 }
 
-impl fmt::Debug for Mint {
+impl fmt::Debug for UpstreamCredential {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Mint([redacted])")
+        f.write_str("UpstreamCredential([redacted])")
     }
 }
 
@@ -94,10 +95,10 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_one_that_a_gateway_would_accept_and_no_older_proof_is_left() {
+    fn the_token_is_valid_and_the_callers_credential_is_removed() {
         let secret = ShellSecret::from_text(b"s3cret\n").unwrap();
         let mut headers = headers();
-        Mint::new(Wanted::Jwt, &secret).replace(&mut headers, NOW);
+        UpstreamCredential::new(UpstreamCredentialKind::Jwt, &secret).apply(&mut headers, NOW);
         let token = headers[&SHELL_JWT].as_bytes().to_vec();
         assert_eq!(ShellJwt::new(&secret).verify(&token, NOW + 119), Ok(NOW + 60));
         assert!(ShellJwt::new(&secret).verify(&token, NOW + 120).is_err());
@@ -106,20 +107,23 @@ mod tests {
     }
 
     #[test]
-    fn the_secret_is_in_base64_without_its_line_break() {
+    fn the_secret_is_sent_in_base64_without_its_line_break() {
         let secret = ShellSecret::from_text(b"s3cret\n").unwrap();
         let mut headers = headers();
-        Mint::new(Wanted::SharedSecret, &secret).replace(&mut headers, NOW);
+        UpstreamCredential::new(UpstreamCredentialKind::SharedSecret, &secret).apply(&mut headers, NOW);
         assert_eq!(headers[&SHARED_SECRET], "czNjcmV0");
         assert!(headers[&SHARED_SECRET].is_sensitive());
         assert_eq!((headers.get(&SHELL_JWT), headers.len()), (None, 2));
     }
 
     #[test]
-    fn debug_shows_nothing() {
+    fn debug_output_has_no_secret() {
         let secret = ShellSecret::from_text(b"s3cret").unwrap();
-        for wanted in [Wanted::Jwt, Wanted::SharedSecret] {
-            assert_eq!(format!("{:?}", Mint::new(wanted, &secret)), "Mint([redacted])");
+        for kind in [UpstreamCredentialKind::Jwt, UpstreamCredentialKind::SharedSecret] {
+            assert_eq!(
+                format!("{:?}", UpstreamCredential::new(kind, &secret)),
+                "UpstreamCredential([redacted])"
+            );
         }
     }
 }

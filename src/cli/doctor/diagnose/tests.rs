@@ -1,0 +1,130 @@
+use super::*;
+use http::Response;
+
+const CHECK: &str = r#"{"api_version":"v4","gitlab_version":"18.10.0","redis":true}"#;
+const REFUSED: &str = r#"{"message":"401 Unauthorized"}"#;
+/// Sun, 29 Nov 2026 12:00:00 GMT.
+const NOW: i64 = 1_795_953_600;
+
+fn response(status: u16, headers: &[(&str, &str)], body: &'static str) -> ProbeResponse {
+    let mut response = Response::builder().status(status);
+    for (name, value) in headers {
+        response = response.header(*name, *value);
+    }
+    let (head, ()) = response.body(()).unwrap().into_parts();
+    ProbeResponse::Received { head: Box::new(head), body: Bytes::from_static(body.as_bytes()) }
+}
+
+fn results(responses: Vec<(ProbeCredential, ProbeResponse)>, accepts: (bool, bool)) -> ProbeResults {
+    let (accepts_token, accepts_secret) = accepts;
+    ProbeResults {
+        accepts_token,
+        accepts_secret,
+        now: NOW,
+        responses,
+        longest_target: None,
+        max_target: 11_264,
+    }
+}
+
+/// The worst level, and the text of all findings.
+fn report(results: &ProbeResults) -> (Level, String) {
+    let findings = findings(results);
+    let worst = |level| findings.iter().any(|finding| finding.level == level);
+    let level = [Level::Failed, Level::Warning].into_iter().find(|level| worst(*level));
+    let text: Vec<_> = findings.iter().map(ToString::to_string).collect();
+    (level.unwrap_or(Level::Ok), text.join("\n"))
+}
+
+#[test]
+fn other_servers_and_failures_are_recognized() {
+    for (response, level, text) in [
+        (response(200, &[], CHECK), Level::Ok, "GitLab 18.10.0 answers"),
+        (response(200, &[], r#"{"api_version":"v4","redis":false}"#), Level::Warning, "cannot reach Redis"),
+        (
+            response(200, &[("content-type", "text/html")], "<html>"),
+            Level::Failed,
+            "is not GitLab's internal API",
+        ),
+        (response(200, &[], "{}"), Level::Failed, "is not GitLab's internal API"),
+        (
+            response(301, &[("location", "https://gitlab/x")], ""),
+            Level::Failed,
+            "redirects to \"https://gitlab/x\"",
+        ),
+        (response(401, &[], "who are you?"), Level::Failed, "is not GitLab's internal API"),
+        (response(403, &[], "{}"), Level::Failed, "is not GitLab's internal API"),
+        (response(404, &[], r#"{"error":"404 Not Found"}"#), Level::Failed, "relative URL root"),
+        (response(502, &[], ""), Level::Failed, "is Puma running?"),
+        (
+            ProbeResponse::failed("cannot connect: refused", Some("is it there?".into())),
+            Level::Failed,
+            "refused\n      is it there?",
+        ),
+    ] {
+        let results = results(vec![(ProbeCredential::Token, response)], (true, false));
+        let (worst, shown) = report(&results);
+        assert_eq!(worst, level, "{shown}");
+        assert!(shown.contains(text), "{shown}");
+    }
+}
+
+#[test]
+fn credentials_of_callers_and_of_rails_are_compared() {
+    let accepted = || response(200, &[], CHECK);
+    let refused = || response(401, &[], REFUSED);
+    for (token, secret, accepts, level, text) in [
+        (accepted(), accepted(), (true, true), Level::Ok, "tokens and the secret"),
+        (accepted(), refused(), (true, false), Level::Ok, "accepts tokens"),
+        (accepted(), refused(), (true, true), Level::Warning, "accept = [\"jwt\"]"),
+        (accepted(), refused(), (false, true), Level::Failed, "upstream.credential = \"jwt\""),
+        (refused(), accepted(), (false, true), Level::Ok, "accepts the secret itself"),
+        (refused(), accepted(), (true, true), Level::Warning, "accept = [\"shared_secret\"]"),
+        (refused(), accepted(), (true, false), Level::Failed, "upstream.credential = \"shared_secret\""),
+        (refused(), refused(), (true, true), Level::Failed, "auth.shell.secret_file"),
+        (
+            refused(),
+            response(401, &[], r#"{"error":"Unauthorized"}"#),
+            (true, true),
+            Level::Failed,
+            "upstream.secret_file",
+        ),
+    ] {
+        let results =
+            results(vec![(ProbeCredential::Token, token), (ProbeCredential::Secret, secret)], accepts);
+        let (worst, shown) = report(&results);
+        assert_eq!(worst, level, "{accepts:?}\n{shown}");
+        assert!(shown.contains(text), "{accepts:?}\n{shown}");
+    }
+    let translated = |response| results(vec![(ProbeCredential::Translated, response)], (true, true));
+    assert_eq!(report(&translated(accepted())).0, Level::Ok);
+    assert_eq!(report(&translated(refused())).0, Level::Failed);
+}
+
+#[test]
+fn clock_differences_and_long_targets_are_reported() {
+    let with = |date: &str, longest_target| {
+        let response = response(200, &[("date", date)], CHECK);
+        ProbeResults { longest_target, ..results(vec![(ProbeCredential::Token, response)], (true, false)) }
+    };
+    for (date, level, text) in [
+        ("Sun, 29 Nov 2026 12:00:05 GMT", Level::Ok, "agrees"),
+        ("Sun, 29 Nov 2026 11:59:55 GMT", Level::Ok, "agrees"),
+        ("Sun, 29 Nov 2026 12:00:06 GMT", Level::Warning, "6 s ahead of"),
+        ("Sun, 29 Nov 2026 11:50:00 GMT", Level::Warning, "600 s behind"),
+        ("yesterday", Level::Ok, "answers `check`"),
+    ] {
+        let (worst, shown) = report(&with(date, None));
+        assert_eq!(worst, level, "{shown}");
+        assert!(shown.contains(text), "{shown}");
+    }
+    for (longest_target, level, text) in [
+        (response(200, &[], CHECK), Level::Ok, "11264 bytes"),
+        (response(414, &[], ""), Level::Failed, "(414 URI Too Long)"),
+        (ProbeResponse::failed("the connection failed", None), Level::Failed, "PUMA_QUERY_STRING_MAX_LENGTH"),
+    ] {
+        let (worst, shown) = report(&with("", Some(longest_target)));
+        assert_eq!(worst, level, "{shown}");
+        assert!(shown.contains(text), "{shown}");
+    }
+}
