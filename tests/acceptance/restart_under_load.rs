@@ -143,8 +143,9 @@ fn only_lookups_of_unknown_keys_fail_while_rails_boots_slowly() {
     assert_eq!(unknown(200), 0);
     assert!(failed.is_empty() || down > MAX_DOWNTIME, "{down:?} down: {failed:?}");
     let log = gateway.log();
-    for text in ["Rails cannot be reached", "Rails is still away", "Rails can be reached again", "\"cause\""]
-    {
+    // "Rails cannot be reached" is missing if, on a busy machine, a lookup has used up its hold before Rails
+    // refuses connections: then the first of these lines reports the outage.
+    for text in ["Rails is still away", "Rails can be reached again", "\"cause\""] {
         assert!(log.contains(text), "{text}");
     }
 }
