@@ -1,3 +1,4 @@
+mod documented;
 mod files;
 mod listeners;
 mod mistakes;
@@ -20,7 +21,6 @@ use crate::{auth, cache, upstream};
 
 const ANNOTATED: &str = include_str!("../../config/railgate.toml");
 const MINIMAL: &str = include_str!("../../config/railgate.minimal.toml");
-const README: &str = include_str!("../../README.md");
 const KUBERNETES: &str = include_str!("../../deploy/kubernetes.yaml");
 
 /// The required keys; tests append others.
