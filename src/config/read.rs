@@ -104,7 +104,7 @@ fn check_target(document: &Document<'_>, offset: usize, limits: &Limits) {
     if limits.target > default {
         let message = format!(
             "is more than Puma accepts unless it was built for it: it needs a PUMA_QUERY_STRING_MAX_LENGTH of {} and a \
-             PUMA_REQUEST_URI_MAX_LENGTH of {} at least, or answers longer targets with a 400 or not at all; see the README",
+             PUMA_REQUEST_URI_MAX_LENGTH of {} at least, or answers longer targets with a 400 or not at all; see config/README.md",
             limits.target,
             limits.target + 1024
         );

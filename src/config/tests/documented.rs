@@ -86,12 +86,7 @@ fn each_row_has_the_range() {
         let ConfigError(errors) = parse("", &format!("{header}\n{name} = 0.5")).unwrap_err();
         let error = errors.iter().find(|error| error.key == join(&path, name)).unwrap();
         if let Some(taken) = bounds(error.message.split_once(" from ").map_or("", |(_, rest)| rest)) {
-            assert_eq!(
-                bounds(&range.replace('`', "")),
-                Some(taken),
-                "{key}: {range}, not {}",
-                error.message
-            );
+            assert_eq!(bounds(&range.replace('`', "")), Some(taken), "{key}: {range}, not {}", error.message);
             compared += 1;
         }
     }
@@ -108,8 +103,8 @@ fn bounds(text: &str) -> Option<[u128; 2]> {
 
 /// A count, a duration in milliseconds, or a size in bytes.
 fn number(text: &str) -> Option<u128> {
-    let duration = units::duration(text).map(|duration| duration.as_millis());
-    let size = units::size(text).map(|size| size as u128);
+    let duration = units::parse_duration(text).map(|duration| duration.as_millis());
+    let size = units::parse_size(text).map(|size| size as u128);
     duration.or(size).or_else(|| text.parse().ok())
 }
 
