@@ -1,5 +1,5 @@
-//! The second listener, for operators and their tools: metrics, health, seeing and dropping what is
-//! kept, and draining servers of Rails. It shows no secret and no cached answer, and is meant for
+//! The admin listener, for operators and their tools: metrics, health, inspecting and purging the
+//! cache, and draining servers of Rails. It shows no secret and no cached response, and is meant for
 //! loopback or a private network.
 
 mod host;
@@ -35,48 +35,48 @@ use crate::server::wire::REFUSED;
 use crate::server::{ConnectionHandle, Inbound};
 use crate::upstream::UpstreamState;
 
-/// How long a body may take.
+/// How long the body of a request may take.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Answers the admin listener's requests.
+/// The service of the admin listener.
 #[derive(Clone, Debug)]
 pub struct Admin {
-    /// Shown.
+    /// For `/metrics`.
     pub metrics: Arc<Metrics>,
-    /// Shown beside the gateway's own state.
+    /// For `/ready` and `/servers`.
     pub upstream: Arc<UpstreamState>,
-    /// The gateway's own state.
+    /// For `/ready`.
     pub readiness: Arc<Readiness>,
-    /// What may be purged.
+    /// For `/inspect` and `/purge`.
     pub cache: Arc<Cache>,
-    /// Nobody can connect but from this machine.
-    pub is_private: bool,
-    /// What has to be shown by whoever looks or purges. Without it, anybody may, if that is private.
+    /// Only peers on this machine can connect.
+    pub is_local_only: bool,
+    /// Required for `/inspect`, `/purge` and `/servers`. If `None`, they need no credential, but `is_local_only`.
     pub token: Option<BearerToken>,
-    /// The names by which it may be asked for over TCP, in lower case, besides addresses and `localhost`.
+    /// The accepted names in `Host` over TCP, in lower case, beside addresses and `localhost`.
     pub hosts: Arc<[String]>,
-    /// Whether each thread turns.
+    /// For `/live`.
     pub heartbeats: Arc<Heartbeats>,
-    /// Who works for operators now, on threads of their own.
-    pub turns: Turns,
+    /// Bounds the work that runs at one time.
+    pub permits: OperatorPermits,
 }
 
-/// How much is done for operators at one time. It takes threads of its own, so that health, signals and
-/// health checks do not wait for it, and not all of the CPU, however many ask.
+/// Limits the work for operators at one time. The work runs on threads of its own, so that health, signals and
+/// health checks do not wait for it, and cannot use all of the CPU, however many requests there are.
 #[derive(Clone, Debug)]
-pub struct Turns {
+pub struct OperatorPermits {
     metrics: Arc<Semaphore>,
     operations: Arc<Semaphore>,
 }
 
-impl Default for Turns {
+impl Default for OperatorPermits {
     fn default() -> Self {
         Self { metrics: Arc::new(Semaphore::new(1)), operations: Arc::new(Semaphore::new(4)) }
     }
 }
 
-/// Whether the gateway takes requests: secrets loaded, listeners bound, not draining. The state
-/// of Rails is not part of it: a gateway that is taken out of service because Rails is down
+/// Whether the gateway accepts requests: secrets loaded, listeners bound, not draining. The state
+/// of Rails is not part of it: a gateway that is taken out of rotation because Rails is down
 /// cannot answer from memory either.
 #[derive(Debug, Default)]
 pub struct Readiness {
@@ -84,7 +84,7 @@ pub struct Readiness {
 }
 
 impl Readiness {
-    /// Says whether the gateway takes requests from now on.
+    /// Called once the listeners are bound, and when draining begins.
     pub fn set(&self, ready: bool) {
         self.ready.store(ready, Ordering::Release);
     }
@@ -95,7 +95,7 @@ impl Readiness {
 }
 
 impl Admin {
-    async fn answer(&self, method: &Method, path: &str, headers: &HeaderMap) -> Response<Full<Bytes>> {
+    async fn handle_query(&self, method: &Method, path: &str, headers: &HeaderMap) -> Response<Full<Bytes>> {
         if method.as_str() == REFUSED {
             let refusal = Refusal::from_label(path.trim_start_matches('/')).unwrap_or(Refusal::RequestLine);
             return json(refusal.status(), format!(r#"{{"message":"{}"}}"#, refusal.message()));
@@ -118,9 +118,9 @@ impl Admin {
             "/metrics" => {
                 let accept = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
                 let (metrics, format) = (Arc::clone(&self.metrics), ExpositionFormat::negotiate(accept));
-                match self.on_a_thread(&self.turns.metrics, move |_| metrics.encode(format)).await {
-                    Some(series) => typed(StatusCode::OK, format.content_type(), series),
-                    None => went_wrong(),
+                match self.run_blocking(&self.permits.metrics, move |_| metrics.encode(format)).await {
+                    Some(series) => response(StatusCode::OK, format.content_type(), series),
+                    None => internal_error(),
                 }
             }
             "/live" => self.liveness(),
@@ -128,16 +128,16 @@ impl Admin {
         }
     }
 
-    /// A browser on this machine can be made to send a request without anybody knowing; it says where
-    /// that comes from (`Origin`, Fetch §3.2), and does not send JSON to other sites unasked.
-    fn may_operate(&self, headers: &HeaderMap) -> Result<(), (StatusCode, &'static str)> {
-        let said = |name| headers.get(name).map_or(&b""[..], HeaderValue::as_bytes);
-        if self.token.as_ref().is_some_and(|token| !token.matches_authorization(said(header::AUTHORIZATION)))
+    /// A web page can make a browser on this machine send requests unnoticed. The browser adds the
+    /// page's `Origin` (Fetch §3.2), and does not send JSON to other sites without a preflight.
+    fn authorize_operator(&self, headers: &HeaderMap) -> Result<(), (StatusCode, &'static str)> {
+        let value = |name| headers.get(name).map_or(&b""[..], HeaderValue::as_bytes);
+        if self.token.as_ref().is_some_and(|token| !token.matches_authorization(value(header::AUTHORIZATION)))
         {
             let message = "401 Unauthorized: show the token of admin.token_file as Authorization: Bearer …";
             return Err((StatusCode::UNAUTHORIZED, message));
         }
-        if self.token.is_none() && !self.is_private {
+        if self.token.is_none() && !self.is_local_only {
             let message =
                 "403 Forbidden: admin.address can be reached from elsewhere; name an admin.token_file";
             return Err((StatusCode::FORBIDDEN, message));
@@ -148,7 +148,7 @@ impl Admin {
                 "403 Forbidden: not for pages in a browser (there is an Origin)",
             ));
         }
-        let media_type = said(header::CONTENT_TYPE).split(|b| *b == b';').next().unwrap_or_default();
+        let media_type = value(header::CONTENT_TYPE).split(|b| *b == b';').next().unwrap_or_default();
         if !media_type.trim_ascii().eq_ignore_ascii_case(b"application/json") {
             let message = "415 Unsupported Media Type: send JSON as Content-Type: application/json";
             return Err((StatusCode::UNSUPPORTED_MEDIA_TYPE, message));
@@ -156,14 +156,14 @@ impl Admin {
         Ok(())
     }
 
-    async fn operate(
+    async fn handle_operation(
         self,
         path: &str,
         (peer, connection): (Option<IpAddr>, ConnectionHandle),
         headers: &HeaderMap,
         body: Incoming,
     ) -> Response<Full<Bytes>> {
-        if let Err((status, message)) = self.may_operate(headers) {
+        if let Err((status, message)) = self.authorize_operator(headers) {
             let remote_ip = peer.map(tracing::field::display);
             tracing::warn!(remote_ip, path, status = status.as_u16(), "an operator was refused");
             return json(status, format!(r#"{{"message":"{message}"}}"#));
@@ -171,42 +171,42 @@ impl Admin {
         if self.token.is_some() {
             connection.trust();
         }
-        let read = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, purge::MOST).collect()).await;
+        let read = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, purge::MAX_BODY).collect()).await;
         let Ok(Ok(body)) = read else {
             let message = "400 Bad Request: the body is incomplete, too slow, or has more than 64 KiB";
             return json(StatusCode::BAD_REQUEST, format!(r#"{{"message":"{message}"}}"#));
         };
-        let (body, what) = (body.to_bytes(), path.to_owned());
+        let (body, path) = (body.to_bytes(), path.to_owned());
         let upstream = Arc::clone(&self.upstream);
-        let answer = self.on_a_thread(&self.turns.operations, move |cache| {
-            let (status, answer) = match (what.as_str(), body.is_empty()) {
+        let response = self.run_blocking(&self.permits.operations, move |cache| {
+            let (status, json) = match (path.as_str(), body.is_empty()) {
                 ("/servers", _) => servers::servers(&upstream, &body, peer, Clock::System.now()),
-                ("/inspect", true) => (StatusCode::OK, inspect::totals(cache)),
+                ("/inspect", true) => (StatusCode::OK, inspect::inspect_all(cache)),
                 ("/inspect", false) => inspect::inspect(cache, &body),
                 _ => purge::purge(cache, &body),
             };
-            (status, answer.to_string())
+            (status, json.to_string())
         });
-        answer.await.map_or_else(went_wrong, |(status, answer)| json(status, answer))
+        response.await.map_or_else(internal_error, |(status, body)| json(status, body))
     }
 
-    /// Does what may take its time on a thread of its own, as soon as there is a turn; `None` if it panics.
-    async fn on_a_thread<T: Send + 'static>(
+    /// Runs work that may take long on a thread of its own, as soon as there is a permit; `None` if it panics.
+    async fn run_blocking<T: Send + 'static>(
         &self,
-        turns: &Arc<Semaphore>,
+        permits: &Arc<Semaphore>,
         work: impl FnOnce(&Cache) -> T + Send + 'static,
     ) -> Option<T> {
-        // With the work, not with the caller, who may leave while it goes on.
-        let turn = Arc::clone(turns).acquire_owned().await.ok()?;
+        // Moved into the work, which goes on if the caller disconnects.
+        let permit = Arc::clone(permits).acquire_owned().await.ok()?;
         let working = self.cache.run_blocking(move |cache| {
             let done = work(cache);
-            drop(turn);
+            drop(permit);
             done
         });
         working.await.ok()
     }
 
-    /// 503 once a thread hangs: what is on it will not be answered, and only a restart helps.
+    /// 503 once a thread hangs: its requests will not be answered, and only a restart helps.
     fn liveness(&self) -> Response<Full<Bytes>> {
         let hanging: Vec<_> = self
             .heartbeats
@@ -216,12 +216,12 @@ impl Admin {
         if hanging.is_empty() {
             return json(StatusCode::OK, r#"{"status":"live"}"#.into());
         }
-        let said = json!({ "status": "hanging", "threads": hanging });
-        json(StatusCode::SERVICE_UNAVAILABLE, said.to_string())
+        let body = json!({ "status": "hanging", "threads": hanging });
+        json(StatusCode::SERVICE_UNAVAILABLE, body.to_string())
     }
 
     fn readiness(&self) -> Response<Full<Bytes>> {
-        let (status, word) = if self.readiness.get() {
+        let (status, state) = if self.readiness.get() {
             (StatusCode::OK, "ready")
         } else {
             (StatusCode::SERVICE_UNAVAILABLE, "draining")
@@ -238,7 +238,7 @@ impl Admin {
         json(
             status,
             format!(
-                r#"{{"status":"{word}","upstream":{{"state":"{upstream}","failures_in_a_row":{failures},"answers":{answers}{cause}}}}}"#
+                r#"{{"status":"{state}","upstream":{{"state":"{upstream}","failures_in_a_row":{failures},"answers":{answers}{cause}}}}}"#
             ),
         )
     }
@@ -254,16 +254,16 @@ impl Service<Inbound> for Admin {
     }
 
     fn call(&mut self, inbound: Inbound) -> Self::Future {
-        let (from, (head, body)) = ((inbound.peer, inbound.connection), inbound.request.into_parts());
+        let (client, (head, body)) = ((inbound.peer, inbound.connection), inbound.request.into_parts());
         let admin = self.clone();
         Box::pin(async move {
             let path = head.uri.path();
-            let is_for_anyone = matches!(path, "/live" | "/ready")
+            let is_open_to_all = matches!(path, "/live" | "/ready")
                 || head.method == REFUSED
                 || is_health_check(&head.method, path);
             // A browser cannot connect to a unix socket.
-            if from.0.is_some() && !is_for_anyone && !host::is_known(&head.headers, &admin.hosts) {
-                let remote_ip = from.0.map(tracing::field::display);
+            if client.0.is_some() && !is_open_to_all && !host::is_known(&head.headers, &admin.hosts) {
+                let remote_ip = client.0.map(tracing::field::display);
                 tracing::warn!(
                     remote_ip,
                     "the admin listener was asked for by a name that is not in admin.hosts"
@@ -275,9 +275,9 @@ impl Service<Inbound> for Admin {
             }
             Ok(match (&head.method, head.uri.path()) {
                 (&Method::POST, path @ ("/inspect" | "/purge" | "/servers")) => {
-                    admin.operate(path, from, &head.headers, body).await
+                    admin.handle_operation(path, client, &head.headers, body).await
                 }
-                (method, path) => admin.answer(method, path, &head.headers).await,
+                (method, path) => admin.handle_query(method, path, &head.headers).await,
             })
         })
     }
@@ -286,8 +286,8 @@ impl Service<Inbound> for Admin {
 const MISDIRECTED: &str = "421 Misdirected Request: this listener is asked for by an address, localhost or a name of \
                            admin.hosts; is this one missing there?";
 
-/// What load balancers ask by default: the `option httpchk` of `HAProxy` sends `OPTIONS / HTTP/1.0`. `/` is as good as
-/// `/ready` there.
+/// The default request of load balancers: `option httpchk` of `HAProxy` sends `OPTIONS / HTTP/1.0`. `/` is answered as
+/// `/ready` then.
 fn is_health_check(method: &Method, path: &str) -> bool {
     method == Method::OPTIONS && matches!(path, "/" | "/live" | "/ready")
 }
@@ -299,15 +299,15 @@ fn no_content() -> Response<Full<Bytes>> {
     response
 }
 
-fn went_wrong() -> Response<Full<Bytes>> {
+fn internal_error() -> Response<Full<Bytes>> {
     json(StatusCode::INTERNAL_SERVER_ERROR, r#"{"message":"500 Internal Server Error"}"#.into())
 }
 
 fn json(status: StatusCode, body: String) -> Response<Full<Bytes>> {
-    typed(status, "application/json", body)
+    response(status, "application/json", body)
 }
 
-fn typed(status: StatusCode, kind: &'static str, body: String) -> Response<Full<Bytes>> {
+fn response(status: StatusCode, kind: &'static str, body: String) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));

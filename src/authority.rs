@@ -2,15 +2,15 @@
 
 use http::uri::Authority;
 
-/// The host, without brackets, and the port, if one is given. `None` for anything else: no host,
-/// a user, a colon without a number behind it, a number that is no port.
+/// The host, without brackets, and the port, if there is one. `None` for anything else: no host,
+/// a user, a colon without a number, a number that is no port.
 pub fn parse(text: &str) -> Option<(&str, Option<u16>)> {
-    // Nearly every host is made of these, which need no further look, wherever they stand.
+    // Nearly every host has only these characters, which are valid at any position.
     let is_plain = text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b':'));
-    let after_host = if is_plain { 0 } else { end_of_odd_host(text)? };
+    let after_host = if is_plain { 0 } else { end_of_bracketed_host(text)? };
     let rest = text.get(after_host..)?;
     let (host, port) = match rest.bytes().position(|b| b == b':') {
-        // Behind a bracketed address only a port may follow.
+        // After a bracketed address only a port may follow.
         None if after_host > 0 && !rest.is_empty() => return None,
         None => (text, None),
         Some(colon) => {
@@ -23,17 +23,16 @@ pub fn parse(text: &str) -> Option<(&str, Option<u16>)> {
     (!bare.is_empty()).then_some((bare, port))
 }
 
-/// The same as the value of a `Host` has it, where a colon with nothing behind it is no port (RFC 3986
-/// §3.2.3).
-pub fn of_host(text: &str) -> Option<(&str, Option<u16>)> {
+/// The same for the value of a `Host`, where the port after the colon may be empty (RFC 3986 §3.2.3).
+pub fn parse_host_header(text: &str) -> Option<(&str, Option<u16>)> {
     match text.strip_suffix(':') {
         Some(bare) => parse(bare).filter(|(_, port)| port.is_none()),
         None => parse(text),
     }
 }
 
-/// Where the brackets of a host that has other characters end, if it is valid at all; 0 without any.
-fn end_of_odd_host(text: &str) -> Option<usize> {
+/// The end of the brackets of a host, 0 without any; `None` if the host is not valid.
+fn end_of_bracketed_host(text: &str) -> Option<usize> {
     text.parse::<Authority>().ok()?;
     (!text.contains('@')).then(|| text.rfind(']').map_or(0, |bracket| bracket + 1))
 }
@@ -72,7 +71,7 @@ mod tests {
             ("::1", None),
             ("u@a:", None),
         ] {
-            assert_eq!(of_host(text), parsed, "{text}");
+            assert_eq!(parse_host_header(text), parsed, "{text}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The one body type that travels through the stack, in both directions.
+//! The body type of requests and responses in the stack.
 
 pub mod unverified;
 
@@ -18,68 +18,66 @@ use tokio::time::Sleep;
 
 use crate::header::trailer;
 
-/// Nothing, bytes in memory, or a stream from a socket that passes by without being collected.
+/// Empty, bytes in memory, or a stream from a socket that is passed on without being collected.
 #[derive(Debug, Default)]
 pub struct Body {
-    /// Ends the watch on this body when dropped, or when there is no more.
-    watched: Option<Watched>,
-    /// Sent before `rest`: an answer of ours, or what was already read of a stream.
-    ready: Bytes,
-    rest: Option<Incoming>,
-    /// Brings `rest`, where nobody else does.
-    carrier: Option<Box<dyn Carrier>>,
-    /// Given back once all of it has come.
+    /// Reports the end of the transfer when it is dropped.
+    transfer: Option<TransferGuard>,
+    /// Sent before `stream`: a response of our own, or the part of a stream that was already read.
+    buffered: Bytes,
+    stream: Option<Incoming>,
+    /// Reads `stream` from its connection, where no task of its own does.
+    driver: Option<Box<dyn BodyDriver>>,
+    /// Released once the whole body was received.
     permit: Option<OwnedSemaphorePermit>,
-    /// How long it may take.
-    pace: Option<Pace>,
-    /// What comes behind it is not passed on.
+    timeouts: Option<BodyTimeouts>,
+    /// Trailers are not passed on.
     drops_trailers: bool,
 }
 
-/// Why a body did not come to its end.
+/// Why a body ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The connection broke, or what came is no HTTP.
+    /// The connection broke, or the bytes received are not HTTP.
     #[error(transparent)]
     Broken(#[from] hyper::Error),
-    /// Nothing came for that long.
+    /// No bytes arrived for that long.
     #[error("nothing more of the body came within {0:?}")]
     Stalled(Duration),
-    /// All of it took too long.
+    /// The whole body was not received before its deadline.
     #[error("the body was not complete in time")]
     TooSlow,
 }
 
-/// How long a body may pause, and when it has to be complete.
+/// How long a body may pause, and by when the whole body must be received.
 #[derive(Debug)]
-struct Pace {
-    pause: Duration,
-    /// Runs while nothing comes.
-    pausing: Option<Pin<Box<Sleep>>>,
-    end: Option<Pin<Box<Sleep>>>,
+struct BodyTimeouts {
+    idle_timeout: Duration,
+    /// Runs while no bytes arrive.
+    idle_timer: Option<Pin<Box<Sleep>>>,
+    deadline: Option<Pin<Box<Sleep>>>,
 }
 
-impl Pace {
-    /// Something came, or nothing did.
-    fn poll(&mut self, has_come: bool, cx: &mut Context<'_>) -> Result<(), Error> {
-        if self.end.as_mut().is_some_and(|end| end.as_mut().poll(cx).is_ready()) {
+impl BodyTimeouts {
+    fn check(&mut self, has_progress: bool, cx: &mut Context<'_>) -> Result<(), Error> {
+        if self.deadline.as_mut().is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready()) {
             return Err(Error::TooSlow);
         }
-        if has_come {
-            self.pausing = None;
+        if has_progress {
+            self.idle_timer = None;
             return Ok(());
         }
-        let pausing = self.pausing.get_or_insert_with(|| Box::pin(tokio::time::sleep(self.pause)));
-        if pausing.as_mut().poll(cx).is_ready() { Err(Error::Stalled(self.pause)) } else { Ok(()) }
+        let timer = self.idle_timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(self.idle_timeout)));
+        if timer.as_mut().poll(cx).is_ready() { Err(Error::Stalled(self.idle_timeout)) } else { Ok(()) }
     }
 }
 
-/// The connection that a body comes over.
-pub trait Carrier: fmt::Debug + Send {
-    /// Moves bytes, until there are none to move.
-    fn carry(&mut self, cx: &mut Context<'_>);
+/// Drives the connection that a body is received over.
+pub trait BodyDriver: fmt::Debug + Send {
+    /// Reads from the connection until it would block.
+    fn drive(&mut self, cx: &mut Context<'_>);
 
-    /// Told once all of the body has come; until then, to drop it is to give it up.
+    /// Called once the whole body was received. Dropping the driver before that aborts the transfer.
     fn release(self: Box<Self>);
 }
 
@@ -89,181 +87,185 @@ impl Body {
         Self::default()
     }
 
-    /// A stream that comes over `carrier`.
-    pub fn carried(stream: Incoming, carrier: Box<dyn Carrier>) -> Self {
-        let mut body = Self { rest: Some(stream), carrier: Some(carrier), ..Self::default() };
-        body.release_at_the_end();
+    /// A stream that makes progress only while `driver` is polled with it.
+    pub fn driven(stream: Incoming, driver: Box<dyn BodyDriver>) -> Self {
+        let mut body = Self { stream: Some(stream), driver: Some(driver), ..Self::default() };
+        body.release_at_end();
         body
     }
 
-    /// The same for an answer that was asked for with `permit`, may pause for so long, and has to be
-    /// complete at `end`.
+    /// Holds `permit` until the whole body was received, fails if no bytes arrive for `idle_timeout`, or if the
+    /// body is incomplete at `deadline`.
     #[must_use]
-    pub fn paced(mut self, permit: OwnedSemaphorePermit, pause: Duration, end: Option<Instant>) -> Self {
+    pub fn with_timeouts(
+        mut self,
+        permit: OwnedSemaphorePermit,
+        idle_timeout: Duration,
+        deadline: Option<Instant>,
+    ) -> Self {
         self.permit = Some(permit);
-        self.pace = self.rest.is_some().then(|| {
-            let end = end.map(|end| Box::pin(tokio::time::sleep_until(end.into())));
-            Pace { pause, pausing: None, end }
+        self.timeouts = self.stream.is_some().then(|| {
+            let deadline = deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline.into())));
+            BodyTimeouts { idle_timeout, idle_timer: None, deadline }
         });
-        self.release_at_the_end();
+        self.release_at_end();
         self
     }
 
-    /// The same body, but nothing that comes behind it.
+    /// Ends the body before its trailers.
     pub fn drop_trailers(&mut self) {
         self.drops_trailers = true;
     }
 
-    /// The same body once more, if all of it is in memory.
-    pub fn again(&self) -> Option<Self> {
-        let is_there = self.rest.as_ref().is_none_or(HttpBody::is_end_stream);
-        is_there.then(|| Self::from(self.ready.clone()))
+    /// A copy of the body, if all of it is in memory.
+    pub fn try_clone(&self) -> Option<Self> {
+        let is_in_memory = self.stream.as_ref().is_none_or(HttpBody::is_end_stream);
+        is_in_memory.then(|| Self::from(self.buffered.clone()))
     }
 
-    fn release_at_the_end(&mut self) {
-        if self.rest.as_ref().is_none_or(HttpBody::is_end_stream) {
-            self.watched = None;
+    fn release_at_end(&mut self) {
+        if self.stream.as_ref().is_none_or(HttpBody::is_end_stream) {
+            self.transfer = None;
             self.permit = None;
-            if let Some(carrier) = self.carrier.take() {
-                carrier.release();
+            if let Some(driver) = self.driver.take() {
+                driver.release();
             }
         }
     }
 
-    fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        let Some(rest) = &mut self.rest else { return Poll::Ready(None) };
-        let mut frame = Pin::new(&mut *rest).poll_frame(cx);
-        if let (Poll::Pending, Some(carrier)) = (&frame, &mut self.carrier) {
-            carrier.carry(cx);
-            frame = Pin::new(rest).poll_frame(cx);
+    fn poll_stream(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let Some(stream) = &mut self.stream else { return Poll::Ready(None) };
+        let mut frame = Pin::new(&mut *stream).poll_frame(cx);
+        if let (Poll::Pending, Some(driver)) = (&frame, &mut self.driver) {
+            driver.drive(cx);
+            frame = Pin::new(stream).poll_frame(cx);
         }
         match &frame {
             Poll::Ready(None) => {
-                self.rest = None;
-                self.release_at_the_end();
+                self.stream = None;
+                self.release_at_end();
             }
-            // They are the end; a reader that has them does not ask for more.
+            // Trailers are the end; a reader that has them does not ask for more.
             Poll::Ready(Some(Ok(frame))) if frame.is_trailers() => {
-                self.rest = None;
-                self.release_at_the_end();
+                self.stream = None;
+                self.release_at_end();
                 if self.drops_trailers {
                     return Poll::Ready(None);
                 }
             }
-            Poll::Ready(Some(Ok(_))) => self.release_at_the_end(),
+            Poll::Ready(Some(Ok(_))) => self.release_at_end(),
             Poll::Ready(Some(Err(_))) => {
-                if let Some(Watched(watch)) = &self.watched {
-                    watch.has_broken_off.store(true, Ordering::Relaxed);
+                if let Some(TransferGuard(state)) = &self.transfer {
+                    state.is_aborted.store(true, Ordering::Relaxed);
                 }
-                self.release_at_the_end();
+                self.release_at_end();
             }
             Poll::Pending => {}
         }
-        if let Some(pace) = &mut self.pace
-            && let Err(error) = pace.poll(frame.is_ready(), cx)
+        if let Some(timeouts) = &mut self.timeouts
+            && let Err(error) = timeouts.check(frame.is_ready(), cx)
         {
-            self.rest = None;
+            self.stream = None;
             self.permit = None;
             return Poll::Ready(Some(Err(error)));
         }
-        frame.map_ok(without_what_may_not_trail).map_err(Error::Broken)
+        frame.map_ok(with_allowed_trailers).map_err(Error::Broken)
     }
 
-    /// A way to see whether the body is still being sent. One in memory never is.
-    pub fn watch(&mut self) -> Sending {
-        let is_under_way = self.rest.as_ref().is_some_and(|rest| !rest.is_end_stream());
-        let watch = Arc::new(Watch {
-            is_under_way: AtomicBool::new(is_under_way),
-            has_broken_off: AtomicBool::new(false),
+    /// A handle that tells whether the body is still being sent. A body in memory never is.
+    pub fn track_transfer(&mut self) -> BodyTransfer {
+        let is_in_progress = self.stream.as_ref().is_some_and(|stream| !stream.is_end_stream());
+        let state = Arc::new(TransferState {
+            is_in_progress: AtomicBool::new(is_in_progress),
+            is_aborted: AtomicBool::new(false),
         });
-        self.watched = is_under_way.then(|| Watched(Arc::clone(&watch)));
-        Sending(watch)
+        self.transfer = is_in_progress.then(|| TransferGuard(Arc::clone(&state)));
+        BodyTransfer(state)
     }
 
-    /// Reads up to `limit` bytes into memory. What does not fit stays in the stream, and the body
-    /// that comes back with [`Collected::TooLong`] is still whole.
+    /// Reads up to `limit` bytes into memory. The excess stays in the stream, and the body that is returned with
+    /// [`Collected::TooLong`] still yields all of its bytes.
     pub async fn collect_up_to(mut self, limit: usize) -> Result<Collected, Error> {
-        if self.rest.is_none() {
-            return Ok(Collected::Whole(self.ready));
+        if self.stream.is_none() {
+            return Ok(Collected::Complete(self.buffered));
         }
-        let mut read = BytesMut::new();
+        let mut collected = BytesMut::new();
         while let Some(frame) = self.frame().await {
             let Ok(data) = frame?.into_data() else { continue };
-            if read.is_empty() && data.len() <= limit && self.is_end_stream() {
-                // Nearly always: it has come in one piece, which needs no copy.
-                return Ok(Collected::Whole(data));
+            if collected.is_empty() && data.len() <= limit && self.is_end_stream() {
+                // Nearly always: the body arrived in one piece, which needs no copy.
+                return Ok(Collected::Complete(data));
             }
-            read.extend_from_slice(&data);
-            if read.len() > limit {
-                self.ready = read.freeze();
+            collected.extend_from_slice(&data);
+            if collected.len() > limit {
+                self.buffered = collected.freeze();
                 return Ok(Collected::TooLong(self));
             }
         }
-        Ok(Collected::Whole(read.freeze()))
+        Ok(Collected::Complete(collected.freeze()))
     }
 }
 
-fn without_what_may_not_trail(frame: Frame<Bytes>) -> Frame<Bytes> {
+fn with_allowed_trailers(frame: Frame<Bytes>) -> Frame<Bytes> {
     match frame.into_trailers() {
         Ok(mut trailers) => {
-            trailer::keep_allowed(&mut trailers);
+            trailer::retain_allowed(&mut trailers);
             Frame::trailers(trailers)
         }
         Err(frame) => frame,
     }
 }
 
-/// What is seen of a body that is on its way.
 #[derive(Debug)]
-struct Watch {
-    is_under_way: AtomicBool,
-    has_broken_off: AtomicBool,
+struct TransferState {
+    is_in_progress: AtomicBool,
+    is_aborted: AtomicBool,
 }
 
-/// The body's side of it.
+/// Held by the body; marks the end of the transfer when it is dropped.
 #[derive(Debug)]
-struct Watched(Arc<Watch>);
+struct TransferGuard(Arc<TransferState>);
 
-impl Drop for Watched {
+impl Drop for TransferGuard {
     fn drop(&mut self) {
-        self.0.is_under_way.store(false, Ordering::Relaxed);
+        self.0.is_in_progress.store(false, Ordering::Relaxed);
     }
 }
 
-/// Whether a body is on its way; see [`Body::watch`].
+/// See [`Body::track_transfer`].
 #[derive(Debug)]
-pub struct Sending(Arc<Watch>);
+pub struct BodyTransfer(Arc<TransferState>);
 
-impl Sending {
-    /// Whether more of the body has to come.
-    pub fn is_under_way(&self) -> bool {
-        self.0.is_under_way.load(Ordering::Relaxed)
+impl BodyTransfer {
+    /// Whether more of the body is expected.
+    pub fn is_in_progress(&self) -> bool {
+        self.0.is_in_progress.load(Ordering::Relaxed)
     }
 
-    /// Whether it has ended before its end.
-    pub fn has_broken_off(&self) -> bool {
-        self.0.has_broken_off.load(Ordering::Relaxed)
+    /// Whether the stream failed before its end.
+    pub fn is_aborted(&self) -> bool {
+        self.0.is_aborted.load(Ordering::Relaxed)
     }
 }
 
-/// What [`Body::collect_up_to`] found.
+/// See [`Body::collect_up_to`].
 #[derive(Debug)]
 pub enum Collected {
-    /// All of the body.
-    Whole(Bytes),
-    /// More than the limit; nothing of it is lost.
+    /// The whole body.
+    Complete(Bytes),
+    /// The body has more bytes than the limit; none of them is lost.
     TooLong(Body),
 }
 
 impl From<Bytes> for Body {
     fn from(bytes: Bytes) -> Self {
-        Self { ready: bytes, ..Self::default() }
+        Self { buffered: bytes, ..Self::default() }
     }
 }
 
 impl From<Incoming> for Body {
     fn from(stream: Incoming) -> Self {
-        Self { rest: Some(stream), ..Self::default() }
+        Self { stream: Some(stream), ..Self::default() }
     }
 }
 
@@ -275,27 +277,27 @@ impl HttpBody for Body {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        if !self.ready.is_empty() {
-            let ready = std::mem::take(&mut self.ready);
-            return Poll::Ready(Some(Ok(Frame::data(ready))));
+        if !self.buffered.is_empty() {
+            let buffered = std::mem::take(&mut self.buffered);
+            return Poll::Ready(Some(Ok(Frame::data(buffered))));
         }
-        self.poll_rest(cx)
+        self.poll_stream(cx)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.ready.is_empty() && self.rest.as_ref().is_none_or(HttpBody::is_end_stream)
+        self.buffered.is_empty() && self.stream.as_ref().is_none_or(HttpBody::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        let ready = self.ready.len() as u64;
-        let Some(rest) = &self.rest else { return SizeHint::with_exact(ready) };
-        let rest = rest.size_hint();
+        let buffered = self.buffered.len() as u64;
+        let Some(stream) = &self.stream else { return SizeHint::with_exact(buffered) };
+        let stream = stream.size_hint();
         let mut hint = SizeHint::new();
         // Upper first: a lower bound may never pass the upper one.
-        if let Some(upper) = rest.upper() {
-            hint.set_upper(upper.saturating_add(ready));
+        if let Some(upper) = stream.upper() {
+            hint.set_upper(upper.saturating_add(buffered));
         }
-        hint.set_lower(rest.lower().saturating_add(ready));
+        hint.set_lower(stream.lower().saturating_add(buffered));
         hint
     }
 }

@@ -28,7 +28,7 @@ pub struct GatewayConfig {
     /// Where clients connect.
     pub listen: Vec<server::ListenSettings>,
     /// Where operators and their tools connect.
-    pub admin: server::Endpoint,
+    pub admin: server::ListenAddress,
     /// Connections open at one time on the admin listener.
     pub admin_connections: usize,
     /// Required for changes over the admin listener; without it, the address decides.
@@ -36,7 +36,7 @@ pub struct GatewayConfig {
     /// Accepted in `Host` on the admin listener, besides addresses and `localhost`. In lower case.
     pub admin_hosts: Vec<String>,
     /// The receiver of GitLab's System Hooks. Without it, cached answers end by their age alone.
-    pub hooks: Option<crate::hooks::Settings>,
+    pub hooks: Option<crate::hooks::HooksSettings>,
     /// How Rails is reached.
     pub upstream: crate::upstream::UpstreamSettings,
     /// Replaces the credential of GitLab Shell on the way to Rails. Without it, Rails gets that of the caller.
@@ -48,7 +48,7 @@ pub struct GatewayConfig {
     /// What is cached, and for how long.
     pub cache: crate::cache::CacheSettings,
     /// Limits on clients.
-    pub limits: server::Limits,
+    pub limits: server::ServerLimits,
     /// What is logged.
     pub log: LogSettings,
 }

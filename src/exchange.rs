@@ -1,8 +1,8 @@
-//! A request on its way through the stack, and what is learned about it there.
+//! A request on its way through the stack, and what the layers learn about it.
 //!
-//! The type changes as more is known: an [`Exchange`] has been read, a [`Routed`] one has a row
-//! of the route table, an [`Authenticated`] one has a caller. Layers ask for the stage that they
-//! need, so a request that nobody authenticated cannot be handed to the cache or to Rails.
+//! The type changes as more is known: an [`Exchange`] has been read, a [`Routed`] request has a row
+//! of the route table, an [`Authenticated`] one has a caller. Each layer takes the stage that it
+//! needs, so a request that was not authenticated cannot be handed to the cache or to Rails.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -17,83 +17,83 @@ use crate::auth::{Caller, CallerKind, Rejection};
 use crate::body::Body;
 use crate::cache::Key;
 use crate::cache::storable::NoStoreReason;
-use crate::failure::{Failure, Side};
+use crate::failure::{Failure, FailureOrigin};
 use crate::header::RequestId;
 use crate::progress::Progress;
 use crate::route::RouteMatch;
 use crate::server::ConnectionHandle;
 use crate::upstream::{self, WaitPolicy};
 
-/// A request that has been read, and nothing more.
+/// A request whose head has been read.
 #[derive(Debug)]
 pub struct Exchange {
-    /// The request.
+    /// As the client sent it, until a layer changes it for Rails.
     pub request: Request<Body>,
-    /// Who sent it; none on a unix socket.
+    /// The address of the client; `None` on a unix socket.
     pub peer: Option<IpAddr>,
-    /// The connection that it came over.
+    /// The client connection.
     pub connection: ConnectionHandle,
-    /// By which the logs of caller, gateway and Rails meet.
+    /// Correlates the logs of caller, gateway and Rails.
     pub request_id: RequestId,
-    /// What is learned about it.
-    pub record: Record,
+    /// Filled in by the layers, for log and metrics.
+    pub info: SharedRequestInfo,
 }
 
 impl Exchange {
-    /// A request that `peer` sent, about which nothing is known yet.
+    /// Takes the request id from the headers, or generates one.
     pub fn new(request: Request<Body>, peer: Option<IpAddr>, connection: ConnectionHandle) -> Self {
-        let request_id = RequestId::of(request.headers());
-        Self { request, peer, connection, request_id, record: Record::default() }
+        let request_id = RequestId::from_headers(request.headers());
+        Self { request, peer, connection, request_id, info: SharedRequestInfo::default() }
     }
 }
 
-/// A request whose endpoint is known. Its path is the one below the relative URL root.
+/// A request whose endpoint is known.
 #[derive(Debug)]
 pub struct Routed {
-    /// The request.
+    /// Its path is stripped of the relative URL root.
     pub exchange: Exchange,
-    /// The endpoint.
+    /// The row of the route table.
     pub found: RouteMatch,
 }
 
 /// A request whose caller may call the endpoint.
 #[derive(Debug)]
 pub struct Authenticated {
-    /// The request.
+    /// As in [`Routed`].
     pub exchange: Exchange,
-    /// The endpoint.
+    /// The row of the route table.
     pub found: RouteMatch,
-    /// The proof; only `auth` can make one.
+    /// The proof of authentication; only `auth` can make one.
     pub caller: Caller,
-    /// What the query asks for, if it is something that may be kept.
+    /// The cache key of the query, if its response can be cached.
     pub key: Option<Key>,
-    /// What was read of the body on the way.
-    pub seen: SeenBody,
-    /// Up to so many bytes of the answer may be read before it is handed on, if they may.
-    pub collect: Option<usize>,
-    /// For what it may wait before it is sent to Rails.
+    /// What authentication has read of the body.
+    pub known_body: KnownBody,
+    /// Up to so many bytes of the response are buffered before it is returned; `None`: it is streamed.
+    pub collect_limit: Option<usize>,
+    /// What it may wait for before it is sent to Rails.
     pub may_wait: WaitPolicy,
-    /// Where those look who wait for its answer.
+    /// Read by the requests that wait for this one's response.
     pub progress: Option<Arc<Progress>>,
-    /// When it came, if it has waited for another one's answer: its time counts from there.
-    pub since: Option<Instant>,
+    /// The start of its time-outs, if it has waited for another request's response; `None`: when it is sent.
+    pub arrived_at: Option<Instant>,
 }
 
-/// What is known of a request's body once the caller is known.
+/// What is known of a request's body after authentication.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SeenBody {
-    /// There is none.
+pub enum KnownBody {
+    /// The request has no body.
     None,
-    /// A form, read in search of the credential, which is still in the request too.
+    /// A form, read in search of the credential. The request still has it as its body.
     Form(Bytes),
-    /// There is one; what it says is not known.
+    /// The request has a body that was not read, or not as a form.
     Unknown,
 }
 
 /// What the cache did for a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum CacheOutcome {
-    /// The request never got so far.
+    /// The request did not reach the cache.
     #[default]
     Unreached,
     /// The endpoint is never cached.
@@ -102,17 +102,17 @@ pub enum CacheOutcome {
     Bypass,
     /// Answered from memory.
     Hit,
-    /// Answered from memory with a stale answer, while Rails is asked anew.
+    /// Answered from memory with a stale response, which is refreshed in the background.
     StaleWhileRevalidate,
-    /// Answered from memory with a stale answer, since Rails fails.
+    /// Answered from memory with a stale response, since Rails fails.
     StaleIfError,
     /// Answered by Rails, and stored.
     Stored,
     /// Answered by Rails, and not stored.
     Unstored(NoStoreReason),
-    /// Answered by the request that another caller had under way.
+    /// Answered with the response to another caller's request for the same key.
     Shared,
-    /// Waited for another caller's request, which brought nothing to share, then asked Rails.
+    /// Waited for another caller's request, whose response could not be shared, then asked Rails.
     Alone,
 }
 
@@ -133,13 +133,13 @@ impl CacheOutcome {
         }
     }
 
-    /// The `Cache-Status` of an answer that was fetched (RFC 9211); a hit writes its own.
+    /// The `Cache-Status` of a response of Rails (RFC 9211); a hit writes its own.
     pub const fn cache_status(self) -> HeaderValue {
         HeaderValue::from_static(match self {
             Self::Never => "railgate; fwd=bypass; detail=route",
             Self::Bypass => "railgate; fwd=bypass; detail=request",
-            // Never asked for: a request that did not come so far has no answer of Rails, and a
-            // hit says how long it stays good.
+            // Never used: a request that did not reach the cache has no response of Rails, and a
+            // hit adds its remaining lifetime.
             Self::Unreached | Self::Hit | Self::StaleWhileRevalidate | Self::StaleIfError => "railgate",
             Self::Stored => "railgate; fwd=miss; stored",
             Self::Unstored(NoStoreReason::Status) => "railgate; fwd=miss; detail=status",
@@ -159,70 +159,70 @@ impl CacheOutcome {
 
 /// What the layers learned about one request, for its log line and its metrics.
 #[derive(Debug, Default)]
-pub struct Notes {
-    /// The row of the route table.
+pub struct RequestInfo {
+    /// The id of the row in the route table; `None` before routing.
     pub route: Option<&'static str>,
-    /// What the caller showed.
+    /// The kind of credential that was accepted.
     pub caller: CallerKind,
-    /// Why the caller was not let in.
+    /// Why the credential was rejected.
     pub rejection: Option<Rejection>,
     /// What the cache did.
     pub cache: CacheOutcome,
-    /// How long Rails took until the head of its answer.
-    pub upstream: Option<Duration>,
-    /// How long the request waited before it was sent to Rails.
-    pub waited: Option<Duration>,
-    /// The server of Rails that it was sent to at last.
+    /// The time from sending the request to the head of the response, all tries together.
+    pub upstream_time: Option<Duration>,
+    /// The time in queues before the request was sent to Rails.
+    pub queue_time: Option<Duration>,
+    /// The server of Rails that it was last sent to.
     pub server: Option<Arc<str>>,
-    /// It was sent again.
+    /// It was sent more than once.
     pub is_resent: bool,
-    /// The label of the failure that ended the request here.
+    /// The label of the failure that ended the request in the gateway.
     pub failure: Option<&'static str>,
-    /// Whose turn it is to look into that failure.
-    pub side: Option<Side>,
-    /// What exactly failed on the way to Rails; for the log alone.
+    /// Who is responsible for that failure.
+    pub failure_origin: Option<FailureOrigin>,
+    /// The error with its causes; for the log alone, since it may name what clients must not know.
     pub error: Option<String>,
 }
 
-/// A handle on a request's notes, shared by the layers and by a fill that outlives them.
+/// A handle on a request's info, shared by the layers and by a fill that outlives them.
 #[derive(Clone, Debug, Default)]
-pub struct Record {
-    notes: Arc<Mutex<Notes>>,
+pub struct SharedRequestInfo {
+    info: Arc<Mutex<RequestInfo>>,
 }
 
-impl Record {
-    /// Writes something down.
-    pub fn note(&self, write: impl FnOnce(&mut Notes)) {
-        write(&mut self.notes.lock());
+impl SharedRequestInfo {
+    /// Changes the info under its lock.
+    pub fn update(&self, change: impl FnOnce(&mut RequestInfo)) {
+        change(&mut self.info.lock());
     }
 
-    /// Writes down how the request failed.
-    pub fn fail(&self, failure: &Failure) {
-        self.note(|notes| {
-            notes.failure = Some(failure.as_str());
-            notes.side = Some(failure.side());
+    /// Sets the fields that describe a failure.
+    pub fn record_failure(&self, failure: &Failure) {
+        self.update(|info| {
+            info.failure = Some(failure.as_str());
+            info.failure_origin = Some(failure.origin());
             match failure {
                 Failure::Unauthorized(rejection) | Failure::UnauthorizedKas(rejection) => {
-                    notes.rejection = Some(*rejection);
+                    info.rejection = Some(*rejection);
                 }
-                Failure::Upstream(error) => notes.error = Some(told(error)),
-                Failure::Loop => notes.error = Some(LOOP.to_owned()),
+                Failure::Upstream(error) => info.error = Some(describe(error)),
+                Failure::Loop => info.error = Some(LOOP.to_owned()),
                 _ => {}
             }
         });
     }
 
-    /// What has been written down so far. Nobody can write as long as it is held.
-    pub fn notes(&self) -> MutexGuard<'_, Notes> {
-        self.notes.lock()
+    /// What is known so far. The info is locked as long as the guard lives.
+    pub fn lock(&self) -> MutexGuard<'_, RequestInfo> {
+        self.info.lock()
     }
 }
 
-const LOOP: &str = "the request has come here from this gateway: upstream.url, or what is behind it, leads back to one of \
-                    its listeners; let it lead to Workhorse or Puma";
+const LOOP: &str = "this gateway has sent the request itself: upstream.url, or a proxy behind it, leads back to one of the \
+                    gateway's listeners; point it to Workhorse or Puma";
 
-/// An error, what caused it, and what there may be to mend.
-fn told(error: &upstream::Error) -> String {
+/// An error, its causes, and a hint how to fix it, if there is one.
+fn describe(error: &upstream::Error) -> String {
     let text = error.chain();
     error.hint().map_or_else(|| text.clone(), |hint| format!("{text}; {hint}"))
 }

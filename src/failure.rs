@@ -1,7 +1,7 @@
-//! The closed list of every way in which a request can fail here, and what the client is told.
+//! The closed list of the ways in which a request can fail in the gateway, and the responses to the client.
 //!
-//! Texts are written for the people who read them: GitLab Shell prints the `message` of a JSON
-//! answer to whoever runs `git`. They never say why a credential was refused, nor anything about
+//! The messages are written for the people who read them: GitLab Shell prints the `message` of a JSON
+//! response to the user of `git`. They never say why a credential was refused, nor anything about
 //! the machine; that is for the log.
 
 use std::fmt;
@@ -18,51 +18,51 @@ use crate::refusal::Refusal;
 use crate::route::Access;
 use crate::upstream;
 
-/// In how many seconds to try again (RFC 9110 §10.2.3): a request that comes then waits again, if need be. GitLab
-/// Shell sleeps for as long as this says between its three tries, without any limit, and all of them have to fit
+/// Seconds until the client should retry (RFC 9110 §10.2.3); a retry waits again, if it has to. GitLab
+/// Shell sleeps for this long between its three tries, without any limit, and all of them have to fit
 /// into the 10 s after which gitlab-sshd gives up.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 
-/// Whose turn it is to look into a failure.
+/// Who is responsible for a failure, and so the level at which it is logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Side {
-    /// The caller's.
+pub enum FailureOrigin {
+    /// The caller.
     Client,
-    /// Rails', or the way there.
+    /// Rails, or the network between it and the gateway.
     Upstream,
-    /// Ours.
+    /// The gateway.
     Gateway,
 }
 
-/// A request that ends here without an answer from Rails.
+/// The reason why the gateway answers a request itself, with an error.
 #[derive(Debug)]
 pub enum Failure {
-    /// Malformed, ambiguous or out of bounds; the connection is closed behind the answer.
+    /// The request is malformed, ambiguous or out of bounds; the connection is closed after the response.
     Refused(Refusal),
-    /// The caller is not let in.
+    /// The caller has not shown a valid credential.
     Unauthorized(Rejection),
-    /// Neither is this one, who called what only kas may.
+    /// The same at an endpoint of kas, where Rails answers with another message.
     UnauthorizedKas(Rejection),
     /// The path is outside the internal API.
     OutsideInternalApi,
-    /// The request has come here from this gateway.
+    /// The gateway has sent the request itself.
     Loop,
-    /// A credential would have to be looked for in a body that is too large for it.
+    /// The body is too large to be searched for a credential.
     BodyTooLarge,
-    /// A body that was searched for a credential gave way to others.
+    /// A body that was searched for a credential was evicted for others.
     UnverifiedBodiesFull,
-    /// The client's body broke off, or its chunks are malformed.
+    /// The client's body ended early, or its chunks are malformed.
     BodyBrokeOff,
-    /// Rails cannot be reached, or its answer is unusable.
+    /// Rails cannot be reached, or its response is unusable.
     Upstream(upstream::Error),
-    /// The same of another caller's request, which this one waited for.
-    SharedTrouble(FillError),
+    /// Another caller's request, which this one waited for, has failed.
+    SharedFill(FillError),
     /// A bug: a layer panicked.
     Panicked,
 }
 
 impl Failure {
-    /// A caller is not let in to what `access` guards. Rails has words of its own for each.
+    /// A rejected credential at an endpoint of `access`. The messages of Rails differ by it.
     pub const fn unauthorized(access: Access, rejection: Rejection) -> Self {
         match access {
             Access::Kas => Self::UnauthorizedKas(rejection),
@@ -70,8 +70,8 @@ impl Failure {
         }
     }
 
-    /// The status that the client gets (RFC 9110 §15.6): 503 if it may be tried again, since it was not
-    /// sent or Rails has not read it, 504 if there was no answer in time, 502 if there was none that can be
+    /// The status of the response (RFC 9110 §15.6): 503 if the request can be retried, since it was not
+    /// sent or Rails has not read it, 504 if there was no response in time, 502 if there was none that can be
     /// passed on.
     pub fn status(&self) -> StatusCode {
         match self {
@@ -82,7 +82,7 @@ impl Failure {
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyBrokeOff => StatusCode::BAD_REQUEST,
             Self::Upstream(error) => match error {
-                // It does not pass: a certificate that is not believed, a socket that may not be opened.
+                // Permanent: a certificate that is not trusted, a socket without permission to connect.
                 upstream::Error::Connect(_, error) if !upstream::is_transient(error) => {
                     StatusCode::BAD_GATEWAY
                 }
@@ -99,11 +99,11 @@ impl Failure {
                 }
                 _ => StatusCode::BAD_GATEWAY,
             },
-            Self::UnverifiedBodiesFull | Self::SharedTrouble(FillError::Unreachable | FillError::Busy) => {
+            Self::UnverifiedBodiesFull | Self::SharedFill(FillError::Unreachable | FillError::Busy) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
-            Self::SharedTrouble(FillError::Timeout | FillError::Slow) => StatusCode::GATEWAY_TIMEOUT,
-            Self::SharedTrouble(FillError::Broken) => StatusCode::BAD_GATEWAY,
+            Self::SharedFill(FillError::Timeout | FillError::Slow) => StatusCode::GATEWAY_TIMEOUT,
+            Self::SharedFill(FillError::Broken) => StatusCode::BAD_GATEWAY,
             Self::Panicked => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -138,20 +138,20 @@ impl Failure {
                 upstream::Error::Unusable(_) => "upstream_unusable",
                 upstream::Error::NeedsWorkhorse(_) => "upstream_needs_workhorse",
             },
-            Self::SharedTrouble(FillError::Unreachable) => "upstream_unreachable",
-            Self::SharedTrouble(FillError::Timeout | FillError::Slow) => "upstream_timeout",
-            Self::SharedTrouble(FillError::Busy) => "upstream_busy",
-            Self::SharedTrouble(FillError::Broken) => "upstream_broke_off",
+            Self::SharedFill(FillError::Unreachable) => "upstream_unreachable",
+            Self::SharedFill(FillError::Timeout | FillError::Slow) => "upstream_timeout",
+            Self::SharedFill(FillError::Busy) => "upstream_busy",
+            Self::SharedFill(FillError::Broken) => "upstream_broke_off",
             Self::Panicked => "panicked",
         }
     }
 
-    /// What the client is told.
+    /// The `message` of the response.
     pub fn message(&self) -> &'static str {
         match self {
             Self::Refused(refusal) => refusal.message(),
             Self::Unauthorized(_) => "401 Unauthorized",
-            // What Rails says there today; that of 13 said the same as to others (contract §1.3).
+            // As Rails answers today; GitLab 13 answered as at other endpoints (contract §1.3).
             Self::UnauthorizedKas(_) => "KAS JWT authentication invalid",
             Self::OutsideInternalApi => "404 Not Found",
             Self::Loop => {
@@ -165,10 +165,8 @@ impl Failure {
             }
             Self::BodyBrokeOff => "400 Bad Request: the request body is incomplete or malformed",
             Self::Upstream(upstream::Error::Shed(_) | upstream::Error::HoldFull(..))
-            | Self::SharedTrouble(FillError::Busy) => {
-                "GitLab is busy at the moment. Please try again shortly."
-            }
-            Self::Upstream(_) | Self::SharedTrouble(_) => match self.status() {
+            | Self::SharedFill(FillError::Busy) => "GitLab is busy at the moment. Please try again shortly.",
+            Self::Upstream(_) | Self::SharedFill(_) => match self.status() {
                 StatusCode::SERVICE_UNAVAILABLE => {
                     "GitLab is not reachable at the moment. Please try again shortly."
                 }
@@ -183,8 +181,8 @@ impl Failure {
         }
     }
 
-    /// Whose turn it is.
-    pub const fn side(&self) -> Side {
+    /// Who is responsible.
+    pub const fn origin(&self) -> FailureOrigin {
         match self {
             Self::Refused(_)
             | Self::Unauthorized(_)
@@ -192,13 +190,13 @@ impl Failure {
             | Self::OutsideInternalApi
             | Self::BodyTooLarge
             | Self::UnverifiedBodiesFull
-            | Self::BodyBrokeOff => Side::Client,
-            Self::Upstream(_) | Self::SharedTrouble(_) => Side::Upstream,
-            Self::Loop | Self::Panicked => Side::Gateway,
+            | Self::BodyBrokeOff => FailureOrigin::Client,
+            Self::Upstream(_) | Self::SharedFill(_) => FailureOrigin::Upstream,
+            Self::Loop | Self::Panicked => FailureOrigin::Gateway,
         }
     }
 
-    /// The answer, in the form of Rails' own errors (contract §2.2).
+    /// The response, in the form of Rails' own errors (contract §2.2).
     pub fn to_response(&self) -> Response<Body> {
         let body = format!(r#"{{"message":"{}"}}"#, self.message());
         let mut response = Response::new(Body::from(Bytes::from(body)));
@@ -209,7 +207,7 @@ impl Failure {
         if self.status() == StatusCode::SERVICE_UNAVAILABLE {
             headers.insert(header::RETRY_AFTER, RETRY_AFTER);
         }
-        // What is left of the request is not read.
+        // The rest of the request is not read.
         if matches!(
             self,
             Self::Refused(_) | Self::BodyTooLarge | Self::UnverifiedBodiesFull | Self::BodyBrokeOff
@@ -243,7 +241,7 @@ mod tests {
     use http_body_util::BodyExt as _;
 
     #[tokio::test]
-    async fn every_answer_is_json_with_a_string_message() {
+    async fn every_response_is_json_with_a_string_message() {
         let mut failures = vec![
             Failure::Unauthorized(Rejection::Wrong),
             Failure::UnauthorizedKas(Rejection::Wrong),
@@ -262,11 +260,11 @@ mod tests {
             Failure::Upstream(upstream::Error::HoldFull("x".into(), std::io::Error::other("y"))),
             Failure::Upstream(upstream::Error::Shed(upstream::ShedReason::QueueFull)),
             Failure::Upstream(upstream::Error::BrokeOff(crate::body::Error::TooSlow)),
-            Failure::SharedTrouble(FillError::Unreachable),
-            Failure::SharedTrouble(FillError::Timeout),
-            Failure::SharedTrouble(FillError::Broken),
-            Failure::SharedTrouble(FillError::Busy),
-            Failure::SharedTrouble(FillError::Slow),
+            Failure::SharedFill(FillError::Unreachable),
+            Failure::SharedFill(FillError::Timeout),
+            Failure::SharedFill(FillError::Broken),
+            Failure::SharedFill(FillError::Busy),
+            Failure::SharedFill(FillError::Slow),
             Failure::Panicked,
         ];
         failures.extend(Refusal::ALL.iter().map(|refusal| Failure::Refused(*refusal)));
@@ -277,23 +275,23 @@ mod tests {
             let body = response.into_body().collect().await.unwrap().to_bytes();
             let json: serde_json::Value = serde_json::from_slice(&body).unwrap();
             assert_eq!(json["message"], failure.message(), "{failure:?}");
-            let is_for_later = failure.status() == StatusCode::SERVICE_UNAVAILABLE;
-            assert_eq!(is_for_later, json["message"].as_str().unwrap().ends_with("again shortly."));
+            let is_retryable = failure.status() == StatusCode::SERVICE_UNAVAILABLE;
+            assert_eq!(is_retryable, json["message"].as_str().unwrap().ends_with("again shortly."));
             assert!(!failure.status().is_success() && !failure.status().is_redirection());
         }
     }
 
     #[tokio::test]
-    async fn a_refused_caller_gets_the_answer_of_rails_whatever_the_reason() {
+    async fn a_rejected_caller_gets_the_response_of_rails_whatever_the_reason() {
         for rejection in [Rejection::Missing, Rejection::Wrong, Rejection::Expired] {
-            for (access, told) in [
+            for (access, expected) in [
                 (Access::Shell, r#"{"message":"401 Unauthorized"}"#),
                 (Access::Kas, r#"{"message":"KAS JWT authentication invalid"}"#),
             ] {
                 let response = Failure::unauthorized(access, rejection).to_response();
                 assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
                 let body = response.into_body().collect().await.unwrap().to_bytes();
-                assert_eq!(body, told);
+                assert_eq!(body, expected);
             }
         }
     }

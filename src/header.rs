@@ -1,4 +1,4 @@
-//! Header names that GitLab's parts use, and the rules for headers that cross the gateway.
+//! Header names of GitLab's components, and the rules for headers that pass through the gateway.
 
 pub mod trailer;
 pub mod via;
@@ -14,7 +14,7 @@ pub static SHARED_SECRET: HeaderName = HeaderName::from_static("gitlab-shared-se
 pub static SHELL_JWT: HeaderName = HeaderName::from_static("gitlab-shell-api-request");
 /// The JWT of the Kubernetes agent server (contract §2.6).
 pub static KAS_JWT: HeaderName = HeaderName::from_static("gitlab-kas-api-request");
-/// The correlation id, on requests and answers.
+/// The correlation id, on requests and responses.
 pub static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// What the cache did (RFC 9211).
 pub static CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
@@ -64,56 +64,53 @@ pub fn is_spoofable(name: &str) -> bool {
     )
 }
 
-/// What a request's headers become on their way to Rails: what concerned the client's connection
-/// goes, then what the gateway itself has seen of the client is added, in this order, so that no
-/// `Connection` header can name the gateway's own words away.
-pub fn cross(headers: &mut HeaderMap, peer: Option<IpAddr>) {
+/// Prepares a request's headers for Rails: removes those of the client's connection, then adds what the
+/// gateway knows of the client. In this order, so that no `Connection` header can remove a header of the
+/// gateway.
+pub fn prepare_for_upstream(headers: &mut HeaderMap, peer: Option<IpAddr>) {
     let host = headers.get(header::HOST).cloned();
     let are_trailers_wanted =
         strip(headers, |name| is_hop_by_hop(name) || matches!(name, "expect" | "content-length"));
     if are_trailers_wanted {
-        // By the gateway too, for this connection of its own (RFC 9110 §10.1.4).
+        // The gateway asks for them on its own connection (RFC 9110 §10.1.4).
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
         headers.insert(header::CONNECTION, HeaderValue::from_static("TE"));
     }
     set_forwarded(headers, peer, host);
 }
 
-/// Takes out what must not pass the gateway: the hop-by-hop headers, those that `Connection` names, and
-/// what may not be a trailer. Framing and credentials cannot be named away: a `Connection:
-/// gitlab-shared-secret` must not make Rails see a request without its credential.
+/// Removes the headers that must not pass the gateway: hop-by-hop headers, those that `Connection` names, and
+/// names in `Trailer` that are not allowed there. `Connection` cannot name framing and credentials: a
+/// `Connection: gitlab-shared-secret` must not make Rails see a request without its credential.
 pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     strip(headers, is_hop_by_hop);
 }
 
-/// Takes out what `Connection` names and what `stays_here`. One look at the names that are there is
-/// cheaper than to ask for each that might be. Whether the sender wants trailers.
-fn strip(headers: &mut HeaderMap, stays_here: impl Fn(&str) -> bool) -> bool {
+/// Removes the headers that `Connection` names and those that are `to_remove`. One pass over the names is
+/// cheaper than a look-up of each possible one. Returns whether the sender accepts trailers.
+fn strip(headers: &mut HeaderMap, to_remove: impl Fn(&str) -> bool) -> bool {
     let named = names_in(headers, &header::CONNECTION).filter(|name| !is_end_to_end_always(name));
     let named: Vec<HeaderName> = named.collect();
     let mut are_trailers_wanted = false;
-    // `TE` is to be named there too (RFC 9110 §10.1.4).
+    // `TE` has to be named in `Connection` (RFC 9110 §10.1.4).
     for name in &named {
-        are_trailers_wanted |= *name == header::TE && trailer::are_wanted(headers);
+        are_trailers_wanted |= *name == header::TE && trailer::are_accepted(headers);
         headers.remove(name);
     }
-    let rest: Vec<HeaderName> = headers
-        .keys()
-        .filter(|name| *name == header::TRAILER || stays_here(name.as_str()))
-        .cloned()
-        .collect();
+    let rest: Vec<HeaderName> =
+        headers.keys().filter(|name| *name == header::TRAILER || to_remove(name.as_str())).cloned().collect();
     for name in &rest {
         if *name == header::TRAILER {
-            trailer::declare(headers);
+            trailer::retain_allowed_names(headers);
             continue;
         }
-        are_trailers_wanted |= *name == header::TE && trailer::are_wanted(headers);
+        are_trailers_wanted |= *name == header::TE && trailer::are_accepted(headers);
         headers.remove(name);
     }
     are_trailers_wanted
 }
 
-/// The header names that the values of a header list.
+/// The header names in the values of `list`.
 fn names_in<'h>(headers: &'h HeaderMap, list: &HeaderName) -> impl Iterator<Item = HeaderName> + use<'h> {
     let values = headers.get_all(list).iter().filter_map(|value| value.to_str().ok());
     let names = values.flat_map(|value| value.split(','));
@@ -135,8 +132,8 @@ fn is_end_to_end_always(name: &HeaderName) -> bool {
     .contains(&name)
 }
 
-/// Sets `X-Forwarded-*`: the peer is appended to the chain that callers such as GitLab Shell
-/// begin with the SSH client's address; scheme and host are the gateway's own observation.
+/// Sets `X-Forwarded-*`: the peer is appended to the chain, which callers such as GitLab Shell
+/// begin with the SSH client's address; scheme and host are those that the gateway has seen.
 fn set_forwarded(headers: &mut HeaderMap, peer: Option<IpAddr>, host: Option<HeaderValue>) {
     if let Some(peer) = peer {
         let mut chain: Vec<u8> = Vec::with_capacity(64);
@@ -151,14 +148,14 @@ fn set_forwarded(headers: &mut HeaderMap, peer: Option<IpAddr>, host: Option<Hea
         }
     }
     headers.insert(&X_FORWARDED_PROTO, HeaderValue::from_static("http"));
-    // A colon without a port behind it says nothing (RFC 3986 §3.2.3), and not every reader knows.
+    // A colon without a port means nothing (RFC 3986 §3.2.3), but not every reader accepts it.
     let host = host.and_then(|host| match host.as_bytes().strip_suffix(b":") {
         Some(bare) => HeaderValue::from_bytes(bare).ok(),
         None => Some(host),
     });
     match host {
         Some(host) => headers.insert(&X_FORWARDED_HOST, host),
-        // Of HTTP/1.0, and its client could say what it likes.
+        // HTTP/1.0: the header could only be the client's, who can set it to anything.
         None => headers.remove(&X_FORWARDED_HOST),
     };
 }
@@ -173,44 +170,44 @@ pub fn is_request_id(value: &[u8]) -> bool {
 /// The correlation id of one request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RequestId {
-    /// The caller's, which Rails would keep too.
-    Given(HeaderValue),
-    /// A new one. Its text is kept here, since not every request needs a header value of it.
-    Made([u8; 32]),
+    /// The caller's.
+    Received(HeaderValue),
+    /// As text, since not every request needs a header value of it.
+    Generated([u8; 32]),
 }
 
 impl RequestId {
-    /// The caller's id if Rails would keep it too, else a new one.
-    pub fn of(headers: &HeaderMap) -> Self {
+    /// The caller's id, if Rails would keep it, too; else a random one.
+    pub fn from_headers(headers: &HeaderMap) -> Self {
         match headers.get(&REQUEST_ID) {
-            Some(id) if is_request_id(id.as_bytes()) => Self::Given(id.clone()),
-            _ => Self::made(),
+            Some(id) if is_request_id(id.as_bytes()) => Self::Received(id.clone()),
+            _ => Self::random(),
         }
     }
 
-    fn made() -> Self {
+    fn random() -> Self {
         const DIGITS: &[u8; 16] = b"0123456789abcdef";
         let mut random = fastrand::u128(..);
-        Self::Made(std::array::from_fn(|_| {
+        Self::Generated(std::array::from_fn(|_| {
             let digit = DIGITS.get((random & 0xf) as usize).copied().unwrap_or(b'0');
             random >>= 4;
             digit
         }))
     }
 
-    /// The value of `X-Request-Id`.
+    /// As the value of `X-Request-Id`.
     pub fn to_value(&self) -> HeaderValue {
         match self {
-            Self::Given(id) => id.clone(),
-            Self::Made(id) => HeaderValue::from_bytes(id).unwrap_or(HeaderValue::from_static("-")),
+            Self::Received(id) => id.clone(),
+            Self::Generated(id) => HeaderValue::from_bytes(id).unwrap_or(HeaderValue::from_static("-")),
         }
     }
 
-    /// The id as text.
+    /// `-` in place of an id that is not text, which [`is_request_id`] excludes.
     pub fn as_str(&self) -> &str {
         let bytes = match self {
-            Self::Given(id) => id.as_bytes(),
-            Self::Made(id) => id.as_slice(),
+            Self::Received(id) => id.as_bytes(),
+            Self::Generated(id) => id.as_slice(),
         };
         std::str::from_utf8(bytes).unwrap_or("-")
     }
@@ -229,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn hop_by_hop_headers_and_those_that_connection_names_stop_here() {
+    fn hop_by_hop_headers_and_those_that_connection_names_are_removed() {
         let mut headers = map(&[
             ("connection", "close, X-Mine"),
             ("connection", "x-other"),
@@ -246,34 +243,34 @@ mod tests {
     }
 
     #[test]
-    fn connection_cannot_name_away_what_the_gateway_says() {
+    fn connection_cannot_remove_headers_of_the_gateway() {
         let pairs =
             [("connection", "x-forwarded-for, x-forwarded-proto"), ("x-forwarded-for", "203.0.113.7")];
         let mut headers = map(&pairs);
-        cross(&mut headers, Some("127.0.0.1".parse().unwrap()));
+        prepare_for_upstream(&mut headers, Some("127.0.0.1".parse().unwrap()));
         assert_eq!(headers.get("x-forwarded-for").unwrap(), "203.0.113.7, 127.0.0.1");
         assert_eq!(headers.get("x-forwarded-proto").unwrap(), "http");
     }
 
     #[test]
-    fn who_wants_trailers_is_asked_for_by_the_gateway_too() {
-        for (connection, te, are_wanted) in [
+    fn trailers_are_requested_if_the_client_accepts_them() {
+        for (connection, te, is_accepted) in [
             ("TE", "trailers", true),
             ("close, te", "trailers", true),
             ("close", "gzip, trailers", true),
             ("TE", "gzip", false),
         ] {
             let mut headers = map(&[("connection", connection), ("te", te)]);
-            cross(&mut headers, None);
-            let said = [header::TE, header::CONNECTION].map(|name| headers.get(name).cloned());
+            prepare_for_upstream(&mut headers, None);
+            let sent = [header::TE, header::CONNECTION].map(|name| headers.get(name).cloned());
             let wanted = ["trailers", "TE"].map(|value| Some(HeaderValue::from_static(value)));
-            assert_eq!(said == wanted, are_wanted, "{connection} {te}: {headers:?}");
-            assert_eq!(said == [None, None], !are_wanted, "{connection} {te}: {headers:?}");
+            assert_eq!(sent == wanted, is_accepted, "{connection} {te}: {headers:?}");
+            assert_eq!(sent == [None, None], !is_accepted, "{connection} {te}: {headers:?}");
         }
     }
 
     #[test]
-    fn connection_cannot_name_a_credential_away() {
+    fn connection_cannot_remove_a_credential() {
         let mut headers = map(&[("connection", "gitlab-shared-secret"), ("gitlab-shared-secret", "x")]);
         strip_hop_by_hop(&mut headers);
         assert!(headers.contains_key(&SHARED_SECRET));
@@ -282,14 +279,14 @@ mod tests {
     #[test]
     fn the_peer_is_appended_to_the_chain() {
         let mut headers = map(&[("host", "gw:8181"), ("x-forwarded-for", "203.0.113.7")]);
-        cross(&mut headers, Some("127.0.0.1".parse().unwrap()));
+        prepare_for_upstream(&mut headers, Some("127.0.0.1".parse().unwrap()));
         assert_eq!(headers.get("x-forwarded-for").unwrap(), "203.0.113.7, 127.0.0.1");
         assert_eq!(headers.get("x-forwarded-proto").unwrap(), "http");
         assert_eq!(headers.get("x-forwarded-host").unwrap(), "gw:8181");
     }
 
     #[test]
-    fn the_host_is_what_the_request_says_or_nothing() {
+    fn the_forwarded_host_is_the_one_of_the_request_or_none() {
         for (host, forwarded) in [
             (Some("gw"), Some("gw")),
             (Some("gw:"), Some("gw")),
@@ -298,31 +295,31 @@ mod tests {
         ] {
             let mut headers = map(&[("x-forwarded-host", "evil.example")]);
             headers.extend(host.map(|host| (header::HOST, HeaderValue::from_static(host))));
-            cross(&mut headers, None);
+            prepare_for_upstream(&mut headers, None);
             assert_eq!(headers.get("x-forwarded-host").map(|host| host.to_str().unwrap()), forwarded);
         }
     }
 
     #[test]
-    fn a_unix_peer_has_no_address_and_leaves_the_chain_alone() {
+    fn a_unix_peer_has_no_address_and_is_not_appended_to_the_chain() {
         let mut headers = map(&[("x-forwarded-for", "203.0.113.7")]);
-        cross(&mut headers, None);
+        prepare_for_upstream(&mut headers, None);
         assert_eq!(headers.get("x-forwarded-for").unwrap(), "203.0.113.7");
     }
 
     #[test]
     fn a_callers_request_id_is_kept_only_if_rails_would_keep_it() {
-        let given = map(&[("x-request-id", "01ARZ3NDEKTSV4RRFFQ69G5FAV")]);
-        assert_eq!(RequestId::of(&given).as_str(), "01ARZ3NDEKTSV4RRFFQ69G5FAV");
-        assert_eq!(RequestId::of(&given).to_value(), "01ARZ3NDEKTSV4RRFFQ69G5FAV");
+        let received = map(&[("x-request-id", "01ARZ3NDEKTSV4RRFFQ69G5FAV")]);
+        assert_eq!(RequestId::from_headers(&received).as_str(), "01ARZ3NDEKTSV4RRFFQ69G5FAV");
+        assert_eq!(RequestId::from_headers(&received).to_value(), "01ARZ3NDEKTSV4RRFFQ69G5FAV");
         for bad in ["", "a b", "{\"x\":1}"] {
-            let made = RequestId::of(&map(&[("x-request-id", bad)]));
-            assert!(is_request_id(made.as_str().as_bytes()));
-            assert_eq!(made.to_value(), made.as_str());
-            assert_ne!(made.as_str(), bad);
+            let generated = RequestId::from_headers(&map(&[("x-request-id", bad)]));
+            assert!(is_request_id(generated.as_str().as_bytes()));
+            assert_eq!(generated.to_value(), generated.as_str());
+            assert_ne!(generated.as_str(), bad);
         }
         let none = HeaderMap::new();
-        assert_ne!(RequestId::of(&none), RequestId::of(&none));
+        assert_ne!(RequestId::from_headers(&none), RequestId::from_headers(&none));
     }
 
     #[test]

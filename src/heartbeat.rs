@@ -1,52 +1,52 @@
-//! Whether each thread still turns: runs what is ready, one task after another.
+//! A watchdog for the threads: whether each one still runs the tasks that are ready.
 //!
-//! A thread that hangs (in a loop, in a lock, in a system call) answers no request and cannot say so itself.
-//! So each says once a second that it turns, and another thread counts the seconds of silence. It counts
-//! its own seconds: while the whole process stands still (a debugger, a machine that is suspended), none
-//! pass, and no thread is blamed.
+//! A thread that hangs (in a loop, in a lock, in a system call) answers no request and cannot report it.
+//! So each thread beats once a second, and another thread counts the seconds without a beat. It counts
+//! its own seconds: while the whole process is stopped (by a debugger, on a suspended machine), none
+//! pass, and no thread is taken for one that hangs.
 
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-/// After how many seconds of silence a thread counts as one that hangs: longer than anything that it
-/// does at one go takes.
-pub const HANGS_AFTER: u64 = 10;
+/// After how many seconds without a beat a thread is reported as hanging: longer than any task runs
+/// without a pause.
+pub const HANG_THRESHOLD_S: u64 = 10;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// What is known of one thread.
+/// The heartbeat of one thread.
 #[derive(Debug)]
 pub struct Heartbeat {
-    /// The thread's name.
+    /// The name, as in logs and metrics.
     pub thread: String,
     is_watched: AtomicBool,
-    /// Seconds since it last said that it turns.
+    /// Seconds since the last beat.
     silent: AtomicU64,
-    /// How often it has been silent for [`HANGS_AFTER`].
+    /// How often it has reached [`HANG_THRESHOLD_S`].
     stalls: AtomicU64,
 }
 
 impl Heartbeat {
-    /// Of a thread that has not been started.
+    /// For a thread that has not been started yet.
     pub fn new(thread: String) -> Arc<Self> {
         let (silent, stalls) = (AtomicU64::new(0), AtomicU64::new(0));
         Arc::new(Self { thread, is_watched: AtomicBool::new(false), silent, stalls })
     }
 
-    /// From now on silence means something.
-    pub fn begin(&self) {
+    /// From now on the thread has to beat.
+    pub fn start(&self) {
         self.is_watched.store(true, Ordering::Relaxed);
     }
 
-    /// The thread ends in order. One that dies is silent for ever.
-    pub fn end(&self) {
+    /// The thread ends regularly. Not called by a thread that panics, which so is reported as hanging.
+    pub fn stop(&self) {
         self.is_watched.store(false, Ordering::Relaxed);
         self.silent.store(0, Ordering::Relaxed);
     }
 
-    /// Says again and again that the thread turns on which this runs.
+    /// Beats once a second on the thread that this runs on.
     pub async fn run(&self) -> Infallible {
         loop {
             self.beat();
@@ -56,8 +56,8 @@ impl Heartbeat {
 
     fn beat(&self) {
         let silent_s = self.silent.swap(0, Ordering::Relaxed);
-        if silent_s >= HANGS_AFTER {
-            tracing::warn!(thread = self.thread, silent_s, "a thread turns again that did not");
+        if silent_s >= HANG_THRESHOLD_S {
+            tracing::warn!(thread = self.thread, silent_s, "a thread that hung runs again");
         }
     }
 
@@ -67,29 +67,29 @@ impl Heartbeat {
             return;
         }
         let silent_s = self.silent.fetch_add(1, Ordering::Relaxed).saturating_add(1);
-        if silent_s == HANGS_AFTER {
+        if silent_s == HANG_THRESHOLD_S {
             self.stalls.fetch_add(1, Ordering::Relaxed);
-            tracing::error!(thread = self.thread, silent_s, "a thread does not turn any more");
+            tracing::error!(thread = self.thread, silent_s, "a thread hangs");
         }
     }
 
-    /// Seconds since it last said that it turns, about.
+    /// Seconds since the last beat, about.
     pub fn silent_s(&self) -> u64 {
         self.silent.load(Ordering::Relaxed)
     }
 
-    /// How often it has hung.
+    /// How often it has hung so far.
     pub fn stalls(&self) -> u64 {
         self.stalls.load(Ordering::Relaxed)
     }
 }
 
-/// All threads that are watched.
+/// The heartbeats of all threads.
 #[derive(Debug, Default)]
 pub struct Heartbeats(pub Vec<Arc<Heartbeat>>);
 
 impl Heartbeats {
-    /// Counts the seconds of silence. To run on a thread that is not among those.
+    /// Counts the seconds. Must run on a thread that is not one of these.
     pub async fn watch(&self) -> Infallible {
         loop {
             tokio::time::sleep(SECOND).await;
@@ -99,9 +99,12 @@ impl Heartbeats {
         }
     }
 
-    /// The threads that hang.
+    /// The threads that hang now.
     pub fn hanging(&self) -> impl Iterator<Item = &Heartbeat> {
-        self.0.iter().map(|heartbeat| &**heartbeat).filter(|heartbeat| heartbeat.silent_s() >= HANGS_AFTER)
+        self.0
+            .iter()
+            .map(|heartbeat| &**heartbeat)
+            .filter(|heartbeat| heartbeat.silent_s() >= HANG_THRESHOLD_S)
     }
 }
 
@@ -120,20 +123,20 @@ mod tests {
     }
 
     #[test]
-    fn who_is_silent_for_ten_seconds_hangs_until_it_turns_again() {
+    fn a_thread_hangs_after_ten_seconds_without_a_beat_and_until_the_next() {
         let all = Heartbeats(["a", "b", "c"].map(|name| Heartbeat::new(name.into())).into());
         let [a, b, c] = &all.0[..] else { unreachable!() };
         pass(&all, 100);
-        assert_eq!(hanging(&all), [], "none has begun");
-        all.0.iter().for_each(|one| one.begin());
+        assert_eq!(hanging(&all), [], "none has started");
+        all.0.iter().for_each(|one| one.start());
         for _ in 0..9 {
             pass(&all, 1);
             a.beat();
         }
         assert_eq!(hanging(&all), []);
-        c.end();
+        c.stop();
         pass(&all, 1);
-        assert_eq!(hanging(&all), [("b", 10)], "c has ended in order");
+        assert_eq!(hanging(&all), [("b", 10)], "c has ended regularly");
         pass(&all, 5);
         assert_eq!((hanging(&all), b.stalls()), (vec![("b", 15)], 1));
         b.beat();
@@ -144,11 +147,10 @@ mod tests {
         assert_eq!((a.stalls(), b.stalls(), c.stalls()), (1, 2, 0));
     }
 
-    /// A thread that turns is never blamed, however long it takes.
     #[tokio::test(start_paused = true)]
-    async fn a_thread_that_turns_does_not_hang() {
+    async fn a_thread_that_beats_does_not_hang() {
         let all = Heartbeats(vec![Heartbeat::new("a".into())]);
-        all.0[0].begin();
+        all.0[0].start();
         let watch = async { tokio::join!(all.watch(), all.0[0].run()) };
         let _ = tokio::time::timeout(Duration::from_secs(1_000), watch).await;
         assert!(all.0[0].silent_s() <= 2);

@@ -1,12 +1,12 @@
-//! The layers of the stack, one a file. In which order they stand, and why, is said in
+//! The layers of the stack, one a file. Their order, with the reasons, is in
 //! [`stack`](crate::stack) alone.
 
 pub mod authenticate;
 pub mod find_route;
 pub mod forward;
-pub mod hygiene;
 pub mod observe;
 pub mod rescue;
+pub mod sanitize;
 pub mod serve_cached;
 #[cfg(test)]
 mod testing;
@@ -20,16 +20,16 @@ use http::Response;
 use crate::body::Body;
 use crate::failure::Failure;
 
-/// What every layer below `rescue` comes to.
-pub type Answer = Result<Response<Body>, Failure>;
+/// The outcome of every layer below `rescue`.
+pub type LayerResult = Result<Response<Body>, Failure>;
 
-/// An answer that takes a while.
-pub type Later = Pin<Box<dyn Future<Output = Answer> + Send>>;
+/// A response that takes a while.
+pub type BoxedResponse = Pin<Box<dyn Future<Output = LayerResult> + Send>>;
 
-/// An answer that is there at once, or the inner service's.
-pub type NowOr<F> = Either<Ready<Answer>, F>;
+/// A response that is there at once, or the future of the inner service.
+pub type ImmediateOr<F> = Either<Ready<LayerResult>, F>;
 
-/// An answer that is there at once.
-pub fn now<F>(answer: Answer) -> NowOr<F> {
-    Either::Left(std::future::ready(answer))
+/// Responds without calling the inner service.
+pub fn immediate<F>(result: LayerResult) -> ImmediateOr<F> {
+    Either::Left(std::future::ready(result))
 }

@@ -2,32 +2,32 @@
 //!
 //! # Life of a request
 //!
-//! 1. [`server`] accepts a connection, judges the raw framing of what comes, and hands hyper
-//!    nothing that two readers could understand differently.
-//! 2. [`layer::observe`] gives the request an id and a timer, and sees it to its end.
-//! 3. [`layer::rescue`] turns whatever fails below into a response.
-//! 4. [`layer::hygiene`] refuses ambiguous hosts, paths and headers.
+//! 1. [`server`] accepts a connection, validates the raw framing of its requests, and passes nothing to hyper
+//!    that two readers could understand differently.
+//! 2. [`layer::observe`] gives the request an id and a timer, and logs and counts it at its end.
+//! 3. [`layer::rescue`] turns failures of the layers below into responses.
+//! 4. [`layer::sanitize`] refuses ambiguous hosts, paths and headers.
 //! 5. [`layer::find_route`] finds the row of the [`route`] table.
-//! 6. [`layer::authenticate`] demands the credential that the row names, judged by [`auth`].
-//! 7. [`layer::serve_cached`] answers from the [`cache`], if need be with what is stale, or fetches once
-//!    for all who ask.
-//! 8. [`layer::forward`] sends what is left to Rails, through [`upstream`], where it waits while Rails is
-//!    away, and for its turn.
+//! 6. [`layer::authenticate`] checks the credential that the row names, with [`auth`].
+//! 7. [`layer::serve_cached`] answers from the [`cache`], with a stale response if it has to, or fetches once
+//!    for all callers of one key.
+//! 8. [`layer::forward`] sends the remaining requests to Rails, through [`upstream`], where they wait while
+//!    Rails is unreachable, and for the limits of their class.
 //!
-//! Beside that, [`admin`] answers operators, and [`hooks`] hears from GitLab what has changed; both only
-//! ever drop what is kept. Operators also drain servers of Rails.
+//! Beside that, [`admin`] answers operators, and [`hooks`] receives changes from GitLab; both can only
+//! remove entries of the cache. Operators can also drain servers of Rails.
 //!
 //! # Invariants
 //!
-//! - No cached answer is reached by a request that was not authenticated: the cache layer takes
-//!   [`exchange::Authenticated`] only, and only [`auth`] can make the caller in it.
-//! - No cache key of a request is built but by [`cache::Key::new`].
+//! - A request that was not authenticated never reaches a cached response: the cache layer takes only
+//!   [`exchange::Authenticated`], and only [`auth`] can make the caller in it.
+//! - Only [`cache::Key::new`] builds the cache key of a request.
 //! - Only [`stack`] knows the order of the layers, only [`failure`] and
-//!   [`refusal`] the status codes of our own answers to clients, only
-//!   [`config`] the names of keys, only [`clock`] what time it is.
-//! - A secret has no `Display`, and enters no log, label or error text.
+//!   [`refusal`] the status codes of the gateway's own responses to clients, only
+//!   [`config`] the names of keys, and only [`clock`] the time.
+//! - A secret has no `Display`, and is in no log, label or error text.
 //!
-//! Modules have ranks, and import only from lower ones; `tests/house.rs` holds them to it.
+//! Modules have ranks, and import only from lower ones; `tests/house.rs` checks that.
 
 pub mod admin;
 pub mod auth;
@@ -78,36 +78,36 @@ use crate::header::via::Pseudonym;
 use crate::heartbeat::{Heartbeat, Heartbeats};
 use crate::hooks::Hooks;
 use crate::metrics::{MetricSources, Metrics};
-use crate::server::open_files::{self, Demand};
-use crate::server::{Capacity, Limits, Listener, Server, Socket};
+use crate::server::open_files::{self, FileDemand};
+use crate::server::{BoundSocket, Capacity, HttpServer, Listener, ServerLimits};
 use crate::upstream::{Upstream, UpstreamState};
 use crate::warm::WarmRestart;
 use crate::worker::{HooksThread, Worker};
 
-/// A gateway whose sockets are bound, and that answers nothing yet.
+/// A gateway whose sockets are bound, but that does not accept yet.
 #[derive(Debug)]
 pub struct Gateway {
     workers: Vec<Worker>,
-    endpoints: Vec<String>,
-    admin: (Socket, Admin),
+    addresses: Vec<String>,
+    admin: (BoundSocket, Admin),
     hooks: Option<HooksThread>,
     warm: Option<WarmRestart>,
     checks: upstream::HealthChecker,
     heartbeats: Arc<Heartbeats>,
-    /// How long the threads have to end.
+    /// After it, a thread that does not end is taken for one that hangs.
     end_timeout: Duration,
 }
 
-fn hooks_thread(((socket, hooks), heartbeat): ((Socket, Hooks), &Arc<Heartbeat>)) -> HooksThread {
+fn hooks_thread(((socket, hooks), heartbeat): ((BoundSocket, Hooks), &Arc<Heartbeat>)) -> HooksThread {
     HooksThread { heartbeat: Arc::clone(heartbeat), socket, hooks }
 }
 
 impl Gateway {
-    /// Binds every socket, so that a taken address is an error before anything runs. What is counted in
-    /// `log`, by the one who writes the log, is shown among the metrics.
-    pub fn bind(settings: GatewayConfig, log: Arc<log::Counts>) -> io::Result<Self> {
-        let mut sockets = Sockets::bind(&settings)?;
-        let (warm, hook_counts) = (WarmRestart::new(&settings), Arc::<hooks::Counts>::default());
+    /// Binds every socket, so that an address in use is an error before anything runs. `log` is updated by the
+    /// writer of the log, and exported with the metrics.
+    pub fn bind(settings: GatewayConfig, log: Arc<log::LogCounters>) -> io::Result<Self> {
+        let mut sockets = BoundSockets::bind(&settings)?;
+        let (warm, hook_counts) = (WarmRestart::new(&settings), Arc::<hooks::HookCounters>::default());
         let upstream = Arc::new(UpstreamState::new(&settings.upstream));
         let checks = upstream::HealthChecker::new(&settings.upstream, &upstream);
         let cache = Cache::new(&settings.cache);
@@ -125,9 +125,9 @@ impl Gateway {
             log,
             heartbeats: Arc::clone(&heartbeats),
         }));
-        let name = Pseudonym::random();
+        let pseudonym = Pseudonym::random();
         let worker = |heartbeat: &Arc<Heartbeat>| {
-            let parts = stack::Parts {
+            let parts = stack::StackParts {
                 auth: Arc::clone(&auth),
                 bodies: Arc::clone(&bodies),
                 cache: Arc::clone(&cache),
@@ -137,15 +137,15 @@ impl Gateway {
                 forward_prefixes: settings.forward_prefixes.clone(),
                 worker_metrics: metrics.add_worker(),
                 log_requests: settings.log.requests,
-                name: name.clone(),
+                pseudonym: pseudonym.clone(),
                 clock: Clock::System,
                 fills: TaskTracker::new(),
             };
-            let (heartbeat, sockets) = (Arc::clone(heartbeat), sockets.share());
-            Worker { heartbeat, sockets, server: Server::new(settings.limits), parts }
+            let (heartbeat, sockets) = (Arc::clone(heartbeat), sockets.next_share());
+            Worker { heartbeat, sockets, server: HttpServer::new(settings.limits), parts }
         };
         let workers: Vec<_> = heartbeats.0.iter().take(settings.workers).map(worker).collect();
-        let endpoints = workers.first().map_or(Ok(Vec::new()), Worker::endpoints)?;
+        let addresses = workers.first().map_or(Ok(Vec::new()), Worker::addresses)?;
         let hooks =
             settings.hooks.map(|hooks| Hooks::new(hooks, Arc::clone(&cache), hook_counts, Clock::System));
         let hooks = sockets.hooks.zip(hooks).zip(heartbeats.0.last()).map(hooks_thread);
@@ -154,65 +154,65 @@ impl Gateway {
             upstream,
             readiness: Arc::default(),
             cache,
-            is_private: settings.admin.is_private(),
+            is_local_only: settings.admin.is_local_only(),
             token: settings.admin_token,
             hosts: settings.admin_hosts.into(),
             heartbeats: Arc::clone(&heartbeats),
-            turns: admin::Turns::default(),
+            permits: admin::OperatorPermits::default(),
         };
-        let end_timeout = settings.limits.drain_timeout + GRACE;
+        let end_timeout = settings.limits.drain_timeout + DRAIN_GRACE;
         let admin = (sockets.admin, admin);
-        Ok(Self { workers, endpoints, admin, hooks, warm, checks, heartbeats, end_timeout })
+        Ok(Self { workers, addresses, admin, hooks, warm, checks, heartbeats, end_timeout })
     }
 
-    /// Where clients connect, with the ports that the system chose.
-    pub fn endpoints(&self) -> &[String] {
-        &self.endpoints
+    /// The addresses of the listeners for clients, with the ports that the system chose.
+    pub fn addresses(&self) -> &[String] {
+        &self.addresses
     }
 
-    /// Where GitLab sends its System Hooks, if anywhere.
-    pub fn hooks_endpoint(&self) -> io::Result<Option<String>> {
-        self.hooks.as_ref().map(|hooks| hooks.socket.endpoint()).transpose()
+    /// The address of the listener for System Hooks, if there is one.
+    pub fn hooks_address(&self) -> io::Result<Option<String>> {
+        self.hooks.as_ref().map(|hooks| hooks.socket.address()).transpose()
     }
 
-    /// Where operators connect.
-    pub fn admin_endpoint(&self) -> io::Result<String> {
-        self.admin.0.endpoint()
+    /// The address of the admin listener.
+    pub fn admin_address(&self) -> io::Result<String> {
+        self.admin.0.address()
     }
 
-    /// Serves until `shutdown` is cancelled, then drains: not ready any more, no new connections,
-    /// and whatever runs may finish within `limits.drain_timeout`. True if nothing had to be dropped.
+    /// Serves until `shutdown` is cancelled, then drains: it is not ready any more, accepts no new connections,
+    /// and running requests may finish within `limits.drain_timeout`. Returns true if all of them did.
     ///
-    /// Requests are answered on the threads of the workers, hooks on one of their own. What is left for the
-    /// runtime that this is called on: operators, health checks, and whatever the caller has there, such as
-    /// signals. So nothing runs there that takes long.
+    /// Requests are answered on the threads of the workers, hooks on a thread of their own. The caller's runtime
+    /// answers operators, runs health checks, and has the caller's own tasks, such as signals. So no task
+    /// may block it.
     pub async fn run(self, shutdown: CancellationToken) -> io::Result<bool> {
-        let Self { workers, endpoints, admin: (socket, admin), hooks, warm, checks, heartbeats, end_timeout } =
+        let Self { workers, addresses, admin: (socket, admin), hooks, warm, checks, heartbeats, end_timeout } =
             self;
         let (readiness, cache) = (Arc::clone(&admin.readiness), Arc::clone(&admin.cache));
-        // Before anybody can drop anything.
+        // Before operators or hooks can purge anything.
         if let Some(warm) = warm.clone() {
             warm.load(Arc::clone(&cache)).await;
         }
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
-            listen = endpoints.join(", "),
-            admin = socket.endpoint()?,
-            hooks = hooks.as_ref().map(|hooks| hooks.socket.endpoint()).transpose()?,
+            listen = addresses.join(", "),
+            admin = socket.address()?,
+            hooks = hooks.as_ref().map(|hooks| hooks.socket.address()).transpose()?,
             "ready"
         );
         // The admin listener outlives the others, to say that they are draining.
-        let limits = Limits { drain_timeout: ADMIN_DRAIN, ..Limits::default() };
-        let admin_server = Server::new(limits);
+        let limits = ServerLimits { drain_timeout: ADMIN_DRAIN_TIMEOUT, ..ServerLimits::default() };
+        let admin_server = HttpServer::new(limits);
         admin_server.serve(Listener::new(socket)?, admin);
-        // With connections of its own: whoever reaches the one must not be able to block the other.
+        // With a server of its own: a client of one listener must not be able to block the other.
         let hooks_end = CancellationToken::new();
-        let hooks = hooks.map(|hooks| hooks.start(Server::new(limits), hooks_end.clone())).transpose()?;
+        let hooks = hooks.map(|hooks| hooks.start(HttpServer::new(limits), hooks_end.clone())).transpose()?;
         let hooks_end = hooks_end.drop_guard();
-        let mut upkeep = JoinSet::new();
-        upkeep.spawn(keep_up(Arc::clone(&cache)));
-        upkeep.spawn(checks.run());
-        upkeep.spawn(async move { match heartbeats.watch().await {} });
+        let mut background = JoinSet::new();
+        background.spawn(run_cache_maintenance(Arc::clone(&cache)));
+        background.spawn(checks.run());
+        background.spawn(async move { match heartbeats.watch().await {} });
         let mut running = Vec::new();
         for worker in workers {
             running.push(worker.start(shutdown.clone())?);
@@ -221,81 +221,80 @@ impl Gateway {
         readiness.set(true);
         shutdown.cancelled().await;
         readiness.set(false);
-        // One that hangs would keep the process for ever.
+        // A thread that hangs must not keep the process alive for ever.
         let ended = tokio::time::timeout(end_timeout, join_all(running)).await.unwrap_or_default();
         let in_time = ended.len() == count && ended.into_iter().all(|in_time| in_time.unwrap_or(false));
         drop(hooks_end);
         if let Some(ended) = hooks {
-            let _ = tokio::time::timeout(GRACE, ended).await;
+            let _ = tokio::time::timeout(DRAIN_GRACE, ended).await;
         }
         admin_server.drain().await;
-        upkeep.shutdown().await;
-        // Whoever purges may have left, but what is being purged is not to be saved.
+        background.shutdown().await;
+        // Purges go on after their clients have disconnected, and purged entries must not be saved.
         cache.wait_for_blocking_tasks().await;
         if let Some(warm) = warm {
             warm.save(Arc::clone(&cache)).await;
         }
-        // To free a million entries takes seconds, which nobody has to wait for.
+        // Freeing a million entries takes seconds; the caller does not wait for it.
         std::thread::spawn(move || drop(cache));
         Ok(in_time)
     }
 }
 
-/// Of the workers, and last, if there is one, of the thread for hooks.
+/// The heartbeats of the workers and, last, of the thread for hooks, if there is one.
 fn heartbeats(settings: &GatewayConfig) -> Arc<Heartbeats> {
     let threads = (0..settings.workers).map(|number| format!("worker-{number}"));
     let threads = threads.chain(settings.hooks.is_some().then(|| "hooks".to_owned()));
     Arc::new(Heartbeats(threads.map(Heartbeat::new).collect()))
 }
 
-const ADMIN_DRAIN: Duration = Duration::from_millis(200);
+const ADMIN_DRAIN_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// All sockets, bound.
-struct Sockets {
-    /// Of each `[[listen]]`, the shares of the workers.
-    shares: Vec<std::vec::IntoIter<Socket>>,
+struct BoundSockets {
+    /// For each `[[listen]]`, one share per worker.
+    shares: Vec<std::vec::IntoIter<BoundSocket>>,
     clients: Vec<Arc<Capacity>>,
-    admin: Socket,
-    hooks: Option<Socket>,
+    admin: BoundSocket,
+    hooks: Option<BoundSocket>,
 }
 
-impl Sockets {
+impl BoundSockets {
     fn bind(settings: &GatewayConfig) -> io::Result<Self> {
         let (mut shares, mut clients) = (Vec::new(), Vec::new());
         for (listen, connections) in settings.listen.iter().zip(connections_within_open_files(settings)) {
-            let bound = Socket::bind_shares(&listen.endpoint, connections, settings.workers)?;
+            let bound = BoundSocket::bind_shared(&listen.address, connections, settings.workers)?;
             clients.extend(bound.first().map(|share| Arc::clone(share.capacity())));
             shares.push(bound.into_iter());
         }
-        let hooks = |hooks: &hooks::Settings| Socket::bind(&hooks.endpoint, hooks.connections);
+        let hooks = |hooks: &hooks::HooksSettings| BoundSocket::bind(&hooks.address, hooks.connections);
         Ok(Self {
             shares,
             clients,
-            admin: Socket::bind(&settings.admin, settings.admin_connections)?,
+            admin: BoundSocket::bind(&settings.admin, settings.admin_connections)?,
             hooks: settings.hooks.as_ref().map(hooks).transpose()?,
         })
     }
 
-    /// Of the listeners for operators and hooks.
+    /// Of the listeners for hooks and operators.
     fn others(&self) -> Vec<Arc<Capacity>> {
         self.hooks.iter().chain([&self.admin]).map(|socket| Arc::clone(socket.capacity())).collect()
     }
 
-    /// What the next worker listens on.
-    fn share(&mut self) -> Vec<Socket> {
+    /// The sockets of the next worker.
+    fn next_share(&mut self) -> Vec<BoundSocket> {
         self.shares.iter_mut().filter_map(Iterator::next).collect()
     }
 }
 
-/// How many connections each listener for clients may have, as configured or less, so that there are
-/// files enough for all of them, for Rails and for operators.
+/// How many connections each listener for clients may have: as configured, or fewer, so that the open files
+/// suffice for all of them, for Rails and for operators.
 fn connections_within_open_files(settings: &GatewayConfig) -> Vec<usize> {
     let upstream = &settings.upstream;
-    let demand = Demand {
+    let demand = FileDemand {
         clients: settings.listen.iter().map(|listen| listen.connections).collect(),
         operators: settings.admin_connections + settings.hooks.as_ref().map_or(0, |hooks| hooks.connections),
         requests: upstream.classes.iter().map(|class| class.concurrency).sum(),
-        kept: upstream.max_idle * upstream.servers.len(),
+        idle_upstream: upstream.max_idle * upstream.servers.len(),
         reserve: 64 + settings.workers * (8 + 2 * settings.listen.len()),
     };
     let Some(limit) = open_files::raise_limit() else { return demand.clients };
@@ -305,19 +304,19 @@ fn connections_within_open_files(settings: &GatewayConfig) -> Vec<usize> {
             limit,
             needed = demand.total(),
             connections = ?clients,
-            "the limit of open files is too low for the connections that are configured, so there can be fewer; raise it \
+            "the limit of open files is too low for the configured connections, so fewer are accepted; raise it \
              (ulimit -n, LimitNOFILE=) to what is needed, or lower limits.connections"
         );
     }
     clients
 }
 
-/// How much longer than `limits.drain_timeout` a thread may take to end until it counts as one that hangs.
-const GRACE: Duration = Duration::from_secs(5);
+/// How much longer than `limits.drain_timeout` a thread may take to end before it is taken for one that hangs.
+const DRAIN_GRACE: Duration = Duration::from_secs(5);
 
-/// moka has no thread of its own: without this, an idle gateway would keep dead entries. With many, it takes
-/// its time, so it has a thread meanwhile.
-async fn keep_up(cache: Arc<Cache>) {
+/// moka has no thread of its own: without this, an idle gateway would keep dead entries. With many entries this
+/// takes long, so it runs on a thread for blocking work.
+async fn run_cache_maintenance(cache: Arc<Cache>) {
     loop {
         let _ = cache.run_blocking(Cache::run_maintenance).await;
         tokio::time::sleep(Duration::from_secs(1)).await;

@@ -1,6 +1,6 @@
-//! The closed list of reasons why a request is refused before anyone interprets it.
+//! The closed list of reasons to refuse a request before it is interpreted.
 //!
-//! One rule stands behind every row: the gateway and Rails must not be able to understand one
+//! One rule is behind every row: the gateway and Rails must not be able to understand one
 //! request differently. Where they could, the request is refused and its connection closed.
 
 use http::StatusCode;
@@ -20,12 +20,12 @@ macro_rules! refusals {
                 match self { $(Self::$name => $label,)+ }
             }
 
-            /// The status that the client gets.
+            /// The status of the response.
             pub const fn status(self) -> StatusCode {
                 match self { $(Self::$name => StatusCode::$status,)+ }
             }
 
-            /// What the client is told.
+            /// The `message` of the response.
             pub const fn message(self) -> &'static str {
                 match self { $(Self::$name => $text,)+ }
             }
@@ -38,7 +38,7 @@ refusals! {
     BareLineFeed, "bare_line_feed", BAD_REQUEST, "a line of the request head does not end in CRLF";
     /// RFC 9112 §3.
     RequestLine, "request_line", BAD_REQUEST, "the request line is not `METHOD /path HTTP/1.1`";
-    /// RFC 9112 §3.2: neither a path nor `http://` with the host that `Host` has; two that differ would compete.
+    /// RFC 9112 §3.2: neither a path nor `http://` with the host of `Host`; if they differed, readers could pick either.
     NotOriginForm, "not_origin_form", BAD_REQUEST, "the request target is neither in origin-form nor an http URL of the Host";
     /// RFC 3986 §3: a byte that no URI may hold, or a fragment, which is never sent. In a query, `{`, `|`, `}`, `^`
     /// and a backtick are let through.
@@ -55,21 +55,21 @@ refusals! {
     TwoFramings, "two_framings", BAD_REQUEST, "Content-Length and Transfer-Encoding exclude each other";
     /// RFC 9112 §7.1.
     Chunk, "chunk", BAD_REQUEST, "the chunked body is malformed";
-    /// RFC 9112 §3.2; one of HTTP/1.0 needs none.
+    /// RFC 9112 §3.2; a request of HTTP/1.0 needs none.
     Host, "host", BAD_REQUEST, "the request needs exactly one valid Host header";
     /// A header that Rack would join into one value, so that each side could pick its own.
     RepeatedHeader, "repeated_header", BAD_REQUEST, "a header that may occur once is repeated";
     /// `.` and `..`, plain or encoded.
     DotSegment, "dot_segment", BAD_REQUEST, "the path has a dot segment";
-    /// `//`, but in front of the path, where it is folded.
+    /// `//`, except in front of the path, where slashes are merged.
     EmptySegment, "empty_segment", BAD_REQUEST, "the path has an empty segment";
     /// `%2f`, `%41` and the like: the path in disguise.
     EncodedPath, "encoded_path", BAD_REQUEST, "the path has an encoded character that needs no encoding";
     /// `;` begins parameters for some servers and is a letter to others.
     PathParameter, "path_parameter", BAD_REQUEST, "the path has a `;`";
-    /// CONNECT, TRACE and the HTTP/2 preface, and whatever is not 1 to 20 capital letters.
+    /// CONNECT, TRACE and the HTTP/2 preface, and any method that is not 1 to 20 capital letters.
     Method, "method", BAD_REQUEST, "the method is not served here";
-    /// A path over 7 KiB, or more than `limits.target`, of which a query has all but 1 KiB.
+    /// A path over 7 KiB, a target over `limits.target`, or a query over that less 1 KiB.
     TargetTooLong, "target_too_long", URI_TOO_LONG, "the request target is too long";
     /// More bytes than `limits.head`.
     HeadTooLarge, "head_too_large", REQUEST_HEADER_FIELDS_TOO_LARGE, "the request head is too large";

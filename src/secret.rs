@@ -280,7 +280,7 @@ pub enum SecretError {
 const MAX_SECRET_FILE: usize = 64 * 1024;
 
 fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, SecretError> {
-    Ok(file::read_unmarked(path, MAX_SECRET_FILE)?)
+    Ok(file::read_without_bom(path, MAX_SECRET_FILE)?)
 }
 
 /// Ruby's `String#chomp`: drops one trailing `\r\n`, `\n` or `\r`.

@@ -1,18 +1,18 @@
-//! Connections: accepted, bounded in number and time, handed to a service, drained at the end.
+//! Accepts connections, limits their number and their times, passes their requests to a service, and drains.
 //!
-//! A server lives on one thread, and so does each of its connections, from the first byte to the
-//! last: handing a request to another thread would cost a wake-up. All connections of a server
-//! share one service. Knows HTTP framing (the gate) but no request.
+//! A server runs on one thread, and so does each of its connections, from the first byte to the
+//! last: passing a request to another thread would cost a wake-up. All connections of a server
+//! share one service. It knows HTTP framing (the gate), but not what a request means.
 
 mod capacity;
 mod charset;
 mod connection;
+mod deadline_timer;
 mod gate;
+mod hangup;
 mod listen;
 pub mod open_files;
-mod patience;
 mod registry;
-mod socket;
 pub(crate) mod wire;
 
 use std::convert::Infallible;
@@ -37,39 +37,39 @@ use tokio_util::task::TaskTracker;
 use tower::Service;
 
 pub use self::capacity::Capacity;
-use self::capacity::Place;
-use self::connection::{Caller, Connection};
+use self::capacity::ConnectionPermit;
+use self::connection::{Connection, ConnectionService};
 use self::gate::{Gate, GateLimits};
+use self::hangup::{DetectHangup, HangupSocket};
 use self::listen::ListenerKind;
-pub use self::listen::{DEFAULT_OPERATOR_CONNECTIONS, Endpoint, ListenSettings, Listener, Socket};
+pub use self::listen::{BoundSocket, DEFAULT_OPERATOR_CONNECTIONS, ListenAddress, ListenSettings, Listener};
 pub use self::registry::ConnectionHandle;
-use self::registry::{Phase, Registry};
-use self::socket::{Watch, Watched};
+use self::registry::{ConnectionRegistry, ServerPhase};
 use self::wire::HeadLimits;
 
 /// What `[limits]` of the configuration says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Connections open at one time on each listener that does not say otherwise.
+pub struct ServerLimits {
+    /// Connections open at one time on each listener that has no limit of its own.
     pub connections: usize,
     /// Bytes of a request's head.
     pub head: usize,
     /// Header lines of a request.
     pub headers: usize,
-    /// Bytes of a request's target. By default as many as Puma takes as it is built by default.
+    /// Bytes of a request's target. The default is that of Puma as it is built by default.
     pub target: usize,
-    /// How long a new connection may be open before its first byte comes.
+    /// How long a new connection may be open before its first byte.
     pub first_byte_timeout: Duration,
     /// From the first byte of a head to its last.
     pub head_timeout: Duration,
     /// How long a connection may be open without a request on it, a body may pause, and a peer may
-    /// not take what it is sent.
+    /// read nothing of a response.
     pub idle_timeout: Duration,
-    /// How long running requests may go on once the gateway is told to stop.
+    /// How long running requests may take after the gateway was told to stop.
     pub drain_timeout: Duration,
 }
 
-impl Default for Limits {
+impl Default for ServerLimits {
     fn default() -> Self {
         Self {
             connections: 10_000,
@@ -78,59 +78,57 @@ impl Default for Limits {
             target: wire::DEFAULT_TARGET,
             first_byte_timeout: Duration::from_secs(5),
             head_timeout: Duration::from_secs(10),
-            // kas keeps its connections for 90 s, and meets closed ones if they end first here.
+            // kas keeps its connections for 90 s, and would use closed ones if they ended earlier here.
             idle_timeout: Duration::from_secs(120),
             drain_timeout: Duration::from_secs(30),
         }
     }
 }
 
-/// A request, and where it came from.
+/// A request with its client connection.
 #[derive(Debug)]
 pub struct Inbound {
-    /// The request as hyper read it.
+    /// As hyper has read it, behind the gate.
     pub request: Request<Incoming>,
-    /// The peer's address; none on a unix socket.
+    /// The peer's address; `None` on a unix socket.
     pub peer: Option<IpAddr>,
-    /// The connection that it came over.
+    /// Where the service reports trust.
     pub connection: ConnectionHandle,
 }
 
-/// The connections of one thread.
+/// The server of one thread.
 #[derive(Clone, Debug)]
-pub struct Server {
-    limits: Limits,
-    registry: Arc<Registry>,
-    /// Accept connections.
-    doors: TaskTracker,
-    /// No new connections.
-    closed: CancellationToken,
-    /// Connections of strangers that may wait for a place.
-    aside: Arc<Semaphore>,
-    /// Those on which nobody accepts any more.
+pub struct HttpServer {
+    limits: ServerLimits,
+    registry: Arc<ConnectionRegistry>,
+    accept_tasks: TaskTracker,
+    stop_accepting: CancellationToken,
+    /// One for each accepted connection that waits for a permit.
+    waiting_slots: Arc<Semaphore>,
+    /// The listeners whose accept task has ended.
     listeners: Arc<Mutex<Vec<Listener>>>,
 }
 
-/// How many connections of other machines wait for a place on a full listener outside the kernel, and for
-/// how long. What is beyond that is closed.
-const MOST_ASIDE: usize = 64;
-const ASIDE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How many accepted connections of remote peers may wait for a permit of a full listener, and for
+/// how long. Connections beyond these bounds are closed.
+const MAX_WAITING: usize = 64;
+const WAITING_TIMEOUT: Duration = Duration::from_secs(5);
 
-impl Server {
+impl HttpServer {
     /// A server without listeners yet.
-    pub fn new(limits: Limits) -> Self {
+    pub fn new(limits: ServerLimits) -> Self {
         Self {
             limits,
             registry: Arc::default(),
-            doors: TaskTracker::new(),
-            closed: CancellationToken::new(),
-            aside: Arc::new(Semaphore::new(MOST_ASIDE)),
+            accept_tasks: TaskTracker::new(),
+            stop_accepting: CancellationToken::new(),
+            waiting_slots: Arc::new(Semaphore::new(MAX_WAITING)),
             listeners: Arc::default(),
         }
     }
 
-    /// Accepts connections on `listener` until the server drains. The service answers them all, so
-    /// it has to be ready at any time: one that has to wait does so in its futures.
+    /// Accepts connections on `listener` until the server drains. The service is shared by all of them, so
+    /// it has to be ready at any time, and to wait in its futures.
     pub fn serve<S, B>(&self, listener: Listener, service: S)
     where
         S: Service<Inbound, Response = Response<B>, Error = Infallible> + Send + 'static,
@@ -138,12 +136,12 @@ impl Server {
         B: HttpBody<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn StdError + Send + Sync>>,
     {
-        listener.capacity.is_shared_by(&self.registry);
+        listener.capacity.add_registry(&self.registry);
         let server = self.clone();
         let service = Arc::new(Mutex::new(service));
-        self.doors.spawn(async move {
+        self.accept_tasks.spawn(async move {
             tokio::select! {
-                () = server.closed.cancelled() => {}
+                () = server.stop_accepting.cancelled() => {}
                 () = server.accept(&listener, &service) => {}
             }
             server.listeners.lock().push(listener);
@@ -169,37 +167,40 @@ impl Server {
             let (socket, peer) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    pause_after(&error, &listener.capacity).await;
+                    back_off_after(&error, &listener.capacity).await;
                     continue;
                 }
             };
             let peer = peer.map(|ip| ip.to_canonical());
             let is_local = peer.is_none_or(|ip| ip.is_loopback());
             let capacity = &listener.capacity;
-            // Behind it, not before: a listener where no connection comes would keep a place for itself.
-            if is_local || !capacity.is_open_to_others() {
-                let place = capacity.admit(is_local).await;
-                self.begin(socket, peer, place, service);
+            // After accepting, not before: a listener without new connections would hold a permit for nothing.
+            if is_local || !capacity.accepts_remote_peers() {
+                let permit = capacity.acquire(is_local).await;
+                self.start(socket, peer, permit, service);
                 continue;
             }
-            // It does not wait here: those behind it may be local, and there are places kept for them.
-            match self.place_or_share(capacity).await {
-                Some(Either::Left(place)) => self.begin(socket, peer, place, service),
-                Some(Either::Right(share)) => self.set_aside(socket, peer, (capacity, share), service),
-                None => capacity.turned_away(),
+            // It does not wait here: the next one may be local, and permits are reserved for those.
+            match self.permit_or_waiting_slot(capacity).await {
+                Some(Either::Left(permit)) => self.start(socket, peer, permit, service),
+                Some(Either::Right(slot)) => self.queue_connection(socket, peer, (capacity, slot), service),
+                None => capacity.count_rejected(),
             }
         }
     }
 
-    /// A place, or else the right to wait for one. Connections that were asked to leave, or wait already,
-    /// have their turn before there is neither.
-    async fn place_or_share(&self, capacity: &Arc<Capacity>) -> Option<Either<Place, OwnedSemaphorePermit>> {
+    /// A permit, or else a slot to wait for one. If there is neither at first, evicted and waiting connections
+    /// run once before the second try.
+    async fn permit_or_waiting_slot(
+        &self,
+        capacity: &Arc<Capacity>,
+    ) -> Option<Either<ConnectionPermit, OwnedSemaphorePermit>> {
         for is_last in [false, true] {
-            if let Some(place) = capacity.try_admit() {
-                return Some(Either::Left(place));
+            if let Some(permit) = capacity.try_acquire() {
+                return Some(Either::Left(permit));
             }
-            if let Ok(share) = Arc::clone(&self.aside).try_acquire_owned() {
-                return Some(Either::Right(share));
+            if let Ok(slot) = Arc::clone(&self.waiting_slots).try_acquire_owned() {
+                return Some(Either::Right(slot));
             }
             if !is_last {
                 tokio::task::yield_now().await;
@@ -208,12 +209,12 @@ impl Server {
         None
     }
 
-    /// Lets a connection wait for a place while others are accepted: for a while, and not too many of them.
-    fn set_aside<S, B>(
+    /// Lets a connection wait for a permit while others are accepted.
+    fn queue_connection<S, B>(
         &self,
         socket: Either<TcpStream, UnixStream>,
         peer: Option<IpAddr>,
-        (capacity, share): (&Arc<Capacity>, OwnedSemaphorePermit),
+        (capacity, slot): (&Arc<Capacity>, OwnedSemaphorePermit),
         service: &Arc<Mutex<S>>,
     ) where
         S: Service<Inbound, Response = Response<B>, Error = Infallible> + Send + 'static,
@@ -222,24 +223,24 @@ impl Server {
         B::Error: Into<Box<dyn StdError + Send + Sync>>,
     {
         let (server, capacity, service) = (self.clone(), Arc::clone(capacity), Arc::clone(service));
-        self.doors.spawn(async move {
-            let place = tokio::select! {
-                () = server.closed.cancelled() => return,
-                place = tokio::time::timeout(ASIDE_TIMEOUT, capacity.admit(false)) => place,
+        self.accept_tasks.spawn(async move {
+            let permit = tokio::select! {
+                () = server.stop_accepting.cancelled() => return,
+                permit = tokio::time::timeout(WAITING_TIMEOUT, capacity.acquire(false)) => permit,
             };
-            drop(share);
-            match place {
-                Ok(place) => server.begin(socket, peer, place, &service),
-                Err(_) => capacity.turned_away(),
+            drop(slot);
+            match permit {
+                Ok(permit) => server.start(socket, peer, permit, &service),
+                Err(_) => capacity.count_rejected(),
             }
         });
     }
 
-    fn begin<S, B>(
+    fn start<S, B>(
         &self,
         socket: Either<TcpStream, UnixStream>,
         peer: Option<IpAddr>,
-        place: Place,
+        permit: ConnectionPermit,
         service: &Arc<Mutex<S>>,
     ) where
         S: Service<Inbound, Response = Response<B>, Error = Infallible> + Send + 'static,
@@ -248,22 +249,27 @@ impl Server {
         B::Error: Into<Box<dyn StdError + Send + Sync>>,
     {
         match socket {
-            Either::Left(tcp) => self.spawn(Watched::new(tcp), peer, place, service),
-            Either::Right(unix) => self.spawn(Watched::new(unix), None, place, service),
+            Either::Left(tcp) => self.spawn(HangupSocket::new(tcp), peer, permit, service),
+            Either::Right(unix) => self.spawn(HangupSocket::new(unix), None, permit, service),
         }
     }
 
-    fn spawn<I, S, B>(&self, socket: I, peer: Option<IpAddr>, place: Place, service: &Arc<Mutex<S>>)
-    where
-        I: Watch + Send + 'static,
+    fn spawn<I, S, B>(
+        &self,
+        socket: I,
+        peer: Option<IpAddr>,
+        permit: ConnectionPermit,
+        service: &Arc<Mutex<S>>,
+    ) where
+        I: DetectHangup + Send + 'static,
         S: Service<Inbound, Response = Response<B>, Error = Infallible> + Send + 'static,
         S::Future: Send,
         B: HttpBody<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn StdError + Send + Sync>>,
     {
         let is_local = peer.is_none_or(|ip| ip.is_loopback());
-        let registered = self.registry.register(place, is_local);
-        let state = registered.state();
+        let registration = self.registry.register(permit, is_local);
+        let state = registration.state();
         let limits = GateLimits {
             head: HeadLimits {
                 bytes: self.limits.head,
@@ -275,49 +281,51 @@ impl Server {
             idle_timeout: self.limits.idle_timeout,
         };
         let gate = Gate::new(socket, limits, Arc::clone(state));
-        let caller = Caller { service: Arc::clone(service), peer, connection: Arc::clone(state) };
+        let connection_service =
+            ConnectionService { service: Arc::clone(service), peer, connection: Arc::clone(state) };
         let http = http1::Builder::new()
             .max_headers(self.limits.headers)
-            // A head has to fit. What is beyond that is memory that any client can take.
-            .max_buf_size(self.limits.head + BUFFER)
+            // A head has to fit. More would be memory that any client can use up.
+            .max_buf_size(self.limits.head + READ_AHEAD)
             // The gate bounds every wait, this one included.
             .header_read_timeout(None)
-            .serve_connection(TokioIo::new(gate), caller);
-        tokio::spawn(Connection { http, registered, has_task: false, is_draining: false });
+            .serve_connection(TokioIo::new(gate), connection_service);
+        tokio::spawn(Connection { http, registration, has_task: false, is_draining: false });
     }
 
-    /// Stops accepting, lets running requests finish, and drops what still runs after
-    /// `limits.drain_timeout`. True if nothing had to be dropped.
+    /// Stops accepting, lets running requests finish, and closes the remaining connections after
+    /// `limits.drain_timeout`. Returns true if none remained.
     pub async fn drain(&self) -> bool {
-        self.closed.cancel();
-        self.doors.close();
-        self.doors.wait().await;
-        self.registry.enter(Phase::Draining);
-        // Only now: whoever finds the doors closed can count on nothing more being begun behind them.
+        self.stop_accepting.cancel();
+        self.accept_tasks.close();
+        self.accept_tasks.wait().await;
+        self.registry.enter(ServerPhase::Draining);
+        // Only now: a client that finds the socket closed can rely on it that all connections drain.
         self.listeners.lock().clear();
-        let in_time = tokio::time::timeout(self.limits.drain_timeout, self.registry.empty()).await.is_ok();
-        self.registry.enter(Phase::Stopped);
-        self.registry.empty().await;
+        let in_time =
+            tokio::time::timeout(self.limits.drain_timeout, self.registry.wait_until_empty()).await.is_ok();
+        self.registry.enter(ServerPhase::Stopped);
+        self.registry.wait_until_empty().await;
         in_time
     }
 }
 
-/// What hyper may have read of a connection, beyond the largest head, before it is wanted.
-const BUFFER: usize = 8 * 1024;
+/// Bytes that hyper may read of a connection beyond the largest head.
+const READ_AHEAD: usize = 8 * 1024;
 
-/// A peer that left again is no reason to wait. Out of file descriptors is: accepting again at
-/// once would only spin.
-async fn pause_after(error: &io::Error, capacity: &Capacity) {
+/// Waits after an error of `accept`, unless the peer has only disconnected again. Without file descriptors,
+/// accepting again at once would only spin.
+async fn back_off_after(error: &io::Error, capacity: &Capacity) {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     if matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset) {
         return;
     }
-    if capacity.may_say_failure() {
+    if capacity.should_log_failure() {
         let listener = capacity.name();
         tracing::error!(%error, listener, "cannot accept connections; is the limit of open files (ulimit -n) too low?");
     }
-    // Idle connections have what is wanting.
-    capacity.shrink();
+    // Idle connections hold the file descriptors that are missing.
+    capacity.evict_one();
     tokio::time::sleep(Duration::from_millis(100)).await;
 }
 

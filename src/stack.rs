@@ -1,5 +1,5 @@
-//! The one place where the order of the layers is written, each line with the reason for its
-//! place. Read from the outside in: a request passes them downwards, its answer upwards.
+//! The only place that knows the order of the layers, each with the reason for its
+//! position. A request passes them from top to bottom, its response from bottom to top.
 
 use std::sync::Arc;
 
@@ -16,48 +16,48 @@ use crate::header::via::Pseudonym;
 use crate::layer::authenticate::{Authenticate, AuthenticateLayer};
 use crate::layer::find_route::{FindRoute, FindRouteLayer};
 use crate::layer::forward::Forward;
-use crate::layer::hygiene::{Hygiene, HygieneLayer};
 use crate::layer::observe::{Observe, ObserveLayer};
 use crate::layer::rescue::{Rescue, RescueLayer};
+use crate::layer::sanitize::{Sanitize, SanitizeLayer};
 use crate::layer::serve_cached::{ServeCached, ServeCachedLayer};
 use crate::metrics::WorkerMetrics;
 use crate::upstream::Upstream;
 
 /// The whole gateway as one service.
-pub type Stack = Observe<Rescue<Hygiene<FindRoute<Authenticate<ServeCached<Forward>>>>>>;
+pub type Stack = Observe<Rescue<Sanitize<FindRoute<Authenticate<ServeCached<Forward>>>>>>;
 
-/// What the layers share.
+/// What the layers are made of.
 #[derive(Clone, Debug)]
-pub struct Parts {
-    /// How callers are judged; exchanged when secrets change.
+pub struct StackParts {
+    /// Authenticates callers; exchanged when secrets change.
     pub auth: Arc<ArcSwap<Authenticator>>,
-    /// Reads bodies that are searched for a credential, within the memory that they share.
+    /// Reads the bodies that are searched for a credential; shared by all workers.
     pub bodies: Arc<UnverifiedBodies>,
-    /// The entries.
+    /// Shared by all workers.
     pub cache: Arc<Cache>,
-    /// What is cached, and for how long.
+    /// The rules of the layer in front of it.
     pub cache_settings: cache::CacheSettings,
-    /// Rails.
+    /// Connections to Rails, of one worker.
     pub upstream: Arc<Upstream>,
-    /// What Rails is shown in place of what GitLab Shell has shown, if it wants something else.
+    /// Replaces the credential of GitLab Shell, if Rails wants another one.
     pub upstream_credential: Option<UpstreamCredential>,
-    /// Path prefixes outside the internal API that are forwarded.
+    /// Path prefixes outside the internal API that are forwarded, too.
     pub forward_prefixes: Vec<String>,
-    /// Where requests are counted.
+    /// The request counters of one worker.
     pub worker_metrics: Arc<WorkerMetrics>,
-    /// Whether requests that went well are logged too.
+    /// Whether successful requests are logged, too.
     pub log_requests: bool,
-    /// By what this gateway knows the requests that it has sent.
-    pub name: Pseudonym,
-    /// The time.
+    /// Tells the requests that this gateway has sent itself.
+    pub pseudonym: Pseudonym,
+    /// [`Clock::System`], except in tests.
     pub clock: Clock,
     /// Owns the fills that outlive their callers.
     pub fills: TaskTracker,
 }
 
 /// Stacks the layers.
-pub fn build(parts: Parts) -> Stack {
-    let Parts {
+pub fn build(parts: StackParts) -> Stack {
+    let StackParts {
         auth,
         bodies,
         cache,
@@ -67,22 +67,22 @@ pub fn build(parts: Parts) -> Stack {
         forward_prefixes,
         worker_metrics,
         log_requests,
-        name,
+        pseudonym,
         clock,
         fills,
     } = parts;
     ServiceBuilder::new()
-        // Outermost: sees every request and every answer, failed and abandoned ones included.
+        // Outermost: sees every request and every response, including failed and abandoned ones.
         .layer(ObserveLayer::new(worker_metrics, clock.clone(), log_requests))
-        // Right below, so that whatever fails further down has one shape, and is observed.
+        // Right below, so that every failure further down becomes a response, and is observed.
         .layer(RescueLayer)
-        // Before anyone looks at path or headers: they must have one meaning.
-        .layer(HygieneLayer::new(upstream.relative_root(), name.clone()))
-        // Before authentication, since the row says which credential is demanded.
+        // Before path and headers are interpreted: they must have one meaning.
+        .layer(SanitizeLayer::new(upstream.relative_root(), pseudonym.clone()))
+        // Before authentication, since the route says which credential is needed.
         .layer(FindRouteLayer::new(upstream.relative_root(), forward_prefixes))
-        // Before the cache: no answer, however old, for anyone who was not judged.
+        // Before the cache: no response, however old, for a caller that was not authenticated.
         .layer(AuthenticateLayer::new(auth, clock.clone(), bodies))
-        // Last before Rails: what is answered here costs Rails nothing.
+        // Last before Rails: a request that is answered here costs Rails nothing.
         .layer(ServeCachedLayer::new(cache, cache_settings, clock.clone(), fills))
-        .service(Forward::new(upstream, clock, upstream_credential, name))
+        .service(Forward::new(upstream, clock, upstream_credential, pseudonym))
 }

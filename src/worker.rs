@@ -2,12 +2,12 @@
 //! Rails.
 //!
 //! A request lives on the thread that accepted its connection, from the first byte to the last, so
-//! that nobody has to be woken for it and hardly anything has a lock. What workers share is the
-//! cache, with the flights that fill it. Requests are counted by each worker for itself.
+//! that no thread has to be woken for it and hardly any state has a lock. Workers share the
+//! cache, with its fills. Each worker counts its requests for itself.
 //!
 //! # Why not one runtime with a thread for each core
 //!
-//! It hands tasks from thread to thread, and each time somebody is woken, which costs as much as a
+//! It hands tasks from thread to thread, and each time a thread is woken, which costs as much as a
 //! small request. When workers took its place, with what they made possible (a stack and a pool
 //! without locks, a timer for each connection instead of each wait), CPU time a request fell from
 //! 18.8 to 13.4 µs for an answer from memory over a kept TCP connection, from 33 to 22.9 over a unix
@@ -21,8 +21,8 @@
 //!
 //! The price: the kernel deals TCP connections out by a hash of their addresses (`SO_REUSEPORT`), so
 //! a few long ones may meet on one worker while another has none. Callers have many short ones. A
-//! unix socket cannot be shared like that: all workers wait at one, and whoever is free takes the
-//! next.
+//! unix socket cannot be shared like that: all workers wait for the same one, and an idle worker
+//! accepts the next connection.
 
 use std::io;
 use std::sync::Arc;
@@ -34,39 +34,39 @@ use tokio_util::sync::CancellationToken;
 
 use crate::heartbeat::Heartbeat;
 use crate::hooks::Hooks;
-use crate::server::{Listener, Server, Socket};
+use crate::server::{BoundSocket, HttpServer, Listener};
 use crate::stack;
 use crate::write_batch;
 
-/// What a worker needs to run.
+/// A worker that has not been started.
 #[derive(Debug)]
 pub(crate) struct Worker {
     pub(crate) heartbeat: Arc<Heartbeat>,
-    pub(crate) sockets: Vec<Socket>,
-    pub(crate) server: Server,
-    pub(crate) parts: stack::Parts,
+    pub(crate) sockets: Vec<BoundSocket>,
+    pub(crate) server: HttpServer,
+    pub(crate) parts: stack::StackParts,
 }
 
 impl Worker {
     /// Where clients connect, with the ports that the system chose.
-    pub(crate) fn endpoints(&self) -> io::Result<Vec<String>> {
-        self.sockets.iter().map(Socket::endpoint).collect()
+    pub(crate) fn addresses(&self) -> io::Result<Vec<String>> {
+        self.sockets.iter().map(BoundSocket::address).collect()
     }
 
-    /// Starts the thread, which serves until `shutdown`, then drains. What it says at its end: true
-    /// if nothing had to be dropped.
+    /// Starts the thread, which serves until `shutdown`, then drains. It sends true at its end
+    /// if all requests were finished in time.
     pub(crate) fn start(self, shutdown: CancellationToken) -> io::Result<oneshot::Receiver<bool>> {
         let (server, parts) = (self.server, self.parts);
         start(self.heartbeat, self.sockets, |listeners| serve(listeners, server, parts, shutdown))
     }
 }
 
-/// The thread for GitLab's hooks: their bodies cost CPU that neither requests nor operators, nor signals,
-/// are to wait for.
+/// The thread for GitLab's hooks, so that requests, operators and signals do not wait for the CPU time that
+/// the bodies of hooks cost.
 #[derive(Debug)]
 pub(crate) struct HooksThread {
     pub(crate) heartbeat: Arc<Heartbeat>,
-    pub(crate) socket: Socket,
+    pub(crate) socket: BoundSocket,
     pub(crate) hooks: Hooks,
 }
 
@@ -74,7 +74,7 @@ impl HooksThread {
     /// As [`Worker::start`].
     pub(crate) fn start(
         self,
-        server: Server,
+        server: HttpServer,
         shutdown: CancellationToken,
     ) -> io::Result<oneshot::Receiver<bool>> {
         let hooks = self.hooks;
@@ -88,10 +88,10 @@ impl HooksThread {
     }
 }
 
-/// Starts a thread with a runtime, on which `serve` runs to its end.
+/// Starts a thread with a runtime that runs `serve` to its end.
 fn start<F: Future<Output = bool>>(
     heartbeat: Arc<Heartbeat>,
-    sockets: Vec<Socket>,
+    sockets: Vec<BoundSocket>,
     serve: impl FnOnce(Vec<Listener>) -> F + Send + 'static,
 ) -> io::Result<oneshot::Receiver<bool>> {
     let runtime = runtime()?;
@@ -100,7 +100,7 @@ fn start<F: Future<Output = bool>>(
         sockets.into_iter().map(Listener::new).collect::<io::Result<Vec<_>>>()?
     };
     let (end, ended) = oneshot::channel();
-    heartbeat.begin();
+    heartbeat.start();
     std::thread::Builder::new().name(heartbeat.thread.clone()).spawn(move || {
         let in_time = runtime.block_on(async {
             tokio::select! {
@@ -108,9 +108,9 @@ fn start<F: Future<Output = bool>>(
                 never = heartbeat.run() => match never {},
             }
         });
-        heartbeat.end();
-        // With it go the sockets and whatever still runs, but for the look-up of a name that has no answer,
-        // which only the system can end.
+        heartbeat.stop();
+        // Closes the sockets and drops the remaining tasks, except for a pending name look-up, which only the
+        // system can end.
         runtime.shutdown_background();
         // No receiver is left if the gateway was dropped.
         let _ = end.send(in_time);
@@ -124,8 +124,8 @@ fn runtime() -> io::Result<Runtime> {
 
 async fn serve(
     listeners: Vec<Listener>,
-    server: Server,
-    parts: stack::Parts,
+    server: HttpServer,
+    parts: stack::StackParts,
     shutdown: CancellationToken,
 ) -> bool {
     let fills = parts.fills.clone();
@@ -135,13 +135,13 @@ async fn serve(
     }
     shutdown.cancelled().await;
     let in_time = server.drain().await;
-    // Whoever waited for them has an answer or is gone.
+    // The requests that waited for these fills are answered or dropped by now.
     fills.close();
-    let _ = tokio::time::timeout(FILLS_DRAIN, fills.wait()).await;
+    let _ = tokio::time::timeout(FILL_DRAIN_TIMEOUT, fills.wait()).await;
     in_time
 }
 
-const FILLS_DRAIN: Duration = Duration::from_millis(200);
+const FILL_DRAIN_TIMEOUT: Duration = Duration::from_millis(200);
 
 #[cfg(test)]
 mod tests {
@@ -150,9 +150,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_worker_says_when_a_turn_ends() {
+    fn a_worker_reports_the_end_of_each_batch() {
         runtime().unwrap().block_on(async {
-            // It waits, so a turn ends.
+            // The thread parks, so a batch ends.
             tokio::time::sleep(Duration::from_millis(1)).await;
             let (mut pacer, cx) = (write_batch::WritePacer::default(), Context::from_waker(Waker::noop()));
             assert!((0..10).any(|_| pacer.poll_ready(1, &cx).is_pending()));

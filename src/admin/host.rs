@@ -1,9 +1,9 @@
-//! Which hosts the admin listener answers to.
+//! The names in `Host` that the admin listener accepts.
 //!
-//! A page in a browser on this machine can have its own name lead here (DNS rebinding) and then reads
-//! what it likes: to the browser it is still the page's own site. It cannot hide the name by which it
-//! asks, so names that are not known are refused. An address or `localhost` cannot be made to lead
-//! elsewhere, so a page of such a name is not a stranger's.
+//! A web page in a browser on this machine can point its own name to this listener (DNS rebinding) and then read
+//! every response: for the browser it is still the page's own site. It cannot hide that name, so unknown
+//! names are refused. An address or `localhost` cannot be pointed elsewhere, so a page under such a name is not
+//! one of an attacker.
 
 use std::net::IpAddr;
 
@@ -12,16 +12,16 @@ use http::header;
 
 use crate::authority;
 
-/// Whether a request over TCP may be answered, by its `Host`. `known` are names in lower case without a
-/// dot at their end. One without a `Host` is not of a browser.
+/// Whether the `Host` of a request over TCP is accepted. `known` are names in lower case without a
+/// dot at their end. A request without a `Host` is not from a browser.
 pub(super) fn is_known(headers: &HeaderMap, known: &[String]) -> bool {
     headers.get_all(header::HOST).iter().all(|host| {
-        let name = host.to_str().ok().and_then(authority::of_host).map(|(name, _)| name);
-        name.is_some_and(|name| is_good(name, known))
+        let name = host.to_str().ok().and_then(authority::parse_host_header).map(|(name, _)| name);
+        name.is_some_and(|name| is_accepted_name(name, known))
     })
 }
 
-fn is_good(name: &str, known: &[String]) -> bool {
+fn is_accepted_name(name: &str, known: &[String]) -> bool {
     if name.parse::<IpAddr>().is_ok() {
         return true;
     }
@@ -33,14 +33,14 @@ fn is_good(name: &str, known: &[String]) -> bool {
 mod tests {
     use super::*;
 
-    fn is_answered(hosts: &[&str]) -> bool {
+    fn is_accepted(hosts: &[&str]) -> bool {
         let headers = hosts.iter().map(|host| (header::HOST, host.parse().unwrap())).collect();
         is_known(&headers, &["railgate.example".to_owned(), "railgate".to_owned()])
     }
 
     #[test]
-    fn addresses_localhost_and_the_names_that_are_configured() {
-        assert!(is_answered(&[]));
+    fn addresses_localhost_and_configured_names_are_accepted() {
+        assert!(is_accepted(&[]));
         for host in [
             "127.0.0.1",
             "127.0.0.1:9181",
@@ -60,7 +60,7 @@ mod tests {
             "railgate.example",
             "RAILGATE.example.:9181",
         ] {
-            assert!(is_answered(&[host]), "{host}");
+            assert!(is_accepted(&[host]), "{host}");
         }
         for host in [
             "",
@@ -81,8 +81,8 @@ mod tests {
             "127.0.0.1 evil.example",
             "a b",
         ] {
-            assert!(!is_answered(&[host]), "{host}");
-            assert!(!is_answered(&["localhost", host]), "{host}");
+            assert!(!is_accepted(&[host]), "{host}");
+            assert!(!is_accepted(&["localhost", host]), "{host}");
         }
     }
 }

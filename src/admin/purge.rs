@@ -1,4 +1,4 @@
-//! `POST /purge`: what its body may say, and what is answered.
+//! `POST /purge`: its JSON body and response.
 
 use http::StatusCode;
 use serde_json::{Map, Value, json};
@@ -8,48 +8,50 @@ use crate::cache::purge::{PurgeMode, Selector};
 use crate::route::Caching;
 
 /// Bytes of the largest body; long SSH keys have 20 KiB.
-pub(super) const MOST: usize = 64 * 1024;
+pub(super) const MAX_BODY: usize = 64 * 1024;
 
-/// Drops what `body` means.
+/// Purges the entries that `body` selects.
 pub(super) fn purge(cache: &Cache, body: &[u8]) -> (StatusCode, Value) {
-    match read(body) {
+    match parse(body) {
         Ok((selector, mode)) => {
             let purged = cache.purge(std::slice::from_ref(&selector), mode).entries;
             tracing::info!(purged, what = name(&selector), soft = mode == PurgeMode::Soft, "purged");
             (StatusCode::OK, json!({ "purged": purged }))
         }
-        Err(wrong) => (StatusCode::BAD_REQUEST, json!({ "message": format!("400 Bad Request: {wrong}") })),
+        Err(message) => {
+            (StatusCode::BAD_REQUEST, json!({ "message": format!("400 Bad Request: {message}") }))
+        }
     }
 }
 
 const ONE_OF: &str = "say what is meant by exactly one of ssh_key, key_id, user_id, username, route, all";
 
-/// What a body means that says no more.
+/// Reads a body that has only a selector.
 pub(super) fn selector(body: &[u8]) -> Result<Selector, String> {
-    meant(object(body)?)
+    parse_selector(parse_object(body)?)
 }
 
-fn object(body: &[u8]) -> Result<Map<String, Value>, String> {
+fn parse_object(body: &[u8]) -> Result<Map<String, Value>, String> {
     match serde_json::from_slice(body) {
-        Ok(Value::Object(said)) => Ok(said),
+        Ok(Value::Object(fields)) => Ok(fields),
         _ => Err(format!("the body has to be a JSON object; {ONE_OF}")),
     }
 }
 
-fn read(body: &[u8]) -> Result<(Selector, PurgeMode), String> {
-    let mut said = object(body)?;
-    let mode = match said.remove("soft") {
+fn parse(body: &[u8]) -> Result<(Selector, PurgeMode), String> {
+    let mut fields = parse_object(body)?;
+    let mode = match fields.remove("soft") {
         None | Some(Value::Bool(false)) => PurgeMode::Hard,
         Some(Value::Bool(true)) => PurgeMode::Soft,
         Some(_) => return Err("soft has to be true or false".into()),
     };
-    Ok((meant(said)?, mode))
+    Ok((parse_selector(fields)?, mode))
 }
 
-fn meant(said: Map<String, Value>) -> Result<Selector, String> {
-    let mut said = said.into_iter();
-    let (Some((name, value)), None) = (said.next(), said.next()) else { return Err(ONE_OF.into()) };
-    let read = match (name.as_str(), &value) {
+fn parse_selector(fields: Map<String, Value>) -> Result<Selector, String> {
+    let mut fields = fields.into_iter();
+    let (Some((name, value)), None) = (fields.next(), fields.next()) else { return Err(ONE_OF.into()) };
+    let selector = match (name.as_str(), &value) {
         ("ssh_key", Value::String(text)) => Selector::ssh_key(text),
         ("key_id", Value::Number(id)) => id.as_u64().filter(|id| *id > 0).map(Selector::KeyId),
         ("user_id", Value::Number(id)) => id.as_u64().filter(|id| *id > 0).map(Selector::UserId),
@@ -68,7 +70,7 @@ fn meant(said: Map<String, Value>) -> Result<Selector, String> {
         "all" => "true",
         _ => return Err(format!("{name:?} is unknown; {ONE_OF}")),
     };
-    read.ok_or_else(|| format!("{name} has to be {expected}"))
+    selector.ok_or_else(|| format!("{name} has to be {expected}"))
 }
 
 const fn name(selector: &Selector) -> &'static str {
@@ -87,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_asked_for_is_read() {
+    fn valid_bodies_are_parsed() {
         for (body, selector, mode) in [
             (r#"{"key_id":7}"#, Selector::KeyId(7), PurgeMode::Hard),
             (r#"{"user_id":7,"soft":true}"#, Selector::UserId(7), PurgeMode::Soft),
@@ -96,13 +98,13 @@ mod tests {
             (r#"{"ssh_key":"AAAA"}"#, Selector::ssh_key("AAAA").unwrap(), PurgeMode::Hard),
             (r#"{"all":true}"#, Selector::All, PurgeMode::Hard),
         ] {
-            assert_eq!(read(body.as_bytes()), Ok((selector, mode)), "{body}");
+            assert_eq!(parse(body.as_bytes()), Ok((selector, mode)), "{body}");
         }
     }
 
     #[test]
-    fn what_cannot_be_meant_is_refused_with_a_reason() {
-        for (body, told) in [
+    fn invalid_bodies_are_rejected_with_a_reason() {
+        for (body, expected) in [
             ("", "JSON object"),
             ("[]", "JSON object"),
             ("{}", "exactly one of"),
@@ -119,8 +121,8 @@ mod tests {
             (r#"{"all":false}"#, "all has to be true"),
             (r#"{"all":true,"soft":1}"#, "soft has to be"),
         ] {
-            let refused = read(body.as_bytes()).unwrap_err();
-            assert!(refused.contains(told), "{body}: {refused}");
+            let error = parse(body.as_bytes()).unwrap_err();
+            assert!(error.contains(expected), "{body}: {error}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `POST /servers`: what is known of the servers of Rails, and draining them.
+//! `POST /servers`: the state of the servers of Rails, and draining them.
 
 use std::net::IpAddr;
 use std::time::Instant;
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::upstream::{UpstreamServerState, UpstreamState};
 
-/// Shows all servers, after doing what `body` says, if it says anything.
+/// The state of all servers, after draining or undraining one if there is a body.
 pub(super) fn servers(
     upstream: &UpstreamState,
     body: &[u8],
@@ -20,7 +20,9 @@ pub(super) fn servers(
             let shown: Vec<Value> = upstream.servers.iter().map(|server| show(server, now)).collect();
             (StatusCode::OK, json!({ "servers": shown }))
         }
-        Err(wrong) => (StatusCode::BAD_REQUEST, json!({ "message": format!("400 Bad Request: {wrong}") })),
+        Err(message) => {
+            (StatusCode::BAD_REQUEST, json!({ "message": format!("400 Bad Request: {message}") }))
+        }
     }
 }
 
@@ -28,10 +30,10 @@ fn change(upstream: &UpstreamState, body: &[u8], peer: Option<IpAddr>) -> Result
     if body.is_empty() {
         return Ok(());
     }
-    let said = serde_json::from_slice::<Value>(body).ok();
-    let said = said.as_ref().and_then(Value::as_object).filter(|said| said.len() == 2);
-    let name = said.and_then(|said| said.get("server")?.as_str());
-    let drain = said.and_then(|said| said.get("drain")?.as_bool());
+    let request = serde_json::from_slice::<Value>(body).ok();
+    let request = request.as_ref().and_then(Value::as_object).filter(|request| request.len() == 2);
+    let name = request.and_then(|request| request.get("server")?.as_str());
+    let drain = request.and_then(|request| request.get("drain")?.as_bool());
     let (Some(name), Some(drain)) = (name, drain) else {
         let example = r#"{"server": "10.0.0.1:8080", "drain": true}"#;
         return Err(format!("say nothing, or which server, and whether to drain it: {example}"));

@@ -1,12 +1,12 @@
-//! The memory for bodies that are searched for a credential, and whose senders have shown none so far.
+//! Memory for bodies that are searched for a credential, from clients that are not authenticated yet.
 //!
-//! All of them share a small total. It is charged in windows as bytes arrive, never for what a client only
-//! announces. When it is used up nothing waits: the body that has gone the longest without another window gives
-//! way. So those that have stalled go first, a slow one that keeps coming goes after them, and one that is there
-//! at once is judged at once, whatever the others do.
+//! All of these bodies share a small total. Memory is reserved in windows as bytes arrive, never for a length that
+//! a client only announces. When the total is used up, no body waits: the body whose last window is the oldest is
+//! evicted. So stalled bodies go first, slow ones that still make progress go after them, and a body that arrives
+//! in one piece is authenticated at once, whatever the other clients do.
 //!
-//! Once a body has been judged it is no longer charged: it is dropped, or it is sent on for a caller that has
-//! shown the secret, whose bodies are bounded by its connections and by `limit`.
+//! Once its client is authenticated, a body no longer counts: it is dropped, or it is forwarded for a caller that
+//! has shown the secret, whose bodies are bounded by its connections and by `limit`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,178 +21,177 @@ use tokio::time::timeout;
 
 use super::Error;
 
-/// What is charged at once, in bytes.
+/// Bytes that are reserved at a time.
 const WINDOW: usize = 16 * 1024;
 
-/// How long such a body may pause. Clients send them in one go.
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// How long a body may pause. Clients send such bodies in one go.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long all of it may take.
-const LONGEST: Duration = Duration::from_secs(30);
+/// How long a whole body may take.
+const TOTAL_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The bodies that are being read, of all workers together.
+/// The bodies that are being read, by all workers together.
 #[derive(Debug)]
 pub struct UnverifiedBodies {
-    most: usize,
-    state: Mutex<State>,
+    max_bytes: usize,
+    table: Mutex<Reservations>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct Reservations {
     bytes: usize,
     evicted: u64,
     next: u64,
-    /// In the order in which they were last given a window.
-    shares: BTreeMap<u64, Share>,
+    /// By id; ids ascend, and a body gets a new one with each window, so the first is the one to evict.
+    by_id: BTreeMap<u64, Reservation>,
 }
 
-/// What has come of a body; nothing once it has given way.
+/// The bytes received of a body; `None` once it was evicted.
 type Windows = Arc<Mutex<Option<Vec<Vec<u8>>>>>;
 
-/// What one body is charged.
 #[derive(Debug)]
-struct Share {
+struct Reservation {
     bytes: usize,
-    /// Freed by those that need the memory, since its reader may not run for a while.
+    /// Freed by the reader that needs the memory, since this body's own reader may not run for a while.
     windows: Windows,
-    #[expect(dead_code, reason = "its reader sees when it is dropped")]
-    keep: oneshot::Sender<()>,
+    #[expect(dead_code, reason = "the reader is woken when it is dropped")]
+    alive: oneshot::Sender<()>,
 }
 
 /// Why a body was not read to its end.
 #[derive(Debug, thiserror::Error)]
-pub enum NotRead {
-    /// It is larger than may be searched.
+pub enum ReadBodyError {
+    /// It is larger than the limit.
     #[error("the body is too large")]
-    TooLong,
-    /// Others needed the memory.
-    #[error("the body gave way to others")]
-    GaveWay,
-    /// It stalled, or took too long in all.
-    #[error("the body did not come in time")]
+    TooLarge,
+    /// Other bodies needed the memory.
+    #[error("the body was evicted for another one")]
+    Evicted,
+    /// It stalled, or took too long in total.
+    #[error("the body did not arrive in time")]
     TooSlow,
-    /// The client has left, or what came is no HTTP.
+    /// The client has disconnected, or the bytes received are not HTTP.
     #[error(transparent)]
-    BrokeOff(#[from] Error),
+    Body(#[from] Error),
 }
 
 impl UnverifiedBodies {
-    /// Bodies that take up to `most` bytes together, in whole windows.
-    pub fn new(most: usize) -> Self {
-        Self { most: most.next_multiple_of(WINDOW), state: Mutex::default() }
+    /// Bounds all bodies together to `max_bytes`, rounded up to whole windows.
+    pub fn new(max_bytes: usize) -> Self {
+        Self { max_bytes: max_bytes.next_multiple_of(WINDOW), table: Mutex::default() }
     }
 
-    /// The bytes that are charged now.
+    /// Bytes that are reserved now.
     pub fn bytes(&self) -> usize {
-        self.state.lock().bytes
+        self.table.lock().bytes
     }
 
-    /// How many bodies gave way.
+    /// How many bodies were evicted so far.
     pub fn evicted(&self) -> u64 {
-        self.state.lock().evicted
+        self.table.lock().evicted
     }
 
-    /// All of `body`, if it has no more than `limit` bytes.
-    pub async fn read<B>(&self, body: B, limit: usize) -> Result<Bytes, NotRead>
+    /// Reads the whole of `body`, which may have up to `limit` bytes.
+    pub async fn read<B>(&self, body: B, limit: usize) -> Result<Bytes, ReadBodyError>
     where
         B: HttpBody<Data = Bytes, Error = Error> + Unpin,
     {
-        // So that each fits alone, when all others have given way.
-        let limit = limit.min(self.most);
+        // So that each body fits alone, once all others were evicted.
+        let limit = limit.min(self.max_bytes);
         if body.size_hint().lower() > limit as u64 {
-            return Err(NotRead::TooLong);
+            return Err(ReadBodyError::TooLarge);
         }
-        timeout(LONGEST, self.read_windows(body, limit)).await.unwrap_or(Err(NotRead::TooSlow))
+        timeout(TOTAL_TIMEOUT, self.read_windows(body, limit)).await.unwrap_or(Err(ReadBodyError::TooSlow))
     }
 
-    async fn read_windows<B>(&self, mut body: B, limit: usize) -> Result<Bytes, NotRead>
+    async fn read_windows<B>(&self, mut body: B, limit: usize) -> Result<Bytes, ReadBodyError>
     where
         B: HttpBody<Data = Bytes, Error = Error> + Unpin,
     {
         let Some(first) = next(&mut body).await? else { return Ok(Bytes::new()) };
         if body.is_end_stream() {
-            // Nearly always: it has come in one piece, which needs neither a copy nor a share.
-            return if first.len() > limit { Err(NotRead::TooLong) } else { Ok(first) };
+            // Nearly always: it arrived in one piece, which needs neither a copy nor a reservation.
+            return if first.len() > limit { Err(ReadBodyError::TooLarge) } else { Ok(first) };
         }
-        let (mut reading, mut gave_way) = Reading::begin(self);
-        reading.push(&first, limit)?;
+        let (mut reader, mut evicted) = BodyReader::new(self);
+        reader.push(&first, limit)?;
         drop(first);
         loop {
             let data = tokio::select! {
                 biased;
-                _ = &mut gave_way => return Err(NotRead::GaveWay),
+                _ = &mut evicted => return Err(ReadBodyError::Evicted),
                 data = next(&mut body) => data?,
             };
-            let Some(data) = data else { return reading.finish() };
-            reading.push(&data, limit)?;
+            let Some(data) = data else { return reader.finish() };
+            reader.push(&data, limit)?;
         }
     }
 
-    /// Charges a body for `bytes` in place of what it had, and lets others give way for it. Returns its new
-    /// number, or nothing if it had to give way itself.
-    fn charge(&self, number: u64, bytes: usize) -> Option<u64> {
+    /// Changes the reservation of a body to `bytes`, and evicts others for it. Returns its new id, or `None` if
+    /// it was evicted itself.
+    fn reserve(&self, id: u64, bytes: usize) -> Option<u64> {
         let mut evicted = Vec::new();
-        let number = {
-            let state = &mut *self.state.lock();
-            let mut share = state.shares.remove(&number)?;
-            state.bytes = state.bytes - share.bytes + bytes;
-            share.bytes = bytes;
-            while state.bytes > self.most
-                && let Some((_, oldest)) = state.shares.pop_first()
+        let id = {
+            let table = &mut *self.table.lock();
+            let mut reservation = table.by_id.remove(&id)?;
+            table.bytes = table.bytes - reservation.bytes + bytes;
+            reservation.bytes = bytes;
+            while table.bytes > self.max_bytes
+                && let Some((_, oldest)) = table.by_id.pop_first()
             {
-                state.bytes -= oldest.bytes;
-                state.evicted += 1;
+                table.bytes -= oldest.bytes;
+                table.evicted += 1;
                 evicted.push(oldest);
             }
-            state.insert(share)
+            table.insert(reservation)
         };
-        for share in evicted {
-            *share.windows.lock() = None;
+        for reservation in evicted {
+            *reservation.windows.lock() = None;
         }
-        Some(number)
+        Some(id)
     }
 }
 
-impl State {
-    fn insert(&mut self, share: Share) -> u64 {
-        let number = self.next;
+impl Reservations {
+    fn insert(&mut self, reservation: Reservation) -> u64 {
+        let id = self.next;
         self.next += 1;
-        self.shares.insert(number, share);
-        number
+        self.by_id.insert(id, reservation);
+        id
     }
 }
 
-/// A body that comes in more than one piece.
-struct Reading<'a> {
-    all: &'a UnverifiedBodies,
-    number: u64,
-    /// All of one size, so that the memory of one body does for the next.
+/// Reads a body that arrives in more than one piece.
+struct BodyReader<'a> {
+    bodies: &'a UnverifiedBodies,
+    id: u64,
+    /// All of one size, so that the allocator can reuse them for the next body.
     windows: Windows,
-    charged: usize,
+    reserved: usize,
     length: usize,
 }
 
-impl<'a> Reading<'a> {
-    /// One that has nothing so far, and what ends when it has to give way.
-    fn begin(all: &'a UnverifiedBodies) -> (Self, oneshot::Receiver<()>) {
-        let (keep, gave_way) = oneshot::channel();
+impl<'a> BodyReader<'a> {
+    /// The receiver ends when the body is evicted.
+    fn new(bodies: &'a UnverifiedBodies) -> (Self, oneshot::Receiver<()>) {
+        let (alive, evicted) = oneshot::channel();
         let windows = Arc::new(Mutex::new(Some(Vec::new())));
-        let share = Share { bytes: 0, windows: Arc::clone(&windows), keep };
-        let number = all.state.lock().insert(share);
-        (Self { all, number, windows, charged: 0, length: 0 }, gave_way)
+        let reservation = Reservation { bytes: 0, windows: Arc::clone(&windows), alive };
+        let id = bodies.table.lock().insert(reservation);
+        (Self { bodies, id, windows, reserved: 0, length: 0 }, evicted)
     }
 
-    fn push(&mut self, mut data: &[u8], limit: usize) -> Result<(), NotRead> {
+    fn push(&mut self, mut data: &[u8], limit: usize) -> Result<(), ReadBodyError> {
         self.length += data.len();
         if self.length > limit {
-            return Err(NotRead::TooLong);
+            return Err(ReadBodyError::TooLarge);
         }
-        if self.length > self.charged {
-            self.charged = self.length.next_multiple_of(WINDOW);
-            self.number = self.all.charge(self.number, self.charged).ok_or(NotRead::GaveWay)?;
+        if self.length > self.reserved {
+            self.reserved = self.length.next_multiple_of(WINDOW);
+            self.id = self.bodies.reserve(self.id, self.reserved).ok_or(ReadBodyError::Evicted)?;
         }
         let mut windows = self.windows.lock();
-        let windows = windows.as_mut().ok_or(NotRead::GaveWay)?;
+        let windows = windows.as_mut().ok_or(ReadBodyError::Evicted)?;
         while !data.is_empty() {
             match windows.last_mut() {
                 Some(window) if window.len() < WINDOW => {
@@ -206,8 +205,8 @@ impl<'a> Reading<'a> {
         Ok(())
     }
 
-    fn finish(&mut self) -> Result<Bytes, NotRead> {
-        let windows = self.windows.lock().take().ok_or(NotRead::GaveWay)?;
+    fn finish(&mut self) -> Result<Bytes, ReadBodyError> {
+        let windows = self.windows.lock().take().ok_or(ReadBodyError::Evicted)?;
         let mut whole = Vec::with_capacity(self.length);
         for window in windows {
             whole.extend_from_slice(&window);
@@ -216,22 +215,22 @@ impl<'a> Reading<'a> {
     }
 }
 
-impl Drop for Reading<'_> {
+impl Drop for BodyReader<'_> {
     fn drop(&mut self) {
-        let state = &mut *self.all.state.lock();
-        if let Some(share) = state.shares.remove(&self.number) {
-            state.bytes -= share.bytes;
+        let table = &mut *self.bodies.table.lock();
+        if let Some(reservation) = table.by_id.remove(&self.id) {
+            table.bytes -= reservation.bytes;
         }
     }
 }
 
-/// The next piece of a body; nothing at its end.
-async fn next<B>(body: &mut B) -> Result<Option<Bytes>, NotRead>
+/// The next piece of a body that is not empty; `None` at its end.
+async fn next<B>(body: &mut B) -> Result<Option<Bytes>, ReadBodyError>
 where
     B: HttpBody<Data = Bytes, Error = Error> + Unpin,
 {
     loop {
-        let frame = timeout(LONGEST_PAUSE, body.frame()).await.map_err(|_| NotRead::TooSlow)?;
+        let frame = timeout(IDLE_TIMEOUT, body.frame()).await.map_err(|_| ReadBodyError::TooSlow)?;
         let Some(frame) = frame else { return Ok(None) };
         match frame?.into_data() {
             Ok(data) if data.is_empty() => {}

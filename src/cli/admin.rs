@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use http::{Method, StatusCode};
 use railgate::config::{self, GatewayConfig};
-use railgate::server::Endpoint;
+use railgate::server::ListenAddress;
 use railgate::upstream::{self, Upstream, UpstreamTarget};
 use serde_json::{Map, Value};
 
@@ -181,9 +181,9 @@ async fn send(config: &GatewayConfig, path: &str, body: &str) -> Result<(StatusC
 }
 
 /// The URL of a listener from this machine.
-fn url(endpoint: &Endpoint) -> String {
-    match endpoint {
-        Endpoint::Tcp(address) => {
+fn url(address: &ListenAddress) -> String {
+    match address {
+        ListenAddress::Tcp(address) => {
             let mut address = *address;
             match address.ip() {
                 IpAddr::V4(Ipv4Addr::UNSPECIFIED) => address.set_ip(Ipv4Addr::LOCALHOST.into()),
@@ -192,7 +192,7 @@ fn url(endpoint: &Endpoint) -> String {
             }
             format!("http://{address}")
         }
-        Endpoint::Unix { path, .. } => {
+        ListenAddress::Unix { path, .. } => {
             let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~".contains(byte);
             let escape =
                 |byte: &u8| if plain(byte) { char::from(*byte).to_string() } else { format!("%{byte:02X}") };

@@ -42,7 +42,7 @@ pub(super) async fn send(
     let status = response.status();
     let body = tokio::time::timeout(BODY_TIMEOUT, response.into_body().collect_up_to(MAX_BODY)).await;
     match body {
-        Ok(Ok(Collected::Whole(body))) => Ok((status, serde_json::from_slice(&body).unwrap_or_default())),
+        Ok(Ok(Collected::Complete(body))) => Ok((status, serde_json::from_slice(&body).unwrap_or_default())),
         Ok(Ok(Collected::TooLong(_))) => Err("the answer is too long".to_owned()),
         Ok(Err(error)) => Err(format!("the answer broke off: {error}")),
         Err(_) => Err("the answer was not complete in time".to_owned()),

@@ -16,11 +16,12 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use railgate::Gateway;
 use railgate::config::{GatewayConfig, LogSettings};
-use railgate::log::Counts;
+use railgate::log::LogCounters;
 use railgate::route::PREFIX;
 use railgate::secret::{KasSecret, SecretError, ShellSecret};
 use railgate::server::{
-    DEFAULT_OPERATOR_CONNECTIONS, Endpoint, Inbound, Limits, ListenSettings, Listener, Server, Socket,
+    BoundSocket, DEFAULT_OPERATOR_CONNECTIONS, HttpServer, Inbound, ListenAddress, ListenSettings, Listener,
+    ServerLimits,
 };
 use railgate::upstream::{self, UpstreamTarget};
 use railgate::{auth, cache};
@@ -44,7 +45,7 @@ pub(super) struct Options {
 }
 
 pub(super) fn main(options: &Options) -> ExitCode {
-    let counts = Arc::new(Counts::default());
+    let counts = Arc::new(LogCounters::default());
     let outcome = console::init(&counts)
         .and_then(|()| tokio::runtime::Runtime::new())
         .and_then(|runtime| runtime.block_on(demo(options, counts)));
@@ -69,18 +70,18 @@ struct Secrets {
     kas: [u8; 32],
 }
 
-async fn demo(options: &Options, counts: Arc<Counts>) -> io::Result<()> {
+async fn demo(options: &Options, counts: Arc<LogCounters>) -> io::Result<()> {
     let secrets = Secrets {
         shell: format!("{:032x}", fastrand::u128(..)),
         kas: std::array::from_fn(|_| fastrand::u8(..)),
     };
     let sample = Arc::new(SampleGitlab::new(secrets.shell.as_bytes(), secrets.kas));
-    let rails = Socket::bind(&loopback(0), Limits::default().connections)?;
-    let rails_at = rails.endpoint()?;
+    let rails = BoundSocket::bind(&loopback(0), ServerLimits::default().connections)?;
+    let rails_at = rails.address()?;
     let gateway = Gateway::bind(config(options, &secrets, &rails_at)?, counts)?;
     print_introduction(&gateway, &rails_at, &sample, &secrets)?;
 
-    let rails_server = Server::new(Limits::default());
+    let rails_server = HttpServer::new(ServerLimits::default());
     rails_server.serve(
         Listener::new(rails)?,
         tower::service_fn(move |inbound| respond(Arc::clone(&sample), inbound)),
@@ -92,8 +93,8 @@ async fn demo(options: &Options, counts: Arc<Counts>) -> io::Result<()> {
     Ok(())
 }
 
-fn loopback(port: u16) -> Endpoint {
-    Endpoint::Tcp(SocketAddr::from(([127, 0, 0, 1], port)))
+fn loopback(port: u16) -> ListenAddress {
+    ListenAddress::Tcp(SocketAddr::from(([127, 0, 0, 1], port)))
 }
 
 fn config(options: &Options, secrets: &Secrets, rails_at: &str) -> io::Result<GatewayConfig> {
@@ -103,8 +104,8 @@ fn config(options: &Options, secrets: &Secrets, rails_at: &str) -> io::Result<Ga
     Ok(GatewayConfig {
         workers: 1,
         listen: vec![ListenSettings {
-            endpoint: loopback(options.port),
-            connections: Limits::default().connections,
+            address: loopback(options.port),
+            connections: ServerLimits::default().connections,
         }],
         admin: loopback(options.admin_port),
         admin_connections: DEFAULT_OPERATOR_CONNECTIONS,
@@ -128,7 +129,7 @@ fn config(options: &Options, secrets: &Secrets, rails_at: &str) -> io::Result<Ga
             }),
         },
         cache: cache::CacheSettings { shadow, ..cache::CacheSettings::default() },
-        limits: Limits::default(),
+        limits: ServerLimits::default(),
         log: LogSettings::default(),
     })
 }
@@ -148,8 +149,8 @@ fn print_introduction(
     sample: &SampleGitlab,
     secrets: &Secrets,
 ) -> io::Result<()> {
-    let gateway_at = gateway.endpoints().join(", ");
-    let admin_at = gateway.admin_endpoint()?;
+    let gateway_at = gateway.addresses().join(", ");
+    let admin_at = gateway.admin_address()?;
     let api = format!("http://{gateway_at}{PREFIX}");
     let secret = format!("-H 'Gitlab-Shared-Secret: {}'", STANDARD.encode(&secrets.shell));
     let blob = sample.keys().iter().find(|key| key.id == 7).map(|key| key.blob).unwrap_or_default();

@@ -114,7 +114,7 @@ async fn send_probe(rails: &Upstream, endpoint: &str, credential: &UpstreamCrede
 async fn read(response: Response<Body>) -> ProbeResponse {
     let (head, body) = response.into_parts();
     match body.collect_up_to(MAX_BODY).await {
-        Ok(Collected::Whole(body)) => ProbeResponse::Received { head: Box::new(head), body },
+        Ok(Collected::Complete(body)) => ProbeResponse::Received { head: Box::new(head), body },
         Ok(Collected::TooLong(_)) => ProbeResponse::Received { head: Box::new(head), body: Bytes::new() },
         Err(error) => ProbeResponse::failed(&format!("the answer broke off: {error}"), None),
     }

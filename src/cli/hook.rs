@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use railgate::config;
 use railgate::hooks;
-use railgate::server::Endpoint;
+use railgate::server::ListenAddress;
 
 use super::{ConfigFile, client, print_error, print_line};
 
@@ -54,7 +54,7 @@ pub(super) fn main(command: &Command) -> ExitCode {
     }
 }
 
-fn install(options: &InstallOptions, hooks: Option<hooks::Settings>) -> Result<String, String> {
+fn install(options: &InstallOptions, hooks: Option<hooks::HooksSettings>) -> Result<String, String> {
     let file = options.file.config.display();
     let hooks = hooks.ok_or_else(|| {
         format!("{file}: has no [hooks] section, so there is no listener for a System Hook; see its key hooks.address")
@@ -70,16 +70,16 @@ fn install(options: &InstallOptions, hooks: Option<hooks::Settings>) -> Result<S
 }
 
 /// The URL to which GitLab sends its events.
-fn url(hooks: &hooks::Settings, configured: Option<&str>) -> Result<String, String> {
+fn url(hooks: &hooks::HooksSettings, configured: Option<&str>) -> Result<String, String> {
     let url = match configured {
         Some(url) => url.trim_end_matches('/').to_owned(),
-        None => endpoint_url(&hooks.endpoint)?,
+        None => endpoint_url(&hooks.address)?,
     };
     Ok(if url.ends_with(hooks::PATH) { url } else { format!("{url}{}", hooks::PATH) })
 }
 
 /// Without the tokens themselves: the text ends up in scrollbacks and tickets.
-fn instructions(hooks: &hooks::Settings, url: &str) -> String {
+fn instructions(hooks: &hooks::HooksSettings, url: &str) -> String {
     let (mut secrets, mut tokens) = (Vec::new(), String::new());
     if hooks.token.is_some() {
         secrets.push("Secret token: the word in the file hooks.token_file");
@@ -110,10 +110,10 @@ railgate_hooks_refused_total does, the tokens differ."#
     )
 }
 
-fn endpoint_url(endpoint: &Endpoint) -> Result<String, String> {
+fn endpoint_url(address: &ListenAddress) -> Result<String, String> {
     const ADVICE: &str = "set --url to the URL at which GitLab reaches it";
-    match endpoint {
-        Endpoint::Tcp(address) => match address.ip() {
+    match address {
+        ListenAddress::Tcp(address) => match address.ip() {
             IpAddr::V4(ip) if ip.is_unspecified() => {
                 Err(format!("hooks.address is on every address; {ADVICE}"))
             }
@@ -122,7 +122,7 @@ fn endpoint_url(endpoint: &Endpoint) -> Result<String, String> {
             }
             _ => Ok(format!("http://{address}")),
         },
-        Endpoint::Unix { .. } => {
+        ListenAddress::Unix { .. } => {
             Err(format!("hooks.address is a unix socket, which GitLab cannot call; {ADVICE}"))
         }
     }
@@ -136,9 +136,9 @@ mod tests {
     use super::*;
     use railgate::secret::{BearerToken, SigningToken};
 
-    fn hooks(endpoint: Endpoint, is_signed: bool) -> hooks::Settings {
-        hooks::Settings {
-            endpoint,
+    fn hooks(address: ListenAddress, is_signed: bool) -> hooks::HooksSettings {
+        hooks::HooksSettings {
+            address,
             connections: 1,
             token: (!is_signed).then(|| BearerToken::from_text(b"h00k").unwrap()),
             signing_token: is_signed.then(|| SigningToken::from_text(b"whsec_aDAwaw==").unwrap()),
@@ -148,7 +148,7 @@ mod tests {
 
     #[test]
     fn the_instructions_have_the_url_and_never_the_token() {
-        let tcp = || Endpoint::Tcp("127.0.0.1:8282".parse().unwrap());
+        let tcp = || ListenAddress::Tcp("127.0.0.1:8282".parse().unwrap());
         for (url, expected) in [
             (None, "http://127.0.0.1:8282/hooks/gitlab"),
             (Some("https://gw.example.com/"), "https://gw.example.com/hooks/gitlab"),
@@ -169,12 +169,12 @@ mod tests {
 
     #[test]
     fn an_address_that_gitlab_cannot_reach_needs_a_url() {
-        for endpoint in [
-            Endpoint::Tcp("0.0.0.0:8282".parse().unwrap()),
-            Endpoint::Tcp("[::]:8282".parse().unwrap()),
-            Endpoint::Unix { path: PathBuf::from("/run/hooks.sock"), mode: 0o660 },
+        for address in [
+            ListenAddress::Tcp("0.0.0.0:8282".parse().unwrap()),
+            ListenAddress::Tcp("[::]:8282".parse().unwrap()),
+            ListenAddress::Unix { path: PathBuf::from("/run/hooks.sock"), mode: 0o660 },
         ] {
-            let hooks = hooks(endpoint, false);
+            let hooks = hooks(address, false);
             assert!(url(&hooks, None).unwrap_err().contains("--url"));
             assert!(url(&hooks, Some("http://gw")).is_ok());
         }

@@ -15,7 +15,7 @@ use std::time::Duration;
 use anstream::{AutoStream, ColorChoice};
 use railgate::config::{LogFormat, LogSettings};
 use railgate::layer::observe::ACCESS_LOG;
-use railgate::log::Counts;
+use railgate::log::LogCounters;
 use tracing::{Level, Metadata};
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -38,7 +38,7 @@ struct Running {
 }
 
 /// Writes the log to standard output from now on, panics included. Lines that are left out are counted.
-pub(super) fn init(log: &LogSettings, counts: &Arc<Counts>) -> std::io::Result<()> {
+pub(super) fn init(log: &LogSettings, counts: &Arc<LogCounters>) -> std::io::Result<()> {
     let Running { queue, filter } = run(counts)?;
     let (queue, filter) = (Arc::clone(queue), Arc::clone(filter));
     let subscriber = tracing_subscriber::registry()
@@ -67,11 +67,11 @@ pub(super) fn has_colours() -> bool {
 }
 
 /// Starts the writer alone, for lines that are formatted elsewhere.
-pub(super) fn start(counts: &Arc<Counts>) -> std::io::Result<Arc<LogQueue>> {
+pub(super) fn start(counts: &Arc<LogCounters>) -> std::io::Result<Arc<LogQueue>> {
     Ok(Arc::clone(&run(counts)?.queue))
 }
 
-fn run(counts: &Arc<Counts>) -> std::io::Result<&'static Running> {
+fn run(counts: &Arc<LogCounters>) -> std::io::Result<&'static Running> {
     let queue = Arc::new(LogQueue::new(QUEUE_LIMITS, Arc::clone(counts)));
     let filter = Arc::new(RepeatFilter::new(Arc::clone(counts)));
     writer::start(Arc::clone(&queue), Arc::clone(&filter))?;

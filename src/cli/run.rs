@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use railgate::Gateway;
 use railgate::config::{self, LoadedConfig};
-use railgate::log::Counts;
+use railgate::log::LogCounters;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -18,7 +18,7 @@ pub(super) fn main(file: &Path) -> ExitCode {
         Ok(loaded) => loaded,
         Err(error) => return fail(&error.to_string()),
     };
-    let counts = Arc::new(Counts::default());
+    let counts = Arc::new(LogCounters::default());
     if let Err(error) = logging::init(&loaded.config.log, &counts) {
         return fail(&format!("cannot start the thread that writes the log: {error}"));
     }
@@ -40,7 +40,7 @@ const MAX_FLUSH: Duration = Duration::from_secs(5);
 
 /// Runs the gateway, and writes the last lines of the log. For that it has the rest of the time to drain, since a
 /// service manager will hardly wait longer. On another thread, so that a second signal ends this too.
-async fn run_and_flush_log(loaded: LoadedConfig, counts: Arc<Counts>) -> ExitCode {
+async fn run_and_flush_log(loaded: LoadedConfig, counts: Arc<LogCounters>) -> ExitCode {
     let (drain_timeout, shutdown) = (loaded.config.limits.drain_timeout, CancellationToken::new());
     let token = shutdown.clone();
     let drain_began = tokio::spawn(async move {
@@ -73,7 +73,7 @@ fn fail(why: &str) -> ExitCode {
 
 const MAX_STDERR_WAIT: Duration = Duration::from_secs(1);
 
-async fn run(loaded: LoadedConfig, counts: Arc<Counts>, shutdown: CancellationToken) -> ExitCode {
+async fn run(loaded: LoadedConfig, counts: Arc<LogCounters>, shutdown: CancellationToken) -> ExitCode {
     // First, since these signals would end the process.
     if let Err(error) = ignore_signals() {
         return fail(&format!("cannot listen for signals: {error}"));

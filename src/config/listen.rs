@@ -9,26 +9,26 @@ use super::document::{Document, Located, Section, white_space_hint};
 use super::scalars::{HOUR, ZERO, as_usize, duration};
 use crate::hooks;
 use crate::secret::{BearerToken, SigningToken};
-use crate::server::{DEFAULT_OPERATOR_CONNECTIONS, Endpoint};
+use crate::server::{DEFAULT_OPERATOR_CONNECTIONS, ListenAddress};
 use crate::upstream::MAX_SOCKET_PATH;
 
-const DEFAULT_LISTEN: Endpoint =
-    Endpoint::Tcp(SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8181));
-const DEFAULT_ADMIN: Endpoint =
-    Endpoint::Tcp(SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9181));
+const DEFAULT_LISTEN: ListenAddress =
+    ListenAddress::Tcp(SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8181));
+const DEFAULT_ADMIN: ListenAddress =
+    ListenAddress::Tcp(SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9181));
 const DEFAULT_MODE: u32 = 0o660;
 const ADDRESS: &str = "an IP address with a port, or unix: and an absolute path, such as \"127.0.0.1:8181\"";
 
 /// A `[[listen]]`. Without `connections`, `limits.connections` applies.
 pub(super) struct ListenSection {
-    pub(super) endpoint: Located<Endpoint>,
+    pub(super) address: Located<ListenAddress>,
     pub(super) connections: Option<usize>,
 }
 
 pub(super) fn listen(document: &Document<'_>, root: &mut Section<'_, '_>) -> Vec<ListenSection> {
     let Some(sections) = root.section_array("listen") else {
-        let endpoint = Located { value: DEFAULT_LISTEN, key: "listen".to_owned(), offset: 0 };
-        return vec![ListenSection { endpoint, connections: None }];
+        let address = Located { value: DEFAULT_LISTEN, key: "listen".to_owned(), offset: 0 };
+        return vec![ListenSection { address, connections: None }];
     };
     if sections.value.is_empty() {
         let message = "is empty, so no client could connect; drop the key for the default, 127.0.0.1:8181";
@@ -36,15 +36,15 @@ pub(super) fn listen(document: &Document<'_>, root: &mut Section<'_, '_>) -> Vec
     }
     let mut all: Vec<ListenSection> = Vec::new();
     for mut section in sections.value {
-        let endpoint = endpoint(document, &mut section, None);
+        let address = address(document, &mut section, None);
         let connections = connections(&mut section);
         section.reject_unknown_keys();
-        let Some(endpoint) = endpoint else { continue };
-        if all.iter().any(|other| other.endpoint.value.clashes_with(&endpoint.value)) {
+        let Some(address) = address else { continue };
+        if all.iter().any(|other| other.address.value.conflicts_with(&address.value)) {
             let message = "another [[listen]] has this address already; drop one";
-            document.error(endpoint.offset, &endpoint.key, message);
+            document.error(address.offset, &address.key, message);
         }
-        all.push(ListenSection { endpoint, connections });
+        all.push(ListenSection { address, connections });
     }
     all
 }
@@ -55,7 +55,7 @@ pub(super) fn connections(section: &mut Section<'_, '_>) -> Option<usize> {
 }
 
 pub(super) struct AdminSection {
-    pub(super) endpoint: Endpoint,
+    pub(super) address: ListenAddress,
     pub(super) connections: usize,
     pub(super) token: Option<BearerToken>,
     pub(super) hosts: Vec<String>,
@@ -68,7 +68,7 @@ pub(super) fn admin(
 ) -> AdminSection {
     let default = || Located { value: DEFAULT_ADMIN, key: "admin.address".to_owned(), offset: 0 };
     let mut section = root.section("admin");
-    let given = section.as_mut().and_then(|section| endpoint(document, section, Some(DEFAULT_ADMIN)));
+    let given = section.as_mut().and_then(|section| address(document, section, Some(DEFAULT_ADMIN)));
     let token = section.as_mut().and_then(|section| {
         let advice = "write one word into it, such as what `openssl rand -hex 32` prints";
         secret(document, section, ("token_file", advice), BearerToken::load)
@@ -78,18 +78,16 @@ pub(super) fn admin(
     if let Some(section) = section {
         section.reject_unknown_keys();
     }
-    let endpoint = given.unwrap_or_else(default);
-    let mut others = listen.iter().map(|listen| &listen.endpoint);
-    if let Some(other) = others.find(|other| other.value.clashes_with(&endpoint.value)) {
-        let offset = if endpoint.offset == 0 { other.offset } else { endpoint.offset };
-        let default = if endpoint.offset == 0 { ", its default," } else { "" };
-        let message = format!(
-            "{}{default} is the address of a [[listen]] already; choose another port",
-            endpoint.value
-        );
-        document.error(offset, &endpoint.key, message);
+    let address = given.unwrap_or_else(default);
+    let mut others = listen.iter().map(|listen| &listen.address);
+    if let Some(other) = others.find(|other| other.value.conflicts_with(&address.value)) {
+        let offset = if address.offset == 0 { other.offset } else { address.offset };
+        let default = if address.offset == 0 { ", its default," } else { "" };
+        let message =
+            format!("{}{default} is the address of a [[listen]] already; choose another port", address.value);
+        document.error(offset, &address.key, message);
     }
-    AdminSection { endpoint: endpoint.value, connections, token: token.map(|token| token.value), hosts }
+    AdminSection { address: address.value, connections, token: token.map(|token| token.value), hosts }
 }
 
 /// `admin.hosts`, in lower case.
@@ -113,12 +111,12 @@ fn hosts(document: &Document<'_>, section: &mut Section<'_, '_>) -> Vec<String> 
     given.value.iter().filter_map(name).collect()
 }
 
-/// The endpoint of a section, or `default` if it has no address.
-fn endpoint(
+/// The address of a section, or `default` if it has no address.
+fn address(
     document: &Document<'_>,
     section: &mut Section<'_, '_>,
-    default: Option<Endpoint>,
-) -> Option<Located<Endpoint>> {
+    default: Option<ListenAddress>,
+) -> Option<Located<ListenAddress>> {
     let (offset, key) = (section.offset(), section.name("address"));
     let is_given = section.has("address");
     if !is_given && default.is_none() {
@@ -131,8 +129,8 @@ fn endpoint(
     let default = default.filter(|_| !is_given).map(|value| Located { value, key, offset });
     let mut address = address.or(default)?;
     match (&mut address.value, mode) {
-        (Endpoint::Unix { mode, .. }, Some(given)) => *mode = given.value,
-        (Endpoint::Tcp(_), Some(given)) => {
+        (ListenAddress::Unix { mode, .. }, Some(given)) => *mode = given.value,
+        (ListenAddress::Tcp(_), Some(given)) => {
             document.error(given.offset, &given.key, "only a unix socket has a mode; drop the key");
         }
         (_, None) => {}
@@ -140,14 +138,14 @@ fn endpoint(
     Some(address)
 }
 
-fn parse_endpoint(text: Option<&str>) -> Result<Endpoint, String> {
+fn parse_endpoint(text: Option<&str>) -> Result<ListenAddress, String> {
     let text = text.ok_or_else(|| format!("expected {ADDRESS}, in quotes"))?;
     let expected = || {
         let hint = white_space_hint(text, |compact| compact != text && parse_endpoint(Some(compact)).is_ok());
         format!("expected {ADDRESS}, found {text:?}{}", hint.unwrap_or_default())
     };
     let Some(path) = text.strip_prefix("unix:") else {
-        return text.parse().map(Endpoint::Tcp).map_err(|_| expected() + address_hint(text));
+        return text.parse().map(ListenAddress::Tcp).map_err(|_| expected() + address_hint(text));
     };
     if !path.starts_with('/') || path.contains('\0') {
         return Err(expected());
@@ -163,7 +161,7 @@ fn parse_endpoint(text: Option<&str>) -> Result<Endpoint, String> {
             path.len()
         ));
     }
-    Ok(Endpoint::Unix { path: PathBuf::from(path), mode: DEFAULT_MODE })
+    Ok(ListenAddress::Unix { path: PathBuf::from(path), mode: DEFAULT_MODE })
 }
 
 /// Why the text is not an address, for the usual mistakes.
@@ -189,11 +187,11 @@ fn is_ip(text: &str) -> bool {
 pub(super) fn hooks(
     document: &Document<'_>,
     root: &mut Section<'_, '_>,
-    (listen, admin): (&[ListenSection], &Endpoint),
-) -> Option<hooks::Settings> {
+    (listen, admin): (&[ListenSection], &ListenAddress),
+) -> Option<hooks::HooksSettings> {
     let mut section = root.section("hooks")?;
     let has_token_key = section.has("token_file") || section.has("signing_token_file");
-    let endpoint = endpoint(document, &mut section, None);
+    let address = address(document, &mut section, None);
     let connections = connections(&mut section).unwrap_or(DEFAULT_OPERATOR_CONNECTIONS);
     let advice = "write one word into it, and the same into GitLab, as the secret token of the System Hook";
     let token = secret(document, &mut section, ("token_file", advice), BearerToken::load);
@@ -206,15 +204,15 @@ pub(super) fn hooks(
         document.error(section.offset(), "hooks.token_file", message);
     }
     section.reject_unknown_keys();
-    let endpoint = endpoint?;
-    let mut others = listen.iter().map(|listen| &listen.endpoint.value).chain([admin]);
-    if others.any(|other| other.clashes_with(&endpoint.value)) {
+    let address = address?;
+    let mut others = listen.iter().map(|listen| &listen.address.value).chain([admin]);
+    if others.any(|other| other.conflicts_with(&address.value)) {
         let message =
-            format!("{} is the address of another listener already; choose another port", endpoint.value);
-        document.error(endpoint.offset, &endpoint.key, message);
+            format!("{} is the address of another listener already; choose another port", address.value);
+        document.error(address.offset, &address.key, message);
     }
-    Some(hooks::Settings {
-        endpoint: endpoint.value,
+    Some(hooks::HooksSettings {
+        address: address.value,
         connections,
         token: token.map(|token| token.value),
         signing_token: signing_token.map(|token| token.value),

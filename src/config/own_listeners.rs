@@ -7,20 +7,23 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use crate::server::Endpoint;
+use crate::server::ListenAddress;
 use crate::upstream::UpstreamAddress;
 
 /// The listener among `own` that accepts a connection to `address`.
-pub(super) fn find_own_listener<'e>(address: &UpstreamAddress, own: &'e [Endpoint]) -> Option<&'e Endpoint> {
-    own.iter().find(|endpoint| connects_to(address, endpoint))
+pub(super) fn find_own_listener<'e>(
+    address: &UpstreamAddress,
+    own: &'e [ListenAddress],
+) -> Option<&'e ListenAddress> {
+    own.iter().find(|listener| connects_to(address, listener))
 }
 
-fn connects_to(address: &UpstreamAddress, endpoint: &Endpoint) -> bool {
-    match (address, endpoint) {
-        (UpstreamAddress::Tcp(host, port), Endpoint::Tcp(own)) => {
+fn connects_to(address: &UpstreamAddress, listener: &ListenAddress) -> bool {
+    match (address, listener) {
+        (UpstreamAddress::Tcp(host, port), ListenAddress::Tcp(own)) => {
             *port == own.port() && known_addresses(host).iter().any(|ip| is_accepted(*ip, own.ip()))
         }
-        (UpstreamAddress::Unix(path), Endpoint::Unix { path: own, .. }) => is_same_file(path, own),
+        (UpstreamAddress::Unix(path), ListenAddress::Unix { path: own, .. }) => is_same_file(path, own),
         _ => false,
     }
 }
@@ -109,7 +112,10 @@ mod tests {
             ("http+unix://%2Frun%2F127.0.0.1:8181", "127.0.0.1:8181", false),
         ] {
             let address = UpstreamTarget::parse(url).unwrap().address;
-            let own = [Endpoint::Tcp("127.0.0.1:9".parse().unwrap()), Endpoint::Tcp(own.parse().unwrap())];
+            let own = [
+                ListenAddress::Tcp("127.0.0.1:9".parse().unwrap()),
+                ListenAddress::Tcp(own.parse().unwrap()),
+            ];
             assert_eq!(find_own_listener(&address, &own), is_own.then_some(&own[1]), "{url} {own:?}");
         }
     }
@@ -120,7 +126,7 @@ mod tests {
         fs::create_dir_all(folder.join("sub")).unwrap();
         let file = |name: &str| folder.join(name);
         let is_own = |path: &Path, own: &Path| {
-            let own = Endpoint::Unix { path: own.to_owned(), mode: 0o660 };
+            let own = ListenAddress::Unix { path: own.to_owned(), mode: 0o660 };
             connects_to(&UpstreamAddress::Unix(path.to_owned()), &own)
         };
         // Before anything listens there.

@@ -5,7 +5,7 @@ use super::scalars::{HOUR, MILLISECOND, ZERO, as_usize, duration, size};
 use super::{GatewayConfig, LogFormat, LogSettings, auth, cache, listen, upstream};
 use crate::auth::upstream_credential::UpstreamCredential;
 use crate::route::Class;
-use crate::server::{Limits, ListenSettings};
+use crate::server::{ListenSettings, ServerLimits};
 
 /// Reads the whole file. `None` if something without a default is missing or invalid.
 pub(super) fn config(document: &Document<'_>) -> Option<GatewayConfig> {
@@ -13,9 +13,9 @@ pub(super) fn config(document: &Document<'_>) -> Option<GatewayConfig> {
     let workers = workers(&mut root);
     let listen = listen::listen(document, &mut root);
     let admin = listen::admin(document, &mut root, &listen);
-    let hooks = listen::hooks(document, &mut root, (&listen, &admin.endpoint));
-    let own = listen.iter().map(|listen| &listen.endpoint.value).chain([&admin.endpoint]);
-    let own: Vec<_> = own.chain(hooks.iter().map(|hooks| &hooks.endpoint)).cloned().collect();
+    let hooks = listen::hooks(document, &mut root, (&listen, &admin.address));
+    let own = listen.iter().map(|listen| &listen.address.value).chain([&admin.address]);
+    let own: Vec<_> = own.chain(hooks.iter().map(|hooks| &hooks.address)).cloned().collect();
     let upstream = upstream::upstream(document, &mut root, &own);
     let auth = auth::auth(document, &mut root);
     let cache = cache::cache(document, &mut root);
@@ -41,13 +41,13 @@ pub(super) fn config(document: &Document<'_>) -> Option<GatewayConfig> {
     let upstream_credential =
         credential.map(|kind| UpstreamCredential::new(kind, secret.as_ref().unwrap_or(&auth.shell_secret)));
     let listen = listen.into_iter().map(|listen| ListenSettings {
-        endpoint: listen.endpoint.value,
+        address: listen.address.value,
         connections: listen.connections.unwrap_or(limits.connections),
     });
     Some(GatewayConfig {
         workers,
         listen: listen.collect(),
-        admin: admin.endpoint,
+        admin: admin.address,
         admin_connections: admin.connections,
         admin_token: admin.token,
         admin_hosts: admin.hosts,
@@ -68,10 +68,10 @@ fn workers(root: &mut Section<'_, '_>) -> usize {
     root.integer("workers", 1..257).map_or_else(default, |count| as_usize(count.value))
 }
 
-fn limits(document: &Document<'_>, root: &mut Section<'_, '_>) -> Limits {
-    let defaults = Limits::default();
+fn limits(document: &Document<'_>, root: &mut Section<'_, '_>) -> ServerLimits {
+    let defaults = ServerLimits::default();
     let Some(mut section) = root.section("limits") else { return defaults };
-    let limits = Limits {
+    let limits = ServerLimits {
         connections: listen::connections(&mut section).unwrap_or(defaults.connections),
         head: size(&mut section, "head", defaults.head, 1024..=64 * 1024),
         headers: section.integer("headers", 8..1_001).map_or(defaults.headers, |count| as_usize(count.value)),
@@ -95,8 +95,8 @@ fn limits(document: &Document<'_>, root: &mut Section<'_, '_>) -> Limits {
     limits
 }
 
-fn check_target(document: &Document<'_>, offset: usize, limits: &Limits) {
-    let default = Limits::default().target;
+fn check_target(document: &Document<'_>, offset: usize, limits: &ServerLimits) {
+    let default = ServerLimits::default().target;
     if limits.target < MIN_ADVISED_TARGET {
         let message = "SSH keys travel in the query, and some are long; at least 8KiB is advised";
         document.warn(offset, "limits.target", message);

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::document::{Document, Located, Section};
 use super::scalars::{HOUR, MILLISECOND, ZERO, as_u32, duration};
 use super::{own_listeners, units};
-use crate::server::Endpoint;
+use crate::server::ListenAddress;
 use crate::upstream::tls::{self, ClientIdentity, Tls, TrustedAuthorities};
 use crate::upstream::{
     EjectionSettings, HealthCheckSettings, MAX_SERVERS, Protocol, UpstreamAddress, UpstreamServerSettings,
@@ -21,7 +21,7 @@ pub(super) fn servers(
     document: &Document<'_>,
     upstream: &mut Section<'_, '_>,
     protocol: Protocol,
-    own: &[Endpoint],
+    own: &[ListenAddress],
 ) -> Option<Vec<UpstreamServerSettings>> {
     let (has_url, has_servers) = (upstream.has("url"), upstream.has("server"));
     let url = upstream.take("url", parse_url);
@@ -77,7 +77,7 @@ fn server(document: &Document<'_>, mut section: Section<'_, '_>) -> Option<(Loca
 fn check_consistency(
     document: &Document<'_>,
     servers: &[(Located<UpstreamTarget>, bool)],
-    own: &[Endpoint],
+    own: &[ListenAddress],
 ) -> bool {
     let Some((first, _)) = servers.first() else { return true };
     let mut errors = Vec::new();
@@ -90,9 +90,9 @@ fn check_consistency(
             let message = "all servers belong to one GitLab, with the same path behind the host";
             errors.push((url, message.to_owned()));
         }
-        if let Some(endpoint) = own_listeners::find_own_listener(&url.value.address, own) {
+        if let Some(address) = own_listeners::find_own_listener(&url.value.address, own) {
             let message = format!(
-                "leads back to the gateway's own listener on {endpoint}; use the address of Workhorse or Puma"
+                "leads back to the gateway's own listener on {address}; use the address of Workhorse or Puma"
             );
             errors.push((url, message));
         }

@@ -15,7 +15,7 @@ use base64::engine::general_purpose::STANDARD;
 use toml::{Table, Value};
 
 use super::*;
-use crate::server::{DEFAULT_OPERATOR_CONNECTIONS, Endpoint, Limits, ListenSettings};
+use crate::server::{DEFAULT_OPERATOR_CONNECTIONS, ListenAddress, ListenSettings, ServerLimits};
 use crate::upstream::UpstreamTarget;
 use crate::{auth, cache, upstream};
 
@@ -95,12 +95,12 @@ impl Drop for Files {
     }
 }
 
-fn tcp(port: u16) -> Endpoint {
-    Endpoint::Tcp(([127, 0, 0, 1], port).into())
+fn tcp(port: u16) -> ListenAddress {
+    ListenAddress::Tcp(([127, 0, 0, 1], port).into())
 }
 
-fn unix(path: &str, mode: u32) -> Endpoint {
-    Endpoint::Unix { path: path.into(), mode }
+fn unix(path: &str, mode: u32) -> ListenAddress {
+    ListenAddress::Unix { path: path.into(), mode }
 }
 
 /// The limits of each range, and values just beyond them.

@@ -9,7 +9,7 @@ use crate::auth::upstream_credential::UpstreamCredentialKind;
 use crate::authority;
 use crate::route::Class;
 use crate::secret::ShellSecret;
-use crate::server::Endpoint;
+use crate::server::ListenAddress;
 use crate::upstream::{self, Protocol};
 
 pub(super) struct UpstreamSection {
@@ -25,7 +25,7 @@ pub(super) struct UpstreamSection {
 pub(super) fn upstream(
     document: &Document<'_>,
     root: &mut Section<'_, '_>,
-    own: &[Endpoint],
+    own: &[ListenAddress],
 ) -> Option<UpstreamSection> {
     let Some(mut section) = root.section("upstream") else {
         servers::missing(document, 0);

@@ -1,10 +1,10 @@
-//! `Via`: who has forwarded a request (RFC 9110 §7.6.3), and how a gateway notices one of its own.
+//! `Via`: the proxies that have forwarded a request (RFC 9110 §7.6.3), and how a gateway detects a loop.
 
 use http::header::{self, HeaderMap, HeaderValue};
 use memchr::memmem;
 
-/// By what a running gateway is known in the requests that it forwards; another one, in front of it or
-/// behind, has another name.
+/// The name of a running gateway in the requests that it forwards; another gateway before or after it has
+/// another name.
 #[derive(Clone, Debug)]
 pub struct Pseudonym {
     field: HeaderValue,
@@ -13,20 +13,20 @@ pub struct Pseudonym {
 const PROTOCOL: &str = "1.1 ";
 
 impl Pseudonym {
-    /// One that no other gateway has.
+    /// A name that no other gateway has.
     pub fn random() -> Self {
         let field = format!("{PROTOCOL}railgate-{:016x}", fastrand::u64(..));
-        // It has nothing but letters, digits and such.
+        // It has only letters, digits and such.
         Self { field: HeaderValue::from_str(&field).unwrap_or(HeaderValue::from_static("1.1 railgate")) }
     }
 
-    /// Whether the gateway of this name has forwarded the request already.
+    /// Whether the gateway of this name has forwarded the request before.
     pub fn is_in(&self, headers: &HeaderMap) -> bool {
         let name = self.field.as_bytes().get(PROTOCOL.len()..).unwrap_or_default();
         headers.get_all(header::VIA).iter().any(|via| memmem::find(via.as_bytes(), name).is_some())
     }
 
-    /// Says that it does, behind all who have before.
+    /// Appends the name to those of the proxies before.
     pub fn add_to(&self, headers: &mut HeaderMap) {
         headers.append(header::VIA, self.field.clone());
     }

@@ -1,60 +1,64 @@
-//! Whether a request is GitLab's: by its token, or by a signature.
+//! Authenticates the requests of GitLab: by a token, or by a signature.
 //!
-//! What can be judged by the head is judged before any of the body is read. What is left then is one
-//! HMAC of the body, however many signatures are shown.
+//! All that the head tells is checked before any of the body is read. What remains is one
+//! HMAC of the body, however many signatures there are.
 
 use http::{HeaderMap, HeaderValue};
 
-use super::Settings;
+use super::HooksSettings;
 use crate::secret::{BearerToken, Signatures, SigningToken};
 
-/// How old a signed event may be, in seconds, or how far ahead of this clock.
-const SIGNED_FOR: u64 = 5 * 60;
+/// Seconds that the timestamp of a signed event may be in the past or in the future.
+const MAX_CLOCK_OFFSET_S: u64 = 5 * 60;
 
-/// What the head of a request shows.
+/// The credential in the head of a request.
 #[derive(Debug)]
-pub(super) enum Shown {
-    /// The right token.
+pub(super) enum PresentedCredential {
+    /// A token, which is valid.
     Token,
-    /// Signatures, of which one may be right; the body will tell.
-    Signature(Signed),
-    /// Nothing that could be right, whatever the body is.
-    Nothing,
+    /// Signatures, of which one may be valid: that depends on the body.
+    Signature(UnverifiedSignature),
+    /// None that could be valid.
+    None,
 }
 
-/// What a signature is over, besides the body, and those that are shown (Standard Webhooks).
+/// Signatures, and what they cover beside the body (Standard Webhooks).
 #[derive(Debug)]
-pub(super) struct Signed {
+pub(super) struct UnverifiedSignature {
     id: HeaderValue,
-    time: HeaderValue,
+    timestamp: HeaderValue,
     signatures: Signatures,
 }
 
-impl Shown {
-    /// What `headers` show at `now` (Unix seconds).
-    pub(super) fn of(settings: &Settings, headers: &HeaderMap, now: i64) -> Self {
-        let has_shown_token = |token: &BearerToken| {
-            headers.get("x-gitlab-token").is_some_and(|shown| token.matches(shown.as_bytes()))
+impl PresentedCredential {
+    /// `now` is in Unix seconds.
+    pub(super) fn from_headers(settings: &HooksSettings, headers: &HeaderMap, now: i64) -> Self {
+        let is_valid = |token: &BearerToken| {
+            headers.get("x-gitlab-token").is_some_and(|value| token.matches(value.as_bytes()))
         };
-        if settings.token.as_ref().is_some_and(has_shown_token) {
+        if settings.token.as_ref().is_some_and(is_valid) {
             return Self::Token;
         }
-        let signed = settings.signing_token.is_some().then(|| Signed::read(headers, now)).flatten();
-        signed.map_or(Self::Nothing, Self::Signature)
+        let signature = settings
+            .signing_token
+            .is_some()
+            .then(|| UnverifiedSignature::from_headers(headers, now))
+            .flatten();
+        signature.map_or(Self::None, Self::Signature)
     }
 }
 
-impl Signed {
-    fn read(headers: &HeaderMap, now: i64) -> Option<Self> {
-        let (id, time) = (headers.get("webhook-id")?, headers.get("webhook-timestamp")?);
-        let said = time.to_str().ok()?.parse::<i64>().ok()?;
+impl UnverifiedSignature {
+    fn from_headers(headers: &HeaderMap, now: i64) -> Option<Self> {
+        let (id, timestamp) = (headers.get("webhook-id")?, headers.get("webhook-timestamp")?);
+        let unix_seconds = timestamp.to_str().ok()?.parse::<i64>().ok()?;
         let signatures = Signatures::parse(headers.get("webhook-signature")?.to_str().ok()?)?;
-        let is_now = said.abs_diff(now) <= SIGNED_FOR;
-        is_now.then(|| Self { id: id.clone(), time: time.clone(), signatures })
+        let is_recent = unix_seconds.abs_diff(now) <= MAX_CLOCK_OFFSET_S;
+        is_recent.then(|| Self { id: id.clone(), timestamp: timestamp.clone(), signatures })
     }
 
-    /// Whether one of them is right for this body.
-    pub(super) fn is_of(&self, body: &[u8], token: &SigningToken) -> bool {
-        token.verifies(&[self.id.as_bytes(), b".", self.time.as_bytes(), b".", body], &self.signatures)
+    /// Whether one of them is valid for this body.
+    pub(super) fn is_valid_for(&self, body: &[u8], token: &SigningToken) -> bool {
+        token.verifies(&[self.id.as_bytes(), b".", self.timestamp.as_bytes(), b".", body], &self.signatures)
     }
 }

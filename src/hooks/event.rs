@@ -1,4 +1,4 @@
-//! What an event says, and what it makes wrong (contract §5).
+//! Events, and the entries that they make outdated (contract §5).
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -10,28 +10,28 @@ use serde_json::Value;
 use crate::cache::purge::Selector;
 use crate::route::Caching;
 
-/// What happened.
+/// The kind of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
-pub enum Kind {
+pub enum EventKind {
     /// An SSH key was added: a user's, or one of another kind, such as a deploy key.
     KeyCreate = 0,
-    /// One was removed.
+    /// An SSH key was removed.
     KeyDestroy = 1,
     /// A user was added.
     UserCreate = 2,
-    /// One was removed, with all keys.
+    /// A user was removed, with all keys.
     UserDestroy = 3,
-    /// One has another name.
+    /// A user was renamed.
     UserRename = 4,
-    /// A blocked user has tried to log in: the only word of GitLab about blocking.
+    /// A blocked user has tried to log in: the only event about blocking that GitLab sends.
     UserFailedLogin = 5,
-    /// Nothing that concerns us.
+    /// An event without an effect on cached entries.
     Other = 6,
 }
 
-impl Kind {
-    /// All of them, in the order of their numbers.
+impl EventKind {
+    /// In the order of their discriminants.
     pub const ALL: [Self; 7] = [
         Self::KeyCreate,
         Self::KeyDestroy,
@@ -55,8 +55,8 @@ impl Kind {
         }
     }
 
-    /// Deploy keys, LDAP keys and the like have names of their own, which end alike.
-    fn of(name: &str) -> Self {
+    /// The names of events about deploy keys, LDAP keys and others differ, but end alike.
+    fn from_name(name: &str) -> Self {
         match name {
             "user_create" => Self::UserCreate,
             "user_destroy" => Self::UserDestroy,
@@ -69,54 +69,54 @@ impl Kind {
     }
 }
 
-/// An event, as far as it concerns us.
+/// A parsed event.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Event {
-    pub(super) kind: Kind,
-    /// What may not be told any more.
-    pub(super) wrong: Vec<Selector>,
+    pub(super) kind: EventKind,
+    /// Selects the entries to purge.
+    pub(super) outdated: Vec<Selector>,
 }
 
 impl Event {
-    /// `None` if it is no event at all. One that lacks what it should have drops what it may be about.
-    pub(super) fn read(body: &[u8]) -> Option<Self> {
-        let Fields(said) = serde_json::from_slice(body).ok()?;
+    /// `None` if `body` is not an event. An event that lacks a field selects all entries that it may be about.
+    pub(super) fn parse(body: &[u8]) -> Option<Self> {
+        let Fields(fields) = serde_json::from_slice(body).ok()?;
         // Events of repositories have `object_kind` beside or instead of a name.
-        let name = said.get("event_name").or_else(|| said.get("object_kind"))?.as_str()?;
-        let kind = Kind::of(name);
-        let id = |name: &str| said.get(name).and_then(Value::as_u64);
+        let name = fields.get("event_name").or_else(|| fields.get("object_kind"))?.as_str()?;
+        let kind = EventKind::from_name(name);
+        let id = |name: &str| fields.get(name).and_then(Value::as_u64);
         let key_or_all = || {
-            let key = said.get("key").and_then(Value::as_str).and_then(Selector::ssh_key);
+            let key = fields.get("key").and_then(Value::as_str).and_then(Selector::ssh_key);
             key.unwrap_or(Selector::Route(Caching::AuthorizedKeys))
         };
         let user = |names: &[&str]| {
-            let named = |name: &&str| Some(Selector::Username(said.get(*name)?.as_str()?.to_owned()));
+            let named = |name: &&str| Some(Selector::Username(fields.get(*name)?.as_str()?.to_owned()));
             let all = std::iter::once(id("user_id").map(Selector::UserId)).chain(names.iter().map(named));
             all.collect::<Option<Vec<_>>>().unwrap_or_else(|| vec![Selector::Route(Caching::Discover)])
         };
-        let wrong = match kind {
-            Kind::KeyCreate | Kind::KeyDestroy => {
+        let outdated = match kind {
+            EventKind::KeyCreate | EventKind::KeyDestroy => {
                 let by_id = id("id").map_or(Selector::Route(Caching::Discover), Selector::KeyId);
                 vec![key_or_all(), by_id]
             }
-            Kind::UserCreate | Kind::UserFailedLogin => user(&["username"]),
-            Kind::UserRename => user(&["username", "old_username"]),
-            Kind::UserDestroy => {
-                // Which keys were theirs, it does not say.
+            EventKind::UserCreate | EventKind::UserFailedLogin => user(&["username"]),
+            EventKind::UserRename => user(&["username", "old_username"]),
+            EventKind::UserDestroy => {
+                // The event does not name the user's keys.
                 let keys = Selector::Route(Caching::AuthorizedKeys);
                 user(&["username"]).into_iter().chain([keys]).collect()
             }
-            Kind::Other => Vec::new(),
+            EventKind::Other => Vec::new(),
         };
-        Some(Self { kind, wrong })
+        Some(Self { kind, outdated })
     }
 }
 
-/// What is read of an event.
+/// The fields that are read of an event.
 const FIELDS: [&str; 7] = ["event_name", "object_kind", "id", "user_id", "key", "username", "old_username"];
 
-/// Those fields of a JSON object. All others are skipped: as a tree, an event takes a hundred times as much
-/// memory as it has bytes.
+/// The [`FIELDS`] of a JSON object. All others are skipped: parsed as a tree, an event takes a hundred times as
+/// much memory as it has bytes.
 struct Fields(HashMap<&'static str, Value>);
 
 impl<'de> Deserialize<'de> for Fields {
@@ -135,14 +135,14 @@ impl<'de> Visitor<'de> for FieldsVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<Fields, A::Error> {
-        let mut said = HashMap::new();
+        let mut fields = HashMap::new();
         while let Some(name) = object.next_key::<Cow<'de, str>>()? {
             match FIELDS.into_iter().find(|field| *field == name) {
-                Some(field) => drop(said.insert(field, object.next_value()?)),
+                Some(field) => drop(fields.insert(field, object.next_value()?)),
                 None => drop(object.next_value::<IgnoredAny>()?),
             }
         }
-        Ok(Fields(said))
+        Ok(Fields(fields))
     }
 }
 
@@ -158,48 +158,53 @@ mod tests {
     }
 
     #[test]
-    fn an_event_makes_wrong_what_it_is_about() {
+    fn an_event_selects_the_entries_about_its_subject() {
         let (ssh, keys, users) =
             (Selector::ssh_key(LINE).unwrap(), Route(Caching::AuthorizedKeys), Route(Caching::Discover));
         let key = format!(r#""key":"{LINE}","id":7"#);
         let user = r#""user_id":41,"username":"js","name":"John","email":"js@x""#;
-        for (event, fields, kind, wrong) in [
-            ("key_create", key.as_str(), Kind::KeyCreate, vec![ssh.clone(), KeyId(7)]),
-            ("key_destroy", &key, Kind::KeyDestroy, vec![ssh.clone(), KeyId(7)]),
-            ("deploykey_create", &key, Kind::KeyCreate, vec![ssh.clone(), KeyId(7)]),
-            ("deploykey_destroy", &key, Kind::KeyDestroy, vec![ssh.clone(), KeyId(7)]),
-            ("ldapkey_destroy", &key, Kind::KeyDestroy, vec![ssh.clone(), KeyId(7)]),
-            ("key_destroy", r#""id":7"#, Kind::KeyDestroy, vec![keys.clone(), KeyId(7)]),
-            ("key_destroy", r#""key":"?","id":"7""#, Kind::KeyDestroy, vec![keys.clone(), users.clone()]),
-            ("user_create", user, Kind::UserCreate, vec![UserId(41), name("js")]),
-            ("user_destroy", user, Kind::UserDestroy, vec![UserId(41), name("js"), keys.clone()]),
-            ("user_failed_login", user, Kind::UserFailedLogin, vec![UserId(41), name("js")]),
+        for (event, fields, kind, outdated) in [
+            ("key_create", key.as_str(), EventKind::KeyCreate, vec![ssh.clone(), KeyId(7)]),
+            ("key_destroy", &key, EventKind::KeyDestroy, vec![ssh.clone(), KeyId(7)]),
+            ("deploykey_create", &key, EventKind::KeyCreate, vec![ssh.clone(), KeyId(7)]),
+            ("deploykey_destroy", &key, EventKind::KeyDestroy, vec![ssh.clone(), KeyId(7)]),
+            ("ldapkey_destroy", &key, EventKind::KeyDestroy, vec![ssh.clone(), KeyId(7)]),
+            ("key_destroy", r#""id":7"#, EventKind::KeyDestroy, vec![keys.clone(), KeyId(7)]),
+            (
+                "key_destroy",
+                r#""key":"?","id":"7""#,
+                EventKind::KeyDestroy,
+                vec![keys.clone(), users.clone()],
+            ),
+            ("user_create", user, EventKind::UserCreate, vec![UserId(41), name("js")]),
+            ("user_destroy", user, EventKind::UserDestroy, vec![UserId(41), name("js"), keys.clone()]),
+            ("user_failed_login", user, EventKind::UserFailedLogin, vec![UserId(41), name("js")]),
             (
                 "user_rename",
                 r#""user_id":58,"username":"new","old_username":"old""#,
-                Kind::UserRename,
+                EventKind::UserRename,
                 vec![UserId(58), name("new"), name("old")],
             ),
-            ("user_rename", r#""name":"x""#, Kind::UserRename, vec![users.clone()]),
-            ("project_create", user, Kind::Other, vec![]),
-            ("user_add_to_team", user, Kind::Other, vec![]),
-            ("deploy_key_destroy", &key, Kind::KeyDestroy, vec![ssh.clone(), KeyId(7)]),
-            ("user_create", r#""user_id":41"#, Kind::UserCreate, vec![users.clone()]),
-            ("user_rename", user, Kind::UserRename, vec![users.clone()]),
-            ("KEY_CREATE", &key, Kind::Other, vec![]),
-            ("", user, Kind::Other, vec![]),
+            ("user_rename", r#""name":"x""#, EventKind::UserRename, vec![users.clone()]),
+            ("project_create", user, EventKind::Other, vec![]),
+            ("user_add_to_team", user, EventKind::Other, vec![]),
+            ("deploy_key_destroy", &key, EventKind::KeyDestroy, vec![ssh.clone(), KeyId(7)]),
+            ("user_create", r#""user_id":41"#, EventKind::UserCreate, vec![users.clone()]),
+            ("user_rename", user, EventKind::UserRename, vec![users.clone()]),
+            ("KEY_CREATE", &key, EventKind::Other, vec![]),
+            ("", user, EventKind::Other, vec![]),
         ] {
             let body = format!(r#"{{"event_name":"{event}",{fields}}}"#);
-            assert_eq!(Event::read(body.as_bytes()), Some(Event { kind, wrong }), "{body}");
+            assert_eq!(Event::parse(body.as_bytes()), Some(Event { kind, outdated }), "{body}");
         }
     }
 
     #[test]
-    fn what_is_no_event_is_told_from_one_of_no_concern() {
-        assert_eq!(Event::read(br#"{"object_kind":"push"}"#).unwrap().kind, Kind::Other);
-        // The last of two counts, as in most readers; what is not asked for may be anything.
+    fn a_body_that_is_no_event_differs_from_an_event_of_another_kind() {
+        assert_eq!(Event::parse(br#"{"object_kind":"push"}"#).unwrap().kind, EventKind::Other);
+        // Of repeated fields the last one counts, as in most readers; other fields may be anything.
         let twice = br#"{"event_name":"push","x":[{"event_name":1}],"event\u005fname":"key_create"}"#;
-        assert_eq!(Event::read(twice).unwrap().kind, Kind::KeyCreate);
+        assert_eq!(Event::parse(twice).unwrap().kind, EventKind::KeyCreate);
         for none in [
             "",
             "[]",
@@ -210,7 +215,7 @@ mod tests {
             r#"{"event_name":7}"#,
             r#"{"event_name":"key_create""#,
         ] {
-            assert_eq!(Event::read(none.as_bytes()), None, "{none}");
+            assert_eq!(Event::parse(none.as_bytes()), None, "{none}");
         }
     }
 }

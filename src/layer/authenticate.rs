@@ -1,5 +1,5 @@
-//! Judges the caller by the scheme that the row names: always before the cache, and for every
-//! caller by itself. Reads a body only when the credential can be nowhere else.
+//! Authenticates the caller by the scheme of the route: always before the cache, and for every
+//! request by itself. Reads a body only if the credential can be nowhere else.
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -12,13 +12,13 @@ use http_body::Body as _;
 use tower::{Layer, Service};
 use tracing::warn;
 
-use super::{Later, NowOr, now};
+use super::{BoxedResponse, ImmediateOr, immediate};
 use crate::auth::{AuthBody, AuthOutcome, Authenticator, Caller, CallerKind, Rejection};
 use crate::body::Body;
-use crate::body::unverified::{NotRead, UnverifiedBodies};
+use crate::body::unverified::{ReadBodyError, UnverifiedBodies};
 use crate::cache::Key;
 use crate::clock::Clock;
-use crate::exchange::{Authenticated, Routed, SeenBody};
+use crate::exchange::{Authenticated, KnownBody, Routed};
 use crate::failure::Failure;
 use crate::params::Params;
 use crate::upstream::WaitPolicy;
@@ -31,7 +31,7 @@ pub struct AuthenticateLayer {
     bodies: Arc<UnverifiedBodies>,
 }
 
-/// Lets authenticated callers through.
+/// Passes the requests of authenticated callers.
 #[derive(Clone, Debug)]
 pub struct Authenticate<S> {
     inner: S,
@@ -41,8 +41,8 @@ pub struct Authenticate<S> {
 }
 
 impl AuthenticateLayer {
-    /// Judges by whatever `auth` holds when a request comes, so that secrets can be exchanged. Those
-    /// bodies that have to be searched are read by `bodies`.
+    /// Uses what `auth` holds when a request arrives, so that secrets can be exchanged. Bodies that have to be
+    /// searched for a credential are read by `bodies`.
     pub fn new(auth: Arc<ArcSwap<Authenticator>>, clock: Clock, bodies: Arc<UnverifiedBodies>) -> Self {
         Self { auth, clock, bodies }
     }
@@ -68,7 +68,7 @@ where
 {
     type Response = S::Response;
     type Error = Failure;
-    type Future = NowOr<Either<S::Future, Later>>;
+    type Future = ImmediateOr<Either<S::Future, BoxedResponse>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
         self.inner.poll_ready(cx)
@@ -76,52 +76,52 @@ where
 
     fn call(&mut self, routed: Routed) -> Self::Future {
         let has_body = !routed.exchange.request.body().is_end_stream();
-        let form = has_body.then(|| BodyForm::of(&routed.exchange.request)).flatten();
-        let body = if form.is_some() { AuthBody::Unread } else { AuthBody::Irrelevant };
+        let encoding = has_body.then(|| BodyEncoding::of(&routed.exchange.request)).flatten();
+        let body = if encoding.is_some() { AuthBody::Unread } else { AuthBody::Irrelevant };
         let query = Params::parse(query(&routed));
-        match judge(&self.auth.load(), &routed, &query, body, &self.clock) {
+        match check_credential(&self.auth.load(), &routed, &query, body, &self.clock) {
             AuthOutcome::Accepted(caller) => {
-                let seen = if has_body { SeenBody::Unknown } else { SeenBody::None };
+                let known_body = if has_body { KnownBody::Unknown } else { KnownBody::None };
                 let key = Key::new(routed.found.route.caching, &query);
-                Either::Right(Either::Left(self.inner.call(admit(routed, caller, key, seen))))
+                Either::Right(Either::Left(self.inner.call(authenticated(routed, caller, key, known_body))))
             }
             AuthOutcome::Rejected(rejection) => {
-                now(Err(Failure::unauthorized(routed.found.route.access, rejection)))
+                immediate(Err(Failure::unauthorized(routed.found.route.access, rejection)))
             }
             AuthOutcome::BodyNeeded => {
-                // The ready service goes along; a clone takes its place (tower#547).
+                // The future takes the service that is ready; a clone takes its place (tower#547).
                 let clone = self.inner.clone();
                 let inner = std::mem::replace(&mut self.inner, clone);
                 let (auth, clock) = (self.auth.load_full(), self.clock.clone());
                 let bodies = Arc::clone(&self.bodies);
-                Either::Right(Either::Right(Box::pin(read_and_judge(
-                    inner, auth, clock, bodies, routed, form,
+                Either::Right(Either::Right(Box::pin(read_and_authenticate(
+                    inner, auth, clock, bodies, routed, encoding,
                 ))))
             }
         }
     }
 }
 
-impl From<NotRead> for Failure {
-    fn from(reason: NotRead) -> Self {
+impl From<ReadBodyError> for Failure {
+    fn from(reason: ReadBodyError) -> Self {
         match reason {
-            NotRead::TooLong => Self::BodyTooLarge,
-            NotRead::GaveWay => Self::UnverifiedBodiesFull,
-            NotRead::TooSlow | NotRead::BrokeOff(_) => Self::BodyBrokeOff,
+            ReadBodyError::TooLarge => Self::BodyTooLarge,
+            ReadBodyError::Evicted => Self::UnverifiedBodiesFull,
+            ReadBodyError::TooSlow | ReadBodyError::Body(_) => Self::BodyBrokeOff,
         }
     }
 }
 
-/// How Rails would read a body, if it would look for parameters in it at all.
+/// How Rails would decode the parameters in a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum BodyForm {
+enum BodyEncoding {
     Urlencoded,
     Json,
 }
 
-impl BodyForm {
-    /// Rack reads a form whatever the method, and takes a POST without a type for one; Grape
-    /// reads JSON unless the method is GET or HEAD (contract §2.2).
+impl BodyEncoding {
+    /// `None` if Rails looks for no parameters in the body. Rack reads a form whatever the method, and takes a
+    /// POST without a type for one; Grape reads JSON unless the method is GET or HEAD (contract §2.2).
     fn of(request: &Request<Body>) -> Option<Self> {
         let kind = request.headers().get(header::CONTENT_TYPE);
         let Some(kind) = kind.filter(|kind| !kind.as_bytes().trim_ascii().is_empty()) else {
@@ -140,7 +140,7 @@ fn query(routed: &Routed) -> &[u8] {
     routed.exchange.request.uri().query().unwrap_or_default().as_bytes()
 }
 
-fn judge(
+fn check_credential(
     auth: &Authenticator,
     routed: &Routed,
     query: &Params<'_>,
@@ -155,12 +155,12 @@ fn judge(
         AuthOutcome::BodyNeeded => false,
     };
     if is_of_token {
-        tell_skew(auth);
+        warn_about_skew(auth);
     }
     verdict
 }
 
-fn tell_skew(auth: &Authenticator) {
+fn warn_about_skew(auth: &Authenticator) {
     for (kind, skew) in auth.clock_skews() {
         if let Some(seconds) = skew.take_unreported() {
             warn!(
@@ -173,53 +173,53 @@ fn tell_skew(auth: &Authenticator) {
     }
 }
 
-/// Only for whom the verdict lets in. The key comes along, so that the query is read once.
-fn admit(routed: Routed, caller: Caller, key: Option<Key>, seen: SeenBody) -> Authenticated {
+/// The key is passed on, so that the query is parsed only once.
+fn authenticated(routed: Routed, caller: Caller, key: Option<Key>, known_body: KnownBody) -> Authenticated {
     let Routed { exchange, found } = routed;
     if matches!(caller.kind(), CallerKind::SharedSecret | CallerKind::ShellJwt | CallerKind::Kas) {
         exchange.connection.trust();
     }
-    exchange.record.note(|notes| notes.caller = caller.kind());
+    exchange.info.update(|info| info.caller = caller.kind());
     Authenticated {
         exchange,
         found,
         caller,
         key,
-        seen,
-        collect: None,
+        known_body,
+        collect_limit: None,
         may_wait: WaitPolicy::ForRails,
         progress: None,
-        since: None,
+        arrived_at: None,
     }
 }
 
-/// Reads the body, judges again, and sends the body on as it was.
-async fn read_and_judge<S>(
+/// Reads the body, authenticates again, and forwards the body unchanged.
+async fn read_and_authenticate<S>(
     mut inner: S,
     auth: Arc<Authenticator>,
     clock: Clock,
     bodies: Arc<UnverifiedBodies>,
     mut routed: Routed,
-    form: Option<BodyForm>,
-) -> super::Answer
+    encoding: Option<BodyEncoding>,
+) -> super::LayerResult
 where
     S: Service<Authenticated, Response = http::Response<Body>, Error = Failure>,
 {
     let body = std::mem::take(routed.exchange.request.body_mut());
-    let takes_body = routed.exchange.connection.take_body();
+    let body_read = routed.exchange.connection.reading_body();
     let read = bodies.read(body, auth.max_body).await?;
-    drop(takes_body);
-    let (body, seen) = match form {
-        Some(BodyForm::Urlencoded) => (AuthBody::Form(&read), SeenBody::Form(read.clone())),
-        Some(BodyForm::Json) => (AuthBody::Json(&read), SeenBody::Unknown),
-        None => (AuthBody::Irrelevant, SeenBody::Unknown),
+    drop(body_read);
+    let (body, known_body) = match encoding {
+        Some(BodyEncoding::Urlencoded) => (AuthBody::Form(&read), KnownBody::Form(read.clone())),
+        Some(BodyEncoding::Json) => (AuthBody::Json(&read), KnownBody::Unknown),
+        None => (AuthBody::Irrelevant, KnownBody::Unknown),
     };
     let query = Params::parse(query(&routed));
-    match judge(&auth, &routed, &query, body, &clock) {
+    match check_credential(&auth, &routed, &query, body, &clock) {
         AuthOutcome::Accepted(caller) => {
             let key = Key::new(routed.found.route.caching, &query);
             *routed.exchange.request.body_mut() = Body::from(read);
-            inner.call(admit(routed, caller, key, seen)).await
+            inner.call(authenticated(routed, caller, key, known_body)).await
         }
         AuthOutcome::Rejected(rejection) => Err(Failure::Unauthorized(rejection)),
         AuthOutcome::BodyNeeded => Err(Failure::Unauthorized(Rejection::Missing)),

@@ -1,5 +1,5 @@
-//! Finds the row of the route table. Takes the relative URL root off the path, if the caller sent
-//! it, so that from here on every path begins with `/api/v4`.
+//! Finds the row of the route table. Strips the relative URL root from the path, if the caller sent
+//! it, so that below this layer every path begins with `/api/v4`.
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -9,7 +9,7 @@ use http::uri::{PathAndQuery, Uri};
 use http_body::Body as _;
 use tower::{Layer, Service};
 
-use super::{NowOr, now};
+use super::{ImmediateOr, immediate};
 use crate::body::Body;
 use crate::exchange::{Exchange, Routed};
 use crate::failure::Failure;
@@ -21,12 +21,11 @@ pub struct FindRouteLayer {
     paths: Arc<Paths>,
 }
 
-/// Which paths are served.
 #[derive(Debug)]
 struct Paths {
     /// The relative URL root of Rails; callers may send it or leave it out.
     root: String,
-    /// Prefixes outside the internal API that are forwarded too.
+    /// Prefixes outside the internal API that are forwarded, too.
     forwarded: Vec<String>,
 }
 
@@ -58,7 +57,7 @@ where
 {
     type Response = S::Response;
     type Error = Failure;
-    type Future = NowOr<S::Future>;
+    type Future = ImmediateOr<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
         self.inner.poll_ready(cx)
@@ -71,16 +70,16 @@ where
         }
         let has_body = !request.body().is_end_stream();
         let Some(found) = self.paths.find(request.method(), request.uri().path(), has_body) else {
-            return now(Err(Failure::OutsideInternalApi));
+            return immediate(Err(Failure::OutsideInternalApi));
         };
-        exchange.record.note(|notes| notes.route = Some(found.route.id));
+        exchange.info.update(|info| info.route = Some(found.route.id));
         Either::Right(self.inner.call(Routed { exchange, found }))
     }
 }
 
 impl Paths {
-    /// The URI without the root, and with one slash in its place if there are more; `None` if it has none, or
-    /// there is none.
+    /// The URI without the root, with one slash in its place; `None` if the URI does not begin with the root, or
+    /// the root is empty.
     fn without_root(&self, uri: &Uri) -> Option<Uri> {
         if self.root.is_empty() {
             return None;
@@ -133,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_else_is_served_unless_listed() {
+    fn other_paths_are_served_only_if_listed() {
         for uri in ["/", "/api/v4/internals", "/api/v4/projects", "/API/v4/internal/check", "/api/v4/geo/x"] {
             assert_eq!(found("", &[], uri), None, "{uri}");
         }

@@ -9,12 +9,12 @@ use http::header::HeaderMap;
 use http::{Method, Request, Response};
 use tower::Service;
 
-use super::Later;
+use super::BoxedResponse;
 use crate::auth::CallerKind;
 use crate::auth::upstream_credential::UpstreamCredential;
 use crate::body::Body;
 use crate::clock::Clock;
-use crate::exchange::{Authenticated, SeenBody};
+use crate::exchange::{Authenticated, KnownBody};
 use crate::failure::Failure;
 use crate::header::via::Pseudonym;
 use crate::header::{self, REQUEST_ID};
@@ -54,35 +54,35 @@ impl Forward {
 impl Service<Authenticated> for Forward {
     type Response = Response<Body>;
     type Error = Failure;
-    type Future = Later;
+    type Future = BoxedResponse;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failure>> {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, call: Authenticated) -> Later {
+    fn call(&mut self, call: Authenticated) -> BoxedResponse {
         let Self { upstream, clock, signer, name } = self.clone();
         let is_of_shell = matches!(call.caller.kind(), CallerKind::SharedSecret | CallerKind::ShellJwt);
         let signer = signer.filter(|_| is_of_shell);
         let mut request = call.exchange.request;
         if signer.is_some() && call.found.route.access == Access::Shell {
-            request = without_secret_token(request, &call.seen);
+            request = without_secret_token(request, &call.known_body);
         }
-        header::cross(request.headers_mut(), call.exchange.peer);
+        header::prepare_for_upstream(request.headers_mut(), call.exchange.peer);
         name.add_to(request.headers_mut());
         request.headers_mut().insert(REQUEST_ID.clone(), call.exchange.request_id.to_value());
-        let record = call.exchange.record;
+        let info = call.exchange.info;
         let route = call.found.route;
         let options = SendOptions {
             class: route.class,
             is_read: call.found.is_exact
                 && route.idempotency == Idempotency::Idempotent
                 && matches!(*request.method(), Method::GET | Method::HEAD),
-            buffer_up_to: call.collect,
+            buffer_up_to: call.collect_limit,
             // The caller of `check` wants to know whether Rails is reachable.
             wait_policy: if route.caching == Caching::Check { WaitPolicy::Never } else { call.may_wait },
             progress: call.progress,
-            received_at: call.since,
+            received_at: call.arrived_at,
             is_check_endpoint: route.caching == Caching::Check,
             // A credential made here is made when the request is sent.
             credential_expires_in: call.caller.expires().filter(|_| signer.is_none()).map(|at| {
@@ -96,11 +96,11 @@ impl Service<Authenticated> for Forward {
             let (begun, mut report) = (clock.now(), SendReport::default());
             let outcome = upstream.send(request, &options, &mut report).await;
             let took = clock.now().saturating_duration_since(begun);
-            record.note(|notes| {
-                notes.upstream = Some(took.saturating_sub(report.waited));
-                notes.waited = Some(report.waited).filter(|waited| *waited >= MIN_REPORTED_WAIT);
-                notes.is_resent = report.is_resent;
-                notes.server = report.server;
+            info.update(|info| {
+                info.upstream_time = Some(took.saturating_sub(report.waited));
+                info.queue_time = Some(report.waited).filter(|waited| *waited >= MIN_REPORTED_WAIT);
+                info.is_resent = report.is_resent;
+                info.server = report.server;
             });
             Ok(outcome?)
         })
@@ -109,7 +109,7 @@ impl Service<Authenticated> for Forward {
 
 /// Rails looks at this parameter first: one of another secret than Rails' own would be refused, whatever
 /// the headers say (contract §2.2).
-fn without_secret_token(request: Request<Body>, seen: &SeenBody) -> Request<Body> {
+fn without_secret_token(request: Request<Body>, seen: &KnownBody) -> Request<Body> {
     let (mut head, mut body) = request.into_parts();
     let query = head.uri.query().and_then(|query| params::without_secret_token(query.as_bytes()));
     if let Some(query) = query.and_then(|query| String::from_utf8(query).ok()) {
@@ -118,7 +118,7 @@ fn without_secret_token(request: Request<Body>, seen: &SeenBody) -> Request<Body
         // What was a URI with more in it is one with less.
         head.uri = target.parse().unwrap_or(head.uri);
     }
-    if let SeenBody::Form(form) = seen
+    if let KnownBody::Form(form) = seen
         && let Some(form) = params::without_secret_token(form)
     {
         body = Body::from(Bytes::from(form));

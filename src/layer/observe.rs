@@ -1,5 +1,5 @@
-//! Sees every request from its first byte to the last of its answer: request id, metrics, one
-//! log line, and the callers who left before they had their answer.
+//! Accompanies each request until the last byte of its response: request id, metrics, one
+//! log line, and the status 499 of clients that disconnect before they were answered.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -19,16 +19,16 @@ use tower::{Layer, Service};
 
 use crate::body::Body;
 use crate::clock::Clock;
-use crate::exchange::{Exchange, Record};
-use crate::failure::{Failure, Side};
+use crate::exchange::{Exchange, SharedRequestInfo};
+use crate::failure::{Failure, FailureOrigin};
 use crate::header::{REQUEST_ID, RequestId};
 use crate::metrics::{FinishedRequest, WorkerMetrics};
 use crate::server::Inbound;
 use crate::upstream;
 
-mod line;
+mod access_log;
 
-/// The target of the events that tell of requests.
+/// The target of the events of requests.
 pub const ACCESS_LOG: &str = "access";
 
 /// Puts [`Observe`] in front of a service.
@@ -41,11 +41,11 @@ pub struct ObserveLayer {
 struct Shared {
     worker_metrics: Arc<WorkerMetrics>,
     clock: Clock,
-    /// Whether requests that went well are logged too.
-    log_all: bool,
+    /// Whether successful requests are logged too.
+    logs_all: bool,
 }
 
-/// Watches requests.
+/// Counts and logs requests.
 #[derive(Clone, Debug)]
 pub struct Observe<S> {
     inner: S,
@@ -53,9 +53,9 @@ pub struct Observe<S> {
 }
 
 impl ObserveLayer {
-    /// Counts in `worker_metrics`; logs every request, or only those that failed here.
-    pub fn new(worker_metrics: Arc<WorkerMetrics>, clock: Clock, log_all: bool) -> Self {
-        Self { shared: Arc::new(Shared { worker_metrics, clock, log_all }) }
+    /// Counts in `worker_metrics`; logs every request, or only those that fail in the gateway.
+    pub fn new(worker_metrics: Arc<WorkerMetrics>, clock: Clock, logs_all: bool) -> Self {
+        Self { shared: Arc::new(Shared { worker_metrics, clock, logs_all }) }
     }
 }
 
@@ -71,9 +71,9 @@ impl<S> Service<Inbound> for Observe<S>
 where
     S: Service<Exchange, Response = Response<Body>, Error = Infallible>,
 {
-    type Response = Response<Observed>;
+    type Response = Response<ResponseBody>;
     type Error = Infallible;
-    type Future = Observing<S::Future>;
+    type Future = ResponseFuture<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(cx)
@@ -82,101 +82,101 @@ where
     fn call(&mut self, inbound: Inbound) -> Self::Future {
         let Inbound { request, peer, connection } = inbound;
         let exchange = Exchange::new(request.map(Body::from), peer, connection);
-        let request = &exchange.request;
-        let watch = Watch {
+        let request = InFlightRequest {
             shared: Arc::clone(&self.shared),
-            record: exchange.record.clone(),
-            begun: self.shared.clock.now(),
-            method: request.method().clone(),
-            uri: request.uri().clone(),
-            user_agent: request.headers().get(header::USER_AGENT).cloned(),
+            info: exchange.info.clone(),
+            started: self.shared.clock.now(),
+            method: exchange.request.method().clone(),
+            uri: exchange.request.uri().clone(),
+            user_agent: exchange.request.headers().get(header::USER_AGENT).cloned(),
             peer,
             request_id: exchange.request_id.clone(),
             status: None,
-            sent: 0,
+            sent_bytes: 0,
         };
         self.shared.worker_metrics.in_flight.fetch_add(1, Ordering::Relaxed);
-        Observing { answer: self.inner.call(exchange), watch: Some(watch) }
+        ResponseFuture { response: self.inner.call(exchange), request: Some(request) }
     }
 }
 
-/// What is remembered of a request until its answer is sent.
+/// What is kept of a request until its response is sent.
 #[derive(Debug)]
-struct Watch {
+struct InFlightRequest {
     shared: Arc<Shared>,
-    record: Record,
-    begun: Instant,
+    info: SharedRequestInfo,
+    started: Instant,
     method: Method,
     uri: Uri,
     user_agent: Option<HeaderValue>,
     peer: Option<IpAddr>,
     request_id: RequestId,
     status: Option<StatusCode>,
-    sent: u64,
+    sent_bytes: u64,
 }
 
-impl Watch {
-    /// The end. A client that was not given `all` of the answer has left, unless Rails broke off.
-    fn end(self, all: bool) {
+impl InFlightRequest {
+    /// Logs and counts the request. If the response was not sent to its end, the client has disconnected, unless
+    /// Rails has failed.
+    fn finish(self, is_sent: bool) {
         self.shared.worker_metrics.in_flight.fetch_sub(1, Ordering::Relaxed);
-        let notes = self.record.notes();
-        let whole = all || notes.side == Some(Side::Upstream);
-        let took = self.shared.clock.now().saturating_duration_since(self.begun);
+        let info = self.info.lock();
+        let whole = is_sent || info.failure_origin == Some(FailureOrigin::Upstream);
+        let took = self.shared.clock.now().saturating_duration_since(self.started);
         self.shared.worker_metrics.record(&FinishedRequest {
-            notes: &notes,
+            info: &info,
             status: self.status,
             is_whole: whole,
             duration: took,
         });
-        line::write(&self, &notes, took, whole);
+        access_log::write(&self, &info, took, whole);
     }
 }
 
 pin_project! {
     /// See [`Observe`].
-    pub struct Observing<F> {
+    pub struct ResponseFuture<F> {
         #[pin]
-        answer: F,
-        watch: Option<Watch>,
+        response: F,
+        request: Option<InFlightRequest>,
     }
 
-    impl<F> PinnedDrop for Observing<F> {
+    impl<F> PinnedDrop for ResponseFuture<F> {
         fn drop(this: Pin<&mut Self>) {
-            // Still here: the client left while the answer was being made.
-            if let Some(watch) = this.project().watch.take() {
-                watch.end(false);
+            // Still here: the client has disconnected before there was a response.
+            if let Some(request) = this.project().request.take() {
+                request.finish(false);
             }
         }
     }
 }
 
-impl<F: Future<Output = Result<Response<Body>, Infallible>>> Future for Observing<F> {
-    type Output = Result<Response<Observed>, Infallible>;
+impl<F: Future<Output = Result<Response<Body>, Infallible>>> Future for ResponseFuture<F> {
+    type Output = Result<Response<ResponseBody>, Infallible>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let Ok(mut answer) = ready!(this.answer.poll(cx));
-        let mut watch = this.watch.take();
-        if let Some(watch) = &mut watch {
-            watch.status = Some(answer.status());
-            answer.headers_mut().insert(REQUEST_ID.clone(), watch.request_id.to_value());
+        let Ok(mut response) = ready!(this.response.poll(cx));
+        let mut request = this.request.take();
+        if let Some(request) = &mut request {
+            request.status = Some(response.status());
+            response.headers_mut().insert(REQUEST_ID.clone(), request.request_id.to_value());
         }
-        let has_body = watch.as_ref().is_some_and(|watch| watch.method != Method::HEAD)
-            && !matches!(answer.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-        Poll::Ready(Ok(answer.map(|body| Observed { body, watch, is_whole: !has_body })))
+        let has_body = request.as_ref().is_some_and(|request| request.method != Method::HEAD)
+            && !matches!(response.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        Poll::Ready(Ok(response.map(|body| ResponseBody { body, request, is_complete: !has_body })))
     }
 }
 
-/// The body of an answer that is being watched.
+/// The body of a response, which counts its bytes and reports its end.
 #[derive(Debug)]
-pub struct Observed {
+pub struct ResponseBody {
     body: Body,
-    watch: Option<Watch>,
-    /// hyper has taken everything that the client is to get.
-    is_whole: bool,
+    request: Option<InFlightRequest>,
+    /// hyper has taken all of the body that is sent to the client.
+    is_complete: bool,
 }
 
-impl HttpBody for Observed {
+impl HttpBody for ResponseBody {
     type Data = Bytes;
     type Error = Failure;
 
@@ -185,19 +185,19 @@ impl HttpBody for Observed {
         let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
         Poll::Ready(match frame {
             None => {
-                this.is_whole = true;
+                this.is_complete = true;
                 None
             }
             Some(Ok(frame)) => {
-                if let (Some(watch), Some(data)) = (&mut this.watch, frame.data_ref()) {
-                    watch.sent += data.len() as u64;
+                if let (Some(request), Some(data)) = (&mut this.request, frame.data_ref()) {
+                    request.sent_bytes += data.len() as u64;
                 }
                 Some(Ok(frame))
             }
             Some(Err(error)) => {
                 let failure = Failure::Upstream(upstream::Error::BrokeOff(error));
-                if let Some(watch) = &this.watch {
-                    watch.record.fail(&failure);
+                if let Some(request) = &this.request {
+                    request.info.record_failure(&failure);
                 }
                 Some(Err(failure))
             }
@@ -213,13 +213,13 @@ impl HttpBody for Observed {
     }
 }
 
-impl Drop for Observed {
+impl Drop for ResponseBody {
     fn drop(&mut self) {
-        if let Some(watch) = self.watch.take() {
-            // hyper does not ask for trailers where all bytes that were announced are there.
-            let is_whole =
-                self.is_whole || self.body.is_end_stream() || self.body.size_hint().exact() == Some(0);
-            watch.end(is_whole);
+        if let Some(request) = self.request.take() {
+            // hyper does not ask for trailers once it has all bytes of the announced length.
+            let is_sent =
+                self.is_complete || self.body.is_end_stream() || self.body.size_hint().exact() == Some(0);
+            request.finish(is_sent);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Here, and only here, a failure becomes a response. A panic below is one of them.
+//! Turns failures into responses; no other layer does. A panic in a layer below is a failure, too.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -13,7 +13,7 @@ use pin_project_lite::pin_project;
 use tower::{Layer, Service};
 
 use crate::body::Body;
-use crate::exchange::{Exchange, Record};
+use crate::exchange::{Exchange, SharedRequestInfo};
 use crate::failure::Failure;
 
 /// Puts [`Rescue`] in front of a service.
@@ -40,31 +40,31 @@ where
 {
     type Response = Response<Body>;
     type Error = Infallible;
-    type Future = Rescued<S::Future>;
+    type Future = ResponseFuture<S::Future>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        // No layer below ever waits here: each is ready for any number of calls.
+        // The layers below are always ready: they wait in their futures.
         Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, exchange: Exchange) -> Self::Future {
-        let record = exchange.record.clone();
+        let info = exchange.info.clone();
         let call = catch_unwind(AssertUnwindSafe(|| self.inner.call(exchange)));
-        Rescued { call: call.ok().map(|call| AssertUnwindSafe(call).catch_unwind()), record }
+        ResponseFuture { call: call.ok().map(|call| AssertUnwindSafe(call).catch_unwind()), info }
     }
 }
 
 pin_project! {
     /// See [`Rescue`].
-    pub struct Rescued<F> {
+    pub struct ResponseFuture<F> {
         // `None` if already the call panicked.
         #[pin]
         call: Option<CatchUnwind<AssertUnwindSafe<F>>>,
-        record: Record,
+        info: SharedRequestInfo,
     }
 }
 
-impl<F: Future<Output = super::Answer>> Future for Rescued<F> {
+impl<F: Future<Output = super::LayerResult>> Future for ResponseFuture<F> {
     type Output = Result<Response<Body>, Infallible>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
@@ -74,7 +74,7 @@ impl<F: Future<Output = super::Answer>> Future for Rescued<F> {
             None => Err(Failure::Panicked),
         };
         Poll::Ready(Ok(outcome.unwrap_or_else(|failure| {
-            this.record.fail(&failure);
+            this.info.record_failure(&failure);
             failure.to_response()
         })))
     }
@@ -88,43 +88,44 @@ mod tests {
     use http::{Request, StatusCode};
     use tower::{ServiceExt as _, service_fn};
 
-    fn exchange() -> (Exchange, Record) {
+    fn exchange() -> (Exchange, SharedRequestInfo) {
         let exchange = Exchange::new(Request::new(Body::empty()), None, ConnectionHandle::default());
-        let record = exchange.record.clone();
-        (exchange, record)
+        let info = exchange.info.clone();
+        (exchange, info)
     }
 
     #[tokio::test]
-    async fn a_failure_becomes_its_response_and_is_noted() {
+    async fn a_failure_becomes_its_response_and_is_recorded() {
         let failing = service_fn(|_: Exchange| async { Err(Failure::Unauthorized(Rejection::Expired)) });
-        let (exchange, record) = exchange();
+        let (exchange, info) = exchange();
         let response = RescueLayer.layer(failing).oneshot(exchange).await.unwrap();
         assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
-        assert_eq!(record.notes().rejection, Some(Rejection::Expired));
-        assert_eq!(record.notes().failure, Some("unauthorized"));
+        assert_eq!(info.lock().rejection, Some(Rejection::Expired));
+        assert_eq!(info.lock().failure, Some("unauthorized"));
     }
 
     #[tokio::test]
     async fn a_panic_becomes_a_500() {
         let late = service_fn(|_: Exchange| async { panic!("late") });
-        let early = service_fn(|_: Exchange| -> std::future::Ready<super::super::Answer> { panic!("early") });
-        let (first, record) = exchange();
+        let early =
+            service_fn(|_: Exchange| -> std::future::Ready<super::super::LayerResult> { panic!("early") });
+        let (first, info) = exchange();
         let response = RescueLayer.layer(late).oneshot(first).await.unwrap();
         assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
-        assert_eq!(record.notes().failure, Some("panicked"));
+        assert_eq!(info.lock().failure, Some("panicked"));
         let (second, _) = exchange();
         let response = RescueLayer.layer(early).oneshot(second).await.unwrap();
         assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
     }
 
     #[tokio::test]
-    async fn an_answer_passes_untouched() {
+    async fn a_response_passes_unchanged() {
         let fine = service_fn(|_: Exchange| async {
             Ok(Response::builder().status(StatusCode::MULTIPLE_CHOICES).body(Body::empty()).unwrap())
         });
-        let (exchange, record) = exchange();
+        let (exchange, info) = exchange();
         let response = RescueLayer.layer(fine).oneshot(exchange).await.unwrap();
         assert_eq!(response.status(), StatusCode::MULTIPLE_CHOICES);
-        assert_eq!(record.notes().failure, None);
+        assert_eq!(info.lock().failure, None);
     }
 }

@@ -24,14 +24,14 @@ use self::replay::{replay, replay_shared, with_cache_status};
 use self::rules::{invalidate_if_refused, is_cacheable, is_no_answer};
 use self::shared::ServeCachedShared;
 use self::stale_fallback::or_stale;
-use super::{Answer, Later, NowOr, now};
+use super::{BoxedResponse, ImmediateOr, LayerResult, immediate};
 use crate::body::Body;
 use crate::cache::fill::{FillGuard, LeaderOrFollower, RefreshAttempt};
 use crate::cache::{
     Cache, CacheSettings, Entry, FillOutcome, FillWaiter, Freshness, Hit, Key, RefreshOutcome,
 };
 use crate::clock::Clock;
-use crate::exchange::{Authenticated, CacheOutcome, Record};
+use crate::exchange::{Authenticated, CacheOutcome, SharedRequestInfo};
 use crate::failure::Failure;
 use crate::progress::Progress;
 use crate::route::Caching;
@@ -66,7 +66,7 @@ impl<S> Layer<S> for ServeCachedLayer {
 }
 
 /// An answer from memory, one of Rails that passes through, or one that other callers may be waiting for.
-pub type ServeCachedFuture<F> = NowOr<Either<PassThroughFuture<F>, Later>>;
+pub type ServeCachedFuture<F> = ImmediateOr<Either<PassThroughFuture<F>, BoxedResponse>>;
 
 pin_project! {
     /// An answer of Rails that passes through.
@@ -74,17 +74,17 @@ pin_project! {
         #[pin]
         inner: F,
         outcome: CacheOutcome,
-        record: Record,
+        info: SharedRequestInfo,
     }
 }
 
-impl<F: Future<Output = Answer>> Future for PassThroughFuture<F> {
-    type Output = Answer;
+impl<F: Future<Output = LayerResult>> Future for PassThroughFuture<F> {
+    type Output = LayerResult;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer> {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<LayerResult> {
         let this = self.project();
         let response = ready!(this.inner.poll(cx))?;
-        Poll::Ready(Ok(with_cache_status(response, *this.outcome, this.record)))
+        Poll::Ready(Ok(with_cache_status(response, *this.outcome, this.info)))
     }
 }
 
@@ -118,11 +118,11 @@ where
         match self.shared.cache.lookup(&key, now_is) {
             None => self.fetch(call, &key, false, now_is),
             Some(hit) if hit.freshness == Freshness::Fresh => {
-                let response = replay(&hit.entry, CacheOutcome::Hit, now_is, &call.exchange.record);
+                let response = replay(&hit.entry, CacheOutcome::Hit, now_is, &call.exchange.info);
                 if self.shared.cache.shadow().sample() && self.shared.may_shadow_check(&key, now_is) {
                     self.shadow_check(call, key, hit.entry);
                 }
-                now(Ok(response))
+                immediate(Ok(response))
             }
             Some(hit) => self.serve_stale(call, &key, hit, now_is),
         }
@@ -135,17 +135,17 @@ where
     S::Future: Send,
 {
     fn pass_through(&mut self, call: Authenticated, outcome: CacheOutcome) -> ServeCachedFuture<S::Future> {
-        let record = call.exchange.record.clone();
-        Either::Right(Either::Left(PassThroughFuture { inner: self.inner.call(call), outcome, record }))
+        let info = call.exchange.info.clone();
+        Either::Right(Either::Left(PassThroughFuture { inner: self.inner.call(call), outcome, info }))
     }
 
     /// The same for a request that asks in another form for what may be stored under `key`.
     fn pass_and_invalidate(&mut self, call: Authenticated, key: Key) -> ServeCachedFuture<S::Future> {
-        let (shared, record) = (Arc::clone(&self.shared), call.exchange.record.clone());
+        let (shared, info) = (Arc::clone(&self.shared), call.exchange.info.clone());
         let inner = self.inner.call(call);
         Either::Right(Either::Right(Box::pin(async move {
             let response = invalidate_if_refused(inner.await?, &key, &shared.cache).await?;
-            Ok(with_cache_status(response, CacheOutcome::Bypass, &record))
+            Ok(with_cache_status(response, CacheOutcome::Bypass, &info))
         })))
     }
 
@@ -164,11 +164,11 @@ where
             Freshness::StaleIfError => return self.fetch(call, key, true, now_is),
             Freshness::Fresh | Freshness::StaleWhileRevalidate => CacheOutcome::StaleWhileRevalidate,
         };
-        let response = replay(&hit.entry, outcome, now_is, &call.exchange.record);
+        let response = replay(&hit.entry, outcome, now_is, &call.exchange.info);
         if outage.may_refresh(now_is) {
             self.refresh(call, key, now_is);
         }
-        now(Ok(response))
+        immediate(Ok(response))
     }
 
     /// Asks Rails in the background, unless the key is being fetched already or the limit is reached.
@@ -181,14 +181,14 @@ where
         };
         outage.record_refresh(now_is);
         // Its own record: the caller's request has been answered.
-        let record = Record::default();
-        call.exchange.record = record.clone();
+        let info = SharedRequestInfo::default();
+        call.exchange.info = info.clone();
         call.may_wait = WaitPolicy::Never;
         let fill = self.fill(call, guard);
         let cache = Arc::clone(&self.shared.cache);
         self.shared.fills.spawn(async move {
             let has_failed = is_no_answer(&fill.await);
-            cache.count_refresh(match record.notes().cache {
+            cache.count_refresh(match info.lock().cache {
                 CacheOutcome::Stored => RefreshOutcome::Stored,
                 _ if has_failed => RefreshOutcome::Failed,
                 _ => RefreshOutcome::Unstored,
@@ -199,7 +199,7 @@ where
 
     /// Compares the entry that was just served with what Rails says, in the background.
     fn shadow_check(&mut self, mut call: Authenticated, key: Key, cached: Arc<Entry>) {
-        call.exchange.record = Record::default();
+        call.exchange.info = SharedRequestInfo::default();
         call.may_wait = WaitPolicy::Never;
         let inner = self.inner.call(fill::fill_request(call, self.shared.settings.max_body));
         self.shared.fills.spawn(shadow_check::shadow_check(inner, key, cached, Arc::clone(&self.shared)));
@@ -215,10 +215,10 @@ where
         now_is: Instant,
     ) -> ServeCachedFuture<S::Future> {
         call.may_wait = if has_stale { WaitPolicy::ForPermit } else { WaitPolicy::ForRails };
-        let (shared, record) = (Arc::clone(&self.shared), call.exchange.record.clone());
+        let (shared, info) = (Arc::clone(&self.shared), call.exchange.info.clone());
         let stale = |progress: &Arc<Progress>| has_stale.then(|| (key.clone(), Arc::clone(progress)));
         match shared.cache.lead_or_follow(key, now_is) {
-            LeaderOrFollower::Hit(hit) => now(Ok(replay(&hit.entry, CacheOutcome::Hit, now_is, &record))),
+            LeaderOrFollower::Hit(hit) => immediate(Ok(replay(&hit.entry, CacheOutcome::Hit, now_is, &info))),
             LeaderOrFollower::Leader(guard) => {
                 let stale = stale(guard.progress());
                 // In a task of its own, so that the followers do not depend on the leader staying
@@ -230,27 +230,31 @@ where
                     let _ = to_leader.send(fill.await);
                 });
                 let result = async move { from_fill.await.unwrap_or(Err(Failure::Panicked)) };
-                Either::Right(Either::Right(Box::pin(or_stale(result, stale, shared, record))))
+                Either::Right(Either::Right(Box::pin(or_stale(result, stale, shared, info))))
             }
             LeaderOrFollower::Follower(waiter) => {
                 // The ready service goes along; a clone takes its place (tower#547).
                 let clone = self.inner.clone();
                 let inner = std::mem::replace(&mut self.inner, clone);
                 let stale = stale(waiter.progress());
-                call.since = Some(now_is);
+                call.arrived_at = Some(now_is);
                 let result = follow(waiter, inner, call, Arc::clone(&shared), (key.clone(), has_stale));
-                Either::Right(Either::Right(Box::pin(or_stale(result, stale, shared, record))))
+                Either::Right(Either::Right(Box::pin(or_stale(result, stale, shared, info))))
             }
         }
     }
 
-    fn fill(&mut self, mut call: Authenticated, guard: FillGuard) -> impl Future<Output = Answer> + use<S> {
+    fn fill(
+        &mut self,
+        mut call: Authenticated,
+        guard: FillGuard,
+    ) -> impl Future<Output = LayerResult> + use<S> {
         call.progress = Some(Arc::clone(guard.progress()));
         let caching = call.found.route.caching;
-        let record = call.exchange.record.clone();
+        let info = call.exchange.info.clone();
         let inner = self.inner.call(fill::fill_request(call, self.shared.settings.max_body));
         let shared = Arc::clone(&self.shared);
-        async move { fill::fill(inner, guard, caching, &shared, &record).await }
+        async move { fill::fill(inner, guard, caching, &shared, &info).await }
     }
 }
 
@@ -261,25 +265,25 @@ async fn follow<S>(
     call: Authenticated,
     shared: Arc<ServeCachedShared>,
     (key, has_stale): (Key, bool),
-) -> Answer
+) -> LayerResult
 where
     S: Service<Authenticated, Response = Response<Body>, Error = Failure>,
 {
-    let record = call.exchange.record.clone();
+    let info = call.exchange.info.clone();
     let outcome = tokio::time::timeout(shared.settings.wait, waiter.outcome()).await;
     match outcome.unwrap_or(FillOutcome::NotShared) {
         // It may have expired since, or by a clock that was set ahead while it came.
         FillOutcome::Stored(entry) if !shared.cache.has_expired(&entry) => {
-            Ok(replay_shared(&entry, &shared, &record))
+            Ok(replay_shared(&entry, &shared, &info))
         }
-        FillOutcome::Failed(error) => Err(Failure::SharedTrouble(error)),
+        FillOutcome::Failed(error) => Err(Failure::SharedFill(error)),
         FillOutcome::Stored(_) | FillOutcome::NotShared => {
             // If Rails has just failed to answer, callers with a stale entry do not ask it, too.
             if let Some(entry) = has_stale.then(|| shared.lookup_in_outage(&key)).flatten() {
-                return Ok(replay(&entry, CacheOutcome::StaleIfError, shared.clock.now(), &record));
+                return Ok(replay(&entry, CacheOutcome::StaleIfError, shared.clock.now(), &info));
             }
             let response = invalidate_if_refused(inner.call(call).await?, &key, &shared.cache).await?;
-            Ok(with_cache_status(response, CacheOutcome::Alone, &record))
+            Ok(with_cache_status(response, CacheOutcome::Alone, &info))
         }
     }
 }

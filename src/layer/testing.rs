@@ -1,4 +1,4 @@
-//! What the layers' tests share: an inner service that the test answers by hand.
+//! A mock inner service for the tests of the layers.
 
 use std::task::{Context, Poll};
 
@@ -6,56 +6,56 @@ use http::Response;
 use tower::Service;
 use tower_test::mock::{self, Handle, Mock, SendResponse};
 
-use super::Later;
+use super::BoxedResponse;
 use crate::body::Body;
 use crate::failure::Failure;
 
-/// An inner service; `tower_test`'s, but with the stack's error type.
+/// The mock service of `tower_test` with the stack's error type.
 #[derive(Debug)]
-pub(super) struct Inner<Req: std::fmt::Debug>(Mock<Req, Result<Response<Body>, Failure>>);
+pub(super) struct MockService<Req: std::fmt::Debug>(Mock<Req, Result<Response<Body>, Failure>>);
 
-/// What the test holds in its hand.
-pub(super) type Hand<Req> = Handle<Req, Result<Response<Body>, Failure>>;
+/// Takes the requests of a [`MockService`].
+pub(super) type MockHandle<Req> = Handle<Req, Result<Response<Body>, Failure>>;
 
-/// How the test answers one request.
-pub(super) type Reply = SendResponse<Result<Response<Body>, Failure>>;
+/// Sends the response to one request.
+pub(super) type MockReply = SendResponse<Result<Response<Body>, Failure>>;
 
-/// An inner service and the handle to answer for it, ready for any number of requests.
-pub(super) fn inner<Req: std::fmt::Debug>() -> (Inner<Req>, Hand<Req>) {
-    let (mock, mut hand) = mock::pair();
-    hand.allow(1_000_000);
-    (Inner(mock), hand)
+/// A service that is always ready, and its handle.
+pub(super) fn mock_service<Req: std::fmt::Debug>() -> (MockService<Req>, MockHandle<Req>) {
+    let (mock, mut handle) = mock::pair();
+    handle.allow(1_000_000);
+    (MockService(mock), handle)
 }
 
-/// Runs what is ready to run.
+/// Runs all tasks that are ready.
 pub(super) async fn settle() {
     for _ in 0..10 {
         tokio::task::yield_now().await;
     }
 }
 
-/// Whether no request has arrived that the test did not take. Runs what is ready to run first.
-pub(super) async fn is_idle<Req: std::fmt::Debug>(hand: &mut Hand<Req>) -> bool {
+/// Whether no request waits to be taken, once all tasks that are ready have run.
+pub(super) async fn is_idle<Req: std::fmt::Debug>(handle: &mut MockHandle<Req>) -> bool {
     settle().await;
-    !matches!(hand.poll_request(), Poll::Ready(Some(_)))
+    !matches!(handle.poll_request(), Poll::Ready(Some(_)))
 }
 
-impl<Req: std::fmt::Debug> Clone for Inner<Req> {
+impl<Req: std::fmt::Debug> Clone for MockService<Req> {
     fn clone(&self) -> Self {
         Self(self.0.clone())
     }
 }
 
-impl<Req: std::fmt::Debug + Send + 'static> Service<Req> for Inner<Req> {
+impl<Req: std::fmt::Debug + Send + 'static> Service<Req> for MockService<Req> {
     type Response = Response<Body>;
     type Error = Failure;
-    type Future = Later;
+    type Future = BoxedResponse;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
         self.0.poll_ready(cx).map_err(|_| Failure::Panicked)
     }
 
-    fn call(&mut self, request: Req) -> Later {
+    fn call(&mut self, request: Req) -> BoxedResponse {
         let answer = self.0.call(request);
         Box::pin(async move { answer.await.map_err(|_| Failure::Panicked)? })
     }

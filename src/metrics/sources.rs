@@ -40,9 +40,9 @@ pub struct MetricSources {
     /// What all workers share of the upstream side.
     pub upstream: Arc<UpstreamState>,
     /// GitLab's System Hooks.
-    pub hooks: Arc<hooks::Counts>,
+    pub hooks: Arc<hooks::HookCounters>,
     /// Log lines that were not written.
-    pub log: Arc<log::Counts>,
+    pub log: Arc<log::LogCounters>,
     /// When each thread last responded.
     pub heartbeats: Arc<Heartbeats>,
     /// The listeners for clients.
@@ -161,7 +161,7 @@ impl MetricSources {
             None,
             MetricType::Counter,
         )?;
-        for (kind, count) in hooks::Kind::ALL.iter().zip(&self.hooks.events) {
+        for (kind, count) in hooks::EventKind::ALL.iter().zip(&self.hooks.events) {
             let count = ConstCounter::new(count.load(Relaxed));
             count.encode(family.encode_family(&[("event", kind.as_str())])?)?;
         }

@@ -9,13 +9,13 @@ use http::StatusCode;
 use parking_lot::Mutex;
 
 use crate::auth::CallerKind;
-use crate::exchange::{CacheOutcome, Notes};
+use crate::exchange::{CacheOutcome, RequestInfo};
 
 /// A request that has ended, for its counters.
 #[derive(Debug)]
 pub struct FinishedRequest<'a> {
     /// What the layers learned about it.
-    pub notes: &'a Notes,
+    pub info: &'a RequestInfo,
     /// `None` if there was no answer.
     pub status: Option<StatusCode>,
     /// Whether the client got the whole answer.
@@ -132,28 +132,28 @@ const fn micros<const N: usize>(counts: [u64; N]) -> [Duration; N] {
 
 impl RequestMetrics {
     fn record(&mut self, finished: &FinishedRequest<'_>) {
-        let FinishedRequest { notes, status, is_whole, duration } = finished;
-        let route = notes.route.unwrap_or("none");
+        let FinishedRequest { info, status, is_whole, duration } = finished;
+        let route = info.route.unwrap_or("none");
         let key = RequestKey {
             route,
-            caller: notes.caller,
+            caller: info.caller,
             status_class: status.map_or(0, status_class),
-            cache: notes.cache,
+            cache: info.cache,
         };
         *self.requests.entry(key).or_default() += 1;
-        if matches!(notes.cache, CacheOutcome::Hit | CacheOutcome::StaleWhileRevalidate) {
+        if matches!(info.cache, CacheOutcome::Hit | CacheOutcome::StaleWhileRevalidate) {
             self.hit_duration.observe(*duration, &HIT_BOUNDS);
         }
-        if let Some(upstream) = notes.upstream {
+        if let Some(upstream) = info.upstream_time {
             self.upstream_duration.entry(route).or_default().observe(upstream, &UPSTREAM_BOUNDS);
         }
-        if let Some(waited) = notes.waited {
+        if let Some(waited) = info.queue_time {
             self.queue_duration.entry(route).or_default().observe(waited, &UPSTREAM_BOUNDS);
         }
-        if let Some(rejection) = notes.rejection {
+        if let Some(rejection) = info.rejection {
             *self.auth_refusals.entry(rejection.as_str()).or_default() += 1;
         }
-        if let Some(failure) = notes.failure {
+        if let Some(failure) = info.failure {
             *self.failures.entry(failure).or_default() += 1;
         }
         self.clients_gone += u64::from(!is_whole);
@@ -188,19 +188,19 @@ fn status_class(status: StatusCode) -> u8 {
 mod tests {
     use super::*;
 
-    fn notes(route: &'static str, cache: CacheOutcome) -> Notes {
-        Notes { route: Some(route), cache, caller: CallerKind::SharedSecret, ..Notes::default() }
+    fn notes(route: &'static str, cache: CacheOutcome) -> RequestInfo {
+        RequestInfo { route: Some(route), cache, caller: CallerKind::SharedSecret, ..RequestInfo::default() }
     }
 
     #[test]
     fn the_counters_of_workers_add_up() {
         let workers = [WorkerMetrics::default(), WorkerMetrics::default()];
         for (worker, route, micros) in [(0, "check", 20), (1, "check", 30), (1, "discover", 200_000)] {
-            let notes = notes(route, CacheOutcome::Hit);
+            let info = notes(route, CacheOutcome::Hit);
             let duration = Duration::from_micros(micros);
             let status = Some(StatusCode::OK);
             workers[worker].record(&FinishedRequest {
-                notes: &notes,
+                info: &info,
                 status,
                 is_whole: micros != 30,
                 duration,

@@ -1,14 +1,14 @@
-//! How many connections a listener may have, and which of them has to leave for a new one.
+//! The limit of connections on a listener, and which connection is closed for a new one.
 //!
-//! Each listener has a bound of its own, for all threads together. When it is full, the connection is
-//! closed that has been idle for the longest, without an answer under way. A quarter of the places is
-//! kept for peers that are trusted: those that have shown a credential, and local ones where others can
-//! connect too. They are also the last to be closed.
+//! Each listener has its own limit, for all threads together. When it is reached, the connection that has
+//! been idle for the longest is closed. A quarter of the permits is reserved for trusted peers: those that
+//! have shown a credential, and local ones if remote peers can connect, too. Trusted connections are also the
+//! last to be closed.
 //!
-//! Who is trusted is known only by looking at all connections, since a request that shows its
-//! credential does no more than say so in its connection's state. That is done only while more than
-//! three quarters of the places are taken, and each look serves many decisions: it tells how many
-//! strangers may still come, and who leaves next.
+//! Counting trusted connections takes a scan of all connections, since a request with a valid credential
+//! only sets a flag in its connection's state. Scans are made only while more than three quarters of the
+//! permits are taken, and each scan serves many decisions: it tells how many untrusted connections may still
+//! be accepted, and which connections are closed next.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
@@ -18,82 +18,81 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::patience::now;
-use super::registry::{ConnectionState, Registry};
+use super::deadline_timer::now;
+use super::registry::{ConnectionRegistry, ConnectionState};
 
-/// The bound on one listener's connections.
+/// The limit of connections on one listener.
 #[derive(Debug)]
 pub struct Capacity {
     name: String,
-    most: usize,
-    is_open_to_others: bool,
-    /// What the ages of connections are counted from.
-    begun: Instant,
+    max_connections: usize,
+    accepts_remote_peers: bool,
+    /// The origin of the times that connections store as nanoseconds.
+    started: Instant,
     open: AtomicUsize,
     accepted: AtomicU64,
     evicted: AtomicU64,
-    turned_away: AtomicU64,
-    registries: Mutex<Vec<Arc<Registry>>>,
-    crowd: Mutex<Crowd>,
-    /// Threads that wait for a place.
+    rejected: AtomicU64,
+    registries: Mutex<Vec<Arc<ConnectionRegistry>>>,
+    eviction: Mutex<EvictionPlan>,
+    /// Threads that wait for a permit.
     waiting: AtomicUsize,
     freed: Notify,
-    /// When it was last said that connections cannot be accepted.
-    failure_said: Mutex<Option<Instant>>,
+    /// When it was last logged that connections cannot be accepted.
+    failure_logged: Mutex<Option<Instant>>,
 }
 
-/// What the last look at all connections has shown, and what became of it since.
+/// The result of the last scan, updated by each decision since.
 #[derive(Debug, Default)]
-struct Crowd {
-    /// Strangers may come until so many connections were accepted in all.
-    until: u64,
-    /// Who leaves next, from the end; each with the time since when it was idle.
-    leaving: Vec<(u64, Weak<ConnectionState>)>,
-    looked: Option<Instant>,
-    /// When a connection had to leave or to wait for the last time.
+struct EvictionPlan {
+    /// Untrusted connections are accepted until `accepted` reaches this.
+    untrusted_until: u64,
+    /// The connections to close, the next one last; each with the time since when it was idle.
+    candidates: Vec<(u64, Weak<ConnectionState>)>,
+    scanned: Option<Instant>,
+    /// When a connection was last evicted or had to wait.
     full: Option<Instant>,
 }
 
-/// Of so many connections one look remembers that they are idle.
-const REMEMBERED: usize = 256;
-/// The same of those that are trusted: a burst of callers is not to wait for one look each.
-const REMEMBERED_TRUSTED: usize = 16;
-/// A look at all connections takes a few hundred microseconds if they are tens of thousands.
-const LOOK_EVERY: Duration = Duration::from_millis(10);
-/// Who was asked to leave may have begun a request, or its thread may be busy.
-const ASK_AGAIN: Duration = Duration::from_millis(20);
-/// How long a listener has to have had room before it is said again that it has none.
-const QUIET: Duration = Duration::from_secs(60);
+/// Untrusted candidates of one scan.
+const MAX_CANDIDATES: usize = 256;
+/// Trusted candidates of one scan: in a burst of callers, not every one should need a scan.
+const MAX_TRUSTED_CANDIDATES: usize = 16;
+/// A scan of tens of thousands of connections takes a few hundred microseconds.
+const SCAN_INTERVAL: Duration = Duration::from_millis(10);
+/// A candidate may have started a request since the scan, or its thread may be busy.
+const EVICTION_RETRY: Duration = Duration::from_millis(20);
+/// How long a listener has to have room before it is logged again that it is full.
+const WARN_INTERVAL: Duration = Duration::from_secs(60);
 
 impl Capacity {
-    /// For so many connections at a time to the listener that metrics and log call `name`. Whether
-    /// peers of other machines can reach it.
-    pub fn new(name: impl Into<String>, most: usize, is_open_to_others: bool) -> Arc<Self> {
+    /// `name` is the listener's label in metrics and log. `accepts_remote_peers`: other machines can reach it.
+    pub fn new(name: impl Into<String>, max_connections: usize, accepts_remote_peers: bool) -> Arc<Self> {
         Arc::new(Self {
             name: name.into(),
-            most,
-            is_open_to_others,
-            begun: now(),
+            max_connections,
+            accepts_remote_peers,
+            started: now(),
             open: AtomicUsize::new(0),
             accepted: AtomicU64::new(0),
             evicted: AtomicU64::new(0),
-            turned_away: AtomicU64::new(0),
+            rejected: AtomicU64::new(0),
             registries: Mutex::default(),
-            crowd: Mutex::default(),
+            eviction: Mutex::default(),
             waiting: AtomicUsize::new(0),
             freed: Notify::new(),
-            failure_said: Mutex::default(),
+            failure_logged: Mutex::default(),
         })
     }
 
-    /// What metrics and log call the listener.
+    /// The listener's label in metrics and log.
     pub fn name(&self) -> &str {
         &self.name
     }
 
     /// Connections that may be open at one time.
-    pub fn most(&self) -> usize {
-        self.most
+    pub fn max_connections(&self) -> usize {
+        self.max_connections
     }
 
     /// Connections that are open now.
@@ -111,167 +110,168 @@ impl Capacity {
         self.evicted.load(Ordering::Relaxed)
     }
 
-    /// Connections that found no place, and were closed before anything was read of them.
-    pub fn all_turned_away(&self) -> u64 {
-        self.turned_away.load(Ordering::Relaxed)
+    /// Connections that got no permit, and were closed before anything was read from them.
+    pub fn rejected(&self) -> u64 {
+        self.rejected.load(Ordering::Relaxed)
     }
 
-    /// One more.
-    pub(super) fn turned_away(&self) {
-        self.turned_away.fetch_add(1, Ordering::Relaxed);
+    pub(super) fn count_rejected(&self) {
+        self.rejected.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn is_open_to_others(&self) -> bool {
-        self.is_open_to_others
+    pub(super) fn accepts_remote_peers(&self) -> bool {
+        self.accepts_remote_peers
     }
 
-    pub(super) fn begun(&self) -> Instant {
-        self.begun
+    pub(super) fn started(&self) -> Instant {
+        self.started
     }
 
     pub(super) fn age_at(&self, now: Instant) -> u64 {
-        u64::try_from(now.saturating_duration_since(self.begun).as_nanos()).unwrap_or(u64::MAX)
+        u64::try_from(now.saturating_duration_since(self.started).as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// Connections of this server count here from now on.
-    pub(super) fn is_shared_by(&self, registry: &Arc<Registry>) {
+    /// Scans include the connections of this registry from now on.
+    pub(super) fn add_registry(&self, registry: &Arc<ConnectionRegistry>) {
         self.registries.lock().push(Arc::clone(registry));
     }
 
-    /// A place for a stranger, if there is one at once.
-    pub(super) fn try_admit(self: &Arc<Self>) -> Option<Place> {
-        self.take_one_of_the_last(false)
+    /// A permit for an untrusted connection, without waiting.
+    pub(super) fn try_acquire(self: &Arc<Self>) -> Option<ConnectionPermit> {
+        self.acquire_or_evict(false)
     }
 
-    /// Waits for a place. `is_local`: the peer is on this machine.
-    pub(super) async fn admit(self: &Arc<Self>, is_local: bool) -> Place {
-        let is_trusted = is_local && self.is_open_to_others;
-        if let Some(place) = self.take(self.open_to_all()) {
-            return place;
+    /// Waits for a permit. `is_local`: the peer is on this machine.
+    pub(super) async fn acquire(self: &Arc<Self>, is_local: bool) -> ConnectionPermit {
+        let is_trusted = is_local && self.accepts_remote_peers;
+        if let Some(permit) = self.try_take(self.untrusted_limit()) {
+            return permit;
         }
-        let _waiting = Waiting::new(&self.waiting);
+        let _waiting = WaiterGuard::new(&self.waiting);
         loop {
             let freed = self.freed.notified();
-            if let Some(place) = self.take_one_of_the_last(is_trusted) {
-                return place;
+            if let Some(permit) = self.acquire_or_evict(is_trusted) {
+                return permit;
             }
-            // Then all is asked again.
-            let _ = tokio::time::timeout(ASK_AGAIN, freed).await;
+            // Then it tries again.
+            let _ = tokio::time::timeout(EVICTION_RETRY, freed).await;
         }
     }
 
-    /// Takes a place, or asks a connection to leave.
-    fn take_one_of_the_last(self: &Arc<Self>, is_trusted: bool) -> Option<Place> {
-        if let Some(place) = self.take(self.open_to_all()) {
-            return Some(place);
+    /// Takes a permit, or asks a connection to close.
+    fn acquire_or_evict(self: &Arc<Self>, is_trusted: bool) -> Option<ConnectionPermit> {
+        if let Some(permit) = self.try_take(self.untrusted_limit()) {
+            return Some(permit);
         }
-        let (mut crowd, now) = (self.crowd.lock(), now());
+        let (mut eviction, now) = (self.eviction.lock(), now());
         loop {
-            let may_come = is_trusted || self.accepted() < crowd.until;
-            if may_come && let Some(place) = self.take(self.most) {
-                crowd.until += u64::from(is_trusted);
-                return Some(place);
+            let may_enter = is_trusted || self.accepted() < eviction.untrusted_until;
+            if may_enter && let Some(permit) = self.try_take(self.max_connections) {
+                eviction.untrusted_until += u64::from(is_trusted);
+                return Some(permit);
             }
-            // For a stranger that may not have the place, none that is trusted leaves.
-            if let Some(leaving) = crowd.next_to_leave(may_come) {
-                leaving.evict();
+            // An untrusted connection that may not enter evicts no trusted one.
+            if let Some(candidate) = eviction.next_candidate(may_enter) {
+                candidate.evict();
                 break;
             }
-            if crowd.looked.is_some_and(|looked| now < looked + LOOK_EVERY) {
+            if eviction.scanned.is_some_and(|scanned| now < scanned + SCAN_INTERVAL) {
                 break;
             }
-            self.look(&mut crowd, is_trusted);
-            crowd.looked = Some(now);
+            self.scan(&mut eviction, is_trusted);
+            eviction.scanned = Some(now);
         }
-        let is_news = crowd.full.replace(now).is_none_or(|full| now >= full + QUIET);
-        drop(crowd);
-        if is_news {
+        let is_first = eviction.full.replace(now).is_none_or(|full| now >= full + WARN_INTERVAL);
+        drop(eviction);
+        if is_first {
             tracing::warn!(
                 listener = self.name,
-                connections = self.most,
+                connections = self.max_connections,
                 "a listener is full; idle connections are closed for new ones"
             );
         }
         None
     }
 
-    /// Takes a place if fewer than `most` are taken.
-    fn take(self: &Arc<Self>, most: usize) -> Option<Place> {
-        let one_more = |open: usize| (open < most).then_some(open + 1);
+    /// Takes a permit if fewer than `limit` are taken.
+    fn try_take(self: &Arc<Self>, limit: usize) -> Option<ConnectionPermit> {
+        let one_more = |open: usize| (open < limit).then_some(open + 1);
         self.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).ok()?;
         self.accepted.fetch_add(1, Ordering::Relaxed);
-        Some(Place(Arc::clone(self)))
+        Some(ConnectionPermit(Arc::clone(self)))
     }
 
-    /// So many connections may be those of strangers.
-    fn open_to_all(&self) -> usize {
-        self.most - self.most / 4
+    /// How many connections may be untrusted.
+    fn untrusted_limit(&self) -> usize {
+        self.max_connections - self.max_connections / 4
     }
 
-    /// Looks at all connections. Strangers leave first; who is trusted, only if no stranger is idle and
-    /// all places are taken.
-    fn look(&self, crowd: &mut Crowd, for_trusted: bool) {
-        let (mut strangers, mut idle, mut trusted) = (0, Vec::new(), Vec::new());
+    /// Scans all connections. Untrusted ones are evicted first, trusted ones only if no untrusted connection is
+    /// idle and all permits are taken.
+    fn scan(&self, eviction: &mut EvictionPlan, for_trusted: bool) {
+        let (mut untrusted, mut idle, mut trusted) = (0, Vec::new(), Vec::new());
         for registry in &*self.registries.lock() {
-            registry.each_of(self, |state| {
-                strangers += usize::from(!state.is_trusted());
+            registry.for_each_connection(self, |state| {
+                untrusted += usize::from(!state.is_trusted());
                 let list = if state.is_trusted() { &mut trusted } else { &mut idle };
-                list.extend(state.idle_for_eviction().map(|since| (since, Arc::downgrade(state))));
+                list.extend(state.evictable_since().map(|since| (since, Arc::downgrade(state))));
             });
         }
-        crowd.until = self.accepted() + self.open_to_all().saturating_sub(strangers) as u64;
-        crowd.leaving = match (idle.is_empty(), self.open() >= self.most) {
-            // One for a stranger, who can leave for the one after it.
-            (true, true) => longest_idle(trusted, if for_trusted { REMEMBERED_TRUSTED } else { 1 }),
-            _ => longest_idle(idle, REMEMBERED),
+        eviction.untrusted_until = self.accepted() + self.untrusted_limit().saturating_sub(untrusted) as u64;
+        eviction.candidates = match (idle.is_empty(), self.open() >= self.max_connections) {
+            // One is enough for an untrusted connection, which can be evicted for the next one.
+            (true, true) => longest_idle(trusted, if for_trusted { MAX_TRUSTED_CANDIDATES } else { 1 }),
+            _ => longest_idle(idle, MAX_CANDIDATES),
         };
     }
 
-    /// A connection that was asked to leave has left. A stranger may take the place of a stranger.
-    pub(super) fn one_was_evicted(&self, was_trusted: bool) {
+    /// An evicted connection is closed. An untrusted one may be replaced by another untrusted one.
+    pub(super) fn record_eviction(&self, was_trusted: bool) {
         self.evicted.fetch_add(1, Ordering::Relaxed);
         if !was_trusted {
-            self.crowd.lock().until += 1;
+            self.eviction.lock().untrusted_until += 1;
         }
     }
 
-    /// A connection that was asked to leave has something to do.
-    pub(super) fn one_stays(&self) {
+    /// A connection that was asked to close has a request to answer.
+    pub(super) fn cancel_eviction(&self) {
         self.freed.notify_waiters();
     }
 
-    /// Whether it is time to say once more that connections cannot be accepted.
-    pub(super) fn may_say_failure(&self) -> bool {
+    /// Whether to log that connections cannot be accepted: at most once per [`WARN_INTERVAL`].
+    pub(super) fn should_log_failure(&self) -> bool {
         let now = now();
-        let mut said = self.failure_said.lock();
-        let is_time = said.is_none_or(|said| now >= said + QUIET);
+        let mut last = self.failure_logged.lock();
+        let is_time = last.is_none_or(|last| now >= last + WARN_INTERVAL);
         if is_time {
-            *said = Some(now);
+            *last = Some(now);
         }
         is_time
     }
 
-    /// Asks the next connection to leave, for want of something that all listeners need.
-    pub(super) fn shrink(&self) {
-        let (mut crowd, now) = (self.crowd.lock(), now());
-        if crowd.leaving.is_empty() && crowd.looked.is_none_or(|looked| now >= looked + LOOK_EVERY) {
-            self.look(&mut crowd, false);
-            crowd.looked = Some(now);
+    /// Asks the next candidate to close, since a resource that all listeners share is used up.
+    pub(super) fn evict_one(&self) {
+        let (mut eviction, now) = (self.eviction.lock(), now());
+        if eviction.candidates.is_empty()
+            && eviction.scanned.is_none_or(|scanned| now >= scanned + SCAN_INTERVAL)
+        {
+            self.scan(&mut eviction, false);
+            eviction.scanned = Some(now);
         }
-        if let Some(leaving) = crowd.next_to_leave(true) {
-            leaving.evict();
+        if let Some(candidate) = eviction.next_candidate(true) {
+            candidate.evict();
         }
     }
 }
 
-impl Crowd {
-    /// Who is still as idle as at the last look, for the longest; one that is trusted only if it may be.
-    fn next_to_leave(&mut self, may_be_trusted: bool) -> Option<Arc<ConnectionState>> {
-        while let Some((since, state)) = self.leaving.pop() {
-            let is_meant = |state: &Arc<ConnectionState>| {
-                state.idle_for_eviction() == Some(since) && (may_be_trusted || !state.is_trusted())
+impl EvictionPlan {
+    /// The candidate that has been idle for the longest, if it still is; a trusted one only if `may_be_trusted`.
+    fn next_candidate(&mut self, may_be_trusted: bool) -> Option<Arc<ConnectionState>> {
+        while let Some((since, state)) = self.candidates.pop() {
+            let is_still_idle = |state: &Arc<ConnectionState>| {
+                state.evictable_since() == Some(since) && (may_be_trusted || !state.is_trusted())
             };
-            if let Some(state) = state.upgrade().filter(is_meant) {
+            if let Some(state) = state.upgrade().filter(is_still_idle) {
                 return Some(state);
             }
         }
@@ -279,28 +279,28 @@ impl Crowd {
     }
 }
 
-/// The `most` that have been idle for the longest, the first of all at the end.
-fn longest_idle<T>(mut idle: Vec<(u64, T)>, most: usize) -> Vec<(u64, T)> {
-    if idle.len() > most {
-        idle.select_nth_unstable_by_key(most, |(since, _)| *since);
-        idle.truncate(most);
+/// The `limit` entries that have been idle for the longest, the longest at the end.
+fn longest_idle<T>(mut idle: Vec<(u64, T)>, limit: usize) -> Vec<(u64, T)> {
+    if idle.len() > limit {
+        idle.select_nth_unstable_by_key(limit, |(since, _)| *since);
+        idle.truncate(limit);
         idle.shrink_to_fit();
     }
     idle.sort_unstable_by_key(|(since, _)| std::cmp::Reverse(*since));
     idle
 }
 
-/// A connection's share of the bound, given back when it ends.
+/// Counts for one open connection of a listener until it is dropped.
 #[derive(Debug)]
-pub(super) struct Place(Arc<Capacity>);
+pub(super) struct ConnectionPermit(Arc<Capacity>);
 
-impl Place {
+impl ConnectionPermit {
     pub(super) fn capacity(&self) -> &Arc<Capacity> {
         &self.0
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         self.0.open.fetch_sub(1, Ordering::Relaxed);
         if self.0.waiting.load(Ordering::Relaxed) > 0 {
@@ -309,16 +309,16 @@ impl Drop for Place {
     }
 }
 
-struct Waiting<'c>(&'c AtomicUsize);
+struct WaiterGuard<'c>(&'c AtomicUsize);
 
-impl<'c> Waiting<'c> {
+impl<'c> WaiterGuard<'c> {
     fn new(waiting: &'c AtomicUsize) -> Self {
         waiting.fetch_add(1, Ordering::Relaxed);
         Self(waiting)
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for WaiterGuard<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }

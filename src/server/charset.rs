@@ -1,5 +1,5 @@
-//! Which bytes may stand where. Every byte of every head is looked at here, so what is long
-//! (targets and values) is judged without branches, which the compiler turns into vectors.
+//! The sets of bytes that are allowed in a head. Every byte of every head passes these checks, so those of
+//! long parts (targets and values) have no branches, and the compiler vectorizes them.
 
 #![expect(clippy::indexing_slicing, reason = "at compile time, where an index out of bounds does not build")]
 #![expect(clippy::needless_bitwise_bool, reason = "a lazy operator is a branch")]
@@ -17,7 +17,7 @@ pub(super) fn is_path(bytes: &[u8]) -> bool {
 }
 
 /// The same with `{`, `|`, `}`, `^` and a backtick, which clients forget to encode, and which Puma, Workhorse
-/// and every Rack take for themselves in a query. In a path they are rare, and a path has one spelling.
+/// and every Rack read as such in a query. In a path they are rare, and a path must have one spelling.
 pub(super) fn is_query(bytes: &[u8]) -> bool {
     none(bytes, is_never_in_target)
 }
@@ -37,7 +37,7 @@ pub(super) fn is_value(bytes: &[u8]) -> bool {
     none(bytes, |byte| (byte < b' ') & (byte != b'\t') | (byte == 0x7f))
 }
 
-/// Whether no byte is `bad`. Looks at all of them: an early end would cost the vectors.
+/// Whether no byte is `bad`. Checks all of them: an early return would prevent vectorization.
 fn none(bytes: &[u8], bad: impl Fn(u8) -> bool) -> bool {
     bytes.iter().fold(0, |found, byte| found | u8::from(bad(*byte))) == 0
 }
@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn the_sets_hold_what_the_rfcs_say() {
+    fn the_sets_are_those_of_the_rfcs() {
         let letters_and = |others: &[u8]| -> Vec<u8> {
             (0..=255).filter(|byte: &u8| byte.is_ascii_alphanumeric() || others.contains(byte)).collect()
         };
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn one_bad_byte_is_found_wherever_it_stands() {
+    fn one_bad_byte_is_found_at_any_position() {
         for length in 1..80 {
             for at in 0..length {
                 let mut bytes = vec![b'a'; length];

@@ -1,4 +1,4 @@
-//! One connection: hyper between a gate and the service, and what draining does to it.
+//! One connection: hyper between the gate and the service, with draining and eviction.
 
 use std::convert::Infallible;
 use std::error::Error as StdError;
@@ -20,11 +20,11 @@ use tower::Service;
 
 use super::Inbound;
 use super::gate::Gate;
-use super::registry::{ConnectionHandle, ConnectionState, Phase, Registered};
-use super::socket::Watch;
+use super::hangup::DetectHangup;
+use super::registry::{ConnectionHandle, ConnectionState, Registration, ServerPhase};
 
 pin_project! {
-    /// Ends when the peer or hyper ends it, when the server stops, or when its place is needed.
+    /// Ends when the peer or hyper closes it, when the server stops, or when it is evicted.
     pub(super) struct Connection<I, S, B>
     where
         S: Service<Inbound, Response = Response<B>, Error = Infallible>,
@@ -32,9 +32,9 @@ pin_project! {
         B: 'static,
     {
         #[pin]
-        pub(super) http: http1::Connection<TokioIo<Gate<I>>, Caller<S>>,
-        pub(super) registered: Registered,
-        // The registry knows whom to wake.
+        pub(super) http: http1::Connection<TokioIo<Gate<I>>, ConnectionService<S>>,
+        pub(super) registration: Registration,
+        // Set once the registry has the task's waker.
         pub(super) has_task: bool,
         pub(super) is_draining: bool,
     }
@@ -42,7 +42,7 @@ pin_project! {
 
 impl<I, S, B> Future for Connection<I, S, B>
 where
-    I: Watch + 'static,
+    I: DetectHangup + 'static,
     S: Service<Inbound, Response = Response<B>, Error = Infallible>,
     B: HttpBody<Data = Bytes> + 'static,
     B::Error: Into<Box<dyn StdError + Send + Sync>>,
@@ -52,17 +52,17 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let mut this = self.project();
         if !*this.has_task {
-            this.registered.is_run_by(cx);
+            this.registration.set_task(cx);
             *this.has_task = true;
         }
-        match this.registered.state().phase() {
-            Phase::Open => {}
-            Phase::Draining if *this.is_draining => {}
-            Phase::Draining => {
+        match this.registration.state().phase() {
+            ServerPhase::Open => {}
+            ServerPhase::Draining if *this.is_draining => {}
+            ServerPhase::Draining => {
                 *this.is_draining = true;
                 this.http.as_mut().graceful_shutdown();
             }
-            Phase::Stopped => return Poll::Ready(()),
+            ServerPhase::Stopped => return Poll::Ready(()),
         }
         match this.http.poll(cx) {
             Poll::Ready(Ok(())) => Poll::Ready(()),
@@ -70,93 +70,93 @@ where
                 tracing::debug!(%error, "connection ended early");
                 Poll::Ready(())
             }
-            // After what has come is read: a request that has begun is not thrown away.
-            Poll::Pending if this.registered.state().has_to_leave() => Poll::Ready(()),
+            // After hyper has read what was received: a request that has started is not dropped.
+            Poll::Pending if this.registration.state().must_close() => Poll::Ready(()),
             Poll::Pending => Poll::Pending,
         }
     }
 }
 
-/// Hands the requests of one connection to the service that all of them share.
-pub(super) struct Caller<S> {
-    /// Never waited for: a server has one thread.
+/// Passes the requests of one connection to the service that all connections share.
+pub(super) struct ConnectionService<S> {
+    /// Never contended: a server has one thread.
     pub(super) service: Arc<Mutex<S>>,
     pub(super) peer: Option<IpAddr>,
     pub(super) connection: Arc<ConnectionState>,
 }
 
-impl<S, B> hyper::service::Service<Request<Incoming>> for Caller<S>
+impl<S, B> hyper::service::Service<Request<Incoming>> for ConnectionService<S>
 where
     S: Service<Inbound, Response = Response<B>, Error = Infallible>,
     B: HttpBody,
 {
-    type Response = Response<Answering<B>>;
+    type Response = Response<TrackedBody<B>>;
     type Error = Infallible;
-    type Future = Answer<S::Future>;
+    type Future = ResponseFuture<S::Future>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let connection = ConnectionHandle::new(&self.connection);
         let future = self.service.lock().call(Inbound { request, peer: self.peer, connection });
-        Answer { future, connection: Some(Arc::clone(&self.connection)), is_waiting: false }
+        ResponseFuture { future, connection: Some(Arc::clone(&self.connection)), is_response_pending: false }
     }
 }
 
 pin_project! {
-    /// An answer in the making.
-    pub(super) struct Answer<F> {
+    /// Tracks whether the response is pending.
+    pub(super) struct ResponseFuture<F> {
         #[pin]
         future: F,
         connection: Option<Arc<ConnectionState>>,
-        is_waiting: bool,
+        is_response_pending: bool,
     }
 }
 
-impl<F, B> Future for Answer<F>
+impl<F, B> Future for ResponseFuture<F>
 where
     F: Future<Output = Result<Response<B>, Infallible>>,
 {
-    type Output = Result<Response<Answering<B>>, Infallible>;
+    type Output = Result<Response<TrackedBody<B>>, Infallible>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let progress = this.future.poll(cx);
-        let is_waiting = progress.is_pending();
-        if is_waiting != *this.is_waiting
+        let is_response_pending = progress.is_pending();
+        if is_response_pending != *this.is_response_pending
             && let Some(connection) = this.connection
         {
-            *this.is_waiting = is_waiting;
-            connection.set_waiting(is_waiting);
-            // Once there is an answer, what is left of the body is not waited for.
-            if !is_waiting {
+            *this.is_response_pending = is_response_pending;
+            connection.set_response_pending(is_response_pending);
+            // Once there is a response, the connection does not wait for the rest of the body.
+            if !is_response_pending {
                 connection.set_awaits_body(false);
             }
         }
-        let Ok(answer) = ready!(progress);
+        let Ok(response) = ready!(progress);
         let connection = this.connection.take();
-        Poll::Ready(Ok(answer.map(|body| Answering { body, connection, is_waiting: false })))
+        Poll::Ready(Ok(response.map(|body| TrackedBody { body, connection, is_response_pending: false })))
     }
 }
 
 pin_project! {
-    /// The body of an answer. Until it is sent, its connection is not idle.
-    pub(super) struct Answering<B> {
+    /// The body of a response. Its connection is not idle until it is sent.
+    pub(super) struct TrackedBody<B> {
         #[pin]
         body: B,
         connection: Option<Arc<ConnectionState>>,
-        is_waiting: bool,
+        is_response_pending: bool,
     }
 
-    impl<B> PinnedDrop for Answering<B> {
+    impl<B> PinnedDrop for TrackedBody<B> {
         fn drop(this: Pin<&mut Self>) {
             if let Some(connection) = this.project().connection.take() {
-                connection.set_waiting(false);
-                connection.request_ends();
+                connection.set_response_pending(false);
+                connection.request_finished();
             }
         }
     }
 }
 
-impl<B: HttpBody> HttpBody for Answering<B> {
+impl<B: HttpBody> HttpBody for TrackedBody<B> {
     type Data = B::Data;
     type Error = B::Error;
 
@@ -166,12 +166,12 @@ impl<B: HttpBody> HttpBody for Answering<B> {
     ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
         let this = self.project();
         let progress = this.body.poll_frame(cx);
-        let is_waiting = progress.is_pending();
-        if is_waiting != *this.is_waiting
+        let is_response_pending = progress.is_pending();
+        if is_response_pending != *this.is_response_pending
             && let Some(connection) = this.connection
         {
-            *this.is_waiting = is_waiting;
-            connection.set_waiting(is_waiting);
+            *this.is_response_pending = is_response_pending;
+            connection.set_response_pending(is_response_pending);
         }
         progress
     }

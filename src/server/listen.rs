@@ -1,4 +1,4 @@
-//! Where to listen, and how the sockets are made.
+//! The addresses to listen on, and their sockets.
 
 use std::fmt;
 use std::io;
@@ -12,38 +12,38 @@ use tokio::net::{TcpListener, UnixListener};
 
 use super::capacity::Capacity;
 
-/// A place to listen at.
+/// An address to listen on.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Endpoint {
+pub enum ListenAddress {
     /// An IP address and a port; port 0 lets the system choose one.
     Tcp(SocketAddr),
     /// A socket in the file system, with the permissions it gets.
     Unix {
-        /// Where.
+        /// As configured; need not be absolute.
         path: PathBuf,
-        /// The permission bits.
+        /// The permission bits of the socket's file.
         mode: u32,
     },
 }
 
-/// A listener for clients, as a `[[listen]]` of the configuration has it.
+/// A listener for clients: a `[[listen]]` of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListenSettings {
-    /// Where.
-    pub endpoint: Endpoint,
+    /// The key `address` or `unix`.
+    pub address: ListenAddress,
     /// Connections open at one time.
     pub connections: usize,
 }
 
-/// Default of the connections of the listeners for operators and for hooks.
+/// The default limit of connections of the listeners for operators and for hooks.
 pub const DEFAULT_OPERATOR_CONNECTIONS: usize = 256;
 
-impl Endpoint {
-    /// Whether the two cannot both be listened on. Port 0 stands for any free port.
-    pub fn clashes_with(&self, other: &Self) -> bool {
+impl ListenAddress {
+    /// Whether the two cannot be listened on at the same time. Port 0 stands for any free port.
+    pub fn conflicts_with(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Tcp(one), Self::Tcp(two)) => {
-                // On Linux `[::]` takes IPv4 too, unless told otherwise.
+                // On Linux `[::]` accepts IPv4, too, by default.
                 let covers = |one: &SocketAddr, two: &SocketAddr| {
                     one.ip().is_unspecified() && (one.is_ipv6() || two.is_ipv4())
                 };
@@ -56,9 +56,9 @@ impl Endpoint {
     }
 }
 
-impl Endpoint {
-    /// Whether nobody can connect but from this machine.
-    pub fn is_private(&self) -> bool {
+impl ListenAddress {
+    /// Whether only peers on this machine can connect.
+    pub fn is_local_only(&self) -> bool {
         match self {
             Self::Tcp(address) => address.ip().to_canonical().is_loopback(),
             Self::Unix { .. } => true,
@@ -66,7 +66,7 @@ impl Endpoint {
     }
 }
 
-impl fmt::Display for Endpoint {
+impl fmt::Display for ListenAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp(address) => address.fmt(f),
@@ -75,20 +75,20 @@ impl fmt::Display for Endpoint {
     }
 }
 
-/// A bound socket, or a share of one, that is not accepted on yet.
+/// A bound socket, or a share of one, that does not accept yet.
 #[derive(Debug)]
-pub struct Socket {
-    kind: SocketKind,
+pub struct BoundSocket {
+    kind: BoundSocketKind,
     capacity: Arc<Capacity>,
 }
 
 #[derive(Debug)]
-enum SocketKind {
+enum BoundSocketKind {
     Tcp(std::net::TcpListener),
     Unix(Arc<SocketFile>, std::os::unix::net::UnixListener),
 }
 
-/// A socket that a thread accepts on.
+/// A socket that accepts on the runtime of one thread.
 #[derive(Debug)]
 pub struct Listener {
     pub(super) kind: ListenerKind,
@@ -98,62 +98,64 @@ pub struct Listener {
 #[derive(Debug)]
 pub(super) enum ListenerKind {
     Tcp(TcpListener),
-    /// Its file is removed before the last share of it closes: a successor that found it unattended
-    /// would replace it, and lose the new one to the removal.
+    /// Its file is removed before the last share is closed: a successor that found the file without a listener
+    /// would replace it, and its new file would be removed then.
     Unix(#[expect(dead_code, reason = "there to be dropped")] Arc<SocketFile>, UnixListener),
 }
 
-/// How many connections may wait to be accepted: `ssh` bursts come from CI, all at once.
+/// How many connections may wait to be accepted: CI starts many `ssh` connections at once.
 const BACKLOG: i32 = 4096;
 
-impl Socket {
-    /// Binds the socket, for so many connections at one time.
-    pub fn bind(endpoint: &Endpoint, connections: usize) -> io::Result<Self> {
-        Self::bind_shares(endpoint, connections, 1)?.pop().ok_or_else(|| io::ErrorKind::InvalidInput.into())
+impl BoundSocket {
+    /// Binds the socket, for up to `connections` at one time.
+    pub fn bind(address: &ListenAddress, connections: usize) -> io::Result<Self> {
+        Self::bind_shared(address, connections, 1)?.pop().ok_or_else(|| io::ErrorKind::InvalidInput.into())
     }
 
-    /// Binds the socket, for so many connections at one time, and shares it among `shares` threads. The
-    /// error says which endpoint it is about, and what to do.
-    pub fn bind_shares(endpoint: &Endpoint, connections: usize, shares: usize) -> io::Result<Vec<Self>> {
-        let kinds = Self::bind_kinds(endpoint, shares)?;
-        let name = kinds.first().map(SocketKind::endpoint).transpose()?.unwrap_or_default();
-        let capacity = Capacity::new(name, connections, !endpoint.is_private());
+    /// Binds the socket, for up to `connections` at one time, and shares it among `shares` threads. The
+    /// error names the address, and how to fix it.
+    pub fn bind_shared(address: &ListenAddress, connections: usize, shares: usize) -> io::Result<Vec<Self>> {
+        let kinds = Self::bind_kinds(address, shares)?;
+        let name = kinds.first().map(BoundSocketKind::address).transpose()?.unwrap_or_default();
+        let capacity = Capacity::new(name, connections, !address.is_local_only());
         Ok(kinds.into_iter().map(|kind| Self { kind, capacity: Arc::clone(&capacity) }).collect())
     }
 
-    fn bind_kinds(endpoint: &Endpoint, shares: usize) -> io::Result<Vec<SocketKind>> {
-        let bound = match endpoint {
-            Endpoint::Tcp(address) => bind_tcp(*address, shares),
-            Endpoint::Unix { path, mode } => bind_unix(path, *mode, shares),
+    fn bind_kinds(address: &ListenAddress, shares: usize) -> io::Result<Vec<BoundSocketKind>> {
+        let bound = match address {
+            ListenAddress::Tcp(address) => bind_tcp(*address, shares),
+            ListenAddress::Unix { path, mode } => bind_unix(path, *mode, shares),
         };
         bound.map_err(|error| {
             let advice = match error.kind() {
                 io::ErrorKind::AddrInUse => {
                     "; another process listens there: stop it or choose another address"
                 }
-                io::ErrorKind::PermissionDenied => "; run as a user who may, or choose another address",
+                io::ErrorKind::PermissionDenied => {
+                    "; run as a user with that permission, or choose another address"
+                }
                 io::ErrorKind::AddrNotAvailable => "; no interface of this machine has that address",
                 io::ErrorKind::NotFound => "; create the socket's directory first",
                 io::ErrorKind::AlreadyExists => "; move it away or choose another path",
                 _ => "",
             };
-            io::Error::new(error.kind(), format!("cannot listen on {endpoint}: {error}{advice}"))
+            io::Error::new(error.kind(), format!("cannot listen on {address}: {error}{advice}"))
         })
     }
 
-    /// Where it listens, with the port that the system chose if it was 0.
-    pub fn endpoint(&self) -> io::Result<String> {
-        self.kind.endpoint()
+    /// The address, with the port that the system chose if it was 0.
+    pub fn address(&self) -> io::Result<String> {
+        self.kind.address()
     }
 
-    /// The bound on its connections, all shares together.
+    /// The limit of its connections, all shares together.
     pub fn capacity(&self) -> &Arc<Capacity> {
         &self.capacity
     }
 }
 
-impl SocketKind {
-    fn endpoint(&self) -> io::Result<String> {
+impl BoundSocketKind {
+    fn address(&self) -> io::Result<String> {
         match self {
             Self::Tcp(socket) => Ok(socket.local_addr()?.to_string()),
             Self::Unix(file, _) => Ok(format!("unix:{}", file.path.display())),
@@ -162,20 +164,20 @@ impl SocketKind {
 }
 
 impl Listener {
-    /// Begins to accept, on the runtime of this thread.
-    pub fn new(socket: Socket) -> io::Result<Self> {
+    /// Registers the socket with the runtime of this thread.
+    pub fn new(socket: BoundSocket) -> io::Result<Self> {
         let kind = match socket.kind {
-            SocketKind::Tcp(socket) => ListenerKind::Tcp(TcpListener::from_std(socket)?),
-            SocketKind::Unix(file, socket) => ListenerKind::Unix(file, UnixListener::from_std(socket)?),
+            BoundSocketKind::Tcp(socket) => ListenerKind::Tcp(TcpListener::from_std(socket)?),
+            BoundSocketKind::Unix(file, socket) => ListenerKind::Unix(file, UnixListener::from_std(socket)?),
         };
         Ok(Self { kind, capacity: socket.capacity })
     }
 }
 
-/// With `SO_REUSEPORT` each share has a queue of its own, and the kernel deals connections out to
-/// them. The first share gets the option only once it is bound: a port that another process
-/// listens on stays an error, even if that process is a gateway too.
-fn bind_tcp(address: SocketAddr, shares: usize) -> io::Result<Vec<SocketKind>> {
+/// With `SO_REUSEPORT` each share has a queue of its own, and the kernel distributes connections among
+/// them. The first share gets the option only once it is bound: so a port that another process
+/// listens on is an error, even if that process is a gateway, too.
+fn bind_tcp(address: SocketAddr, shares: usize) -> io::Result<Vec<BoundSocketKind>> {
     let open = || {
         let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_nonblocking(true)?;
@@ -200,25 +202,24 @@ fn bind_tcp(address: SocketAddr, shares: usize) -> io::Result<Vec<SocketKind>> {
     for socket in &sockets {
         socket.listen(BACKLOG)?;
     }
-    Ok(sockets.into_iter().map(|socket| SocketKind::Tcp(socket.into())).collect())
+    Ok(sockets.into_iter().map(|socket| BoundSocketKind::Tcp(socket.into())).collect())
 }
 
-/// A path has one socket, and one queue; whoever of the threads is free takes from it.
-fn bind_unix(path: &Path, mode: u32, shares: usize) -> io::Result<Vec<SocketKind>> {
+/// A path has one socket with one queue; idle threads accept from it.
+fn bind_unix(path: &Path, mode: u32, shares: usize) -> io::Result<Vec<BoundSocketKind>> {
     remove_stale(path)?;
     let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
     socket.bind(&socket2::SockAddr::unix(path)?)?;
-    let file = Arc::new(SocketFile { path: path.to_owned(), identity: identity(path)? });
-    // Before `listen`, so that nobody connects under the permissions of the umask.
+    let file = Arc::new(SocketFile { path: path.to_owned(), file_id: file_id(path)? });
+    // Before `listen`, so that no peer connects by the permissions of the umask.
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
     socket.listen(BACKLOG)?;
-    let share = || Ok(SocketKind::Unix(Arc::clone(&file), socket.try_clone()?.into()));
+    let share = || Ok(BoundSocketKind::Unix(Arc::clone(&file), socket.try_clone()?.into()));
     (0..shares).map(|_| share()).collect()
 }
 
-/// A socket that nobody listens on is left over from a crash, and is in the way. Anything else
-/// stays where it is.
+/// Removes a socket that no process listens on: it is left over from a crash. Any other file is kept.
 fn remove_stale(path: &Path) -> io::Result<()> {
     let kind = match std::fs::symlink_metadata(path) {
         Ok(metadata) => metadata.file_type(),
@@ -229,7 +230,7 @@ fn remove_stale(path: &Path) -> io::Result<()> {
         return Err(io::Error::new(io::ErrorKind::AlreadyExists, "the path exists and is not a socket"));
     }
     let probe = socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    // One whose queue is full, since what listens there hangs, would have to be waited for.
+    // Does not block on a queue that is full because the listening process hangs.
     probe.set_nonblocking(true)?;
     match probe.connect(&socket2::SockAddr::unix(path)?) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path),
@@ -239,23 +240,23 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     }
 }
 
-/// The file of a unix socket; removed when dropped, unless something else has its name by then: that of a
-/// successor, who was started after the file was removed by hand.
+/// The file of a unix socket; removed when dropped, unless another file has its path by then, such as that of
+/// a successor that was started after the file was removed by hand.
 #[derive(Debug)]
 pub(super) struct SocketFile {
     path: PathBuf,
-    identity: (u64, u64),
+    file_id: (u64, u64),
 }
 
-/// The device and the inode, which no other file has as long as the socket is open.
-fn identity(path: &Path) -> io::Result<(u64, u64)> {
+/// The device and the inode, which are unique as long as the socket is open.
+fn file_id(path: &Path) -> io::Result<(u64, u64)> {
     let metadata = std::fs::symlink_metadata(path)?;
     Ok((metadata.dev(), metadata.ino()))
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if identity(&self.path).is_ok_and(|found| found == self.identity) {
+        if file_id(&self.path).is_ok_and(|found| found == self.file_id) {
             let _ = std::fs::remove_file(&self.path);
         }
     }
@@ -269,13 +270,12 @@ mod tests {
 
     use super::*;
 
-    /// A way to put something else in the place of a socket's file.
     type Replace = fn(&Path);
 
     #[test]
     fn a_socket_removes_its_own_file_and_no_other() {
         let path = std::env::temp_dir().join(format!("railgate-socket-{}", std::process::id()));
-        let endpoint = Endpoint::Unix { path: path.clone(), mode: 0o600 };
+        let address = ListenAddress::Unix { path: path.clone(), mode: 0o600 };
         let replacements: [(&str, Replace, bool); 7] = [
             ("nothing", |_| {}, false),
             ("gone", |path| fs::remove_file(path).unwrap(), false),
@@ -322,8 +322,7 @@ mod tests {
             ),
         ];
         for (what, replace, is_left) in replacements {
-            // Whichever share is dropped last.
-            let shares = Socket::bind_shares(&endpoint, 1, 3).unwrap();
+            let shares = BoundSocket::bind_shared(&address, 1, 3).unwrap();
             assert!(UnixStream::connect(&path).is_ok(), "{what}");
             replace(&path);
             drop(shares);
@@ -335,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_on_which_nothing_accepts_is_in_use_all_the_same() {
+    fn a_socket_with_a_full_queue_is_in_use() {
         let path = std::env::temp_dir().join(format!("railgate-full-{}", std::process::id()));
         let address = socket2::SockAddr::unix(&path).unwrap();
         let connect = || {
@@ -350,20 +349,20 @@ mod tests {
         while let Ok(socket) = connect() {
             waiting.push(socket);
         }
-        let endpoint = Endpoint::Unix { path: path.clone(), mode: 0o600 };
-        assert_eq!(Socket::bind(&endpoint, 1).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        let address = ListenAddress::Unix { path: path.clone(), mode: 0o600 };
+        assert_eq!(BoundSocket::bind(&address, 1).unwrap_err().kind(), io::ErrorKind::AddrInUse);
         assert!(path.exists());
         fs::remove_file(path).unwrap();
     }
 
     #[test]
-    fn a_successor_of_the_same_kind_keeps_its_file() {
+    fn a_successor_keeps_its_file() {
         let path = std::env::temp_dir().join(format!("railgate-successor-{}", std::process::id()));
-        let endpoint = Endpoint::Unix { path: path.clone(), mode: 0o600 };
-        let first = Socket::bind(&endpoint, 1).unwrap();
-        assert_eq!(Socket::bind(&endpoint, 1).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        let address = ListenAddress::Unix { path: path.clone(), mode: 0o600 };
+        let first = BoundSocket::bind(&address, 1).unwrap();
+        assert_eq!(BoundSocket::bind(&address, 1).unwrap_err().kind(), io::ErrorKind::AddrInUse);
         fs::remove_file(&path).unwrap();
-        let second = Socket::bind(&endpoint, 1).unwrap();
+        let second = BoundSocket::bind(&address, 1).unwrap();
         drop(first);
         assert!(UnixStream::connect(&path).is_ok());
         drop(second);

@@ -1,8 +1,8 @@
-//! Which connections there are, and what each of them is doing: how draining reaches every connection,
-//! and how another thread tells an idle one from a busy one.
+//! The registry of connections, with the state of each one: by it, draining reaches every connection,
+//! and another thread tells an idle one from a busy one.
 //!
-//! A connection looks at its own state whenever it runs anyway. Waiting for a signal beside every read
-//! and write would cost each request more than it is worth.
+//! A connection checks its own state whenever its task runs. Waiting for a signal beside every read
+//! and write would cost too much per request.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
@@ -14,195 +14,200 @@ use slab::Slab;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::capacity::{Capacity, Place};
-use super::patience::now;
+use super::capacity::{Capacity, ConnectionPermit};
+use super::deadline_timer::now;
 
 /// The connections of one server.
 #[derive(Debug, Default)]
-pub(super) struct Registry {
+pub(super) struct ConnectionRegistry {
     phase: AtomicU8,
     connections: Mutex<Slab<(Waker, Arc<ConnectionState>)>>,
-    one_left: Notify,
+    connection_closed: Notify,
 }
 
-/// What connections are to do.
+/// What connections have to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
 #[repr(u8)]
-pub(super) enum Phase {
-    /// Go on.
+pub(super) enum ServerPhase {
+    /// Accept requests.
     Open = 0,
-    /// End once the running request is answered.
+    /// Close once the running request is answered.
     Draining = 1,
-    /// End now.
+    /// Close now.
     Stopped = 2,
 }
 
-impl Registry {
-    /// Takes a connection in. Until its task is [known](Registered::is_run_by), none can be woken.
-    pub(super) fn register(self: &Arc<Self>, place: Place, is_local: bool) -> Registered {
+impl ConnectionRegistry {
+    /// Adds a connection. It can be woken only after [`Registration::set_task`].
+    pub(super) fn register(self: &Arc<Self>, permit: ConnectionPermit, is_local: bool) -> Registration {
         let mut connections = self.connections.lock();
         let entry = connections.vacant_entry();
-        let capacity = Arc::clone(place.capacity());
+        let capacity = Arc::clone(permit.capacity());
         let state = Arc::new(ConnectionState {
             registry: Arc::clone(self),
             index: entry.key(),
-            is_trusted: AtomicBool::new(is_local && capacity.is_open_to_others()),
-            answering: AtomicU32::new(0),
-            is_waiting: AtomicBool::new(false),
-            takes_body: AtomicBool::new(false),
+            is_trusted: AtomicBool::new(is_local && capacity.accepts_remote_peers()),
+            active_requests: AtomicU32::new(0),
+            is_response_pending: AtomicBool::new(false),
+            is_reading_body: AtomicBool::new(false),
             has_unsent: AtomicBool::new(false),
             awaits_body: AtomicBool::new(false),
-            is_evicted: AtomicBool::new(false),
+            is_eviction_requested: AtomicBool::new(false),
             idle_since: AtomicU64::new(capacity.age_at(now())),
-            requested: AtomicU64::new(capacity.age_at(now())),
+            last_request: AtomicU64::new(capacity.age_at(now())),
             capacity,
         });
         entry.insert((Waker::noop().clone(), Arc::clone(&state)));
-        Registered { state, _place: place }
+        Registration { state, _permit: permit }
     }
 
-    fn phase(&self) -> Phase {
+    fn phase(&self) -> ServerPhase {
         match self.phase.load(Ordering::Acquire) {
-            0 => Phase::Open,
-            1 => Phase::Draining,
-            _ => Phase::Stopped,
+            0 => ServerPhase::Open,
+            1 => ServerPhase::Draining,
+            _ => ServerPhase::Stopped,
         }
     }
 
-    /// Tells every connection, those that are still to come included.
-    pub(super) fn enter(&self, phase: Phase) {
+    /// Sets the phase, also for later connections, and wakes all tasks.
+    pub(super) fn enter(&self, phase: ServerPhase) {
         self.phase.store(phase as u8, Ordering::Release);
         for (_, (waker, _)) in &*self.connections.lock() {
             waker.wake_by_ref();
         }
     }
 
-    /// Waits until the last connection is gone.
-    pub(super) async fn empty(&self) {
+    /// Waits until the last connection is closed.
+    pub(super) async fn wait_until_empty(&self) {
         loop {
-            let one_left = self.one_left.notified();
+            let connection_closed = self.connection_closed.notified();
             if self.connections.lock().is_empty() {
                 return;
             }
-            one_left.await;
+            connection_closed.await;
         }
     }
 
-    /// Shows every connection of a listener.
-    pub(super) fn each_of(&self, capacity: &Capacity, mut show: impl FnMut(&Arc<ConnectionState>)) {
+    /// Calls `visit` with every connection of the listener that `capacity` belongs to.
+    pub(super) fn for_each_connection(
+        &self,
+        capacity: &Capacity,
+        mut visit: impl FnMut(&Arc<ConnectionState>),
+    ) {
         for (_, (_, state)) in &*self.connections.lock() {
             if std::ptr::eq(Arc::as_ptr(&state.capacity), capacity) {
-                show(state);
+                visit(state);
             }
         }
     }
 }
 
-/// A connection's entry in the registry and its place on the listener, given back when it ends.
+/// A connection's entry in the registry and its permit; dropped when the connection closes.
 #[derive(Debug)]
-pub(super) struct Registered {
+pub(super) struct Registration {
     state: Arc<ConnectionState>,
-    /// After the entry: a place that is free must not be counted any more.
-    _place: Place,
+    /// Released after the entry is removed: scans must not count a connection whose permit is free.
+    _permit: ConnectionPermit,
 }
 
-impl Registered {
+impl Registration {
     pub(super) fn state(&self) -> &Arc<ConnectionState> {
         &self.state
     }
 
-    /// The task that runs the connection, to be woken when there is something to look at.
-    pub(super) fn is_run_by(&self, cx: &Context<'_>) {
+    /// Sets the task that runs the connection, which is woken when its state changes.
+    pub(super) fn set_task(&self, cx: &Context<'_>) {
         if let Some((waker, _)) = self.state.registry.connections.lock().get_mut(self.state.index) {
             waker.clone_from(cx.waker());
         }
     }
 }
 
-impl Drop for Registered {
+impl Drop for Registration {
     fn drop(&mut self) {
         let ConnectionState { registry, index, .. } = &*self.state;
         registry.connections.lock().try_remove(*index);
-        registry.one_left.notify_waiters();
-        if self.state.is_evicted() {
-            self.state.capacity.one_was_evicted(self.state.is_trusted());
+        registry.connection_closed.notify_waiters();
+        if self.state.is_eviction_requested() {
+            self.state.capacity.record_eviction(self.state.is_trusted());
         }
     }
 }
 
-/// What one connection is doing.
+/// The state of one connection, written by its own task and read by others.
 #[derive(Debug)]
 pub(super) struct ConnectionState {
-    registry: Arc<Registry>,
+    registry: Arc<ConnectionRegistry>,
     index: usize,
     capacity: Arc<Capacity>,
-    /// The peer is local where others are not, or has shown a credential.
+    /// The peer has shown a credential, or is local on a listener that remote peers can reach.
     is_trusted: AtomicBool,
-    /// Requests that were read and are not answered yet.
-    answering: AtomicU32,
-    /// An answer, or the next piece of one, is being made, and not there yet.
-    is_waiting: AtomicBool,
-    /// The gateway itself takes in a request's body, to judge its caller by it.
-    takes_body: AtomicBool,
-    /// Something was not sent yet that is to be.
+    /// Requests that were read and whose responses are not sent yet.
+    active_requests: AtomicU32,
+    /// hyper waits for a response or for the next part of its body.
+    is_response_pending: AtomicBool,
+    /// The gateway itself reads a request's body, in search of a credential.
+    is_reading_body: AtomicBool,
+    /// Bytes wait to be written to the socket.
     has_unsent: AtomicBool,
-    /// The peer has not sent all of a request's body, and is waited for.
+    /// The connection waits for the peer to send the rest of a request's body.
     awaits_body: AtomicBool,
-    is_evicted: AtomicBool,
-    /// When the peer was last sent the end of an answer, or connected, by the clock of `capacity`.
+    is_eviction_requested: AtomicBool,
+    /// When the end of a response was last sent, or the peer connected, in nanoseconds since the start of
+    /// `capacity`.
     idle_since: AtomicU64,
-    /// When the peer connected, or a request of its last began or ended, by that clock: who leaves first.
-    /// Taking what it is sent little by little makes no peer younger.
-    requested: AtomicU64,
+    /// When a request last started or finished, or the peer connected, in the same unit: the oldest connection is
+    /// evicted first. Reading a response slowly does not change it.
+    last_request: AtomicU64,
 }
 
 impl ConnectionState {
-    pub(super) fn phase(&self) -> Phase {
+    pub(super) fn phase(&self) -> ServerPhase {
         self.registry.phase()
     }
 
     pub(super) fn is_draining(&self) -> bool {
-        self.phase() >= Phase::Draining
+        self.phase() >= ServerPhase::Draining
     }
 
-    pub(super) fn request_begins(&self) {
-        self.answering.fetch_add(1, Ordering::Relaxed);
-        self.requested.store(self.capacity.age_at(now()), Ordering::Relaxed);
+    pub(super) fn request_started(&self) {
+        self.active_requests.fetch_add(1, Ordering::Relaxed);
+        self.last_request.store(self.capacity.age_at(now()), Ordering::Relaxed);
     }
 
-    pub(super) fn request_ends(&self) {
-        self.answering.fetch_sub(1, Ordering::Relaxed);
+    pub(super) fn request_finished(&self) {
+        self.active_requests.fetch_sub(1, Ordering::Relaxed);
         let now = self.capacity.age_at(now());
         self.idle_since.store(now, Ordering::Relaxed);
-        self.requested.store(now, Ordering::Relaxed);
+        self.last_request.store(now, Ordering::Relaxed);
     }
 
-    /// The first bytes of a head are there, and not all of it.
-    pub(super) fn head_begins(&self) {
-        self.requested.store(self.capacity.age_at(now()), Ordering::Relaxed);
+    /// The first bytes of a head were received, but not all of it.
+    pub(super) fn head_started(&self) {
+        self.last_request.store(self.capacity.age_at(now()), Ordering::Relaxed);
     }
 
-    /// The end of an answer leaves only now.
-    pub(super) fn touch(&self) {
+    /// The end of a response was sent only now.
+    pub(super) fn reset_idle(&self) {
         self.idle_since.store(self.capacity.age_at(now()), Ordering::Relaxed);
     }
 
-    /// When the last answer ended, or the peer connected.
+    /// When the last response ended, or the peer connected.
     pub(super) fn idle_since(&self) -> Instant {
-        self.capacity.begun() + Duration::from_nanos(self.idle_since.load(Ordering::Relaxed))
+        self.capacity.started() + Duration::from_nanos(self.idle_since.load(Ordering::Relaxed))
     }
 
-    pub(super) fn is_answering(&self) -> bool {
-        self.answering.load(Ordering::Relaxed) > 0
+    pub(super) fn has_active_requests(&self) -> bool {
+        self.active_requests.load(Ordering::Relaxed) > 0
     }
 
-    pub(super) fn set_waiting(&self, is_waiting: bool) {
-        self.is_waiting.store(is_waiting, Ordering::Relaxed);
+    pub(super) fn set_response_pending(&self, is_response_pending: bool) {
+        self.is_response_pending.store(is_response_pending, Ordering::Relaxed);
     }
 
-    /// Whether an answer waits for something else than the peer's own bytes.
-    pub(super) fn is_waiting(&self) -> bool {
-        self.is_waiting.load(Ordering::Relaxed) && !self.takes_body.load(Ordering::Relaxed)
+    /// Whether hyper waits for a response that does not depend on more bytes of the peer.
+    pub(super) fn is_response_pending(&self) -> bool {
+        self.is_response_pending.load(Ordering::Relaxed) && !self.is_reading_body.load(Ordering::Relaxed)
     }
 
     pub(super) fn set_unsent(&self, has_unsent: bool) {
@@ -213,28 +218,28 @@ impl ConnectionState {
         self.awaits_body.store(awaits_body, Ordering::Relaxed);
     }
 
-    /// Whether nothing is under way. A stranger that is waited for, to send the rest of a body or to take
-    /// its answer, keeps no place by that: else it could keep all that strangers may have.
+    /// Whether the connection may be evicted. An untrusted peer is idle, too, while it has to send the rest of a
+    /// body or to read a response: else such peers could hold all permits that untrusted connections may have.
     fn is_idle(&self) -> bool {
         if self.is_trusted() {
-            return !self.is_answering() && !self.has_unsent.load(Ordering::Relaxed);
+            return !self.has_active_requests() && !self.has_unsent.load(Ordering::Relaxed);
         }
-        !self.is_answering() || self.awaits_body.load(Ordering::Relaxed)
+        !self.has_active_requests() || self.awaits_body.load(Ordering::Relaxed)
     }
 
     pub(super) fn is_trusted(&self) -> bool {
         self.is_trusted.load(Ordering::Relaxed)
     }
 
-    /// Since when it is idle, in nanoseconds of its listener's clock; `None` while it is not, or is
-    /// leaving anyway. As another thread sees it: by the time it looks, a request may have begun.
-    pub(super) fn idle_for_eviction(&self) -> Option<u64> {
-        (self.is_idle() && !self.is_evicted()).then(|| self.requested.load(Ordering::Relaxed))
+    /// Since when it is idle, in nanoseconds since the start of `capacity`; `None` while it is busy, or is already
+    /// being evicted. Called by other threads: a request may start right after.
+    pub(super) fn evictable_since(&self) -> Option<u64> {
+        (self.is_idle() && !self.is_eviction_requested()).then(|| self.last_request.load(Ordering::Relaxed))
     }
 
-    /// Asks it to leave.
+    /// Asks the connection to close.
     pub(super) fn evict(self: &Arc<Self>) {
-        self.is_evicted.store(true, Ordering::Relaxed);
+        self.is_eviction_requested.store(true, Ordering::Relaxed);
         if let Some((waker, state)) = self.registry.connections.lock().get(self.index)
             && Arc::ptr_eq(state, self)
         {
@@ -242,25 +247,26 @@ impl ConnectionState {
         }
     }
 
-    fn is_evicted(&self) -> bool {
-        self.is_evicted.load(Ordering::Relaxed)
+    fn is_eviction_requested(&self) -> bool {
+        self.is_eviction_requested.load(Ordering::Relaxed)
     }
 
-    /// Whether it has to leave, as its own task sees it. A request that has begun in between saves it.
-    pub(super) fn has_to_leave(&self) -> bool {
-        if !self.is_evicted() {
+    /// Whether the connection was evicted. Called by its own task; a request that has started in the meantime
+    /// cancels the eviction.
+    pub(super) fn must_close(&self) -> bool {
+        if !self.is_eviction_requested() {
             return false;
         }
         if !self.is_idle() {
-            self.is_evicted.store(false, Ordering::Relaxed);
-            self.capacity.one_stays();
+            self.is_eviction_requested.store(false, Ordering::Relaxed);
+            self.capacity.cancel_eviction();
             return false;
         }
         true
     }
 }
 
-/// The connection that a request came over.
+/// A request's view of its client connection; without one in tests.
 #[derive(Clone, Debug, Default)]
 pub struct ConnectionHandle(Option<Arc<ConnectionState>>);
 
@@ -269,7 +275,7 @@ impl ConnectionHandle {
         Self(Some(Arc::clone(state)))
     }
 
-    /// The peer has shown a credential that was right: when the listener is full, its connection is
+    /// The peer has shown a valid credential: when the listener is full, its connection is
     /// among the last to be closed.
     pub fn trust(&self) {
         if let Some(state) = &self.0 {
@@ -277,24 +283,24 @@ impl ConnectionHandle {
         }
     }
 
-    /// The gateway takes in the request's body, until what is returned is dropped. What waits for nothing but
-    /// that is not given up if the peer has closed its sending side behind it.
-    pub fn take_body(&self) -> TakesBody {
+    /// The gateway reads the request's body until the guard is dropped. A request that waits only for its body is
+    /// not aborted if the peer has closed its sending side after it.
+    pub fn reading_body(&self) -> BodyReadGuard {
         if let Some(state) = &self.0 {
-            state.takes_body.store(true, Ordering::Relaxed);
+            state.is_reading_body.store(true, Ordering::Relaxed);
         }
-        TakesBody(self.clone())
+        BodyReadGuard(self.clone())
     }
 }
 
-/// See [`ConnectionHandle::take_body`].
+/// See [`ConnectionHandle::reading_body`].
 #[derive(Debug)]
-pub struct TakesBody(ConnectionHandle);
+pub struct BodyReadGuard(ConnectionHandle);
 
-impl Drop for TakesBody {
+impl Drop for BodyReadGuard {
     fn drop(&mut self) {
         if let Some(state) = &self.0.0 {
-            state.takes_body.store(false, Ordering::Relaxed);
+            state.is_reading_body.store(false, Ordering::Relaxed);
         }
     }
 }

@@ -12,18 +12,17 @@ const REQUEST: &[u8] = b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n";
 
 type Answered = Result<Response<Full<Bytes>>, Infallible>;
 
-/// A connection to a server that answers like this. Of what is sent to the peer, so many bytes may
-/// be under way.
-fn connect<F>(under_way: usize, answer: impl Fn() -> F + Send + 'static) -> DuplexStream
+/// A connection to a server that responds with `answer`, over a pipe of `buffer` bytes.
+fn connect<F>(buffer: usize, answer: impl Fn() -> F + Send + 'static) -> DuplexStream
 where
     F: Future<Output = Answered> + Send + 'static,
 {
-    let (peer, socket) = duplex(under_way);
-    let limits = Limits { first_byte_timeout: IDLE, idle_timeout: IDLE, ..Limits::default() };
-    let (server, capacity) = (Server::new(limits), Capacity::new("test", 1, false));
-    let place = capacity.admit(false).now_or_never().unwrap();
+    let (peer, socket) = duplex(buffer);
+    let limits = ServerLimits { first_byte_timeout: IDLE, idle_timeout: IDLE, ..ServerLimits::default() };
+    let (server, capacity) = (HttpServer::new(limits), Capacity::new("test", 1, false));
+    let permit = capacity.acquire(false).now_or_never().unwrap();
     let service = tower::service_fn(move |_: Inbound| answer());
-    server.spawn(socket, None, place, &Arc::new(Mutex::new(service)));
+    server.spawn(socket, None, permit, &Arc::new(Mutex::new(service)));
     peer
 }
 
@@ -40,8 +39,8 @@ async fn closed_after(peer: &mut DuplexStream) -> Duration {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_is_idle_from_the_end_of_its_answer_on() {
-    // However the answer lies to the end of the wait that began with the connection.
+async fn a_connection_is_idle_from_the_end_of_its_response() {
+    // Before, at and after the end of the wait that began with the connection.
     for (begins, takes) in [(0, 0), (10, 0), (70, 0), (70, 30), (0, 74), (0, 75), (0, 76), (74, 500)] {
         let takes = Duration::from_secs(takes);
         let mut peer = connect(64 * 1024, move || async move {
@@ -51,14 +50,14 @@ async fn a_connection_is_idle_from_the_end_of_its_answer_on() {
         sleep(Duration::from_secs(begins)).await;
         peer.write_all(REQUEST).await.unwrap();
         let closed = closed_after(&mut peer).await;
-        // To the millisecond, which is how fine timers are.
+        // Timers have a resolution of a millisecond.
         let late = closed.checked_sub(takes + IDLE).expect("not before its time");
         assert!(late <= Duration::from_millis(2), "begins at {begins}, takes {takes:?}: {late:?} late");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_next_request_may_come_until_then() {
+async fn the_next_request_may_arrive_until_the_idle_timeout() {
     let mut peer = connect(64 * 1024, || async { text("ok") });
     let mut answer = [0; 1024];
     for _ in 0..5 {
@@ -69,9 +68,9 @@ async fn the_next_request_may_come_until_then() {
     }
 }
 
-/// It is all in hyper's buffer at once, so to the stack the request is answered.
+/// All of it is in hyper's buffer at once, so for the stack the request is answered.
 #[tokio::test(start_paused = true)]
-async fn an_answer_that_is_read_slowly_is_not_idleness() {
+async fn a_connection_whose_response_is_read_slowly_is_not_idle() {
     const LENGTH: usize = 20 * 1024;
     let mut peer = connect(1024, || async { text(vec![b'x'; LENGTH]) });
     peer.write_all(REQUEST).await.unwrap();
@@ -87,7 +86,7 @@ async fn an_answer_that_is_read_slowly_is_not_idleness() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_peer_that_reads_nothing_is_given_up() {
+async fn a_peer_that_reads_nothing_is_disconnected() {
     let mut peer = connect(1024, || async { text(vec![b'x'; 20 * 1024]) });
     peer.write_all(REQUEST).await.unwrap();
     sleep(IDLE + Duration::from_millis(10)).await;
@@ -96,8 +95,8 @@ async fn a_peer_that_reads_nothing_is_given_up() {
     assert!(rest.len() <= 1024, "{} bytes", rest.len());
 }
 
-/// kas keeps its own for 90 s, and would send requests over connections that have just ended here.
+/// kas keeps its connections for 90 s, and would send requests over connections that were just closed here.
 #[test]
-fn connections_are_kept_for_longer_than_clients_keep_them() {
-    assert!(Limits::default().idle_timeout > Duration::from_secs(90));
+fn idle_connections_are_kept_for_longer_than_clients_keep_them() {
+    assert!(ServerLimits::default().idle_timeout > Duration::from_secs(90));
 }

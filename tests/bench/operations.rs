@@ -55,7 +55,7 @@ pub(crate) static OPERATIONS: [Operation; 12] = [
     part("key-discover", "that of `discover?key_id=7`", || {
         parts::key(Caching::Discover, "key_id=7".to_owned())
     }),
-    part("cross", "headers of a request on their way to Rails", parts::cross),
+    part("cross", "headers of a request on their way to Rails", parts::prepare_for_upstream),
 ];
 
 /// A whole request. Slow as valgrind is, these take a second.

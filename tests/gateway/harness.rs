@@ -169,14 +169,14 @@ impl RunningGateway {
     pub fn start(settings: config::GatewayConfig) -> Self {
         log::capture();
         let gateway = Gateway::bind(settings, Arc::default()).unwrap();
-        let endpoints = gateway.endpoints().to_vec();
-        let admin = Address::parse(&gateway.admin_endpoint().unwrap());
-        let hooks = gateway.hooks_endpoint().unwrap().map(|endpoint| Address::parse(&endpoint));
+        let addresses = gateway.addresses().to_vec();
+        let admin = Address::parse(&gateway.admin_address().unwrap());
+        let hooks = gateway.hooks_address().unwrap().map(|address| Address::parse(&address));
         let shutdown = CancellationToken::new();
         let ended = Some(tokio::spawn(gateway.run(shutdown.clone())));
         Self {
-            tcp: Address::parse(&endpoints[0]),
-            unix: Address::parse(&endpoints[1]),
+            tcp: Address::parse(&addresses[0]),
+            unix: Address::parse(&addresses[1]),
             admin,
             hooks,
             shutdown,

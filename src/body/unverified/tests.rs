@@ -8,7 +8,7 @@ use tokio::task::JoinHandle;
 
 use super::*;
 
-/// A body that comes as the test sends it.
+/// A body that arrives as the test sends it.
 struct Arriving(mpsc::UnboundedReceiver<Bytes>);
 
 impl HttpBody for Arriving {
@@ -27,10 +27,10 @@ impl HttpBody for Arriving {
     }
 }
 
-/// A client in the middle of a body, and the reader of it.
+/// A client in the middle of a body, and the task that reads it.
 struct Client {
     send: mpsc::UnboundedSender<Bytes>,
-    read: JoinHandle<Result<Bytes, NotRead>>,
+    read: JoinHandle<Result<Bytes, ReadBodyError>>,
 }
 
 const LIMIT: usize = 64 * WINDOW;
@@ -43,26 +43,25 @@ impl Client {
         Self { send, read }
     }
 
-    /// Sends so many bytes, which are read.
+    /// Sends `count` bytes and lets the reader read them.
     async fn send(&self, count: usize) {
         let _ = self.send.send(vec![b'a'; count].into());
         settle().await;
     }
 
-    /// One that has begun.
-    async fn begun(bodies: &Arc<UnverifiedBodies>, count: usize) -> Self {
+    async fn started(bodies: &Arc<UnverifiedBodies>, count: usize) -> Self {
         let client = Self::new(bodies);
         client.send(count).await;
         client
     }
 
-    /// Sends nothing more.
-    async fn finish(self) -> Result<Bytes, NotRead> {
+    /// Ends the body.
+    async fn finish(self) -> Result<Bytes, ReadBodyError> {
         drop(self.send);
         self.read.await.unwrap()
     }
 
-    async fn gave_way(&self) -> bool {
+    async fn is_finished(&self) -> bool {
         settle().await;
         self.read.is_finished()
     }
@@ -79,9 +78,9 @@ fn bodies(windows: usize) -> Arc<UnverifiedBodies> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_has_come_is_charged_until_it_is_read() {
+async fn received_bytes_are_reserved_until_the_body_is_read() {
     let bodies = bodies(64);
-    let client = Client::begun(&bodies, 1).await;
+    let client = Client::started(&bodies, 1).await;
     assert_eq!(bodies.bytes(), WINDOW);
     client.send(WINDOW - 1).await;
     assert_eq!(bodies.bytes(), WINDOW);
@@ -91,8 +90,8 @@ async fn what_has_come_is_charged_until_it_is_read() {
     assert_eq!(bodies.bytes(), 12 * WINDOW);
     assert_eq!(client.finish().await.unwrap().len(), 11 * WINDOW + 1);
     assert_eq!((bodies.bytes(), bodies.evicted()), (0, 0));
-    // The client leaves, and hyper drops its request.
-    let client = Client::begun(&bodies, WINDOW).await;
+    // The client disconnects, and hyper drops its request.
+    let client = Client::started(&bodies, WINDOW).await;
     assert_eq!(bodies.bytes(), WINDOW);
     client.read.abort();
     settle().await;
@@ -100,9 +99,9 @@ async fn what_has_come_is_charged_until_it_is_read() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_body_in_one_piece_is_not_charged() {
+async fn a_body_in_one_piece_needs_no_reservation() {
     let bodies = bodies(2);
-    let stalled = [Client::begun(&bodies, WINDOW).await, Client::begun(&bodies, WINDOW).await];
+    let stalled = [Client::started(&bodies, WINDOW).await, Client::started(&bodies, WINDOW).await];
     for count in [0, 1, WINDOW, 2 * WINDOW] {
         let (send, receive) = mpsc::unbounded_channel();
         send.send(vec![b'a'; count].into()).unwrap();
@@ -110,43 +109,46 @@ async fn a_body_in_one_piece_is_not_charged() {
         let body = Arriving(receive);
         assert_eq!(bodies.read(body, LIMIT).await.unwrap().len(), count);
     }
-    assert!(!stalled[0].gave_way().await && !stalled[1].gave_way().await);
+    assert!(!stalled[0].is_finished().await && !stalled[1].is_finished().await);
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_one_that_has_gone_the_longest_without_a_window_gives_way() {
+async fn the_body_with_the_oldest_window_is_evicted() {
     let bodies = bodies(4);
-    let (first, second, third) =
-        (Client::begun(&bodies, 1).await, Client::begun(&bodies, 1).await, Client::begun(&bodies, 1).await);
-    // It is slow, but it comes.
+    let (first, second, third) = (
+        Client::started(&bodies, 1).await,
+        Client::started(&bodies, 1).await,
+        Client::started(&bodies, 1).await,
+    );
+    // It is slow, but it makes progress.
     first.send(WINDOW).await;
-    // This one drips.
+    // This one sends single bytes.
     second.send(1).await;
     assert_eq!((bodies.bytes(), bodies.evicted()), (4 * WINDOW, 0));
-    let fourth = Client::begun(&bodies, 1).await;
-    assert!(second.gave_way().await);
-    assert!(matches!(second.finish().await, Err(NotRead::GaveWay)));
+    let fourth = Client::started(&bodies, 1).await;
+    assert!(second.is_finished().await);
+    assert!(matches!(second.finish().await, Err(ReadBodyError::Evicted)));
     assert_eq!((bodies.bytes(), bodies.evicted()), (4 * WINDOW, 1));
-    let fifth = Client::begun(&bodies, 1).await;
-    assert!(third.gave_way().await);
+    let fifth = Client::started(&bodies, 1).await;
+    assert!(third.is_finished().await);
     for (client, length) in [(first, WINDOW + 1), (fourth, 1), (fifth, 1)] {
         assert_eq!(client.finish().await.unwrap().len(), length);
     }
     assert_eq!((bodies.bytes(), bodies.evicted()), (0, 2));
 }
 
-/// However large it is, and whatever the others are.
+/// However large it is, and however large the stalled ones are.
 #[tokio::test(start_paused = true)]
-async fn one_that_keeps_coming_is_read_beside_any_number_that_have_stalled() {
+async fn a_body_that_makes_progress_is_read_beside_any_number_of_stalled_ones() {
     let bodies = bodies(64);
     let mut stalled = Vec::new();
     for count in [1, WINDOW, 63 * WINDOW, 40 * WINDOW].into_iter().cycle().take(400) {
-        stalled.push(Client::begun(&bodies, count).await);
+        stalled.push(Client::started(&bodies, count).await);
         assert!(bodies.bytes() <= 64 * WINDOW);
     }
     let evicted = bodies.evicted();
     assert!(evicted > 200, "{evicted}");
-    let honest = Client::begun(&bodies, 100).await;
+    let honest = Client::started(&bodies, 100).await;
     for _ in 0..60 {
         honest.send(WINDOW).await;
         assert!(bodies.bytes() <= 64 * WINDOW);
@@ -155,22 +157,22 @@ async fn one_that_keeps_coming_is_read_beside_any_number_that_have_stalled() {
     drop(stalled);
 }
 
-/// Its worker may be busy, and has not seen yet that it gave way.
+/// Its worker may be busy, and not have noticed the eviction yet.
 #[tokio::test(start_paused = true)]
-async fn the_memory_of_one_that_gave_way_is_free_at_once() {
+async fn the_memory_of_an_evicted_body_is_freed_at_once() {
     let bodies = bodies(2);
-    let (mut first, mut gave_way) = Reading::begin(&bodies);
+    let (mut first, mut evicted) = BodyReader::new(&bodies);
     first.push(b"a", LIMIT).unwrap();
-    let (mut second, mut stays) = Reading::begin(&bodies);
+    let (mut second, mut stays) = BodyReader::new(&bodies);
     second.push(&vec![b'b'; WINDOW + 1], LIMIT).unwrap();
     assert_eq!((bodies.bytes(), bodies.evicted()), (2 * WINDOW, 1));
-    assert!(gave_way.try_recv().is_err_and(|error| error == oneshot::error::TryRecvError::Closed));
+    assert!(evicted.try_recv().is_err_and(|error| error == oneshot::error::TryRecvError::Closed));
     assert!(first.windows.lock().is_none());
-    // Whatever it does now, it takes no more, and frees nothing twice.
+    // An evicted body can reserve nothing more, and frees nothing twice.
     for count in [1, 3 * WINDOW] {
-        assert!(matches!(first.push(&vec![b'a'; count], LIMIT), Err(NotRead::GaveWay)));
+        assert!(matches!(first.push(&vec![b'a'; count], LIMIT), Err(ReadBodyError::Evicted)));
     }
-    assert!(matches!(first.finish(), Err(NotRead::GaveWay)));
+    assert!(matches!(first.finish(), Err(ReadBodyError::Evicted)));
     drop(first);
     assert_eq!((bodies.bytes(), bodies.evicted()), (2 * WINDOW, 1));
     assert!(stays.try_recv().is_err_and(|error| error == oneshot::error::TryRecvError::Empty));
@@ -180,11 +182,11 @@ async fn the_memory_of_one_that_gave_way_is_free_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_body_has_a_limit_and_never_more_than_all() {
-    for (windows, most) in [(100, LIMIT), (64, LIMIT), (3, 3 * WINDOW)] {
+async fn a_body_is_bounded_by_its_limit_and_by_the_total() {
+    for (windows, max_bytes) in [(100, LIMIT), (64, LIMIT), (3, 3 * WINDOW)] {
         let bodies = bodies(windows);
         for pieces in [1, 2, 7] {
-            for (length, is_read) in [(most, true), (most + 1, false)] {
+            for (length, is_read) in [(max_bytes, true), (max_bytes + 1, false)] {
                 let client = Client::new(&bodies);
                 let mut left = length;
                 for piece in (0..pieces).rev() {
@@ -198,7 +200,7 @@ async fn a_body_has_a_limit_and_never_more_than_all() {
                     is_read,
                     "{length} in {pieces}"
                 );
-                assert!(is_read || matches!(read, Err(NotRead::TooLong)));
+                assert!(is_read || matches!(read, Err(ReadBodyError::TooLarge)));
                 assert_eq!((bodies.bytes(), bodies.evicted()), (0, 0));
             }
         }
@@ -206,32 +208,32 @@ async fn a_body_has_a_limit_and_never_more_than_all() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_body_that_stalls_or_drips_is_given_up() {
+async fn a_body_that_stalls_or_takes_too_long_is_given_up() {
     let bodies = bodies(64);
-    let nearly = LONGEST_PAUSE.saturating_sub(Duration::from_millis(1));
-    let client = Client::begun(&bodies, 1).await;
+    let nearly = IDLE_TIMEOUT.saturating_sub(Duration::from_millis(1));
+    let client = Client::started(&bodies, 1).await;
     tokio::time::sleep(nearly).await;
     client.send(1).await;
     tokio::time::sleep(nearly).await;
-    assert!(!client.gave_way().await);
+    assert!(!client.is_finished().await);
     tokio::time::sleep(Duration::from_millis(2)).await;
-    assert!(matches!(client.read.await.unwrap(), Err(NotRead::TooSlow)));
-    // One that has sent its head only.
+    assert!(matches!(client.read.await.unwrap(), Err(ReadBodyError::TooSlow)));
+    // A client that has sent only the head.
     let silent = Client::new(&bodies);
-    assert!(matches!(silent.read.await.unwrap(), Err(NotRead::TooSlow)));
-    let drips = Client::new(&bodies);
+    assert!(matches!(silent.read.await.unwrap(), Err(ReadBodyError::TooSlow)));
+    let slow = Client::new(&bodies);
     for second in 0..30 {
-        assert!(!drips.gave_way().await, "after {second} s");
-        drips.send(1).await;
+        assert!(!slow.is_finished().await, "after {second} s");
+        slow.send(1).await;
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
-    assert!(matches!(drips.read.await.unwrap(), Err(NotRead::TooSlow)));
+    assert!(matches!(slow.read.await.unwrap(), Err(ReadBodyError::TooSlow)));
     assert_eq!(bodies.bytes(), 0);
 }
 
-/// Every window's border, and every byte of it in its place.
+/// At every border of a window, every byte in its place.
 #[tokio::test(start_paused = true)]
-async fn pieces_are_put_together_as_they_came() {
+async fn pieces_are_joined_in_order() {
     let bodies = bodies(64);
     let all: Vec<u8> = (0..5 * WINDOW + 3).map(|at| u8::try_from(at % 251).unwrap()).collect();
     for border in [1, WINDOW - 1, WINDOW, WINDOW + 1, 2 * WINDOW, 3 * WINDOW - 1, 5 * WINDOW + 2] {

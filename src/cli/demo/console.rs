@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anstyle::{AnsiColor, Style};
 use railgate::layer::observe::ACCESS_LOG;
-use railgate::log::Counts;
+use railgate::log::LogCounters;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
@@ -14,7 +14,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use super::{COLUMNS, PREFIX};
 use crate::cli::logging::{self, LogQueue};
 
-pub(super) fn init(counts: &Arc<Counts>) -> io::Result<()> {
+pub(super) fn init(counts: &Arc<LogCounters>) -> io::Result<()> {
     let printer = RequestPrinter { queue: logging::start(counts)?, has_colours: logging::has_colours() };
     tracing_subscriber::registry().with(printer).init();
     Ok(())

@@ -72,7 +72,7 @@ impl Gitlab {
     }
 
     /// Has GitLab send events to `url`, with the tokens that the gateway accepts. Returns a report.
-    pub(super) async fn install(&self, url: &str, hooks: &hooks::Settings) -> Result<String, String> {
+    pub(super) async fn install(&self, url: &str, hooks: &hooks::HooksSettings) -> Result<String, String> {
         let tokens = self.tokens(hooks).await?;
         // Some releases may ignore a signing token, and none says whether it does.
         let relies_on_signature = hooks.token.is_none();
@@ -100,7 +100,7 @@ impl Gitlab {
     }
 
     /// The tokens that the hook gets, as far as this GitLab supports them.
-    async fn tokens(&self, hooks: &hooks::Settings) -> Result<Map<String, Value>, String> {
+    async fn tokens(&self, hooks: &hooks::HooksSettings) -> Result<Map<String, Value>, String> {
         let mut tokens = Map::new();
         if let Some(token) = &hooks.token {
             tokens.insert("token".to_owned(), token.expose().into());

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
-use railgate::log::{Counts, LEVELS, Loss, place};
+use railgate::log::{DropReason, LEVELS, LogCounters, level_index};
 use tracing::Level;
 
 const MAX_DELAY: Duration = Duration::from_millis(200);
@@ -46,7 +46,7 @@ pub(super) type CountsByLevel = [u64; LEVELS.len()];
 
 pub(in crate::cli) struct LogQueue {
     limits: QueueLimits,
-    counts: Arc<Counts>,
+    counts: Arc<LogCounters>,
     queue: Mutex<Queue>,
     /// There are lines to write.
     work: Condvar,
@@ -85,19 +85,19 @@ pub(super) struct Block {
 }
 
 impl LogQueue {
-    pub(super) fn new(limits: QueueLimits, counts: Arc<Counts>) -> Self {
+    pub(super) fn new(limits: QueueLimits, counts: Arc<LogCounters>) -> Self {
         let (queue, work, progress) = Default::default();
         Self { limits, counts, queue, work, progress }
     }
 
     /// Adds a line, line break included, or drops it if the queue is full.
     pub(in crate::cli) fn push(&self, line: &[u8], level: Level, is_deferrable: bool) {
-        let (limits, level) = (self.limits.for_level(level), place(level));
+        let (limits, level) = (self.limits.for_level(level), level_index(level));
         let mut queue = self.queue.lock();
         if queue.lines >= limits.lines || queue.bytes + line.len() > limits.bytes {
             queue.count_dropped(level, 1);
             drop(queue);
-            self.counts.drop_lines(Loss::QueueFull, level, 1);
+            self.counts.count_dropped(DropReason::QueueFull, level, 1);
             return;
         }
         let mut wakes_writer = queue.add(line, level);
@@ -145,7 +145,7 @@ impl LogQueue {
         if !is_written {
             for (level, lines) in block.lines.iter().enumerate() {
                 queue.count_dropped(level, *lines);
-                self.counts.drop_lines(Loss::Unwritable, level, *lines);
+                self.counts.count_dropped(DropReason::Unwritable, level, *lines);
             }
         }
         block.bytes.clear();

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use railgate::layer::observe::ACCESS_LOG;
-use railgate::log::Counts;
+use railgate::log::LogCounters;
 use tracing::callsite::Identifier;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Metadata, Subscriber};
@@ -29,7 +29,7 @@ const MAX_MESSAGE: usize = 256;
 
 /// Counts events by callsite.
 pub(super) struct RepeatFilter {
-    counts: Arc<Counts>,
+    counts: Arc<LogCounters>,
     callsites: Mutex<HashMap<Identifier, CallsiteState>>,
 }
 
@@ -57,7 +57,7 @@ impl<S: Subscriber> Layer<S> for RepeatFilterLayer {
 }
 
 impl RepeatFilter {
-    pub(super) fn new(counts: Arc<Counts>) -> Self {
+    pub(super) fn new(counts: Arc<LogCounters>) -> Self {
         Self { counts, callsites: Mutex::default() }
     }
 

@@ -56,13 +56,13 @@ fn addresses_and_modes_are_read() {
         address = 'unix:/run/railgate/admin.sock'
         mode = '0666'"
     ));
-    let endpoints: Vec<_> = settings.listen.iter().map(|listen| listen.endpoint.clone()).collect();
+    let addresses: Vec<_> = settings.listen.iter().map(|listen| listen.address.clone()).collect();
     let expected = [
-        Endpoint::Tcp("[::1]:8181".parse().unwrap()),
+        ListenAddress::Tcp("[::1]:8181".parse().unwrap()),
         unix("/run/railgate/a.sock", 0o660),
         unix("/run/railgate/b.sock", 0o600),
     ];
-    assert_eq!(endpoints, expected);
+    assert_eq!(addresses, expected);
     assert_eq!(settings.admin, unix("/run/railgate/admin.sock", 0o666));
 }
 

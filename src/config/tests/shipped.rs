@@ -36,7 +36,7 @@ fn the_annotated_file_has_the_defaults() {
     assert!(
         admin_token.is_none() && admin_hosts.is_empty() && hooks.is_none() && upstream_credential.is_none()
     );
-    let listen_at = |endpoint, connections| ListenSettings { endpoint, connections };
+    let listen_at = |address, connections| ListenSettings { address, connections };
     assert_eq!((listen, admin), (vec![listen_at(tcp(8181), 10_000)], tcp(9181)));
     assert_eq!(admin_connections, DEFAULT_OPERATOR_CONNECTIONS);
     let url = "http+unix://%2Fvar%2Fopt%2Fgitlab%2Fgitlab-workhorse%2Fsockets%2Fsocket";
@@ -48,7 +48,7 @@ fn the_annotated_file_has_the_defaults() {
     assert!(shell_secret.matches(b"s3cret") && accept_jwt && accept_shared_secret && kas.is_none());
     assert_eq!((max_body, max_unverified), (auth::DEFAULT_MAX_BODY, auth::DEFAULT_MAX_UNVERIFIED));
     assert_eq!(cache, cache::CacheSettings::default());
-    assert_eq!(limits, Limits::default());
+    assert_eq!(limits, ServerLimits::default());
     assert_eq!(log, LogSettings::default());
 }
 
@@ -62,12 +62,12 @@ fn every_key_of_the_annotated_file_is_accepted() {
         .replace("url = \"http+unix://%2Fvar%2Fopt%2Fgitlab%2Fgitlab-workhorse%2Fsockets%2Fsocket\"\n", "");
     let settings = Files::new().load(&text);
     assert_eq!(settings.workers, 2);
-    let endpoints: Vec<_> = settings.listen.iter().map(|listen| listen.endpoint.clone()).collect();
-    assert_eq!(endpoints, [tcp(8181), unix("/run/railgate/railgate.sock", 0o660)]);
+    let addresses: Vec<_> = settings.listen.iter().map(|listen| listen.address.clone()).collect();
+    assert_eq!(addresses, [tcp(8181), unix("/run/railgate/railgate.sock", 0o660)]);
     assert_eq!(settings.admin, unix("/run/railgate/admin.sock", 0o660));
     assert!(settings.admin_token.is_some() && settings.admin_hosts == ["railgate.example"]);
     let hooks = settings.hooks.unwrap();
-    assert_eq!(hooks.endpoint, unix("/run/railgate/hooks.sock", 0o660));
+    assert_eq!(hooks.address, unix("/run/railgate/hooks.sock", 0o660));
     assert!(hooks.token.unwrap().matches(b"h00k") && hooks.signing_token.is_some());
     assert_eq!(hooks.settle.as_secs(), 5);
     let servers = &settings.upstream.servers;

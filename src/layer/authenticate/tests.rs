@@ -2,7 +2,7 @@ use super::*;
 use crate::auth::{AuthSettings, CallerKind};
 use crate::clock::ManualClock;
 use crate::exchange::Exchange;
-use crate::layer::testing::{Hand, inner, is_idle};
+use crate::layer::testing::{MockHandle, is_idle, mock_service};
 use crate::route;
 use crate::secret::ShellSecret;
 use crate::server::ConnectionHandle;
@@ -35,12 +35,12 @@ fn routed(method: Method, path: &str, headers: &[(&str, &str)], body: &str) -> R
     Routed { exchange: Exchange::new(request, None, ConnectionHandle::default()), found }
 }
 
-/// What comes through: the request with its caller, or the failure.
+/// What the inner service gets, or the failure.
 async fn through(routed: Routed) -> Result<Authenticated, Failure> {
-    let (inner, mut hand): (_, Hand<Authenticated>) = inner();
+    let (inner, mut handle): (_, MockHandle<Authenticated>) = mock_service();
     let call = tokio::spawn(layer().layer(inner).oneshot(routed));
     tokio::select! {
-        Some((request, _)) = hand.next_request() => Ok(request),
+        Some((request, _)) = handle.next_request() => Ok(request),
         outcome = call => Err(outcome.unwrap().unwrap_err()),
     }
 }
@@ -53,13 +53,13 @@ const JSON: (&str, &str) = ("content-type", "application/json; charset=utf-8");
 async fn a_credential_in_the_head_leaves_the_body_unread() {
     let body = "secret_token=bad";
     let call = through(routed(Method::POST, "/allowed", &[SECRET, FORM], body)).await.unwrap();
-    assert_eq!((call.seen, call.caller.kind()), (SeenBody::Unknown, CallerKind::SharedSecret));
+    assert_eq!((call.known_body, call.caller.kind()), (KnownBody::Unknown, CallerKind::SharedSecret));
     let call = through(routed(Method::GET, "/check", &[SECRET], "")).await.unwrap();
-    assert_eq!(call.seen, SeenBody::None);
+    assert_eq!(call.known_body, KnownBody::None);
 }
 
 #[tokio::test]
-async fn a_credential_in_the_body_is_found_and_the_body_stays_whole() {
+async fn a_credential_in_the_body_is_found_and_the_body_is_forwarded_unchanged() {
     for (method, path, kind, body) in [
         (Method::GET, "/check", Some(FORM), "secret_token=s3cret%0A"),
         (Method::POST, "/allowed", Some(FORM), "key_id=1&secret_token=s3cret"),
@@ -69,13 +69,13 @@ async fn a_credential_in_the_body_is_found_and_the_body_stays_whole() {
         let headers: Vec<_> = kind.into_iter().collect();
         let call = through(routed(method, path, &headers, body)).await.unwrap();
         assert_eq!(call.caller.kind(), CallerKind::SharedSecret, "{body}");
-        let sent_on = call.exchange.request.into_body().collect().await.unwrap().to_bytes();
-        assert_eq!(sent_on, body);
+        let forwarded = call.exchange.request.into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(forwarded, body);
     }
 }
 
 #[tokio::test]
-async fn what_is_no_credential_for_rails_is_none_here() {
+async fn a_credential_that_rails_would_not_read_does_not_count() {
     use Rejection::{Ambiguous, Missing, Wrong};
     let multipart = ("content-type", "multipart/form-data; boundary=x");
     for (method, path, headers, body, expected) in [
@@ -102,12 +102,12 @@ async fn a_body_is_read_up_to_the_limit_only() {
     let body = format!("secret_token=s3cret&a={}", "b".repeat(MAX_BODY));
     let outcome = through(routed(Method::POST, "/allowed", &[FORM], &body)).await;
     assert!(matches!(outcome, Err(Failure::BodyTooLarge)), "{outcome:?}");
-    // With a credential in sight it may be of any size.
+    // With a credential in a header it may be of any size.
     assert!(through(routed(Method::POST, "/allowed", &[FORM, SECRET], &body)).await.is_ok());
 }
 
 #[tokio::test]
-async fn other_families_pass_without_a_credential_of_ours() {
+async fn endpoints_that_rails_guards_itself_pass_without_a_credential() {
     for (method, path) in [(Method::GET, "/pages"), (Method::GET, "/new/thing"), (Method::PUT, "/check")] {
         let call = through(routed(method, path, &[], "")).await.unwrap();
         assert_eq!(call.caller.kind(), CallerKind::LeftToRails);
@@ -115,9 +115,9 @@ async fn other_families_pass_without_a_credential_of_ours() {
 }
 
 #[tokio::test]
-async fn secrets_can_be_exchanged_while_requests_come() {
+async fn secrets_can_be_exchanged_between_requests() {
     let layer = layer();
-    let (inner, mut hand): (_, Hand<Authenticated>) = inner();
+    let (inner, mut handle): (_, MockHandle<Authenticated>) = mock_service();
     let service = layer.layer(inner);
     let auth = Authenticator::new(AuthSettings {
         shell_secret: ShellSecret::from_text(b"another").unwrap(),
@@ -132,5 +132,5 @@ async fn secrets_can_be_exchanged_while_requests_come() {
     assert!(matches!(outcome, Err(Failure::Unauthorized(Rejection::Wrong))));
     let new = ("gitlab-shared-secret", "YW5vdGhlcg==");
     let _call = tokio::spawn(service.oneshot(routed(Method::GET, "/check", &[new], "")));
-    assert!(!is_idle(&mut hand).await);
+    assert!(!is_idle(&mut handle).await);
 }

@@ -10,9 +10,9 @@ use crate::body::{Body, Collected};
 use crate::cache::FillError;
 use crate::cache::fill::FillGuard;
 use crate::cache::storable::{NoStoreReason, check_answer, check_head};
-use crate::exchange::{Authenticated, CacheOutcome, Exchange, Record};
+use crate::exchange::{Authenticated, CacheOutcome, Exchange, SharedRequestInfo};
 use crate::failure::Failure;
-use crate::layer::Answer;
+use crate::layer::LayerResult;
 use crate::route::Caching;
 use crate::upstream;
 
@@ -44,19 +44,19 @@ pub(super) fn fill_request(call: Authenticated, max_body: usize) -> Authenticate
         .iter()
         .flat_map(|name| parts.headers.get_all(name).iter().map(move |value| (name.clone(), value.clone())))
         .collect();
-    Authenticated { exchange: Exchange { request, ..exchange }, collect: Some(max_body), ..call }
+    Authenticated { exchange: Exchange { request, ..exchange }, collect_limit: Some(max_body), ..call }
 }
 
 /// Waits for Rails, stores the answer if it may be stored, and passes it on to the leader.
 pub(super) async fn fill(
-    inner: impl Future<Output = Answer>,
+    inner: impl Future<Output = LayerResult>,
     guard: FillGuard,
     caching: Caching,
     shared: &ServeCachedShared,
-    record: &Record,
-) -> Answer {
+    info: &SharedRequestInfo,
+) -> LayerResult {
     let (requested_at, outage) = (guard.requested_at(), shared.cache.outage(caching));
-    let update_outage = |result: &Answer| match result {
+    let update_outage = |result: &LayerResult| match result {
         Ok(response) if is_failure_status(response.status()) => {
             outage.record_failure(requested_at, shared.clock.now(), response.status().as_str());
         }
@@ -73,23 +73,23 @@ pub(super) async fn fill(
     if is_rails_failure(&result) {
         update_outage(&result);
     }
-    let result = finish(result, guard, caching, shared, record).await;
+    let result = finish(result, guard, caching, shared, info).await;
     update_outage(&result);
     result
 }
 
 /// Completes the fill: stores the answer, or tells the followers why not.
 async fn finish(
-    result: Answer,
+    result: LayerResult,
     guard: FillGuard,
     caching: Caching,
     shared: &ServeCachedShared,
-    record: &Record,
-) -> Answer {
+    info: &SharedRequestInfo,
+) -> LayerResult {
     let response = match result {
         Ok(response) => response,
         Err(failure) => {
-            fail(guard, &failure, record);
+            fail(guard, &failure, info);
             return Err(failure);
         }
     };
@@ -97,23 +97,23 @@ async fn finish(
         if invalidates_entry(&response) {
             guard.drop_entry();
         }
-        return Ok(with_cache_status(response, CacheOutcome::Unstored(reason), record));
+        return Ok(with_cache_status(response, CacheOutcome::Unstored(reason), info));
     }
     let (head, body) = response.into_parts();
     let body = match collect(body, shared.settings.max_body).await? {
-        Collected::Whole(body) => body,
+        Collected::Complete(body) => body,
         Collected::TooLong(body) => {
             drop(guard);
             let response = Response::from_parts(head, body);
-            return Ok(with_cache_status(response, CacheOutcome::Unstored(NoStoreReason::TooLarge), record));
+            return Ok(with_cache_status(response, CacheOutcome::Unstored(NoStoreReason::TooLarge), info));
         }
     };
     let outcome = store(guard, caching, (head.status, &head.headers, &body), shared)?;
-    Ok(with_cache_status(Response::from_parts(head, Body::from(body)), outcome, record))
+    Ok(with_cache_status(Response::from_parts(head, Body::from(body)), outcome, info))
 }
 
 /// Tells the followers of a failure that they would meet too. After any other, each asks Rails by itself.
-fn fail(guard: FillGuard, failure: &Failure, record: &Record) {
+fn fail(guard: FillGuard, failure: &Failure, info: &SharedRequestInfo) {
     let Failure::Upstream(error) = failure else { return drop(guard) };
     match error {
         upstream::Error::Connect(_, error) | upstream::Error::HoldFull(_, error)
@@ -126,7 +126,7 @@ fn fail(guard: FillGuard, failure: &Failure, record: &Record) {
         upstream::Error::Timeout(_) | upstream::Error::Hung(_) => guard.fail(FillError::Timeout),
         upstream::Error::Slow(_) | upstream::Error::TotalTimeout(_) => guard.fail(FillError::Slow),
         // Twice is not one caller's bad luck.
-        upstream::Error::Broken(_) | upstream::Error::BrokeOff(_) if record.notes().is_resent => {
+        upstream::Error::Broken(_) | upstream::Error::BrokeOff(_) if info.lock().is_resent => {
             guard.fail(FillError::Broken);
         }
         _ => drop(guard),

@@ -9,12 +9,16 @@ use http::header::HeaderValue;
 use super::shared::ServeCachedShared;
 use crate::body::Body;
 use crate::cache::Entry;
-use crate::exchange::{CacheOutcome, Record};
+use crate::exchange::{CacheOutcome, SharedRequestInfo};
 use crate::header::CACHE_STATUS;
 
 /// For a follower: the entry that the leader's request has stored.
-pub(super) fn replay_shared(entry: &Entry, shared: &ServeCachedShared, record: &Record) -> Response<Body> {
-    record.note(|notes| notes.cache = CacheOutcome::Shared);
+pub(super) fn replay_shared(
+    entry: &Entry,
+    shared: &ServeCachedShared,
+    info: &SharedRequestInfo,
+) -> Response<Body> {
+    info.update(|info| info.cache = CacheOutcome::Shared);
     entry.to_response(entry.age(shared.clock.now()), CacheOutcome::Shared.cache_status()).map(Body::from)
 }
 
@@ -23,9 +27,9 @@ pub(super) fn replay(
     entry: &Entry,
     outcome: CacheOutcome,
     now_is: Instant,
-    record: &Record,
+    info: &SharedRequestInfo,
 ) -> Response<Body> {
-    record.note(|notes| notes.cache = outcome);
+    info.update(|info| info.cache = outcome);
     let mut status = BytesMut::with_capacity(64);
     status.extend_from_slice(b"railgate; hit; ttl=");
     status.extend_from_slice(itoa::Buffer::new().format(entry.remaining_ttl_s(now_is)).as_bytes());
@@ -42,9 +46,9 @@ pub(super) fn replay(
 pub(super) fn with_cache_status(
     mut response: Response<Body>,
     outcome: CacheOutcome,
-    record: &Record,
+    info: &SharedRequestInfo,
 ) -> Response<Body> {
-    record.note(|notes| notes.cache = outcome);
+    info.update(|info| info.cache = outcome);
     response.headers_mut().append(CACHE_STATUS.clone(), outcome.cache_status());
     response
 }

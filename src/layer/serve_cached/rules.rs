@@ -7,9 +7,9 @@ use super::shared::collect;
 use crate::body::{self, Body, Collected};
 use crate::cache::storable::is_plain_json;
 use crate::cache::{Cache, FillError, Key};
-use crate::exchange::{Authenticated, SeenBody};
+use crate::exchange::{Authenticated, KnownBody};
 use crate::failure::Failure;
-use crate::layer::Answer;
+use crate::layer::LayerResult;
 use crate::params::Params;
 use crate::route::Caching;
 use crate::upstream;
@@ -29,7 +29,7 @@ use crate::upstream;
 /// | not sent in time, since others go first (`Shed`, `Expires`, `TotalTimeout`) | no | the queue is the gateway's own |
 /// | any other answer | no | it is there |
 /// | an error of the request or the answer itself | no | it says nothing of others |
-pub(super) fn is_rails_failure(result: &Answer) -> bool {
+pub(super) fn is_rails_failure(result: &LayerResult) -> bool {
     match result {
         Ok(response) => is_failure_status(response.status()),
         Err(Failure::Upstream(upstream::Error::Connect(_, error) | upstream::Error::HoldFull(_, error))) => {
@@ -42,7 +42,7 @@ pub(super) fn is_rails_failure(result: &Answer) -> bool {
                 | upstream::Error::Broken(_)
                 | upstream::Error::BrokeOff(body::Error::Broken(_) | body::Error::Stalled(_))
         ),
-        Err(Failure::SharedTrouble(error)) => {
+        Err(Failure::SharedFill(error)) => {
             matches!(error, FillError::Unreachable | FillError::Timeout | FillError::Broken)
         }
         Err(_) => false,
@@ -50,7 +50,7 @@ pub(super) fn is_rails_failure(result: &Answer) -> bool {
 }
 
 /// Whether Rails has said nothing about what it was asked, for whatever reason.
-pub(super) fn is_no_answer(result: &Answer) -> bool {
+pub(super) fn is_no_answer(result: &LayerResult) -> bool {
     match result {
         Ok(response) => is_failure_status(response.status()),
         Err(Failure::Upstream(error)) => !matches!(error, upstream::Error::Unusable(_)),
@@ -80,14 +80,14 @@ pub(super) fn invalidates_entry<B>(response: &Response<B>) -> bool {
 /// Looks at an answer that is not stored, on its way to its caller. If it says that what was asked for is
 /// unknown or refused, the entry of that key and the flight that may be under way are invalidated: once Rails
 /// has said so, no other answer may be served.
-pub(super) async fn invalidate_if_refused(response: Response<Body>, key: &Key, cache: &Cache) -> Answer {
+pub(super) async fn invalidate_if_refused(response: Response<Body>, key: &Key, cache: &Cache) -> LayerResult {
     let is_refused = invalidates_entry(&response);
     let (head, body) = response.into_parts();
     let (body, is_known) = match head.status {
         _ if is_refused => (body, false),
         // Rails answers `null` for an unknown user.
         StatusCode::OK if key.caching() == Caching::Discover => match collect(body, NULL.len()).await? {
-            Collected::Whole(whole) => (Body::from(whole.clone()), whole != NULL),
+            Collected::Complete(whole) => (Body::from(whole.clone()), whole != NULL),
             Collected::TooLong(body) => (body, true),
         },
         _ => (body, true),
@@ -104,10 +104,10 @@ const NULL: &[u8] = b"null";
 /// but a form with the credential, and no header that asks for another answer than a 200.
 pub(super) fn is_cacheable(call: &Authenticated) -> bool {
     let is_plain = call.found.is_exact && !call.exchange.request.headers().keys().any(is_precondition);
-    let has_no_more = match &call.seen {
-        SeenBody::None => true,
-        SeenBody::Form(form) => Params::parse(form).plain().is_some_and(|mut rest| rest.next().is_none()),
-        SeenBody::Unknown => false,
+    let has_no_more = match &call.known_body {
+        KnownBody::None => true,
+        KnownBody::Form(form) => Params::parse(form).plain().is_some_and(|mut rest| rest.next().is_none()),
+        KnownBody::Unknown => false,
     };
     is_plain && has_no_more
 }

@@ -11,11 +11,11 @@ use crate::body::Collected;
 use crate::cache::shadow::{self, ShadowOutcome};
 use crate::cache::storable::{NoStoreReason, check_answer, check_head};
 use crate::cache::{Entry, Key};
-use crate::layer::Answer;
+use crate::layer::LayerResult;
 
 /// Waits for Rails, counts the outcome, and invalidates an entry that is wrong.
 pub(super) async fn shadow_check(
-    inner: impl Future<Output = Answer>,
+    inner: impl Future<Output = LayerResult>,
     key: Key,
     cached: Arc<Entry>,
     shared: Arc<ServeCachedShared>,
@@ -45,7 +45,7 @@ pub(super) async fn shadow_check(
 
 /// The outcome, and the body that Rails gave; `None` if it gave no answer.
 async fn compare(
-    result: Answer,
+    result: LayerResult,
     key: &Key,
     cached: &Entry,
     shared: &ServeCachedShared,
@@ -56,8 +56,8 @@ async fn compare(
     let (status, body) = (response.status(), collect(response.into_body(), settings.max_body).await.ok()?);
     let now = shared.clock.unix_seconds();
     let (storable_kind, body) = match (head, body) {
-        (Err(reason), Collected::Whole(body)) => (Err(reason), body),
-        (Ok(()), Collected::Whole(body)) => {
+        (Err(reason), Collected::Complete(body)) => (Err(reason), body),
+        (Ok(()), Collected::Complete(body)) => {
             let storable = check_answer(caching, key, status, &body, &settings.lifetimes, now);
             (storable.map(|storable| storable.kind), body)
         }

@@ -8,18 +8,18 @@ use super::replay::replay;
 use super::rules::is_rails_failure;
 use super::shared::ServeCachedShared;
 use crate::cache::{Freshness, Key};
-use crate::exchange::{CacheOutcome, Record};
-use crate::layer::Answer;
+use crate::exchange::{CacheOutcome, SharedRequestInfo};
+use crate::layer::LayerResult;
 use crate::progress::Progress;
 
 /// The result of `inner`; or the stale entry, if there is one and Rails fails or takes too long. The entry
 /// is looked up again: meanwhile it may have been purged, or found to be wrong.
 pub(super) async fn or_stale(
-    inner: impl Future<Output = Answer>,
+    inner: impl Future<Output = LayerResult>,
     stale: Option<(Key, Arc<Progress>)>,
     shared: Arc<ServeCachedShared>,
-    record: Record,
-) -> Answer {
+    info: SharedRequestInfo,
+) -> LayerResult {
     let Some((key, progress)) = stale else { return inner.await };
     let (requested_at, mut inner) = (shared.clock.now(), pin!(inner));
     let result = match within_stale_wait(inner.as_mut(), &progress, &shared).await {
@@ -35,9 +35,9 @@ pub(super) async fn or_stale(
     match (shared.cache.lookup(&key, now_is), result) {
         // Another request may have refreshed it meanwhile.
         (Some(hit), _) if hit.freshness == Freshness::Fresh => {
-            Ok(replay(&hit.entry, CacheOutcome::Hit, now_is, &record))
+            Ok(replay(&hit.entry, CacheOutcome::Hit, now_is, &info))
         }
-        (Some(hit), _) => Ok(replay(&hit.entry, CacheOutcome::StaleIfError, now_is, &record)),
+        (Some(hit), _) => Ok(replay(&hit.entry, CacheOutcome::StaleIfError, now_is, &info)),
         (None, Some(result)) => result,
         (None, None) => inner.await,
     }
@@ -47,10 +47,10 @@ pub(super) async fn or_stale(
 /// request at all. A busy server is no failure: the time before the request is sent does not count, and a
 /// server that answers others is waited for, until its own time-outs end that.
 async fn within_stale_wait(
-    mut inner: Pin<&mut impl Future<Output = Answer>>,
+    mut inner: Pin<&mut impl Future<Output = LayerResult>>,
     progress: &Progress,
     shared: &ServeCachedShared,
-) -> Option<Answer> {
+) -> Option<LayerResult> {
     let stale_wait = shared.settings.stale_wait;
     let mut wait = stale_wait;
     loop {

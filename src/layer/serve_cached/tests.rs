@@ -5,8 +5,8 @@ use super::*;
 use crate::auth::{self, AuthBody, AuthOutcome, Authenticator};
 use crate::cache::FillError;
 use crate::clock::ManualClock;
-use crate::exchange::{Exchange, SeenBody};
-use crate::layer::testing::{Hand, Inner, Reply, inner, is_idle};
+use crate::exchange::{Exchange, KnownBody};
+use crate::layer::testing::{MockHandle, MockReply, MockService, is_idle, mock_service};
 use crate::params::Params;
 use crate::route;
 use crate::secret::ShellSecret;
@@ -21,8 +21,8 @@ use tokio::task::JoinHandle;
 use tower::ServiceExt as _;
 
 struct Fixture {
-    service: ServeCached<Inner<Authenticated>>,
-    rails: Hand<Authenticated>,
+    service: ServeCached<MockService<Authenticated>>,
+    rails: MockHandle<Authenticated>,
     cache: Arc<Cache>,
     time: ManualClock,
 }
@@ -44,7 +44,7 @@ fn fixture_with(settings: CacheSettings) -> Fixture {
     let clock = Clock::Manual(time.clone());
     let cache = Cache::with_clock(&settings, clock.clone());
     let layer = ServeCachedLayer::new(Arc::clone(&cache), settings, clock, TaskTracker::new());
-    let (inner, rails) = inner();
+    let (inner, rails) = mock_service();
     Fixture { service: layer.layer(inner), rails, cache, time }
 }
 
@@ -78,22 +78,22 @@ fn call(method: Method, path: &str, headers: &[(&str, &str)]) -> Authenticated {
         found,
         caller,
         key,
-        seen: SeenBody::None,
+        known_body: KnownBody::None,
         may_wait: WaitPolicy::ForRails,
-        collect: None,
+        collect_limit: None,
         progress: None,
-        since: None,
+        arrived_at: None,
     }
 }
 
 const USER: &str = r#"{"id":7,"username":"rubi","name":"R"}"#;
 
 impl Fixture {
-    fn ask(&self, path: &str) -> JoinHandle<Answer> {
+    fn ask(&self, path: &str) -> JoinHandle<LayerResult> {
         tokio::spawn(self.service.clone().oneshot(call(Method::GET, path, &[])))
     }
 
-    async fn taken(&mut self) -> (Authenticated, Reply) {
+    async fn taken(&mut self) -> (Authenticated, MockReply) {
         self.rails.next_request().await.unwrap()
     }
 
@@ -156,7 +156,7 @@ async fn the_time_of_a_follower_counts_from_its_arrival() {
     let path = "/discover?key_id=7";
     let leader = s.ask(path);
     let (asked, reply) = s.taken().await;
-    assert_eq!(asked.since, None);
+    assert_eq!(asked.arrived_at, None);
     s.time.advance(Duration::from_secs(2));
     let came = Clock::Manual(s.time.clone()).now();
     let follower = s.ask(path);
@@ -165,7 +165,7 @@ async fn the_time_of_a_follower_counts_from_its_arrival() {
     reply.send_response(Ok(json(429, "{}")));
     leader.await.unwrap().unwrap();
     let (asked, reply) = s.taken().await;
-    assert_eq!(asked.since, Some(came));
+    assert_eq!(asked.arrived_at, Some(came));
     reply.send_response(Ok(json(200, USER)));
     assert_eq!(status_of(&follower.await.unwrap().unwrap()), "railgate; fwd=miss; detail=alone");
 }
@@ -218,7 +218,7 @@ async fn requests_that_are_not_canonical_bypass_the_cache() {
         assert_eq!(status_of(&answer), "railgate; fwd=bypass; detail=request", "{path}");
     }
     let mut with_body = call(Method::GET, "/discover?key_id=7", &[]);
-    with_body.seen = SeenBody::Unknown;
+    with_body.known_body = KnownBody::Unknown;
     let _pending = tokio::spawn(s.service.clone().oneshot(with_body));
     assert!(!is_idle(&mut s.rails).await);
 }
@@ -233,7 +233,7 @@ async fn a_form_with_nothing_but_the_credential_is_canonical() {
         ("secret_token=x&secret_token=y", false),
     ] {
         let mut asked = call(Method::GET, "/discover?key_id=7", &[]);
-        asked.seen = SeenBody::Form(Bytes::from_static(form.as_bytes()));
+        asked.known_body = KnownBody::Form(Bytes::from_static(form.as_bytes()));
         let _answer = tokio::spawn(s.service.clone().oneshot(asked));
         assert_eq!(is_idle(&mut s.rails).await, is_hit, "{form}");
     }
@@ -302,7 +302,7 @@ async fn followers_fail_at_once_if_rails_cannot_be_reached() {
     let refused = upstream::Error::Connect("rails".into(), std::io::ErrorKind::ConnectionRefused.into());
     to_first.send_response(Err(Failure::Upstream(refused)));
     assert_eq!(first.await.unwrap().unwrap_err().status(), StatusCode::SERVICE_UNAVAILABLE);
-    assert!(matches!(second.await.unwrap(), Err(Failure::SharedTrouble(FillError::Unreachable))));
+    assert!(matches!(second.await.unwrap(), Err(Failure::SharedFill(FillError::Unreachable))));
     // The next caller tries again.
     let _third = s.ask("/discover?key_id=7");
     assert!(!is_idle(&mut s.rails).await);

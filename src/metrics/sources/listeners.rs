@@ -25,11 +25,11 @@ pub(super) fn encode(
     let open = ("listener_connections", "Connections that are open on a listener");
     encode_each(&all, encoder, open, |listener| ConstGauge::new(listener.open()))?;
     let limit = ("listener_max_connections", "Connections that may be open on a listener");
-    encode_each(&all, encoder, limit, |listener| ConstGauge::new(listener.most()))?;
+    encode_each(&all, encoder, limit, |listener| ConstGauge::new(listener.max_connections()))?;
     let evicted = ("listener_evictions", "Connections that were closed to make room for others");
     encode_each(&all, encoder, evicted, |listener| ConstCounter::new(listener.evicted()))?;
     let turned_away = ("listener_turned_away", "Connections that found no place, and were closed");
-    encode_each(&all, encoder, turned_away, |listener| ConstCounter::new(listener.all_turned_away()))
+    encode_each(&all, encoder, turned_away, |listener| ConstCounter::new(listener.rejected()))
 }
 
 fn encode_each<M: EncodeMetric>(

@@ -1,7 +1,7 @@
 use futures_util::FutureExt as _;
 
 use super::super::capacity::Capacity;
-use super::super::registry::{Phase, Registered, Registry};
+use super::super::registry::{ConnectionRegistry, Registration, ServerPhase};
 use super::*;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 
@@ -15,16 +15,16 @@ const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(5);
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 const STALL_TIMEOUT: Duration = Duration::from_secs(75);
 
-/// A peer, the gate that it talks to, and what the gate's server knows of it.
-fn gate() -> (DuplexStream, Gate<DuplexStream>, (Arc<Registry>, Registered)) {
+/// A peer, the gate on its connection, and the connection's registration.
+fn gate() -> (DuplexStream, Gate<DuplexStream>, (Arc<ConnectionRegistry>, Registration)) {
     let (peer, io) = duplex(64 * 1024);
-    let registry = Arc::new(Registry::default());
-    let place = Capacity::new("test", 1, false).admit(false).now_or_never().unwrap();
-    let registered = registry.register(place, false);
-    (peer, Gate::new(io, LIMITS, Arc::clone(registered.state())), (registry, registered))
+    let registry = Arc::new(ConnectionRegistry::default());
+    let permit = Capacity::new("test", 1, false).acquire(false).now_or_never().unwrap();
+    let registration = registry.register(permit, false);
+    (peer, Gate::new(io, LIMITS, Arc::clone(registration.state())), (registry, registration))
 }
 
-/// What hyper gets to see of `sent`, cut into pieces of `step` bytes, before it would wait.
+/// The bytes of `sent` that pass to hyper, if it arrives in pieces of `step` bytes.
 async fn seen(sent: &[u8], step: usize) -> (Vec<u8>, Option<io::ErrorKind>) {
     let (mut peer, mut gate, _server) = gate();
     let mut seen = Vec::new();
@@ -43,14 +43,14 @@ async fn seen(sent: &[u8], step: usize) -> (Vec<u8>, Option<io::ErrorKind>) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn well_framed_requests_pass_unchanged_however_they_are_cut() {
+async fn well_framed_requests_pass_unchanged_in_pieces_of_any_size() {
     let sent = b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n\
         POST /b HTTP/1.1\r\nContent-Length: 11\r\n\r\nhello\nworld\
         POST /c HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhe\nlo\r\n00A\r\n0123456789\r\n0\r\nA: b\r\n\r\n\
         GET /d HTTP/1.1\r\n\r\n";
     for step in [1, 2, 3, 7, 50, 1_000] {
         let (seen, error) = seen(sent, step).await;
-        // Two chunks that are there together may pass as one.
+        // Two chunks that arrive together may pass as one.
         let merged = |bytes: &[u8]| {
             let two = "5\r\nhe\nlo\r\n00A\r\n0123456789\r\n";
             String::from_utf8_lossy(bytes).replace(two, "f\r\nhe\nlo0123456789\r\n")
@@ -73,16 +73,15 @@ async fn a_refused_head_is_replaced_and_nothing_follows_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_body_is_no_place_to_hide_a_head() {
-    // To one who believes Content-Length the second request is a body; to one who believes
-    // Transfer-Encoding it is a request.
+async fn a_head_cannot_be_hidden_in_a_body() {
+    // By Content-Length the second request is a body; by Transfer-Encoding it is a request.
     let sent = b"POST / HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /x HTTP/1.1\r\n\r\n";
     let (seen, _) = seen(sent, 1_000).await;
     assert_eq!(seen, wire::refused_head(Refusal::TwoFramings));
 }
 
 #[tokio::test(start_paused = true)]
-async fn malformed_chunks_end_the_reading() {
+async fn malformed_chunks_fail_the_reading() {
     for body in [
         "5\nhello\r\n0\r\n\r\n",
         "5\r\nhello!\r\n0\r\n\r\n",
@@ -113,9 +112,8 @@ async fn malformed_chunks_end_the_reading() {
     }
 }
 
-/// Those behind the gate see the chunks as if there were none.
 #[tokio::test(start_paused = true)]
-async fn extensions_of_chunks_are_dropped() {
+async fn chunk_extensions_are_removed() {
     let head = "POST /c HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n";
     let next = "GET /d HTTP/1.1\r\n\r\n";
     for (sent, expected) in [
@@ -136,10 +134,10 @@ async fn extensions_of_chunks_are_dropped() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn extensions_of_chunks_are_bounded() {
+async fn chunk_extensions_are_bounded() {
     let head = "POST /c HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n";
     let chunk = |length: usize| format!("1;{}\r\na\r\n", "b".repeat(length));
-    for (body, is_taken) in [
+    for (body, is_accepted) in [
         (chunk(252), true),
         (chunk(253), false),
         // Without an end.
@@ -149,13 +147,13 @@ async fn extensions_of_chunks_are_bounded() {
         (format!("{}0\r\n\r\n{head}{}", chunk(127).repeat(128), chunk(127).repeat(128)), true),
     ] {
         let (_, error) = seen(format!("{head}{body}").as_bytes(), 1_000).await;
-        assert_eq!(error, (!is_taken).then_some(io::ErrorKind::InvalidData), "{} bytes", body.len());
+        assert_eq!(error, (!is_accepted).then_some(io::ErrorKind::InvalidData), "{} bytes", body.len());
     }
 }
 
-/// However they are cut, and with all that comes behind them.
+/// In pieces of any size, with all that follows.
 #[tokio::test(start_paused = true)]
-async fn odd_targets_are_written_anew() {
+async fn targets_are_rewritten_to_origin_form() {
     let sent = "GET //a?b=//c HTTP/1.1\r\nHost: a\r\n\r\n\
         POST http://a:80/b HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello\
         POST ///c HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n\
@@ -176,7 +174,7 @@ async fn odd_targets_are_written_anew() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_empty_line_in_front_of_a_head_is_dropped() {
+async fn one_empty_line_before_a_head_is_dropped() {
     let (get, post) = ("GET /a HTTP/1.1\r\n\r\n", "POST /b HTTP/1.1\r\nContent-Length: 2\r\n\r\nhi");
     for (sent, expected) in [
         (format!("\r\n{get}"), get.to_owned()),
@@ -210,9 +208,10 @@ async fn one_empty_line_in_front_of_a_head_is_dropped() {
     }
 }
 
-/// To hyper, the end of the input means that the client left. So it is told only if something is waited for.
+/// hyper takes the end of the input for a client that has disconnected, so it is passed on only if a response is
+/// pending.
 #[tokio::test(start_paused = true)]
-async fn the_end_of_the_input_is_held_back_while_an_answer_is_at_hand() {
+async fn the_end_of_the_input_is_held_back_while_a_response_is_being_sent() {
     let short = Duration::from_millis(1);
     let mut buffer = [0; 200];
     for is_waiting in [false, true] {
@@ -221,7 +220,7 @@ async fn the_end_of_the_input_is_held_back_while_an_answer_is_at_hand() {
         peer.shutdown().await.unwrap();
         assert_eq!(gate.read(&mut buffer).await.unwrap(), 18);
         assert!(tokio::time::timeout(short, gate.read(&mut buffer)).await.is_err());
-        gate.connection.set_waiting(is_waiting);
+        gate.connection.set_response_pending(is_waiting);
         let flushed = gate.flush().await.map_err(|error| error.kind());
         if is_waiting {
             assert_eq!(flushed, Err(io::ErrorKind::ConnectionReset));
@@ -230,19 +229,19 @@ async fn the_end_of_the_input_is_held_back_while_an_answer_is_at_hand() {
         }
         assert_eq!(flushed, Ok(()));
         assert!(tokio::time::timeout(short, gate.read(&mut buffer)).await.is_err());
-        gate.connection.request_ends();
+        gate.connection.request_finished();
         // The reader is woken.
         gate.flush().await.unwrap();
         assert_eq!(gate.read(&mut buffer).await.unwrap(), 0);
     }
-    // What is not sent yet is waited with.
+    // Also while bytes are not written yet.
     let (mut peer, mut gate, _server) = gate();
     peer.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
     peer.shutdown().await.unwrap();
     assert_eq!(gate.read(&mut buffer).await.unwrap(), 18);
     let large = vec![0; 100 * 1024];
     assert!(tokio::time::timeout(short, gate.write_all(&large)).await.is_err());
-    gate.connection.request_ends();
+    gate.connection.request_finished();
     assert!(tokio::time::timeout(short, gate.read(&mut buffer)).await.is_err());
     peer.read_exact(&mut vec![0; 64 * 1024]).await.unwrap();
     gate.write_all(b"the end").await.unwrap();
@@ -251,7 +250,7 @@ async fn the_end_of_the_input_is_held_back_while_an_answer_is_at_hand() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_head_that_has_begun_must_end_in_time() {
+async fn a_head_that_has_begun_must_be_complete_in_time() {
     let (mut peer, mut gate, _server) = gate();
     let mut buffer = [0; 200];
     peer.write_all(b"GET / HT").await.unwrap();
@@ -262,7 +261,7 @@ async fn a_head_that_has_begun_must_end_in_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_head_may_not_come_byte_by_byte_for_ever() {
+async fn a_head_may_not_arrive_byte_by_byte_for_ever() {
     let (mut peer, mut gate, _server) = gate();
     let begun = tokio::time::Instant::now();
     let reader = tokio::spawn(async move {
@@ -271,7 +270,7 @@ async fn a_head_may_not_come_byte_by_byte_for_ever() {
         (buffer[..count].to_vec(), begun.elapsed())
     });
     for byte in b"GET /aaaaaaaaaaaaaaaaa" {
-        // Once the gate has given up, nobody takes the rest.
+        // Once the gate has given up, the rest is not read.
         let _ = peer.write_all(&[*byte]).await;
         tokio::time::sleep(HEAD_TIMEOUT / 10).await;
     }
@@ -279,7 +278,7 @@ async fn a_head_may_not_come_byte_by_byte_for_ever() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_without_a_request_ends_in_time() {
+async fn a_connection_without_a_request_is_closed_in_time() {
     let (_peer, mut gate, _server) = gate();
     let begun = tokio::time::Instant::now();
     let mut buffer = [0; 200];
@@ -292,15 +291,15 @@ async fn a_connection_without_a_request_ends_in_time() {
     assert_eq!(gate.read(&mut buffer).await.unwrap(), 18);
     let answered = tokio::time::timeout(STALL_TIMEOUT * 10, gate.read(&mut buffer)).await;
     assert!(answered.is_err(), "the connection ended while its request was being answered");
-    // Once it is answered, the time begins anew.
-    gate.connection.request_ends();
+    // Once it is answered, the time starts again.
+    gate.connection.request_finished();
     let begun = tokio::time::Instant::now();
     assert_eq!(gate.read(&mut buffer).await.unwrap(), 0);
     assert_eq!(begun.elapsed(), STALL_TIMEOUT);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_body_that_pauses_for_too_long_ends_the_connection() {
+async fn a_body_that_pauses_for_too_long_closes_the_connection() {
     for sent in [
         "POST / HTTP/1.1\r\nContent-Length: 50\r\n\r\nab",
         "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhe",
@@ -312,7 +311,7 @@ async fn a_body_that_pauses_for_too_long_ends_the_connection() {
         let error = gate.read_to_end(&mut Vec::new()).await.unwrap_err();
         assert_eq!((error.kind(), begun.elapsed()), (io::ErrorKind::TimedOut, STALL_TIMEOUT), "{sent:?}");
     }
-    // Each byte buys the body new time.
+    // Each byte restarts the time-out.
     let (mut peer, mut gate, _server) = gate();
     let head = b"POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\n";
     peer.write_all(head).await.unwrap();
@@ -328,7 +327,7 @@ async fn a_body_that_pauses_for_too_long_ends_the_connection() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_peer_that_does_not_read_is_given_up() {
+async fn a_peer_that_does_not_read_is_disconnected() {
     let (_peer, mut gate, _server) = gate();
     let begun = tokio::time::Instant::now();
     let error = gate.write_all(&vec![0; 100 * 1024]).await.unwrap_err();
@@ -336,24 +335,24 @@ async fn a_peer_that_does_not_read_is_given_up() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn draining_ends_a_connection_that_has_not_begun_and_no_other() {
+async fn draining_closes_a_connection_without_a_head_and_no_other() {
     let (_peer, mut gate, server) = gate();
     let mut buffer = [0; 200];
-    server.0.enter(Phase::Draining);
+    server.0.enter(ServerPhase::Draining);
     assert_eq!(gate.read(&mut buffer).await.unwrap(), 0);
 
     let (mut peer, mut gate, server) = self::gate();
     peer.write_all(b"GE").await.unwrap();
     assert!(tokio::time::timeout(HEAD_TIMEOUT / 2, gate.read(&mut buffer)).await.is_err());
-    server.0.enter(Phase::Draining);
+    server.0.enter(ServerPhase::Draining);
     peer.write_all(b"T / HTTP/1.1\r\n\r\n").await.unwrap();
     assert_eq!(gate.read(&mut buffer).await.unwrap(), 18);
-    // The end of the input would tell hyper that the client left, and the answer would be lost.
+    // hyper would take the end of the input for a client that has disconnected, and the response would be lost.
     assert!(tokio::time::timeout(HEAD_TIMEOUT, gate.read(&mut buffer)).await.is_err());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_head_that_begins_late_has_its_whole_time() {
+async fn the_time_of_a_head_starts_with_its_first_byte() {
     let (mut peer, mut gate, _server) = gate();
     let reader = tokio::spawn(async move { gate.read(&mut [0; 200]).await.unwrap() });
     tokio::time::sleep(FIRST_BYTE_TIMEOUT * 9 / 10).await;

@@ -1,4 +1,4 @@
-//! How bytes go from hyper to the socket, and how long the peer may take over taking them.
+//! Passes bytes from hyper to the socket, with the time-out for writing.
 
 use std::io;
 use std::pin::Pin;
@@ -6,11 +6,11 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::AsyncWrite;
 
-use super::super::socket::Watch;
-use super::{Gate, or_stalled};
+use super::super::hangup::DetectHangup;
+use super::{Gate, or_timed_out};
 
 impl<I> Gate<I> {
-    fn may_send(&mut self, bytes: usize, cx: &Context<'_>) -> Poll<()> {
+    fn poll_turn_to_write(&mut self, bytes: usize, cx: &Context<'_>) -> Poll<()> {
         let progress = self.pacer.poll_ready(bytes, cx);
         if progress.is_pending() {
             self.set_unsent(true);
@@ -18,13 +18,13 @@ impl<I> Gate<I> {
         progress
     }
 
-    /// The stack has answered once hyper has the answer; the peer has it once it takes it.
-    fn wrote<T>(&mut self, progress: Poll<io::Result<T>>, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
-        if progress.is_ready() && self.write.is_waiting() {
-            self.connection.touch();
+    /// For the stack, a response is sent once hyper has it; the connection is idle only once the peer reads it.
+    fn after_write<T>(&mut self, progress: Poll<io::Result<T>>, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
+        if progress.is_ready() && self.write_deadline.is_armed() {
+            self.connection.reset_idle();
         }
         self.set_unsent(progress.is_pending());
-        or_stalled(progress, &mut self.write, self.limits.idle_timeout, cx)
+        or_timed_out(progress, &mut self.write_deadline, self.limits.idle_timeout, cx)
     }
 
     fn set_unsent(&mut self, has_unsent: bool) {
@@ -35,35 +35,39 @@ impl<I> Gate<I> {
     }
 }
 
-impl<I: Watch> AsyncWrite for Gate<I> {
+impl<I: DetectHangup> AsyncWrite for Gate<I> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let gate = self.get_mut();
-        ready!(gate.may_send(buf.len(), cx));
+        ready!(gate.poll_turn_to_write(buf.len(), cx));
         let progress = Pin::new(&mut gate.io).poll_write(cx, buf);
-        gate.wrote(progress, cx)
+        gate.after_write(progress, cx)
     }
 
-    /// hyper calls this whenever it has done what there was to do.
+    /// hyper calls this at the end of each of its polls.
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let gate = self.get_mut();
-        let is_reading = std::mem::take(&mut gate.is_reading);
-        if !is_reading && gate.connection.is_waiting() {
-            // hyper has bytes that are not wanted yet, and will not read on to find the end.
-            if gate.holds_end || gate.io.poll_gone(cx).is_ready() {
+        let is_read_pending = std::mem::take(&mut gate.is_read_pending);
+        if !is_read_pending && gate.connection.is_response_pending() {
+            // hyper has unread bytes, and will not read on to detect the end.
+            if gate.withholds_eof || gate.io.poll_hangup(cx).is_ready() {
                 return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
             }
         }
-        if gate.holds_end && !gate.connection.is_answering() {
-            // All is sent. hyper expects to be woken if there is something to read.
-            gate.holds_end = false;
+        if gate.withholds_eof && !gate.connection.has_active_requests() {
+            // All is sent. hyper expects to be woken for the end of the input.
+            gate.withholds_eof = false;
             cx.waker().wake_by_ref();
         }
         Pin::new(&mut gate.io).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // A peer that has closed its side waits for nothing more: closing ours says it all.
-        if self.is_done { Poll::Ready(Ok(())) } else { Pin::new(&mut self.get_mut().io).poll_shutdown(cx) }
+        // A peer that has closed its side expects nothing more: closing the socket is enough.
+        if self.has_read_eof {
+            Poll::Ready(Ok(()))
+        } else {
+            Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
+        }
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -76,8 +80,8 @@ impl<I: Watch> AsyncWrite for Gate<I> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let gate = self.get_mut();
-        ready!(gate.may_send(bufs.iter().map(|buf| buf.len()).sum(), cx));
+        ready!(gate.poll_turn_to_write(bufs.iter().map(|buf| buf.len()).sum(), cx));
         let progress = Pin::new(&mut gate.io).poll_write_vectored(cx, bufs);
-        gate.wrote(progress, cx)
+        gate.after_write(progress, cx)
     }
 }

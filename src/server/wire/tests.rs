@@ -4,22 +4,22 @@ use proptest::prelude::*;
 const LIMITS: HeadLimits = HeadLimits { bytes: 400, headers: 8, target: DEFAULT_TARGET };
 
 fn judge(bytes: &[u8]) -> Result<Option<(usize, Framing)>, Refusal> {
-    let verdict = HeadReader::default().read(bytes, LIMITS);
-    verdict.map(|whole| whole.map(|head| (head.end, head.framing)))
+    let result = HeadReader::default().read(bytes, LIMITS);
+    result.map(|whole| whole.map(|head| (head.end, head.framing)))
 }
 
-/// What a head is to hyper.
+/// A head as hyper gets it.
 fn rewritten(head: &str) -> Result<String, Refusal> {
     let whole = HeadReader::default().read(head.as_bytes(), LIMITS)?.unwrap();
     assert_eq!(whole.end, head.len());
-    if !whole.is_odd {
+    if !whole.needs_rewrite {
         return Ok(head.to_owned());
     }
-    in_origin_form(head.as_bytes()).map(|bytes| String::from_utf8(bytes).unwrap())
+    to_origin_form(head.as_bytes()).map(|bytes| String::from_utf8(bytes).unwrap())
 }
 
 #[test]
-fn targets_become_paths_with_one_slash_in_front() {
+fn targets_are_rewritten_to_paths_with_one_leading_slash() {
     for (method, target, expected) in [
         ("GET", "/", "/"),
         ("GET", "/a//b?c=//d", "/a//b?c=//d"),
@@ -27,7 +27,7 @@ fn targets_become_paths_with_one_slash_in_front() {
         ("GET", "//api/v4", "/api/v4"),
         ("GET", "/////api//v4?a=//b", "/api//v4?a=//b"),
         ("GET", "//?a=/b", "/?a=/b"),
-        // No host, whatever it looks like.
+        // Not a host, although it looks like one.
         ("GET", "//evil.example/api", "/evil.example/api"),
         ("GET", "//evil.example:80/api", "/evil.example:80/api"),
         ("GET", "//u@evil.example/api", "/u@evil.example/api"),
@@ -46,8 +46,8 @@ fn targets_become_paths_with_one_slash_in_front() {
 }
 
 #[test]
-fn an_absolute_target_names_the_host() {
-    for (target, host, is_taken) in [
+fn an_absolute_target_must_name_the_host() {
+    for (target, host, is_accepted) in [
         ("http://gw/", "Host: gw", true),
         ("http://gw/", "Host: GW:80", true),
         ("http://gw:/", "Host: gw", true),
@@ -76,15 +76,15 @@ fn an_absolute_target_names_the_host() {
         ("gw:80", "Host: gw", false),
         ("*", "Host: gw", false),
     ] {
-        let verdict = rewritten(&format!("GET {target} HTTP/1.1\r\n{host}\r\n\r\n"));
-        let expected = if is_taken {
+        let result = rewritten(&format!("GET {target} HTTP/1.1\r\n{host}\r\n\r\n"));
+        let expected = if is_accepted {
             Ok(format!("GET / HTTP/1.1\r\n{host}\r\n\r\n"))
         } else {
             Err(Refusal::NotOriginForm)
         };
-        assert_eq!(verdict, expected, "{target} {host}");
+        assert_eq!(result, expected, "{target} {host}");
     }
-    // About the server as a whole.
+    // A request about the whole server.
     let whole = "OPTIONS http://gw HTTP/1.1\r\nHost: gw\r\n\r\n";
     assert_eq!(rewritten(whole), Err(Refusal::NotOriginForm));
 }
@@ -171,28 +171,28 @@ fn heads_that_are_refused() {
 }
 
 #[test]
-fn what_puma_would_not_answer_is_refused() {
+fn heads_that_puma_would_not_answer_are_refused() {
     let limits = HeadLimits { bytes: 32 * 1024, headers: 8, target: DEFAULT_TARGET };
     let judge = |head: String| {
-        let verdict = HeadReader::default().read(head.as_bytes(), limits);
-        verdict.map(|whole| whole.map(|head| head.framing))
+        let result = HeadReader::default().read(head.as_bytes(), limits);
+        result.map(|whole| whole.map(|head| head.framing))
     };
     let passes = Ok(Some(Framing::Length(0)));
     let line = |path: usize, query: usize| {
         judge(format!("GET /{}?{} HTTP/1.1\r\n\r\n", "a".repeat(path - 1), "b".repeat(query - 1)))
     };
-    assert_eq!(line(LONGEST_PATH, 4 * 1024), passes);
+    assert_eq!(line(MAX_PATH, 4 * 1024), passes);
     assert_eq!(line(1024, 10 * 1024), passes);
-    assert_eq!(line(LONGEST_PATH, 4 * 1024 + 1), Err(Refusal::TargetTooLong));
-    assert_eq!(line(LONGEST_PATH + 1, 1), Err(Refusal::TargetTooLong));
+    assert_eq!(line(MAX_PATH, 4 * 1024 + 1), Err(Refusal::TargetTooLong));
+    assert_eq!(line(MAX_PATH + 1, 1), Err(Refusal::TargetTooLong));
     assert_eq!(line(1, 10 * 1024 + 1), Err(Refusal::TargetTooLong));
     let named = |length: usize| judge(format!("GET / HTTP/1.1\r\n{}: b\r\n\r\n", "a".repeat(length)));
-    assert_eq!(named(LONGEST_HEADER_NAME), passes);
-    assert_eq!(named(LONGEST_HEADER_NAME + 1), Err(Refusal::HeaderLine));
+    assert_eq!(named(MAX_HEADER_NAME), passes);
+    assert_eq!(named(MAX_HEADER_NAME + 1), Err(Refusal::HeaderLine));
 }
 
 #[test]
-fn heads_out_of_bounds_are_refused() {
+fn heads_beyond_the_limits_are_refused() {
     let many = format!("GET / HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(9));
     assert_eq!(judge(many.as_bytes()), Err(Refusal::TooManyHeaders));
     let large = format!("GET / HTTP/1.1\r\nA: {}\r\n\r\n", "b".repeat(400));
@@ -211,9 +211,9 @@ fn chunk_sizes() {
 }
 
 proptest! {
-    /// However the bytes are cut, the verdict is the same, and nothing panics.
+    /// The result does not depend on the pieces in which the bytes arrive, and nothing panics.
     #[test]
-    fn cutting_changes_nothing(
+    fn pieces_do_not_change_the_result(
         bytes in "(GET|POST) /[a#]{0,2} HTTP/1[.]1\r?\n((A|Content-Length|Transfer-Encoding):[ 1bchunked\0]{0,9}\r?\n){0,4}\r?\n",
         cut in 0usize..200,
     ) {
@@ -222,24 +222,24 @@ proptest! {
         let first = &bytes[..cut.min(bytes.len())];
         let in_two = match reader.read(first, LIMITS) {
             Ok(None) => reader.read(bytes, LIMITS),
-            verdict => verdict,
+            result => result,
         };
         prop_assert_eq!(in_two, HeadReader::default().read(bytes, LIMITS));
     }
 
-    /// Whatever a target is made of: what comes of it is read as it is, framed as before, by hyper's parser too.
+    /// A rewritten head needs no second rewrite, keeps its framing, and hyper's parser reads it alike.
     #[test]
-    fn what_was_written_anew_is_read_as_it_is(
+    fn rewritten_heads_are_valid(
         target in "(//?/?|http://|HTTP://)?(gw|[a:@/?.%]|%2f|\\[::1\\]){0,6}(:80|:)?(/|//|[?])?[a/?:@]{0,4}",
         host in "(gw|GW|a|\\[::1\\])(:80|:81|:)?",
     ) {
         let head = format!("POST {target} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 3\r\n\r\n");
         if let Ok(Some(whole)) = HeadReader::default().read(head.as_bytes(), LIMITS)
-            && whole.is_odd
-            && let Ok(rewritten) = in_origin_form(head.as_bytes())
+            && whole.needs_rewrite
+            && let Ok(rewritten) = to_origin_form(head.as_bytes())
         {
             let again = HeadReader::default().read(&rewritten, LIMITS);
-            let expected = Head { end: rewritten.len(), framing: Framing::Length(3), is_odd: false };
+            let expected = Head { end: rewritten.len(), framing: Framing::Length(3), needs_rewrite: false };
             prop_assert_eq!(again, Ok(Some(expected)));
             prop_assert!(rewritten.len() < head.len());
             let mut headers = [httparse::EMPTY_HEADER; 8];
@@ -252,9 +252,9 @@ proptest! {
         }
     }
 
-    /// Whatever a header value holds: what passes here, the parser that hyper uses reads alike.
+    /// With any header value: hyper's parser reads a head that passes here alike.
     #[test]
-    fn what_passes_is_no_news_to_hypers_parser(bytes in proptest::collection::vec(any::<u8>(), 0..60)) {
+    fn hypers_parser_reads_what_passes_alike(bytes in proptest::collection::vec(any::<u8>(), 0..60)) {
         let head = [b"GET / HTTP/1.1\r\nA:", bytes.as_slice(), b"\r\n\r\n"].concat();
         if let Ok(Some((end, _))) = judge(&head) {
             let mut headers = [httparse::EMPTY_HEADER; 8];

@@ -25,7 +25,7 @@ use tokio::task::AbortHandle;
 
 use super::connector::{Connector, UpstreamStream};
 use super::head_state::HeadState;
-use crate::body::{Body, Carrier, Sending};
+use crate::body::{Body, BodyDriver, BodyTransfer};
 use crate::clock::Clock;
 use crate::upstream::request::replay;
 use crate::upstream::response;
@@ -96,13 +96,13 @@ impl Http1Pool {
     pub(in crate::upstream) async fn send(
         &self,
         mut request: Box<Request<Body>>,
-        sending: &Sending,
+        sending: &BodyTransfer,
     ) -> Result<Response<Body>, SendError> {
         // Here, and not when hyper writes: once it has begun with a request, the request is sent once, and a
         // connection that is closed meanwhile would be an error.
         write_batch::wait_to_write(request.body().size_hint().lower()).await;
         // Of a large body there is no copy to send again, so it is not sent where Rails may just have closed.
-        let may_share = !sending.is_under_way() || replay::is_replayable(request.body());
+        let may_share = !sending.is_in_progress() || replay::is_replayable(request.body());
         while may_share && let Some(mut pooled) = self.idle.take() {
             match pooled.send(*request).await {
                 Ok(response) => return Ok(pooled.into_response(response, sending)),
@@ -130,7 +130,7 @@ impl Http1Pool {
     pub(in crate::upstream) async fn send_unpooled(
         &self,
         mut request: Box<Request<Body>>,
-        sending: &Sending,
+        sending: &BodyTransfer,
     ) -> Result<Response<Body>, SendError> {
         request.headers_mut().append(header::CONNECTION, HeaderValue::from_static("close"));
         match Box::pin(self.connect_unpooled()).await {
@@ -181,7 +181,7 @@ impl PooledConnection {
     async fn send_first(
         mut self: Box<Self>,
         request: Box<Request<Body>>,
-        sending: &Sending,
+        sending: &BodyTransfer,
     ) -> Result<Response<Body>, SendError> {
         match self.send(*request).await {
             Ok(response) => Ok(self.into_response(response, sending)),
@@ -209,15 +209,15 @@ impl PooledConnection {
     /// Ties the connection to the body that comes over it. If Rails has responded before it had all of the
     /// request, the task that sends the rest may not read the response until that is done: then a task drives
     /// the connection, until both bodies have ended or the client has left, and it is not used again.
-    fn into_response(mut self: Box<Self>, response: Response<Incoming>, sending: &Sending) -> Response<Body> {
-        if !sending.is_under_way() {
-            return response.map(|stream| Body::carried(stream, self));
+    fn into_response(mut self: Box<Self>, head: Response<Incoming>, sent: &BodyTransfer) -> Response<Body> {
+        if !sent.is_in_progress() {
+            return head.map(|stream| Body::driven(stream, self));
         }
         if let Some(connection) = self.connection.take() {
             // How it ended, both bodies report.
             tokio::spawn(async move { drop(connection.await) });
         }
-        response.map(Body::from)
+        head.map(Body::from)
     }
 
     /// Whether it can carry another request, as far as is known without a system call.
@@ -231,7 +231,7 @@ impl PooledConnection {
     }
 
     fn is_usable(&mut self, cx: &mut Context<'_>) -> bool {
-        self.carry(cx);
+        self.drive(cx);
         self.seems_usable()
     }
 }
@@ -249,8 +249,8 @@ fn drive(
     }
 }
 
-impl Carrier for PooledConnection {
-    fn carry(&mut self, cx: &mut Context<'_>) {
+impl BodyDriver for PooledConnection {
+    fn drive(&mut self, cx: &mut Context<'_>) {
         drive(&mut self.connection, &mut self.was_reset, cx);
     }
 

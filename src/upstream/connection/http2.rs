@@ -19,7 +19,7 @@ use tokio::sync::Mutex;
 use super::connector::{Connector, UpstreamStream};
 use super::error::SharedConnectError;
 use super::http1::SendError;
-use crate::body::{Body, Carrier};
+use crate::body::{Body, BodyDriver};
 use crate::route::Class;
 use crate::upstream::response::HEAD_BUFFER;
 use crate::upstream::servers::server::UpstreamServerState;
@@ -124,7 +124,7 @@ impl Http2Connections {
     ) -> Result<Response<Body>, StreamError> {
         let guard = StreamGuard::new(&self.state);
         match sender.try_send_request(request).await {
-            Ok(response) => Ok(response.map(|stream| Body::carried(stream, Box::new(guard)))),
+            Ok(response) => Ok(response.map(|stream| Body::driven(stream, Box::new(guard)))),
             Err(mut failed) => Err(match failed.take_message() {
                 Some(unsent) => StreamError::NotWritten(Box::new(unsent)),
                 None => StreamError::Failed(classify(failed.into_error())),
@@ -264,9 +264,9 @@ impl Drop for StreamGuard {
     }
 }
 
-impl Carrier for StreamGuard {
+impl BodyDriver for StreamGuard {
     /// The connection's own task does.
-    fn carry(&mut self, _: &mut Context<'_>) {}
+    fn drive(&mut self, _: &mut Context<'_>) {}
 
     fn release(self: Box<Self>) {}
 }

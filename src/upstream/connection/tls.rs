@@ -99,14 +99,14 @@ pub fn system_authorities() -> Result<TrustedAuthorities, TlsError> {
 
 /// The certificates in a PEM file.
 pub fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let text = file::read_unmarked(path, MAX_PEM_BYTES)?;
+    let text = file::read_without_bom(path, MAX_PEM_BYTES)?;
     let found = CertificateDer::pem_slice_iter(&text).collect::<Result<Vec<_>, _>>()?;
     if found.is_empty() { Err(TlsError::NotFound("certificate")) } else { Ok(found) }
 }
 
 /// The key in a PEM file.
 pub fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
-    let text = file::read_unmarked(path, MAX_PEM_BYTES)?;
+    let text = file::read_without_bom(path, MAX_PEM_BYTES)?;
     PrivateKeyDer::from_pem_slice(&text).map_err(|error| match error {
         pem::Error::NoItemsFound => TlsError::NotFound("private key"),
         other => other.into(),

@@ -120,7 +120,7 @@ impl UpstreamServer {
         let by = sent + response_timeout;
         let by = end.map_or(by, |end| end.min(by));
         let is_for_workhorse = is_from_workhorse(request.headers());
-        let sending = request.body_mut().watch();
+        let sending = request.body_mut().track_transfer();
         // Pinned here, so that the body can still be asked how far it has come when the time is over.
         let mut sent = pin!(self.connections.send(request, options.class, &sending));
         let error = match tokio::time::timeout_at(by.into(), sent.as_mut()).await {
@@ -134,9 +134,7 @@ impl UpstreamServer {
                 };
             }
             Ok(Err(SendError::Connect(error, unsent))) => return Err(AttemptError::NotSent(error, unsent)),
-            Ok(Err(SendError::Sent(error, _))) if sending.has_broken_off() => {
-                Error::RequestBody(error.into())
-            }
+            Ok(Err(SendError::Sent(error, _))) if sending.is_aborted() => Error::RequestBody(error.into()),
             Ok(Err(SendError::Sent(error, was_reset))) => {
                 let is_unread = self.may_resend_unread && (was_reset || is_reset(&error));
                 return Err(AttemptError::Failed { error: Error::Broken(error), is_unread });
@@ -145,7 +143,7 @@ impl UpstreamServer {
                 return Err(AttemptError::Failed { error: Error::Broken(error), is_unread: true });
             }
             // Rails cannot respond to a request that it does not have yet.
-            Err(_) if sending.is_under_way() => Error::BodyStalled(response_timeout),
+            Err(_) if sending.is_in_progress() => Error::BodyStalled(response_timeout),
             Err(_) if end.is_some_and(|end| by >= end) => {
                 let had = by.saturating_duration_since(deadlines.sent);
                 let is_busy = self.state.health.last_answer().is_busy(deadlines.sent, Clock::System.now());
@@ -174,7 +172,7 @@ async fn buffer_body(
     let by = Clock::System.now() + BUFFER_TIMEOUT;
     let by = end.map_or(by, |end| end.min(by));
     let body = match tokio::time::timeout_at(by.into(), body.collect_up_to(limit)).await {
-        Ok(Ok(Collected::Whole(body))) => {
+        Ok(Ok(Collected::Complete(body))) => {
             // Trailers are not kept.
             head.headers.remove(header::TRAILER);
             Body::from(body)

@@ -70,7 +70,7 @@ impl ReplayMemory {
         }
         let body = std::mem::take(request.body_mut());
         *request.body_mut() = match tokio::time::timeout(timeout, body.collect_up_to(MAX_REPLAY_BODY)).await {
-            Ok(Ok(Collected::Whole(body))) => body.into(),
+            Ok(Ok(Collected::Complete(body))) => body.into(),
             Ok(Ok(Collected::TooLong(body))) => body,
             Ok(Err(error)) => return Err(Error::RequestBody(error.into())),
             Err(_) => return Err(Error::BodyStalled(timeout)),
@@ -92,7 +92,7 @@ fn replayable_length(body: &Body) -> Option<usize> {
 }
 
 fn duplicate(request: &Request<Body>) -> Option<Box<Request<Body>>> {
-    let mut copy = Box::new(Request::new(request.body().again()?));
+    let mut copy = Box::new(Request::new(request.body().try_clone()?));
     copy.method_mut().clone_from(request.method());
     copy.uri_mut().clone_from(request.uri());
     *copy.version_mut() = request.version();

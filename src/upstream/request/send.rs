@@ -143,7 +143,7 @@ impl<'r> RetryLoop<'r> {
                     let copy = if self.should_resend_after(&response) { copy.replay() } else { None };
                     let Some(copy) = copy else {
                         let (pause, end) = (upstream.body_timeout, self.deadlines.end);
-                        return Ok(response.map(|body| body.paced(permit, pause, end)));
+                        return Ok(response.map(|body| body.with_timeouts(permit, pause, end)));
                     };
                     // Its connection and permit are free for others while this request waits.
                     drop((response, permit));

@@ -11,7 +11,7 @@ use http::{Request, Response};
 use super::balance::MAX_SERVERS;
 use super::health::ServerHealth;
 use super::load::ServerLoad;
-use crate::body::{Body, Sending};
+use crate::body::{Body, BodyTransfer};
 use crate::route::Class;
 use crate::upstream::connection::connector::Connector;
 use crate::upstream::connection::error::UnreachableCause;
@@ -104,7 +104,7 @@ impl ServerConnections {
         &self,
         request: Box<Request<Body>>,
         class: Class,
-        sending: &Sending,
+        sending: &BodyTransfer,
     ) -> Result<Response<Body>, SendError> {
         match self {
             Self::Http1(pool) if class == Class::Other && pool.may_send_unpooled() => {
@@ -122,7 +122,7 @@ impl ServerConnections {
     ) -> Result<Response<Body>, SendError> {
         match self {
             Self::Http1(pool) => {
-                let sending = request.body_mut().watch();
+                let sending = request.body_mut().track_transfer();
                 pool.send(Box::new(request), &sending).await
             }
             Self::Http2(streams) => Box::pin(streams.send_unshared(request)).await,

@@ -16,8 +16,8 @@ use railgate::clock::{Clock, ManualClock};
 use railgate::metrics::WorkerMetrics;
 use railgate::params::Params;
 use railgate::route::Caching;
-use railgate::server::{Endpoint, Limits, Listener, Server, Socket};
-use railgate::stack::{self, Parts};
+use railgate::server::{BoundSocket, HttpServer, ListenAddress, Listener, ServerLimits};
+use railgate::stack::{self, StackParts};
 use railgate::upstream::{self, Upstream, UpstreamTarget};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
@@ -172,8 +172,8 @@ impl Gateway {
             cache::shadow::ShadowSettings { one_in: u64::MAX, ..cache::shadow::ShadowSettings::default() };
         let cache_settings = cache::CacheSettings { lifetimes, shadow, ..cache::CacheSettings::default() };
         let cache = Cache::new(&cache_settings);
-        let server = Server::new(Limits::default());
-        let stack = stack::build(Parts {
+        let server = HttpServer::new(ServerLimits::default());
+        let stack = stack::build(StackParts {
             auth: Arc::new(ArcSwap::from_pointee(operations::auth()?)),
             bodies: Arc::new(UnverifiedBodies::new(DEFAULT_MAX_UNVERIFIED)),
             cache: Arc::clone(&cache),
@@ -183,13 +183,13 @@ impl Gateway {
             forward_prefixes: Vec::new(),
             worker_metrics: Arc::new(WorkerMetrics::default()),
             log_requests: false,
-            name: railgate::header::via::Pseudonym::random(),
+            pseudonym: railgate::header::via::Pseudonym::random(),
             clock: Clock::Manual(ManualClock::at(Clock::System.unix_seconds())),
             fills: TaskTracker::new(),
         });
-        let listener = Socket::bind(
-            &Endpoint::Unix { path: socket.clone(), mode: 0o600 },
-            Limits::default().connections,
+        let listener = BoundSocket::bind(
+            &ListenAddress::Unix { path: socket.clone(), mode: 0o600 },
+            ServerLimits::default().connections,
         )?;
         server.serve(Listener::new(listener)?, stack);
         let rails = Rails::start(&rails, FORM.as_bytes())?;

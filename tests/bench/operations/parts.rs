@@ -58,7 +58,7 @@ pub(super) fn key(caching: Caching, query: String) -> Fallible<Repeat> {
 
 /// Prepares the headers of a forwarded request. Each set is used once, so all are made in advance: the same
 /// number in both runs, so that the difference does not include them.
-pub(super) fn cross() -> Fallible<Repeat> {
+pub(super) fn prepare_for_upstream() -> Fallible<Repeat> {
     let headers = headers(&[
         ("host", "localhost:8080"),
         ("user-agent", "GitLab-Shell"),
@@ -75,7 +75,7 @@ pub(super) fn cross() -> Fallible<Repeat> {
     Ok(Box::new(move |times| {
         for _ in 0..times {
             let mut headers = unused.next().ok_or("no headers are left")?;
-            header::cross(black_box(&mut headers), Some(IpAddr::V4(Ipv4Addr::LOCALHOST)));
+            header::prepare_for_upstream(black_box(&mut headers), Some(IpAddr::V4(Ipv4Addr::LOCALHOST)));
             used.push(headers);
         }
         Ok(())

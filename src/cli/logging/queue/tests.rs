@@ -16,7 +16,7 @@ fn write(queue: &LogQueue) -> Option<String> {
     Some(text)
 }
 
-fn lost(queue: &LogQueue, why: Loss) -> Vec<(&'static str, u64)> {
+fn lost(queue: &LogQueue, why: DropReason) -> Vec<(&'static str, u64)> {
     let dropped = queue.counts.dropped().filter(|(is, _, count)| *is == why && *count > 0);
     dropped.map(|(_, level, count)| (level, count)).collect()
 }
@@ -56,11 +56,11 @@ fn lines_that_do_not_fit_are_dropped_but_errors_have_a_reserve() {
             info(&queue, "12345678 \n");
         }
         queue.push(b"12345678 \n", Level::WARN, false);
-        assert_eq!(lost(&queue, Loss::QueueFull), [("warn", 1), ("info", 3)]);
+        assert_eq!(lost(&queue, DropReason::QueueFull), [("warn", 1), ("info", 3)]);
         for _ in 0..errors + 2 {
             queue.push(b"12345678 \n", Level::ERROR, false);
         }
-        assert_eq!(lost(&queue, Loss::QueueFull), [("error", 2), ("warn", 1), ("info", 3)]);
+        assert_eq!(lost(&queue, DropReason::QueueFull), [("error", 2), ("warn", 1), ("info", 3)]);
         assert_eq!(queue.waiting().lines().count(), fits + errors);
         // A block keeps its room until it is written.
         let block = queue.next(Duration::ZERO).unwrap();
@@ -116,7 +116,7 @@ fn lines_that_cannot_be_written_are_counted() {
     queue.push(b"b\n", Level::ERROR, false);
     let block = queue.next(Duration::ZERO).unwrap();
     queue.complete(block, false);
-    assert_eq!(lost(&queue, Loss::Unwritable), [("error", 1), ("info", 1)]);
+    assert_eq!(lost(&queue, DropReason::Unwritable), [("error", 1), ("info", 1)]);
     assert_eq!(queue.take_dropped(Instant::now()), Some([1, 0, 1, 0]));
     let state = queue.queue.lock();
     assert_eq!((state.lines, state.bytes), (0, 0));

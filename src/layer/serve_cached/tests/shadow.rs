@@ -16,7 +16,7 @@ fn fixture_with_checks() -> Fixture {
 
 impl Fixture {
     /// Sends a request that hits, and lets Rails answer the check with `current`.
-    async fn compare(&mut self, path: &str, current: Answer) {
+    async fn compare(&mut self, path: &str, current: LayerResult) {
         let asked = self.ask(path);
         let (request, reply) = self.taken().await;
         let answer = asked.await.unwrap().unwrap();
@@ -90,7 +90,7 @@ async fn an_inconclusive_answer_changes_nothing() {
     let key = "/authorized_keys?key=AAAAC3Nz";
     let row = r#"{"id":1,"key":"ssh-ed25519 AAAAC3Nz"}"#;
     let refused = || Err(Failure::Upstream(upstream::Error::Connect("r".into(), std::io::Error::other("x"))));
-    let answers: [fn() -> Answer; 5] = [
+    let answers: [fn() -> LayerResult; 5] = [
         refused,
         || Ok(json(503, "{}")),
         || Ok(json(429, "{}")),

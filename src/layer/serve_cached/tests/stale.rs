@@ -14,7 +14,7 @@ const SWR: &str = "; detail=stale_while_revalidate";
 const SIE: &str = "; detail=stale_if_error";
 const RENEWED: &str = r#"{"id":7,"username":"ruby","name":"R"}"#;
 
-fn refused() -> Answer {
+fn refused() -> LayerResult {
     let refused = std::io::ErrorKind::ConnectionRefused.into();
     Err(Failure::Upstream(upstream::Error::Connect("rails".into(), refused)))
 }
@@ -43,7 +43,7 @@ impl Fixture {
         })
     }
 
-    async fn reply(&mut self, answer: Answer) {
+    async fn reply(&mut self, answer: LayerResult) {
         let (_, reply) = self.taken().await;
         reply.send_response(answer);
         // Background work has to end first.
@@ -51,7 +51,7 @@ impl Fixture {
     }
 
     /// The result of a request that Rails gets and answers with `answer`.
-    async fn ask_with(&mut self, path: &str, answer: Answer) -> Answer {
+    async fn ask_with(&mut self, path: &str, answer: LayerResult) -> LayerResult {
         let asked = self.ask(path);
         self.reply(answer).await;
         asked.await.unwrap()
@@ -109,7 +109,7 @@ async fn a_rails_failure_is_covered_by_the_stale_answer() {
         Err(Failure::Upstream(upstream::Error::BrokeOff(stalled)))
     };
     let hung = || Err(Failure::Upstream(upstream::Error::Hung(Duration::from_secs(4))));
-    let failures: [fn() -> Answer; 9] = [
+    let failures: [fn() -> LayerResult; 9] = [
         refused,
         hold_full,
         timeout,

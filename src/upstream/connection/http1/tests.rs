@@ -57,7 +57,7 @@ fn request() -> Box<Request<Body>> {
 }
 
 async fn send(pool: &Http1Pool) -> Result<Response<Body>, SendError> {
-    let sending = Body::empty().watch();
+    let sending = Body::empty().track_transfer();
     pool.send(request(), &sending).await
 }
 
@@ -142,7 +142,7 @@ async fn a_request_written_to_a_closed_connection_is_known_to_be_unread() {
     // Without a chance for the runtime to notice.
     drop(listener.accept().unwrap());
     let mut request = request();
-    let sending = request.body_mut().watch();
+    let sending = request.body_mut().track_transfer();
     let Err(SendError::Sent(_, was_reset)) = pool.send(request, &sending).await else {
         unreachable!("there is no server");
     };
@@ -153,7 +153,7 @@ async fn a_request_written_to_a_closed_connection_is_known_to_be_unread() {
 async fn an_unpooled_request_takes_no_idle_connection_and_leaves_none() {
     let test = TestPool::new("unpooled");
     let mut idle = test.with_one_idle().await;
-    let sending = Body::empty().watch();
+    let sending = Body::empty().track_transfer();
     let (outcome, mut rails) = tokio::join!(test.pool.send_unpooled(request(), &sending), async {
         let (mut rails, _) = test.rails.accept().await.unwrap();
         let head = respond(&mut rails).await;

@@ -1,23 +1,23 @@
-//! The log line of a request, with GitLab's field names, and nothing secret in it.
+//! The log line of a request, with GitLab's field names and without secrets.
 
 use std::fmt::Write as _;
 use std::time::Duration;
 
 use http::{Method, Uri};
 
-use super::{ACCESS_LOG, Watch};
-use crate::exchange::Notes;
-use crate::failure::Side;
-use crate::log::shortened;
+use super::{ACCESS_LOG, InFlightRequest};
+use crate::exchange::RequestInfo;
+use crate::failure::FailureOrigin;
+use crate::log::truncated;
 use crate::route;
 use crate::server::wire::REFUSED;
 
-type Form = fn(&str) -> bool;
+type ValueCheck = fn(&str) -> bool;
 
-/// Parameters whose values say who and what, and the form that those values have. Whatever is not
-/// listed here, or has another form, is filtered, names included: people put secrets and keys into
+/// Parameters that identify the caller or the operation, with the form of their values. Parameters that are not
+/// listed here, or have another form, are filtered, names included: clients put secrets and keys into
 /// the wrong places, and a log keeps them.
-const SHOWN: [(&str, Form); 7] = [
+const SHOWN: [(&str, ValueCheck); 7] = [
     ("key_id", is_id),
     ("user_id", is_id),
     ("id", is_id),
@@ -29,51 +29,51 @@ const SHOWN: [(&str, Form); 7] = [
 
 const FILTERED: &str = "[FILTERED]";
 
-/// Bytes of a `User-Agent` that are shown. Those of GitLab's components have fewer than 100.
-const MOST_OF_AGENT: usize = 256;
+/// Bytes of a `User-Agent` that are logged. Those of GitLab's components have fewer than 100.
+const MAX_USER_AGENT: usize = 256;
 
-/// Bytes that are shown of what failed. Some errors quote what the other side said, certificates included.
-const MOST_OF_ERROR: usize = 1024;
+/// Bytes of an error that are logged. Some errors quote the other side, certificates included.
+const MAX_ERROR: usize = 1024;
 
-/// Writes the line: at error if the gateway is at fault, at warn if Rails is, else at info.
-pub(super) fn write(watch: &Watch, notes: &Notes, took: Duration, whole: bool) {
-    let agent = || watch.user_agent.as_ref().and_then(|agent| agent.to_str().ok());
+/// Writes the line: at error if the gateway is responsible for a failure, at warn if Rails is, else at info.
+pub(super) fn write(request: &InFlightRequest, info: &RequestInfo, took: Duration, is_sent: bool) {
+    let agent = || request.user_agent.as_ref().and_then(|agent| agent.to_str().ok());
     macro_rules! line {
         ($level:ident) => {
             tracing::$level!(
                 target: ACCESS_LOG,
-                correlation_id = watch.request_id.as_str(),
-                method = known(&watch.method),
-                uri = filtered(&watch.uri),
-                status = if whole { watch.status.map(|status| status.as_u16()) } else { Some(499) },
+                correlation_id = request.request_id.as_str(),
+                method = known_method(&request.method),
+                uri = filtered(&request.uri),
+                status = if is_sent { request.status.map(|status| status.as_u16()) } else { Some(499) },
                 duration_s = took.as_secs_f64(),
-                route = notes.route,
-                caller = notes.caller.as_str(),
-                cache = notes.cache.as_str(),
-                upstream_addr = notes.server.as_deref(),
-                upstream_duration_s = notes.upstream.map(|upstream| upstream.as_secs_f64()),
-                queue_duration_s = notes.waited.map(|waited| waited.as_secs_f64()),
-                resent = notes.is_resent.then_some(true),
-                written_bytes = watch.sent,
-                remote_ip = watch.peer.map(tracing::field::display),
-                ua = agent().map(|agent| shortened(agent, MOST_OF_AGENT)).as_deref(),
-                failure = notes.failure,
-                reason = notes.rejection.map(crate::auth::Rejection::as_str),
-                error = notes.error.as_deref().map(|error| shortened(error, MOST_OF_ERROR)).as_deref(),
+                route = info.route,
+                caller = info.caller.as_str(),
+                cache = info.cache.as_str(),
+                upstream_addr = info.server.as_deref(),
+                upstream_duration_s = info.upstream_time.map(|upstream| upstream.as_secs_f64()),
+                queue_duration_s = info.queue_time.map(|waited| waited.as_secs_f64()),
+                resent = info.is_resent.then_some(true),
+                written_bytes = request.sent_bytes,
+                remote_ip = request.peer.map(tracing::field::display),
+                ua = agent().map(|agent| truncated(agent, MAX_USER_AGENT)).as_deref(),
+                failure = info.failure,
+                reason = info.rejection.map(crate::auth::Rejection::as_str),
+                error = info.error.as_deref().map(|error| truncated(error, MAX_ERROR)).as_deref(),
                 "request"
             )
         };
     }
-    match notes.side {
-        Some(Side::Gateway) => line!(error),
-        Some(Side::Upstream) => line!(warn),
-        Some(Side::Client) => line!(info),
-        None if watch.shared.log_all || !whole => line!(info),
+    match info.failure_origin {
+        Some(FailureOrigin::Gateway) => line!(error),
+        Some(FailureOrigin::Upstream) => line!(warn),
+        Some(FailureOrigin::Client) => line!(info),
+        None if request.shared.logs_all || !is_sent => line!(info),
         None => {}
     }
 }
 
-/// The path and the query, without anything that is not known to be harmless.
+/// The path and the query, without the parts that are not known to be harmless.
 fn filtered(uri: &Uri) -> String {
     let mut shown = String::with_capacity(128);
     push_parts(&mut shown, uri.path().split('/'), ["", "/"], push_segment);
@@ -83,12 +83,11 @@ fn filtered(uri: &Uri) -> String {
     shown
 }
 
-/// How many segments of a path, and how many parameters, are shown. No endpoint has as many.
-const MOST_PARTS: usize = 24;
+/// How many segments of a path, and how many parameters, are logged. No endpoint has as many.
+const MAX_PARTS: usize = 24;
 
-/// Adds parts, each behind its separator: one for the first, one for the others. Those that are filtered
-/// one after another are counted, and so are those that are too many: a line must not become longer than
-/// the request.
+/// Adds parts, each after its separator: one for the first, one for the others. Filtered parts in a row
+/// are counted, and so are those beyond `MAX_PARTS`: a line must not become longer than the request.
 fn push_parts<'a>(
     shown: &mut String,
     parts: impl Iterator<Item = &'a str>,
@@ -115,7 +114,7 @@ fn push_parts<'a>(
             shown.insert_str(end, &times);
             end += times.len();
         }
-        if count == MOST_PARTS {
+        if count == MAX_PARTS {
             shown.truncate(end);
             more = 1;
             run = 0;
@@ -135,7 +134,7 @@ fn push_parts<'a>(
     };
 }
 
-/// Adds a segment, unless it is to be filtered.
+/// Adds a segment and returns true, unless it has to be filtered.
 fn push_segment(shown: &mut String, segment: &str) -> bool {
     let is_known = segment.is_empty() || route::is_known_segment(segment);
     if is_known {
@@ -144,7 +143,7 @@ fn push_segment(shown: &mut String, segment: &str) -> bool {
     is_known
 }
 
-/// Adds what may be shown of a parameter, if it is anything.
+/// Adds what may be logged of a parameter; false if that is nothing.
 fn push_param(shown: &mut String, param: &str) -> bool {
     let (name, value) = param.split_once('=').map_or((param, None), |(name, value)| (name, Some(value)));
     let form = SHOWN.iter().find(|(known, _)| *known == name).map(|(_, form)| form);
@@ -158,7 +157,7 @@ fn push_param(shown: &mut String, param: &str) -> bool {
     true
 }
 
-/// Parameters whose names may be shown, but not what they say.
+/// Parameters whose names are logged, but not their values.
 const NAMED: [&str; 4] = ["key", "secret_token", "username", "project"];
 
 /// Digits, fewer than any secret has.
@@ -173,7 +172,7 @@ fn is_typed_id(value: &str) -> bool {
 }
 
 /// A method that is in use; any other word could be anything.
-fn known(method: &Method) -> &str {
+fn known_method(method: &Method) -> &str {
     let known = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", REFUSED];
     known.into_iter().find(|known| *known == method.as_str()).unwrap_or(FILTERED)
 }
@@ -207,9 +206,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_shown_of_a_long_target_is_short() {
+    fn long_targets_are_logged_in_short_form() {
         let of = |begin: &str, part: &str, times: usize| format!("{begin}{}", part.repeat(times));
-        let known = "/check".repeat(MOST_PARTS - 1);
+        let known = "/check".repeat(MAX_PARTS - 1);
         for (uri, shown) in [
             (of("/check?", "&", 10_199), "/check?[FILTERED]×10200".to_owned()),
             (of("/check?", "s3cret=1&", 999) + "key_id=7", "/check?[FILTERED]×999&key_id=7".to_owned()),

@@ -1,6 +1,6 @@
 use super::*;
 use crate::body::Body;
-use crate::layer::testing::{inner, is_idle};
+use crate::layer::testing::{is_idle, mock_service};
 use crate::server::ConnectionHandle;
 use http::Request;
 use tower::ServiceExt as _;
@@ -13,12 +13,12 @@ fn exchange(path: &str, headers: &[(&str, &str)]) -> Exchange {
     Exchange::new(request.body(Body::empty()).unwrap(), None, ConnectionHandle::default())
 }
 
-/// How the layer refuses a request, or `None` if it lets it through.
+/// The reason why the layer refuses a request; `None` if it passes it on.
 async fn refusal(exchange: Exchange) -> Option<Refusal> {
-    let (inner, mut hand) = inner();
-    let layer = HygieneLayer::new("/git/lab", Pseudonym::random());
+    let (inner, mut handle) = mock_service();
+    let layer = SanitizeLayer::new("/git/lab", Pseudonym::random());
     let call = tokio::spawn(layer.layer(inner).oneshot(exchange));
-    if !is_idle(&mut hand).await {
+    if !is_idle(&mut handle).await {
         return None;
     }
     match call.await.unwrap() {
@@ -28,7 +28,7 @@ async fn refusal(exchange: Exchange) -> Option<Refusal> {
 }
 
 #[tokio::test]
-async fn what_has_one_meaning_passes() {
+async fn unambiguous_requests_pass() {
     for path in [
         "/",
         "/a/b.c",
@@ -49,7 +49,7 @@ async fn what_has_one_meaning_passes() {
 }
 
 #[tokio::test]
-async fn what_has_two_meanings_is_refused() {
+async fn ambiguous_paths_are_refused() {
     for (path, expected) in [
         ("//", Refusal::EmptySegment),
         ("/a//b", Refusal::EmptySegment),
@@ -106,11 +106,11 @@ async fn exactly_one_valid_host_is_needed() {
     }
 }
 
-/// Whatever else it says, and whatever has forwarded it in between.
+/// Also behind other proxies.
 #[tokio::test]
-async fn what_the_gateway_has_sent_itself_is_a_loop() {
+async fn the_gateways_own_request_is_a_loop() {
     let (own, other) = (Pseudonym::random(), Pseudonym::random());
-    let layer = HygieneLayer::new("", own.clone());
+    let layer = SanitizeLayer::new("", own.clone());
     for (passed, is_loop) in [
         (vec![], false),
         (vec![&other], false),
@@ -122,9 +122,9 @@ async fn what_the_gateway_has_sent_itself_is_a_loop() {
         for name in &passed {
             name.add_to(exchange.request.headers_mut());
         }
-        let (inner, mut hand) = inner();
+        let (inner, mut handle) = mock_service();
         let call = tokio::spawn(layer.layer(inner).oneshot(exchange));
-        assert_eq!(is_idle(&mut hand).await, is_loop, "{passed:?}");
+        assert_eq!(is_idle(&mut handle).await, is_loop, "{passed:?}");
         if is_loop {
             assert!(matches!(call.await.unwrap(), Err(Failure::Loop)));
         }
@@ -132,7 +132,7 @@ async fn what_the_gateway_has_sent_itself_is_a_loop() {
 }
 
 #[tokio::test]
-async fn headers_that_decide_something_occur_once() {
+async fn headers_that_the_gateway_interprets_occur_once() {
     for name in ["content-type", "authorization", "gitlab-shared-secret", "gitlab-shell-api-request"] {
         let headers = [("host", "a"), (name, "x"), (name, "x")];
         assert_eq!(refusal(exchange("/", &headers)).await, Some(Refusal::RepeatedHeader), "{name}");
@@ -142,16 +142,16 @@ async fn headers_that_decide_something_occur_once() {
 }
 
 #[tokio::test]
-async fn the_gates_stand_in_is_refused_by_its_own_reason() {
+async fn the_gates_refusals_keep_their_reasons() {
     for reason in Refusal::ALL {
-        let mut stand_in = exchange(&format!("/{}", reason.as_str()), &[("host", "refused")]);
-        *stand_in.request.method_mut() = REFUSED.parse().unwrap();
-        assert_eq!(refusal(stand_in).await, Some(*reason));
+        let mut refused = exchange(&format!("/{}", reason.as_str()), &[("host", "refused")]);
+        *refused.request.method_mut() = REFUSED.parse().unwrap();
+        assert_eq!(refusal(refused).await, Some(*reason));
     }
 }
 
 #[test]
-fn headers_that_no_client_may_set_are_dropped() {
+fn headers_that_no_client_may_set_are_removed() {
     let mut headers: HeaderMap = exchange(
         "/",
         &[
@@ -167,7 +167,7 @@ fn headers_that_no_client_may_set_are_dropped() {
     .request
     .headers()
     .clone();
-    drop_spoofed(&mut headers);
+    remove_spoofed(&mut headers);
     let mut left: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
     left.sort_unstable();
     assert_eq!(left, ["gitlab-shared-secret", "x-forwarded-for"]);

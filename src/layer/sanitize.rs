@@ -1,8 +1,8 @@
-//! Refuses what the gateway and Rails could understand differently, before anyone interprets it.
+//! Refuses requests that the gateway and Rails could understand differently, before they are interpreted.
 //!
-//! The raw framing was judged before hyper saw it (`server::wire`); here is what the parsed
-//! request shows: its host, its path, and headers that Rack would read as other headers. Never a
-//! redirect: a client that follows one would send its credential again.
+//! The raw framing was validated before hyper saw it (`server::wire`); this layer validates the parsed
+//! request: its host, its path, and headers that Rack would read as other headers. It never
+//! redirects: a client that follows would send its credential again.
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -12,7 +12,7 @@ use http::Version;
 use http::header::{self, HeaderMap, HeaderName};
 use tower::{Layer, Service};
 
-use super::{Answer, NowOr, now};
+use super::{ImmediateOr, immediate};
 use crate::authority;
 use crate::exchange::Exchange;
 use crate::failure::Failure;
@@ -21,91 +21,92 @@ use crate::header::{KAS_JWT, SHARED_SECRET, SHELL_JWT, is_spoofable};
 use crate::refusal::Refusal;
 use crate::server::wire::REFUSED;
 
-/// Puts [`Hygiene`] in front of a service.
+/// Puts [`Sanitize`] in front of a service.
 #[derive(Clone, Debug)]
-pub struct HygieneLayer {
+pub struct SanitizeLayer {
     root: Arc<str>,
-    name: Pseudonym,
+    pseudonym: Pseudonym,
 }
 
-/// Refuses ambiguous requests, and those that the gateway has sent itself, and drops headers that no client
+/// Refuses ambiguous requests, and those that the gateway has sent itself, and removes headers that no client
 /// may set.
 #[derive(Clone, Debug)]
-pub struct Hygiene<S> {
+pub struct Sanitize<S> {
     inner: S,
-    /// The relative URL root of Rails.
     root: Arc<str>,
-    name: Pseudonym,
+    pseudonym: Pseudonym,
 }
 
-impl HygieneLayer {
-    /// Knows where Rails is mounted, and the gateway's own requests by its name.
-    pub fn new(root: &str, name: Pseudonym) -> Self {
-        Self { root: root.into(), name }
+impl SanitizeLayer {
+    /// `root` is the relative URL root of Rails; `pseudonym` tells the gateway's own requests.
+    pub fn new(root: &str, pseudonym: Pseudonym) -> Self {
+        Self { root: root.into(), pseudonym }
     }
 }
 
-impl<S> Layer<S> for HygieneLayer {
-    type Service = Hygiene<S>;
+impl<S> Layer<S> for SanitizeLayer {
+    type Service = Sanitize<S>;
 
-    fn layer(&self, inner: S) -> Hygiene<S> {
-        Hygiene { inner, root: Arc::clone(&self.root), name: self.name.clone() }
+    fn layer(&self, inner: S) -> Sanitize<S> {
+        Sanitize { inner, root: Arc::clone(&self.root), pseudonym: self.pseudonym.clone() }
     }
 }
 
-impl<S> Service<Exchange> for Hygiene<S>
+impl<S> Service<Exchange> for Sanitize<S>
 where
     S: Service<Exchange, Response = http::Response<crate::body::Body>, Error = Failure>,
 {
     type Response = S::Response;
     type Error = Failure;
-    type Future = NowOr<S::Future>;
+    type Future = ImmediateOr<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
         self.inner.poll_ready(cx)
     }
 
     fn call(&mut self, mut exchange: Exchange) -> Self::Future {
-        match judge(&exchange, &self.root) {
+        match validate(&exchange, &self.root) {
             Ok(()) => {
                 let headers = exchange.request.headers_mut();
-                // Few requests have passed a proxy before.
-                if drop_spoofed(headers) && self.name.is_in(headers) {
-                    return now(Answer::Err(Failure::Loop));
+                // Few requests have passed another proxy.
+                if remove_spoofed(headers) && self.pseudonym.is_in(headers) {
+                    return immediate(Err(Failure::Loop));
                 }
                 Either::Right(self.inner.call(exchange))
             }
-            Err(refusal) => now(Answer::Err(Failure::Refused(refusal))),
+            Err(refusal) => immediate(Err(Failure::Refused(refusal))),
         }
     }
 }
 
-fn judge(exchange: &Exchange, root: &str) -> Result<(), Refusal> {
+fn validate(exchange: &Exchange, root: &str) -> Result<(), Refusal> {
     let request = &exchange.request;
     if request.method().as_str() == REFUSED {
         // The gate refused the real request and put this one in its place.
         let label = request.uri().path().trim_start_matches('/');
         return Err(Refusal::from_label(label).unwrap_or(Refusal::RequestLine));
     }
-    judge_host(request.headers(), request.version())?;
-    judge_repetition(request.headers())?;
-    judge_path(below_root(request.uri().path(), root))
+    validate_host(request.headers(), request.version())?;
+    validate_single_headers(request.headers())?;
+    validate_path(below_root(request.uri().path(), root))
 }
 
-/// RFC 9112 §3.2: exactly one, and a valid one. A client of HTTP/1.0 may have none: Rails is shown the one of
+/// RFC 9112 §3.2: exactly one, and a valid one. A client of HTTP/1.0 may send none: Rails gets the host of
 /// the configuration anyway.
-fn judge_host(headers: &HeaderMap, version: Version) -> Result<(), Refusal> {
+fn validate_host(headers: &HeaderMap, version: Version) -> Result<(), Refusal> {
     let is_repeated =
         headers.len() != headers.keys_len() && headers.get_all(header::HOST).iter().nth(1).is_some();
     let is_valid = match headers.get(header::HOST) {
-        Some(host) => !is_repeated && host.to_str().is_ok_and(|host| authority::of_host(host).is_some()),
+        Some(host) => {
+            !is_repeated && host.to_str().is_ok_and(|host| authority::parse_host_header(host).is_some())
+        }
         None => version == Version::HTTP_10,
     };
     if is_valid { Ok(()) } else { Err(Refusal::Host) }
 }
 
-/// What of the path has to have one spelling. Who puts a path behind a URL that ends in a slash sends two there,
-/// behind the root as in front of all, and they are one slash from there on.
+/// The part of the path that must have one spelling. Clients that append a path to a URL with a trailing slash
+/// send two slashes after the root, as they do at the beginning; they are merged into one.
 fn below_root<'p>(path: &'p str, root: &str) -> &'p str {
     let below = path.strip_prefix(root).filter(|below| !root.is_empty() && below.starts_with("//"));
     below.map_or(path, |below| {
@@ -114,11 +115,11 @@ fn below_root<'p>(path: &'p str, root: &str) -> &'p str {
     })
 }
 
-/// Headers that decide something here and that Rack would join with a comma.
+/// Headers that the gateway interprets, and that Rack would join with a comma.
 const SINGLE: [&HeaderName; 5] =
     [&header::CONTENT_TYPE, &header::AUTHORIZATION, &SHARED_SECRET, &SHELL_JWT, &KAS_JWT];
 
-fn judge_repetition(headers: &HeaderMap) -> Result<(), Refusal> {
+fn validate_single_headers(headers: &HeaderMap) -> Result<(), Refusal> {
     if headers.len() == headers.keys_len() {
         return Ok(());
     }
@@ -127,9 +128,9 @@ fn judge_repetition(headers: &HeaderMap) -> Result<(), Refusal> {
 }
 
 /// The path must have one spelling (RFC 3986 §6.2.2), or two readers route it differently.
-fn judge_path(path: &str) -> Result<(), Refusal> {
+fn validate_path(path: &str) -> Result<(), Refusal> {
     let is_suspect = |pair: &[u8]| matches!(pair, [b'/', b'/' | b'.'] | [b';' | b'%', _]);
-    // Most paths are found harmless in one look.
+    // One pass is enough for most paths.
     if path.starts_with('/') && !path.ends_with([';', '%']) && !path.as_bytes().windows(2).any(is_suspect) {
         return Ok(());
     }
@@ -159,8 +160,8 @@ fn is_disguise(byte: u8) -> bool {
 }
 
 /// Rack turns both `Gitlab_Shared_Secret` and `Gitlab-Shared-Secret` into one variable, so any
-/// name with an underscore could shadow a header that was judged here. Whether there is a `Via`.
-fn drop_spoofed(headers: &mut HeaderMap) -> bool {
+/// name with an underscore could shadow a header that the gateway has checked. Returns whether there is a `Via`.
+fn remove_spoofed(headers: &mut HeaderMap) -> bool {
     let mut has_via = false;
     let is_spoofed = |name: &&HeaderName| {
         has_via |= **name == header::VIA;
