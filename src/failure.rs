@@ -57,6 +57,8 @@ pub enum Failure {
     Upstream(upstream::Error),
     /// Another caller's request, which this one waited for, has failed.
     SharedFill(FillError),
+    /// A layer is not ready for another request. None of the gateway's own limits requests so.
+    Overloaded,
     /// A bug: a layer panicked.
     Panicked,
 }
@@ -99,9 +101,9 @@ impl Failure {
                 }
                 _ => StatusCode::BAD_GATEWAY,
             },
-            Self::UnverifiedBodiesFull | Self::SharedFill(FillError::Unreachable | FillError::Busy) => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Self::UnverifiedBodiesFull
+            | Self::Overloaded
+            | Self::SharedFill(FillError::Unreachable | FillError::Busy) => StatusCode::SERVICE_UNAVAILABLE,
             Self::SharedFill(FillError::Timeout | FillError::Slow) => StatusCode::GATEWAY_TIMEOUT,
             Self::SharedFill(FillError::Broken) => StatusCode::BAD_GATEWAY,
             Self::Panicked => StatusCode::INTERNAL_SERVER_ERROR,
@@ -142,6 +144,7 @@ impl Failure {
             Self::SharedFill(FillError::Timeout | FillError::Slow) => "upstream_timeout",
             Self::SharedFill(FillError::Busy) => "upstream_busy",
             Self::SharedFill(FillError::Broken) => "upstream_broke_off",
+            Self::Overloaded => "overloaded",
             Self::Panicked => "panicked",
         }
     }
@@ -165,7 +168,8 @@ impl Failure {
             }
             Self::BodyBrokeOff => "400 Bad Request: the request body is incomplete or malformed",
             Self::Upstream(upstream::Error::Shed(_) | upstream::Error::HoldFull(..))
-            | Self::SharedFill(FillError::Busy) => "GitLab is busy at the moment. Please try again shortly.",
+            | Self::SharedFill(FillError::Busy)
+            | Self::Overloaded => "GitLab is busy at the moment. Please try again shortly.",
             Self::Upstream(_) | Self::SharedFill(_) => match self.status() {
                 StatusCode::SERVICE_UNAVAILABLE => {
                     "GitLab is not reachable at the moment. Please try again shortly."
@@ -192,7 +196,7 @@ impl Failure {
             | Self::UnverifiedBodiesFull
             | Self::BodyBrokeOff => FailureOrigin::Client,
             Self::Upstream(_) | Self::SharedFill(_) => FailureOrigin::Upstream,
-            Self::Loop | Self::Panicked => FailureOrigin::Gateway,
+            Self::Loop | Self::Overloaded | Self::Panicked => FailureOrigin::Gateway,
         }
     }
 
@@ -265,6 +269,7 @@ mod tests {
             Failure::SharedFill(FillError::Broken),
             Failure::SharedFill(FillError::Busy),
             Failure::SharedFill(FillError::Slow),
+            Failure::Overloaded,
             Failure::Panicked,
         ];
         failures.extend(Refusal::ALL.iter().map(|refusal| Failure::Refused(*refusal)));

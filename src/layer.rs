@@ -10,6 +10,8 @@ pub mod sanitize;
 pub mod serve_cached;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
 
 use std::future::{Future, Ready};
 use std::pin::Pin;

@@ -127,8 +127,9 @@ impl HttpServer {
         }
     }
 
-    /// Accepts connections on `listener` until the server drains. The service is shared by all of them, so
-    /// it has to be ready at any time, and to wait in its futures.
+    /// Accepts connections on `listener` until the server drains. All of them share the service: if each had a
+    /// clone, an idle connection would keep what its clone has reserved when it was asked for readiness. It is asked
+    /// for each request, and a request that it is not ready for is answered with 503.
     pub fn serve<S, B>(&self, listener: Listener, service: S)
     where
         S: Service<Inbound, Response = Response<B>, Error = Infallible> + Send + 'static,

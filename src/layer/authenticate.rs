@@ -9,7 +9,7 @@ use futures_util::future::Either;
 use http::header;
 use http::{Method, Request};
 use http_body::Body as _;
-use tower::{Layer, Service};
+use tower::{Layer, Service, ServiceExt as _};
 use tracing::warn;
 
 use super::{BoxedResponse, ImmediateOr, immediate};
@@ -89,9 +89,10 @@ where
                 immediate(Err(Failure::unauthorized(routed.found.route.access, rejection)))
             }
             AuthOutcome::BodyNeeded => {
-                // The future takes the service that is ready; a clone takes its place (tower#547).
-                let clone = self.inner.clone();
-                let inner = std::mem::replace(&mut self.inner, clone);
+                // A clone takes the place of the service, so that what that has reserved is free while the
+                // body is read; then the future reserves for itself.
+                let inner = self.inner.clone();
+                self.inner = inner.clone();
                 let (auth, clock) = (self.auth.load_full(), self.clock.clone());
                 let bodies = Arc::clone(&self.bodies);
                 Either::Right(Either::Right(Box::pin(read_and_authenticate(
@@ -195,7 +196,7 @@ fn authenticated(routed: Routed, caller: Caller, key: Option<Key>, known_body: K
 
 /// Reads the body, authenticates again, and forwards the body unchanged.
 async fn read_and_authenticate<S>(
-    mut inner: S,
+    inner: S,
     auth: Arc<Authenticator>,
     clock: Clock,
     bodies: Arc<UnverifiedBodies>,
@@ -219,7 +220,7 @@ where
         AuthOutcome::Accepted(caller) => {
             let key = Key::new(routed.found.route.caching, &query);
             *routed.exchange.request.body_mut() = Body::from(read);
-            inner.call(authenticated(routed, caller, key, known_body)).await
+            inner.oneshot(authenticated(routed, caller, key, known_body)).await
         }
         AuthOutcome::Rejected(rejection) => Err(Failure::Unauthorized(rejection)),
         AuthOutcome::BodyNeeded => Err(Failure::Unauthorized(Rejection::Missing)),

@@ -1,13 +1,16 @@
-//! Turns failures into responses; no other layer does. A panic in a layer below is a failure, too.
+//! Turns failures into responses; no other layer does. A panic in a layer below is a failure, too, and so is
+//! a layer below that is not ready.
 
+use std::any::Any;
 use std::convert::Infallible;
-use std::future::Future;
+use std::future::{Future, Ready, ready};
+use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{self, Context, Poll};
 
 use futures_util::FutureExt as _;
-use futures_util::future::CatchUnwind;
+use futures_util::future::{CatchUnwind, Either};
 use http::Response;
 use pin_project_lite::pin_project;
 use tower::{Layer, Service};
@@ -21,16 +24,31 @@ use crate::failure::Failure;
 pub struct RescueLayer;
 
 /// Turns failures and panics into responses.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Rescue<S> {
     inner: S,
+    /// What `poll_ready` found out for the next call, and for that one alone.
+    readiness: Result<(), Failure>,
+}
+
+impl<S> Rescue<S> {
+    const fn new(inner: S) -> Self {
+        Self { inner, readiness: Err(Failure::Overloaded) }
+    }
+}
+
+impl<S: Clone> Clone for Rescue<S> {
+    /// Readiness is not cloned: what a service has reserved, its clone has not.
+    fn clone(&self) -> Self {
+        Self::new(self.inner.clone())
+    }
 }
 
 impl<S> Layer<S> for RescueLayer {
     type Service = Rescue<S>;
 
     fn layer(&self, inner: S) -> Rescue<S> {
-        Rescue { inner }
+        Rescue::new(inner)
     }
 }
 
@@ -42,37 +60,47 @@ where
     type Error = Infallible;
     type Future = ResponseFuture<S::Future>;
 
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        // The layers below are always ready: they wait in their futures.
+    /// Always ready: a call for which the layers below are not ready is a failure, counted and logged like any other.
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.readiness = match catch_unwind(AssertUnwindSafe(|| self.inner.poll_ready(cx))) {
+            Ok(Poll::Ready(readiness)) => readiness,
+            Ok(Poll::Pending) => Err(Failure::Overloaded),
+            Err(_) => Err(Failure::Panicked),
+        };
         Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, exchange: Exchange) -> Self::Future {
         let info = exchange.info.clone();
-        let call = catch_unwind(AssertUnwindSafe(|| self.inner.call(exchange)));
-        ResponseFuture { call: call.ok().map(|call| AssertUnwindSafe(call).catch_unwind()), info }
+        let readiness = mem::replace(&mut self.readiness, Err(Failure::Overloaded));
+        let call = readiness.and_then(|()| {
+            catch_unwind(AssertUnwindSafe(|| self.inner.call(exchange))).map_err(|_| Failure::Panicked)
+        });
+        let call = match call {
+            Ok(call) => Either::Left(AssertUnwindSafe(call).catch_unwind()),
+            Err(failure) => Either::Right(ready(Ok(Err(failure)))),
+        };
+        ResponseFuture { call, info }
     }
 }
 
 pin_project! {
     /// See [`Rescue`].
     pub struct ResponseFuture<F> {
-        // `None` if already the call panicked.
         #[pin]
-        call: Option<CatchUnwind<AssertUnwindSafe<F>>>,
+        call: Either<CatchUnwind<AssertUnwindSafe<F>>, Ready<Result<super::LayerResult, PanicPayload>>>,
         info: SharedRequestInfo,
     }
 }
+
+type PanicPayload = Box<dyn Any + Send>;
 
 impl<F: Future<Output = super::LayerResult>> Future for ResponseFuture<F> {
     type Output = Result<Response<Body>, Infallible>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let outcome = match this.call.as_pin_mut() {
-            Some(call) => ready!(call.poll(cx)).unwrap_or(Err(Failure::Panicked)),
-            None => Err(Failure::Panicked),
-        };
+        let outcome = task::ready!(this.call.poll(cx)).unwrap_or(Err(Failure::Panicked));
         Poll::Ready(Ok(outcome.unwrap_or_else(|failure| {
             this.info.record_failure(&failure);
             failure.to_response()
@@ -116,6 +144,55 @@ mod tests {
         let (second, _) = exchange();
         let response = RescueLayer.layer(early).oneshot(second).await.unwrap();
         assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+    }
+
+    /// A service whose readiness is this, and which answers each request.
+    #[derive(Clone)]
+    struct Readiness<F>(F);
+
+    impl<F: Fn() -> Poll<Result<(), Failure>>> Service<Exchange> for Readiness<F> {
+        type Response = Response<Body>;
+        type Error = Failure;
+        type Future = std::future::Ready<super::super::LayerResult>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+            self.0()
+        }
+
+        fn call(&mut self, _: Exchange) -> Self::Future {
+            ready(Ok(Response::new(Body::empty())))
+        }
+    }
+
+    async fn failure_if(
+        readiness: impl Fn() -> Poll<Result<(), Failure>>,
+    ) -> (StatusCode, Option<&'static str>) {
+        let (exchange, info) = exchange();
+        let response = RescueLayer.layer(Readiness(readiness)).oneshot(exchange).await.unwrap();
+        (response.status(), info.lock().failure)
+    }
+
+    #[tokio::test]
+    async fn a_service_that_is_not_ready_is_a_failure() {
+        assert_eq!(failure_if(|| Poll::Ready(Ok(()))).await, (StatusCode::OK, None));
+        assert_eq!(failure_if(|| Poll::Pending).await, (StatusCode::SERVICE_UNAVAILABLE, Some("overloaded")));
+        let closed = failure_if(|| Poll::Ready(Err(Failure::Loop))).await;
+        assert_eq!(closed, (StatusCode::LOOP_DETECTED, Some("loop")));
+        let panics = failure_if(|| panic!("not ready")).await;
+        assert_eq!(panics, (StatusCode::INTERNAL_SERVER_ERROR, Some("panicked")));
+    }
+
+    /// What the one has reserved, the other has not.
+    #[tokio::test]
+    async fn readiness_counts_for_one_call_and_no_clone() {
+        let mut service = RescueLayer.layer(Readiness(|| Poll::Ready(Ok(()))));
+        service.ready().await.unwrap();
+        let mut clone = service.clone();
+        for (service, statuses) in [(&mut service, [200, 503]), (&mut clone, [503, 503])] {
+            for status in statuses {
+                assert_eq!(service.call(exchange().0).await.unwrap().status(), status);
+            }
+        }
     }
 
     #[tokio::test]

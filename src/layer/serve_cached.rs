@@ -1,5 +1,8 @@
 //! Answers cacheable requests from memory. On a miss it sends one request to Rails for all callers who ask. A
 //! stale answer is served while Rails is asked again, or while Rails fails.
+//!
+//! Always ready, so that a full Rails, or a limit on the way there, does not keep back what is answered from
+//! memory. A request that goes on has a clone of the inner service to itself, and waits until that is ready.
 
 mod fill;
 mod replay;
@@ -18,7 +21,8 @@ use http::{Method, Response};
 use pin_project_lite::pin_project;
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
-use tower::{Layer, Service};
+use tower::util::Oneshot;
+use tower::{Layer, Service, ServiceExt as _};
 
 use self::replay::{replay, replay_shared, with_cache_status};
 use self::rules::{invalidate_if_refused, is_cacheable, is_no_answer};
@@ -95,10 +99,10 @@ where
 {
     type Response = S::Response;
     type Error = Failure;
-    type Future = ServeCachedFuture<S::Future>;
+    type Future = ServeCachedFuture<Oneshot<S, Authenticated>>;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
-        self.inner.poll_ready(cx)
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, mut call: Authenticated) -> Self::Future {
@@ -134,15 +138,27 @@ where
     S: Service<Authenticated, Response = Response<Body>, Error = Failure> + Clone + Send + 'static,
     S::Future: Send,
 {
-    fn pass_through(&mut self, call: Authenticated, outcome: CacheOutcome) -> ServeCachedFuture<S::Future> {
+    fn pass_through(
+        &mut self,
+        call: Authenticated,
+        outcome: CacheOutcome,
+    ) -> ServeCachedFuture<Oneshot<S, Authenticated>> {
         let info = call.exchange.info.clone();
-        Either::Right(Either::Left(PassThroughFuture { inner: self.inner.call(call), outcome, info }))
+        Either::Right(Either::Left(PassThroughFuture {
+            inner: self.inner.clone().oneshot(call),
+            outcome,
+            info,
+        }))
     }
 
     /// The same for a request that asks in another form for what may be stored under `key`.
-    fn pass_and_invalidate(&mut self, call: Authenticated, key: Key) -> ServeCachedFuture<S::Future> {
+    fn pass_and_invalidate(
+        &mut self,
+        call: Authenticated,
+        key: Key,
+    ) -> ServeCachedFuture<Oneshot<S, Authenticated>> {
         let (shared, info) = (Arc::clone(&self.shared), call.exchange.info.clone());
-        let inner = self.inner.call(call);
+        let inner = self.inner.clone().oneshot(call);
         Either::Right(Either::Right(Box::pin(async move {
             let response = invalidate_if_refused(inner.await?, &key, &shared.cache).await?;
             Ok(with_cache_status(response, CacheOutcome::Bypass, &info))
@@ -157,7 +173,7 @@ where
         key: &Key,
         hit: Hit,
         now_is: Instant,
-    ) -> ServeCachedFuture<S::Future> {
+    ) -> ServeCachedFuture<Oneshot<S, Authenticated>> {
         let outage = self.shared.cache.outage(key.caching());
         let outcome = match hit.freshness {
             _ if outage.is_active(now_is) => CacheOutcome::StaleIfError,
@@ -201,7 +217,7 @@ where
     fn shadow_check(&mut self, mut call: Authenticated, key: Key, cached: Arc<Entry>) {
         call.exchange.info = SharedRequestInfo::default();
         call.may_wait = WaitPolicy::Never;
-        let inner = self.inner.call(fill::fill_request(call, self.shared.settings.max_body));
+        let inner = self.inner.clone().oneshot(fill::fill_request(call, self.shared.settings.max_body));
         self.shared.fills.spawn(shadow_check::shadow_check(inner, key, cached, Arc::clone(&self.shared)));
     }
 
@@ -213,7 +229,7 @@ where
         key: &Key,
         has_stale: bool,
         now_is: Instant,
-    ) -> ServeCachedFuture<S::Future> {
+    ) -> ServeCachedFuture<Oneshot<S, Authenticated>> {
         call.may_wait = if has_stale { WaitPolicy::ForPermit } else { WaitPolicy::ForRails };
         let (shared, info) = (Arc::clone(&self.shared), call.exchange.info.clone());
         let stale = |progress: &Arc<Progress>| has_stale.then(|| (key.clone(), Arc::clone(progress)));
@@ -233,9 +249,7 @@ where
                 Either::Right(Either::Right(Box::pin(or_stale(result, stale, shared, info))))
             }
             LeaderOrFollower::Follower(waiter) => {
-                // The ready service goes along; a clone takes its place (tower#547).
-                let clone = self.inner.clone();
-                let inner = std::mem::replace(&mut self.inner, clone);
+                let inner = self.inner.clone();
                 let stale = stale(waiter.progress());
                 call.arrived_at = Some(now_is);
                 let result = follow(waiter, inner, call, Arc::clone(&shared), (key.clone(), has_stale));
@@ -252,7 +266,7 @@ where
         call.progress = Some(Arc::clone(guard.progress()));
         let caching = call.found.route.caching;
         let info = call.exchange.info.clone();
-        let inner = self.inner.call(fill::fill_request(call, self.shared.settings.max_body));
+        let inner = self.inner.clone().oneshot(fill::fill_request(call, self.shared.settings.max_body));
         let shared = Arc::clone(&self.shared);
         async move { fill::fill(inner, guard, caching, &shared, &info).await }
     }
@@ -261,7 +275,7 @@ where
 /// Waits for the leader's fill; asks Rails by itself if that brings nothing to share.
 async fn follow<S>(
     waiter: FillWaiter,
-    mut inner: S,
+    inner: S,
     call: Authenticated,
     shared: Arc<ServeCachedShared>,
     (key, has_stale): (Key, bool),
@@ -282,7 +296,7 @@ where
             if let Some(entry) = has_stale.then(|| shared.lookup_in_outage(&key)).flatten() {
                 return Ok(replay(&entry, CacheOutcome::StaleIfError, shared.clock.now(), &info));
             }
-            let response = invalidate_if_refused(inner.call(call).await?, &key, &shared.cache).await?;
+            let response = invalidate_if_refused(inner.oneshot(call).await?, &key, &shared.cache).await?;
             Ok(with_cache_status(response, CacheOutcome::Alone, &info))
         }
     }

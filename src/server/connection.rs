@@ -6,11 +6,14 @@ use std::future::Future;
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
-use http::{Request, Response};
+use futures_util::future::Either;
+use http::header::{self, HeaderValue};
+use http::{Request, Response, StatusCode};
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -28,7 +31,7 @@ pin_project! {
     pub(super) struct Connection<I, S, B>
     where
         S: Service<Inbound, Response = Response<B>, Error = Infallible>,
-        B: HttpBody,
+        B: HttpBody<Data = Bytes>,
         B: 'static,
     {
         #[pin]
@@ -88,7 +91,7 @@ pub(super) struct ConnectionService<S> {
 impl<S, B> hyper::service::Service<Request<Incoming>> for ConnectionService<S>
 where
     S: Service<Inbound, Response = Response<B>, Error = Infallible>,
-    B: HttpBody,
+    B: HttpBody<Data = Bytes>,
 {
     type Response = Response<TrackedBody<B>>;
     type Error = Infallible;
@@ -96,7 +99,10 @@ where
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let connection = ConnectionHandle::new(&self.connection);
-        let future = self.service.lock().call(Inbound { request, peer: self.peer, connection });
+        let mut service = self.service.lock();
+        // Nothing waits for readiness here, so nothing is to be woken.
+        let is_ready = service.poll_ready(&mut Context::from_waker(Waker::noop())).is_ready();
+        let future = is_ready.then(|| service.call(Inbound { request, peer: self.peer, connection }));
         ResponseFuture { future, connection: Some(Arc::clone(&self.connection)), is_response_pending: false }
     }
 }
@@ -104,8 +110,9 @@ where
 pin_project! {
     /// Tracks whether the response is pending.
     pub(super) struct ResponseFuture<F> {
+        // `None` if the service is not ready.
         #[pin]
-        future: F,
+        future: Option<F>,
         connection: Option<Arc<ConnectionState>>,
         is_response_pending: bool,
     }
@@ -119,7 +126,10 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let progress = this.future.poll(cx);
+        let progress = match this.future.as_pin_mut() {
+            Some(future) => future.poll(cx).map(|Ok(response)| response.map(Either::Left)),
+            None => Poll::Ready(not_ready().map(Either::Right)),
+        };
         let is_response_pending = progress.is_pending();
         if is_response_pending != *this.is_response_pending
             && let Some(connection) = this.connection
@@ -131,17 +141,31 @@ where
                 connection.set_awaits_body(false);
             }
         }
-        let Ok(response) = ready!(progress);
+        let response = ready!(progress);
         let connection = this.connection.take();
         Poll::Ready(Ok(response.map(|body| TrackedBody { body, connection, is_response_pending: false })))
     }
+}
+
+/// The response of a service that is not ready.
+fn not_ready() -> Response<Full<Bytes>> {
+    tracing::warn!("the service is not ready for a request, which is answered with 503");
+    let body =
+        Bytes::from_static(br#"{"message":"GitLab is busy at the moment. Please try again shortly."}"#);
+    let mut response = Response::new(Full::new(body));
+    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    response
 }
 
 pin_project! {
     /// The body of a response. Its connection is not idle until it is sent.
     pub(super) struct TrackedBody<B> {
         #[pin]
-        body: B,
+        body: Either<B, Full<Bytes>>,
         connection: Option<Arc<ConnectionState>>,
         is_response_pending: bool,
     }
@@ -156,16 +180,19 @@ pin_project! {
     }
 }
 
-impl<B: HttpBody> HttpBody for TrackedBody<B> {
-    type Data = B::Data;
+impl<B: HttpBody<Data = Bytes>> HttpBody for TrackedBody<B> {
+    type Data = Bytes;
     type Error = B::Error;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let this = self.project();
-        let progress = this.body.poll_frame(cx);
+        let progress = match this.body.as_pin_mut() {
+            Either::Left(body) => body.poll_frame(cx),
+            Either::Right(full) => full.poll_frame(cx).map_err(|never| match never {}),
+        };
         let is_response_pending = progress.is_pending();
         if is_response_pending != *this.is_response_pending
             && let Some(connection) = this.connection
@@ -177,10 +204,16 @@ impl<B: HttpBody> HttpBody for TrackedBody<B> {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        match &self.body {
+            Either::Left(body) => body.is_end_stream(),
+            Either::Right(full) => full.is_end_stream(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        match &self.body {
+            Either::Left(body) => body.size_hint(),
+            Either::Right(full) => full.size_hint(),
+        }
     }
 }

@@ -17,12 +17,21 @@ fn connect<F>(buffer: usize, answer: impl Fn() -> F + Send + 'static) -> DuplexS
 where
     F: Future<Output = Answered> + Send + 'static,
 {
+    let service = tower::service_fn(move |_: Inbound| answer());
+    connect_to(&Arc::new(Mutex::new(service)), buffer)
+}
+
+/// A connection to a server with this service.
+fn connect_to<S>(service: &Arc<Mutex<S>>, buffer: usize) -> DuplexStream
+where
+    S: Service<Inbound, Response = Response<Full<Bytes>>, Error = Infallible> + Send + 'static,
+    S::Future: Send,
+{
     let (peer, socket) = duplex(buffer);
     let limits = ServerLimits { first_byte_timeout: IDLE, idle_timeout: IDLE, ..ServerLimits::default() };
     let (server, capacity) = (HttpServer::new(limits), Capacity::new("test", 1, false));
     let permit = capacity.acquire(false).now_or_never().unwrap();
-    let service = tower::service_fn(move |_: Inbound| answer());
-    server.spawn(socket, None, permit, &Arc::new(Mutex::new(service)));
+    server.spawn(socket, None, permit, service);
     peer
 }
 
@@ -99,4 +108,35 @@ async fn a_peer_that_reads_nothing_is_disconnected() {
 #[test]
 fn idle_connections_are_kept_for_longer_than_clients_keep_them() {
     assert!(ServerLimits::default().idle_timeout > Duration::from_secs(90));
+}
+
+/// The limit is of `tower`, around the whole service.
+#[tokio::test(start_paused = true)]
+async fn a_request_that_the_service_is_not_ready_for_is_answered_with_503() {
+    let service = tower::service_fn(|_: Inbound| async {
+        sleep(Duration::from_secs(1)).await;
+        text("ok")
+    });
+    let service = Arc::new(Mutex::new(tower::limit::ConcurrencyLimit::new(service, 1)));
+    let mut peers = [connect_to(&service, 1024), connect_to(&service, 1024), connect_to(&service, 1024)];
+    // The permit that comes back goes to the next request, whatever its connection.
+    for at in 0..peers.len() {
+        peers[at].write_all(REQUEST).await.unwrap();
+        tokio::task::yield_now().await;
+        for (_, peer) in peers.iter_mut().enumerate().filter(|(other, _)| *other != at) {
+            peer.write_all(REQUEST).await.unwrap();
+            let response = read_response(peer).await;
+            assert!(response.starts_with("HTTP/1.1 503 "), "{response}");
+            assert!(response.contains("\r\nretry-after: 1\r\n"), "{response}");
+            assert!(response.ends_with(r#"again shortly."}"#), "{response}");
+        }
+        let response = read_response(&mut peers[at]).await;
+        assert!(response.starts_with("HTTP/1.1 200 ") && response.ends_with("ok"), "{response}");
+    }
+}
+
+async fn read_response(peer: &mut DuplexStream) -> String {
+    let mut response = [0; 1024];
+    let count = peer.read(&mut response).await.unwrap();
+    String::from_utf8_lossy(&response[..count]).into_owned()
 }

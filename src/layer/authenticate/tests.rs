@@ -8,7 +8,6 @@ use crate::secret::ShellSecret;
 use crate::server::ConnectionHandle;
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
-use tower::ServiceExt as _;
 
 const MAX_BODY: usize = 64;
 

@@ -18,7 +18,6 @@ use http::{Method, Request, StatusCode};
 use http_body_util::BodyExt as _;
 use std::time::Duration;
 use tokio::task::JoinHandle;
-use tower::ServiceExt as _;
 
 struct Fixture {
     service: ServeCached<MockService<Authenticated>>,
