@@ -31,7 +31,6 @@ fn is_hop_by_hop(name: &str) -> bool {
             | "keep-alive"
             | "proxy-connection"
             | "proxy-authenticate"
-            | "proxy-authorization"
             | "te"
             | "transfer-encoding"
             | "upgrade"
@@ -158,6 +157,33 @@ fn set_forwarded(headers: &mut HeaderMap, peer: Option<IpAddr>, host: Option<Hea
         // HTTP/1.0: the header could only be the client's, who can set it to anything.
         None => headers.remove(&X_FORWARDED_HOST),
     };
+}
+
+/// Marks the values of all credentials as sensitive, so that neither HTTP/2 here nor a proxy behind it puts them into
+/// the table of a connection, where a client that can send guesses over the same connection could find them by the
+/// length of what is sent (RFC 7541 §7.1). A `secret_token` in the query is not marked, since the codec has no mark
+/// for a path; but it does not put paths into the table either.
+pub fn mark_credentials(headers: &mut HeaderMap) {
+    for (name, value) in headers.iter_mut() {
+        if is_credential(name.as_str()) {
+            value.set_sensitive(true);
+        }
+    }
+}
+
+/// Those that the gateway looks at, that Rails would look at itself, or a proxy in front of it.
+fn is_credential(name: &str) -> bool {
+    // Shell, kas, agents, Workhorse, Pages, mailroom: each signs a token of its own.
+    let is_token_of_gitlab = || name.starts_with("gitlab-") && name.ends_with("-api-request");
+    matches!(
+        name,
+        "authorization"
+            | "cookie"
+            | "gitlab-shared-secret"
+            | "private-token"
+            | "job-token"
+            | "deploy-token"
+    ) || is_token_of_gitlab()
 }
 
 /// Whether a caller's `X-Request-Id` can be kept: 1 to 255 characters that Rails keeps too

@@ -46,6 +46,7 @@ mod gateway {
     mod headers;
     mod hook_install;
     mod hooks;
+    mod hpack;
     mod http2;
     mod inspect;
     mod kas_auth;

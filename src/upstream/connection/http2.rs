@@ -20,6 +20,7 @@ use super::connector::{Connector, UpstreamStream};
 use super::error::SharedConnectError;
 use super::http1::SendError;
 use crate::body::{Body, BodyDriver};
+use crate::header::mark_credentials;
 use crate::route::Class;
 use crate::upstream::response::HEAD_BUFFER;
 use crate::upstream::servers::server::UpstreamServerState;
@@ -175,11 +176,13 @@ impl Http2Connections {
     }
 
     /// RFC 9113 §8.3.1: scheme and authority are fields of their own, and headers do not carry framing
-    /// (§8.2.2).
+    /// (§8.2.2). Credentials are marked here, as late as can be, since only HPACK looks at the mark: no request over
+    /// HTTP/1.1 pays for it, and those that are signed just before they are sent are among them.
     fn to_http2(&self, mut request: Request<Body>) -> Request<Body> {
         let headers = request.headers_mut();
         headers.remove(header::TRANSFER_ENCODING);
         headers.remove(header::CONNECTION);
+        mark_credentials(headers);
         let host = headers.get(header::HOST).and_then(|host| Authority::try_from(host.as_bytes()).ok());
         let path = request.uri().path_and_query().cloned();
         let mut parts = Parts::default();
