@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::client::TlsStream;
 
@@ -126,10 +127,19 @@ impl Connector {
 /// How long an address that accepted is tried before one that was silent.
 const PREFERRED_TTL: Duration = Duration::from_secs(60);
 
+/// Notices within 25 s that the machine of a server has vanished, as HTTP/2 does by its PING: a request would wait
+/// for `response_timeout`, and a body that pauses for `body_timeout`. It also keeps a firewall on the way from
+/// forgetting a connection that is silent while Rails works.
+const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
+    .with_time(Duration::from_secs(10))
+    .with_interval(Duration::from_secs(5))
+    .with_retries(3);
+
 /// With TLS, an address has accepted only once the handshake is done.
 async fn open_tcp(address: SocketAddr, tls: Option<&Tls>) -> io::Result<UpstreamSocket> {
     let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
+    SockRef::from(&stream).set_tcp_keepalive(&KEEPALIVE)?;
     Ok(match tls {
         Some(tls) => UpstreamSocket::Tls(Box::new(TokioIo::new(tls.connect(stream).await?))),
         None => UpstreamSocket::Tcp(TokioIo::new(stream)),

@@ -29,3 +29,17 @@ async fn an_address_that_accepted_is_preferred_for_a_while_to_a_silent_one() {
     tokio::time::advance(PREFERRED_TTL).await;
     assert_eq!(connector.preferred(), None);
 }
+
+#[tokio::test]
+async fn a_tcp_connection_sends_small_packets_at_once_and_notices_a_dead_peer() {
+    let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let UpstreamSocket::Tcp(io) = open_tcp(listener.local_addr().unwrap(), None).await.unwrap() else {
+        unreachable!("it is in clear");
+    };
+    assert!(io.inner().nodelay().unwrap());
+    let socket = SockRef::from(io.inner());
+    assert!(socket.keepalive().unwrap());
+    assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(10));
+    assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(5));
+    assert_eq!(socket.tcp_keepalive_retries().unwrap(), 3);
+}

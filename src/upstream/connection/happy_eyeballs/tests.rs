@@ -79,6 +79,19 @@ async fn a_silent_address_delays_the_others_only_for_a_moment() {
     }
 }
 
+/// Name resolution may have taken most of it.
+#[tokio::test(start_paused = true)]
+async fn the_addresses_share_the_time_that_is_left() {
+    let begun = Clock::System.now();
+    tokio::time::advance(Duration::from_millis(900)).await;
+    let open = async |address: SocketAddr| if address.port() == 0 { pending().await } else { Ok(address) };
+    let within = (begun, Duration::from_secs(1));
+    let (connected, failed) = connect_first(&[address(0), address(1)], within, open).await;
+    assert_eq!(connected, Some(address(1)), "{failed}");
+    let took = Clock::System.now().duration_since(begun).as_millis();
+    assert!(took.abs_diff(950) <= 2, "{took} ms");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_failure_lists_each_address_and_its_cause() {
     let no = Fails(io::ErrorKind::ConnectionRefused);
