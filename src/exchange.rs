@@ -20,6 +20,7 @@ use crate::cache::storable::NoStoreReason;
 use crate::failure::{Failure, FailureOrigin};
 use crate::header::RequestId;
 use crate::progress::Progress;
+use crate::request_span::RequestSpan;
 use crate::route::RouteMatch;
 use crate::server::ConnectionHandle;
 use crate::upstream::{self, WaitPolicy};
@@ -44,6 +45,11 @@ impl Exchange {
     pub fn new(request: Request<Body>, peer: Option<IpAddr>, connection: ConnectionHandle) -> Self {
         let request_id = RequestId::from_headers(request.headers());
         Self { request, peer, connection, request_id, info: SharedRequestInfo::default() }
+    }
+
+    /// Names the request in events about it.
+    pub fn span(&self, found: &RouteMatch) -> RequestSpan {
+        RequestSpan { request_id: self.request_id.clone(), route: found.route.id }
     }
 }
 

@@ -177,12 +177,7 @@ fn is_credential(name: &str) -> bool {
     let is_token_of_gitlab = || name.starts_with("gitlab-") && name.ends_with("-api-request");
     matches!(
         name,
-        "authorization"
-            | "cookie"
-            | "gitlab-shared-secret"
-            | "private-token"
-            | "job-token"
-            | "deploy-token"
+        "authorization" | "cookie" | "gitlab-shared-secret" | "private-token" | "job-token" | "deploy-token"
     ) || is_token_of_gitlab()
 }
 

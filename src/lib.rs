@@ -48,6 +48,7 @@ pub mod metrics;
 pub mod params;
 pub mod progress;
 pub mod refusal;
+pub mod request_span;
 pub mod route;
 pub mod secret;
 pub mod server;

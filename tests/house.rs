@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 /// Every top-level module and its rank. A module imports only lower ranks; equal ranks are
 /// strangers.
-const RANKS: [(&str, u8); 30] = [
+const RANKS: [(&str, u8); 31] = [
     ("authority", 0),
     ("body", 1),
     ("clock", 0),
@@ -20,6 +20,7 @@ const RANKS: [(&str, u8); 30] = [
     ("params", 0),
     ("progress", 0),
     ("refusal", 0),
+    ("request_span", 1),
     ("secret", 1),
     ("strict_base64", 0),
     ("write_batch", 0),

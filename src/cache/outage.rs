@@ -67,6 +67,7 @@ impl Outage {
         drop(state);
         if is_start {
             let route = self.endpoint.as_str();
+            let _span = crate::request_span::current().entered();
             tracing::warn!(route, why, "Rails fails; stale answers are served where this endpoint has any");
         }
     }
@@ -79,6 +80,7 @@ impl Outage {
             state.phase = OutagePhase::Recovering { until: now + RECOVERY, at_most: now + MAX_RECOVERY };
             drop(state);
             let (route, after_s) = (self.endpoint.as_str(), now.saturating_duration_since(since).as_secs());
+            let _span = crate::request_span::current().entered();
             tracing::info!(route, after_s, "Rails answers again; stale answers are refreshed");
         }
     }

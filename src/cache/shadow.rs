@@ -172,6 +172,7 @@ impl Shadow {
             }
             let ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
             self.counters.wrong_age_sum_ms.fetch_add(ms, Ordering::Relaxed);
+            let _span = crate::request_span::current().entered();
             tracing::warn!(
                 found = outcome.as_str(),
                 route = caching.as_str(),

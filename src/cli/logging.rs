@@ -22,7 +22,6 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use self::json::JsonLayer;
-use self::pretty::PrettyWriter;
 pub(super) use self::queue::LogQueue;
 use self::queue::QUEUE_LIMITS;
 use self::repeat_filter::{RepeatFilter, RepeatFilterLayer};
@@ -46,16 +45,7 @@ pub(super) fn init(log: &LogSettings, counts: &Arc<LogCounters>) -> std::io::Res
         .with(RepeatFilterLayer(filter));
     match log.format {
         LogFormat::Json => subscriber.with(JsonLayer::new(queue)).init(),
-        LogFormat::Pretty => {
-            let pretty = tracing_subscriber::fmt::layer()
-                .compact()
-                .with_target(false)
-                .with_ansi(has_colours())
-                // These would go to standard error.
-                .log_internal_errors(false)
-                .with_writer(PrettyWriter(queue));
-            subscriber.with(pretty).init();
-        }
+        LogFormat::Pretty => subscriber.with(pretty::layer(queue, has_colours())).init(),
     }
     panics::log();
     Ok(())

@@ -156,14 +156,15 @@ fn check_credential(
         AuthOutcome::BodyNeeded => false,
     };
     if is_of_token {
-        warn_about_skew(auth);
+        warn_about_skew(auth, routed);
     }
     verdict
 }
 
-fn warn_about_skew(auth: &Authenticator) {
+fn warn_about_skew(auth: &Authenticator, routed: &Routed) {
     for (kind, skew) in auth.clock_skews() {
         if let Some(seconds) = skew.take_unreported() {
+            let _span = routed.exchange.span(&routed.found).make().entered();
             warn!(
                 caller = kind.as_str(),
                 seconds,

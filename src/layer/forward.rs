@@ -19,6 +19,7 @@ use crate::failure::Failure;
 use crate::header::via::Pseudonym;
 use crate::header::{self, REQUEST_ID};
 use crate::params;
+use crate::request_span::RequestSpan;
 use crate::route::{Access, Caching, Idempotency};
 use crate::upstream::{SendOptions, SendReport, Signer, Upstream, WaitPolicy};
 
@@ -73,6 +74,7 @@ impl Service<Authenticated> for Forward {
         request.headers_mut().insert(REQUEST_ID.clone(), call.exchange.request_id.to_value());
         let info = call.exchange.info;
         let route = call.found.route;
+        let span = RequestSpan { request_id: call.exchange.request_id, route: route.id };
         let options = SendOptions {
             class: route.class,
             is_read: call.found.is_exact
@@ -92,7 +94,7 @@ impl Service<Authenticated> for Forward {
             }),
             signer,
         };
-        Box::pin(async move {
+        Box::pin(span.around(async move {
             let (begun, mut report) = (clock.now(), SendReport::default());
             let outcome = upstream.send(request, &options, &mut report).await;
             let took = clock.now().saturating_duration_since(begun);
@@ -103,7 +105,7 @@ impl Service<Authenticated> for Forward {
                 info.server = report.server;
             });
             Ok(outcome?)
-        })
+        }))
     }
 }
 

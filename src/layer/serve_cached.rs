@@ -217,8 +217,10 @@ where
     fn shadow_check(&mut self, mut call: Authenticated, key: Key, cached: Arc<Entry>) {
         call.exchange.info = SharedRequestInfo::default();
         call.may_wait = WaitPolicy::Never;
+        let span = call.exchange.span(&call.found);
         let inner = self.inner.clone().oneshot(fill::fill_request(call, self.shared.settings.max_body));
-        self.shared.fills.spawn(shadow_check::shadow_check(inner, key, cached, Arc::clone(&self.shared)));
+        let check = shadow_check::shadow_check(inner, key, cached, Arc::clone(&self.shared));
+        self.shared.fills.spawn(span.around(check));
     }
 
     /// Asks Rails, or waits for the caller who does. With `has_stale`, a stale entry is served if Rails
@@ -232,6 +234,7 @@ where
     ) -> ServeCachedFuture<Oneshot<S, Authenticated>> {
         call.may_wait = if has_stale { WaitPolicy::ForPermit } else { WaitPolicy::ForRails };
         let (shared, info) = (Arc::clone(&self.shared), call.exchange.info.clone());
+        let span = call.exchange.span(&call.found);
         let stale = |progress: &Arc<Progress>| has_stale.then(|| (key.clone(), Arc::clone(progress)));
         match shared.cache.lead_or_follow(key, now_is) {
             LeaderOrFollower::Hit(hit) => immediate(Ok(replay(&hit.entry, CacheOutcome::Hit, now_is, &info))),
@@ -246,14 +249,14 @@ where
                     let _ = to_leader.send(fill.await);
                 });
                 let result = async move { from_fill.await.unwrap_or(Err(Failure::Panicked)) };
-                Either::Right(Either::Right(Box::pin(or_stale(result, stale, shared, info))))
+                Either::Right(Either::Right(Box::pin(span.around(or_stale(result, stale, shared, info)))))
             }
             LeaderOrFollower::Follower(waiter) => {
                 let inner = self.inner.clone();
                 let stale = stale(waiter.progress());
                 call.arrived_at = Some(now_is);
                 let result = follow(waiter, inner, call, Arc::clone(&shared), (key.clone(), has_stale));
-                Either::Right(Either::Right(Box::pin(or_stale(result, stale, shared, info))))
+                Either::Right(Either::Right(Box::pin(span.around(or_stale(result, stale, shared, info)))))
             }
         }
     }
@@ -265,10 +268,11 @@ where
     ) -> impl Future<Output = LayerResult> + use<S> {
         call.progress = Some(Arc::clone(guard.progress()));
         let caching = call.found.route.caching;
+        let span = call.exchange.span(&call.found);
         let info = call.exchange.info.clone();
         let inner = self.inner.clone().oneshot(fill::fill_request(call, self.shared.settings.max_body));
         let shared = Arc::clone(&self.shared);
-        async move { fill::fill(inner, guard, caching, &shared, &info).await }
+        span.around(async move { fill::fill(inner, guard, caching, &shared, &info).await })
     }
 }
 

@@ -183,7 +183,8 @@ async fn credentials_are_never_indexed() {
 
 #[tokio::test]
 async fn credentials_that_are_made_here_are_never_indexed() {
-    for (credential, name) in [("jwt", "gitlab-shell-api-request"), ("shared_secret", "gitlab-shared-secret")] {
+    for (credential, name) in [("jwt", "gitlab-shell-api-request"), ("shared_secret", "gitlab-shared-secret")]
+    {
         let (rails, mut received) = listen().await;
         let setup = Setup::new();
         let file = setup.dir.file("upstream_secret");

@@ -34,7 +34,7 @@ pub fn wait_for_lines(text: &str, count: usize) -> impl Future<Output = Vec<Stri
 /// Waits for the line of the request with this id, which no other test uses.
 pub async fn wait_for_request_line(id: &str) -> Value {
     let id = format!("\"{id}\"");
-    let is_meant = |line: &&str| line.contains("\"correlation_id\"") && line.contains(&id);
+    let is_meant = |line: &&str| line.contains("\"target\":\"access\"") && line.contains(&id);
     let line = eventually("the line of the request", async || {
         since(0).lines().rev().find(is_meant).map(str::to_owned)
     });

@@ -9,6 +9,7 @@ use super::client::{Address, Connection, Request, Response, eventually};
 use super::credentials::{KAS_HEADER, kas_token, now};
 use super::fake_rails::{Behavior, FakeRails, ROOT_KEY, Reply, gitlab};
 use super::harness::{RunningGateway, Setup};
+use super::log;
 
 const HELD: &str = "railgate_upstream_held";
 const UNREAD: &str = r#"railgate_upstream_resent_total{reason="unread"}"#;
@@ -279,6 +280,19 @@ async fn an_expired_hold_is_a_503() {
         })
     });
     assert_eq!(quick.map(str::trim), Some("5"), "{metrics}");
+}
+
+/// Those of the way to Rails, and those of the cache, whose request is sent by a task of its own.
+#[tokio::test]
+async fn the_log_says_which_request_met_the_outage() {
+    let harness = Harness::new(Setup::new().text("upstream.hold", "10ms"));
+    let id = "that-met-the-outage";
+    let request = Request::get("discover?key_id=1").with_secret().header("X-Request-Id", id);
+    harness.gateway.tcp.send(&request).await.assert_failure(503);
+    let lines = log::wait_for_lines(&format!("\"correlation_id\":\"{id}\""), 4).await;
+    for message in ["Rails cannot be reached", "Rails is still away", "Rails fails", "\"request\""] {
+        assert!(lines.iter().any(|line| line.contains(message)), "{message}: {lines:#?}");
+    }
 }
 
 #[tokio::test]

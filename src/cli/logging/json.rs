@@ -8,9 +8,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use time::OffsetDateTime;
 use tracing::field::{Field, Visit};
-use tracing::{Event, Level, Subscriber};
+use tracing::span::{Attributes, Id};
+use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
+use tracing_subscriber::registry::LookupSpan;
 
 use super::is_deferrable;
 use super::queue::{LogQueue, MAX_LINE};
@@ -43,13 +45,31 @@ impl JsonLayer {
     }
 }
 
-impl<S: Subscriber> Layer<S> for JsonLayer {
-    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for JsonLayer {
+    /// Keeps the fields for the events inside. Those of libraries would only repeat what is in their events.
+    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
+        if attributes.metadata().target().starts_with("railgate")
+            && let Some(span) = context.span(id)
+        {
+            let mut fields = SpanFields::default();
+            attributes.record(&mut fields);
+            span.extensions_mut().insert(fields);
+        }
+    }
+
+    fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
         let metadata = event.metadata();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         // Taken and put back: if a value logs while it is formatted, that event gets another buffer.
         let mut buffer = BUFFER.take();
-        buffer.write(now, *metadata.level(), |fields| event.record(fields));
+        buffer.write(now, *metadata.level(), |fields| {
+            event.record(fields);
+            for span in context.event_scope(event).into_iter().flatten() {
+                if let Some(of_span) = span.extensions().get::<SpanFields>() {
+                    of_span.write(metadata, fields);
+                }
+            }
+        });
         self.queue.push(&buffer.line, *metadata.level(), is_deferrable(metadata));
         BUFFER.set(buffer);
     }
@@ -94,6 +114,31 @@ impl LineBuffer {
             at.minute(),
             at.second()
         );
+    }
+}
+
+/// The fields of a span, all of them as text.
+#[derive(Default)]
+struct SpanFields(Vec<(Field, String)>);
+
+impl SpanFields {
+    /// Leaves out those that the event has itself: a name occurs once in a line.
+    fn write(&self, event: &Metadata<'_>, line: &mut dyn Visit) {
+        for (field, text) in &self.0 {
+            if event.fields().field(field.name()).is_none() {
+                line.record_str(field, text);
+            }
+        }
+    }
+}
+
+impl Visit for SpanFields {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.0.push((field.clone(), value.to_owned()));
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.0.push((field.clone(), format!("{value:?}")));
     }
 }
 
@@ -182,9 +227,13 @@ impl fmt::Write for TruncatingString {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::cli::logging::queue::QUEUE_LIMITS;
+    use futures_util::FutureExt as _;
+    use http::HeaderMap;
+    use railgate::header::RequestId;
+    use railgate::request_span::{self, RequestSpan};
     use serde_json::{Value, json};
     use tracing_subscriber::layer::SubscriberExt as _;
 
@@ -221,10 +270,47 @@ mod tests {
 
     /// The lines of the events of `act`.
     fn logged(act: impl FnOnce()) -> String {
+        logged_by(JsonLayer::new, act)
+    }
+
+    /// The same as another layer formats them.
+    pub(in crate::cli::logging) fn logged_by<L>(layer: fn(Arc<LogQueue>) -> L, act: impl FnOnce()) -> String
+    where
+        L: Layer<tracing_subscriber::Registry> + Send + Sync + 'static,
+    {
         let queue = Arc::new(LogQueue::new(QUEUE_LIMITS, Arc::default()));
-        let subscriber = tracing_subscriber::registry().with(JsonLayer::new(Arc::clone(&queue)));
+        let subscriber = tracing_subscriber::registry().with(layer(Arc::clone(&queue)));
         tracing::subscriber::with_default(subscriber, act);
         queue.waiting()
+    }
+
+    /// Two events of a request, the second with a field that its span has too, and one behind it.
+    pub(in crate::cli::logging) fn log_events_of_a_request() {
+        let headers = HeaderMap::from_iter([("x-request-id".parse().unwrap(), "abc-1".parse().unwrap())]);
+        let request = RequestSpan { request_id: RequestId::from_headers(&headers), route: "allowed" };
+        let logging = async {
+            let _span = request_span::current().entered();
+            tracing::warn!(count = 7, "it happened");
+            tracing::warn!(route = "discover", "it happened");
+        };
+        assert_eq!(request.around(logging).now_or_never(), Some(()));
+        let _span = request_span::current().entered();
+        tracing::warn!(count = 7, "it happened");
+    }
+
+    #[test]
+    fn an_event_about_a_request_names_it() {
+        let written = logged(log_events_of_a_request);
+        let lines = [
+            r#""count":7,"correlation_id":"abc-1","route":"allowed"}"#,
+            r#""route":"discover","correlation_id":"abc-1"}"#,
+            r#""count":7}"#,
+        ];
+        assert_eq!(written.lines().count(), lines.len(), "{written}");
+        for (line, fields) in written.lines().zip(lines) {
+            let expected = format!(r#""level":"WARN","message":"it happened",{fields}"#);
+            assert!(line.ends_with(&expected), "{line}");
+        }
     }
 
     #[test]

@@ -5,16 +5,32 @@ use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::sync::Arc;
 
-use tracing::{Level, Metadata};
+use tracing::{Level, Metadata, Subscriber};
+use tracing_subscriber::Layer;
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::registry::LookupSpan;
 
 use super::is_deferrable;
 use super::queue::{LogQueue, MAX_LINE};
 
-pub(super) struct PrettyWriter(pub(super) Arc<LogQueue>);
+/// Formats each event with its fields, and those of its spans.
+pub(super) fn layer<S>(queue: Arc<LogQueue>, has_colours: bool) -> impl Layer<S>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+{
+    tracing_subscriber::fmt::layer()
+        .compact()
+        .with_target(false)
+        .with_ansi(has_colours)
+        // These would go to standard error.
+        .log_internal_errors(false)
+        .with_writer(PrettyWriter(queue))
+}
+
+struct PrettyWriter(Arc<LogQueue>);
 
 /// Adds one line to the queue.
-pub(super) struct LineWriter<'a> {
+struct LineWriter<'a> {
     queue: &'a LogQueue,
     level: Level,
     is_deferrable: bool,
@@ -79,6 +95,20 @@ fn one_line(text: &[u8]) -> Cow<'_, [u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::logging::json::tests::{log_events_of_a_request, logged_by};
+
+    #[test]
+    fn an_event_about_a_request_names_it() {
+        let written = logged_by(|queue| layer(queue, false), log_events_of_a_request);
+        let [inside, own_route, outside] = written.lines().collect::<Vec<_>>()[..] else {
+            panic!("{written}");
+        };
+        for line in [inside, own_route] {
+            assert!(line.contains("it happened"), "{line}");
+            assert!(line.ends_with("correlation_id=\"abc-1\" route=\"allowed\""), "{line}");
+        }
+        assert!(outside.ends_with("it happened count=7"), "{outside}");
+    }
 
     #[test]
     fn every_event_is_one_line_of_limited_length() {

@@ -114,8 +114,10 @@ impl Connector {
     fn record_failed(&self, address: SocketAddr, failed: &happy_eyeballs::FailedAddresses) {
         let server = &self.state.name;
         if failed.has_silent() && self.preferred().is_none() {
+            let _span = crate::request_span::current().entered();
             tracing::warn!(server, %address, %failed, "an address of Rails is silent, another one answers");
         } else if !failed.is_empty() {
+            let _span = crate::request_span::current().entered();
             tracing::debug!(server, %address, %failed, "connected to another address of Rails");
         }
         if failed.has_silent() {

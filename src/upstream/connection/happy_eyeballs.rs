@@ -88,7 +88,8 @@ where
 {
     let share = u32::try_from(addresses.len()).unwrap_or(u32::MAX).max(1);
     let end = begun + within;
-    let delay = (end.saturating_duration_since(Clock::System.now()) / share).clamp(MIN_ATTEMPT_DELAY, ATTEMPT_DELAY);
+    let delay =
+        (end.saturating_duration_since(Clock::System.now()) / share).clamp(MIN_ATTEMPT_DELAY, ATTEMPT_DELAY);
     let mut deadline = pin!(sleep_until(end.into()));
     let mut failed = FailedAddresses(Vec::new());
     let mut attempts = FuturesUnordered::new();

@@ -72,6 +72,7 @@ impl HoldQueues {
         if self.proxy_reports_outage() != is_outage
             && self.proxy_reports_outage.swap(is_outage, Ordering::Relaxed) != is_outage
         {
+            let _span = crate::request_span::current().entered();
             if is_outage {
                 tracing::warn!("a proxy answers that Rails is away; requests wait for it to be back");
             } else {

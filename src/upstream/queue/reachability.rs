@@ -82,6 +82,7 @@ impl Reachability {
             let error = state.last_error(None);
             drop(state);
             let cause = UnreachableCause::of(&error).as_str();
+            let _span = crate::request_span::current().entered();
             tracing::warn!(%error, cause, "Rails cannot be reached; requests wait for it to be back");
         }
     }
@@ -98,6 +99,7 @@ impl Reachability {
             state.since.get_or_insert(now);
             drop(state);
             let cause = UnreachableCause::of(error).as_str();
+            let _span = crate::request_span::current().entered();
             tracing::warn!(
                 %error,
                 cause,
@@ -142,6 +144,7 @@ impl Reachability {
         drop(state);
         if let Some(since) = was.since {
             let after_s = now.saturating_duration_since(since).as_secs();
+            let _span = crate::request_span::current().entered();
             tracing::info!(after_s, "Rails can be reached again");
         }
     }

@@ -264,6 +264,7 @@ impl ServerHealth {
         drop(state);
         self.failures.store(0, Ordering::Relaxed);
         if !is_unhealthy {
+            let _span = crate::request_span::current().entered();
             tracing::info!(server = self.server, "in rotation again");
         }
     }
@@ -279,6 +280,7 @@ impl ServerHealth {
         }
         self.rescheduled.notify_one();
         let pause_s = pause.as_secs_f64();
+        let _span = crate::request_span::current().entered();
         tracing::warn!(
             server = self.server,
             why = reason.as_str(),
