@@ -161,9 +161,7 @@ impl Cache {
 
     /// Called by a fill guard, under the lock of its flight.
     fn insert(&self, key: Key, entry: Arc<Entry>) {
-        if let Some(stored) = self.counters.stored.get(entry.kind as usize) {
-            stored.fetch_add(1, Ordering::Relaxed);
-        }
+        self.counters.stored.increment(entry.kind);
         self.insert_uncounted(key, entry);
     }
 
@@ -173,9 +171,7 @@ impl Cache {
             EntryKind::Negative => (&self.negative, &self.positive),
         };
         other.invalidate(&key);
-        if let Some(bytes) = self.counters.bytes.get(entry.kind as usize) {
-            bytes.fetch_add(entry_bytes(&key, &entry), Ordering::Relaxed);
-        }
+        self.counters.bytes.add(entry.kind, entry_bytes(&key, &entry));
         store.insert(key, entry);
     }
 
@@ -216,9 +212,7 @@ impl Cache {
 
     /// Counts a refresh that has ended.
     pub fn count_refresh(&self, outcome: RefreshOutcome) {
-        if let Some(count) = self.counters.refreshes.get(outcome as usize) {
-            count.fetch_add(1, Ordering::Relaxed);
-        }
+        self.counters.refreshes.increment(outcome);
     }
 
     /// How many keys are being filled now.

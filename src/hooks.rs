@@ -32,6 +32,7 @@ pub use self::event::EventKind;
 use crate::cache::Cache;
 use crate::cache::purge::{PurgeMode, Selector};
 use crate::clock::Clock;
+use crate::counters::Counters;
 use crate::refusal::Refusal;
 use crate::secret::{BearerToken, SigningToken};
 use crate::server::wire::REFUSED;
@@ -83,7 +84,7 @@ const MAX_SETTLING: usize = 10_000;
 #[derive(Debug, Default)]
 pub struct HookCounters {
     /// Events, by kind.
-    pub events: [AtomicU64; EventKind::ALL.len()],
+    pub events: Counters<EventKind>,
     /// Requests without a valid token or signature.
     pub refused: AtomicU64,
     /// Requests that were not read, since too many large ones were being read.
@@ -218,9 +219,7 @@ impl Hooks {
     }
 
     async fn purge_outdated(&self, event: Event) {
-        if let Some(count) = self.counts.events.get(event.kind as usize) {
-            count.fetch_add(1, Ordering::Relaxed);
-        }
+        self.counts.events.increment(event.kind);
         if event.outdated.is_empty() {
             return;
         }

@@ -13,19 +13,20 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _, NoLabelSet};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
-use self::encode::encode_single;
+use self::encode::{encode_histogram, encode_histograms, encode_single};
 pub use self::exposition::ExpositionFormat;
 pub use self::sources::MetricSources;
 pub use self::worker::{FinishedRequest, WorkerMetrics};
-use self::worker::{HIT_BOUNDS, MapBy, RequestKey, RequestMetrics, UPSTREAM_BOUNDS};
+use self::worker::{HIT_BOUNDS, MapBy, RequestKey, RequestMetrics};
 use crate::exchange::CacheOutcome;
+use crate::histogram::UPSTREAM_BOUNDS;
 
 /// The registry that operators scrape.
 #[derive(Debug)]
@@ -131,34 +132,23 @@ impl RequestMetrics {
     }
 
     fn encode_durations(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let (sum, count, buckets) = self.hit_duration.parts(&HIT_BOUNDS);
-        encoder
-            .encode_descriptor(
-                "hit_duration_seconds",
-                "From the request's head to the end of an answer from memory that is fresh or being renewed",
-                None,
-                MetricType::Histogram,
-            )?
-            .encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
-        for (name, help, durations) in [
-            (
-                "upstream_duration_seconds",
-                "From sending a request to Rails to the head of its answer, or to the failure to get one",
-                &self.upstream_duration,
-            ),
-            (
-                "upstream_queue_seconds",
-                "How long requests waited that were not sent at once, for Rails to be back or for their turn",
-                &self.queue_duration,
-            ),
-        ] {
-            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
-            for (route, durations) in durations.iter().collect::<BTreeMap<_, _>>() {
-                let (sum, count, buckets) = durations.parts(&UPSTREAM_BOUNDS);
-                family
-                    .encode_family(&[("route", *route)])?
-                    .encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
-            }
+        let hits = (
+            "hit_duration_seconds",
+            "From the request's head to the end of an answer from memory that is fresh or being renewed",
+        );
+        encode_histogram(encoder, hits, &self.hit_duration, &HIT_BOUNDS)?;
+        let upstream = (
+            "upstream_duration_seconds",
+            "From sending a request to Rails to the head of its answer, or to the failure to get one",
+        );
+        let queue = (
+            "upstream_queue_seconds",
+            "How long requests waited that were not sent at once, for Rails to be back or for their turn",
+        );
+        for (family, histograms) in [(upstream, &self.upstream_duration), (queue, &self.queue_duration)] {
+            let sorted: BTreeMap<_, _> =
+                histograms.iter().map(|(route, histogram)| (*route, histogram)).collect();
+            encode_histograms(encoder, family, "route", (sorted, &UPSTREAM_BOUNDS))?;
         }
         Ok(())
     }

@@ -36,7 +36,7 @@ pub use self::queue::reachability::Reachability;
 pub use self::request::options::{SendOptions, SendReport, Signer, WaitPolicy};
 use self::request::replay::ReplayMemory;
 pub use self::servers::balance::MAX_SERVERS;
-pub use self::servers::health::{EjectionReason, EjectionSettings, ServerStatus};
+pub use self::servers::health::{CheckResult, EjectionReason, EjectionSettings, ServerStatus};
 pub use self::servers::health_check::{HealthCheckSettings, HealthChecker};
 use self::servers::server::UpstreamServer;
 pub use self::servers::server::{Protocol, ResendReason, UpstreamServerSettings, UpstreamServerState};

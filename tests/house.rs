@@ -9,14 +9,16 @@ use std::path::{Path, PathBuf};
 
 /// Every top-level module and its rank. A module imports only lower ranks; equal ranks are
 /// strangers.
-const RANKS: [(&str, u8); 31] = [
+const RANKS: [(&str, u8); 33] = [
     ("authority", 0),
     ("body", 1),
     ("clock", 0),
+    ("counters", 0),
     ("file", 0),
     ("header", 0),
     ("log", 0),
     ("heartbeat", 0),
+    ("histogram", 0),
     ("params", 0),
     ("progress", 0),
     ("refusal", 0),

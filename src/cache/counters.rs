@@ -2,19 +2,22 @@
 
 use std::sync::atomic::AtomicU64;
 
+use super::kind::EntryKind;
+use crate::counters::Counters;
+
 /// What has happened to entries, for the metrics.
 #[derive(Debug, Default)]
 pub struct CacheCounters {
-    /// Answers of Rails that were stored, by kind.
-    pub stored: [AtomicU64; 2],
-    /// Entries pushed out because a store was full, by kind.
-    pub evicted: [AtomicU64; 2],
-    /// Entries that moka dropped after their greatest age, by kind.
-    pub expired: [AtomicU64; 2],
-    /// Memory that entries take now, by kind.
-    pub bytes: [AtomicU64; 2],
-    /// Refreshes in the background, by [`RefreshOutcome`].
-    pub refreshes: [AtomicU64; 3],
+    /// Answers of Rails that were stored.
+    pub stored: Counters<EntryKind>,
+    /// Entries pushed out because a store was full.
+    pub evicted: Counters<EntryKind>,
+    /// Entries that moka dropped after their greatest age.
+    pub expired: Counters<EntryKind>,
+    /// Memory that entries take now.
+    pub bytes: Counters<EntryKind>,
+    /// Refreshes in the background.
+    pub refreshes: Counters<RefreshOutcome>,
     /// Entries dropped or marked stale by a purge.
     pub purged: AtomicU64,
     /// Answers that came after an invalidation and were not stored.
@@ -34,7 +37,7 @@ pub enum RefreshOutcome {
 }
 
 impl RefreshOutcome {
-    /// In the order of [`CacheCounters::refreshes`].
+    /// In the order of their numbers.
     pub const ALL: [Self; 3] = [Self::Stored, Self::Unstored, Self::Failed];
 
     /// The label in metrics.
@@ -46,3 +49,5 @@ impl RefreshOutcome {
         }
     }
 }
+
+crate::counters::label!(RefreshOutcome);

@@ -11,6 +11,9 @@ pub enum EntryKind {
 }
 
 impl EntryKind {
+    /// In the order of their numbers.
+    pub const ALL: [Self; 2] = [Self::Positive, Self::Negative];
+
     /// The label in metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -19,3 +22,5 @@ impl EntryKind {
         }
     }
 }
+
+crate::counters::label!(EntryKind);

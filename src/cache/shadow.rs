@@ -5,7 +5,6 @@
 //! no caller needs the check. Here are the sampling, the budget and the comparison; the layer sends the
 //! requests.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::digest::{SHA256, digest};
@@ -19,6 +18,8 @@ use super::entry::Entry;
 use super::key::Key;
 use super::kind::EntryKind;
 use super::storable::NoStoreReason;
+use crate::counters::Counters;
+use crate::histogram::{Bounds, Histogram, micros};
 use crate::route::Caching;
 
 /// Section `[cache.shadow]` of the configuration.
@@ -78,18 +79,21 @@ impl ShadowOutcome {
     }
 }
 
-/// Upper bounds, in seconds, for the ages of answers that turn out to be wrong.
-pub const AGE_BUCKETS: [f64; 8] = [1.0, 5.0, 15.0, 30.0, 60.0, 300.0, 3_600.0, f64::INFINITY];
+crate::counters::label!(ShadowOutcome);
+
+/// For the ages of answers that turn out to be wrong.
+pub const AGE_BOUNDS: Bounds<7> =
+    micros([1_000_000, 5_000_000, 15_000_000, 30_000_000, 60_000_000, 300_000_000, 3_600_000_000]);
 
 /// For the metrics.
 #[derive(Debug, Default)]
 pub struct ShadowCounters {
-    /// Checks of keys and of users, by [`ShadowOutcome`].
-    pub outcomes: [[AtomicU64; ShadowOutcome::ALL.len()]; 2],
-    /// Wrong answers, by the first of [`AGE_BUCKETS`] that they are not older than.
-    pub wrong_by_age: [AtomicU64; AGE_BUCKETS.len()],
-    /// The sum of their ages, in milliseconds.
-    pub wrong_age_sum_ms: AtomicU64,
+    /// Checks of keys.
+    pub keys: Counters<ShadowOutcome>,
+    /// Checks of users.
+    pub users: Counters<ShadowOutcome>,
+    /// The ages of wrong answers, within [`AGE_BOUNDS`].
+    pub wrong_ages: Histogram<7>,
 }
 
 /// Samples the answers to check, and counts what was found.
@@ -160,18 +164,11 @@ impl Shadow {
         (outcome, current): (ShadowOutcome, &[u8]),
     ) {
         let (caching, age) = (key.caching(), cached.age(requested_at));
-        let of_endpoint = self.counters.outcomes.get(usize::from(caching == Caching::Discover));
-        if let Some(count) = of_endpoint.and_then(|counts| counts.get(outcome as usize)) {
-            count.fetch_add(1, Ordering::Relaxed);
-        }
+        let of_endpoint =
+            if caching == Caching::Discover { &self.counters.users } else { &self.counters.keys };
+        of_endpoint.increment(outcome);
         if outcome.is_wrong() {
-            let bucket = AGE_BUCKETS.iter().position(|bound| age.as_secs_f64() <= *bound);
-            let bucket = bucket.unwrap_or(AGE_BUCKETS.len() - 1);
-            if let Some(count) = self.counters.wrong_by_age.get(bucket) {
-                count.fetch_add(1, Ordering::Relaxed);
-            }
-            let ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
-            self.counters.wrong_age_sum_ms.fetch_add(ms, Ordering::Relaxed);
+            self.counters.wrong_ages.observe(age, &AGE_BOUNDS);
             let _span = crate::request_span::current().entered();
             tracing::warn!(
                 found = outcome.as_str(),

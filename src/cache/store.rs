@@ -1,7 +1,6 @@
 //! How much may be stored, and how moka is told.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use moka::notification::RemovalCause;
 use moka::policy::EvictionPolicy;
@@ -59,16 +58,11 @@ pub(super) fn build_store(
         .time_to_live(lifetimes.max_age(kind))
         .eviction_policy(EvictionPolicy::lru())
         .eviction_listener(move |key, entry, cause| {
-            if let Some(bytes) = counters.bytes.get(kind as usize) {
-                bytes.fetch_sub(entry_bytes(&key, &entry), Ordering::Relaxed);
-            }
-            let count = match cause {
-                RemovalCause::Size => counters.evicted.get(kind as usize),
-                RemovalCause::Expired => counters.expired.get(kind as usize),
-                RemovalCause::Explicit | RemovalCause::Replaced => None,
-            };
-            if let Some(count) = count {
-                count.fetch_add(1, Ordering::Relaxed);
+            counters.bytes.subtract(kind, entry_bytes(&key, &entry));
+            match cause {
+                RemovalCause::Size => counters.evicted.increment(kind),
+                RemovalCause::Expired => counters.expired.increment(kind),
+                RemovalCause::Explicit | RemovalCause::Replaced => {}
             }
         })
         .build_with_hasher(foldhash::fast::RandomState::default())

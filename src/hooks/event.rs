@@ -69,6 +69,8 @@ impl EventKind {
     }
 }
 
+crate::counters::label!(EventKind);
+
 /// A parsed event.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Event {

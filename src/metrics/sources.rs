@@ -3,27 +3,26 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
 use crate::auth::Authenticator;
 use crate::body::unverified::UnverifiedBodies;
-use crate::cache::shadow::{AGE_BUCKETS, ShadowOutcome};
-use crate::cache::{Cache, EntryKind, RefreshOutcome};
+use crate::cache::shadow::AGE_BOUNDS;
+use crate::cache::{Cache, EntryKind};
 use crate::clock::Clock;
 use crate::heartbeat::Heartbeats;
 use crate::hooks;
 use crate::log;
-use crate::metrics::encode::encode_single;
+use crate::metrics::encode::{encode_counters, encode_counters_of_each, encode_histogram, encode_single};
 use crate::route::{Caching, Class};
 use crate::server::Capacity;
-use crate::upstream::{ClassAdmission, ShedReason, UpstreamState};
+use crate::upstream::{ClassAdmission, UpstreamState};
 
 mod listeners;
 mod servers;
@@ -72,24 +71,14 @@ impl MetricSources {
         let counters = self.cache.counters();
         let entries = self.cache.entry_counts();
         encode_by_store(encoder, "cache_entries", "Entries in memory, about", entries.map(ConstGauge::new))?;
-        let bytes = counters.bytes.each_ref().map(|bytes| ConstGauge::new(bytes.load(Relaxed)));
+        let bytes = EntryKind::ALL.map(|kind| ConstGauge::new(counters.bytes.get(kind)));
         encode_by_store(encoder, "cache_bytes", "Memory that entries take, about", bytes)?;
-        let stored = counters.stored.each_ref().map(|count| ConstCounter::new(count.load(Relaxed)));
-        encode_by_store(encoder, "cache_fills", "Answers of Rails that were stored", stored)?;
-        let evicted = counters.evicted.each_ref().map(|count| ConstCounter::new(count.load(Relaxed)));
-        encode_by_store(
-            encoder,
-            "cache_evictions",
-            "Entries pushed out because the store was full",
-            evicted,
-        )?;
-        let expired = counters.expired.each_ref().map(|count| ConstCounter::new(count.load(Relaxed)));
-        encode_by_store(
-            encoder,
-            "cache_expirations",
-            "Entries whose memory was freed after their time",
-            expired,
-        )?;
+        let stored = ("cache_fills", "Answers of Rails that were stored");
+        encode_counters(encoder, stored, "store", &counters.stored)?;
+        let evicted = ("cache_evictions", "Entries pushed out because the store was full");
+        encode_counters(encoder, evicted, "store", &counters.evicted)?;
+        let expired = ("cache_expirations", "Entries whose memory was freed after their time");
+        encode_counters(encoder, expired, "store", &counters.expired)?;
         let purged = ConstCounter::new(counters.purged.load(Relaxed));
         encode_single(encoder, "cache_purged", "Answers dropped, or marked stale, by a purge", &purged)?;
         let fenced = ConstCounter::new(counters.fenced.load(Relaxed));
@@ -99,16 +88,8 @@ impl MetricSources {
             "Answers dropped because an invalidation came first",
             &fenced,
         )?;
-        let mut family = encoder.encode_descriptor(
-            "cache_refreshes",
-            "Refreshes of stale answers in the background",
-            None,
-            MetricType::Counter,
-        )?;
-        for (outcome, count) in RefreshOutcome::ALL.iter().zip(&counters.refreshes) {
-            let count = ConstCounter::new(count.load(Relaxed));
-            count.encode(family.encode_family(&[("result", outcome.as_str())])?)?;
-        }
+        let refreshes = ("cache_refreshes", "Refreshes of stale answers in the background");
+        encode_counters(encoder, refreshes, "result", &counters.refreshes)?;
         let now = Clock::System.now();
         let outage = |caching| ConstGauge::new(i64::from(self.cache.outage(caching).is_active(now)));
         let mut family = encoder.encode_descriptor(
@@ -126,45 +107,19 @@ impl MetricSources {
 
     fn encode_shadow(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let counters = self.cache.shadow().counters();
-        let mut family = encoder.encode_descriptor(
-            "shadow_checks",
-            "Answers from memory that were compared with Rails, by what that showed",
-            None,
-            MetricType::Counter,
-        )?;
-        for (caching, counts) in [Caching::AuthorizedKeys, Caching::Discover].iter().zip(&counters.outcomes) {
-            for (outcome, count) in ShadowOutcome::ALL.iter().zip(counts) {
-                let labels = [("route", caching.as_str()), ("result", outcome.as_str())];
-                ConstCounter::new(count.load(Relaxed)).encode(family.encode_family(&labels)?)?;
-            }
-        }
-        let buckets: Vec<_> = AGE_BUCKETS
-            .into_iter()
-            .zip(counters.wrong_by_age.iter().map(|count| count.load(Relaxed)))
-            .collect();
-        let all = buckets.iter().map(|(_, count)| count).sum();
-        let seconds = Duration::from_millis(counters.wrong_age_sum_ms.load(Relaxed)).as_secs_f64();
-        encoder
-            .encode_descriptor(
-                "shadow_wrong_age_seconds",
-                "How old answers from memory were that were not what Rails says",
-                None,
-                MetricType::Histogram,
-            )?
-            .encode_histogram::<NoLabelSet>(seconds, all, &buckets, None)
+        let checks =
+            ("shadow_checks", "Answers from memory that were compared with Rails, by what that showed");
+        let by_route = [(Caching::AuthorizedKeys, &counters.keys), (Caching::Discover, &counters.users)];
+        let by_route = by_route.map(|(caching, counters)| (caching.as_str(), counters));
+        encode_counters_of_each(encoder, checks, ["route", "result"], by_route)?;
+        let ages =
+            ("shadow_wrong_age_seconds", "How old answers from memory were that were not what Rails says");
+        encode_histogram(encoder, ages, &counters.wrong_ages, &AGE_BOUNDS)
     }
 
     fn encode_hooks(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let mut family = encoder.encode_descriptor(
-            "hooks",
-            "System Hooks of GitLab, by event",
-            None,
-            MetricType::Counter,
-        )?;
-        for (kind, count) in hooks::EventKind::ALL.iter().zip(&self.hooks.events) {
-            let count = ConstCounter::new(count.load(Relaxed));
-            count.encode(family.encode_family(&[("event", kind.as_str())])?)?;
-        }
+        let events = ("hooks", "System Hooks of GitLab, by event");
+        encode_counters(encoder, events, "event", &self.hooks.events)?;
         let refused = ConstCounter::new(self.hooks.refused.load(Relaxed));
         encode_single(encoder, "hooks_refused", "Hooks with no right token or signature", &refused)?;
         let shed = ConstCounter::new(self.hooks.shed.load(Relaxed));
@@ -277,19 +232,9 @@ impl MetricSources {
             "Requests that wait for others of their class",
             ClassAdmission::waiting,
         )?;
-        let mut family = encoder.encode_descriptor(
-            "upstream_shed",
-            "Requests that were not sent, since Rails has enough to do",
-            None,
-            MetricType::Counter,
-        )?;
-        for class in Class::ALL {
-            for (reason, count) in ShedReason::ALL.iter().zip(&up.admission.of(class).shed_by_reason) {
-                let labels = [("class", class.as_str()), ("reason", reason.as_str())];
-                ConstCounter::new(count.load(Relaxed)).encode(family.encode_family(&labels)?)?;
-            }
-        }
-        Ok(())
+        let shed = ("upstream_shed", "Requests that were not sent, since Rails has enough to do");
+        let by_class = Class::ALL.map(|class| (class.as_str(), &up.admission.of(class).shed_by_reason));
+        encode_counters_of_each(encoder, shed, ["class", "reason"], by_class)
     }
 }
 

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 
 use crate::auth::CallerKind;
 use crate::exchange::{CacheOutcome, RequestInfo};
+use crate::histogram::{Bounds, Histogram, UPSTREAM_BOUNDS, micros};
 
 /// A request that has ended, for its counters.
 #[derive(Debug)]
@@ -72,63 +73,8 @@ pub(super) struct RequestKey {
     pub(super) cache: CacheOutcome,
 }
 
-/// Durations, counted by upper bound.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Histogram<const N: usize> {
-    counts: [u64; N],
-    /// Durations above the last bound.
-    overflow: u64,
-    sum: Duration,
-}
-
-impl<const N: usize> Default for Histogram<N> {
-    fn default() -> Self {
-        Self { counts: [0; N], overflow: 0, sum: Duration::ZERO }
-    }
-}
-
-impl<const N: usize> Histogram<N> {
-    fn observe(&mut self, duration: Duration, bounds: &[Duration; N]) {
-        let count = bounds.iter().zip(&mut self.counts).find(|(bound, _)| duration <= **bound);
-        *count.map_or(&mut self.overflow, |(_, count)| count) += 1;
-        self.sum += duration;
-    }
-
-    fn add(&mut self, other: &Self) {
-        for (count, more) in self.counts.iter_mut().zip(&other.counts) {
-            *count += more;
-        }
-        self.overflow += other.overflow;
-        self.sum += other.sum;
-    }
-
-    /// The sum in seconds, the number of observations, and how many fell into each bucket (not cumulated).
-    pub(super) fn parts(&self, bounds: &[Duration; N]) -> (f64, u64, Vec<(f64, u64)>) {
-        let bounds = bounds.iter().map(Duration::as_secs_f64).chain([f64::INFINITY]);
-        let buckets: Vec<_> = bounds.zip(self.counts.into_iter().chain([self.overflow])).collect();
-        (self.sum.as_secs_f64(), buckets.iter().map(|(_, count)| count).sum(), buckets)
-    }
-}
-
-/// Upper bounds: a hit takes microseconds, a `/allowed` may take a minute.
-pub(super) const HIT_BOUNDS: [Duration; 9] = micros([25, 50, 100, 250, 500, 1_000, 5_000, 25_000, 100_000]);
-pub(super) const UPSTREAM_BOUNDS: [Duration; 12] = micros([
-    1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 1_000_000, 5_000_000, 15_000_000,
-    60_000_000,
-]);
-
-const fn micros<const N: usize>(counts: [u64; N]) -> [Duration; N] {
-    let mut bounds = [Duration::ZERO; N];
-    let mut index = 0;
-    while index < N {
-        #[expect(clippy::indexing_slicing, reason = "known at compile time")]
-        {
-            bounds[index] = Duration::from_micros(counts[index]);
-        }
-        index += 1;
-    }
-    bounds
-}
+/// A hit takes microseconds.
+pub(super) const HIT_BOUNDS: Bounds<9> = micros([25, 50, 100, 250, 500, 1_000, 5_000, 25_000, 100_000]);
 
 impl RequestMetrics {
     fn record(&mut self, finished: &FinishedRequest<'_>) {
@@ -142,13 +88,13 @@ impl RequestMetrics {
         };
         *self.requests.entry(key).or_default() += 1;
         if matches!(info.cache, CacheOutcome::Hit | CacheOutcome::StaleWhileRevalidate) {
-            self.hit_duration.observe(*duration, &HIT_BOUNDS);
+            self.hit_duration.observe_mut(*duration, &HIT_BOUNDS);
         }
         if let Some(upstream) = info.upstream_time {
-            self.upstream_duration.entry(route).or_default().observe(upstream, &UPSTREAM_BOUNDS);
+            self.upstream_duration.entry(route).or_default().observe_mut(upstream, &UPSTREAM_BOUNDS);
         }
         if let Some(waited) = info.queue_time {
-            self.queue_duration.entry(route).or_default().observe(waited, &UPSTREAM_BOUNDS);
+            self.queue_duration.entry(route).or_default().observe_mut(waited, &UPSTREAM_BOUNDS);
         }
         if let Some(rejection) = info.rejection {
             *self.auth_refusals.entry(rejection.as_str()).or_default() += 1;
@@ -222,18 +168,11 @@ mod tests {
         };
         assert_eq!((count("check"), count("discover"), count("none")), (Some(2), Some(1), None));
         assert_eq!((sum.in_flight, sum.clients_gone), (3, 1));
-        let (seconds, observed, buckets) = sum.hit_duration.parts(&HIT_BOUNDS);
+        let (seconds, observed, buckets) = sum.hit_duration.snapshot(&HIT_BOUNDS);
         assert!((seconds - 0.200_05).abs() < 1e-9, "{seconds}");
         assert_eq!(observed, 3);
         assert_eq!(buckets.first(), Some(&(25e-6, 1)));
         assert_eq!(buckets.get(1), Some(&(50e-6, 1)));
         assert_eq!(buckets.last(), Some(&(f64::INFINITY, 1)));
-    }
-
-    #[test]
-    fn a_bound_is_part_of_its_bucket() {
-        let mut histogram = Histogram::default();
-        histogram.observe(Duration::from_millis(1), &UPSTREAM_BOUNDS);
-        assert_eq!(histogram.parts(&UPSTREAM_BOUNDS).2.first(), Some(&(1e-3, 1)));
     }
 }

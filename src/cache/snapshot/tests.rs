@@ -131,7 +131,7 @@ fn loaded_entries_equal_the_saved_ones_and_keep_their_age() {
         s.time.advance(seconds(after));
         assert_eq!(cache.lookup(&KEY, s.now().instant).map(|hit| hit.freshness), freshness);
     }
-    assert!(cache.counters().bytes[0].load(std::sync::atomic::Ordering::Relaxed) > 0);
+    assert!(cache.counters().bytes.get(EntryKind::Positive) > 0);
 }
 
 #[test]

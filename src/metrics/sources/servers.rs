@@ -2,16 +2,17 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
 use crate::clock::Clock;
-use crate::upstream::{EjectionReason, ResendReason, ServerStatus, UnreachableCause, UpstreamServerState};
+use crate::histogram::UPSTREAM_BOUNDS;
+use crate::metrics::encode::{encode_counters_of_each, encode_histograms};
+use crate::upstream::{ServerStatus, UpstreamServerState};
 
 fn gauge(value: u64) -> ConstGauge<u64> {
     ConstGauge::new(value)
@@ -37,39 +38,27 @@ pub(super) fn encode(
         "upstream_unreachable",
         "Requests, and tries for those that wait, that found no connection, by cause",
     );
-    encode_by_label(
-        servers,
-        encoder,
-        unreachable,
-        "cause",
-        UnreachableCause::ALL.map(UnreachableCause::as_str),
-        |server| &server.unreachable_by_cause,
-    )?;
+    let causes = servers.iter().map(|server| (server.name.as_str(), &server.unreachable_by_cause));
+    encode_counters_of_each(encoder, unreachable, ["server", "cause"], causes)?;
     let failures =
         ("upstream_failures_in_a_row", "Failed requests since this server last answered or came back");
     encode_each(servers, encoder, failures, |server| gauge(server.health.consecutive_failures()))?;
     encode_server_status(servers, encoder)?;
     let ejections = ("upstream_ejections", "How often a server was ejected, by its last failure");
-    encode_by_label(
-        servers,
-        encoder,
-        ejections,
-        "reason",
-        EjectionReason::ALL.map(EjectionReason::as_str),
-        |server| &server.health.ejections,
-    )?;
+    let reasons = servers.iter().map(|server| (server.name.as_str(), &server.health.ejections));
+    encode_counters_of_each(encoder, ejections, ["server", "reason"], reasons)?;
     let checks = ("upstream_health_checks", "Health checks, if there are several servers");
-    encode_by_label(servers, encoder, checks, "result", ["good", "bad"], |server| &server.health.checks)?;
+    let results = servers.iter().map(|server| (server.name.as_str(), &server.health.checks));
+    encode_counters_of_each(encoder, checks, ["server", "result"], results)?;
     let resent = ("upstream_resent", "Requests that were sent again since this server did not answer them");
-    encode_by_label(
-        servers,
-        encoder,
-        resent,
-        "reason",
-        ResendReason::ALL.map(ResendReason::as_str),
-        |server| &server.resends,
-    )?;
-    encode_response_times(servers, encoder)
+    let reasons = servers.iter().map(|server| (server.name.as_str(), &server.resends));
+    encode_counters_of_each(encoder, resent, ["server", "reason"], reasons)?;
+    let times = (
+        "upstream_server_duration_seconds",
+        "From sending a request to this server to the head of its answer, or to the failure to get one",
+    );
+    let histograms = servers.iter().map(|server| (server.name.as_str(), &server.response_times));
+    encode_histograms(encoder, times, "server", (histograms, &UPSTREAM_BOUNDS))
 }
 
 fn encode_server_status(
@@ -89,23 +78,6 @@ fn encode_server_status(
     Ok(())
 }
 
-fn encode_response_times(
-    servers: &[Arc<UpstreamServerState>],
-    encoder: &mut DescriptorEncoder<'_>,
-) -> fmt::Result {
-    let (name, help) = (
-        "upstream_server_duration_seconds",
-        "From sending a request to this server to the head of its answer, or to the failure to get one",
-    );
-    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
-    for server in servers {
-        let (sum, count, buckets) = server.response_times.snapshot();
-        let labels = [("server", server.name.as_str())];
-        family.encode_family(&labels)?.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
-    }
-    Ok(())
-}
-
 fn encode_each<M: EncodeMetric>(
     servers: &[Arc<UpstreamServerState>],
     encoder: &mut DescriptorEncoder<'_>,
@@ -116,24 +88,6 @@ fn encode_each<M: EncodeMetric>(
     let mut family = encoder.encode_descriptor(name, help, None, kind)?;
     for server in servers {
         of(server).encode(family.encode_family(&[("server", server.name.as_str())])?)?;
-    }
-    Ok(())
-}
-
-fn encode_by_label<const N: usize>(
-    servers: &[Arc<UpstreamServerState>],
-    encoder: &mut DescriptorEncoder<'_>,
-    (name, help): NameAndHelp,
-    label: &'static str,
-    values: [&'static str; N],
-    of: impl Fn(&UpstreamServerState) -> &[AtomicU64; N],
-) -> fmt::Result {
-    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-    for server in servers {
-        for (value, count) in values.iter().zip(of(server)) {
-            let labels = [("server", server.name.as_str()), (label, value)];
-            ConstCounter::new(count.load(Relaxed)).encode(family.encode_family(&labels)?)?;
-        }
     }
     Ok(())
 }

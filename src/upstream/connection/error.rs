@@ -94,6 +94,8 @@ impl UnreachableCause {
     }
 }
 
+crate::counters::label!(UnreachableCause);
+
 fn is_tls_failure(error: &io::Error) -> bool {
     tls(error).is_some()
         || causes(error).any(|cause| cause.kind() == ErrorKind::InvalidData || is_handshake_eof(cause))

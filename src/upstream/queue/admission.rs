@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::counters::Counters;
 use crate::route::Class;
 
 /// The section `[upstream.classes.…]` of the configuration, for one class.
@@ -59,6 +60,8 @@ impl ShedReason {
     }
 }
 
+crate::counters::label!(ShedReason);
+
 /// The permits of all classes.
 #[derive(Debug)]
 pub struct Admission {
@@ -74,7 +77,7 @@ pub struct ClassAdmission {
     /// A moving average of response times, in microseconds.
     mean_response_us: AtomicU64,
     /// Rejected requests, by [`ShedReason`].
-    pub shed_by_reason: [AtomicU64; ShedReason::ALL.len()],
+    pub shed_by_reason: Counters<ShedReason>,
 }
 
 impl Admission {
@@ -95,7 +98,7 @@ impl ClassAdmission {
             permits: Arc::new(Semaphore::new(settings.concurrency)),
             waiting: AtomicUsize::new(0),
             mean_response_us: AtomicU64::new(0),
-            shed_by_reason: Default::default(),
+            shed_by_reason: Counters::default(),
         }
     }
 
@@ -127,11 +130,7 @@ impl ClassAdmission {
         if let Some(permit) = self.try_admit() {
             return Ok(permit);
         }
-        self.wait(may_wait).await.inspect_err(|shed| {
-            if let Some(count) = self.shed_by_reason.get(*shed as usize) {
-                count.fetch_add(1, Ordering::Relaxed);
-            }
-        })
+        self.wait(may_wait).await.inspect_err(|reason| self.shed_by_reason.increment(*reason))
     }
 
     async fn wait(&self, may_wait: bool) -> Result<OwnedSemaphorePermit, ShedReason> {
@@ -214,7 +213,7 @@ mod tests {
         assert_eq!(fourth.await.err(), Some(ShedReason::QueueTimeout));
         drop(third);
         assert_eq!((admission.in_flight(), admission.waiting()), (1, 0));
-        let shed = admission.shed_by_reason.each_ref().map(|count| count.load(Ordering::Relaxed));
+        let shed = ShedReason::ALL.map(|reason| admission.shed_by_reason.get(reason));
         assert_eq!(shed, [1, 1, 0, 1]);
     }
 

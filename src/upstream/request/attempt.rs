@@ -10,6 +10,7 @@ use http::{Request, Response, StatusCode};
 use super::options::SendOptions;
 use crate::body::{Body, Collected};
 use crate::clock::Clock;
+use crate::histogram::UPSTREAM_BOUNDS;
 use crate::route::Class;
 use crate::upstream::Error;
 use crate::upstream::connection::connector;
@@ -92,7 +93,9 @@ impl UpstreamServer {
             Err(attempt) => attempt.ejection_reason(),
         };
         if matches!((&outcome, reason), (Ok(_), _) | (Err(AttemptError::Failed { .. }), Some(_))) {
-            self.state.response_times.observe(now.saturating_duration_since(deadlines.sent));
+            self.state
+                .response_times
+                .observe(now.saturating_duration_since(deadlines.sent), &UPSTREAM_BOUNDS);
         }
         // Requests without a credential may be refused, slow or broken for reasons of their own, and come in such
         // masses that no connection can be made. They say nothing about the server.

@@ -15,13 +15,14 @@ use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
 use crate::clock::Clock;
+use crate::counters::Counters;
 use crate::progress::LastAnswer;
 use crate::upstream::UpstreamSettings;
 
 mod labels;
 mod state;
 
-pub use self::labels::{EjectionReason, ServerStatus};
+pub use self::labels::{CheckResult, EjectionReason, ServerStatus};
 pub use self::state::EjectionSettings;
 use self::state::{ActiveEjection, EjectionState};
 pub(in crate::upstream) use self::state::{Availability, CheckFailure};
@@ -43,9 +44,9 @@ pub struct ServerHealth {
     last_answer: Arc<LastAnswer>,
     state: Mutex<EjectionState>,
     /// How often it was ejected, by [`EjectionReason`].
-    pub ejections: [AtomicU64; EjectionReason::ALL.len()],
-    /// Health checks that passed, and that failed.
-    pub checks: [AtomicU64; 2],
+    pub ejections: Counters<EjectionReason>,
+    /// Health checks so far.
+    pub checks: Counters<CheckResult>,
     /// Wakes the health checker, whose next check is due earlier now.
     rescheduled: Notify,
     /// Wakes the owners of connections, which are to be closed now.
@@ -64,8 +65,8 @@ impl ServerHealth {
             last_answer: Arc::new(LastAnswer::new(Clock::System.now())),
             is_drained: AtomicBool::new(false),
             state: Mutex::default(),
-            ejections: Default::default(),
-            checks: Default::default(),
+            ejections: Counters::default(),
+            checks: Counters::default(),
             rescheduled: Notify::new(),
             drained: Notify::new(),
         }
@@ -205,8 +206,7 @@ impl ServerHealth {
         (good, bad): (u32, u32),
         now: Instant,
     ) {
-        let [went_well, failed] = &self.checks;
-        if outcome.is_ok() { went_well } else { failed }.fetch_add(1, Ordering::Relaxed);
+        self.checks.increment(if outcome.is_ok() { CheckResult::Good } else { CheckResult::Bad });
         let mut state = self.state.lock();
         let is_due = state.availability(&self.settings, true, now) == Availability::TrialDue;
         let Err(CheckFailure { why, rails_responded }) = outcome else {
@@ -275,9 +275,7 @@ impl ServerHealth {
         state.last_problem = Some(format!("ejected for {} s: {}", pause.as_secs_f64(), reason.as_str()));
         state.ejected = Some(ActiveEjection { since: now, until: now + pause, tried_at: None });
         drop(state);
-        if let Some(count) = self.ejections.get(reason as usize) {
-            count.fetch_add(1, Ordering::Relaxed);
-        }
+        self.ejections.increment(reason);
         self.rescheduled.notify_one();
         let pause_s = pause.as_secs_f64();
         let _span = crate::request_span::current().entered();

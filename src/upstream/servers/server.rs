@@ -3,7 +3,6 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
-use std::time::Duration;
 
 use http::header::HeaderValue;
 use http::{Request, Response};
@@ -12,6 +11,8 @@ use super::balance::MAX_SERVERS;
 use super::health::ServerHealth;
 use super::load::ServerLoad;
 use crate::body::{Body, BodyTransfer};
+use crate::counters::Counters;
+use crate::histogram::Histogram;
 use crate::route::Class;
 use crate::upstream::connection::connector::Connector;
 use crate::upstream::connection::error::UnreachableCause;
@@ -181,6 +182,8 @@ impl ResendReason {
     }
 }
 
+crate::counters::label!(ResendReason);
+
 /// What all threads share about one server.
 #[derive(Debug)]
 pub struct UpstreamServerState {
@@ -203,11 +206,11 @@ pub struct UpstreamServerState {
     /// Attempts to connect that failed.
     pub connect_failures: AtomicU64,
     /// Requests, and attempts for held requests, that found no connection, by [`UnreachableCause`].
-    pub unreachable_by_cause: [AtomicU64; UnreachableCause::ALL.len()],
+    pub unreachable_by_cause: Counters<UnreachableCause>,
     /// Requests that were sent again after this server had failed, by [`ResendReason`].
-    pub resends: [AtomicU64; ResendReason::ALL.len()],
+    pub resends: Counters<ResendReason>,
     /// From sending a request to the head of its response, or to the failure to get one.
-    pub response_times: LatencyHistogram,
+    pub response_times: Histogram<12>,
 }
 
 impl UpstreamServerState {
@@ -224,9 +227,9 @@ impl UpstreamServerState {
             active_streams: AtomicUsize::new(0),
             connections_opened: AtomicU64::new(0),
             connect_failures: AtomicU64::new(0),
-            unreachable_by_cause: Default::default(),
-            resends: Default::default(),
-            response_times: LatencyHistogram::default(),
+            unreachable_by_cause: Counters::default(),
+            resends: Counters::default(),
+            response_times: Histogram::default(),
         }
     }
 
@@ -244,68 +247,10 @@ impl UpstreamServerState {
     }
 
     pub(in crate::upstream) fn count_unreachable(&self, error: &io::Error) {
-        if let Some(count) = self.unreachable_by_cause.get(UnreachableCause::of(error) as usize) {
-            count.fetch_add(1, Ordering::Relaxed);
-        }
+        self.unreachable_by_cause.increment(UnreachableCause::of(error));
     }
 
     pub(in crate::upstream) fn count_resend(&self, why: ResendReason) {
-        if let Some(count) = self.resends.get(why as usize) {
-            count.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-}
-
-/// A histogram of durations.
-#[derive(Debug, Default)]
-pub struct LatencyHistogram {
-    /// Up to each of [`BUCKET_BOUNDS_US`], and above. Not cumulative.
-    counts: [AtomicU64; BUCKET_BOUNDS_US.len() + 1],
-    sum_us: AtomicU64,
-}
-
-/// Upper bounds in microseconds: those of the histogram by route, so that the two can be compared.
-const BUCKET_BOUNDS_US: [u64; 12] = [
-    1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 1_000_000, 5_000_000, 15_000_000,
-    60_000_000,
-];
-
-impl LatencyHistogram {
-    pub(in crate::upstream) fn observe(&self, took: Duration) {
-        let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        let bucket = BUCKET_BOUNDS_US.iter().position(|bound| us <= *bound).unwrap_or(BUCKET_BOUNDS_US.len());
-        if let Some(count) = self.counts.get(bucket) {
-            count.fetch_add(1, Ordering::Relaxed);
-        }
-        self.sum_us.fetch_add(us, Ordering::Relaxed);
-    }
-
-    /// The sum in seconds, the number, and how many fell under each bound only.
-    pub fn snapshot(&self) -> (f64, u64, Vec<(f64, u64)>) {
-        let bounds =
-            BUCKET_BOUNDS_US.iter().map(|us| Duration::from_micros(*us).as_secs_f64()).chain([f64::INFINITY]);
-        let buckets: Vec<_> =
-            bounds.zip(self.counts.iter().map(|count| count.load(Ordering::Relaxed))).collect();
-        let sum = Duration::from_micros(self.sum_us.load(Ordering::Relaxed)).as_secs_f64();
-        (sum, buckets.iter().map(|(_, count)| count).sum(), buckets)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_bound_is_part_of_its_bucket() {
-        let histogram = LatencyHistogram::default();
-        for us in [1, 1_000, 1_001, 60_000_000, 60_000_001, 3_600_000_000] {
-            histogram.observe(Duration::from_micros(us));
-        }
-        let (sum, count, buckets) = histogram.snapshot();
-        assert!((sum - 3_720.002_003).abs() < 1e-6, "{sum}");
-        assert_eq!(count, 6);
-        let of: Vec<u64> = buckets.iter().map(|(_, count)| *count).collect();
-        assert_eq!(of, [2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 2]);
-        assert_eq!(buckets.last().map(|(bound, _)| *bound), Some(f64::INFINITY));
+        self.resends.increment(why);
     }
 }

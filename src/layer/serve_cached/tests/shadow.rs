@@ -3,7 +3,6 @@
 use super::*;
 use crate::cache::shadow::ShadowOutcome;
 use crate::layer::testing::settle;
-use std::sync::atomic::Ordering;
 
 const PATH: &str = "/discover?key_id=7";
 
@@ -28,8 +27,8 @@ impl Fixture {
     }
 
     fn found(&self, outcome: ShadowOutcome) -> u64 {
-        let counts = &self.cache.shadow().counters().outcomes;
-        counts.iter().map(|of| of[outcome as usize].load(Ordering::Relaxed)).sum()
+        let counters = self.cache.shadow().counters();
+        counters.keys.get(outcome) + counters.users.get(outcome)
     }
 
     fn all_found(&self) -> [u64; 5] {

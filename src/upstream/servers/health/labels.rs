@@ -29,6 +29,8 @@ impl EjectionReason {
     }
 }
 
+crate::counters::label!(EjectionReason);
+
 /// The status of a server, for operators.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ServerStatus {
@@ -63,3 +65,27 @@ impl ServerStatus {
         }
     }
 }
+
+/// The outcome of a health check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CheckResult {
+    /// Rails answered as it should.
+    Good,
+    /// It did not.
+    Bad,
+}
+
+impl CheckResult {
+    /// In the order of their numbers.
+    pub const ALL: [Self; 2] = [Self::Good, Self::Bad];
+
+    /// The label in metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Good => "good",
+            Self::Bad => "bad",
+        }
+    }
+}
+
+crate::counters::label!(CheckResult);

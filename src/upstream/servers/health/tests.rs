@@ -53,7 +53,7 @@ fn only_failures_in_a_row_eject() {
         (health.availability(now), health.status(now)),
         (Availability::Ejected, ServerStatus::Ejected)
     );
-    let ejections = health.ejections.each_ref().map(|count| count.load(Ordering::Relaxed));
+    let ejections = EjectionReason::ALL.map(|reason| health.ejections.get(reason));
     assert_eq!(ejections, [0, 1, 0, 0]);
     for never in
         [one_of(2, EjectionSettings { failures: 0, ..settings() }, false), one_of(1, settings(), true)]
@@ -161,7 +161,7 @@ fn health_checks_decide_where_there_are_some() {
     assert_eq!(health.availability(now), Availability::Unhealthy);
     check(PASSED, now);
     assert_eq!(health.availability(now), Availability::InRotation(0.1));
-    assert_eq!(health.checks.each_ref().map(|count| count.load(Ordering::Relaxed)), [13, 24]);
+    assert_eq!(CheckResult::ALL.map(|result| health.checks.get(result)), [13, 24]);
 }
 
 /// No request is risked: the trial after a pause is a health check.
