@@ -2,20 +2,50 @@
 //! The library emits `tracing` events; where they go and how they look is up to the binary.
 
 use std::borrow::Cow;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 
 use tracing::Level;
 
-/// The labels by which lines are counted; `TRACE` counts as `DEBUG`.
-pub const LEVELS: [&str; 4] = ["error", "warn", "info", "debug"];
+use crate::counters::Counters;
 
-/// The index of a level in [`LEVELS`].
-pub fn level_index(level: Level) -> usize {
-    match level {
-        Level::ERROR => 0,
-        Level::WARN => 1,
-        Level::INFO => 2,
-        _ => 3,
+/// By which level lines are counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogLevel {
+    /// `ERROR`.
+    Error,
+    /// `WARN`.
+    Warn,
+    /// `INFO`.
+    Info,
+    /// `DEBUG` and `TRACE`.
+    Debug,
+}
+
+impl LogLevel {
+    /// In the order of their discriminants.
+    pub const ALL: [Self; 4] = [Self::Error, Self::Warn, Self::Info, Self::Debug];
+
+    /// The label in metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "debug",
+        }
+    }
+}
+
+crate::counters::label!(LogLevel);
+
+impl From<Level> for LogLevel {
+    fn from(level: Level) -> Self {
+        match level {
+            Level::ERROR => Self::Error,
+            Level::WARN => Self::Warn,
+            Level::INFO => Self::Info,
+            _ => Self::Debug,
+        }
     }
 }
 
@@ -44,28 +74,32 @@ impl DropReason {
 /// Lines that were not written.
 #[derive(Debug, Default)]
 pub struct LogCounters {
-    /// By [`DropReason`] and level.
-    dropped: [[AtomicU64; LEVELS.len()]; DropReason::ALL.len()],
+    /// See [`DropReason::QueueFull`].
+    queue_full: Counters<LogLevel>,
+    /// See [`DropReason::Unwritable`].
+    unwritable: Counters<LogLevel>,
     /// Omitted on purpose: the same diagnostic had been written several times within a second.
     pub suppressed: AtomicU64,
 }
 
 impl LogCounters {
-    /// Ignores a level that is not in [`LEVELS`].
-    pub fn count_dropped(&self, reason: DropReason, level: usize, lines: u64) {
-        if let Some(count) = self.dropped.get(reason as usize).and_then(|levels| levels.get(level)) {
-            count.fetch_add(lines, Ordering::Relaxed);
-        }
+    /// Counts lines that were dropped.
+    pub fn count_dropped(&self, reason: DropReason, level: LogLevel, lines: u64) {
+        self.dropped_for(reason).add(level, lines);
     }
 
     /// Dropped lines so far, as reason, level, count.
     pub fn dropped(&self) -> impl Iterator<Item = (DropReason, &'static str, u64)> {
-        DropReason::ALL.into_iter().zip(&self.dropped).flat_map(|(reason, levels)| {
-            LEVELS
-                .into_iter()
-                .zip(levels)
-                .map(move |(level, count)| (reason, level, count.load(Ordering::Relaxed)))
+        DropReason::ALL.into_iter().flat_map(|reason| {
+            self.dropped_for(reason).iter().map(move |(level, lines)| (reason, level.as_str(), lines))
         })
+    }
+
+    fn dropped_for(&self, reason: DropReason) -> &Counters<LogLevel> {
+        match reason {
+            DropReason::QueueFull => &self.queue_full,
+            DropReason::Unwritable => &self.unwritable,
+        }
     }
 }
 
@@ -99,8 +133,8 @@ mod tests {
     #[test]
     fn dropped_lines_are_counted_by_reason_and_level() {
         let counts = LogCounters::default();
-        counts.count_dropped(DropReason::QueueFull, level_index(Level::INFO), 3);
-        counts.count_dropped(DropReason::Unwritable, level_index(Level::TRACE), 1);
+        counts.count_dropped(DropReason::QueueFull, Level::INFO.into(), 3);
+        counts.count_dropped(DropReason::Unwritable, Level::TRACE.into(), 1);
         let dropped: Vec<_> = counts.dropped().filter(|(_, _, lines)| *lines > 0).collect();
         assert_eq!(dropped, [(DropReason::QueueFull, "info", 3), (DropReason::Unwritable, "debug", 1)]);
     }

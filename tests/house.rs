@@ -16,7 +16,7 @@ const RANKS: [(&str, u8); 33] = [
     ("counters", 0),
     ("file", 0),
     ("header", 0),
-    ("log", 0),
+    ("log", 1),
     ("heartbeat", 0),
     ("histogram", 0),
     ("params", 0),

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
-use railgate::log::{DropReason, LEVELS, LogCounters, level_index};
+use railgate::log::{DropReason, LogCounters, LogLevel};
 use tracing::Level;
 
 const MAX_DELAY: Duration = Duration::from_millis(200);
@@ -41,8 +41,8 @@ impl QueueLimits {
     }
 }
 
-/// Numbers of lines, in the order of [`LEVELS`].
-pub(super) type CountsByLevel = [u64; LEVELS.len()];
+/// Numbers of lines, in the order of [`LogLevel::ALL`].
+pub(super) type CountsByLevel = [u64; LogLevel::ALL.len()];
 
 pub(in crate::cli) struct LogQueue {
     limits: QueueLimits,
@@ -92,7 +92,7 @@ impl LogQueue {
 
     /// Adds a line, line break included, or drops it if the queue is full.
     pub(in crate::cli) fn push(&self, line: &[u8], level: Level, is_deferrable: bool) {
-        let (limits, level) = (self.limits.for_level(level), level_index(level));
+        let (limits, level) = (self.limits.for_level(level), LogLevel::from(level));
         let mut queue = self.queue.lock();
         if queue.lines >= limits.lines || queue.bytes + line.len() > limits.bytes {
             queue.count_dropped(level, 1);
@@ -143,9 +143,9 @@ impl LogQueue {
         queue.bytes = queue.bytes.saturating_sub(block.bytes.len());
         queue.written += 1;
         if !is_written {
-            for (level, lines) in block.lines.iter().enumerate() {
-                queue.count_dropped(level, *lines);
-                self.counts.count_dropped(DropReason::Unwritable, level, *lines);
+            for (level, lines) in LogLevel::ALL.into_iter().zip(block.lines) {
+                queue.count_dropped(level, lines);
+                self.counts.count_dropped(DropReason::Unwritable, level, lines);
             }
         }
         block.bytes.clear();
@@ -191,7 +191,7 @@ impl LogQueue {
 
 impl Queue {
     /// True if the writer has to wake up.
-    fn add(&mut self, line: &[u8], level: usize) -> bool {
+    fn add(&mut self, line: &[u8], level: LogLevel) -> bool {
         let was_empty = self.blocks.is_empty();
         let is_full = self.blocks.back().is_none_or(|block| block.bytes.len() + line.len() > BLOCK_SIZE);
         if is_full {
@@ -202,7 +202,7 @@ impl Queue {
         }
         if let Some(block) = self.blocks.back_mut() {
             block.bytes.extend_from_slice(line);
-            if let Some(lines) = block.lines.get_mut(level) {
+            if let Some(lines) = block.lines.get_mut(level as usize) {
                 *lines += 1;
             }
         }
@@ -222,8 +222,8 @@ impl Queue {
         block
     }
 
-    fn count_dropped(&mut self, level: usize, lines: u64) {
-        if let Some(dropped) = self.dropped.get_mut(level) {
+    fn count_dropped(&mut self, level: LogLevel, lines: u64) {
+        if let Some(dropped) = self.dropped.get_mut(level as usize) {
             *dropped += lines;
         }
     }
