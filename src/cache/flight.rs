@@ -1,8 +1,8 @@
 //! One request to Rails for each key, however many callers wait for it (single-flight).
 //!
 //! The first caller to miss becomes the leader, and the others follow and wait for its outcome. The outcome is
-//! only ever a stored entry or the news that there is none: an answer that could
-//! not be stored was meant for the leader alone, and each follower asks Rails by itself.
+//! only ever a stored entry or the news that there is none: an answer that could not be stored was for the
+//! leader alone, and each follower asks Rails by itself.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ pub enum FillOutcome {
     NotShared,
 }
 
-/// Why a flight brought no answer at all, whoever asks.
+/// Why a flight brought no answer at all, for the leader and the followers alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FillError {
     /// Rails cannot be reached.

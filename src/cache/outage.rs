@@ -157,7 +157,7 @@ mod tests {
         );
         outage.record_failure(begin + FAILURE_MEMORY, begin + FAILURE_MEMORY, "test");
         assert!(outage.is_active(begin + FAILURE_MEMORY));
-        // Whoever asked before Rails answered cannot know better by failing later.
+        // A request that was sent before Rails answered is no news if it fails later.
         outage.record_answer(begin + FAILURE_MEMORY * 2);
         let end = begin + FAILURE_MEMORY * 2 + RECOVERY;
         outage.record_failure(begin + FAILURE_MEMORY, end, "test");

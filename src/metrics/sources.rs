@@ -135,7 +135,7 @@ impl MetricSources {
         let threads = &self.heartbeats.0;
         let mut family = encoder.encode_descriptor(
             "thread_silent_seconds",
-            "How long ago the thread last turned, about",
+            "How long ago the thread last responded, about",
             None,
             MetricType::Gauge,
         )?;
@@ -145,7 +145,7 @@ impl MetricSources {
         }
         let mut family = encoder.encode_descriptor(
             "thread_stalls",
-            "How often the thread has not turned for 10 seconds",
+            "How often the thread has not responded for 10 seconds",
             None,
             MetricType::Counter,
         )?;
