@@ -5,18 +5,17 @@
 //! the machine; that is for the log.
 
 use std::fmt;
-use std::io;
 
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::{Response, StatusCode};
 
 use crate::auth::Rejection;
-use crate::body::{self, Body};
+use crate::body::Body;
 use crate::cache::FillError;
 use crate::refusal::Refusal;
 use crate::route::Access;
-use crate::upstream;
+use crate::upstream::{self, ErrorKind};
 
 /// Seconds until the client should retry (RFC 9110 §10.2.3); a retry waits again, if it has to. GitLab
 /// Shell sleeps for this long between its three tries, without any limit, and all of them have to fit
@@ -83,22 +82,16 @@ impl Failure {
             Self::Loop => StatusCode::LOOP_DETECTED,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyBrokeOff => StatusCode::BAD_REQUEST,
-            Self::Upstream(error) => match error {
-                // Permanent: a certificate that is not trusted, a socket without permission to connect.
-                upstream::Error::Connect(_, error) if !upstream::is_transient(error) => {
-                    StatusCode::BAD_GATEWAY
-                }
-                upstream::Error::Connect(..)
-                | upstream::Error::HoldFull(..)
-                | upstream::Error::Expires(_)
-                | upstream::Error::Shed(_) => StatusCode::SERVICE_UNAVAILABLE,
-                upstream::Error::Timeout(_)
-                | upstream::Error::Slow(_)
-                | upstream::Error::TotalTimeout(_)
-                | upstream::Error::Hung(_)
-                | upstream::Error::BrokeOff(body::Error::Stalled(_) | body::Error::TooSlow) => {
-                    StatusCode::GATEWAY_TIMEOUT
-                }
+            Self::Upstream(error) => match error.kind() {
+                ErrorKind::Unreachable
+                | ErrorKind::Exhausted
+                | ErrorKind::Shed
+                | ErrorKind::CredentialExpires => StatusCode::SERVICE_UNAVAILABLE,
+                ErrorKind::Silent
+                | ErrorKind::Slow
+                | ErrorKind::OutOfTime
+                | ErrorKind::BodyStalled
+                | ErrorKind::BodyTooSlow => StatusCode::GATEWAY_TIMEOUT,
                 _ => StatusCode::BAD_GATEWAY,
             },
             Self::UnverifiedBodiesFull
@@ -120,26 +113,7 @@ impl Failure {
             Self::BodyTooLarge => "body_too_large",
             Self::UnverifiedBodiesFull => "unverified_bodies_full",
             Self::BodyBrokeOff => "body_broke_off",
-            Self::Upstream(error) => match error {
-                upstream::Error::RequestBody(_) | upstream::Error::BodyStalled(_) => "body_broke_off",
-                upstream::Error::Connect(_, error) if error.kind() == io::ErrorKind::TimedOut => {
-                    "upstream_connect_timeout"
-                }
-                upstream::Error::Connect(..) => "upstream_unreachable",
-                upstream::Error::HoldFull(..) => "hold_full",
-                upstream::Error::Expires(_) => "credential_expires",
-                upstream::Error::Shed(shed) => shed.as_str(),
-                upstream::Error::Timeout(_) | upstream::Error::Slow(_) => "upstream_timeout",
-                upstream::Error::BrokeOff(body::Error::Stalled(_)) => "upstream_body_timeout",
-                upstream::Error::TotalTimeout(_)
-                | upstream::Error::Hung(_)
-                | upstream::Error::BrokeOff(body::Error::TooSlow) => "upstream_total_timeout",
-                upstream::Error::Broken(error) if error.is_parse_too_large() => "upstream_head_too_large",
-                upstream::Error::Broken(error) if error.is_parse() => "upstream_malformed",
-                upstream::Error::Broken(_) | upstream::Error::BrokeOff(_) => "upstream_broke_off",
-                upstream::Error::Unusable(_) => "upstream_unusable",
-                upstream::Error::NeedsWorkhorse(_) => "upstream_needs_workhorse",
-            },
+            Self::Upstream(error) => error.as_str(),
             Self::SharedFill(FillError::Unreachable) => "upstream_unreachable",
             Self::SharedFill(FillError::Timeout | FillError::Slow) => "upstream_timeout",
             Self::SharedFill(FillError::Busy) => "upstream_busy",
@@ -167,9 +141,8 @@ impl Failure {
                 "The request body did not arrive before its memory was needed. Please try again shortly."
             }
             Self::BodyBrokeOff => "400 Bad Request: the request body is incomplete or malformed",
-            Self::Upstream(upstream::Error::Shed(_) | upstream::Error::HoldFull(..))
-            | Self::SharedFill(FillError::Busy)
-            | Self::Overloaded => "GitLab is busy at the moment. Please try again shortly.",
+            Self::Upstream(error) if error.is_overload() => BUSY,
+            Self::SharedFill(FillError::Busy) | Self::Overloaded => BUSY,
             Self::Upstream(_) | Self::SharedFill(_) => match self.status() {
                 StatusCode::SERVICE_UNAVAILABLE => {
                     "GitLab is not reachable at the moment. Please try again shortly."
@@ -222,6 +195,8 @@ impl Failure {
     }
 }
 
+const BUSY: &str = "GitLab is busy at the moment. Please try again shortly.";
+
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
@@ -232,9 +207,9 @@ impl std::error::Error for Failure {}
 
 impl From<upstream::Error> for Failure {
     fn from(error: upstream::Error) -> Self {
-        match error {
-            upstream::Error::RequestBody(_) | upstream::Error::BodyStalled(_) => Self::BodyBrokeOff,
-            error => Self::Upstream(error),
+        match error.kind() {
+            ErrorKind::RequestBody => Self::BodyBrokeOff,
+            _ => Self::Upstream(error),
         }
     }
 }
@@ -242,7 +217,12 @@ impl From<upstream::Error> for Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::upstream::TimeLimit;
     use http_body_util::BodyExt as _;
+
+    fn timeout(limit: TimeLimit, is_silent: bool) -> upstream::Error {
+        upstream::Error::Timeout { after: std::time::Duration::from_secs(1), limit, is_silent }
+    }
 
     #[tokio::test]
     async fn every_response_is_json_with_a_string_message() {
@@ -254,16 +234,16 @@ mod tests {
             Failure::BodyTooLarge,
             Failure::UnverifiedBodiesFull,
             Failure::BodyBrokeOff,
-            Failure::Upstream(upstream::Error::Connect("x".into(), std::io::Error::other("y"))),
-            Failure::Upstream(upstream::Error::Timeout(std::time::Duration::from_secs(1))),
-            Failure::Upstream(upstream::Error::Slow(std::time::Duration::from_secs(1))),
-            Failure::Upstream(upstream::Error::Hung(std::time::Duration::from_secs(1))),
+            Failure::Upstream(upstream::Error::Connect("x".into(), std::io::Error::other("y").into())),
+            Failure::Upstream(timeout(TimeLimit::Response, true)),
+            Failure::Upstream(timeout(TimeLimit::Response, false)),
+            Failure::Upstream(timeout(TimeLimit::Total, true)),
             Failure::Upstream(upstream::Error::Unusable("x")),
             Failure::Upstream(upstream::Error::NeedsWorkhorse("x".into())),
-            Failure::Upstream(upstream::Error::Expires("x".into())),
-            Failure::Upstream(upstream::Error::HoldFull("x".into(), std::io::Error::other("y"))),
+            Failure::Upstream(upstream::Error::CredentialExpires("x".into())),
+            Failure::Upstream(upstream::Error::HoldFull("x".into(), std::io::Error::other("y").into())),
             Failure::Upstream(upstream::Error::Shed(upstream::ShedReason::QueueFull)),
-            Failure::Upstream(upstream::Error::BrokeOff(crate::body::Error::TooSlow)),
+            Failure::Upstream(upstream::Error::ResponseBody(crate::body::Error::TooSlow)),
             Failure::SharedFill(FillError::Unreachable),
             Failure::SharedFill(FillError::Timeout),
             Failure::SharedFill(FillError::Broken),

@@ -60,7 +60,7 @@ fn show(server: &UpstreamServerState, now: Instant) -> Value {
         "why": server.health.last_problem(),
         "backup": server.is_backup,
         "requests": server.in_flight(),
-        "connections": server.open_connections(),
+        "connections": server.connections.open(),
         "failures_in_a_row": server.health.consecutive_failures(),
     })
 }

@@ -123,7 +123,7 @@ async fn read(response: Response<Body>) -> ProbeResponse {
 /// What to do about the error: its own hint, or general advice.
 fn advice_for(error: &Error) -> String {
     let advice = match error {
-        Error::Connect(_, error) => diagnose::connect_advice(upstream::UnreachableCause::of(error)),
+        Error::Connect(_, error) => diagnose::connect_advice(error.cause()),
         _ => "see the log of Rails, and of the proxy in front of it",
     };
     error.hint().unwrap_or(advice).to_owned()

@@ -195,7 +195,7 @@ impl HttpBody for ResponseBody {
                 Some(Ok(frame))
             }
             Some(Err(error)) => {
-                let failure = Failure::Upstream(upstream::Error::BrokeOff(error));
+                let failure = Failure::Upstream(upstream::Error::ResponseBody(error));
                 if let Some(request) = &this.request {
                     request.info.record_failure(&failure);
                 }

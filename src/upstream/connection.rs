@@ -1,10 +1,87 @@
 //! Connections to a server: where it listens, how it is reached, and the exchange of one request.
 
-pub(super) mod connector;
+use std::sync::Arc;
+
+use http::{Request, Response};
+
+use self::connector::Connector;
+use self::error::{ConnectError, SendError};
+use self::http1::Http1Pool;
+use self::http2::Http2Connections;
+use self::protocol::Protocol;
+use self::stats::ConnectionStats;
+use super::settings::{UpstreamServerSettings, UpstreamSettings};
+use crate::body::{Body, BodyTransfer};
+use crate::route::Class;
+
+pub(super) mod cause;
+mod connector;
 pub(super) mod error;
-pub(super) mod happy_eyeballs;
-pub(super) mod head_state;
-pub(super) mod http1;
-pub(super) mod http2;
+mod happy_eyeballs;
+mod head_state;
+mod http1;
+mod http2;
+mod limits;
+pub(super) mod protocol;
+pub(super) mod stats;
+mod stream;
 pub(super) mod target;
 pub mod tls;
+
+/// The connections of one thread to a server.
+#[derive(Debug)]
+pub(super) enum ServerConnections {
+    Http1(Http1Pool),
+    Http2(Http2Connections),
+}
+
+impl ServerConnections {
+    pub(super) fn new(
+        server: &UpstreamServerSettings,
+        all: &UpstreamSettings,
+        stats: &Arc<ConnectionStats>,
+    ) -> Self {
+        let connector = Connector::new(server, all.connect_timeout, Arc::clone(stats))
+            .with_max_age(all.max_connection_age);
+        match all.protocol {
+            Protocol::Http1 => Self::Http1(Http1Pool::new(connector, all.max_idle, all.idle_timeout)),
+            Protocol::Http2 => Self::Http2(Http2Connections::new(connector)),
+        }
+    }
+
+    /// Sends a request. With `may_reuse`, it may go over an idle connection, which Rails may just have closed.
+    pub(super) async fn send(
+        &self,
+        request: Box<Request<Body>>,
+        class: Class,
+        sending: &BodyTransfer,
+        may_reuse: bool,
+    ) -> Result<Response<Body>, SendError> {
+        match self {
+            Self::Http1(pool) if class == Class::Other && pool.may_send_unpooled() => {
+                Box::pin(pool.send_unpooled(request, sending)).await
+            }
+            Self::Http1(pool) => pool.send(request, sending, may_reuse).await,
+            Self::Http2(streams) => Box::pin(streams.send(*request, class)).await,
+        }
+    }
+
+    /// Sends a request of the gateway itself, which has no body and no class.
+    pub(super) async fn send_probe(&self, mut request: Request<Body>) -> Result<Response<Body>, SendError> {
+        match self {
+            Self::Http1(pool) => {
+                let sending = request.body_mut().track_transfer();
+                pool.send(Box::new(request), &sending, true).await
+            }
+            Self::Http2(streams) => Box::pin(streams.send_unshared(request)).await,
+        }
+    }
+
+    /// Makes a connection for the next request.
+    pub(super) async fn preconnect(&self, class: Class) -> Result<(), ConnectError> {
+        match self {
+            Self::Http1(pool) => pool.preconnect().await,
+            Self::Http2(streams) => Box::pin(streams.preconnect(class)).await,
+        }
+    }
+}

@@ -1,6 +1,8 @@
 //! One request to Rails: how it is sent, waits, and is sent again.
 
-pub(super) mod attempt;
+mod attempt;
+mod connect_failure;
+mod deadlines;
 pub(super) mod options;
 pub(super) mod replay;
 mod send;

@@ -5,3 +5,4 @@ pub(super) mod health;
 pub(super) mod health_check;
 pub(super) mod load;
 pub(super) mod server;
+pub(super) mod state;

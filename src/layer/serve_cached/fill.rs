@@ -14,7 +14,7 @@ use crate::exchange::{Authenticated, CacheOutcome, Exchange, SharedRequestInfo};
 use crate::failure::Failure;
 use crate::layer::LayerResult;
 use crate::route::Caching;
-use crate::upstream;
+use crate::upstream::{self, ErrorKind};
 
 /// What a request that fills an entry may say of its caller: who it is, where it comes from, and
 /// nothing that could change an answer which others will get.
@@ -115,18 +115,19 @@ async fn finish(
 /// Tells the followers of a failure that they would meet too. After any other, each asks Rails by itself.
 fn fail(guard: FillGuard, failure: &Failure, info: &SharedRequestInfo) {
     let Failure::Upstream(error) = failure else { return drop(guard) };
-    match error {
-        upstream::Error::Connect(_, error) | upstream::Error::HoldFull(_, error)
-            if upstream::is_resource_exhaustion(error) =>
-        {
-            guard.fail(FillError::Busy);
-        }
-        upstream::Error::Connect(..) | upstream::Error::HoldFull(..) => guard.fail(FillError::Unreachable),
-        upstream::Error::Shed(_) => guard.fail(FillError::Busy),
-        upstream::Error::Timeout(_) | upstream::Error::Hung(_) => guard.fail(FillError::Timeout),
-        upstream::Error::Slow(_) | upstream::Error::TotalTimeout(_) => guard.fail(FillError::Slow),
+    match error.kind() {
+        ErrorKind::Unreachable | ErrorKind::Unconnectable => guard.fail(FillError::Unreachable),
+        ErrorKind::Exhausted | ErrorKind::Shed => guard.fail(FillError::Busy),
+        ErrorKind::Silent => guard.fail(FillError::Timeout),
+        ErrorKind::Slow | ErrorKind::OutOfTime => guard.fail(FillError::Slow),
         // Twice is not one caller's bad luck.
-        upstream::Error::Broken(_) | upstream::Error::BrokeOff(_) if info.lock().is_resent => {
+        ErrorKind::Unread
+        | ErrorKind::Interrupted
+        | ErrorKind::Malformed
+        | ErrorKind::BodyStalled
+        | ErrorKind::BodyTooSlow
+            if info.lock().is_resent =>
+        {
             guard.fail(FillError::Broken);
         }
         _ => drop(guard),

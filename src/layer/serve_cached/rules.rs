@@ -4,7 +4,7 @@ use http::header::HeaderName;
 use http::{Response, StatusCode};
 
 use super::shared::collect;
-use crate::body::{self, Body, Collected};
+use crate::body::{Body, Collected};
 use crate::cache::storable::is_plain_json;
 use crate::cache::{Cache, FillError, Key};
 use crate::exchange::{Authenticated, KnownBody};
@@ -12,7 +12,7 @@ use crate::failure::Failure;
 use crate::layer::LayerResult;
 use crate::params::Params;
 use crate::route::Caching;
-use crate::upstream;
+use crate::upstream::{ErrorKind, Fault};
 
 /// Whether Rails fails, so that a stale answer is served (RFC 5861 §4 leaves the list to us) and an outage
 /// begins for other callers too. A busy Rails does not fail: a caller would be given what Rails does not say any
@@ -21,27 +21,18 @@ use crate::upstream;
 ///
 /// | How the request ended | Rails fails | Why |
 /// |---|---|---|
-/// | no connection (`Connect`, `HoldFull`) | yes | it is away |
-/// | no connection for want of files or memory here | no | the want is the gateway's own |
-/// | no answer in time, to no request (`Timeout`, `Hung`), or the connection breaks (`Broken`, `BrokeOff`) | yes | it is there, and answers nothing |
+/// | no connection (`Unreachable`, `Unconnectable`) | yes | it is away |
+/// | no connection for want of files or memory here (`Exhausted`) | no | the want is the gateway's own |
+/// | no answer in time, to no request (`Silent`), or the connection breaks (`Unread`, `Interrupted`, `Malformed`, `BodyStalled`) | yes | it is there, and answers nothing |
 /// | a 500, 502, 503 or 504 | yes | Rails, or a server in front of it, says that it cannot answer (RFC 5861 §4) |
 /// | no answer in time, while it answers others (`Slow`) | no | it is busy |
-/// | not sent in time, since others go first (`Shed`, `Expires`, `TotalTimeout`) | no | the queue is the gateway's own |
+/// | not sent in time, since others go first (`Shed`, `CredentialExpires`, `OutOfTime`) | no | the queue is the gateway's own |
 /// | any other answer | no | it is there |
 /// | an error of the request or the answer itself | no | it says nothing of others |
 pub(super) fn is_rails_failure(result: &LayerResult) -> bool {
     match result {
         Ok(response) => is_failure_status(response.status()),
-        Err(Failure::Upstream(upstream::Error::Connect(_, error) | upstream::Error::HoldFull(_, error))) => {
-            !upstream::is_resource_exhaustion(error)
-        }
-        Err(Failure::Upstream(error)) => matches!(
-            error,
-            upstream::Error::Timeout(_)
-                | upstream::Error::Hung(_)
-                | upstream::Error::Broken(_)
-                | upstream::Error::BrokeOff(body::Error::Broken(_) | body::Error::Stalled(_))
-        ),
+        Err(Failure::Upstream(error)) => error.kind().fault() == Fault::Rails,
         Err(Failure::SharedFill(error)) => {
             matches!(error, FillError::Unreachable | FillError::Timeout | FillError::Broken)
         }
@@ -53,7 +44,7 @@ pub(super) fn is_rails_failure(result: &LayerResult) -> bool {
 pub(super) fn is_no_answer(result: &LayerResult) -> bool {
     match result {
         Ok(response) => is_failure_status(response.status()),
-        Err(Failure::Upstream(error)) => !matches!(error, upstream::Error::Unusable(_)),
+        Err(Failure::Upstream(error)) => error.kind() != ErrorKind::Unusable,
         Err(_) => true,
     }
 }

@@ -39,5 +39,5 @@ impl ServeCachedShared {
 
 /// The body of an answer, up to `max_body` bytes.
 pub(super) async fn collect(body: Body, max_body: usize) -> Result<Collected, upstream::Error> {
-    body.collect_up_to(max_body).await.map_err(upstream::Error::BrokeOff)
+    body.collect_up_to(max_body).await.map_err(upstream::Error::ResponseBody)
 }

@@ -298,7 +298,10 @@ async fn followers_fail_at_once_if_rails_cannot_be_reached() {
     let (_, to_first) = s.taken().await;
     let second = s.ask("/discover?key_id=7");
     assert!(is_idle(&mut s.rails).await);
-    let refused = upstream::Error::Connect("rails".into(), std::io::ErrorKind::ConnectionRefused.into());
+    let refused = upstream::Error::Connect(
+        "rails".into(),
+        std::io::Error::from(std::io::ErrorKind::ConnectionRefused).into(),
+    );
     to_first.send_response(Err(Failure::Upstream(refused)));
     assert_eq!(first.await.unwrap().unwrap_err().status(), StatusCode::SERVICE_UNAVAILABLE);
     assert!(matches!(second.await.unwrap(), Err(Failure::SharedFill(FillError::Unreachable))));

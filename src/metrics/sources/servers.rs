@@ -29,11 +29,11 @@ pub(super) fn encode(
         move |server: &UpstreamServerState| ConstCounter::new(of(server))
     };
     let open = ("upstream_connections", "Connections to Rails, used or kept");
-    encode_each(servers, encoder, open, |server| gauge(server.open_connections() as u64))?;
+    encode_each(servers, encoder, open, |server| gauge(server.connections.open() as u64))?;
     let opened = ("upstream_connections_opened", "Connections made to Rails");
-    encode_each(servers, encoder, opened, count(|server| server.connections_opened.load(Relaxed)))?;
+    encode_each(servers, encoder, opened, count(|server| server.connections.opened.load(Relaxed)))?;
     let refused = ("upstream_connect_failures", "Attempts to connect to Rails that failed");
-    encode_each(servers, encoder, refused, count(|server| server.connect_failures.load(Relaxed)))?;
+    encode_each(servers, encoder, refused, count(|server| server.connections.failed.load(Relaxed)))?;
     let unreachable = (
         "upstream_unreachable",
         "Requests, and tries for those that wait, that found no connection, by cause",

@@ -1,104 +1,166 @@
-//! Why a server cannot be connected to: as a label, in words, and in a form that several requests can share.
+//! Why an exchange with a server failed. Raw errors are classified here, once; everything else asks the result.
 
 use std::io::{self, ErrorKind};
 
+use http::Request;
 use rustix::io::Errno;
 
-use super::happy_eyeballs::causes;
-use crate::upstream::Error;
+use super::cause::UnreachableCause;
+use super::limits::{HEAD_BUFFER, MAX_RESPONSE_FIELDS};
+use crate::body::Body;
 
-/// Why no connection could be made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(usize)]
-pub enum UnreachableCause {
-    /// The host name cannot be resolved.
-    Dns = 0,
-    /// Nothing listens there.
-    Refused = 1,
-    /// The socket file does not exist.
-    NoSocket = 2,
-    /// There is no route to the host.
-    Unroutable = 3,
-    /// No connection within `connect_timeout`.
-    Timeout = 4,
-    /// The handshake failed: the server does not speak TLS, or its certificate is not trusted.
-    Tls = 5,
-    /// The gateway's user may not open the socket (file permissions).
-    Denied = 6,
-    /// File descriptors or memory are exhausted on this machine.
-    Resources = 7,
-    /// A proxy accepts connections, and reports in its responses that Rails is unreachable.
-    Proxy = 8,
-    /// An operator has drained all servers.
-    Drained = 9,
-    /// None of these; the log has the error.
-    Other = 10,
+/// A failure to connect: nothing of the request was sent.
+///
+/// Requests that waited for another one's attempt get a copy of its error ([`Self::for_waiters`]).
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{text}")]
+pub struct ConnectError {
+    cause: UnreachableCause,
+    is_transient: bool,
+    is_timeout: bool,
+    is_own_attempt: bool,
+    text: String,
+    hint: Option<&'static str>,
 }
 
-impl UnreachableCause {
-    /// All variants, in the order of their numbers.
-    pub const ALL: [Self; 11] = [
-        Self::Dns,
-        Self::Refused,
-        Self::NoSocket,
-        Self::Unroutable,
-        Self::Timeout,
-        Self::Tls,
-        Self::Denied,
-        Self::Resources,
-        Self::Proxy,
-        Self::Drained,
-        Self::Other,
-    ];
-
-    /// The label in metrics, logs and `/ready`.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Dns => "dns",
-            Self::Refused => "refused",
-            Self::NoSocket => "no_socket",
-            Self::Unroutable => "unroutable",
-            Self::Timeout => "timeout",
-            Self::Tls => "tls",
-            Self::Denied => "denied",
-            Self::Resources => "resources",
-            Self::Proxy => "proxy",
-            Self::Drained => "drained",
-            Self::Other => "other",
+impl ConnectError {
+    fn new(cause: UnreachableCause, text: impl Into<String>) -> Self {
+        Self {
+            cause,
+            is_transient: true,
+            is_timeout: cause == UnreachableCause::Timeout,
+            is_own_attempt: true,
+            text: text.into(),
+            hint: None,
         }
     }
 
-    /// Classifies an error of connecting.
-    pub fn of(error: &io::Error) -> Self {
-        if let Some(shared) = as_shared(error) {
-            return shared.cause;
+    /// A failure that no library reports.
+    pub(in crate::upstream) fn other(text: impl Into<String>) -> Self {
+        Self::new(UnreachableCause::Other, text)
+    }
+
+    /// Resolving the name failed. The standard library has no `ErrorKind` for this.
+    pub(in crate::upstream) fn resolving(error: &io::Error) -> Self {
+        let cause = if is_exhaustion(error) { UnreachableCause::Resources } else { UnreachableCause::Dns };
+        Self::new(cause, with_sources(error))
+    }
+
+    /// Resolving the name took all of the time, or brought no address.
+    pub(in crate::upstream) fn unresolved(text: impl Into<String>, is_timeout: bool) -> Self {
+        Self { is_timeout, ..Self::new(UnreachableCause::Dns, text) }
+    }
+
+    /// The attempt took all of its time.
+    pub(in crate::upstream) fn timed_out(text: impl Into<String>) -> Self {
+        Self::new(UnreachableCause::Timeout, text)
+    }
+
+    /// TLS cannot be used as configured, or as the server uses it.
+    pub(in crate::upstream) fn tls(text: impl Into<String>) -> Self {
+        Self { is_transient: false, ..Self::new(UnreachableCause::Tls, text) }
+    }
+
+    /// Nothing was attempted, for this reason.
+    pub(in crate::upstream) fn not_attempted(cause: UnreachableCause, text: impl Into<String>) -> Self {
+        Self { is_own_attempt: false, ..Self::new(cause, text) }
+    }
+
+    /// The failure of several attempts, at different addresses.
+    pub(in crate::upstream) fn of_all<'e>(
+        attempts: impl Iterator<Item = &'e Self> + Clone,
+        text: String,
+    ) -> Self {
+        use UnreachableCause::{Resources, Tls};
+        let find = |is: fn(&Self) -> bool| attempts.clone().find(|error| is(error));
+        let telling = find(|error| error.is_timeout).or_else(|| find(|error| error.is_transient));
+        let Some(telling) = telling.or_else(|| attempts.clone().next()) else {
+            return Self::unresolved(text, false);
+        };
+        let special = find(|error| error.cause == Resources).or_else(|| find(|error| error.cause == Tls));
+        Self {
+            cause: special.unwrap_or(telling).cause,
+            hint: attempts.clone().find_map(|error| error.hint),
+            text,
+            ..*telling
         }
-        match error.kind() {
-            _ if is_resource_exhaustion(error) => Self::Resources,
-            _ if is_tls_failure(error) => Self::Tls,
-            _ if is_dns_failure(error) => Self::Dns,
-            ErrorKind::ConnectionRefused => Self::Refused,
-            ErrorKind::NotFound => Self::NoSocket,
+    }
+
+    /// The same failure for requests that have waited for the attempt, with `detail` appended.
+    pub(in crate::upstream) fn for_waiters(&self, detail: Option<&str>) -> Self {
+        let parts = [Some(self.text.as_str()), self.hint, detail];
+        let text = parts.into_iter().flatten().collect::<Vec<_>>().join("; ");
+        Self { is_own_attempt: false, text, hint: None, ..*self }
+    }
+
+    /// Why, as a label.
+    pub fn cause(&self) -> UnreachableCause {
+        self.cause
+    }
+
+    /// Whether it may be over in a while. An untrusted certificate is not, nor is a socket that may not be opened.
+    pub fn is_transient(&self) -> bool {
+        self.is_transient
+    }
+
+    /// Whether an attempt took all of its time.
+    pub fn is_timeout(&self) -> bool {
+        self.is_timeout
+    }
+
+    /// Whether file descriptors or memory are exhausted on this machine. That says nothing about the server.
+    pub fn is_resource_exhaustion(&self) -> bool {
+        self.cause == UnreachableCause::Resources
+    }
+
+    /// Whether the request itself tried to connect, or only waited for another one that did.
+    pub(in crate::upstream) fn is_own_attempt(&self) -> bool {
+        self.is_own_attempt
+    }
+
+    /// What an operator may have to change, where the text does not say so.
+    pub fn hint(&self) -> Option<&'static str> {
+        self.hint
+    }
+}
+
+impl From<io::Error> for ConnectError {
+    fn from(error: io::Error) -> Self {
+        let cause = match error.kind() {
+            _ if is_exhaustion(&error) => UnreachableCause::Resources,
+            ErrorKind::InvalidData => UnreachableCause::Tls,
+            _ if is_handshake_eof(&error) || tls_error(&error).is_some() => UnreachableCause::Tls,
+            ErrorKind::ConnectionRefused => UnreachableCause::Refused,
+            ErrorKind::NotFound => UnreachableCause::NoSocket,
             ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable | ErrorKind::AddrNotAvailable => {
-                Self::Unroutable
+                UnreachableCause::Unroutable
             }
-            ErrorKind::TimedOut => Self::Timeout,
-            ErrorKind::PermissionDenied => Self::Denied,
-            _ => Self::Other,
+            ErrorKind::TimedOut => UnreachableCause::Timeout,
+            ErrorKind::PermissionDenied => UnreachableCause::Denied,
+            _ => UnreachableCause::Other,
+        };
+        Self {
+            cause,
+            is_transient: !matches!(error.kind(), ErrorKind::InvalidData | ErrorKind::PermissionDenied),
+            is_timeout: error.kind() == ErrorKind::TimedOut,
+            is_own_attempt: true,
+            text: with_sources(&error),
+            hint: tls_hint(&error),
         }
-    }
-
-    /// An error with this cause that comes from no system call.
-    pub(in crate::upstream) fn error(self, text: &str) -> io::Error {
-        io::Error::other(SharedConnectError { cause: self, text: text.to_owned() })
     }
 }
 
-crate::counters::label!(UnreachableCause);
+impl From<hyper::Error> for ConnectError {
+    fn from(error: hyper::Error) -> Self {
+        Self::other(with_sources(&error))
+    }
+}
 
-fn is_tls_failure(error: &io::Error) -> bool {
-    tls(error).is_some()
-        || causes(error).any(|cause| cause.kind() == ErrorKind::InvalidData || is_handshake_eof(cause))
+/// `EADDRNOTAVAIL` is not among them: it is also the last error for a name with an IPv6 address, such as
+/// `localhost`, where there is no IPv6.
+fn is_exhaustion(error: &io::Error) -> bool {
+    let exhausted = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM].map(Errno::raw_os_error);
+    error.raw_os_error().is_some_and(|code| exhausted.contains(&code))
 }
 
 /// Whether the server has closed the connection during the handshake.
@@ -106,169 +168,143 @@ fn is_handshake_eof(error: &io::Error) -> bool {
     error.kind() == ErrorKind::UnexpectedEof && error.to_string().starts_with("tls")
 }
 
-fn tls(error: &io::Error) -> Option<&rustls::Error> {
-    causes(error).find_map(|cause| cause.get_ref()?.downcast_ref())
-}
-
-/// `io::ErrorKind` has none for this.
-fn is_dns_failure(error: &io::Error) -> bool {
-    let text = error.to_string();
-    ["failed to lookup address information", "the name has no address", "the name was not resolved"]
-        .iter()
-        .any(|marker| text.contains(marker))
-}
-
-/// The failure of one attempt to connect, for all requests that have waited for it. It is classified as the
-/// original is.
-#[derive(Clone, Debug, thiserror::Error)]
-#[error("{text}")]
-pub(in crate::upstream) struct SharedConnectError {
-    cause: UnreachableCause,
-    text: String,
-}
-
-impl SharedConnectError {
-    pub(in crate::upstream) fn cause(&self) -> UnreachableCause {
-        self.cause
-    }
-
-    pub(in crate::upstream) fn of(error: &io::Error) -> Self {
-        let text = tls_hint(error).map_or_else(|| error.to_string(), |hint| format!("{error}; {hint}"));
-        Self { cause: UnreachableCause::of(error), text }
-    }
-
-    /// The error, with `detail` appended.
-    pub(in crate::upstream) fn into_io_error(mut self, kind: ErrorKind, detail: Option<&str>) -> io::Error {
-        if let Some(detail) = detail {
-            self.text = format!("{}; {detail}", self.text);
-        }
-        io::Error::new(kind, self)
-    }
-}
-
-fn as_shared(error: &io::Error) -> Option<&SharedConnectError> {
+fn tls_error(error: &io::Error) -> Option<&rustls::Error> {
     error.get_ref()?.downcast_ref()
 }
 
-/// Whether an error is that of another request's attempt to connect, or of no attempt.
-pub(in crate::upstream) fn is_shared(error: &io::Error) -> bool {
-    as_shared(error).is_some()
-}
-
-/// Whether a connection failed since file descriptors or memory are exhausted on this machine. That says nothing
-/// about the server. `EADDRNOTAVAIL` is not among them: it is also the last error for a name with an IPv6 address,
-/// such as `localhost`, where there is no IPv6.
-pub fn is_resource_exhaustion(error: &io::Error) -> bool {
-    if let Some(shared) = as_shared(error) {
-        return shared.cause == UnreachableCause::Resources;
-    }
-    let exhausted = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM].map(Errno::raw_os_error);
-    causes(error).filter_map(io::Error::raw_os_error).any(|code| exhausted.contains(&code))
-}
-
-/// What an operator may have to change, where the error itself does not say so.
-pub(in crate::upstream) fn hint(error: &Error) -> Option<&'static str> {
-    match error {
-        Error::Connect(_, error) => tls_hint(error),
-        _ => None,
-    }
-}
-
 fn tls_hint(error: &io::Error) -> Option<&'static str> {
-    match tls(error) {
-        // Its text has the hint already.
-        _ if is_shared(error) => None,
+    match tls_error(error) {
         Some(rustls::Error::InvalidMessage(_)) => {
             Some("the server does not speak TLS: if it speaks HTTP, upstream.url has to begin with http://")
         }
-        None if causes(error).any(is_handshake_eof) => Some(
+        None if is_handshake_eof(error) => Some(
             "the server closed the connection during the TLS handshake: if it speaks HTTP, upstream.url has to begin with http://",
         ),
         _ => None,
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn system_error(errno: Errno) -> io::Error {
-        io::Error::from_raw_os_error(errno.raw_os_error())
-    }
-
-    #[test]
-    fn each_cause_has_a_label_and_an_index_of_its_own() {
-        for (at, cause) in UnreachableCause::ALL.iter().enumerate() {
-            assert_eq!(*cause as usize, at);
-            assert_eq!(
-                UnreachableCause::ALL.iter().filter(|other| other.as_str() == cause.as_str()).count(),
-                1
-            );
+/// The text of an error and of its sources, outermost first, without repetitions.
+pub(in crate::upstream) fn with_sources(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        let source_text = source.to_string();
+        if !text.contains(&source_text) {
+            text.push_str(": ");
+            text.push_str(&source_text);
         }
+        next = source.source();
+    }
+    text
+}
+
+/// Whether an error of reading or writing is a reset. Writing to a closed unix socket fails with a broken pipe.
+pub(super) fn is_reset(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe)
+}
+
+/// Why a request that was sent, at least in part, got no response.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .fault.advice())]
+pub struct ExchangeError {
+    fault: ExchangeFault,
+    is_reset: bool,
+    is_unread: bool,
+    #[source]
+    source: hyper::Error,
+}
+
+/// What was wrong with an exchange.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::upstream) enum ExchangeFault {
+    /// The connection ended.
+    Interrupted,
+    /// What came is not HTTP/1.1.
+    Malformed,
+    /// The server speaks HTTP/2.
+    WrongVersion,
+    /// The head of the response is larger than the gateway allows.
+    HeadTooLarge,
+}
+
+impl ExchangeError {
+    /// `was_reset` is what the connection knows beyond the error.
+    pub(super) fn new(error: hyper::Error, was_reset: bool) -> Self {
+        let fault = match &error {
+            error if error.is_parse_too_large() => ExchangeFault::HeadTooLarge,
+            error if error.is_parse_version_h2() => ExchangeFault::WrongVersion,
+            error if error.is_parse() => ExchangeFault::Malformed,
+            _ => ExchangeFault::Interrupted,
+        };
+        let source = std::error::Error::source(&error);
+        let is_reset = was_reset || source.and_then(|source| source.downcast_ref()).is_some_and(is_reset);
+        let is_unread = source.and_then(|source| source.downcast_ref()).is_some_and(is_refused_stream);
+        Self { fault, is_reset, is_unread, source: error }
     }
 
-    #[test]
-    fn errors_are_classified_and_keep_their_cause_when_they_are_shared() {
-        let of_tls = |error| io::Error::new(ErrorKind::InvalidData, error);
-        for (error, cause) in [
-            (
-                io::Error::other("failed to lookup address information: Name or service not known"),
-                UnreachableCause::Dns,
-            ),
-            (io::Error::new(ErrorKind::NotFound, "the name has no address"), UnreachableCause::Dns),
-            (
-                io::Error::new(ErrorKind::TimedOut, "the name was not resolved within 1s"),
-                UnreachableCause::Dns,
-            ),
-            (system_error(Errno::CONNREFUSED), UnreachableCause::Refused),
-            (system_error(Errno::NOENT), UnreachableCause::NoSocket),
-            (system_error(Errno::HOSTUNREACH), UnreachableCause::Unroutable),
-            (system_error(Errno::NETUNREACH), UnreachableCause::Unroutable),
-            (system_error(Errno::ADDRNOTAVAIL), UnreachableCause::Unroutable),
-            (system_error(Errno::TIMEDOUT), UnreachableCause::Timeout),
-            (io::Error::new(ErrorKind::TimedOut, "no connection within 1s"), UnreachableCause::Timeout),
-            (
-                of_tls(rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType)),
-                UnreachableCause::Tls,
-            ),
-            (
-                of_tls(rustls::Error::InvalidCertificate(rustls::CertificateError::Expired)),
-                UnreachableCause::Tls,
-            ),
-            (io::Error::new(ErrorKind::UnexpectedEof, "tls handshake eof"), UnreachableCause::Tls),
-            (system_error(Errno::ACCESS), UnreachableCause::Denied),
-            (system_error(Errno::MFILE), UnreachableCause::Resources),
-            (system_error(Errno::NFILE), UnreachableCause::Resources),
-            (system_error(Errno::NOBUFS), UnreachableCause::Resources),
-            (system_error(Errno::NOMEM), UnreachableCause::Resources),
-            (UnreachableCause::Proxy.error("a proxy says so"), UnreachableCause::Proxy),
-            (UnreachableCause::Drained.error("all are drained"), UnreachableCause::Drained),
-            (system_error(Errno::PROTO), UnreachableCause::Other),
-        ] {
-            assert_eq!(UnreachableCause::of(&error), cause, "{error}");
-            let shared = SharedConnectError::of(&error).into_io_error(error.kind(), Some("and more"));
-            assert_eq!(UnreachableCause::of(&shared), cause, "{error}");
-            assert_eq!(is_resource_exhaustion(&shared), cause == UnreachableCause::Resources, "{error}");
-            assert_eq!(shared.kind(), error.kind());
-            let text = shared.to_string();
-            assert!(text.starts_with(&error.to_string()) && text.ends_with("; and more"), "{text}");
-            assert_eq!(hint(&Error::Connect("x".into(), shared)), None, "the text has it already");
-        }
+    /// The same error of a server whose resets prove that it has not read the request.
+    ///
+    /// A unix socket is reset only if its process closes it with something unread, which is proof. A Rails on
+    /// this machine that closes a TCP connection resets it for the same reason (RFC 1122 §4.2.2.13), unless the
+    /// process asks for a reset itself (`SO_LINGER` of 0): no server that is known does, so it is a strong sign.
+    /// What the kernel knows beyond that is of no help: the bytes that it counts as unsent (`SIOCOUTQ`) are 0
+    /// once the other side is closed, and over TCP a byte is acknowledged before it is read. From elsewhere, a
+    /// reset may be anything on the way.
+    pub(in crate::upstream) fn with_reset_as_proof(self) -> Self {
+        Self { is_unread: self.is_unread || self.is_reset, ..self }
     }
 
-    #[test]
-    fn http_where_tls_is_expected_has_a_hint() {
-        let tls = |error| Error::Connect("x".into(), io::Error::new(ErrorKind::InvalidData, error));
-        let no_tls = tls(rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType));
-        assert!(hint(&no_tls).unwrap().ends_with("begin with http://"));
-        let eof = io::Error::new(ErrorKind::UnexpectedEof, "tls handshake eof");
-        assert!(hint(&Error::Connect("x".into(), eof)).unwrap().ends_with("begin with http://"));
-        for error in [
-            tls(rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer)),
-            Error::Connect("x".into(), system_error(Errno::CONNREFUSED)),
-            Error::Timeout(std::time::Duration::from_secs(1)),
-        ] {
-            assert_eq!(hint(&error), None, "{error}");
+    pub(in crate::upstream) fn fault(&self) -> ExchangeFault {
+        self.fault
+    }
+
+    /// Whether the server has not read all of the request, so that it cannot have acted on it.
+    pub(in crate::upstream) fn is_unread(&self) -> bool {
+        self.is_unread
+    }
+
+    /// Whether the connection was reset.
+    #[cfg(test)]
+    pub(super) fn is_reset(&self) -> bool {
+        self.is_reset
+    }
+}
+
+/// The server has not processed a stream that it refused, or that began after it had announced to take no more
+/// (RFC 9113 §8.7).
+fn is_refused_stream(error: &h2::Error) -> bool {
+    error.is_remote()
+        && (error.reason() == Some(h2::Reason::REFUSED_STREAM)
+            || error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR))
+}
+
+impl ExchangeFault {
+    fn advice(self) -> String {
+        match self {
+            Self::HeadTooLarge => format!(
+                "the head of the response has more than {MAX_RESPONSE_FIELDS} fields or {HEAD_BUFFER} bytes; let \
+                 Rails, or what stands in front of it, send less"
+            ),
+            Self::WrongVersion => "the server speaks HTTP/2; set upstream.protocol".to_owned(),
+            Self::Malformed => {
+                "the response is not HTTP/1.1: if the server speaks TLS, upstream.url has to begin \
+                                with https://, else check its host and port"
+                    .to_owned()
+            }
+            Self::Interrupted => "the connection failed before a response came".to_owned(),
         }
     }
 }
+
+/// Why a connection brought no response.
+#[derive(Debug)]
+pub(in crate::upstream) enum SendError {
+    /// There is no connection. The request goes back: nothing of it was sent.
+    Connect(ConnectError, Box<Request<Body>>),
+    /// The request was sent, at least in part.
+    Exchange(ExchangeError),
+}
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,6 @@
 //! up on each: there, a silent first address takes the time of all others.
 
 use std::fmt;
-use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::time::{Duration, Instant};
@@ -13,6 +12,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use tokio::time::{sleep, sleep_until, timeout_at};
 
+use super::error::ConnectError;
 use crate::clock::Clock;
 
 /// How long after one attempt the next address is tried beside it (RFC 8305 §5), and the least of it, where many
@@ -26,30 +26,31 @@ const MAX_LISTED: usize = 8;
 /// Resolves a name and opens a connection to one of its addresses with `open`, all of it within `within`. The
 /// address `first` is tried first, if the name still has it. With the connection comes what became of the
 /// addresses before it; an error lists every address and its cause.
-pub(in crate::upstream) async fn connect<T, F>(
+pub(super) async fn connect<T, F>(
     host: &str,
     port: u16,
     first: Option<SocketAddr>,
     within: Duration,
     open: impl Fn(SocketAddr) -> F,
-) -> io::Result<(T, FailedAddresses)>
+) -> Result<(T, FailedAddresses), ConnectError>
 where
-    F: Future<Output = io::Result<T>>,
+    F: Future<Output = Result<T, ConnectError>>,
 {
     let begun = Clock::System.now();
     let Ok(addresses) = timeout_at((begun + within).into(), tokio::net::lookup_host((host, port))).await
     else {
         let text = format!("the name was not resolved within {within:?}");
-        return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+        return Err(ConnectError::unresolved(text, true));
     };
-    let addresses = preferring(interleaved(addresses?.collect()), first);
-    let (outcome, failed) = connect_first(&addresses, (begun, within), open).await;
-    match outcome {
-        Some(connection) => Ok((connection, failed)),
-        // The message of the single error suffices where the host is an address.
-        None if host.parse::<std::net::IpAddr>().is_ok() => Err(failed.into_single()),
-        None => Err(io::Error::new(failed.kind(), failed)),
+    let addresses = addresses.map_err(|error| ConnectError::resolving(&error))?;
+    let addresses = preferring(interleaved(addresses.collect()), first);
+    let (outcome, mut failed) = connect_first(&addresses, (begun, within), open).await;
+    if let Some(connection) = outcome {
+        return Ok((connection, failed));
     }
+    // The text of the single error suffices where the host is an address.
+    let only = failed.0.pop_if(|_| host.parse::<std::net::IpAddr>().is_ok());
+    Err(only.map_or_else(|| failed.into_error(), |(_, error)| error))
 }
 
 /// The families by turns, so that an unroutable family costs one attempt (RFC 8305 §4); the family that the
@@ -78,13 +79,13 @@ fn preferring(mut addresses: Vec<SocketAddr>, first: Option<SocketAddr>) -> Vec<
 }
 
 /// The first connection that is made, and what became of the other addresses until then.
-pub(in crate::upstream) async fn connect_first<T, F>(
+pub(super) async fn connect_first<T, F>(
     addresses: &[SocketAddr],
     (begun, within): (Instant, Duration),
     open: impl Fn(SocketAddr) -> F,
 ) -> (Option<T>, FailedAddresses)
 where
-    F: Future<Output = io::Result<T>>,
+    F: Future<Output = Result<T, ConnectError>>,
 {
     let share = u32::try_from(addresses.len()).unwrap_or(u32::MAX).max(1);
     let end = begun + within;
@@ -116,7 +117,7 @@ where
             () = sleep(delay), if !left.as_slice().is_empty() => {}
         }
     }
-    let not_tried = || io::Error::new(io::ErrorKind::TimedOut, "not tried, for want of time");
+    let not_tried = || ConnectError::timed_out("not tried, for want of time");
     let why = |address: &SocketAddr| {
         if left.as_slice().contains(address) { not_tried() } else { timed_out(within) }
     };
@@ -124,29 +125,29 @@ where
 }
 
 /// The error of an attempt that took all of its time.
-pub(in crate::upstream) fn timed_out(within: Duration) -> io::Error {
-    io::Error::new(io::ErrorKind::TimedOut, format!("no connection within {within:?}"))
+pub(super) fn timed_out(within: Duration) -> ConnectError {
+    ConnectError::timed_out(format!("no connection within {within:?}"))
 }
 
 /// Addresses that could not be connected to, and why.
 #[derive(Debug)]
-pub(in crate::upstream) struct FailedAddresses(Vec<(SocketAddr, io::Error)>);
+pub(super) struct FailedAddresses(Vec<(SocketAddr, ConnectError)>);
 
 impl FailedAddresses {
-    pub(in crate::upstream) fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
     /// Whether an attempt timed out, or was still pending when another one succeeded.
-    pub(in crate::upstream) fn has_silent(&self) -> bool {
-        self.0.iter().any(|(_, error)| error.kind() == io::ErrorKind::TimedOut)
+    pub(super) fn has_silent(&self) -> bool {
+        self.0.iter().any(|(_, error)| error.is_timeout())
     }
 
     /// Adds the addresses of `all` without an outcome so far, and puts all into that order.
     fn with_pending<'a>(
         mut self,
         all: impl Iterator<Item = &'a SocketAddr>,
-        why: impl Fn(&SocketAddr) -> io::Error,
+        why: impl Fn(&SocketAddr) -> ConnectError,
     ) -> Self {
         let with_all = all.map(|address| {
             let failed = self.0.iter().position(|(failed, _)| failed == address);
@@ -157,19 +158,9 @@ impl FailedAddresses {
         Self(with_all)
     }
 
-    /// The kind of all of them: a time-out if there is one, else a transient one if there is one.
-    fn kind(&self) -> io::ErrorKind {
-        let errors = || self.0.iter().map(|(_, error)| error);
-        errors()
-            .find(|error| error.kind() == io::ErrorKind::TimedOut)
-            .or_else(|| errors().find(|error| is_transient(error)))
-            .or_else(|| errors().next())
-            .map_or(io::ErrorKind::NotFound, io::Error::kind)
-    }
-
-    /// The error of the only address.
-    fn into_single(mut self) -> io::Error {
-        self.0.pop().map_or_else(|| io::ErrorKind::NotFound.into(), |(_, error)| error)
+    /// The error of all of them.
+    fn into_error(self) -> ConnectError {
+        ConnectError::of_all(self.0.iter().map(|(_, error)| error), self.to_string())
     }
 }
 
@@ -187,21 +178,6 @@ impl fmt::Display for FailedAddresses {
             more => write!(f, "; and {more} more addresses"),
         }
     }
-}
-
-impl std::error::Error for FailedAddresses {}
-
-/// Whether a failure to connect may be over in a while. An untrusted certificate is not, nor is a socket that may
-/// not be opened.
-pub fn is_transient(error: &io::Error) -> bool {
-    !matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::PermissionDenied)
-}
-
-/// The errors that a failure to connect consists of: those of the addresses, or itself.
-pub(in crate::upstream) fn causes(error: &io::Error) -> impl Iterator<Item = &io::Error> {
-    let failed = error.get_ref().and_then(|error| error.downcast_ref::<FailedAddresses>());
-    let alone = failed.is_none().then_some(error);
-    failed.into_iter().flat_map(|failed| &failed.0).map(|(_, error)| error).chain(alone)
 }
 
 #[cfg(test)]

@@ -8,7 +8,6 @@
 //! could be sent over it, and one that has been idle for too long is closed.
 
 use std::future::poll_fn;
-use std::io;
 use std::pin::{Pin, pin};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
@@ -23,13 +22,14 @@ use hyper::client::conn::http1;
 use parking_lot::Mutex;
 use tokio::task::AbortHandle;
 
-use super::connector::{Connector, UpstreamStream};
+use super::connector::Connector;
+use super::error::{ConnectError, ExchangeError, SendError};
 use super::head_state::HeadState;
+use super::limits::http1_builder;
+use super::stats::ConnectionStats;
+use super::stream::UpstreamStream;
 use crate::body::{Body, BodyDriver, BodyTransfer};
 use crate::clock::Clock;
-use crate::upstream::request::replay;
-use crate::upstream::response;
-use crate::upstream::servers::server::UpstreamServerState;
 use crate::write_batch;
 
 #[derive(Debug)]
@@ -42,10 +42,10 @@ pub(in crate::upstream) struct Http1Pool {
 #[derive(Debug)]
 struct IdleConnections {
     list: Mutex<IdleList>,
-    /// How many may be idle, over all threads; they are counted in `state`.
+    /// How many may be idle, over all threads; they are counted in `stats`.
     max_idle: usize,
     idle_timeout: Duration,
-    state: Arc<UpstreamServerState>,
+    stats: Arc<ConnectionStats>,
 }
 
 #[derive(Debug, Default)]
@@ -69,46 +69,30 @@ struct PooledConnection {
     head_state: Arc<HeadState>,
 }
 
-/// Why there is no response.
-#[derive(Debug)]
-pub(in crate::upstream) enum SendError {
-    /// No connection: nothing of the request was sent.
-    Connect(io::Error, Box<Request<Body>>),
-    /// Some of the request may have been sent. Whether the connection was reset.
-    Sent(hyper::Error, bool),
-    /// It was sent, and the server has not processed it.
-    Unprocessed(hyper::Error),
-}
-
 impl Http1Pool {
-    pub(in crate::upstream) fn new(
-        connector: Connector,
-        max_idle: usize,
-        idle_timeout: Duration,
-        state: Arc<UpstreamServerState>,
-    ) -> Self {
-        let idle = IdleConnections { list: Mutex::default(), max_idle, idle_timeout, state };
+    pub(super) fn new(connector: Connector, max_idle: usize, idle_timeout: Duration) -> Self {
+        let stats = Arc::clone(connector.stats());
+        let idle = IdleConnections { list: Mutex::default(), max_idle, idle_timeout, stats };
         Self { connector, idle: Arc::new(idle) }
     }
 
-    /// Sends a request over an idle connection, or a new one; a request with a large body always gets a new one. It
-    /// is sent once: over another connection only if nothing was written to an idle one that turned out to be closed.
-    pub(in crate::upstream) async fn send(
+    /// Sends a request over a new connection or, with `may_reuse`, an idle one. It is sent once: over another
+    /// connection only if nothing was written to an idle one that turned out to be closed.
+    pub(super) async fn send(
         &self,
         mut request: Box<Request<Body>>,
         sending: &BodyTransfer,
+        may_reuse: bool,
     ) -> Result<Response<Body>, SendError> {
         // Here, and not when hyper writes: once it has begun with a request, the request is sent once, and a
         // connection that is closed meanwhile would be an error.
         write_batch::wait_to_write(request.body().size_hint().lower()).await;
-        // Of a large body there is no copy to send again, so it is not sent where Rails may just have closed.
-        let may_share = !sending.is_in_progress() || replay::is_replayable(request.body());
-        while may_share && let Some(mut pooled) = self.idle.take() {
+        while may_reuse && let Some(mut pooled) = self.idle.take() {
             match pooled.send(*request).await {
                 Ok(response) => return Ok(pooled.into_response(response, sending)),
                 Err(mut failed) => match failed.take_message() {
                     Some(unsent) => request = Box::new(unsent),
-                    None => return Err(SendError::Sent(failed.into_error(), pooled.was_reset)),
+                    None => return Err(pooled.failed(failed)),
                 },
             }
         }
@@ -119,7 +103,7 @@ impl Http1Pool {
     }
 
     /// Whether a connection for a single request is cheap: it is, without TLS.
-    pub(in crate::upstream) fn may_send_unpooled(&self) -> bool {
+    pub(super) fn may_send_unpooled(&self) -> bool {
         !self.connector.is_tls()
     }
 
@@ -127,7 +111,7 @@ impl Http1Pool {
     ///
     /// Puma serves a persistent connection on and on while requests come (5.6: ten in a row) before it looks
     /// at new ones; over connections of their own, requests wait behind those of others.
-    pub(in crate::upstream) async fn send_unpooled(
+    pub(super) async fn send_unpooled(
         &self,
         mut request: Box<Request<Body>>,
         sending: &BodyTransfer,
@@ -139,19 +123,19 @@ impl Http1Pool {
         }
     }
 
-    async fn connect(&self) -> io::Result<Box<PooledConnection>> {
+    async fn connect(&self) -> Result<Box<PooledConnection>, ConnectError> {
         let stream = self.connector.connect().await?;
         PooledConnection::handshake(stream, Arc::downgrade(&self.idle), self.connector.expires_at()).await
     }
 
-    async fn connect_unpooled(&self) -> io::Result<Box<PooledConnection>> {
+    async fn connect_unpooled(&self) -> Result<Box<PooledConnection>, ConnectError> {
         let stream = self.connector.connect().await?;
         stream.close_without_time_wait()?;
         PooledConnection::handshake(stream, Weak::new(), None).await
     }
 
     /// Makes a connection, and keeps it for the next request.
-    pub(in crate::upstream) async fn preconnect(&self) -> io::Result<()> {
+    pub(super) async fn preconnect(&self) -> Result<(), ConnectError> {
         self.idle.keep(self.connect().await?);
         Ok(())
     }
@@ -164,10 +148,9 @@ impl PooledConnection {
         stream: UpstreamStream,
         idle: Weak<IdleConnections>,
         expires_at: Option<Instant>,
-    ) -> io::Result<Box<Self>> {
+    ) -> Result<Box<Self>, ConnectError> {
         let head_state = Arc::clone(stream.head_state());
-        let (sender, connection) =
-            response::http1_builder().handshake(stream).await.map_err(io::Error::other)?;
+        let (sender, connection) = http1_builder().handshake(stream).await?;
         Ok(Box::new(Self {
             sender,
             connection: Some(connection),
@@ -185,7 +168,7 @@ impl PooledConnection {
     ) -> Result<Response<Body>, SendError> {
         match self.send(*request).await {
             Ok(response) => Ok(self.into_response(response, sending)),
-            Err(failed) => Err(SendError::Sent(failed.into_error(), self.was_reset)),
+            Err(failed) => Err(self.failed(failed)),
         }
     }
 
@@ -204,6 +187,10 @@ impl PooledConnection {
         })
         .await
         .inspect(|_| head_state.end_head())
+    }
+
+    fn failed(&self, error: HyperSendError) -> SendError {
+        SendError::Exchange(ExchangeError::new(error.into_error(), self.was_reset))
     }
 
     /// Ties the connection to the body that comes over it. If Rails has responded before it had all of the
@@ -267,7 +254,7 @@ impl IdleConnections {
     fn take(&self) -> Option<Box<PooledConnection>> {
         loop {
             let (pooled, _) = self.list.lock().connections.pop()?;
-            self.state.idle.fetch_sub(1, Ordering::Relaxed);
+            self.stats.idle.fetch_sub(1, Ordering::Relaxed);
             if pooled.seems_usable() {
                 return Some(pooled);
             }
@@ -280,17 +267,17 @@ impl IdleConnections {
             Some((waker, _)) => waker.clone(),
             None => Waker::noop().clone(),
         };
-        if !pooled.is_usable(&mut Context::from_waker(&watcher)) || self.state.health.is_drained() {
+        if !pooled.is_usable(&mut Context::from_waker(&watcher)) || self.stats.drain.is_on() {
             return;
         }
         let below_limit = |idle: usize| (idle < self.max_idle).then_some(idle + 1);
-        if self.state.idle.fetch_update(Ordering::Relaxed, Ordering::Relaxed, below_limit).is_err() {
+        if self.stats.idle.fetch_update(Ordering::Relaxed, Ordering::Relaxed, below_limit).is_err() {
             return;
         }
         list.connections.push((pooled, Clock::System.now()));
         if list.watcher.is_none() {
-            let state = Arc::clone(&self.state);
-            let watcher = tokio::spawn(watch_idle(Arc::downgrade(self), state)).abort_handle();
+            let stats = Arc::clone(&self.stats);
+            let watcher = tokio::spawn(watch_idle(Arc::downgrade(self), stats)).abort_handle();
             list.watcher = Some((Waker::noop().clone(), watcher));
         }
     }
@@ -304,12 +291,12 @@ impl IdleConnections {
             waker.clone_from(cx.waker());
         }
         let before = list.connections.len();
-        if self.state.health.is_drained() {
+        if self.stats.drain.is_on() {
             list.connections.clear();
         }
         list.connections
             .retain_mut(|(pooled, since)| now < *since + self.idle_timeout && pooled.is_usable(cx));
-        self.state.idle.fetch_sub(before - list.connections.len(), Ordering::Relaxed);
+        self.stats.idle.fetch_sub(before - list.connections.len(), Ordering::Relaxed);
         // A connection that becomes idle later and is due before that is found to be expired when it is taken.
         let due = list.connections.iter().map(|(pooled, since)| {
             let idle = *since + self.idle_timeout;
@@ -320,13 +307,13 @@ impl IdleConnections {
 }
 
 /// Sweeps the idle connections, until the pool is dropped.
-async fn watch_idle(idle: Weak<IdleConnections>, state: Arc<UpstreamServerState>) {
+async fn watch_idle(idle: Weak<IdleConnections>, stats: Arc<ConnectionStats>) {
     let mut timer = pin!(tokio::time::sleep(Duration::ZERO));
-    let mut drained = pin!(state.health.drained());
+    let mut drained = pin!(stats.drain.wait());
     poll_fn(|cx| {
         loop {
             while drained.as_mut().poll(cx).is_ready() {
-                drained.set(state.health.drained());
+                drained.set(stats.drain.wait());
             }
             let Some(idle) = idle.upgrade() else { return Poll::Ready(()) };
             timer.as_mut().reset(idle.sweep(cx).into());
@@ -339,7 +326,7 @@ async fn watch_idle(idle: Weak<IdleConnections>, state: Arc<UpstreamServerState>
 impl Drop for IdleConnections {
     fn drop(&mut self) {
         let list = self.list.get_mut();
-        self.state.idle.fetch_sub(list.connections.len(), Ordering::Relaxed);
+        self.stats.idle.fetch_sub(list.connections.len(), Ordering::Relaxed);
         if let Some((_, watcher)) = &list.watcher {
             watcher.abort();
         }

@@ -3,7 +3,6 @@
 //! A task of its own drives each connection. When a connection has ended, the next request makes another one.
 
 use std::future::pending;
-use std::io;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -16,14 +15,14 @@ use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::sync::Mutex;
 
-use super::connector::{Connector, UpstreamStream};
-use super::error::SharedConnectError;
-use super::http1::SendError;
+use super::connector::Connector;
+use super::error::{ConnectError, ExchangeError, SendError};
+use super::limits::HEAD_BUFFER;
+use super::stats::ConnectionStats;
+use super::stream::UpstreamStream;
 use crate::body::{Body, BodyDriver};
 use crate::header::mark_credentials;
 use crate::route::Class;
-use crate::upstream::response::HEAD_BUFFER;
-use crate::upstream::servers::server::UpstreamServerState;
 
 /// How often an idle or silent connection is checked with a PING, and how long the answer may take.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
@@ -49,7 +48,6 @@ pub(in crate::upstream) struct Http2Connections {
     connector: Connector,
     scheme: Scheme,
     slots: [Arc<ConnectionSlot>; Class::ALL.len()],
-    state: Arc<UpstreamServerState>,
 }
 
 /// Room for one connection.
@@ -59,21 +57,17 @@ struct ConnectionSlot {
     sender: Mutex<Option<Sender>>,
     /// How often that has failed, and the last error: requests that have waited for it need not try again.
     failures: AtomicU64,
-    failure: parking_lot::Mutex<Option<(io::ErrorKind, SharedConnectError)>>,
+    failure: parking_lot::Mutex<Option<ConnectError>>,
 }
 
 impl Http2Connections {
-    pub(in crate::upstream) fn new(
-        connector: Connector,
-        is_tls: bool,
-        state: Arc<UpstreamServerState>,
-    ) -> Self {
-        let scheme = if is_tls { Scheme::HTTPS } else { Scheme::HTTP };
-        Self { connector, scheme, slots: Default::default(), state }
+    pub(super) fn new(connector: Connector) -> Self {
+        let scheme = if connector.is_tls() { Scheme::HTTPS } else { Scheme::HTTP };
+        Self { connector, scheme, slots: Default::default() }
     }
 
     /// Sends a request. It is sent once: over another connection only if nothing of it was written.
-    pub(in crate::upstream) async fn send(
+    pub(super) async fn send(
         &self,
         request: Request<Body>,
         class: Class,
@@ -90,15 +84,12 @@ impl Http2Connections {
                 Ok(response) => return Ok(response),
             }
         }
-        let error = io::Error::new(io::ErrorKind::ConnectionAborted, "it ends each connection at once");
+        let error = ConnectError::other("it ends each connection at once");
         Err(SendError::Connect(error, Box::new(request)))
     }
 
     /// Sends a request over a connection of its own, which ends with it.
-    pub(in crate::upstream) async fn send_unshared(
-        &self,
-        request: Request<Body>,
-    ) -> Result<Response<Body>, SendError> {
+    pub(super) async fn send_unshared(&self, request: Request<Body>) -> Result<Response<Body>, SendError> {
         let request = self.to_http2(request);
         let mut sender = match self.connect().await {
             Ok((sender, connection)) => {
@@ -110,8 +101,7 @@ impl Http2Connections {
         };
         self.send_over(&mut sender, request).await.map_err(|unsent| match unsent {
             StreamError::NotWritten(request) => {
-                let error =
-                    io::Error::new(io::ErrorKind::ConnectionAborted, "it ends the connection at once");
+                let error = ConnectError::other("it ends the connection at once");
                 SendError::Connect(error, request)
             }
             StreamError::Failed(error) => error,
@@ -123,22 +113,24 @@ impl Http2Connections {
         sender: &mut Sender,
         request: Request<Body>,
     ) -> Result<Response<Body>, StreamError> {
-        let guard = StreamGuard::new(&self.state);
+        let guard = StreamGuard::new(self.connector.stats());
         match sender.try_send_request(request).await {
             Ok(response) => Ok(response.map(|stream| Body::driven(stream, Box::new(guard)))),
             Err(mut failed) => Err(match failed.take_message() {
                 Some(unsent) => StreamError::NotWritten(Box::new(unsent)),
-                None => StreamError::Failed(classify(failed.into_error())),
+                None => {
+                    StreamError::Failed(SendError::Exchange(ExchangeError::new(failed.into_error(), false)))
+                }
             }),
         }
     }
 
     /// Makes a connection for the class, if there is none.
-    pub(in crate::upstream) async fn preconnect(&self, class: Class) -> io::Result<()> {
+    pub(super) async fn preconnect(&self, class: Class) -> Result<(), ConnectError> {
         self.sender(class).await.map(drop)
     }
 
-    async fn sender(&self, class: Class) -> io::Result<Sender> {
+    async fn sender(&self, class: Class) -> Result<Sender, ConnectError> {
         let slot = class.of(&self.slots);
         let failures = slot.failures.load(Ordering::Relaxed);
         let mut sender = slot.sender.lock().await;
@@ -146,23 +138,23 @@ impl Http2Connections {
             return Ok(sender.clone());
         }
         if slot.failures.load(Ordering::Relaxed) != failures
-            && let Some((kind, shared)) = &*slot.failure.lock()
+            && let Some(error) = &*slot.failure.lock()
         {
-            return Err(shared.clone().into_io_error(*kind, None));
+            return Err(error.for_waiters(None));
         }
         let (new, connection) = self.connect().await.inspect_err(|error| {
-            *slot.failure.lock() = Some((error.kind(), SharedConnectError::of(error)));
+            *slot.failure.lock() = Some(error.clone());
             slot.failures.fetch_add(1, Ordering::Relaxed);
         })?;
         let (slot, expires_at) = (Arc::downgrade(slot), self.connector.expires_at());
-        tokio::spawn(drive(connection, slot, expires_at, Arc::clone(&self.state)));
+        tokio::spawn(drive(connection, slot, expires_at, Arc::clone(self.connector.stats())));
         *sender = Some(new.clone());
         Ok(new)
     }
 
-    async fn connect(&self) -> io::Result<(Sender, Connection)> {
+    async fn connect(&self) -> Result<(Sender, Connection), ConnectError> {
         let stream = self.connector.connect().await?;
-        http2::Builder::new(TokioExecutor::new())
+        Ok(http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .keep_alive_interval(PING_INTERVAL)
             .keep_alive_timeout(PING_TIMEOUT)
@@ -171,8 +163,7 @@ impl Http2Connections {
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_header_list_size(HEAD_BUFFER)
             .handshake(stream)
-            .await
-            .map_err(io::Error::other)
+            .await?)
     }
 
     /// RFC 9113 §8.3.1: scheme and authority are fields of their own, and headers do not carry framing
@@ -210,7 +201,7 @@ async fn drive(
     connection: Connection,
     slot: Weak<ConnectionSlot>,
     expires_at: Option<Instant>,
-    state: Arc<UpstreamServerState>,
+    stats: Arc<ConnectionStats>,
 ) {
     let expired = async {
         match expires_at {
@@ -219,9 +210,9 @@ async fn drive(
         }
     };
     let mut connection = pin!(connection);
-    let mut drained = pin!(state.health.drained());
+    let mut drained = pin!(stats.drain.wait());
     drained.as_mut().enable();
-    if !state.health.is_drained() {
+    if !stats.drain.is_on() {
         tokio::select! {
             // How it ended, the streams report.
             _ = connection.as_mut() => return,
@@ -238,26 +229,14 @@ async fn drive(
     let _ = tokio::join!(close_slot, connection);
 }
 
-/// The server has not processed a stream that it refused, or that began after it had announced to take no more
-/// (RFC 9113 §8.7).
-fn classify(error: hyper::Error) -> SendError {
-    let cause = std::error::Error::source(&error).and_then(|cause| cause.downcast_ref::<h2::Error>());
-    let is_unread = cause.is_some_and(|cause| {
-        cause.is_remote()
-            && (cause.reason() == Some(h2::Reason::REFUSED_STREAM)
-                || cause.is_go_away() && cause.reason() == Some(h2::Reason::NO_ERROR))
-    });
-    if is_unread { SendError::Unprocessed(error) } else { SendError::Sent(error, false) }
-}
-
 /// Counts a stream until its response has ended, or is dropped.
 #[derive(Debug)]
-struct StreamGuard(Arc<UpstreamServerState>);
+struct StreamGuard(Arc<ConnectionStats>);
 
 impl StreamGuard {
-    fn new(state: &Arc<UpstreamServerState>) -> Self {
-        state.active_streams.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(state))
+    fn new(stats: &Arc<ConnectionStats>) -> Self {
+        stats.active_streams.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(stats))
     }
 }
 

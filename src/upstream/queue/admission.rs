@@ -12,24 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::counters::Counters;
 use crate::route::Class;
-
-/// The section `[upstream.classes.…]` of the configuration, for one class.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ClassSettings {
-    /// How many requests Rails gets at one time.
-    pub concurrency: usize,
-    /// How many more may wait for a permit.
-    pub queue: usize,
-    /// How long they may wait for it.
-    pub queue_timeout: Duration,
-    /// How long Rails may take from the request to the head of its response.
-    pub response_timeout: Duration,
-    /// How long the whole exchange may take, from the arrival of the request to the end of the response, time
-    /// in queues included; zero is without limit.
-    pub total_timeout: Duration,
-    /// How long a request waits for an unreachable Rails.
-    pub hold: Duration,
-}
+use crate::upstream::settings::ClassSettings;
 
 /// Why a request was rejected instead of sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -193,7 +176,11 @@ mod tests {
     use super::*;
 
     fn admission() -> ClassAdmission {
-        ClassAdmission::new(ClassSettings { concurrency: 2, queue: 2, ..crate::upstream::DEFAULT_CLASS })
+        ClassAdmission::new(ClassSettings {
+            concurrency: 2,
+            queue: 2,
+            ..crate::upstream::settings::DEFAULT_CLASS
+        })
     }
 
     #[tokio::test(start_paused = true)]

@@ -9,13 +9,13 @@
 //! trying, or has just tried until the connect timeout; so an outage is remembered for as long as it lasts, give
 //! or take [`TIMEOUT_RETRY_DELAY`].
 
-use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use crate::upstream::connection::error::{SharedConnectError, UnreachableCause, is_resource_exhaustion};
+use crate::upstream::connection::cause::UnreachableCause;
+use crate::upstream::connection::error::ConnectError;
 
 /// How long after the last attempt to connect a fruitless wait counts. Longer than the pause between two tries of
 /// GitLab Shell, and than a user needs for another key.
@@ -47,14 +47,14 @@ struct OutageRecord {
 #[derive(Debug)]
 struct LastFailure {
     at: Instant,
-    kind: io::ErrorKind,
-    shared: SharedConnectError,
+    /// As waiting requests get it.
+    error: ConnectError,
 }
 
 impl Reachability {
     /// Records that no server could be connected to.
-    pub(in crate::upstream) fn record_failure(&self, error: &io::Error, now: Instant) {
-        let new = LastFailure { at: now, kind: error.kind(), shared: SharedConnectError::of(error) };
+    pub(in crate::upstream) fn record_failure(&self, error: &ConnectError, now: Instant) {
+        let new = LastFailure { at: now, error: error.for_waiters(None) };
         let mut state = self.state.lock();
         // After a longer pause, this may be another outage.
         state.has_fruitless_wait &=
@@ -65,7 +65,7 @@ impl Reachability {
 
     /// The same for a request without a credential. It may fail where others would not, over a connection of its
     /// own, so it counts only if no recent failure is known.
-    pub(in crate::upstream) fn record_uncredentialed_failure(&self, error: &io::Error, now: Instant) {
+    pub(in crate::upstream) fn record_uncredentialed_failure(&self, error: &ConnectError, now: Instant) {
         let counts = |last: &LastFailure| now < last.at + FRUITLESS_WAIT_TTL;
         let has_record = self.state.lock().last.as_ref().is_some_and(counts);
         if !has_record {
@@ -81,7 +81,7 @@ impl Reachability {
             self.has_record.store(true, Ordering::Relaxed);
             let error = state.last_error(None);
             drop(state);
-            let cause = UnreachableCause::of(&error).as_str();
+            let cause = error.cause().as_str();
             let _span = crate::request_span::current().entered();
             tracing::warn!(%error, cause, "Rails cannot be reached; requests wait for it to be back");
         }
@@ -89,8 +89,8 @@ impl Reachability {
 
     /// Records that a request has waited for as long as it may. If files or memory were short on this machine,
     /// that says nothing about Rails.
-    pub(in crate::upstream) fn record_fruitless_wait(&self, error: &io::Error, now: Instant) {
-        if is_resource_exhaustion(error) {
+    pub(in crate::upstream) fn record_fruitless_wait(&self, error: &ConnectError, now: Instant) {
+        if error.is_resource_exhaustion() {
             return;
         }
         let mut state = self.state.lock();
@@ -98,7 +98,7 @@ impl Reachability {
             // One attempt to connect may have taken all of the time, so that no request has queued.
             state.since.get_or_insert(now);
             drop(state);
-            let cause = UnreachableCause::of(error).as_str();
+            let cause = error.cause().as_str();
             let _span = crate::request_span::current().entered();
             tracing::warn!(
                 %error,
@@ -115,7 +115,7 @@ impl Reachability {
         }
         let state = self.state.lock();
         let is_fresh = |last: &LastFailure| {
-            now < last.at + FRUITLESS_WAIT_TTL && last.shared.cause() != UnreachableCause::Resources
+            now < last.at + FRUITLESS_WAIT_TTL && last.error.cause() != UnreachableCause::Resources
         };
         state.has_fruitless_wait && state.last.as_ref().is_some_and(is_fresh)
     }
@@ -124,7 +124,7 @@ impl Reachability {
     pub(in crate::upstream) fn timed_out_recently(&self, now: Instant) -> bool {
         let state = self.state.lock();
         let is_recent = |last: &LastFailure| {
-            last.shared.cause() == UnreachableCause::Timeout && now < last.at + TIMEOUT_RETRY_DELAY
+            last.error.cause() == UnreachableCause::Timeout && now < last.at + TIMEOUT_RETRY_DELAY
         };
         state.last.as_ref().is_some_and(is_recent)
     }
@@ -150,13 +150,13 @@ impl Reachability {
     }
 
     /// The error of the last failed attempt, with `detail` appended.
-    pub(in crate::upstream) fn last_error(&self, detail: Option<&str>) -> io::Error {
+    pub(in crate::upstream) fn last_error(&self, detail: Option<&str>) -> ConnectError {
         self.state.lock().last_error(detail)
     }
 
     /// Why Rails is unreachable, if it is, as far as is known.
     pub fn cause(&self) -> Option<UnreachableCause> {
-        self.state.lock().last.as_ref().map(|last| last.shared.cause())
+        self.state.lock().last.as_ref().map(|last| last.error.cause())
     }
 
     /// Whether requests wait, or have waited in vain, for a Rails that is not known to be back.
@@ -166,25 +166,27 @@ impl Reachability {
 }
 
 impl OutageRecord {
-    fn last_error(&self, detail: Option<&str>) -> io::Error {
+    fn last_error(&self, detail: Option<&str>) -> ConnectError {
         match &self.last {
-            Some(last) => last.shared.clone().into_io_error(last.kind, detail),
+            Some(last) => last.error.for_waiters(detail),
             // Only a proxy reports the outage.
-            None => UnreachableCause::Proxy.error(detail.unwrap_or("it is away")),
+            None => ConnectError::not_attempted(UnreachableCause::Proxy, detail.unwrap_or("it is away")),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use super::*;
 
-    fn refused() -> io::Error {
-        io::Error::from(io::ErrorKind::ConnectionRefused)
+    fn refused() -> ConnectError {
+        io::Error::from(io::ErrorKind::ConnectionRefused).into()
     }
 
-    fn exhausted() -> io::Error {
-        io::Error::from_raw_os_error(rustix::io::Errno::MFILE.raw_os_error())
+    fn exhausted() -> ConnectError {
+        io::Error::from_raw_os_error(rustix::io::Errno::MFILE.raw_os_error()).into()
     }
 
     #[test]
@@ -229,7 +231,7 @@ mod tests {
     fn look_ups_do_not_repeat_an_attempt_that_timed_out() {
         let (reachability, now) = (Reachability::default(), Instant::now());
         for (error, is_slow) in
-            [(refused(), false), (io::ErrorKind::TimedOut.into(), true), (exhausted(), false)]
+            [(refused(), false), (ConnectError::timed_out("no connection"), true), (exhausted(), false)]
         {
             reachability.record_failure(&error, now);
             assert_eq!(reachability.timed_out_recently(now), is_slow, "{error}");
@@ -253,16 +255,13 @@ mod tests {
     #[test]
     fn requests_that_only_waited_get_the_error_of_the_last_attempt() {
         let (reachability, now) = (Reachability::default(), Instant::now());
-        assert_eq!(UnreachableCause::of(&reachability.last_error(Some("over"))), UnreachableCause::Proxy);
-        for error in [exhausted(), refused(), io::Error::new(io::ErrorKind::TimedOut, "no connection")] {
+        assert_eq!(reachability.last_error(Some("over")).cause(), UnreachableCause::Proxy);
+        for error in [exhausted(), refused(), ConnectError::timed_out("no connection")] {
             reachability.record_failure(&error, now);
             let shared = reachability.last_error(Some("over"));
-            assert_eq!(
-                (UnreachableCause::of(&shared), reachability.cause()),
-                (UnreachableCause::of(&error), Some(UnreachableCause::of(&error)))
-            );
+            assert_eq!((shared.cause(), reachability.cause()), (error.cause(), Some(error.cause())));
             assert_eq!(shared.to_string(), format!("{error}; over"));
-            assert_eq!(is_resource_exhaustion(&shared), is_resource_exhaustion(&error));
+            assert_eq!(shared.is_resource_exhaustion(), error.is_resource_exhaustion());
         }
     }
 }

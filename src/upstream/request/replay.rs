@@ -7,7 +7,7 @@ use http::Request;
 use http_body::Body as _;
 
 use crate::body::{Body, Collected};
-use crate::upstream::Error;
+use crate::upstream::error::Error;
 
 /// Bytes of the largest body that is read into memory for a copy. GitLab Shell's have a few hundred.
 const MAX_REPLAY_BODY: usize = 64 * 1024;
@@ -73,7 +73,7 @@ impl ReplayMemory {
             Ok(Ok(Collected::Complete(body))) => body.into(),
             Ok(Ok(Collected::TooLong(body))) => body,
             Ok(Err(error)) => return Err(Error::RequestBody(error.into())),
-            Err(_) => return Err(Error::BodyStalled(timeout)),
+            Err(_) => return Err(Error::RequestBodyTimeout(timeout)),
         };
         let copy = ReplayCopy { request: duplicate(&request), _reservation: reservation };
         Ok((request, copy))

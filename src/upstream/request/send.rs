@@ -9,22 +9,27 @@ use http::{Method, Request, Response, Version};
 use http_body::Body as _;
 use tower::retry::budget::Budget as _;
 
-use super::attempt::{AttemptDeadlines, AttemptError, is_outage_response};
-use super::options::{Deadlines, SendOptions, SendReport, Signer};
+use super::attempt::{AttemptDeadlines, AttemptError};
+use super::connect_failure::ConnectFailure;
+use super::deadlines::Deadlines;
+use super::options::{SendOptions, SendReport, Signer};
 use super::replay::ReplayCopy;
-use super::wait::ConnectFailure;
-use crate::body::{self, Body};
+use crate::body::Body;
 use crate::clock::Clock;
 use crate::route::Class;
+use crate::upstream::client::Upstream;
 use crate::upstream::connection::target::join_root;
+use crate::upstream::error::{Error, Fault, Resend};
+use crate::upstream::response::is_outage_response;
 use crate::upstream::servers::balance::{ServerSet, choose, has_untried};
 use crate::upstream::servers::health::Availability;
-use crate::upstream::servers::server::{ResendReason, UpstreamServer};
-use crate::upstream::{Error, Upstream};
+use crate::upstream::servers::server::UpstreamServer;
+use crate::upstream::servers::state::ResendReason;
 
 /// How long a request that was not read waits, if there is no other server, before it is sent again: the first
 /// time, the second time, and no more. A server that accepts requests and resets them will not read the next
-/// one either; and over TCP the sign is strong, but no proof ([`AttemptError::Failed`]), so a request that was
+/// one either; and over TCP the sign is strong, but no proof
+/// (`ErrorKind::Unread`), so a request that was
 /// acted on after all is acted on three times at most.
 const UNREAD_RESEND_DELAYS: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(1)];
 
@@ -46,8 +51,8 @@ struct RetryLoop<'r> {
 enum SendFailure<'u> {
     /// No server could be connected to.
     Unreachable(ConnectFailure, Box<Request<Body>>),
-    /// This server gave no response. See [`AttemptError::Failed`].
-    NoResponse { server: &'u UpstreamServer, error: Error, is_unread: bool },
+    /// This server gave no response.
+    NoResponse(&'u UpstreamServer, Error),
 }
 
 impl Upstream {
@@ -75,8 +80,7 @@ impl Upstream {
                 self.state.responses.fetch_add(1, Ordering::Relaxed);
                 self.state.consecutive_failures.store(0, Ordering::Relaxed);
             }
-            // The client's failures, or the gateway's limits.
-            Err(Error::RequestBody(_) | Error::BodyStalled(_) | Error::Shed(_) | Error::Expires(_)) => {}
+            Err(error) if matches!(error.kind().fault(), Fault::Client | Fault::Limits) => {}
             Err(_) => {
                 self.state.consecutive_failures.fetch_add(1, Ordering::Relaxed);
             }
@@ -163,10 +167,10 @@ impl<'r> RetryLoop<'r> {
                     Box::pin(self.wait_for_rails()).await?;
                     unsent
                 }
-                Err(SendFailure::NoResponse { server, error, is_unread }) => {
+                Err(SendFailure::NoResponse(server, error)) => {
                     drop(permit);
                     let Some(copy) = copy.replay() else { return Err(error) };
-                    let reason = Box::pin(self.prepare_resend(error, is_unread)).await?;
+                    let reason = Box::pin(self.prepare_resend(error)).await?;
                     self.record_resend(server, reason);
                     copy
                 }
@@ -237,9 +241,9 @@ impl<'r> RetryLoop<'r> {
                     self.record_sent(server, sent);
                     return Ok((response, server));
                 }
-                Err(AttemptError::Failed { error, is_unread }) => {
+                Err(AttemptError::Failed(error)) => {
                     self.record_sent(server, sent);
-                    return Err(SendFailure::NoResponse { server, error, is_unread });
+                    return Err(SendFailure::NoResponse(server, error));
                 }
             }
         }
@@ -269,9 +273,10 @@ impl<'r> RetryLoop<'r> {
 
     /// Prepares to resend a request that got no response, perhaps after a delay. Returns the reason, or the error
     /// to fail with.
-    async fn prepare_resend(&mut self, error: Error, is_unread: bool) -> Result<ResendReason, Error> {
+    async fn prepare_resend(&mut self, error: Error) -> Result<ResendReason, Error> {
+        let may_resend = error.kind().resend();
         let has_other = self.has_untried(is_in_rotation);
-        let delay = UNREAD_RESEND_DELAYS.get(self.unread_resends).filter(|_| is_unread);
+        let delay = UNREAD_RESEND_DELAYS.get(self.unread_resends).filter(|_| may_resend == Resend::Any);
         if let Some(delay) = delay
             && self.deadlines.may_send()
             && (has_other || self.deadlines.may_hold())
@@ -285,12 +290,7 @@ impl<'r> RetryLoop<'r> {
             self.next_server_or_wait(is_in_rotation).await?;
             return Ok(ResendReason::Unread);
         }
-        let has_ended = match &error {
-            Error::Broken(error) => !error.is_parse(),
-            Error::BrokeOff(error) => matches!(error, body::Error::Broken(_)),
-            _ => false,
-        };
-        if !has_ended || !self.may_resend_read() {
+        if may_resend == Resend::Never || !self.may_resend_read() {
             return Err(error);
         }
         if !has_other {

@@ -1,78 +1,42 @@
 //! Waiting: for an unreachable Rails, and for a permit.
 
-use std::io;
 use std::time::{Duration, Instant};
 
 use http::Response;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::attempt::is_outage_response;
-use super::options::{Deadlines, SendOptions, SendReport, WaitPolicy};
+use super::connect_failure::ConnectFailure;
+use super::deadlines::Deadlines;
+use super::options::{SendOptions, SendReport, WaitPolicy};
 use crate::clock::Clock;
 use crate::route::Class;
-use crate::upstream::connection::error::{UnreachableCause, is_resource_exhaustion};
+use crate::upstream::client::Upstream;
+use crate::upstream::connection::cause::UnreachableCause;
+use crate::upstream::connection::error::ConnectError;
+use crate::upstream::error::{Error, TimeLimit};
 use crate::upstream::queue::admission::ClassAdmission;
 use crate::upstream::queue::hold::HoldFull;
+use crate::upstream::response::is_outage_response;
 use crate::upstream::servers::balance::{ServerSet, choose};
 use crate::upstream::servers::health::EjectionReason;
 use crate::upstream::servers::health_check;
 use crate::upstream::servers::server::UpstreamServer;
-use crate::upstream::{Error, Upstream, UpstreamState, is_transient};
+use crate::upstream::state::UpstreamState;
 
 /// The pause between two attempts to connect, while requests wait.
-pub(in crate::upstream) const CONNECT_RETRY_INTERVAL: Duration = Duration::from_millis(25);
+pub(super) const CONNECT_RETRY_INTERVAL: Duration = Duration::from_millis(25);
 
 /// The same where a proxy reports the outage, so that each attempt sends a probe.
 const PROBE_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Why a server could not be connected to.
-pub(in crate::upstream) struct ConnectFailure {
-    name: String,
-    error: io::Error,
-}
-
-impl ConnectFailure {
-    pub(in crate::upstream) fn new(name: &str, error: io::Error) -> Self {
-        Self { name: name.to_owned(), error }
-    }
-
-    /// All servers are drained by an operator.
-    pub(in crate::upstream) fn all_drained() -> Self {
-        Self::new("any server", UnreachableCause::Drained.error("all are drained"))
-    }
-
-    /// Of two failures, the one to keep: a transient one is worth waiting for.
-    pub(in crate::upstream) fn prefer_transient(self, earlier: Option<Self>) -> Self {
-        match earlier {
-            Some(earlier) if is_transient(&earlier.error) && !is_transient(&self.error) => earlier,
-            _ => self,
-        }
-    }
-
-    /// Whether it may be over in a while.
-    pub(in crate::upstream) fn is_transient(&self) -> bool {
-        is_transient(&self.error)
-    }
-
-    pub(in crate::upstream) fn error(&self) -> &io::Error {
-        &self.error
-    }
-}
-
 /// The failure of a connection behind which Rails is unreachable.
-fn proxy_outage_error() -> io::Error {
-    UnreachableCause::Proxy.error("a proxy there reports that Rails is away")
-}
-
-impl From<ConnectFailure> for Error {
-    fn from(ConnectFailure { name, error }: ConnectFailure) -> Self {
-        Self::Connect(name, error)
-    }
+fn proxy_outage_error() -> ConnectError {
+    ConnectError::not_attempted(UnreachableCause::Proxy, "a proxy there reports that Rails is away")
 }
 
 impl Upstream {
     /// Waits for a permit among the requests of its class.
-    pub(in crate::upstream) async fn admit(
+    pub(super) async fn admit(
         &self,
         class: &ClassAdmission,
         options: &SendOptions,
@@ -97,7 +61,7 @@ impl Upstream {
 
     /// Waits until Rails is reachable again, and returns the index of a server that accepts connections. `None` if
     /// time is over and the request may be sent to a proxy all the same.
-    pub(in crate::upstream) async fn wait_for_rails(
+    pub(super) async fn wait_for_rails(
         &self,
         class: Class,
         deadlines: &Deadlines,
@@ -108,7 +72,7 @@ impl Upstream {
         report.waited += now().saturating_duration_since(begun);
         match &waited {
             Err(Error::Connect(_, error)) => self.record_fruitless_wait(class, error),
-            Err(Error::TotalTimeout(_)) => {
+            Err(Error::Timeout { .. }) => {
                 self.record_fruitless_wait(class, &self.state.reachability.last_error(None));
             }
             _ => {}
@@ -157,14 +121,14 @@ impl Upstream {
     }
 
     /// Records that a request has waited for as long as it may. Requests without a credential do not count.
-    pub(in crate::upstream) fn record_fruitless_wait(&self, class: Class, error: &io::Error) {
-        if class != Class::Other && is_transient(error) {
+    pub(super) fn record_fruitless_wait(&self, class: Class, error: &ConnectError) {
+        if class != Class::Other && error.is_transient() {
             self.state.reachability.record_fruitless_wait(error, now());
         }
     }
 
     /// Records that no server could be connected to.
-    pub(in crate::upstream) fn record_unreachable(&self, class: Class, error: &io::Error) {
+    pub(super) fn record_unreachable(&self, class: Class, error: &ConnectError) {
         let reachability = &self.state.reachability;
         if class == Class::Other {
             reachability.record_uncredentialed_failure(error, now());
@@ -174,12 +138,7 @@ impl Upstream {
     }
 
     /// Records what the response to a request sent at `sent` says about the way to Rails.
-    pub(in crate::upstream) fn record_response<B>(
-        &self,
-        class: Class,
-        response: &Response<B>,
-        sent: Instant,
-    ) {
+    pub(super) fn record_response<B>(&self, class: Class, response: &Response<B>, sent: Instant) {
         let reachability = &self.state.reachability;
         match class {
             Class::Other => {}
@@ -212,7 +171,7 @@ impl Upstream {
                 Err(error) => {
                     server.state.count_unreachable(&error);
                     // Requests without a credential do not count.
-                    if class != Class::Other && !is_resource_exhaustion(&error) {
+                    if class != Class::Other && !error.is_resource_exhaustion() {
                         server.state.health.record_failure(begun, EjectionReason::Unreachable, now());
                     }
                     error
@@ -221,7 +180,7 @@ impl Upstream {
             unreachable = Some(ConnectFailure::new(&server.name, error).prefer_transient(unreachable));
         }
         let unreachable = unreachable.unwrap_or_else(ConnectFailure::all_drained);
-        self.record_unreachable(class, &unreachable.error);
+        self.record_unreachable(class, unreachable.error());
         Err(unreachable)
     }
 
@@ -240,11 +199,7 @@ impl Upstream {
     }
 
     /// The error of a request that stops waiting for an unreachable Rails.
-    pub(in crate::upstream) fn final_connect_error(
-        &self,
-        unreachable: ConnectFailure,
-        deadlines: &Deadlines,
-    ) -> Error {
+    pub(super) fn final_connect_error(&self, unreachable: ConnectFailure, deadlines: &Deadlines) -> Error {
         match self.deadline_error(deadlines) {
             Error::Connect(..) => unreachable.into(),
             _ if !deadlines.has_hold() || !unreachable.is_transient() => unreachable.into(),
@@ -256,10 +211,14 @@ impl Upstream {
     fn deadline_error(&self, deadlines: &Deadlines) -> Error {
         let now = now();
         if deadlines.end.is_some_and(|end| now >= end) {
-            return Error::TotalTimeout(deadlines.total_timeout);
+            return Error::Timeout {
+                after: deadlines.total_timeout,
+                limit: TimeLimit::Total,
+                is_silent: false,
+            };
         }
         if deadlines.credential_expires.is_some_and(|expires| now >= expires) {
-            return Error::Expires(self.server_names());
+            return Error::CredentialExpires(self.server_names());
         }
         let detail = if deadlines.tries_once {
             "not waited for, since other requests have waited in vain"
@@ -281,12 +240,14 @@ fn now() -> Instant {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use futures_util::FutureExt as _;
     use rustix::io::Errno;
 
     use super::*;
-    use crate::upstream::UpstreamSettings;
-    use crate::upstream::UpstreamTarget;
+    use crate::upstream::connection::target::UpstreamTarget;
+    use crate::upstream::settings::UpstreamSettings;
 
     fn upstream(max_held: usize) -> Upstream {
         let target = UpstreamTarget::parse("http://127.0.0.1:1").unwrap();
@@ -313,12 +274,12 @@ mod tests {
                     upstream
                         .state
                         .reachability
-                        .record_failure(&io::Error::from_raw_os_error(errno.raw_os_error()), now());
+                        .record_failure(&io::Error::from_raw_os_error(errno.raw_os_error()).into(), now());
                     let error = wait(upstream, class).await;
                     let (Error::Connect(_, error) | Error::HoldFull(_, error)) = error else {
                         panic!("{error:?}");
                     };
-                    assert_eq!(is_resource_exhaustion(&error), is_exhaustion, "{error}");
+                    assert_eq!(error.is_resource_exhaustion(), is_exhaustion, "{error}");
                     let has_waited = upstream.max_held == 2;
                     if class == Class::Lookup {
                         assert_eq!(
@@ -336,7 +297,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn requests_without_a_credential_do_not_prolong_a_remembered_outage() {
         let upstream = upstream(2);
-        let silent = io::Error::from(io::ErrorKind::TimedOut);
+        let silent = ConnectError::timed_out("no connection within 1s");
         upstream.record_unreachable(Class::Lookup, &silent);
         upstream.record_fruitless_wait(Class::Lookup, &silent);
         for _ in 0..4 {

@@ -7,10 +7,7 @@ use super::health::Availability;
 use super::server::UpstreamServer;
 use crate::route::Class;
 
-/// The largest number of servers.
-pub const MAX_SERVERS: usize = 64;
-
-/// A set of servers, by their indexes in the list.
+/// A set of servers, by their indexes in the list: a bit for each of `MAX_SERVERS`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(in crate::upstream) struct ServerSet(u64);
 

@@ -7,23 +7,22 @@
 //! An operator may also drain a server: it gets no new requests, and finishes those that it has.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
-use tokio::sync::futures::Notified;
 
 use crate::clock::Clock;
 use crate::counters::Counters;
 use crate::progress::LastAnswer;
-use crate::upstream::UpstreamSettings;
+use crate::upstream::connection::stats::ConnectionStats;
+use crate::upstream::settings::{EjectionSettings, UpstreamSettings};
 
 mod labels;
 mod state;
 
 pub use self::labels::{CheckResult, EjectionReason, ServerStatus};
-pub use self::state::EjectionSettings;
 use self::state::{ActiveEjection, EjectionState};
 pub(in crate::upstream) use self::state::{Availability, CheckFailure};
 
@@ -36,8 +35,8 @@ pub struct ServerHealth {
     is_alone: bool,
     /// Health checks find out whether an ejected server works again; else a request does.
     has_health_checks: bool,
-    /// By an operator. Apart, since it counts for a single server too.
-    is_drained: AtomicBool,
+    /// Its connections, which know whether an operator has drained it.
+    connections: Arc<ConnectionStats>,
     /// Failures in a row, of any kind.
     failures: AtomicU64,
     /// To a request that has shown a credential.
@@ -49,13 +48,15 @@ pub struct ServerHealth {
     pub checks: Counters<CheckResult>,
     /// Wakes the health checker, whose next check is due earlier now.
     rescheduled: Notify,
-    /// Wakes the owners of connections, which are to be closed now.
-    drained: Notify,
 }
 
 impl ServerHealth {
     /// A server in rotation.
-    pub(in crate::upstream) fn new(server: String, all: &UpstreamSettings) -> Self {
+    pub(in crate::upstream) fn new(
+        server: String,
+        all: &UpstreamSettings,
+        connections: Arc<ConnectionStats>,
+    ) -> Self {
         Self {
             server,
             settings: all.ejection,
@@ -63,24 +64,21 @@ impl ServerHealth {
             has_health_checks: all.has_health_checks(),
             failures: AtomicU64::new(0),
             last_answer: Arc::new(LastAnswer::new(Clock::System.now())),
-            is_drained: AtomicBool::new(false),
+            connections,
             state: Mutex::default(),
             ejections: Counters::default(),
             checks: Counters::default(),
             rescheduled: Notify::new(),
-            drained: Notify::new(),
         }
     }
 
     /// Drains the server, or ends that, as an operator asks; false if nothing changes. A server that gets requests
     /// again does so little by little, since it may have been restarted.
     pub fn drain(&self, is_drained: bool) -> bool {
-        if self.is_drained.swap(is_drained, Ordering::Relaxed) == is_drained {
+        if !self.connections.drain.set(is_drained) {
             return false;
         }
-        if is_drained {
-            self.drained.notify_waiters();
-        } else {
+        if !is_drained {
             self.failures.store(0, Ordering::Relaxed);
             let mut state = self.state.lock();
             (state.readmitted_at, state.ejections_in_a_row) = (Some(Clock::System.now()), 0);
@@ -95,12 +93,7 @@ impl ServerHealth {
 
     /// Whether an operator has drained it.
     pub fn is_drained(&self) -> bool {
-        self.is_drained.load(Ordering::Relaxed)
-    }
-
-    /// Returns once it is drained again.
-    pub(in crate::upstream) fn drained(&self) -> Notified<'_> {
-        self.drained.notified()
+        self.connections.drain.is_on()
     }
 
     /// Its status, for operators.

@@ -1,7 +1,5 @@
 //! Health checks: each of several servers gets a request at intervals.
 
-use std::time::Duration;
-
 use futures_util::future::join_all;
 use http::header::{self, HeaderValue};
 use http::{Request, Response, Uri};
@@ -10,48 +8,13 @@ use super::health::CheckFailure;
 use super::server::UpstreamServer;
 use crate::body::Body;
 use crate::clock::Clock;
-use crate::upstream::connection::http1::SendError;
-use crate::upstream::connection::target::join_root;
-use crate::upstream::request::attempt::is_outage_response;
-use crate::upstream::{UpstreamSettings, UpstreamState};
+use crate::upstream::connection::error::SendError;
+use crate::upstream::response::is_outage_response;
+use crate::upstream::settings::{HealthCheckSettings, UpstreamSettings};
+use crate::upstream::state::UpstreamState;
 
 /// Bytes of the largest response body that is read.
 const MAX_CHECK_BODY: usize = 64 * 1024;
-
-/// The section `[upstream.health]` of the configuration.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HealthCheckSettings {
-    /// The path to request, below the relative URL root. Any 2xx passes.
-    pub path: String,
-    /// The time between two checks of a server; zero turns them off.
-    pub interval: Duration,
-    /// How long a response may take, connecting included.
-    pub timeout: Duration,
-    /// How many checks in a row an unhealthy server has to pass to be in rotation again.
-    pub healthy_after: u32,
-    /// How many checks in a row a server has to fail to be unhealthy.
-    pub unhealthy_after: u32,
-}
-
-impl Default for HealthCheckSettings {
-    fn default() -> Self {
-        Self {
-            // GitLab's own, for the process that responds, not for all that it depends on.
-            path: "/-/readiness".to_owned(),
-            interval: Duration::from_secs(5),
-            timeout: Duration::from_secs(2),
-            healthy_after: 2,
-            unhealthy_after: 3,
-        }
-    }
-}
-
-impl HealthCheckSettings {
-    /// The path as a URI.
-    pub(in crate::upstream) fn uri(&self, root: &str) -> Option<Uri> {
-        join_root(root, Uri::try_from(self.path.as_str()).ok()?)
-    }
-}
 
 /// Checks all servers, if there is more than one.
 #[derive(Debug)]
@@ -67,7 +30,7 @@ impl HealthChecker {
         // A connection for each check: whether one can be made is half of it.
         let all = UpstreamSettings { max_idle: 0, ..all.clone() };
         let uri = all.has_health_checks().then(|| all.health_checks.uri(all.relative_root())).flatten();
-        Self { servers: UpstreamServer::all(&all, state), uri, settings: all.health_checks }
+        Self { servers: UpstreamServer::all(&all, &state.servers), uri, settings: all.health_checks }
     }
 
     /// Runs until it is dropped.
@@ -123,7 +86,7 @@ pub(in crate::upstream) async fn fetch(server: &UpstreamServer, uri: &Uri) -> Re
     headers.insert(header::USER_AGENT, HeaderValue::from_static("railgate (health check)"));
     let response = server.connections.send_probe(request).await.map_err(|error| match error {
         SendError::Connect(error, _) => format!("no connection: {error}"),
-        SendError::Sent(error, _) | SendError::Unprocessed(error) => format!("no answer: {error}"),
+        SendError::Exchange(error) => format!("no answer: {error}"),
     })?;
     let (head, body) = response.into_parts();
     // To its end, or Rails would take it for a client that left.

@@ -88,7 +88,8 @@ async fn an_entry_that_is_wrong_is_dropped() {
 async fn an_inconclusive_answer_changes_nothing() {
     let key = "/authorized_keys?key=AAAAC3Nz";
     let row = r#"{"id":1,"key":"ssh-ed25519 AAAAC3Nz"}"#;
-    let refused = || Err(Failure::Upstream(upstream::Error::Connect("r".into(), std::io::Error::other("x"))));
+    let refused =
+        || Err(Failure::Upstream(upstream::Error::Connect("r".into(), std::io::Error::other("x").into())));
     let answers: [fn() -> LayerResult; 5] = [
         refused,
         || Ok(json(503, "{}")),

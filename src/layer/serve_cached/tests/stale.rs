@@ -5,7 +5,7 @@ use crate::cache::storable::Storable;
 use crate::cache::{EntryKind, Lifetimes};
 use crate::layer::testing::settle;
 use crate::progress::LastAnswer;
-use crate::upstream::ShedReason;
+use crate::upstream::{ShedReason, TimeLimit};
 
 mod unusable;
 
@@ -14,9 +14,13 @@ const SWR: &str = "; detail=stale_while_revalidate";
 const SIE: &str = "; detail=stale_if_error";
 const RENEWED: &str = r#"{"id":7,"username":"ruby","name":"R"}"#;
 
+fn timed_out(limit: TimeLimit, is_silent: bool) -> upstream::Error {
+    upstream::Error::Timeout { after: Duration::from_secs(10), limit, is_silent }
+}
+
 fn refused() -> LayerResult {
-    let refused = std::io::ErrorKind::ConnectionRefused.into();
-    Err(Failure::Upstream(upstream::Error::Connect("rails".into(), refused)))
+    let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+    Err(Failure::Upstream(upstream::Error::Connect("rails".into(), refused.into())))
 }
 
 impl Fixture {
@@ -101,14 +105,18 @@ async fn after_the_revalidate_window_callers_wait_for_rails() {
 
 #[tokio::test]
 async fn a_rails_failure_is_covered_by_the_stale_answer() {
-    let timeout = || Err(Failure::Upstream(upstream::Error::Timeout(Duration::from_secs(60))));
-    let hold_full =
-        || Err(Failure::Upstream(upstream::Error::HoldFull("rails".into(), std::io::Error::other("away"))));
+    let timeout = || Err(Failure::Upstream(timed_out(TimeLimit::Response, true)));
+    let hold_full = || {
+        Err(Failure::Upstream(upstream::Error::HoldFull(
+            "rails".into(),
+            std::io::Error::other("away").into(),
+        )))
+    };
     let broke_off = || {
         let stalled = crate::body::Error::Stalled(Duration::from_secs(1));
-        Err(Failure::Upstream(upstream::Error::BrokeOff(stalled)))
+        Err(Failure::Upstream(upstream::Error::ResponseBody(stalled)))
     };
-    let hung = || Err(Failure::Upstream(upstream::Error::Hung(Duration::from_secs(4))));
+    let hung = || Err(Failure::Upstream(timed_out(TimeLimit::Total, true)));
     let failures: [fn() -> LayerResult; 9] = [
         refused,
         hold_full,
@@ -136,14 +144,14 @@ async fn a_rails_failure_is_covered_by_the_stale_answer() {
 async fn a_busy_rails_is_not_covered_by_a_stale_answer() {
     let failures: [fn() -> upstream::Error; 9] = [
         // Too many open files.
-        || upstream::Error::Connect("rails".into(), std::io::Error::from_raw_os_error(24)),
-        || upstream::Error::HoldFull("rails".into(), std::io::Error::from_raw_os_error(24)),
+        || upstream::Error::Connect("rails".into(), std::io::Error::from_raw_os_error(24).into()),
+        || upstream::Error::HoldFull("rails".into(), std::io::Error::from_raw_os_error(24).into()),
         || upstream::Error::Shed(ShedReason::QueueFull),
         || upstream::Error::Shed(ShedReason::QueueTimeout),
         || upstream::Error::Shed(ShedReason::QueueTooSlow),
-        || upstream::Error::Expires("rails".into()),
-        || upstream::Error::Slow(Duration::from_secs(10)),
-        || upstream::Error::TotalTimeout(Duration::from_secs(10)),
+        || upstream::Error::CredentialExpires("rails".into()),
+        || timed_out(TimeLimit::Response, false),
+        || timed_out(TimeLimit::Total, false),
         || upstream::Error::Unusable("x"),
     ];
     for failure in failures {

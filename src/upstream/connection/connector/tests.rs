@@ -1,7 +1,8 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::*;
-use crate::upstream::UpstreamSettings;
+use crate::upstream::connection::target::UpstreamTarget;
+use crate::upstream::settings::UpstreamSettings;
 
 /// The failed addresses if the first one is silent, or refuses.
 async fn failed(silent: bool) -> happy_eyeballs::FailedAddresses {
@@ -9,7 +10,11 @@ async fn failed(silent: bool) -> happy_eyeballs::FailedAddresses {
         if address.is_ipv4() {
             return Ok(());
         }
-        if silent { std::future::pending().await } else { Err(io::ErrorKind::ConnectionRefused.into()) }
+        if silent {
+            std::future::pending().await
+        } else {
+            Err(std::io::Error::from(std::io::ErrorKind::ConnectionRefused).into())
+        }
     };
     let addresses: [SocketAddr; 2] = [(Ipv6Addr::LOCALHOST, 1).into(), (Ipv4Addr::LOCALHOST, 1).into()];
     happy_eyeballs::connect_first(&addresses, (Clock::System.now(), Duration::from_secs(1)), open).await.1
@@ -18,9 +23,8 @@ async fn failed(silent: bool) -> happy_eyeballs::FailedAddresses {
 #[tokio::test(start_paused = true)]
 async fn an_address_that_accepted_is_preferred_for_a_while_to_a_silent_one() {
     let target = UpstreamTarget::parse("http://rails").unwrap();
-    let settings = UpstreamSettings::new(target.clone());
-    let state = Arc::new(UpstreamServerState::new(&settings.servers[0], &settings));
-    let connector = Connector::new(&target, None, Duration::from_secs(1), state);
+    let settings = UpstreamSettings::new(target);
+    let connector = Connector::new(&settings.servers[0], Duration::from_secs(1), Arc::default());
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
     connector.record_failed(address, &failed(false).await);
     assert_eq!(connector.preferred(), None, "a refusal takes no time");

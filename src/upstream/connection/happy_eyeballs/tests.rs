@@ -1,7 +1,9 @@
 use std::future::pending;
+use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::*;
+use crate::upstream::connection::cause::UnreachableCause::{Dns, Refused, Timeout, Tls};
 
 /// What happens to a connection attempt at an address.
 #[derive(Clone, Copy, Debug)]
@@ -33,8 +35,8 @@ async fn outcome(behaviours: &[Behaviour], within: u64) -> (Option<u16>, u128, F
                     tokio::time::sleep(Duration::from_millis(ms)).await;
                     Ok(address)
                 }
-                Fails(kind) => Err(kind.into()),
-                SystemError(error) => Err(io::Error::from_raw_os_error(error)),
+                Fails(kind) => Err(io::Error::from(kind).into()),
+                SystemError(error) => Err(io::Error::from_raw_os_error(error).into()),
                 Silent => pending().await,
             }
         })
@@ -96,27 +98,24 @@ async fn the_addresses_share_the_time_that_is_left() {
 async fn a_failure_lists_each_address_and_its_cause() {
     let no = Fails(io::ErrorKind::ConnectionRefused);
     let refused = "connection refused";
-    for (behaviours, kind, text) in [
-        (
-            &[Silent, no][..],
-            io::ErrorKind::TimedOut,
-            format!("10.0.0.1:0: no connection within 1s; 10.0.0.1:1: {refused}"),
-        ),
+    for (behaviours, cause, text) in [
+        (&[Silent, no][..], Timeout, format!("10.0.0.1:0: no connection within 1s; 10.0.0.1:1: {refused}")),
         (
             &[no, Fails(io::ErrorKind::PermissionDenied)],
-            io::ErrorKind::ConnectionRefused,
+            Refused,
             format!("10.0.0.1:0: {refused}; 10.0.0.1:1: permission denied"),
         ),
         (
             &[Fails(io::ErrorKind::InvalidData), no],
-            io::ErrorKind::ConnectionRefused,
+            Tls,
             format!("10.0.0.1:0: invalid data; 10.0.0.1:1: {refused}"),
         ),
-        (&[Fails(io::ErrorKind::InvalidData)], io::ErrorKind::InvalidData, "10.0.0.1:0: invalid data".into()),
-        (&[], io::ErrorKind::NotFound, "the name has no address".into()),
+        (&[Fails(io::ErrorKind::InvalidData)], Tls, "10.0.0.1:0: invalid data".into()),
+        (&[], Dns, "the name has no address".into()),
     ] {
         let (connected, _, failed) = outcome(behaviours, 1_000).await;
-        assert_eq!((connected, failed.kind(), failed.to_string()), (None, kind, text), "{behaviours:?}");
+        let error = failed.into_error();
+        assert_eq!((connected, error.cause(), error.to_string()), (None, cause, text), "{behaviours:?}");
     }
     let many = outcome(&[no; 500], 1_000).await.2.to_string();
     assert!(many.len() < 400 && many.ends_with("; and 492 more addresses"), "{many}");
@@ -160,9 +159,8 @@ async fn resource_exhaustion_is_found_among_the_causes() {
         (&[SystemError(no_address), Fails(io::ErrorKind::ConnectionRefused)], false),
         (&[Silent], false),
     ] {
-        let failed = outcome(behaviours, 1_000).await.2;
-        let error = io::Error::new(failed.kind(), failed);
-        assert_eq!(crate::upstream::is_resource_exhaustion(&error), is_exhausted, "{behaviours:?}");
+        let error = outcome(behaviours, 1_000).await.2.into_error();
+        assert_eq!(error.is_resource_exhaustion(), is_exhausted, "{behaviours:?}");
     }
 }
 
@@ -216,12 +214,8 @@ async fn a_listener_whose_queue_is_full_does_not_hide_the_next_address() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let answers = listener.local_addr().unwrap();
     let within = Duration::from_mins(1);
-    let (connected, failed) = connect_first(
-        &[full.address, answers],
-        (Clock::System.now(), within),
-        tokio::net::TcpStream::connect,
-    )
-    .await;
+    let (connected, failed) =
+        connect_first(&[full.address, answers], (Clock::System.now(), within), open).await;
     assert_eq!(connected.expect("the second one accepts").peer_addr().unwrap(), answers);
     assert!(failed.to_string().starts_with(&format!("{}: no connection within ", full.address)), "{failed}");
     assert!(failed.has_silent());
@@ -229,19 +223,19 @@ async fn a_listener_whose_queue_is_full_does_not_hide_the_next_address() {
 
 #[tokio::test]
 async fn the_error_for_an_address_is_that_of_the_system() {
-    // Silent listens there.
+    // Nothing listens there.
     let unused = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
     let error = connect_to("127.0.0.1", unused.port()).await.unwrap_err();
-    assert_eq!(
-        error.raw_os_error(),
-        tokio::net::TcpStream::connect(unused).await.unwrap_err().raw_os_error()
-    );
+    assert_eq!(error.to_string(), tokio::net::TcpStream::connect(unused).await.unwrap_err().to_string());
     let error = connect_to("localhost", unused.port()).await.unwrap_err();
     assert!(error.to_string().contains(&format!("{unused}: Connection refused")), "{error}");
-    assert!(is_transient(&error));
+    assert!(error.is_transient());
 }
 
-async fn connect_to(host: &str, port: u16) -> io::Result<tokio::net::TcpStream> {
-    let connected = connect(host, port, None, Duration::from_mins(1), tokio::net::TcpStream::connect).await;
-    connected.map(|(stream, _)| stream)
+async fn connect_to(host: &str, port: u16) -> Result<tokio::net::TcpStream, ConnectError> {
+    connect(host, port, None, Duration::from_mins(1), open).await.map(|(stream, _)| stream)
+}
+
+async fn open(address: SocketAddr) -> Result<tokio::net::TcpStream, ConnectError> {
+    Ok(tokio::net::TcpStream::connect(address).await?)
 }

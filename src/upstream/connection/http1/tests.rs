@@ -10,7 +10,7 @@ use crate::upstream::{UpstreamAddress, UpstreamSettings, UpstreamTarget};
 struct TestPool {
     pool: Http1Pool,
     rails: UnixListener,
-    state: Arc<UpstreamServerState>,
+    stats: Arc<ConnectionStats>,
     path: std::path::PathBuf,
 }
 
@@ -24,11 +24,11 @@ impl TestPool {
             is_tls: false,
             root: String::new(),
         };
-        let settings = UpstreamSettings::new(target.clone());
-        let state = Arc::new(UpstreamServerState::new(&settings.servers[0], &settings));
-        let connector = Connector::new(&target, None, Duration::from_secs(60), Arc::clone(&state));
-        let pool = Http1Pool::new(connector, 10, Duration::from_secs(60), Arc::clone(&state));
-        Self { pool, rails, state, path }
+        let settings = UpstreamSettings::new(target);
+        let stats = Arc::<ConnectionStats>::default();
+        let connector = Connector::new(&settings.servers[0], Duration::from_secs(60), Arc::clone(&stats));
+        let pool = Http1Pool::new(connector, 10, Duration::from_secs(60));
+        Self { pool, rails, stats, path }
     }
 
     /// A request is sent and answered over a new connection, which is then idle.
@@ -39,7 +39,7 @@ impl TestPool {
             rails
         });
         expect_ok(response).await;
-        assert_eq!(self.state.idle.load(Ordering::Relaxed), 1);
+        assert_eq!(self.stats.idle.load(Ordering::Relaxed), 1);
         rails
     }
 }
@@ -58,7 +58,7 @@ fn request() -> Box<Request<Body>> {
 
 async fn send(pool: &Http1Pool) -> Result<Response<Body>, SendError> {
     let sending = Body::empty().track_transfer();
-    pool.send(request(), &sending).await
+    pool.send(request(), &sending, true).await
 }
 
 /// Responds to the next request, whose head is returned.
@@ -81,10 +81,7 @@ async fn an_idle_connection_carries_the_next_request() {
     let mut rails = test.with_one_idle().await;
     let (next, _) = tokio::join!(send(&test.pool), respond(&mut rails));
     expect_ok(next).await;
-    assert_eq!(
-        (test.state.connections_opened.load(Ordering::Relaxed), test.state.idle.load(Ordering::Relaxed)),
-        (1, 1)
-    );
+    assert_eq!((test.stats.opened.load(Ordering::Relaxed), test.stats.idle.load(Ordering::Relaxed)), (1, 1));
 }
 
 /// Between the check of a connection and the writing, Rails may close it unseen.
@@ -120,10 +117,10 @@ async fn an_unsolicited_response_is_given_to_no_request() {
 async fn a_pool_that_is_dropped_closes_its_connections() {
     let test = TestPool::new("ends");
     let mut rails = test.with_one_idle().await;
-    let state = Arc::clone(&test.state);
+    let stats = Arc::clone(&test.stats);
     drop(test);
     assert_eq!(rails.read_to_end(&mut Vec::new()).await.unwrap(), 0);
-    assert_eq!((state.idle.load(Ordering::Relaxed), state.connections_open.load(Ordering::Relaxed)), (0, 0));
+    assert_eq!((stats.idle.load(Ordering::Relaxed), stats.open.load(Ordering::Relaxed)), (0, 0));
 }
 
 /// Rails has closed an idle connection, and the runtime does not know yet: what is written then is reset and was
@@ -133,20 +130,20 @@ async fn a_request_written_to_a_closed_connection_is_known_to_be_unread() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = UpstreamAddress::Tcp("127.0.0.1".into(), listener.local_addr().unwrap().port());
     let target = UpstreamTarget { address, is_tls: false, root: String::new() };
-    let settings = UpstreamSettings::new(target.clone());
-    let state = Arc::new(UpstreamServerState::new(&settings.servers[0], &settings));
-    let connector = Connector::new(&target, None, Duration::from_secs(60), Arc::clone(&state));
-    let pool = Http1Pool::new(connector, 10, Duration::from_secs(60), Arc::clone(&state));
+    let settings = UpstreamSettings::new(target);
+    let stats = Arc::<ConnectionStats>::default();
+    let connector = Connector::new(&settings.servers[0], Duration::from_secs(60), Arc::clone(&stats));
+    let pool = Http1Pool::new(connector, 10, Duration::from_secs(60));
     pool.preconnect().await.unwrap();
-    assert_eq!(state.idle.load(Ordering::Relaxed), 1);
+    assert_eq!(stats.idle.load(Ordering::Relaxed), 1);
     // Without a chance for the runtime to notice.
     drop(listener.accept().unwrap());
     let mut request = request();
     let sending = request.body_mut().track_transfer();
-    let Err(SendError::Sent(_, was_reset)) = pool.send(request, &sending).await else {
+    let Err(SendError::Exchange(error)) = pool.send(request, &sending, true).await else {
         unreachable!("there is no server");
     };
-    assert!(was_reset);
+    assert!(error.is_reset());
 }
 
 #[tokio::test]
@@ -162,8 +159,8 @@ async fn an_unpooled_request_takes_no_idle_connection_and_leaves_none() {
     });
     expect_ok(outcome).await;
     assert_eq!(rails.read(&mut [0]).await.unwrap(), 0, "it is closed");
-    assert_eq!(test.state.idle.load(Ordering::Relaxed), 1);
+    assert_eq!(test.stats.idle.load(Ordering::Relaxed), 1);
     let (next, _) = tokio::join!(send(&test.pool), respond(&mut idle));
     expect_ok(next).await;
-    assert_eq!(test.state.connections_opened.load(Ordering::Relaxed), 2);
+    assert_eq!(test.stats.opened.load(Ordering::Relaxed), 2);
 }

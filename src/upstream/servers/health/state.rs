@@ -2,29 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-/// The section `[upstream.ejection]` of the configuration.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct EjectionSettings {
-    /// After how many failures in a row a server is ejected; 0 is never.
-    pub failures: u32,
-    /// How long the first ejection lasts. Each further one lasts twice as long.
-    pub pause: Duration,
-    /// The longest ejection. A server that was in rotation for as long begins with the shortest again.
-    pub longest_pause: Duration,
-    /// How long a server that returns gets less than its share.
-    pub slow_start: Duration,
-}
-
-impl Default for EjectionSettings {
-    fn default() -> Self {
-        Self {
-            failures: 5,
-            pause: Duration::from_secs(1),
-            longest_pause: Duration::from_secs(60),
-            slow_start: Duration::from_secs(10),
-        }
-    }
-}
+use crate::upstream::settings::EjectionSettings;
 
 /// The smallest share of a server, or it would never show that it can do more.
 const MIN_SHARE: f32 = 0.1;
@@ -77,12 +55,6 @@ pub(in crate::upstream) struct ActiveEjection {
     pub(in crate::upstream) until: Instant,
     /// When its trial was claimed.
     pub(in crate::upstream) tried_at: Option<Instant>,
-}
-
-impl EjectionSettings {
-    pub(in crate::upstream) fn pause_after(&self, ejections_in_a_row: u32) -> Duration {
-        self.pause.saturating_mul(1 << ejections_in_a_row.min(16)).min(self.longest_pause)
-    }
 }
 
 impl EjectionState {

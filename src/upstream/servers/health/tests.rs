@@ -17,7 +17,7 @@ fn one_of(count: usize, ejection: EjectionSettings, has_health_checks: bool) -> 
     all.servers = vec![all.servers[0].clone(); count];
     all.ejection = ejection;
     all.health_checks.interval = s(u64::from(has_health_checks));
-    ServerHealth::new("rails".into(), &all)
+    ServerHealth::new("rails".into(), &all, Arc::default())
 }
 
 fn health(has_health_checks: bool) -> (ServerHealth, Instant) {
