@@ -8,7 +8,7 @@ mod purge;
 mod servers;
 
 use std::convert::Infallible;
-use std::future::Future;
+use std::future::{Future, ready};
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -29,9 +29,7 @@ use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::heartbeat::Heartbeats;
 use crate::metrics::{ExpositionFormat, Metrics};
-use crate::refusal::Refusal;
 use crate::secret::BearerToken;
-use crate::server::wire::REFUSED;
 use crate::server::{ConnectionHandle, Inbound};
 use crate::upstream::UpstreamState;
 
@@ -96,10 +94,6 @@ impl Readiness {
 
 impl Admin {
     async fn handle_query(&self, method: &Method, path: &str, headers: &HeaderMap) -> Response<Full<Bytes>> {
-        if method.as_str() == REFUSED {
-            let refusal = Refusal::from_label(path.trim_start_matches('/')).unwrap_or(Refusal::RequestLine);
-            return json(refusal.status(), format!(r#"{{"message":"{}"}}"#, refusal.message()));
-        }
         if is_health_check(method, path) {
             let health = if path == "/live" { self.liveness() } else { self.readiness() };
             return if health.status() == StatusCode::OK { no_content() } else { health };
@@ -254,13 +248,15 @@ impl Service<Inbound> for Admin {
     }
 
     fn call(&mut self, inbound: Inbound) -> Self::Future {
+        if let Some(refusal) = inbound.refusal {
+            let body = format!(r#"{{"message":"{}"}}"#, refusal.message());
+            return Box::pin(ready(Ok(json(refusal.status(), body))));
+        }
         let (client, (head, body)) = ((inbound.peer, inbound.connection), inbound.request.into_parts());
         let admin = self.clone();
         Box::pin(async move {
             let path = head.uri.path();
-            let is_open_to_all = matches!(path, "/live" | "/ready")
-                || head.method == REFUSED
-                || is_health_check(&head.method, path);
+            let is_open_to_all = matches!(path, "/live" | "/ready") || is_health_check(&head.method, path);
             // A browser cannot connect to a unix socket.
             if client.0.is_some() && !is_open_to_all && !host::is_known(&head.headers, &admin.hosts) {
                 let remote_ip = client.0.map(tracing::field::display);

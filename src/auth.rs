@@ -7,6 +7,7 @@
 mod json;
 mod jwt;
 mod kas_jwt;
+mod rejection;
 mod shared_secret;
 mod shell_jwt;
 mod skew;
@@ -15,6 +16,8 @@ pub mod upstream_credential;
 use http::HeaderMap;
 
 pub use self::kas_jwt::KasJwt;
+pub use self::rejection::Rejection;
+pub use self::shared_secret::AuthBody;
 use self::shared_secret::SecretLookup;
 pub use self::shell_jwt::ShellJwt;
 pub use self::skew::ClockSkew;
@@ -112,59 +115,6 @@ impl CallerKind {
             Self::LeftToRails => "left_to_rails",
         }
     }
-}
-
-/// Why a caller was refused. For the log and the metrics; the response never says it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Rejection {
-    /// No credential at all.
-    Missing,
-    /// Not the secret, or a signature by another key.
-    Wrong,
-    /// A token past its `exp`.
-    Expired,
-    /// A token that is not valid yet (`nbf`): the clocks differ.
-    Skewed,
-    /// A token of another issuer.
-    WrongIssuer,
-    /// A token for another audience.
-    WrongAudience,
-    /// Not a credential of the expected form: invalid Base64, not a JWT, another algorithm.
-    Malformed,
-    /// Parameters that Rack versions read differently.
-    Ambiguous,
-    /// A kas call, but no kas secret is configured.
-    NotConfigured,
-}
-
-impl Rejection {
-    /// The label in metrics and logs.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Missing => "missing",
-            Self::Wrong => "wrong",
-            Self::Expired => "expired",
-            Self::Skewed => "skewed",
-            Self::WrongIssuer => "wrong_issuer",
-            Self::WrongAudience => "wrong_audience",
-            Self::Malformed => "malformed",
-            Self::Ambiguous => "ambiguous",
-            Self::NotConfigured => "not_configured",
-        }
-    }
-}
-
-/// The request's body, as far as it may hold the credential.
-#[derive(Clone, Copy, Debug)]
-pub enum AuthBody<'a> {
-    /// Rails would not look for a credential in it.
-    Irrelevant,
-    /// Rails would look for `secret_token` in it, and it has not been read.
-    Unread,
-    /// A whole form.
-    Form(&'a [u8]),
-    /// Whole JSON.
-    Json(&'a [u8]),
 }
 
 /// The result of authentication.

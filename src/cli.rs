@@ -2,16 +2,20 @@
 
 mod admin;
 mod client;
+mod config_file;
 mod demo;
 mod doctor;
 mod hook;
 mod logging;
+mod output;
 mod run;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+
+use self::config_file::ConfigFile;
+use self::output::{print_error, print_line};
 
 /// The gateway in front of GitLab Rails' internal API: verifies callers, answers the hot reads
 /// from memory, and forwards the rest, bodies byte for byte.
@@ -46,13 +50,6 @@ enum Command {
     Hook(hook::Command),
 }
 
-#[derive(Debug, clap::Args)]
-struct ConfigFile {
-    /// The configuration file, in TOML
-    #[arg(short, long, value_name = "FILE")]
-    config: PathBuf,
-}
-
 /// Parses the command line and runs the command.
 pub(crate) fn main() -> ExitCode {
     match Arguments::parse().command {
@@ -82,15 +79,4 @@ fn check(file: &std::path::Path) -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// Writes a line to standard output. Unlike `println!`, does not panic if the pipe is closed.
-fn print_line(line: &str) {
-    use std::io::Write as _;
-    let _ = writeln!(std::io::stdout().lock(), "{line}");
-}
-
-fn print_error(line: &str) {
-    use std::io::Write as _;
-    let _ = writeln!(std::io::stderr().lock(), "{line}");
 }

@@ -20,6 +20,7 @@ use crate::cache::storable::NoStoreReason;
 use crate::failure::{Failure, FailureOrigin};
 use crate::header::RequestId;
 use crate::progress::Progress;
+use crate::refusal::Refusal;
 use crate::request_span::RequestSpan;
 use crate::route::RouteMatch;
 use crate::server::ConnectionHandle;
@@ -30,6 +31,8 @@ use crate::upstream::{self, WaitPolicy};
 pub struct Exchange {
     /// As the client sent it, until a layer changes it for Rails.
     pub request: Request<Body>,
+    /// Why the server has refused the request, if it has.
+    pub refusal: Option<Refusal>,
     /// The address of the client; `None` on a unix socket.
     pub peer: Option<IpAddr>,
     /// The client connection.
@@ -44,7 +47,7 @@ impl Exchange {
     /// Takes the request id from the headers, or generates one.
     pub fn new(request: Request<Body>, peer: Option<IpAddr>, connection: ConnectionHandle) -> Self {
         let request_id = RequestId::from_headers(request.headers());
-        Self { request, peer, connection, request_id, info: SharedRequestInfo::default() }
+        Self { request, refusal: None, peer, connection, request_id, info: SharedRequestInfo::default() }
     }
 
     /// Names the request in events about it.

@@ -6,9 +6,10 @@
 
 mod credential;
 mod event;
+mod settings;
 
 use std::convert::Infallible;
-use std::future::Future;
+use std::future::{Future, ready};
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -29,29 +30,12 @@ use tower::Service;
 use self::credential::PresentedCredential;
 use self::event::Event;
 pub use self::event::EventKind;
+pub use self::settings::HooksSettings;
 use crate::cache::Cache;
 use crate::cache::purge::{PurgeMode, Selector};
 use crate::clock::Clock;
 use crate::counters::Counters;
-use crate::refusal::Refusal;
-use crate::secret::{BearerToken, SigningToken};
-use crate::server::wire::REFUSED;
-use crate::server::{ConnectionHandle, Inbound, ListenAddress};
-
-/// What `[hooks]` of the configuration says.
-#[derive(Clone, Debug)]
-pub struct HooksSettings {
-    /// The address of the listener.
-    pub address: ListenAddress,
-    /// Connections open at one time.
-    pub connections: usize,
-    /// The token that GitLab sends as `X-Gitlab-Token`.
-    pub token: Option<BearerToken>,
-    /// The key with which GitLab signs events.
-    pub signing_token: Option<SigningToken>,
-    /// The time from the first purge for an event to the second; zero for none.
-    pub settle: Duration,
-}
+use crate::server::{ConnectionHandle, Inbound};
 
 /// The path of the hooks.
 pub const PATH: &str = "/hooks/gitlab";
@@ -125,10 +109,6 @@ impl Hooks {
         B: HttpBody<Data = Bytes> + Unpin,
     {
         let (method, path) = (&head.method, head.uri.path());
-        if method.as_str() == REFUSED {
-            let refusal = Refusal::from_label(path.trim_start_matches('/')).unwrap_or(Refusal::RequestLine);
-            return (refusal.status(), refusal.message());
-        }
         match (method, path) {
             (&Method::POST, PATH) => self.receive((peer, connection), &head.headers, body).await,
             (_, PATH) => (StatusCode::METHOD_NOT_ALLOWED, "405 Method Not Allowed: use POST"),
@@ -296,24 +276,27 @@ impl Service<Inbound> for Hooks {
     }
 
     fn call(&mut self, inbound: Inbound) -> Self::Future {
+        if let Some(refusal) = inbound.refusal {
+            return Box::pin(ready(Ok(json((refusal.status(), refusal.message())))));
+        }
         let (client, (head, body)) = ((inbound.peer, inbound.connection), inbound.request.into_parts());
         let hooks = self.clone();
-        Box::pin(async move {
-            let (status, message) = hooks.respond((client.0, &client.1), &head, body).await;
-            let body = format!(r#"{{"message":"{message}"}}"#);
-            let mut response = Response::new(Full::new(Bytes::from(body)));
-            *response.status_mut() = status;
-            let json = HeaderValue::from_static("application/json");
-            response.headers_mut().insert(header::CONTENT_TYPE, json);
-            Ok(response)
-        })
+        Box::pin(async move { Ok(json(hooks.respond((client.0, &client.1), &head, body).await)) })
     }
+}
+
+fn json((status, message): Reply) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(format!(r#"{{"message":"{message}"}}"#))));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::cache;
+    use crate::server::ListenAddress;
 
     /// The purge takes as long as the test blocks the only thread for it.
     #[test]

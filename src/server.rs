@@ -10,6 +10,8 @@ mod connection;
 mod deadline_timer;
 mod gate;
 mod hangup;
+mod inbound;
+mod limiter;
 mod listen;
 pub mod open_files;
 mod registry;
@@ -24,9 +26,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::Either;
-use http::{Request, Response};
+use http::Response;
 use http_body::Body as HttpBody;
-use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
@@ -41,6 +42,8 @@ use self::capacity::ConnectionPermit;
 use self::connection::{Connection, ConnectionService};
 use self::gate::{Gate, GateLimits};
 use self::hangup::{DetectHangup, HangupSocket};
+pub use self::inbound::Inbound;
+use self::limiter::ConnectionLimiter;
 use self::listen::ListenerKind;
 pub use self::listen::{BoundSocket, DEFAULT_OPERATOR_CONNECTIONS, ListenAddress, ListenSettings, Listener};
 pub use self::registry::ConnectionHandle;
@@ -85,17 +88,6 @@ impl Default for ServerLimits {
     }
 }
 
-/// A request with its client connection.
-#[derive(Debug)]
-pub struct Inbound {
-    /// As hyper has read it, behind the gate.
-    pub request: Request<Incoming>,
-    /// The peer's address; `None` on a unix socket.
-    pub peer: Option<IpAddr>,
-    /// Where the service reports trust.
-    pub connection: ConnectionHandle,
-}
-
 /// The server of one thread.
 #[derive(Clone, Debug)]
 pub struct HttpServer {
@@ -137,7 +129,7 @@ impl HttpServer {
         B: HttpBody<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn StdError + Send + Sync>>,
     {
-        listener.capacity.add_registry(&self.registry);
+        listener.limiter.add_registry(&self.registry);
         let server = self.clone();
         let service = Arc::new(Mutex::new(service));
         self.accept_tasks.spawn(async move {
@@ -168,24 +160,24 @@ impl HttpServer {
             let (socket, peer) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    back_off_after(&error, &listener.capacity).await;
+                    back_off_after(&error, &listener.limiter).await;
                     continue;
                 }
             };
             let peer = peer.map(|ip| ip.to_canonical());
             let is_local = peer.is_none_or(|ip| ip.is_loopback());
-            let capacity = &listener.capacity;
+            let limiter = &listener.limiter;
             // After accepting, not before: a listener without new connections would hold a permit for nothing.
-            if is_local || !capacity.accepts_remote_peers() {
-                let permit = capacity.acquire(is_local).await;
+            if is_local || !limiter.capacity().accepts_remote_peers() {
+                let permit = limiter.acquire(is_local).await;
                 self.start(socket, peer, permit, service);
                 continue;
             }
             // It does not wait here: the next one may be local, and permits are reserved for those.
-            match self.permit_or_waiting_slot(capacity).await {
+            match self.permit_or_waiting_slot(limiter).await {
                 Some(Either::Left(permit)) => self.start(socket, peer, permit, service),
-                Some(Either::Right(slot)) => self.queue_connection(socket, peer, (capacity, slot), service),
-                None => capacity.count_rejected(),
+                Some(Either::Right(slot)) => self.queue_connection(socket, peer, (limiter, slot), service),
+                None => limiter.capacity().count_rejected(),
             }
         }
     }
@@ -194,10 +186,10 @@ impl HttpServer {
     /// run once before the second try.
     async fn permit_or_waiting_slot(
         &self,
-        capacity: &Arc<Capacity>,
+        limiter: &Arc<ConnectionLimiter>,
     ) -> Option<Either<ConnectionPermit, OwnedSemaphorePermit>> {
         for is_last in [false, true] {
-            if let Some(permit) = capacity.try_acquire() {
+            if let Some(permit) = limiter.try_acquire() {
                 return Some(Either::Left(permit));
             }
             if let Ok(slot) = Arc::clone(&self.waiting_slots).try_acquire_owned() {
@@ -215,7 +207,7 @@ impl HttpServer {
         &self,
         socket: Either<TcpStream, UnixStream>,
         peer: Option<IpAddr>,
-        (capacity, slot): (&Arc<Capacity>, OwnedSemaphorePermit),
+        (limiter, slot): (&Arc<ConnectionLimiter>, OwnedSemaphorePermit),
         service: &Arc<Mutex<S>>,
     ) where
         S: Service<Inbound, Response = Response<B>, Error = Infallible> + Send + 'static,
@@ -223,16 +215,16 @@ impl HttpServer {
         B: HttpBody<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn StdError + Send + Sync>>,
     {
-        let (server, capacity, service) = (self.clone(), Arc::clone(capacity), Arc::clone(service));
+        let (server, limiter, service) = (self.clone(), Arc::clone(limiter), Arc::clone(service));
         self.accept_tasks.spawn(async move {
             let permit = tokio::select! {
                 () = server.stop_accepting.cancelled() => return,
-                permit = tokio::time::timeout(WAITING_TIMEOUT, capacity.acquire(false)) => permit,
+                permit = tokio::time::timeout(WAITING_TIMEOUT, limiter.acquire(false)) => permit,
             };
             drop(slot);
             match permit {
                 Ok(permit) => server.start(socket, peer, permit, &service),
-                Err(_) => capacity.count_rejected(),
+                Err(_) => limiter.capacity().count_rejected(),
             }
         });
     }
@@ -316,17 +308,17 @@ const READ_AHEAD: usize = 8 * 1024;
 
 /// Waits after an error of `accept`, unless the peer has only disconnected again. Without file descriptors,
 /// accepting again at once would only spin.
-async fn back_off_after(error: &io::Error, capacity: &Capacity) {
+async fn back_off_after(error: &io::Error, limiter: &ConnectionLimiter) {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     if matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset) {
         return;
     }
-    if capacity.should_log_failure() {
-        let listener = capacity.name();
+    if limiter.should_log_failure() {
+        let listener = limiter.capacity().name();
         tracing::error!(%error, listener, "cannot accept connections; is the limit of open files (ulimit -n) too low?");
     }
     // Idle connections hold the file descriptors that are missing.
-    capacity.evict_one();
+    limiter.evict_one();
     tokio::time::sleep(Duration::from_millis(100)).await;
 }
 

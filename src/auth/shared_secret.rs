@@ -6,10 +6,23 @@ use std::borrow::Cow;
 use http::HeaderMap;
 
 use super::json::{self, Member};
-use super::{AuthBody, Rejection};
+use super::rejection::Rejection;
 use crate::header;
 use crate::params::{Params, SecretToken};
 use crate::strict_base64;
+
+/// The request's body, as far as it may hold the credential.
+#[derive(Clone, Copy, Debug)]
+pub enum AuthBody<'a> {
+    /// Rails would not look for a credential in it.
+    Irrelevant,
+    /// Rails would look for `secret_token` in it, and it has not been read.
+    Unread,
+    /// A whole form.
+    Form(&'a [u8]),
+    /// Whole JSON.
+    Json(&'a [u8]),
+}
 
 /// What is in the place where Rails would look.
 #[derive(Debug)]

@@ -9,7 +9,9 @@ use railgate::server::ListenAddress;
 use railgate::upstream::{self, Upstream, UpstreamTarget};
 use serde_json::{Map, Value};
 
-use super::{ConfigFile, client, print_error, print_line};
+use super::client;
+use super::config_file::ConfigFile;
+use super::output::{print_error, print_line};
 
 #[derive(Debug, clap::Args)]
 #[command(group = clap::ArgGroup::new("selector").required(true).args(SELECTORS))]

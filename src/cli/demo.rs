@@ -27,12 +27,11 @@ use railgate::upstream::{self, UpstreamTarget};
 use railgate::{auth, cache};
 use tokio_util::sync::CancellationToken;
 
+use self::console::COLUMNS;
 use self::sample::SampleGitlab;
+use super::logging;
+use super::output::{print_error, print_line};
 use super::run::{self, QUICK_FLUSH};
-use super::{logging, print_error, print_line};
-
-/// The usual width of a terminal.
-const COLUMNS: usize = 80;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {

@@ -19,7 +19,8 @@ use railgate::upstream::{
 };
 
 use self::diagnose::{Finding, Level, ProbeCredential, ProbeResponse, ProbeResults};
-use super::{client, print_error, print_line};
+use super::client;
+use super::output::{print_error, print_line};
 
 /// Bytes of the largest response body that is read.
 const MAX_BODY: usize = 64 * 1024;

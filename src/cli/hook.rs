@@ -11,7 +11,9 @@ use railgate::config;
 use railgate::hooks;
 use railgate::server::ListenAddress;
 
-use super::{ConfigFile, client, print_error, print_line};
+use super::client;
+use super::config_file::ConfigFile;
+use super::output::{print_error, print_line};
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {

@@ -2,6 +2,7 @@
 //!
 //! A thread that logs only adds a line to a queue ([`queue`]); one thread writes them ([`writer`]).
 
+mod events;
 mod json;
 mod panics;
 mod pretty;
@@ -14,20 +15,16 @@ use std::time::Duration;
 
 use anstream::{AutoStream, ColorChoice};
 use railgate::config::{LogFormat, LogSettings};
-use railgate::layer::observe::ACCESS_LOG;
 use railgate::log::LogCounters;
-use tracing::{Level, Metadata};
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
+pub(super) use self::events::UNLIMITED;
 use self::json::JsonLayer;
 pub(super) use self::queue::LogQueue;
 use self::queue::QUEUE_LIMITS;
 use self::repeat_filter::{RepeatFilter, RepeatFilterLayer};
-
-/// The target of events that are never filtered, since nothing from outside causes them.
-pub(super) const UNLIMITED: &str = "railgate::log";
 
 static RUNNING: OnceLock<Running> = OnceLock::new();
 
@@ -66,12 +63,6 @@ fn run(counts: &Arc<LogCounters>) -> std::io::Result<&'static Running> {
     let filter = Arc::new(RepeatFilter::new(Arc::clone(counts)));
     writer::start(Arc::clone(&queue), Arc::clone(&filter))?;
     Ok(RUNNING.get_or_init(|| Running { queue, filter }))
-}
-
-/// Whether the line may be written some time later: that of a request for which neither gateway nor Rails is at
-/// fault.
-fn is_deferrable(metadata: &Metadata<'_>) -> bool {
-    metadata.target() == ACCESS_LOG && *metadata.level() >= Level::INFO
 }
 
 /// How long the last lines wait for a reader that has stopped reading.

@@ -11,7 +11,8 @@ use railgate::log::LogCounters;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::{logging, print_error};
+use super::logging;
+use super::output::print_error;
 
 pub(super) fn main(file: &Path) -> ExitCode {
     let loaded = match config::load(file) {

@@ -1,8 +1,9 @@
 //! The top level of the file, `[limits]` and `[log]`, and the warnings that concern several sections.
 
 use super::document::{Document, Section};
+use super::gateway_config::{GatewayConfig, LogFormat, LogSettings};
 use super::scalars::{HOUR, MILLISECOND, ZERO, as_usize, duration, size};
-use super::{GatewayConfig, LogFormat, LogSettings, auth, cache, listen, upstream};
+use super::{auth, cache, listen, upstream};
 use crate::auth::upstream_credential::UpstreamCredential;
 use crate::route::Class;
 use crate::server::{ListenSettings, ServerLimits};

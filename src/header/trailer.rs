@@ -2,7 +2,7 @@
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
-use super::{is_end_to_end_always, is_hop_by_hop, is_spoofable, names_in};
+use super::name::{is_end_to_end_always, is_hop_by_hop, is_spoofable, names_in};
 
 /// Whether a field may be a trailer. Fields of framing, routing and authentication may not (RFC 9110 §6.5.1):
 /// the gateway has used the headers by then, and a reader that merges trailers into the headers would decide

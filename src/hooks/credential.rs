@@ -5,7 +5,7 @@
 
 use http::{HeaderMap, HeaderValue};
 
-use super::HooksSettings;
+use super::settings::HooksSettings;
 use crate::secret::{BearerToken, Signatures, SigningToken};
 
 /// Seconds that the timestamp of a signed event may be in the past or in the future.

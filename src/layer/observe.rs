@@ -3,46 +3,37 @@
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
 
 use bytes::Bytes;
-use http::header::{self, HeaderValue};
-use http::{Method, Response, StatusCode, Uri};
+use http::header;
+use http::{Method, Response, StatusCode};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tower::{Layer, Service};
 
 use crate::body::Body;
 use crate::clock::Clock;
-use crate::exchange::{Exchange, SharedRequestInfo};
+use crate::exchange::Exchange;
 use crate::failure::{Failure, FailureOrigin};
-use crate::header::{REQUEST_ID, RequestId};
+use crate::header::REQUEST_ID;
 use crate::metrics::{FinishedRequest, WorkerMetrics};
 use crate::server::Inbound;
 use crate::upstream;
 
 mod access_log;
+mod in_flight;
 
-/// The target of the events of requests.
-pub const ACCESS_LOG: &str = "access";
+pub use self::access_log::ACCESS_LOG;
+use self::in_flight::{InFlightRequest, Shared};
 
 /// Puts [`Observe`] in front of a service.
 #[derive(Clone, Debug)]
 pub struct ObserveLayer {
     shared: Arc<Shared>,
-}
-
-#[derive(Debug)]
-struct Shared {
-    worker_metrics: Arc<WorkerMetrics>,
-    clock: Clock,
-    /// Whether successful requests are logged too.
-    logs_all: bool,
 }
 
 /// Counts and logs requests.
@@ -80,8 +71,8 @@ where
     }
 
     fn call(&mut self, inbound: Inbound) -> Self::Future {
-        let Inbound { request, peer, connection } = inbound;
-        let exchange = Exchange::new(request.map(Body::from), peer, connection);
+        let Inbound { request, refusal, peer, connection } = inbound;
+        let exchange = Exchange { refusal, ..Exchange::new(request.map(Body::from), peer, connection) };
         let request = InFlightRequest {
             shared: Arc::clone(&self.shared),
             info: exchange.info.clone(),
@@ -97,21 +88,6 @@ where
         self.shared.worker_metrics.in_flight.fetch_add(1, Ordering::Relaxed);
         ResponseFuture { response: self.inner.call(exchange), request: Some(request) }
     }
-}
-
-/// What is kept of a request until its response is sent.
-#[derive(Debug)]
-struct InFlightRequest {
-    shared: Arc<Shared>,
-    info: SharedRequestInfo,
-    started: Instant,
-    method: Method,
-    uri: Uri,
-    user_agent: Option<HeaderValue>,
-    peer: Option<IpAddr>,
-    request_id: RequestId,
-    status: Option<StatusCode>,
-    sent_bytes: u64,
 }
 
 impl InFlightRequest {

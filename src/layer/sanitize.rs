@@ -19,7 +19,6 @@ use crate::failure::Failure;
 use crate::header::via::Pseudonym;
 use crate::header::{KAS_JWT, SHARED_SECRET, SHELL_JWT, is_spoofable};
 use crate::refusal::Refusal;
-use crate::server::wire::REFUSED;
 
 /// Puts [`Sanitize`] in front of a service.
 #[derive(Clone, Debug)]
@@ -81,10 +80,8 @@ where
 
 fn validate(exchange: &Exchange, root: &str) -> Result<(), Refusal> {
     let request = &exchange.request;
-    if request.method().as_str() == REFUSED {
-        // The gate refused the real request and put this one in its place.
-        let label = request.uri().path().trim_start_matches('/');
-        return Err(Refusal::from_label(label).unwrap_or(Refusal::RequestLine));
+    if let Some(refusal) = exchange.refusal {
+        return Err(refusal);
     }
     validate_host(request.headers(), request.version())?;
     validate_single_headers(request.headers())?;

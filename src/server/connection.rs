@@ -21,10 +21,11 @@ use parking_lot::Mutex;
 use pin_project_lite::pin_project;
 use tower::Service;
 
-use super::Inbound;
 use super::gate::Gate;
 use super::hangup::DetectHangup;
+use super::inbound::Inbound;
 use super::registry::{ConnectionHandle, ConnectionState, Registration, ServerPhase};
+use super::wire;
 
 pin_project! {
     /// Ends when the peer or hyper closes it, when the server stops, or when it is evicted.
@@ -99,10 +100,12 @@ where
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let connection = ConnectionHandle::new(&self.connection);
+        let refusal = wire::refusal_in(&request);
+        let inbound = Inbound { request, refusal, peer: self.peer, connection };
         let mut service = self.service.lock();
         // Nothing waits for readiness here, so nothing is to be woken.
         let is_ready = service.poll_ready(&mut Context::from_waker(Waker::noop())).is_ready();
-        let future = is_ready.then(|| service.call(Inbound { request, peer: self.peer, connection }));
+        let future = is_ready.then(|| service.call(inbound));
         ResponseFuture { future, connection: Some(Arc::clone(&self.connection)), is_response_pending: false }
     }
 }

@@ -101,8 +101,6 @@ enum NextState {
     End,
 }
 
-const MAX_CHUNK_LINE: usize = 17;
-
 impl<I> Gate<I> {
     pub(super) fn new(io: I, limits: GateLimits, connection: Arc<ConnectionState>) -> Self {
         Self {
@@ -146,7 +144,7 @@ impl<I> Gate<I> {
                     if !is_whole.map_err(|_| self.fail())? {
                         return Ok(false);
                     }
-                    match self.line_end(MAX_CHUNK_LINE)? {
+                    match self.line_end(chunks::MAX_CHUNK_LINE)? {
                         None => return Ok(false),
                         Some(end) => match self.chunk_size(end)? {
                             0 => self.pass(end, NextState::Trailer(0)),

@@ -1,16 +1,21 @@
 //! The addresses to listen on, and their sockets.
 
 use std::fmt;
+use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use socket2::{Domain, Protocol, Type};
 use tokio::net::{TcpListener, UnixListener};
 
 use super::capacity::Capacity;
+use super::limiter::ConnectionLimiter;
 
 /// An address to listen on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,7 +84,7 @@ impl fmt::Display for ListenAddress {
 #[derive(Debug)]
 pub struct BoundSocket {
     kind: BoundSocketKind,
-    capacity: Arc<Capacity>,
+    limiter: Arc<ConnectionLimiter>,
 }
 
 #[derive(Debug)]
@@ -92,7 +97,7 @@ enum BoundSocketKind {
 #[derive(Debug)]
 pub struct Listener {
     pub(super) kind: ListenerKind,
-    pub(super) capacity: Arc<Capacity>,
+    pub(super) limiter: Arc<ConnectionLimiter>,
 }
 
 #[derive(Debug)]
@@ -117,8 +122,8 @@ impl BoundSocket {
     pub fn bind_shared(address: &ListenAddress, connections: usize, shares: usize) -> io::Result<Vec<Self>> {
         let kinds = Self::bind_kinds(address, shares)?;
         let name = kinds.first().map(BoundSocketKind::address).transpose()?.unwrap_or_default();
-        let capacity = Capacity::new(name, connections, !address.is_local_only());
-        Ok(kinds.into_iter().map(|kind| Self { kind, capacity: Arc::clone(&capacity) }).collect())
+        let limiter = ConnectionLimiter::new(Capacity::new(name, connections, !address.is_local_only()));
+        Ok(kinds.into_iter().map(|kind| Self { kind, limiter: Arc::clone(&limiter) }).collect())
     }
 
     fn bind_kinds(address: &ListenAddress, shares: usize) -> io::Result<Vec<BoundSocketKind>> {
@@ -150,7 +155,7 @@ impl BoundSocket {
 
     /// The limit of its connections, all shares together.
     pub fn capacity(&self) -> &Arc<Capacity> {
-        &self.capacity
+        self.limiter.capacity()
     }
 }
 
@@ -170,7 +175,7 @@ impl Listener {
             BoundSocketKind::Tcp(socket) => ListenerKind::Tcp(TcpListener::from_std(socket)?),
             BoundSocketKind::Unix(file, socket) => ListenerKind::Unix(file, UnixListener::from_std(socket)?),
         };
-        Ok(Self { kind, capacity: socket.capacity })
+        Ok(Self { kind, limiter: socket.limiter })
     }
 }
 
@@ -207,6 +212,8 @@ fn bind_tcp(address: SocketAddr, shares: usize) -> io::Result<Vec<BoundSocketKin
 
 /// A path has one socket with one queue; idle threads accept from it.
 fn bind_unix(path: &Path, mode: u32, shares: usize) -> io::Result<Vec<BoundSocketKind>> {
+    // Released once it listens, so that no other process takes it for a stale one before.
+    let _lock = lock_folder(path);
     remove_stale(path)?;
     let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
@@ -218,6 +225,25 @@ fn bind_unix(path: &Path, mode: u32, shares: usize) -> io::Result<Vec<BoundSocke
     let share = || Ok(BoundSocketKind::Unix(Arc::clone(&file), socket.try_clone()?.into()));
     (0..shares).map(|_| share()).collect()
 }
+
+/// Locks the folder of a socket, so that two processes that start at the same time do not both find a stale
+/// socket there, and one removes that of the other. Gives up where the folder cannot be locked.
+fn lock_folder(path: &Path) -> Option<File> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = File::open(folder).ok()?;
+    for _ in 0..LOCK_TRIES {
+        match flock(&folder, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Some(folder),
+            Err(Errno::WOULDBLOCK | Errno::INTR) => std::thread::sleep(LOCK_PAUSE),
+            Err(_) => return None,
+        }
+    }
+    None
+}
+
+/// Ten seconds. The lock is held for the time of a few system calls, but other programs lock folders, too.
+const LOCK_TRIES: u32 = 1_000;
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 /// Removes a socket that no process listens on: it is left over from a crash. Any other file is kept.
 fn remove_stale(path: &Path) -> io::Result<()> {
@@ -367,5 +393,29 @@ mod tests {
         assert!(UnixStream::connect(&path).is_ok());
         drop(second);
         assert!(!path.exists());
+    }
+
+    /// Each of them finds the stale socket, and without a lock one removes that of another.
+    #[test]
+    fn of_many_that_start_at_once_over_a_stale_socket_one_listens() {
+        let folder = std::env::temp_dir().join(format!("railgate-race-{}", std::process::id()));
+        fs::create_dir(&folder).unwrap();
+        let path = folder.join("socket");
+        let address = ListenAddress::Unix { path: path.clone(), mode: 0o600 };
+        for round in 0..50 {
+            drop(UnixListener::bind(&path).unwrap());
+            let begin = std::sync::Barrier::new(8);
+            let bind = || {
+                begin.wait();
+                BoundSocket::bind(&address, 1)
+            };
+            let bound: Vec<_> = std::thread::scope(|scope| {
+                let threads: Vec<_> = (0..8).map(|_| scope.spawn(bind)).collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+            });
+            assert_eq!(bound.iter().filter(|bound| bound.is_ok()).count(), 1, "round {round}");
+            assert!(UnixStream::connect(&path).is_ok(), "round {round}");
+        }
+        fs::remove_dir_all(folder).unwrap();
     }
 }

@@ -1,6 +1,5 @@
 use std::future::Future;
 
-use futures_util::FutureExt as _;
 use http_body_util::Full;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 use tokio::time::{Instant, sleep};
@@ -30,7 +29,7 @@ where
     let (peer, socket) = duplex(buffer);
     let limits = ServerLimits { first_byte_timeout: IDLE, idle_timeout: IDLE, ..ServerLimits::default() };
     let (server, capacity) = (HttpServer::new(limits), Capacity::new("test", 1, false));
-    let permit = capacity.acquire(false).now_or_never().unwrap();
+    let permit = capacity.try_take(1).unwrap();
     server.spawn(socket, None, permit, service);
     peer
 }

@@ -5,6 +5,7 @@
 //! [`gate`](super::gate) passes every head through these pure functions before hyper reads it.
 //! They are only ever stricter than hyper: a head that passes here means the same to hyper.
 
+use http::Request;
 use memchr::memchr;
 
 use super::charset::{is_path, is_query, is_token, is_value};
@@ -296,14 +297,21 @@ pub(crate) fn validate_trailer(line: &[u8]) -> Result<(), Refusal> {
     if fields.length.is_some() || fields.is_chunked { Err(Refusal::Chunk) } else { Ok(()) }
 }
 
-/// The method of the request that the gate puts in the place of one that it refused.
+/// The method of the request that the gate puts in the place of one that it refused. A client cannot send it:
+/// the gate refuses a method with a hyphen.
 pub(crate) const REFUSED: &str = "RAILGATE-REFUSED";
 
-/// A head that hyper reads as a request, and the stack as the refusal of the real one. A client
-/// cannot send it: the gate refuses a method with a hyphen.
-pub(crate) fn refused_head(refusal: Refusal) -> Vec<u8> {
+/// A head that makes hyper call the service for a request that the gate has refused.
+pub(super) fn refused_head(refusal: Refusal) -> Vec<u8> {
     format!("{REFUSED} /{} HTTP/1.1\r\nhost: refused\r\nconnection: close\r\n\r\n", refusal.as_str())
         .into_bytes()
+}
+
+/// The refusal that the head of a request was made for by [`refused_head`].
+pub(super) fn refusal_in<B>(request: &Request<B>) -> Option<Refusal> {
+    let label = || request.uri().path().trim_start_matches('/');
+    let is_refused = request.method().as_str() == REFUSED;
+    is_refused.then(|| Refusal::from_label(label()).unwrap_or(Refusal::RequestLine))
 }
 
 #[cfg(test)]

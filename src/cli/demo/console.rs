@@ -6,13 +6,16 @@ use std::sync::Arc;
 use anstyle::{AnsiColor, Style};
 use railgate::layer::observe::ACCESS_LOG;
 use railgate::log::LogCounters;
+use railgate::route::PREFIX;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-use super::{COLUMNS, PREFIX};
 use crate::cli::logging::{self, LogQueue};
+
+/// The usual width of a terminal.
+pub(super) const COLUMNS: usize = 80;
 
 pub(super) fn init(counts: &Arc<LogCounters>) -> io::Result<()> {
     let printer = RequestPrinter { queue: logging::start(counts)?, has_colours: logging::has_colours() };

@@ -8,7 +8,9 @@
 
 mod access;
 mod auth;
+mod call;
 pub(crate) mod data;
+mod digest;
 mod kas;
 mod params;
 mod response;
@@ -16,15 +18,14 @@ mod shell;
 #[cfg(test)]
 mod tests;
 
-use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use aws_lc_rs::digest;
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use railgate::route::PREFIX;
 
 use self::auth::{CallerFamily, Credentials};
+use self::call::ApiCall;
 use self::data::SampleKey;
 use self::params::SampleParams;
 use self::response::SampleResponse;
@@ -48,14 +49,6 @@ static TABLE: [Row; 12] = [
     (Method::GET,  "/kubernetes/project_info",   CallerFamily::Kas,   kas::project_info),
     (Method::POST, "/kubernetes/usage_metrics",  CallerFamily::Kas,   kas::usage_metrics),
 ];
-
-/// A parsed request, as handlers get it.
-struct ApiCall<'a> {
-    headers: &'a HeaderMap,
-    params: SampleParams,
-    /// The number of this request, from which all that differs from call to call is derived.
-    serial: u64,
-}
 
 pub(crate) struct SampleGitlab {
     credentials: Credentials,
@@ -107,27 +100,10 @@ impl SampleGitlab {
     }
 }
 
-impl ApiCall<'_> {
-    /// Hexadecimal text of 64 characters that no other call gets. It is easy to guess, which does
-    /// no harm, as it is not accepted as a credential.
-    fn fresh(&self, purpose: &str) -> String {
-        sha256_hex(format!("{purpose} {}", self.serial).as_bytes())
-    }
-}
-
 /// The caller's request id without the characters Rails drops from it, or a new one.
 fn request_id(headers: &HeaderMap, serial: u64) -> String {
     let given = headers.get("x-request-id").and_then(|id| id.to_str().ok()).unwrap_or_default();
     let is_kept = |c: &char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '@');
     let kept: String = given.chars().filter(is_kept).take(255).collect();
     if kept.is_empty() { format!("sample-{serial}") } else { kept }
-}
-
-/// The SHA-256 digest of `bytes` in lower-case hexadecimal.
-fn sha256_hex(bytes: &[u8]) -> String {
-    digest::digest(&digest::SHA256, bytes).as_ref().iter().fold(String::new(), |mut hex, byte| {
-        // Writing to a String cannot fail.
-        let _ = write!(hex, "{byte:02x}");
-        hex
-    })
 }

@@ -14,7 +14,7 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 use tracing_subscriber::registry::LookupSpan;
 
-use super::is_deferrable;
+use super::events::is_deferrable;
 use super::queue::{LogQueue, MAX_LINE};
 
 /// Bytes of a line up to which texts are added. Names and numbers may follow: an event has at most 32 fields.

@@ -10,7 +10,7 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::registry::LookupSpan;
 
-use super::is_deferrable;
+use super::events::is_deferrable;
 use super::queue::{LogQueue, MAX_LINE};
 
 /// Formats each event with its fields, and those of its spans.

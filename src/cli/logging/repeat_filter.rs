@@ -18,7 +18,7 @@ use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 
-use super::UNLIMITED;
+use super::events::UNLIMITED;
 
 const WINDOW: Duration = Duration::from_secs(1);
 /// Events of one callsite that are written per window: enough to see what it is about.

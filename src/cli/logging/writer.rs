@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::UNLIMITED;
+use super::events::UNLIMITED;
 use super::queue::{CountsByLevel, LogQueue};
 use super::repeat_filter::RepeatFilter;
 

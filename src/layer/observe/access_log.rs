@@ -5,12 +5,15 @@ use std::time::Duration;
 
 use http::{Method, Uri};
 
-use super::{ACCESS_LOG, InFlightRequest};
+use super::in_flight::InFlightRequest;
 use crate::exchange::RequestInfo;
 use crate::failure::FailureOrigin;
 use crate::log::truncated;
 use crate::route;
 use crate::server::wire::REFUSED;
+
+/// The target of the events of requests.
+pub const ACCESS_LOG: &str = "access";
 
 type ValueCheck = fn(&str) -> bool;
 

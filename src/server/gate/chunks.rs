@@ -8,8 +8,10 @@ use bytes::{Buf as _, BytesMut};
 use memchr::memchr;
 
 use super::super::wire;
-use super::MAX_CHUNK_LINE;
 use crate::refusal::Refusal;
+
+/// Bytes of the first line of a chunk, without extensions.
+pub(super) const MAX_CHUNK_LINE: usize = 17;
 
 /// If `buffer` begins with two or more whole chunks, they become one with the same data. The last chunk, an
 /// incomplete one and a malformed one stay as they are, with all that follows. The error, that the merged

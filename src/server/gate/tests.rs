@@ -1,5 +1,3 @@
-use futures_util::FutureExt as _;
-
 use super::super::capacity::Capacity;
 use super::super::registry::{ConnectionRegistry, Registration, ServerPhase};
 use super::*;
@@ -19,7 +17,7 @@ const STALL_TIMEOUT: Duration = Duration::from_secs(75);
 fn gate() -> (DuplexStream, Gate<DuplexStream>, (Arc<ConnectionRegistry>, Registration)) {
     let (peer, io) = duplex(64 * 1024);
     let registry = Arc::new(ConnectionRegistry::default());
-    let permit = Capacity::new("test", 1, false).acquire(false).now_or_never().unwrap();
+    let permit = Capacity::new("test", 1, false).try_take(1).unwrap();
     let registration = registry.register(permit, false);
     (peer, Gate::new(io, LIMITS, Arc::clone(registration.state())), (registry, registration))
 }

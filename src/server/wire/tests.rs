@@ -200,6 +200,20 @@ fn heads_beyond_the_limits_are_refused() {
     assert_eq!(judge("G".repeat(401).as_bytes()), Err(Refusal::HeadTooLarge));
 }
 
+/// Whatever its reason, it is read from the head that hyper has parsed, and from no other.
+#[test]
+fn a_refusal_is_read_from_its_head() {
+    for refusal in Refusal::ALL {
+        let head = String::from_utf8(refused_head(*refusal)).unwrap();
+        let mut words = head.split(' ');
+        let (method, uri) = (words.next().unwrap(), words.next().unwrap());
+        let request = Request::builder().method(method).uri(uri).body(()).unwrap();
+        assert_eq!(refusal_in(&request), Some(*refusal));
+        let request = Request::builder().method("GET").uri(uri).body(()).unwrap();
+        assert_eq!(refusal_in(&request), None);
+    }
+}
+
 #[test]
 fn chunk_sizes() {
     for (line, size) in [("0", 0), ("1", 1), ("a", 10), ("FF", 255), ("000010", 16)] {

@@ -9,7 +9,7 @@ use http::{HeaderMap, StatusCode};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use serde_json::{Map, Value};
 
-use super::ApiCall;
+use super::call::ApiCall;
 use super::data::{AGENT, Agent};
 use super::response::SampleResponse;
 

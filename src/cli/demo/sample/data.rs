@@ -7,7 +7,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use super::sha256_hex;
+use super::digest::sha256_hex;
 
 /// The public host name of this GitLab.
 pub(super) const HOST: &str = "gitlab.example.com";

@@ -3,9 +3,10 @@
 use http::StatusCode;
 use serde_json::{Value, json};
 
+use super::auth;
+use super::call::ApiCall;
 use super::data::{self, Project, Visibility};
 use super::response::SampleResponse;
-use super::{ApiCall, auth};
 
 /// The agent with this token, and where its project is stored.
 pub(super) fn agent_info(call: &ApiCall<'_>) -> SampleResponse {

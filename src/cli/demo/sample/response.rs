@@ -4,7 +4,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use serde_json::{Value, json};
 
-use super::sha256_hex;
+use super::digest::sha256_hex;
 
 /// A status and, unless it is 204, a JSON body.
 pub(super) struct SampleResponse {

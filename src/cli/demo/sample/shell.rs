@@ -3,9 +3,9 @@
 use http::StatusCode;
 use serde_json::{Value, json};
 
-use super::ApiCall;
 use super::access::{self, Actor};
 use super::auth::lenient_base64;
+use super::call::ApiCall;
 use super::data::{self, HOST, Project, SampleKey, User};
 use super::params::SampleParams;
 use super::response::SampleResponse;

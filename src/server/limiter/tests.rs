@@ -7,24 +7,25 @@ use super::*;
 
 /// A listener with its connections, all of them idle, the first one for the longest.
 struct Listener {
-    capacity: Arc<Capacity>,
+    limiter: Arc<ConnectionLimiter>,
     registry: Arc<ConnectionRegistry>,
     open: Vec<Registration>,
 }
 
 impl Listener {
     fn new(most: usize, accepts_remote_peers: bool) -> Self {
-        let (capacity, registry) = (Capacity::new("test", most, accepts_remote_peers), Arc::default());
-        capacity.add_registry(&registry);
-        Self { capacity, registry, open: Vec::new() }
+        let (limiter, registry) =
+            (ConnectionLimiter::new(Capacity::new("test", most, accepts_remote_peers)), Arc::default());
+        limiter.add_registry(&registry);
+        Self { limiter, registry, open: Vec::new() }
     }
 
     /// Whether a new connection is accepted, and the open one with the index `evicted` is evicted for it.
     async fn accepts(&mut self, is_local: bool, evicted: Option<usize>) -> bool {
         // Scans are not repeated at once.
         tokio::time::advance(SCAN_INTERVAL).await;
-        let capacity = Arc::clone(&self.capacity);
-        let mut acquired = Box::pin(capacity.acquire(is_local));
+        let limiter = Arc::clone(&self.limiter);
+        let mut acquired = Box::pin(limiter.acquire(is_local));
         if let Some(permit) = acquired.as_mut().now_or_never() {
             assert_eq!(evicted, None, "there is a permit");
             self.open.push(self.registry.register(permit, is_local));
@@ -59,7 +60,7 @@ async fn the_longest_idle_connection_is_evicted_and_a_quarter_is_reserved() {
     for _ in 0..10 {
         assert!(listener.accepts(false, Some(0)).await);
     }
-    assert_eq!((listener.capacity.open(), listener.capacity.evicted()), (6, 10));
+    assert_eq!((listener.limiter.capacity().open(), listener.limiter.capacity().evicted()), (6, 10));
     // The connection that was answered last is evicted last.
     listener.open[0].state().request_started();
     tokio::time::advance(Duration::from_secs(1)).await;
@@ -147,8 +148,8 @@ async fn busy_connections_are_not_evicted() {
     listener.open[2].state().request_started();
     // It was asked to close, and a request has arrived before it did.
     tokio::time::advance(SCAN_INTERVAL).await;
-    let capacity = Arc::clone(&listener.capacity);
-    let mut acquired = Box::pin(capacity.acquire(false));
+    let limiter = Arc::clone(&listener.limiter);
+    let mut acquired = Box::pin(limiter.acquire(false));
     assert!(acquired.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
     listener.open[1].state().request_started();
     assert!(!listener.open[1].state().must_close());
@@ -169,7 +170,7 @@ async fn untrusted_connections_are_not_accepted_by_an_outdated_scan() {
     listener.fill(1).await;
     listener.open.drain(..70);
     listener.fill(69).await;
-    assert_eq!(listener.capacity.open(), 75);
+    assert_eq!(listener.limiter.capacity().open(), 75);
     assert!(listener.accepts(false, Some(0)).await, "the limit of untrusted connections is reached");
 }
 

@@ -1,0 +1,10 @@
+//! The option that names the configuration file, which most commands have.
+
+use std::path::PathBuf;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct ConfigFile {
+    /// The configuration file, in TOML
+    #[arg(short, long, value_name = "FILE")]
+    pub(super) config: PathBuf,
+}

@@ -1,0 +1,62 @@
+//! The result of reading a configuration: one field for each module that has settings.
+
+use crate::server;
+
+/// Everything that can be configured.
+#[derive(Clone, Debug)]
+pub struct GatewayConfig {
+    /// Threads that answer requests. Default: one for each core that the process may use.
+    pub workers: usize,
+    /// Where clients connect.
+    pub listen: Vec<server::ListenSettings>,
+    /// Where operators and their tools connect.
+    pub admin: server::ListenAddress,
+    /// Connections open at one time on the admin listener.
+    pub admin_connections: usize,
+    /// Required for changes over the admin listener; without it, the address decides.
+    pub admin_token: Option<crate::secret::BearerToken>,
+    /// Accepted in `Host` on the admin listener, besides addresses and `localhost`. In lower case.
+    pub admin_hosts: Vec<String>,
+    /// The receiver of GitLab's System Hooks. Without it, cached answers end by their age alone.
+    pub hooks: Option<crate::hooks::HooksSettings>,
+    /// How Rails is reached.
+    pub upstream: crate::upstream::UpstreamSettings,
+    /// Replaces the credential of GitLab Shell on the way to Rails. Without it, Rails gets that of the caller.
+    pub upstream_credential: Option<crate::auth::upstream_credential::UpstreamCredential>,
+    /// Path prefixes outside the internal API that are forwarded.
+    pub forward_prefixes: Vec<String>,
+    /// Which credentials are accepted.
+    pub auth: crate::auth::AuthSettings,
+    /// What is cached, and for how long.
+    pub cache: crate::cache::CacheSettings,
+    /// Limits on clients.
+    pub limits: server::ServerLimits,
+    /// What is logged.
+    pub log: LogSettings,
+}
+
+/// `[log]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogSettings {
+    /// Default: JSON.
+    pub format: LogFormat,
+    /// Less important events are not written. Default: info.
+    pub level: tracing::Level,
+    /// Successful requests are logged too. Default: true.
+    pub requests: bool,
+}
+
+/// The form of a log line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One JSON object per line.
+    Json,
+    /// For people.
+    Pretty,
+}
+
+impl Default for LogSettings {
+    fn default() -> Self {
+        Self { format: LogFormat::Json, level: tracing::Level::INFO, requests: true }
+    }
+}

@@ -1,0 +1,22 @@
+//! A request as the server passes it to its service.
+
+use std::net::IpAddr;
+
+use http::Request;
+use hyper::body::Incoming;
+
+use super::registry::ConnectionHandle;
+use crate::refusal::Refusal;
+
+/// A request with its client connection.
+#[derive(Debug)]
+pub struct Inbound {
+    /// As hyper has read it, behind the gate.
+    pub request: Request<Incoming>,
+    /// Why the gate has refused the request, whose head is not in `request` then. The service answers with it.
+    pub refusal: Option<Refusal>,
+    /// The peer's address; `None` on a unix socket.
+    pub peer: Option<IpAddr>,
+    /// Where the service reports trust.
+    pub connection: ConnectionHandle,
+}
