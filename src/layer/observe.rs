@@ -1,5 +1,8 @@
 //! Accompanies each request until the last byte of its response: request id, metrics, one
 //! log line, and the status 499 of clients that disconnect before they were answered.
+//!
+//! Differs from tower-http's `Trace`, which makes a span for each request: 1,600 instructions where a hit has
+//! 33,000. Here an event that needs the span makes it ([`request_span`](crate::request_span)).
 
 use std::convert::Infallible;
 use std::future::Future;
