@@ -266,15 +266,19 @@ impl<'d, 't> Section<'d, 't> {
     /// Reports the keys that were not read.
     pub(super) fn reject_unknown_keys(self) {
         for (key, (span, _)) in &self.entries {
-            let closest = self.known_keys.iter().copied().min_by_key(|known| distance(known, key));
-            let hint = match closest {
-                Some(known) if distance(known, key) <= 2 => format!("did you mean {known:?}?"),
+            let distances =
+                self.known_keys.iter().map(|known| (strsim::damerau_levenshtein(known, key), known));
+            let hint = match distances.min_by_key(|(distance, _)| *distance) {
+                Some((..=MAX_TYPOS, known)) => format!("did you mean {known:?}?"),
                 _ => format!("known here: {}", self.known_keys.join(", ")),
             };
             self.document.error(span.start, &self.name(key), format!("unknown key; {hint}"));
         }
     }
 }
+
+/// Letters of a key that may be changed, added, dropped or swapped for a suggestion.
+const MAX_TYPOS: usize = 2;
 
 fn describe(value: &DeValue<'_>) -> String {
     match value {
@@ -285,25 +289,6 @@ fn describe(value: &DeValue<'_>) -> String {
         DeValue::String(text) => format!("the string {text:?}"),
         other => format!("a value of type {}", other.type_str()),
     }
-}
-
-/// Levenshtein's: how many letters to change, add or drop to get from one name to the other.
-fn distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.chars().count()).collect();
-    for (i, from) in a.chars().enumerate() {
-        let mut diagonal = i;
-        let mut left = i + 1;
-        for (cell, to) in row.iter_mut().skip(1).zip(b.chars()) {
-            let above = *cell;
-            *cell = (diagonal + usize::from(from != to)).min(above + 1).min(left + 1);
-            diagonal = above;
-            left = *cell;
-        }
-        if let Some(first) = row.first_mut() {
-            *first = i + 1;
-        }
-    }
-    row.last().copied().unwrap_or_default()
 }
 
 /// What to write instead of a value that is only wrong because of white space in it.
