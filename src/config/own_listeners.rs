@@ -28,13 +28,35 @@ fn connects_to(address: &UpstreamAddress, listener: &ListenAddress) -> bool {
     }
 }
 
-/// The addresses of `host` that are known without DNS.
+/// The addresses of `host` that are known without DNS, in any spelling.
 fn known_addresses(host: &str) -> Vec<IpAddr> {
     let name = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
     if name == "localhost" || name.ends_with(".localhost") {
         return vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
     }
-    host.parse().into_iter().collect()
+    name.parse().ok().or_else(|| inet_aton(&name).map(IpAddr::V4)).into_iter().collect()
+}
+
+/// An IPv4 address in the spellings of the C library, which resolves names for the gateway: one to four numbers,
+/// decimal, octal (`0`) or hexadecimal (`0x`), of which the last one fills the remaining bytes.
+fn inet_aton(text: &str) -> Option<Ipv4Addr> {
+    let mut numbers = text.split('.').map(parse_number).collect::<Option<Vec<u64>>>()?;
+    let last = numbers.pop()?;
+    let bits = 32_usize.checked_sub(8 * numbers.len()).filter(|bits| *bits > 0)?;
+    if last >> bits > 0 || numbers.iter().any(|byte| *byte > 255) {
+        return None;
+    }
+    let high = numbers.iter().fold(0, |high, byte| high << 8 | byte);
+    u32::try_from(high << bits | last).ok().map(Ipv4Addr::from)
+}
+
+fn parse_number(text: &str) -> Option<u64> {
+    let number = match (text.strip_prefix("0x"), text.strip_prefix('0')) {
+        (Some(digits), _) => u32::from_str_radix(digits, 16),
+        (None, Some(digits)) if !digits.is_empty() => u32::from_str_radix(digits, 8),
+        _ => text.parse(),
+    };
+    number.ok().map(u64::from)
 }
 
 /// Whether a listener on `own` accepts connections to `ip`. A connection to the unspecified address goes to this
@@ -104,6 +126,27 @@ mod tests {
             ("http://[::1]:8181", "127.0.0.1:8181", false),
             ("http://[::1]:8181", "0.0.0.0:8181", false),
             ("http://127.0.0.1:8181", "[::1]:8181", false),
+            // Other spellings of 127.0.0.1, of 0.0.0.0 and of 10.0.0.1.
+            ("http://127.1:8181", "127.0.0.1:8181", true),
+            ("http://127.0.1:8181", "0.0.0.0:8181", true),
+            ("http://127.0.0.1.:8181", "127.0.0.1:8181", true),
+            ("http://2130706433:8181", "127.0.0.1:8181", true),
+            ("http://0x7f000001:8181", "[::]:8181", true),
+            ("http://0X7F.1:8181", "127.0.0.1:8181", true),
+            ("http://0x7f.0.0x0.1:8181", "127.0.0.1:8181", true),
+            ("http://017700000001:8181", "127.0.0.1:8181", true),
+            ("http://0:8181", "127.0.0.1:8181", true),
+            ("http://10.1:8181", "10.0.0.1:8181", true),
+            ("http://127.2:8181", "127.0.0.1:8181", false),
+            ("http://2130706434:8181", "127.0.0.1:8181", false),
+            ("http://127.1:8080", "127.0.0.1:8181", false),
+            ("http://127.1.example:8181", "127.0.0.1:8181", false),
+            ("http://127.0.0.0.1:8181", "127.0.0.1:8181", false),
+            ("http://127.16777217:8181", "127.0.0.1:8181", false),
+            ("http://256.1:8181", "127.0.0.1:8181", false),
+            ("http://4294967296:8181", "0.0.0.0:8181", false),
+            ("http://0x:8181", "0.0.0.0:8181", false),
+            ("http://08:8181", "0.0.0.0:8181", false),
             // These may be this machine or another.
             ("http://10.0.0.1:8181", "0.0.0.0:8181", false),
             ("http://gitlab.example:8181", "0.0.0.0:8181", false),
