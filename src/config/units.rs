@@ -15,15 +15,17 @@ pub(super) fn parse_duration(text: &str) -> Option<Duration> {
     number.checked_mul(milliseconds).map(Duration::from_millis)
 }
 
-/// Writes a duration as [`parse_duration`] reads it, in the largest unit without a fraction.
+/// Writes a duration as [`parse_duration`] reads it, in the largest unit without a fraction; zero is `0s`.
 pub(super) fn format_duration(duration: Duration) -> String {
     let milliseconds = duration.as_millis();
-    for (unit, length) in [("h", 3_600_000), ("m", 60_000), ("s", 1_000)] {
-        if milliseconds.is_multiple_of(length) && milliseconds > 0 {
-            return format!("{}{unit}", milliseconds / length);
-        }
-    }
-    format!("{milliseconds}ms")
+    let (unit, length) = match milliseconds {
+        0 => ("s", 1_000),
+        _ if milliseconds.is_multiple_of(3_600_000) => ("h", 3_600_000),
+        _ if milliseconds.is_multiple_of(60_000) => ("m", 60_000),
+        _ if milliseconds.is_multiple_of(1_000) => ("s", 1_000),
+        _ => ("ms", 1),
+    };
+    format!("{}{unit}", milliseconds / length)
 }
 
 /// Reads `512B`, `64KiB`, `1MiB`, `1GiB`.
@@ -74,6 +76,15 @@ mod tests {
             "99999999999999999h",
         ] {
             assert_eq!(parse_duration(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn durations_are_written_in_the_largest_unit() {
+        for (ms, text) in
+            [(0, "0s"), (1, "1ms"), (1_500, "1500ms"), (90_000, "90s"), (60_000, "1m"), (86_400_000, "24h")]
+        {
+            assert_eq!(format_duration(Duration::from_millis(ms)), text);
         }
     }
 
