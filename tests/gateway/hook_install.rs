@@ -217,6 +217,8 @@ async fn errors_are_reported_with_a_remedy() {
         ),
         (Reply::json(500, ""), "answered 500 Internal Server Error; look at its log"),
         (Reply::json(200, r#"{"id":1}"#), "not that of GitLab's API"),
+        (Reply::json(200, &json!([{"id": "4", "url": URL}]).to_string()), "not that of GitLab's API"),
+        (Reply::json(200, &json!([{"url": URL}]).to_string()), "not that of GitLab's API"),
         (Reply::new(200, "", "<html>"), "not that of GitLab's API"),
         (Reply::hang_up(), "no answer from http://127.0.0.1"),
     ] {

@@ -10,7 +10,7 @@ use railgate::upstream::tls::{self, Tls};
 use railgate::upstream::{self, Protocol, Upstream, UpstreamAddress, UpstreamServerSettings, UpstreamTarget};
 use serde_json::{Map, Value, json};
 
-use super::client;
+use crate::cli::client;
 
 pub(super) struct Gitlab {
     url: String,
@@ -158,7 +158,8 @@ impl Gitlab {
             let hooks = answer.as_array().ok_or_else(|| self.unexpected_answer())?;
             let has_url = |hook: &&Value| hook.get("url").and_then(Value::as_str) == Some(url);
             if let Some(hook) = hooks.iter().find(has_url) {
-                return Ok(Some(hook.get("id").and_then(Value::as_u64).unwrap_or_default()));
+                let id = hook.get("id").and_then(Value::as_u64);
+                return id.map(Some).ok_or_else(|| self.unexpected_answer());
             }
             if hooks.len() < PER_PAGE {
                 return Ok(None);
