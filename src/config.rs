@@ -19,7 +19,8 @@ use std::fmt;
 use std::path::Path;
 
 pub use self::document::Diagnostic;
-pub use self::gateway_config::{GatewayConfig, LogFormat, LogSettings};
+use self::document::Document;
+pub use self::gateway_config::{AdminSettings, GatewayConfig, LogFormat, LogSettings};
 use crate::file;
 
 /// A configuration that can be used.
@@ -51,16 +52,24 @@ impl std::error::Error for ConfigError {}
 
 /// Reads a file, and the secrets that it names.
 pub fn load(path: &Path) -> Result<LoadedConfig, ConfigError> {
-    let name = path.display().to_string();
+    parse(&path.display().to_string(), &read_text(path)?)
+}
+
+/// Reads only `[admin]` of a file, for commands to a running gateway: these work despite mistakes in other sections.
+pub fn load_admin(path: &Path) -> Result<AdminSettings, ConfigError> {
+    parse_admin(&path.display().to_string(), &read_text(path)?)
+}
+
+fn read_text(path: &Path) -> Result<String, ConfigError> {
     let error = |line, message| {
-        let (file, key) = (name.clone(), String::new());
+        let (file, key) = (path.display().to_string(), String::new());
         ConfigError(vec![Diagnostic { file, line, key, message }])
     };
     let bytes = file::read(path, MAX_CONFIG).map_err(|cause| {
         error(None, format!("{cause}; {}; --config takes the path of a TOML file", cause.advice()))
     })?;
     match std::str::from_utf8(&bytes) {
-        Ok(text) => parse(&name, text),
+        Ok(text) => Ok(text.to_owned()),
         Err(_) if file::is_utf16(&bytes) => Err(error(None, "is UTF-16; save it as UTF-8".to_owned())),
         Err(invalid) => {
             let before = bytes.iter().take(invalid.valid_up_to());
@@ -75,13 +84,22 @@ const MAX_CONFIG: usize = 1 << 20;
 
 /// Reads a configuration from `text`; `file` is its name in diagnostics.
 pub fn parse(file: &str, text: &str) -> Result<LoadedConfig, ConfigError> {
-    let document = document::Document::new(file, text);
+    let document = Document::new(file, text);
     let config = read::config(&document);
     let (errors, warnings) = document.into_diagnostics();
     match config {
         Some(config) if errors.is_empty() => Ok(LoadedConfig { config, warnings }),
         _ => Err(ConfigError(errors)),
     }
+}
+
+/// Syntax errors anywhere are errors here too: `[admin]` might be part of them.
+fn parse_admin(file: &str, text: &str) -> Result<AdminSettings, ConfigError> {
+    let document = Document::new(file, text);
+    let admin = read::admin(&document);
+    let (mut errors, _) = document.into_diagnostics();
+    errors.retain(|error| error.key.is_empty() || error.key == "admin" || error.key.starts_with("admin."));
+    if errors.is_empty() { Ok(admin) } else { Err(ConfigError(errors)) }
 }
 
 #[cfg(test)]

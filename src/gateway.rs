@@ -101,9 +101,9 @@ impl Gateway {
             upstream,
             readiness: Arc::default(),
             cache,
-            is_local_only: settings.admin.is_local_only(),
-            token: settings.admin_token,
-            hosts: settings.admin_hosts.into(),
+            is_local_only: settings.admin.address.is_local_only(),
+            token: settings.admin.token,
+            hosts: settings.admin.hosts.into(),
             heartbeats: Arc::clone(&heartbeats),
             permits: OperatorPermits::default(),
         };
@@ -217,7 +217,7 @@ impl BoundSockets {
         Ok(Self {
             shares,
             clients,
-            admin: BoundSocket::bind(&settings.admin, settings.admin_connections)?,
+            admin: BoundSocket::bind(&settings.admin.address, settings.admin.connections)?,
             hooks: settings.hooks.as_ref().map(hooks).transpose()?,
         })
     }
@@ -239,7 +239,7 @@ fn connections_within_open_files(settings: &GatewayConfig) -> Vec<usize> {
     let upstream = &settings.upstream;
     let demand = FileDemand {
         clients: settings.listen.iter().map(|listen| listen.connections).collect(),
-        operators: settings.admin_connections + settings.hooks.as_ref().map_or(0, |hooks| hooks.connections),
+        operators: settings.admin.connections + settings.hooks.as_ref().map_or(0, |hooks| hooks.connections),
         requests: upstream.classes.iter().map(|class| class.concurrency).sum(),
         idle_upstream: upstream.max_idle * upstream.servers.len(),
         reserve: 64 + settings.workers * (8 + 2 * settings.listen.len()),

@@ -33,6 +33,7 @@ mod gateway {
     mod broken_rails;
     mod caching;
     mod client_disconnects;
+    mod commands;
     mod connection_reuse;
     mod connections;
     mod credential_translation;

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::ExitCode;
 
 use http::{Method, StatusCode};
-use railgate::config::{self, GatewayConfig};
+use railgate::config::{self, AdminSettings};
 use railgate::server::ListenAddress;
 use railgate::upstream::{self, Upstream, UpstreamTarget};
 use serde_json::{Map, Value};
@@ -142,19 +142,19 @@ fn call(
     body: &str,
     format: impl FnOnce(&Value) -> Option<String>,
 ) -> ExitCode {
-    let config = match config::load(&file.config) {
-        Ok(loaded) => loaded.config,
+    let admin = match config::load_admin(&file.config) {
+        Ok(admin) => admin,
         Err(error) => {
             print_error(&error.to_string());
             return ExitCode::FAILURE;
         }
     };
-    let response = client::block_on(send(&config, path, body));
+    let response = client::block_on(send(&admin, path, body));
     let outcome = response.and_then(|(status, response)| {
         format(&response).ok_or_else(|| {
             let message = response.get("message").and_then(Value::as_str);
             let message = message.map_or_else(|| status.to_string(), str::to_owned);
-            format!("the gateway on admin.address {} answered: {message}", config.admin)
+            format!("the gateway on admin.address {} answered: {message}", admin.address)
         })
     });
     match outcome {
@@ -169,15 +169,15 @@ fn call(
     }
 }
 
-async fn send(config: &GatewayConfig, path: &str, body: &str) -> Result<(StatusCode, Value), String> {
-    let admin = &config.admin;
+async fn send(admin: &AdminSettings, path: &str, body: &str) -> Result<(StatusCode, Value), String> {
+    let address = &admin.address;
     let target =
-        UpstreamTarget::parse(&url(admin)).map_err(|error| format!("admin.address {admin}: {error}"))?;
+        UpstreamTarget::parse(&url(address)).map_err(|error| format!("admin.address {address}: {error}"))?;
     let gateway = Upstream::standalone(upstream::UpstreamSettings::new(target));
-    let response = client::send(&gateway, Method::POST, path, config.admin_token.as_ref(), body).await;
+    let response = client::send(&gateway, Method::POST, path, admin.token.as_ref(), body).await;
     response.map_err(|error| {
         format!(
-            "no response from a gateway on admin.address {admin}: {error}; is it running, with this configuration?"
+            "no response from a gateway on admin.address {address}: {error}; is it running, with this configuration?"
         )
     })
 }

@@ -15,7 +15,7 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use railgate::Gateway;
-use railgate::config::{GatewayConfig, LogSettings};
+use railgate::config::{AdminSettings, GatewayConfig, LogSettings};
 use railgate::log::LogCounters;
 use railgate::route::PREFIX;
 use railgate::secret::{KasSecret, SecretError, ShellSecret};
@@ -106,10 +106,12 @@ fn config(options: &Options, secrets: &Secrets, rails_at: &str) -> io::Result<Ga
             address: loopback(options.port),
             connections: ServerLimits::default().connections,
         }],
-        admin: loopback(options.admin_port),
-        admin_connections: DEFAULT_OPERATOR_CONNECTIONS,
-        admin_token: None,
-        admin_hosts: Vec::new(),
+        admin: AdminSettings {
+            address: loopback(options.admin_port),
+            connections: DEFAULT_OPERATOR_CONNECTIONS,
+            token: None,
+            hosts: Vec::new(),
+        },
         hooks: None,
         upstream: upstream::UpstreamSettings::new(
             UpstreamTarget::parse(&format!("http://{rails_at}")).map_err(io::Error::other)?,

@@ -10,13 +10,7 @@ pub struct GatewayConfig {
     /// Where clients connect.
     pub listen: Vec<server::ListenSettings>,
     /// Where operators and their tools connect.
-    pub admin: server::ListenAddress,
-    /// Connections open at one time on the admin listener.
-    pub admin_connections: usize,
-    /// Required for changes over the admin listener; without it, the address decides.
-    pub admin_token: Option<crate::secret::BearerToken>,
-    /// Accepted in `Host` on the admin listener, besides addresses and `localhost`. In lower case.
-    pub admin_hosts: Vec<String>,
+    pub admin: AdminSettings,
     /// The receiver of GitLab's System Hooks. Without it, cached answers end by their age alone.
     pub hooks: Option<crate::hooks::HooksSettings>,
     /// How Rails is reached.
@@ -33,6 +27,19 @@ pub struct GatewayConfig {
     pub limits: server::ServerLimits,
     /// What is logged.
     pub log: LogSettings,
+}
+
+/// `[admin]`.
+#[derive(Clone, Debug)]
+pub struct AdminSettings {
+    /// Default: 127.0.0.1:9181.
+    pub address: server::ListenAddress,
+    /// Connections open at one time.
+    pub connections: usize,
+    /// Required to purge, inspect and drain; without it, the address decides.
+    pub token: Option<crate::secret::BearerToken>,
+    /// Accepted in `Host`, besides addresses and `localhost`. In lower case.
+    pub hosts: Vec<String>,
 }
 
 /// `[log]`.

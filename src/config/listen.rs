@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::auth::secret;
 use super::document::{Document, Located, Section, white_space_hint};
+use super::gateway_config::AdminSettings;
 use super::scalars::{HOUR, ZERO, as_usize, duration};
 use crate::hooks;
 use crate::secret::{BearerToken, SigningToken};
@@ -54,18 +55,11 @@ pub(super) fn connections(section: &mut Section<'_, '_>) -> Option<usize> {
     section.integer("connections", 1..1_000_001).map(|count| as_usize(count.value))
 }
 
-pub(super) struct AdminSection {
-    pub(super) address: ListenAddress,
-    pub(super) connections: usize,
-    pub(super) token: Option<BearerToken>,
-    pub(super) hosts: Vec<String>,
-}
-
 pub(super) fn admin(
     document: &Document<'_>,
     root: &mut Section<'_, '_>,
     listen: &[ListenSection],
-) -> AdminSection {
+) -> AdminSettings {
     let default = || Located { value: DEFAULT_ADMIN, key: "admin.address".to_owned(), offset: 0 };
     let mut section = root.section("admin");
     let given = section.as_mut().and_then(|section| address(document, section, Some(DEFAULT_ADMIN)));
@@ -87,7 +81,7 @@ pub(super) fn admin(
             format!("{}{default} is the address of a [[listen]] already; choose another port", address.value);
         document.error(offset, &address.key, message);
     }
-    AdminSection { address: address.value, connections, token: token.map(|token| token.value), hosts }
+    AdminSettings { address: address.value, connections, token: token.map(|token| token.value), hosts }
 }
 
 /// `admin.hosts`, in lower case.
@@ -122,7 +116,7 @@ fn address(
     if !is_given && default.is_none() {
         document.error(offset, &key, format!("is required: {ADDRESS}"));
     }
-    let address = section.take("address", |value| parse_endpoint(value.as_str()));
+    let address = section.take("address", |value| parse_address(value.as_str()));
     let mode = section.string("mode", "permission bits in octal and in quotes, such as \"0660\"", |text| {
         u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777)
     });
@@ -138,10 +132,10 @@ fn address(
     Some(address)
 }
 
-fn parse_endpoint(text: Option<&str>) -> Result<ListenAddress, String> {
+fn parse_address(text: Option<&str>) -> Result<ListenAddress, String> {
     let text = text.ok_or_else(|| format!("expected {ADDRESS}, in quotes"))?;
     let expected = || {
-        let hint = white_space_hint(text, |compact| compact != text && parse_endpoint(Some(compact)).is_ok());
+        let hint = white_space_hint(text, |compact| compact != text && parse_address(Some(compact)).is_ok());
         format!("expected {ADDRESS}, found {text:?}{}", hint.unwrap_or_default())
     };
     let Some(path) = text.strip_prefix("unix:") else {

@@ -1,7 +1,7 @@
 //! The top level of the file, `[limits]` and `[log]`, and the warnings that concern several sections.
 
 use super::document::{Document, Section};
-use super::gateway_config::{GatewayConfig, LogFormat, LogSettings};
+use super::gateway_config::{AdminSettings, GatewayConfig, LogFormat, LogSettings};
 use super::scalars::{HOUR, MILLISECOND, ZERO, as_usize, duration, size};
 use super::{auth, cache, listen, upstream};
 use crate::auth::upstream_credential::UpstreamCredential;
@@ -48,10 +48,7 @@ pub(super) fn config(document: &Document<'_>) -> Option<GatewayConfig> {
     Some(GatewayConfig {
         workers,
         listen: listen.collect(),
-        admin: admin.address,
-        admin_connections: admin.connections,
-        admin_token: admin.token,
-        admin_hosts: admin.hosts,
+        admin,
         hooks,
         upstream,
         upstream_credential,
@@ -61,6 +58,13 @@ pub(super) fn config(document: &Document<'_>) -> Option<GatewayConfig> {
         limits,
         log,
     })
+}
+
+/// Reads only `[admin]`, and of `[[listen]]` what it must not overlap with.
+pub(super) fn admin(document: &Document<'_>) -> AdminSettings {
+    let mut root = document.root();
+    let listen = listen::listen(document, &mut root);
+    listen::admin(document, &mut root, &listen)
 }
 
 /// By default one for each core that this process may use, by its cgroup and CPU affinity.

@@ -1,3 +1,4 @@
+mod admin;
 mod documented;
 mod files;
 mod listeners;
@@ -61,11 +62,15 @@ impl Files {
         fs::write(self.dir.join(name), text).unwrap();
     }
 
-    fn parse(&self, text: &str) -> Result<LoadedConfig, ConfigError> {
+    /// The text with the paths of these files.
+    fn with_paths(&self, text: &str) -> String {
         let dir = self.dir.to_str().unwrap();
         let text = text.replace("/var/opt/gitlab/gitlab-rails/etc", dir).replace("/etc/railgate", dir);
-        let text = text.replace("/var/lib/railgate", dir);
-        parse("test.toml", &text.replace("DIR", dir))
+        text.replace("/var/lib/railgate", dir).replace("DIR", dir)
+    }
+
+    fn parse(&self, text: &str) -> Result<LoadedConfig, ConfigError> {
+        parse("test.toml", &self.with_paths(text))
     }
 
     fn load(&self, text: &str) -> GatewayConfig {

@@ -76,7 +76,11 @@ fn missing_packages_are_installed_or_named_and_the_demo_runs() {
             None,
             "please install, as root: apt-get install gcc libc6-dev curl",
         ),
-        (&[CARGO, RUSTC, USER], None, "this is not a Debian; please install the equivalent of: gcc libc6-dev curl"),
+        (
+            &[CARGO, RUSTC, USER],
+            None,
+            "this is not a Debian; please install the equivalent of: gcc libc6-dev curl",
+        ),
         (&[CC, CURL], None, "cargo is missing; please install Rust 1.95 or later"),
         (&[CARGO, old, CC, CURL], None, "this is Rust 1.63.0, but 1.95 or later"),
     ] {

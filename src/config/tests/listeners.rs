@@ -63,7 +63,7 @@ fn addresses_and_modes_are_read() {
         unix("/run/railgate/b.sock", 0o600),
     ];
     assert_eq!(addresses, expected);
-    assert_eq!(settings.admin, unix("/run/railgate/admin.sock", 0o666));
+    assert_eq!(settings.admin.address, unix("/run/railgate/admin.sock", 0o666));
 }
 
 #[test]
@@ -105,5 +105,5 @@ fn each_listener_has_its_own_limit_of_connections() {
         connections = 20"
     ));
     let limits: Vec<_> = settings.listen.iter().map(|listen| listen.connections).collect();
-    assert_eq!((limits, settings.admin_connections), (vec![20, 7], DEFAULT_OPERATOR_CONNECTIONS));
+    assert_eq!((limits, settings.admin.connections), (vec![20, 7], DEFAULT_OPERATOR_CONNECTIONS));
 }

@@ -21,9 +21,6 @@ fn the_annotated_file_has_the_defaults() {
         workers: _,
         listen,
         admin,
-        admin_connections,
-        admin_token,
-        admin_hosts,
         hooks,
         upstream,
         upstream_credential,
@@ -34,11 +31,11 @@ fn the_annotated_file_has_the_defaults() {
         log,
     } = annotated;
     assert!(
-        admin_token.is_none() && admin_hosts.is_empty() && hooks.is_none() && upstream_credential.is_none()
+        admin.token.is_none() && admin.hosts.is_empty() && hooks.is_none() && upstream_credential.is_none()
     );
     let listen_at = |address, connections| ListenSettings { address, connections };
-    assert_eq!((listen, admin), (vec![listen_at(tcp(8181), 10_000)], tcp(9181)));
-    assert_eq!(admin_connections, DEFAULT_OPERATOR_CONNECTIONS);
+    assert_eq!((listen, admin.address), (vec![listen_at(tcp(8181), 10_000)], tcp(9181)));
+    assert_eq!(admin.connections, DEFAULT_OPERATOR_CONNECTIONS);
     let url = "http+unix://%2Fvar%2Fopt%2Fgitlab%2Fgitlab-workhorse%2Fsockets%2Fsocket";
     let expected = upstream::UpstreamSettings::new(UpstreamTarget::parse(url).unwrap());
     assert_eq!(format!("{upstream:?}"), format!("{expected:?}"));
@@ -64,8 +61,8 @@ fn every_key_of_the_annotated_file_is_accepted() {
     assert_eq!(settings.workers, 2);
     let addresses: Vec<_> = settings.listen.iter().map(|listen| listen.address.clone()).collect();
     assert_eq!(addresses, [tcp(8181), unix("/run/railgate/railgate.sock", 0o660)]);
-    assert_eq!(settings.admin, unix("/run/railgate/admin.sock", 0o660));
-    assert!(settings.admin_token.is_some() && settings.admin_hosts == ["railgate.example"]);
+    assert_eq!(settings.admin.address, unix("/run/railgate/admin.sock", 0o660));
+    assert!(settings.admin.token.is_some() && settings.admin.hosts == ["railgate.example"]);
     let hooks = settings.hooks.unwrap();
     assert_eq!(hooks.address, unix("/run/railgate/hooks.sock", 0o660));
     assert!(hooks.token.unwrap().matches(b"h00k") && hooks.signing_token.is_some());
