@@ -39,6 +39,7 @@ mod gateway {
     mod credential_translation;
     mod demo;
     mod doctor;
+    mod documentation;
     mod draining;
     mod early_responses;
     mod first_run;
