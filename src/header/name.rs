@@ -25,6 +25,7 @@ pub(super) fn is_hop_by_hop(name: &str) -> bool {
             | "keep-alive"
             | "proxy-connection"
             | "proxy-authenticate"
+            | "proxy-authorization"
             | "te"
             | "transfer-encoding"
             | "upgrade"
