@@ -50,7 +50,7 @@ pub use self::registry::ConnectionHandle;
 use self::registry::{ConnectionRegistry, ServerPhase};
 use self::wire::HeadLimits;
 
-/// What `[limits]` of the configuration says.
+/// `[limits]` of the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ServerLimits {
     /// Connections open at one time on each listener that has no limit of its own.

@@ -15,8 +15,8 @@
 //! one core. More workers than cores cost nothing: 8.9, 8.4 and 8.6 µs for one, two and four of them
 //! on one core (`tests/bench/compare growth`).
 //!
-//! Answers that are ready together are sent together, one right after another ([`turn`]): beside a
-//! load that sleeps between answers, one from memory cost 16.9 µs before that and 10.4 after, one that
+//! Responses that are ready together are sent together, one right after another ([`write_batch`]): beside a
+//! load that sleeps between responses, one from memory cost 16.9 µs before that and 10.4 after, one that
 //! is forwarded 22.6 and 21.0 (`tests/bench/compare --sleeping-load`, both on one day).
 //!
 //! The price: the kernel deals TCP connections out by a hash of their addresses (`SO_REUSEPORT`), so

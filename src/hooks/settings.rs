@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::secret::{BearerToken, SigningToken};
 use crate::server::ListenAddress;
 
-/// What `[hooks]` of the configuration says.
+/// The address, the credentials and the delay of the second purge.
 #[derive(Clone, Debug)]
 pub struct HooksSettings {
     /// The address of the listener.

@@ -1,7 +1,7 @@
 //! The reading side of a connection: bytes pass to hyper only once their framing is validated.
 //!
 //! The gate follows a connection from head to body to the next head by the strict rules of
-//! [`wire`](super::wire). A head is held back until it is complete; a refused one is replaced by a
+//! [`wire`]. A head is held back until it is complete; a refused one is replaced by a
 //! head that the stack answers with the refusal, so that earlier requests on the connection are
 //! answered first. After that the connection delivers nothing more. A malformed chunk fails the
 //! reading with an error, since its request is already being handled. Input that is unusual but unambiguous

@@ -3,7 +3,7 @@ use proptest::prelude::*;
 
 const LIMITS: HeadLimits = HeadLimits { bytes: 400, headers: 8, target: DEFAULT_TARGET };
 
-fn judge(bytes: &[u8]) -> Result<Option<(usize, Framing)>, Refusal> {
+fn read_head(bytes: &[u8]) -> Result<Option<(usize, Framing)>, Refusal> {
     let result = HeadReader::default().read(bytes, LIMITS);
     result.map(|whole| whole.map(|head| (head.end, head.framing)))
 }
@@ -101,7 +101,7 @@ fn heads_that_pass() {
         ("POST /a HTTP/1.1\r\ncontent-length:\t12 \r\n\r\n", Framing::Length(12)),
         ("POST /a HTTP/1.1\r\nTransfer-Encoding: Chunked\r\n\r\n", Framing::Chunked),
     ] {
-        assert_eq!(judge(head.as_bytes()), Ok(Some((head.len(), framing))), "{head:?}");
+        assert_eq!(read_head(head.as_bytes()), Ok(Some((head.len(), framing))), "{head:?}");
     }
 }
 
@@ -166,27 +166,27 @@ fn heads_that_are_refused() {
         ("POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", Refusal::TwoFramings),
         ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 1\r\n\r\n", Refusal::TwoFramings),
     ] {
-        assert_eq!(judge(head.as_bytes()), Err(refusal), "{head:?}");
+        assert_eq!(read_head(head.as_bytes()), Err(refusal), "{head:?}");
     }
 }
 
 #[test]
 fn heads_that_puma_would_not_answer_are_refused() {
     let limits = HeadLimits { bytes: 32 * 1024, headers: 8, target: DEFAULT_TARGET };
-    let judge = |head: String| {
+    let read_head = |head: String| {
         let result = HeadReader::default().read(head.as_bytes(), limits);
         result.map(|whole| whole.map(|head| head.framing))
     };
     let passes = Ok(Some(Framing::Length(0)));
     let line = |path: usize, query: usize| {
-        judge(format!("GET /{}?{} HTTP/1.1\r\n\r\n", "a".repeat(path - 1), "b".repeat(query - 1)))
+        read_head(format!("GET /{}?{} HTTP/1.1\r\n\r\n", "a".repeat(path - 1), "b".repeat(query - 1)))
     };
     assert_eq!(line(MAX_PATH, 4 * 1024), passes);
     assert_eq!(line(1024, 10 * 1024), passes);
     assert_eq!(line(MAX_PATH, 4 * 1024 + 1), Err(Refusal::TargetTooLong));
     assert_eq!(line(MAX_PATH + 1, 1), Err(Refusal::TargetTooLong));
     assert_eq!(line(1, 10 * 1024 + 1), Err(Refusal::TargetTooLong));
-    let named = |length: usize| judge(format!("GET / HTTP/1.1\r\n{}: b\r\n\r\n", "a".repeat(length)));
+    let named = |length: usize| read_head(format!("GET / HTTP/1.1\r\n{}: b\r\n\r\n", "a".repeat(length)));
     assert_eq!(named(MAX_HEADER_NAME), passes);
     assert_eq!(named(MAX_HEADER_NAME + 1), Err(Refusal::HeaderLine));
 }
@@ -194,10 +194,10 @@ fn heads_that_puma_would_not_answer_are_refused() {
 #[test]
 fn heads_beyond_the_limits_are_refused() {
     let many = format!("GET / HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(9));
-    assert_eq!(judge(many.as_bytes()), Err(Refusal::TooManyHeaders));
+    assert_eq!(read_head(many.as_bytes()), Err(Refusal::TooManyHeaders));
     let large = format!("GET / HTTP/1.1\r\nA: {}\r\n\r\n", "b".repeat(400));
-    assert_eq!(judge(large.as_bytes()), Err(Refusal::HeadTooLarge));
-    assert_eq!(judge("G".repeat(401).as_bytes()), Err(Refusal::HeadTooLarge));
+    assert_eq!(read_head(large.as_bytes()), Err(Refusal::HeadTooLarge));
+    assert_eq!(read_head("G".repeat(401).as_bytes()), Err(Refusal::HeadTooLarge));
 }
 
 /// Whatever its reason, it is read from the head that hyper has parsed, and from no other.
@@ -270,7 +270,7 @@ proptest! {
     #[test]
     fn hypers_parser_reads_what_passes_alike(bytes in proptest::collection::vec(any::<u8>(), 0..60)) {
         let head = [b"GET / HTTP/1.1\r\nA:", bytes.as_slice(), b"\r\n\r\n"].concat();
-        if let Ok(Some((end, _))) = judge(&head) {
+        if let Ok(Some((end, _))) = read_head(&head) {
             let mut headers = [httparse::EMPTY_HEADER; 8];
             let mut request = httparse::Request::new(&mut headers);
             prop_assert_eq!(request.parse(&head), Ok(httparse::Status::Complete(end)));
