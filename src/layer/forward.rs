@@ -29,10 +29,16 @@ const MIN_REPORTED_WAIT: Duration = Duration::from_millis(1);
 /// Forwards authenticated requests, bodies included, and passes the response on as it comes.
 #[derive(Clone, Debug)]
 pub struct Forward {
+    // Cloned for each request.
+    shared: Arc<ForwardShared>,
+}
+
+#[derive(Debug)]
+struct ForwardShared {
     upstream: Arc<Upstream>,
     clock: Clock,
     signer: Option<Signer>,
-    name: Pseudonym,
+    pseudonym: Pseudonym,
 }
 
 impl Forward {
@@ -42,13 +48,13 @@ impl Forward {
         upstream: Arc<Upstream>,
         clock: Clock,
         upstream_credential: Option<UpstreamCredential>,
-        name: Pseudonym,
+        pseudonym: Pseudonym,
     ) -> Self {
         let at = clock.clone();
         let signer = upstream_credential.map(|credential| {
             Signer(Arc::new(move |headers: &mut HeaderMap| credential.apply(headers, at.unix_seconds())))
         });
-        Self { upstream, clock, signer, name }
+        Self { shared: Arc::new(ForwardShared { upstream, clock, signer, pseudonym }) }
     }
 }
 
@@ -62,15 +68,15 @@ impl Service<Authenticated> for Forward {
     }
 
     fn call(&mut self, call: Authenticated) -> BoxedResponse {
-        let Self { upstream, clock, signer, name } = self.clone();
+        let shared = Arc::clone(&self.shared);
         let is_of_shell = matches!(call.caller.kind(), CallerKind::SharedSecret | CallerKind::ShellJwt);
-        let signer = signer.filter(|_| is_of_shell);
+        let signer = shared.signer.clone().filter(|_| is_of_shell);
         let mut request = call.exchange.request;
         if signer.is_some() && call.found.route.access == Access::Shell {
             request = without_secret_token(request, &call.known_body);
         }
         header::prepare_for_upstream(request.headers_mut(), call.exchange.peer);
-        name.add_to(request.headers_mut());
+        shared.pseudonym.add_to(request.headers_mut());
         request.headers_mut().insert(REQUEST_ID.clone(), call.exchange.request_id.to_value());
         let info = call.exchange.info;
         let route = call.found.route;
@@ -89,15 +95,15 @@ impl Service<Authenticated> for Forward {
             // A credential made here is made when the request is sent.
             credential_expires_in: call.caller.expires().filter(|_| signer.is_none()).map(|at| {
                 Duration::from_secs(
-                    u64::try_from(at.saturating_sub(clock.unix_seconds())).unwrap_or_default(),
+                    u64::try_from(at.saturating_sub(shared.clock.unix_seconds())).unwrap_or_default(),
                 )
             }),
             signer,
         };
         Box::pin(span.around(async move {
-            let (begun, mut report) = (clock.now(), SendReport::default());
-            let outcome = upstream.send(request, &options, &mut report).await;
-            let took = clock.now().saturating_duration_since(begun);
+            let (begun, mut report) = (shared.clock.now(), SendReport::default());
+            let outcome = shared.upstream.send(request, &options, &mut report).await;
+            let took = shared.clock.now().saturating_duration_since(begun);
             info.update(|info| {
                 info.upstream_time = Some(took.saturating_sub(report.waited));
                 info.queue_time = Some(report.waited).filter(|waited| *waited >= MIN_REPORTED_WAIT);

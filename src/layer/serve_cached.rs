@@ -13,7 +13,7 @@ mod stale_fallback;
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Instant;
 
 use futures_util::future::Either;
@@ -21,7 +21,6 @@ use http::{Method, Response};
 use pin_project_lite::pin_project;
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
-use tower::util::Oneshot;
 use tower::{Layer, Service, ServiceExt as _};
 
 use self::replay::{replay, replay_shared, with_cache_status};
@@ -72,6 +71,9 @@ impl<S> Layer<S> for ServeCachedLayer {
 /// An answer from memory, one of Rails that passes through, or one that other callers may be waiting for.
 pub type ServeCachedFuture<F> = ImmediateOr<Either<PassThroughFuture<F>, BoxedResponse>>;
 
+/// The answer of the inner service, at once or when it is ready.
+pub type SentOn<F> = Either<F, BoxedResponse>;
+
 pin_project! {
     /// An answer of Rails that passes through.
     pub struct PassThroughFuture<F> {
@@ -99,7 +101,7 @@ where
 {
     type Response = S::Response;
     type Error = Failure;
-    type Future = ServeCachedFuture<Oneshot<S, Authenticated>>;
+    type Future = ServeCachedFuture<SentOn<S::Future>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failure>> {
         Poll::Ready(Ok(()))
@@ -138,27 +140,30 @@ where
     S: Service<Authenticated, Response = Response<Body>, Error = Failure> + Clone + Send + 'static,
     S::Future: Send,
 {
+    /// Sends a request on. One that has to wait for the inner service is boxed, so that the others, answers from
+    /// memory among them, are not moved around with the room for it.
+    fn send_on(&self, call: Authenticated) -> SentOn<S::Future> {
+        let mut inner = self.inner.clone();
+        match inner.poll_ready(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok(())) => Either::Left(inner.call(call)),
+            Poll::Ready(Err(failure)) => Either::Right(Box::pin(std::future::ready(Err(failure)))),
+            Poll::Pending => Either::Right(Box::pin(inner.oneshot(call))),
+        }
+    }
+
     fn pass_through(
         &mut self,
         call: Authenticated,
         outcome: CacheOutcome,
-    ) -> ServeCachedFuture<Oneshot<S, Authenticated>> {
+    ) -> ServeCachedFuture<SentOn<S::Future>> {
         let info = call.exchange.info.clone();
-        Either::Right(Either::Left(PassThroughFuture {
-            inner: self.inner.clone().oneshot(call),
-            outcome,
-            info,
-        }))
+        Either::Right(Either::Left(PassThroughFuture { inner: self.send_on(call), outcome, info }))
     }
 
     /// The same for a request that asks in another form for what may be stored under `key`.
-    fn pass_and_invalidate(
-        &mut self,
-        call: Authenticated,
-        key: Key,
-    ) -> ServeCachedFuture<Oneshot<S, Authenticated>> {
+    fn pass_and_invalidate(&mut self, call: Authenticated, key: Key) -> ServeCachedFuture<SentOn<S::Future>> {
         let (shared, info) = (Arc::clone(&self.shared), call.exchange.info.clone());
-        let inner = self.inner.clone().oneshot(call);
+        let inner = self.send_on(call);
         Either::Right(Either::Right(Box::pin(async move {
             let response = invalidate_if_refused(inner.await?, &key, &shared.cache).await?;
             Ok(with_cache_status(response, CacheOutcome::Bypass, &info))
@@ -173,7 +178,7 @@ where
         key: &Key,
         hit: Hit,
         now_is: Instant,
-    ) -> ServeCachedFuture<Oneshot<S, Authenticated>> {
+    ) -> ServeCachedFuture<SentOn<S::Future>> {
         let outage = self.shared.cache.outage(key.caching());
         let outcome = match hit.freshness {
             _ if outage.is_active(now_is) => CacheOutcome::StaleIfError,
@@ -218,7 +223,7 @@ where
         call.exchange.info = SharedRequestInfo::default();
         call.may_wait = WaitPolicy::Never;
         let span = call.exchange.span(&call.found);
-        let inner = self.inner.clone().oneshot(fill::fill_request(call, self.shared.settings.max_body));
+        let inner = self.send_on(fill::fill_request(call, self.shared.settings.max_body));
         let check = shadow_check::shadow_check(inner, key, cached, Arc::clone(&self.shared));
         self.shared.fills.spawn(span.around(check));
     }
@@ -231,7 +236,7 @@ where
         key: &Key,
         has_stale: bool,
         now_is: Instant,
-    ) -> ServeCachedFuture<Oneshot<S, Authenticated>> {
+    ) -> ServeCachedFuture<SentOn<S::Future>> {
         call.may_wait = if has_stale { WaitPolicy::ForPermit } else { WaitPolicy::ForRails };
         let (shared, info) = (Arc::clone(&self.shared), call.exchange.info.clone());
         let span = call.exchange.span(&call.found);
@@ -270,7 +275,7 @@ where
         let caching = call.found.route.caching;
         let span = call.exchange.span(&call.found);
         let info = call.exchange.info.clone();
-        let inner = self.inner.clone().oneshot(fill::fill_request(call, self.shared.settings.max_body));
+        let inner = self.send_on(fill::fill_request(call, self.shared.settings.max_body));
         let shared = Arc::clone(&self.shared);
         span.around(async move { fill::fill(inner, guard, caching, &shared, &info).await })
     }
