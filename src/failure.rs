@@ -56,7 +56,7 @@ pub enum Failure {
     Upstream(upstream::Error),
     /// Another caller's request, which this one waited for, has failed.
     SharedFill(FillError),
-    /// A layer is not ready for another request. None of the gateway's own limits requests so.
+    /// A layer is not ready for another request. None of the gateway's own limits rejects requests this way.
     Overloaded,
     /// A bug: a layer panicked.
     Panicked,

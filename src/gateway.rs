@@ -1,4 +1,4 @@
-//! What starts and stops: binds the sockets, starts the threads, and drains them at the end.
+//! The life of the process: binds the sockets, starts the threads, and drains them at the end.
 
 mod restart;
 mod worker;

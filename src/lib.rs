@@ -14,7 +14,8 @@
 //! 8. [`layer::forward`] sends the remaining requests to Rails, through [`upstream`], where they wait while
 //!    Rails is unreachable, and for the limits of their class.
 //!
-//! Beside that, [`admin`] answers operators, and [`hooks`] receives changes from GitLab; both can only
+//! [`gateway`] binds the sockets, and starts and stops the threads. [`config`] reads the settings, [`metrics`]
+//! exposes the counters. [`admin`] answers operators, and [`hooks`] receives changes from GitLab; both can only
 //! remove entries of the cache. Operators can also drain servers of Rails.
 //!
 //! # Invariants
@@ -23,7 +24,8 @@
 //!   [`exchange::Authenticated`], and only [`auth`] can make the caller in it.
 //! - Only [`cache::Key::new`] builds the cache key of a request.
 //! - Only [`stack`] knows the order of the layers, only [`failure`] and
-//!   [`refusal`] the status codes of the gateway's own responses to clients, only
+//!   [`refusal`] the status codes of the gateway's own responses to clients (but for the 503 of [`server`] when
+//!   the stack is not ready), only
 //!   [`config`] the names of keys, and only [`clock`] the time.
 //! - A secret has no `Display`, and is in no log, label or error text.
 //!

@@ -42,15 +42,15 @@ pub enum Idempotency {
 /// Endpoints with the same time-outs and a common limit on concurrent requests to Rails. Classes do not share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Class {
-    /// Who is this? An SSH login waits for it.
+    /// Look-ups of a key or user, which an SSH login waits for.
     Lookup,
-    /// May they? And all else that requires the credential of GitLab Shell.
+    /// Permission checks, and all else that requires the credential of GitLab Shell.
     Access,
     /// Calls of Gitaly, which may come while `/allowed` waits for Gitaly.
     Callback,
     /// Calls of kas.
     Kas,
-    /// Only Rails authenticates these, so that any client may use a place.
+    /// Only Rails authenticates these, so any client that can connect may send them.
     Other,
 }
 

@@ -26,7 +26,7 @@ use crate::upstream::Upstream;
 /// The whole gateway as one service.
 pub type Stack = Observe<Rescue<Sanitize<FindRoute<Authenticate<ServeCached<Forward>>>>>>;
 
-/// What the layers are made of.
+/// The parts that the layers need.
 #[derive(Clone, Debug)]
 pub struct StackParts {
     /// Authenticates callers; exchanged when secrets change.
@@ -35,7 +35,7 @@ pub struct StackParts {
     pub bodies: Arc<UnverifiedBodies>,
     /// Shared by all workers.
     pub cache: Arc<Cache>,
-    /// The rules of the layer in front of it.
+    /// The settings of the layer that serves from it.
     pub cache_settings: cache::CacheSettings,
     /// Connections to Rails, of one worker.
     pub upstream: Arc<Upstream>,

@@ -1,10 +1,10 @@
 //! The way to Rails: one request in, one response out, over a pool of kept connections.
 //!
-//! Rails may be several servers. A request goes to a server in rotation (`servers`) with little load
-//! (`servers::balance`), to another one if no connection can be made, and if no server accepts connections, it waits in
-//! the `hold` queue. An admitted request holds a permit of its class (`admission`) until its response has ended.
-//! It is sent once: a second time only if nothing of it can have been done, or if it changes nothing, and only
-//! as long as resends are rare.
+//! Rails may be several servers. A request goes to a server in rotation with little load (`servers::balance`), or to
+//! another one if no connection can be made. If no server accepts connections, it waits (`queue::hold`). An admitted
+//! request holds a permit of its class (`queue::admission`) until its response has ended.
+//! It is sent once. `ErrorKind::resend` says after which failures it may be sent again; `request::send` adds how
+//! often, and when.
 //!
 //! Errors say which side failed; what the client is told about it is not decided here.
 

@@ -1,11 +1,11 @@
-//! What has happened to entries, for the metrics.
+//! Counters of entries stored, evicted, expired and purged.
 
 use std::sync::atomic::AtomicU64;
 
 use super::kind::EntryKind;
 use crate::counters::Counters;
 
-/// What has happened to entries, for the metrics.
+/// Counters of entries stored, evicted, expired and purged.
 #[derive(Debug, Default)]
 pub struct CacheCounters {
     /// Answers of Rails that were stored.

@@ -1,4 +1,4 @@
-//! Filling an entry: who asks Rails for it, and how its answer is stored.
+//! Filling an entry: which caller asks Rails, and how the answer is stored.
 //!
 //! The leader of a flight gets a [`FillGuard`]. It is held by a task of its own, so the fill does not end when
 //! the leader hangs up.
@@ -18,7 +18,7 @@ use super::lifetimes::Freshness;
 use super::storable::{NoStoreReason, Storable};
 use crate::progress::Progress;
 
-/// What a caller who missed has to do.
+/// The role of a caller after a cache miss, with its task.
 #[derive(Debug)]
 pub enum LeaderOrFollower {
     /// Another caller was faster: the entry is there.

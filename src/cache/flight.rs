@@ -40,10 +40,10 @@ pub enum FillError {
     Slow,
 }
 
-/// The part of a caller who missed.
+/// The role of a caller after a cache miss.
 #[derive(Debug)]
 pub(super) enum FlightRole {
-    /// None: another caller was faster, and the entry is there.
+    /// No role: another caller was faster, and the entry is there.
     Hit(Hit),
     Leader(Flight),
     Follower(FillWaiter),

@@ -83,7 +83,8 @@ impl Lifetimes {
     }
 }
 
-/// Up to which age, in milliseconds, an answer may be used for what.
+/// The ages, in milliseconds, at which an answer stops being fresh, usable while Rails is asked again, and usable
+/// while Rails fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 pub struct AgeLimits {
     fresh: u32,

@@ -32,7 +32,7 @@ pub struct Outage {
 
 #[derive(Clone, Copy, Debug, Default)]
 struct OutageState {
-    /// When Rails answered last: the failure of a request that was sent before is no news.
+    /// When Rails answered last. The failure of a request sent before that is ignored.
     answered_at: Option<Instant>,
     phase: OutagePhase,
 }

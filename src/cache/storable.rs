@@ -1,4 +1,4 @@
-//! May this answer be stored, and until when? Pure: the answer and the time in, a verdict out.
+//! Decides whether an answer may be stored, and until when. Pure: no I/O and no clock.
 //!
 //! Rails' own cache headers say `max-age=0` on everything (contract §3.4), so the time to live
 //! is the operator's choice. Two things are never stored: any status but 200, except the exact

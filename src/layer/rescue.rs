@@ -185,7 +185,7 @@ mod tests {
         assert_eq!(panics, (StatusCode::INTERNAL_SERVER_ERROR, Some("panicked")));
     }
 
-    /// What the one has reserved, the other has not.
+    /// A clone must not use capacity that the original has reserved.
     #[tokio::test]
     async fn readiness_counts_for_one_call_and_no_clone() {
         let mut service = RescueLayer.layer(Readiness(|| Poll::Ready(Ok(()))));

@@ -238,6 +238,7 @@ fn lock_folder(path: &Path) -> Option<File> {
             Err(_) => return None,
         }
     }
+    tracing::warn!(socket = %path.display(), "another program locks the folder of the socket; bound without the lock");
     None
 }
 

@@ -25,7 +25,7 @@ pub(super) struct ConnectionRegistry {
     connection_closed: Notify,
 }
 
-/// What connections have to do.
+/// The phase of a server, which its connections obey.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
 #[repr(u8)]
 pub(super) enum ServerPhase {

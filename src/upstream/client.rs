@@ -1,4 +1,4 @@
-//! The client of Rails that a worker thread has. Its parts are in `request`.
+//! The client of Rails, one for each worker thread. `request` sends its requests.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -12,7 +12,7 @@ pub enum Error {
     /// No connection: nothing was sent.
     #[error("cannot connect to {0}")]
     Connect(String, #[source] ConnectError),
-    /// As many requests wait for an unreachable Rails as may.
+    /// The hold queue of its class is full.
     #[error("{0} is away, and as many requests as may wait for it already")]
     HoldFull(String, #[source] ConnectError),
     /// The credential would expire before the request could be sent.

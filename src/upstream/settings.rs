@@ -217,6 +217,7 @@ pub const DEFAULT_CLASS: ClassSettings = ClassSettings {
 };
 /// Defaults of [`UpstreamSettings::classes`].
 pub const DEFAULT_CLASSES: [ClassSettings; Class::ALL.len()] = [
+    // `lookup`
     ClassSettings {
         queue_timeout: Duration::from_secs(2),
         response_timeout: DEFAULT_LOOKUP_TIMEOUT,
@@ -224,12 +225,14 @@ pub const DEFAULT_CLASSES: [ClassSettings; Class::ALL.len()] = [
         hold: Duration::from_secs(1),
         ..DEFAULT_CLASS
     },
+    // `access`
     DEFAULT_CLASS,
+    // `callback`
     DEFAULT_CLASS,
-    // One kas sends up to 50 requests a second, and 250 at once after a pause. 100 at a time are enough for 50 a
+    // `kas`. One kas sends up to 50 requests a second, and 250 at once after a pause. 100 at a time are enough for 50 a
     // second as long as Rails takes 2 s or less for one; of 250, the others wait in the queue, 3 s at that speed.
     ClassSettings { concurrency: 100, ..DEFAULT_CLASS },
-    // Any client that can connect may send these, and Rails judges them: a small share, or a flood of them
+    // `other`. Any client that can connect may send these, and Rails judges them: a small share, or a flood of them
     // would take the threads of Rails from the other classes. Few may wait, so none waits for long.
     ClassSettings {
         concurrency: OTHER_CONCURRENCY,

@@ -97,7 +97,7 @@ pub(super) fn create(path: &Path) -> io::Result<File> {
     started.map(|()| file)
 }
 
-/// What has the name of a file that is to be written.
+/// The file that already has the name of the one to be written.
 enum ExistingFile {
     None,
     /// A regular file that begins like a snapshot, or an empty one, which a power cut makes of that.

@@ -120,7 +120,7 @@ fn fail(guard: FillGuard, failure: &Failure, info: &SharedRequestInfo) {
         ErrorKind::Exhausted | ErrorKind::Shed => guard.fail(FillError::Busy),
         ErrorKind::Silent => guard.fail(FillError::Timeout),
         ErrorKind::Slow | ErrorKind::OutOfTime => guard.fail(FillError::Slow),
-        // Twice is not one caller's bad luck.
+        // It failed twice, so the followers would fail too.
         ErrorKind::Unread
         | ErrorKind::Interrupted
         | ErrorKind::Malformed

@@ -22,7 +22,7 @@ use crate::upstream::{ErrorKind, Fault};
 /// | How the request ended | Rails fails | Why |
 /// |---|---|---|
 /// | no connection (`Unreachable`, `Unconnectable`) | yes | it is away |
-/// | no connection for want of files or memory here (`Exhausted`) | no | the want is the gateway's own |
+/// | no connection, since files or memory are exhausted here (`Exhausted`) | no | the gateway's own shortage |
 /// | no answer in time, to no request (`Silent`), or the connection breaks (`Unread`, `Interrupted`, `Malformed`, `BodyStalled`) | yes | it is there, and answers nothing |
 /// | a 500, 502, 503 or 504 | yes | Rails, or a server in front of it, says that it cannot answer (RFC 5861 §4) |
 /// | no answer in time, while it answers others (`Slow`) | no | it is busy |
@@ -40,7 +40,7 @@ pub(super) fn is_rails_failure(result: &LayerResult) -> bool {
     }
 }
 
-/// Whether Rails has said nothing about what it was asked, for whatever reason.
+/// Whether Rails gave no answer to the question, for any reason.
 pub(super) fn is_no_answer(result: &LayerResult) -> bool {
     match result {
         Ok(response) => is_failure_status(response.status()),

@@ -45,7 +45,7 @@ pub(super) fn merge(buffer: &mut BytesMut) -> Result<(), Refusal> {
 
 /// Bytes of the first line of a chunk with its extensions, for which there is no known use.
 const MAX_EXTENDED_LINE: usize = 256;
-/// Bytes of all extensions of a body: a client that sends one with every byte is up to no good.
+/// Bytes of all extensions of a body. A client that needs more is taken for an attacker.
 const MAX_EXTENSION_BYTES: usize = 16 * 1024;
 
 /// Removes the extensions from the chunk line that `buffer` begins with (RFC 9112 §7.1.1), and adds their

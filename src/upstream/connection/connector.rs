@@ -143,7 +143,8 @@ const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
 async fn open_tcp(address: SocketAddr, tls: Option<&Tls>) -> Result<UpstreamSocket, ConnectError> {
     let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
-    SockRef::from(&stream).set_tcp_keepalive(&KEEPALIVE)?;
+    // A system that cannot do so is no reason to go without a connection.
+    let _ = SockRef::from(&stream).set_tcp_keepalive(&KEEPALIVE);
     Ok(match tls {
         Some(tls) => UpstreamSocket::Tls(Box::new(TokioIo::new(tls.connect(stream).await?))),
         None => UpstreamSocket::Tcp(TokioIo::new(stream)),

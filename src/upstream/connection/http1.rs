@@ -102,7 +102,7 @@ impl Http1Pool {
         }
     }
 
-    /// Whether a connection for a single request is cheap: it is, without TLS.
+    /// Whether a connection for a single request is cheap enough: only without TLS.
     pub(super) fn may_send_unpooled(&self) -> bool {
         !self.connector.is_tls()
     }
@@ -201,7 +201,7 @@ impl PooledConnection {
             return head.map(|stream| Body::driven(stream, self));
         }
         if let Some(connection) = self.connection.take() {
-            // How it ended, both bodies report.
+            // Both bodies report how it ended.
             tokio::spawn(async move { drop(connection.await) });
         }
         head.map(Body::from)
@@ -223,7 +223,7 @@ impl PooledConnection {
     }
 }
 
-/// Reads and writes what is ready. How a connection ended, the response reports, except for a reset.
+/// Reads and writes what is ready. The response reports how a connection ended, except for a reset.
 fn drive(
     connection: &mut Option<http1::Connection<UpstreamStream, Body>>,
     was_reset: &mut bool,

@@ -93,7 +93,7 @@ impl Http2Connections {
         let request = self.to_http2(request);
         let mut sender = match self.connect().await {
             Ok((sender, connection)) => {
-                // How it ended, the stream reports.
+                // The stream reports how it ended.
                 tokio::spawn(async move { drop(connection.await) });
                 sender
             }

@@ -1,4 +1,4 @@
-//! How large the head of a response may be, and how odd.
+//! The limits of a response's head: its size, its fields, and the odd spellings that are accepted.
 
 use hyper::client::conn::http1;
 

@@ -24,7 +24,7 @@ pub enum ShedReason {
     QueueTimeout = 1,
     /// At the current response time of Rails, it would have waited for longer than `queue_timeout`.
     QueueTooSlow = 2,
-    /// It is a background request, and all permits of its class are taken.
+    /// It may not wait (`WaitPolicy::Never`), and all permits of its class are taken.
     Busy = 3,
 }
 
@@ -151,7 +151,7 @@ impl ClassAdmission {
     }
 }
 
-/// A request's position in the queue, held until it leaving.
+/// A request's position in the queue, held until the request leaves it.
 struct QueuePosition<'w> {
     waiting: &'w AtomicUsize,
     ahead: usize,

@@ -1,6 +1,6 @@
-//! Parks requests while Rails is unreachable, until it is back.
+//! Holds requests while Rails is unreachable, until it is back.
 //!
-//! Nothing of a parked request was sent, or it changes nothing, so waiting is safe for any of them. The
+//! Nothing of a held request was sent, or it changes nothing, so waiting is safe for any of them. The
 //! request at the head of the queue tries to connect, again and again; the others wait. Once it has
 //! succeeded, the next one tries: so no request overtakes another of its rank, an unreachable Rails sees
 //! one attempt at a time, and a Rails that has just come back does not get all requests at once.
@@ -47,7 +47,7 @@ struct PermitState {
     queues: [VecDeque<oneshot::Sender<ConnectPermit>>; 2],
 }
 
-/// As many requests of a class wait as may.
+/// The hold queue of its class is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::upstream) struct HoldFull;
 

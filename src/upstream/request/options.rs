@@ -23,8 +23,8 @@ pub struct SendOptions {
     pub wait_policy: WaitPolicy,
     /// Tells callers that wait for the same response how far the request has come.
     pub progress: Option<Arc<Progress>>,
-    /// Whether it is for the endpoint `check`, whose response needs hardly any of what other requests need and so
-    /// says little about them.
+    /// Whether it is for the endpoint `check`. Its response needs few parts of Rails, so it says little about other
+    /// requests.
     pub is_check_endpoint: bool,
     /// When it arrived, if it has waited for another request's response before: its deadlines count from there.
     /// By default, they count from now.

@@ -26,11 +26,9 @@ use crate::upstream::servers::health::Availability;
 use crate::upstream::servers::server::UpstreamServer;
 use crate::upstream::servers::state::ResendReason;
 
-/// How long a request that was not read waits, if there is no other server, before it is sent again: the first
-/// time, the second time, and no more. A server that accepts requests and resets them will not read the next
-/// one either; and over TCP the sign is strong, but no proof
-/// (`ErrorKind::Unread`), so a request that was
-/// acted on after all is acted on three times at most.
+/// The delays before a request that was not read is sent again, if there is no other server: twice at most. A
+/// server that resets one request will probably reset the next; and over TCP a reset is no proof
+/// (`ErrorKind::Unread`), so a request that was acted on after all is acted on three times at most.
 const UNREAD_RESEND_DELAYS: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(1)];
 
 /// One request, with its deadlines, and what has been tried so far.

@@ -7,7 +7,7 @@ use crate::upstream::settings::EjectionSettings;
 /// The smallest share of a server, or it would never show that it can do more.
 const MIN_SHARE: f32 = 0.1;
 
-/// Whether, and how gladly, the balancer chooses a server.
+/// Whether a server may be chosen, and in which order of preference.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(in crate::upstream) enum Availability {
     /// In rotation, with this share of what the others get (0 to 1).
