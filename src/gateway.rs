@@ -28,7 +28,7 @@ use crate::log::LogCounters;
 use crate::metrics::{MetricSources, Metrics};
 use crate::server::open_files::{self, FileDemand};
 use crate::server::{BoundSocket, Capacity, HttpServer, Listener, ServerLimits};
-use crate::stack::StackParts;
+use crate::stack::{self, StackParts};
 use crate::upstream::{HealthChecker, Upstream, UpstreamState};
 
 /// A gateway whose sockets are bound, but that does not accept yet.
@@ -151,7 +151,7 @@ impl Gateway {
         // The admin listener outlives the others, to say that they are draining.
         let limits = ServerLimits { drain_timeout: ADMIN_DRAIN_TIMEOUT, ..ServerLimits::default() };
         let admin_server = HttpServer::new(limits);
-        admin_server.serve(Listener::new(socket)?, admin);
+        admin_server.serve(Listener::new(socket)?, stack::admin::build(admin));
         // With a server of its own: a client of one listener must not be able to block the other.
         let hooks_end = CancellationToken::new();
         let hooks = hooks.map(|hooks| hooks.start(HttpServer::new(limits), hooks_end.clone())).transpose()?;

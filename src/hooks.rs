@@ -4,13 +4,14 @@
 //! entries live until their `ttl`, as without hooks. Each event purges a second time after a while, since a
 //! fill may have been answered by a read replica that was behind (contract §6).
 
+mod check_head;
 mod credential;
 mod event;
 mod settings;
 
 use std::convert::Infallible;
-use std::future::{Future, ready};
-use std::net::IpAddr;
+use std::error::Error as StdError;
+use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,15 +19,15 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{self, HeaderValue};
-use http::request::Parts;
-use http::{HeaderMap, Method, Response, StatusCode};
+use http::{Request, Response, StatusCode};
 use http_body::Body as HttpBody;
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::{BodyExt as _, Full, LengthLimitError};
 use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
 use tokio_util::task::TaskTracker;
 use tower::Service;
+use tracing::{Instrument as _, Span};
 
+pub use self::check_head::CheckHeadLayer;
 use self::credential::PresentedCredential;
 use self::event::Event;
 pub use self::event::EventKind;
@@ -35,14 +36,14 @@ use crate::cache::Cache;
 use crate::cache::purge::{PurgeMode, Selector};
 use crate::clock::Clock;
 use crate::counters::Counters;
-use crate::server::{ConnectionHandle, Inbound};
+use crate::server::Peer;
 
 /// The path of the hooks.
 pub const PATH: &str = "/hooks/gitlab";
 
 /// Bytes of the largest event that is read. Relevant events have a few hundred, or the 20 KiB of a
 /// long SSH key.
-const MAX_EVENT: usize = 1024 * 1024;
+pub const MAX_EVENT: usize = 1024 * 1024;
 
 /// Bytes of a body that is read without a permit before its signature is verified: more than any relevant
 /// event has.
@@ -75,7 +76,7 @@ pub struct HookCounters {
     pub shed: AtomicU64,
 }
 
-/// The service of the listener for hooks.
+/// Receives events whose heads have passed [`CheckHeadLayer`].
 #[derive(Clone, Debug)]
 pub struct Hooks {
     settings: Arc<HooksSettings>,
@@ -91,6 +92,15 @@ pub struct Hooks {
 type Reply = (StatusCode, &'static str);
 
 const DONE: Reply = (StatusCode::OK, "ok");
+const UNREADABLE_EVENT: Reply =
+    (StatusCode::BAD_REQUEST, "400 Bad Request: the event is incomplete, too slow or too large");
+
+/// Without a `Content-Type`, which is the same for all responses of the listener.
+fn to_response((status, message): Reply) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::from(format!(r#"{{"message":"{message}"}}"#)));
+    *response.status_mut() = status;
+    response
+}
 
 impl Hooks {
     /// A service that purges entries of `cache`.
@@ -99,61 +109,38 @@ impl Hooks {
         Self { settings: Arc::new(settings), cache, counts, clock, large, tasks: TaskTracker::new() }
     }
 
-    async fn respond<B>(
-        &self,
-        (peer, connection): (Option<IpAddr>, &ConnectionHandle),
-        head: &Parts,
-        body: B,
-    ) -> Reply
+    async fn receive<B>(&self, request: Request<B>) -> Reply
     where
         B: HttpBody<Data = Bytes> + Unpin,
+        B::Error: Into<Box<dyn StdError + Send + Sync>>,
     {
-        let (method, path) = (&head.method, head.uri.path());
-        match (method, path) {
-            (&Method::POST, PATH) => self.receive((peer, connection), &head.headers, body).await,
-            (_, PATH) => (StatusCode::METHOD_NOT_ALLOWED, "405 Method Not Allowed: use POST"),
-            _ => (StatusCode::NOT_FOUND, "404 Not Found: GitLab's System Hooks go to /hooks/gitlab"),
-        }
-    }
-
-    async fn receive<B>(
-        &self,
-        (peer, connection): (Option<IpAddr>, &ConnectionHandle),
-        headers: &HeaderMap,
-        body: B,
-    ) -> Reply
-    where
-        B: HttpBody<Data = Bytes> + Unpin,
-    {
-        let signature =
-            match PresentedCredential::from_headers(&self.settings, headers, self.clock.unix_seconds()) {
-                PresentedCredential::Token => None,
-                PresentedCredential::Signature(signature) => Some(signature),
-                PresentedCredential::None => return self.refuse(peer),
-            };
-        let (lower, upper) = (body.size_hint().lower(), body.size_hint().upper());
-        let is_large = lower <= MAX_EVENT as u64 && upper.is_none_or(|upper| upper > SMALL_EVENT);
+        let (mut head, body) = request.into_parts();
+        let signature = match head.extensions.remove::<PresentedCredential>() {
+            Some(PresentedCredential::Token) => None,
+            Some(PresentedCredential::Signature(signature)) => Some(signature),
+            None => return self.refuse(),
+        };
+        let is_large = body.size_hint().upper().is_none_or(|upper| upper > SMALL_EVENT);
         let Ok(permit) = self.permit(signature.is_some() && is_large).await else {
-            return self.shed(peer);
+            return self.shed();
         };
         let body = match tokio::time::timeout(BODY_TIMEOUT, read(body)).await {
-            Ok(BodyRead::Complete(body)) => body,
-            // No event about a key or a user is that large.
-            Ok(BodyRead::TooLarge) if signature.is_none() => return DONE,
-            Ok(BodyRead::TooLarge | BodyRead::Broken) | Err(_) => {
-                return (
-                    StatusCode::BAD_REQUEST,
-                    "400 Bad Request: the event is incomplete, too slow or too large",
-                );
+            Ok(Ok(body)) => body,
+            // As the limit above answers if `Content-Length` says it already.
+            Ok(Err(error)) if error.is::<LengthLimitError>() => {
+                return (StatusCode::PAYLOAD_TOO_LARGE, "413 Payload Too Large");
             }
+            Ok(Err(_)) | Err(_) => return UNREADABLE_EVENT,
         };
         if let (Some(signature), Some(token)) = (&signature, &self.settings.signing_token)
             && !signature.is_valid_for(&body, token)
         {
-            return self.refuse(peer);
+            return self.refuse();
         }
         drop(permit);
-        connection.trust();
+        if let Some(peer) = head.extensions.get::<Peer>() {
+            peer.connection.trust();
+        }
         match Event::parse(&body) {
             Some(event) => {
                 drop(body);
@@ -175,23 +162,17 @@ impl Hooks {
         }
     }
 
-    fn shed(&self, peer: Option<IpAddr>) -> Reply {
+    fn shed(&self) -> Reply {
         self.counts.shed.fetch_add(1, Ordering::Relaxed);
-        let remote_ip = peer.map(tracing::field::display);
         tracing::warn!(
-            remote_ip,
             "a large signed hook was not read: too many are being read, none of them verified yet"
         );
         (StatusCode::SERVICE_UNAVAILABLE, "503 Service Unavailable: too many large hooks at one time")
     }
 
-    fn refuse(&self, peer: Option<IpAddr>) -> Reply {
+    fn refuse(&self) -> Reply {
         self.counts.refused.fetch_add(1, Ordering::Relaxed);
-        let remote_ip = peer.map(tracing::field::display);
-        tracing::warn!(
-            remote_ip,
-            "a hook came with no right X-Gitlab-Token or webhook-signature; nothing was dropped"
-        );
+        tracing::warn!("a hook came with no right X-Gitlab-Token or webhook-signature; nothing was dropped");
         (
             StatusCode::UNAUTHORIZED,
             "401 Unauthorized: X-Gitlab-Token or webhook-signature is not the right one",
@@ -210,7 +191,7 @@ impl Hooks {
             settle = Duration::ZERO;
         }
         let (done, purged) = oneshot::channel();
-        self.tasks.spawn(async move {
+        let purging = async move {
             let again = purge_all(&cache, event.kind, event.outdated, named).await;
             // The response may have been sent already.
             let _ = done.send(());
@@ -218,7 +199,8 @@ impl Hooks {
                 tokio::time::sleep(settle).await;
                 purge_all(&cache, event.kind, again, 0).await;
             }
-        });
+        };
+        self.tasks.spawn(purging.in_current_span());
         let _ = tokio::time::timeout(RESPONSE_TIMEOUT, purged).await;
     }
 }
@@ -232,7 +214,9 @@ async fn purge_all(
     outdated: Vec<Selector>,
     named: usize,
 ) -> Vec<Selector> {
+    let span = Span::current();
     let purge = cache.run_blocking(move |cache| {
+        let _entered = span.entered();
         let purged = cache.purge(&outdated, PurgeMode::Hard);
         tracing::info!(purged = named + purged.entries, event = kind.as_str(), "hook");
         outdated.into_iter().chain(purged.key_row_ids.into_iter().map(Selector::KeyId)).collect()
@@ -240,56 +224,38 @@ async fn purge_all(
     purge.await.unwrap_or_default()
 }
 
-enum BodyRead {
-    Complete(Vec<u8>),
-    TooLarge,
-    Broken,
-}
-
 /// Reads a body into one buffer: chunks of a byte would take many times as much memory.
-async fn read<B>(mut body: B) -> BodyRead
+async fn read<B>(mut body: B) -> Result<Vec<u8>, Box<dyn StdError + Send + Sync>>
 where
     B: HttpBody<Data = Bytes> + Unpin,
+    B::Error: Into<Box<dyn StdError + Send + Sync>>,
 {
-    if body.size_hint().lower() > MAX_EVENT as u64 {
-        return BodyRead::TooLarge;
-    }
     let mut whole = Vec::new();
     while let Some(frame) = body.frame().await {
-        let Ok(frame) = frame else { return BodyRead::Broken };
-        let Ok(data) = frame.into_data() else { continue };
-        if whole.len() + data.len() > MAX_EVENT {
-            return BodyRead::TooLarge;
-        }
+        let Ok(data) = frame.map_err(Into::into)?.into_data() else { continue };
         whole.extend_from_slice(&data);
     }
-    BodyRead::Complete(whole)
+    Ok(whole)
 }
 
-impl Service<Inbound> for Hooks {
+impl<B> Service<Request<B>> for Hooks
+where
+    B: HttpBody<Data = Bytes> + Unpin + Send + 'static,
+    B::Error: Into<Box<dyn StdError + Send + Sync>>,
+{
     type Response = Response<Full<Bytes>>;
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
+    /// Always ready: only large unverified bodies wait for permits.
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, inbound: Inbound) -> Self::Future {
-        if let Some(refusal) = inbound.refusal {
-            return Box::pin(ready(Ok(json((refusal.status(), refusal.message())))));
-        }
-        let (client, (head, body)) = ((inbound.peer, inbound.connection), inbound.request.into_parts());
+    fn call(&mut self, request: Request<B>) -> Self::Future {
         let hooks = self.clone();
-        Box::pin(async move { Ok(json(hooks.respond((client.0, &client.1), &head, body).await)) })
+        Box::pin(async move { Ok(to_response(hooks.receive(request).await)) })
     }
-}
-
-fn json((status, message): Reply) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(format!(r#"{{"message":"{message}"}}"#))));
-    *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    response
 }
 
 #[cfg(test)]

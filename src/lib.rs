@@ -47,6 +47,7 @@ pub mod header;
 pub mod heartbeat;
 pub mod histogram;
 pub mod hooks;
+pub mod json_response;
 pub mod layer;
 pub mod log;
 pub mod metrics;

@@ -42,7 +42,7 @@ use self::capacity::ConnectionPermit;
 use self::connection::{Connection, ConnectionService};
 use self::gate::{Gate, GateLimits};
 use self::hangup::{DetectHangup, HangupSocket};
-pub use self::inbound::Inbound;
+pub use self::inbound::{Inbound, Peer};
 use self::limiter::ConnectionLimiter;
 use self::listen::ListenerKind;
 pub use self::listen::{BoundSocket, DEFAULT_OPERATOR_CONNECTIONS, ListenAddress, ListenSettings, Listener};

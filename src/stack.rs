@@ -1,5 +1,14 @@
 //! The only place that knows the order of the layers, each with the reason for its
 //! position. A request passes them from top to bottom, its response from bottom to top.
+//!
+//! Here it is the stack of the listeners for clients; [`admin`] and [`hooks`] are those of the other two, where most
+//! layers are of tower-http.
+
+pub mod admin;
+pub mod common;
+pub mod hooks;
+#[cfg(test)]
+mod testing;
 
 use std::sync::Arc;
 

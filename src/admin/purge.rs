@@ -7,9 +7,6 @@ use crate::cache::Cache;
 use crate::cache::purge::{PurgeMode, Selector};
 use crate::route::Caching;
 
-/// Bytes of the largest body; long SSH keys have 20 KiB.
-pub(super) const MAX_BODY: usize = 64 * 1024;
-
 /// Purges the entries that `body` selects.
 pub(super) fn purge(cache: &Cache, body: &[u8]) -> (StatusCode, Value) {
     match parse(body) {

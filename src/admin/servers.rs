@@ -1,6 +1,5 @@
 //! `POST /servers`: the state of the servers of Rails, and draining them.
 
-use std::net::IpAddr;
 use std::time::Instant;
 
 use http::StatusCode;
@@ -9,13 +8,8 @@ use serde_json::{Value, json};
 use crate::upstream::{UpstreamServerState, UpstreamState};
 
 /// The state of all servers, after draining or undraining one if there is a body.
-pub(super) fn servers(
-    upstream: &UpstreamState,
-    body: &[u8],
-    peer: Option<IpAddr>,
-    now: Instant,
-) -> (StatusCode, Value) {
-    match change(upstream, body, peer) {
+pub(super) fn servers(upstream: &UpstreamState, body: &[u8], now: Instant) -> (StatusCode, Value) {
+    match change(upstream, body) {
         Ok(()) => {
             let shown: Vec<Value> = upstream.servers.iter().map(|server| show(server, now)).collect();
             (StatusCode::OK, json!({ "servers": shown }))
@@ -26,7 +20,7 @@ pub(super) fn servers(
     }
 }
 
-fn change(upstream: &UpstreamState, body: &[u8], peer: Option<IpAddr>) -> Result<(), String> {
+fn change(upstream: &UpstreamState, body: &[u8]) -> Result<(), String> {
     if body.is_empty() {
         return Ok(());
     }
@@ -43,11 +37,10 @@ fn change(upstream: &UpstreamState, body: &[u8], peer: Option<IpAddr>) -> Result
         return Err(format!("there is no such server; there is {}", known.join(", ")));
     };
     if server.health.drain(drain) {
-        let remote_ip = peer.map(tracing::field::display);
         if drain {
-            tracing::warn!(remote_ip, server = name, "drained by an operator: it gets no more requests");
+            tracing::warn!(server = name, "drained by an operator: it gets no more requests");
         } else {
-            tracing::info!(remote_ip, server = name, "no longer drained");
+            tracing::info!(server = name, "no longer drained");
         }
     }
     Ok(())

@@ -80,7 +80,7 @@ impl HooksThread {
         let hooks = self.hooks;
         start(self.heartbeat, vec![self.socket], |listeners| async move {
             for listener in listeners {
-                server.serve(listener, hooks.clone());
+                server.serve(listener, stack::hooks::build(hooks.clone()));
             }
             shutdown.cancelled().await;
             server.drain().await

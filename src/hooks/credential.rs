@@ -12,18 +12,16 @@ use crate::secret::{BearerToken, Signatures, SigningToken};
 const MAX_CLOCK_OFFSET_S: u64 = 5 * 60;
 
 /// The credential in the head of a request.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum PresentedCredential {
     /// A token, which is valid.
     Token,
     /// Signatures, of which one may be valid: that depends on the body.
     Signature(UnverifiedSignature),
-    /// None that could be valid.
-    None,
 }
 
 /// Signatures, and what they cover beside the body (Standard Webhooks).
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct UnverifiedSignature {
     id: HeaderValue,
     timestamp: HeaderValue,
@@ -31,20 +29,16 @@ pub(super) struct UnverifiedSignature {
 }
 
 impl PresentedCredential {
-    /// `now` is in Unix seconds.
-    pub(super) fn from_headers(settings: &HooksSettings, headers: &HeaderMap, now: i64) -> Self {
+    /// `now` is in Unix seconds. `None` if there is none that could be valid.
+    pub(super) fn from_headers(settings: &HooksSettings, headers: &HeaderMap, now: i64) -> Option<Self> {
         let is_valid = |token: &BearerToken| {
             headers.get("x-gitlab-token").is_some_and(|value| token.matches(value.as_bytes()))
         };
         if settings.token.as_ref().is_some_and(is_valid) {
-            return Self::Token;
+            return Some(Self::Token);
         }
-        let signature = settings
-            .signing_token
-            .is_some()
-            .then(|| UnverifiedSignature::from_headers(headers, now))
-            .flatten();
-        signature.map_or(Self::None, Self::Signature)
+        settings.signing_token.as_ref()?;
+        UnverifiedSignature::from_headers(headers, now).map(Self::Signature)
     }
 }
 

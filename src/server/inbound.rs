@@ -20,3 +20,25 @@ pub struct Inbound {
     /// Where the service reports trust.
     pub connection: ConnectionHandle,
 }
+
+/// For services that take requests of [`http`]: an extension of those of [`Inbound::into_request`].
+#[derive(Clone, Debug, Default)]
+pub struct Peer {
+    /// `None` on a unix socket.
+    pub ip: Option<IpAddr>,
+    /// Where the service reports trust.
+    pub connection: ConnectionHandle,
+}
+
+impl Inbound {
+    /// The request with its [`Peer`] as an extension, and with its [`Refusal`] as another one, if it was refused.
+    pub fn into_request(self) -> Request<Incoming> {
+        let Self { mut request, refusal, peer: ip, connection } = self;
+        let extensions = request.extensions_mut();
+        extensions.insert(Peer { ip, connection });
+        if let Some(refusal) = refusal {
+            extensions.insert(refusal);
+        }
+        request
+    }
+}

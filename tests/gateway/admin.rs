@@ -1,6 +1,7 @@
 //! What operators see: health, readiness, and every series after known traffic.
 
 use std::collections::BTreeMap;
+use std::io::Read as _;
 
 use super::client::{Request, eventually};
 use super::fake_rails::{ROOT_KEY, Reply, UNKNOWN_KEY};
@@ -299,4 +300,79 @@ async fn any_host_is_accepted_on_a_unix_socket() {
     let harness = setup.text("admin.address", &address).start().await;
     let response = harness.gateway.admin.send(&get("/metrics").header("Host", "evil.example")).await;
     assert_eq!(response.status, 200);
+}
+
+fn unzipped(body: &[u8]) -> String {
+    let mut text = String::new();
+    flate2::read::GzDecoder::new(body).read_to_string(&mut text).unwrap();
+    text
+}
+
+/// The text without its values, which differ from scrape to scrape.
+fn without_values(text: &str) -> Vec<&str> {
+    text.lines()
+        .map(|line| if line.starts_with('#') { line } else { line.rsplit_once(' ').unwrap().0 })
+        .collect()
+}
+
+#[tokio::test]
+async fn metrics_are_compressed_only_for_clients_that_ask_for_gzip() {
+    let harness = Harness::new().await;
+    let admin = &harness.gateway.admin;
+    let with = |path: &str, accepted: &str| get(path).header("Accept-Encoding", accepted);
+    let plain = admin.send(&get("/metrics")).await;
+    assert_eq!(plain.header("content-length"), Some(&*plain.body.len().to_string()));
+    for accepted in ["gzip", "GZip", "gzip, deflate, br, zstd", "br;q=1.0, gzip;q=0.8, *;q=0.1"] {
+        let response = admin.send(&with("/metrics", accepted)).await;
+        let headers = ["content-encoding", "content-type", "vary"].map(|name| response.header(name));
+        assert_eq!((response.status, headers), (200, [Some("gzip"), Some(CLASSIC), Some("accept-encoding")]));
+        assert!(response.body.len() < plain.body.len() / 3, "{accepted}: {} bytes", response.body.len());
+        assert_eq!(without_values(&unzipped(&response.body)), without_values(plain.text()), "{accepted}");
+    }
+    for accepted in ["", "identity", "gzip;q=0", "br", "deflate", "*", "identity;q=0", "*;q=0"] {
+        let response = admin.send(&with("/metrics", accepted)).await;
+        assert_eq!((response.status, response.header("content-encoding")), (200, None), "{accepted}");
+        assert_eq!(without_values(response.text()), without_values(plain.text()), "{accepted}");
+    }
+    for (path, status) in [("/live", 200), ("/servers", 405), ("/elsewhere", 404)] {
+        for accepted in ["gzip", "identity;q=0"] {
+            let response = admin.send(&with(path, accepted)).await;
+            let headers = ["content-encoding", "vary"].map(|name| response.header(name));
+            assert_eq!((response.status, headers), (status, [None, None]), "{path} {accepted}");
+        }
+    }
+    let head = admin.send(&Request::new("HEAD", "/metrics").header("Accept-Encoding", "gzip")).await;
+    assert_eq!((head.status, head.body.len()), (200, 0));
+}
+
+#[tokio::test]
+async fn bodies_of_operators_are_bounded() {
+    let setup = Setup::new();
+    let file = setup.dir.file("admin_token");
+    std::fs::write(&file, "t0ken\n").unwrap();
+    let harness = setup.text("admin.token_file", &file.display().to_string()).start().await;
+    let admin = &harness.gateway.admin;
+    let purge = |length: usize| {
+        let body = format!("{{\"all\":true}}{}", " ".repeat(length - 12));
+        Request::new("POST", "/purge").json(&body)
+    };
+    let authorized = |request: Request| request.header("Authorization", "Bearer t0ken");
+    for request in [purge(64 * 1024), purge(64 * 1024).chunked(1000)] {
+        assert_eq!(admin.send(&authorized(request)).await.status, 200);
+    }
+    for request in [purge(64 * 1024 + 1), purge(64 * 1024 + 1).chunked(1000)] {
+        let response = admin.send(&authorized(request.clone())).await;
+        response.assert_failure(400);
+        let message = "400 Bad Request: the body is incomplete, too slow, or has more than 64 KiB";
+        assert_eq!(
+            (response.json()["message"].as_str(), response.header("content-type")),
+            (Some(message), Some("application/json"))
+        );
+        admin.send(&request).await.assert_failure(401);
+    }
+    // Where no body is read, its length does not matter.
+    let mut scrape = get("/metrics").body(vec![b'x'; 64 * 1024 + 1]);
+    assert_eq!(admin.send(&scrape).await.status, 200);
+    scrape.method = "POST".to_owned();
+    admin.send(&scrape).await.assert_failure(405);
 }

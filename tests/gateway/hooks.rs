@@ -248,6 +248,35 @@ async fn hopeless_hooks_are_refused_before_their_body() {
     assert_eq!(harness.metric("railgate_hooks_refused_total").await, Some(count + 2));
 }
 
+/// No event about a key or a user is that large. One that is signed cannot be verified without its end.
+#[tokio::test]
+async fn events_that_are_too_large_are_not_read() {
+    let (harness, hooks) = harness().await;
+    let largest = format!("{}{{}}", " ".repeat((1 << 20) - 2));
+    let larger = format!(" {largest}");
+    let with_token =
+        |body: &str| Request::new("POST", "/hooks/gitlab").header("X-Gitlab-Token", "h00k").json(body);
+    let signed = |body: &str| signed_by(b"signing", 0, body.as_bytes());
+    for (request, status) in [
+        (with_token(&largest), 400),
+        (with_token(&largest).chunked(100_000), 400),
+        (with_token(&larger), 200),
+        (with_token(&larger).chunked(100_000), 200),
+        (signed(&larger), 400),
+        (signed(&larger).chunked(100_000), 400),
+    ] {
+        let response = hooks.send(&request).await;
+        assert_eq!((response.status, response.header("content-type")), (status, Some("application/json")));
+        let message = response.json()["message"].as_str().unwrap().to_owned();
+        assert_eq!(message.contains("not an event"), request.body_bytes().len() == 1 << 20, "{message}");
+    }
+    // It is refused before its body, whose length does not matter then.
+    let mut connection = hooks.connect().await;
+    connection.write(&head_of(&event(&json!({})), 1 << 30)).await;
+    connection.read_response().await.assert_failure(401);
+    harness.assert_alive().await;
+}
+
 /// Large unverified bodies share a few slots. Events of GitLab do not wait for one.
 #[tokio::test]
 async fn a_flood_of_large_bodies_does_not_delay_events() {

@@ -280,6 +280,41 @@ async fn misplaced_secrets_are_not_logged() {
     assert!(leaks.is_empty(), "{}", leaks.join("\n"));
 }
 
+/// At every level, right or wrong, and whatever else a browser on this machine adds.
+#[tokio::test]
+async fn credentials_of_operators_and_hooks_are_not_logged() {
+    let setup = Setup::new();
+    let (admin_token, hook_token) = (setup.dir.file("admin_token"), setup.dir.file("hook_token"));
+    std::fs::write(&admin_token, "canary-of-an-operator").unwrap();
+    std::fs::write(&hook_token, "canary-of-a-hook").unwrap();
+    let setup = setup
+        .text("admin.token_file", &admin_token.display().to_string())
+        .text("hooks.address", "127.0.0.1:0")
+        .text("hooks.token_file", &hook_token.display().to_string());
+    let harness = setup.start().await;
+    let since = log::position();
+    for wrong in ["", "-and-more"] {
+        let request =
+            Request::new("POST", "/purge").json(r#"{"all":true}"#).header("Cookie", "canary-of-a-page");
+        let request = request.header("Authorization", &format!("Bearer canary-of-an-operator{wrong}"));
+        let response = harness.gateway.admin.send(&request).await;
+        assert_eq!(response.status, if wrong.is_empty() { 200 } else { 401 });
+        let request = Request::new("POST", "/hooks/gitlab").json(r#"{"event_name":"user_create"}"#);
+        let request = request
+            .header("X-Gitlab-Token", &format!("canary-of-a-hook{wrong}"))
+            .header("webhook-signature", "v1,canary-of-a-signature");
+        let response = harness.gateway.hooks.as_ref().unwrap().send(&request).await;
+        assert_eq!(response.status, if wrong.is_empty() { 200 } else { 401 });
+    }
+    for path in ["/canary-of-a-path", "/metrics?canary-of-a-query"] {
+        harness.gateway.admin.send(&Request::new("GET", path)).await;
+    }
+    let logged = log::since(since);
+    let refused = logged.lines().find(|line| line.contains("an operator was refused")).unwrap();
+    assert!(refused.contains(r#""path":"/purge""#), "{refused}");
+    assert!(!logged.contains("canary-of-a"), "{logged}");
+}
+
 /// At the log level `debug`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_binary_logs_no_secrets_in_any_format() {

@@ -1,0 +1,81 @@
+//! The operations: `POST /inspect`, `/purge` and `/servers`.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body::Body as HttpBody;
+use http_body_util::{BodyExt as _, Full};
+use tower::Service;
+
+use super::{Admin, inspect, purge, servers};
+use crate::clock::Clock;
+use crate::json_response::{internal_error, json, message};
+
+/// Bytes of the largest body; long SSH keys have 20 KiB.
+pub const MAX_BODY: usize = 64 * 1024;
+
+/// How long the body of a request may take.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Runs operations. Their callers are authorized by the layers above.
+#[derive(Clone, Debug)]
+pub struct Operations(Admin);
+
+impl Operations {
+    /// Operations on the state in `admin`.
+    pub fn new(admin: Admin) -> Self {
+        Self(admin)
+    }
+}
+
+impl<B> Service<Request<B>> for Operations
+where
+    B: HttpBody<Data = Bytes> + Send + 'static,
+{
+    type Response = Response<Full<Bytes>>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    /// Always ready: an operation waits for its permit once its body is read.
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let admin = self.0.clone();
+        Box::pin(async move { Ok(run(admin, request).await) })
+    }
+}
+
+async fn run<B>(admin: Admin, request: Request<B>) -> Response<Full<Bytes>>
+where
+    B: HttpBody<Data = Bytes>,
+{
+    let (head, body) = request.into_parts();
+    let Ok(Ok(body)) = tokio::time::timeout(BODY_TIMEOUT, body.collect()).await else {
+        return unreadable_body();
+    };
+    let (body, upstream) = (body.to_bytes(), Arc::clone(&admin.upstream));
+    let running = admin.run_blocking(&admin.permits.operations, move |cache| {
+        let (status, json) = match (head.uri.path(), body.is_empty()) {
+            ("/servers", _) => servers::servers(&upstream, &body, Clock::System.now()),
+            ("/inspect", true) => (StatusCode::OK, inspect::inspect_all(cache)),
+            ("/inspect", false) => inspect::inspect(cache, &body),
+            _ => purge::purge(cache, &body),
+        };
+        (status, json.to_string())
+    });
+    running.await.map_or_else(internal_error, |(status, body)| json(status, body))
+}
+
+/// The response to a request whose body could not be read to its end.
+pub fn unreadable_body() -> Response<Full<Bytes>> {
+    let text = "400 Bad Request: the body is incomplete, too slow, or has more than 64 KiB";
+    message(StatusCode::BAD_REQUEST, text)
+}
