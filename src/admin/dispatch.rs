@@ -19,7 +19,7 @@ use crate::json_response::message;
 use crate::refusal::Refusal;
 use crate::server::Peer;
 
-/// Puts [`Dispatch`] in front of a service.
+/// Puts `Dispatch` in front of a service.
 #[derive(Clone, Debug)]
 pub struct DispatchLayer(Admin);
 

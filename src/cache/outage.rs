@@ -103,7 +103,7 @@ impl Outage {
         }
     }
 
-    /// Whether a stale answer may be refreshed. While Rails fails, one request per [`RETRY_INTERVAL`] is sent.
+    /// Whether a stale answer may be refreshed. While Rails fails, one request per `RETRY_INTERVAL` is sent.
     pub fn may_refresh(&self, now: Instant) -> bool {
         match self.state.lock().phase {
             OutagePhase::Failing { next_attempt, .. } => now >= next_attempt,

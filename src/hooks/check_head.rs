@@ -14,7 +14,7 @@ use super::credential::PresentedCredential;
 use super::{DONE, Hooks, PATH, Reply, UNREADABLE_EVENT, to_response};
 use crate::refusal::Refusal;
 
-/// Puts [`CheckHead`] in front of a service.
+/// Puts `CheckHead` in front of a service.
 #[derive(Clone, Debug)]
 pub struct CheckHeadLayer(Hooks);
 

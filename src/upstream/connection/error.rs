@@ -11,7 +11,7 @@ use crate::body::Body;
 
 /// A failure to connect: nothing of the request was sent.
 ///
-/// Requests that waited for another one's attempt get a copy of its error ([`Self::for_waiters`]).
+/// Requests that waited for another one's attempt get a copy of its error (`Self::for_waiters`).
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{text}")]
 pub struct ConnectError {
