@@ -91,15 +91,15 @@ fn a_fingerprint_beside_the_key_is_left_to_rails() {
 #[test]
 fn the_doctor_reports_which_credentials_rails_accepts() {
     for (era, is_healthy, words) in [
-        ("secret", true, "it takes the secret itself only"),
-        ("jwt", true, "it takes tokens only"),
-        ("today", true, "it takes tokens only"),
-        ("both", true, "it takes tokens and the secret itself"),
+        ("secret", true, "it accepts only the secret itself"),
+        ("jwt", true, "it accepts only tokens"),
+        ("today", true, "it accepts only tokens"),
+        ("both", true, "it accepts tokens and the secret itself"),
     ] {
         let harness = Harness::with_era(era);
         let (was_healthy, output) = harness.gateway(Transport::Tcp).run_command("doctor", &[]);
         assert!(was_healthy == is_healthy && output.contains(words), "{era}: {output}");
-        assert!(output.contains("as long as limits.target lets pass"), "{era}: {output}");
+        assert!(output.contains("as long as limits.target allows"), "{era}: {output}");
     }
 }
 
