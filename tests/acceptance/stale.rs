@@ -135,11 +135,11 @@ fn a_deleted_key_is_dropped_by_a_purge() {
     assert!(is_done && output.contains("\"authorized_keys\":{\"negative\":1,\"positive\":0}"), "{output}");
     assert_eq!(gateway.run_command("purge", &["--all"]), (true, "2 answers purged\n".to_owned()));
     let (is_done, output) = gateway.run_command("purge", &["--route", "allowed"]);
-    assert!(!is_done && output.contains("said: 400 Bad Request: route has to be"), "{output}");
+    assert!(!is_done && output.contains("answered: 400 Bad Request: route has to be"), "{output}");
     gateway.terminate();
     gateway.wait_for_end();
     let (is_done, output) = gateway.run_command("purge", &["--all"]);
-    assert!(!is_done && output.contains("no answer of a gateway on admin.address"), "{output}");
+    assert!(!is_done && output.contains("no response from a gateway on admin.address"), "{output}");
 }
 
 #[test]
