@@ -9,15 +9,17 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id};
+use tracing::subscriber::DefaultGuard;
 use tracing::{Event, Subscriber};
-use tracing_subscriber::layer::{Context, Layer};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 use tracing_subscriber::registry::LookupSpan;
 
 use super::common::ListenerService;
 use crate::server::{BoundSocket, HttpServer, ListenAddress, Listener, ServerLimits};
 
-/// A connection to a listener that serves `stack` on this thread.
-pub(super) async fn connect(stack: ListenerService) -> TcpStream {
+/// A connection to a listener that serves `stack` on this thread. Each test has a log, needed or not: a place in the
+/// code that a thread without one reached first could stay without a log for all threads.
+pub(super) async fn connect(stack: ListenerService, _: &EventLog) -> TcpStream {
     let socket = BoundSocket::bind(&ListenAddress::Tcp(([127, 0, 0, 1], 0).into()), 10).unwrap();
     let address: SocketAddr = socket.address().unwrap().parse().unwrap();
     HttpServer::new(ServerLimits::default()).serve(Listener::new(socket).unwrap(), stack);
@@ -41,15 +43,25 @@ pub(super) async fn exchange(peer: &mut TcpStream, head: &str, body: &str) -> (u
     (status, received, String::from_utf8(body).unwrap())
 }
 
-/// The events at every level, each with the fields of its spans.
-#[derive(Clone, Debug, Default)]
-pub(super) struct EventLog(Arc<Mutex<String>>);
+/// The events of this thread at every level, each with the fields of its spans.
+pub(super) struct EventLog {
+    lines: Arc<Mutex<String>>,
+    _guard: DefaultGuard,
+}
 
 impl EventLog {
+    pub(super) fn start() -> Self {
+        let lines = Arc::default();
+        let subscriber = tracing_subscriber::registry().with(Recorder(Arc::clone(&lines)));
+        Self { lines, _guard: tracing::subscriber::set_default(subscriber) }
+    }
+
     pub(super) fn take(&self) -> String {
-        std::mem::take(&mut self.0.lock())
+        std::mem::take(&mut self.lines.lock())
     }
 }
+
+struct Recorder(Arc<Mutex<String>>);
 
 struct Fields(String);
 
@@ -59,7 +71,7 @@ impl Visit for Fields {
     }
 }
 
-impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for EventLog {
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Recorder {
     fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
         let mut fields = Fields(String::new());
         attributes.record(&mut fields);

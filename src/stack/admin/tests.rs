@@ -6,7 +6,6 @@ use arc_swap::ArcSwap;
 use http_body_util::{BodyExt as _, StreamBody};
 use parking_lot::Mutex;
 use tower::{ServiceExt as _, service_fn};
-use tracing_subscriber::layer::SubscriberExt as _;
 
 use super::*;
 use crate::admin::OperatorPermits;
@@ -69,8 +68,9 @@ fn done() -> Result<Response<Full<Bytes>>, Infallible> {
 async fn a_panic_is_a_500_and_the_connection_goes_on() {
     let late = service_fn(|_: OperationRequest| async { panic!("late") });
     let early = service_fn(|_: OperationRequest| -> Ready<Result<_, _>> { panic!("early") });
+    let log = EventLog::start();
     for stack in [build_around(admin(), late), build_around(admin(), early)] {
-        let mut peer = connect(stack).await;
+        let mut peer = connect(stack, &log).await;
         for _ in 0..2 {
             let (status, head, body) = exchange(&mut peer, PURGE, "").await;
             assert_eq!((status, body.as_str()), (500, r#"{"message":"500 Internal Server Error"}"#));
@@ -101,7 +101,8 @@ impl Service<OperationRequest> for NeverReady {
 
 #[tokio::test]
 async fn health_checks_do_not_wait_for_operations() {
-    let mut peer = connect(build_around(admin(), NeverReady)).await;
+    let log = EventLog::start();
+    let mut peer = connect(build_around(admin(), NeverReady), &log).await;
     assert_eq!(exchange(&mut peer, LIVE, "").await.0, 200);
     assert_eq!(exchange(&mut peer, "GET /ready HTTP/1.1", "").await.0, 503);
 }
@@ -133,8 +134,7 @@ async fn a_slow_body_is_a_400_before_the_timeout_of_the_request() {
 
 #[tokio::test]
 async fn what_is_logged_names_the_request_and_no_credential() {
-    let log = EventLog::default();
-    let _subscriber = tracing::subscriber::set_default(tracing_subscriber::registry().with(log.clone()));
+    let log = EventLog::start();
     let sensitive = Arc::new(Mutex::new(Vec::new()));
     let seen = Arc::clone(&sensitive);
     let operations = service_fn(move |request: OperationRequest| {
@@ -142,7 +142,7 @@ async fn what_is_logged_names_the_request_and_no_credential() {
         tracing::warn!(headers = ?request.headers(), "seen");
         ready(done())
     });
-    let mut peer = connect(build_around(admin(), operations)).await;
+    let mut peer = connect(build_around(admin(), operations), &log).await;
     for head in [LIVE, "GET /ready HTTP/1.1", "GET /t0ken HTTP/1.1"] {
         exchange(&mut peer, head, "").await;
     }

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tower::service_fn;
-use tracing_subscriber::layer::SubscriberExt as _;
 
 use super::*;
 use crate::cache::{Cache, CacheSettings};
@@ -29,8 +28,9 @@ fn hooks() -> Hooks {
 
 #[tokio::test]
 async fn a_panic_is_a_500_and_the_connection_goes_on() {
+    let log = EventLog::start();
     let panics = service_fn(|_: Request<Limited<Incoming>>| async { panic!("broken") });
-    let mut peer = connect(build_around(hooks(), panics)).await;
+    let mut peer = connect(build_around(hooks(), panics), &log).await;
     for _ in 0..2 {
         let (status, head, body) = exchange(&mut peer, HOOK, "").await;
         assert_eq!((status, body.as_str()), (500, r#"{"message":"500 Internal Server Error"}"#));
@@ -41,8 +41,7 @@ async fn a_panic_is_a_500_and_the_connection_goes_on() {
 
 #[tokio::test]
 async fn what_is_logged_names_the_request_and_no_credential() {
-    let log = EventLog::default();
-    let _subscriber = tracing::subscriber::set_default(tracing_subscriber::registry().with(log.clone()));
+    let log = EventLog::start();
     let sensitive = Arc::new(Mutex::new(Vec::new()));
     let seen = Arc::clone(&sensitive);
     let receiver = service_fn(move |request: Request<Limited<Incoming>>| {
@@ -50,7 +49,7 @@ async fn what_is_logged_names_the_request_and_no_credential() {
         tracing::warn!(headers = ?request.headers(), "seen");
         ready(Ok(Response::new(Full::default())))
     });
-    let mut peer = connect(build_around(hooks(), receiver)).await;
+    let mut peer = connect(build_around(hooks(), receiver), &log).await;
     exchange(&mut peer, "GET /h00k HTTP/1.1", "").await;
     assert_eq!(log.take(), "", "only what is worth a warning is logged");
     assert_eq!(exchange(&mut peer, HOOK, "").await.0, 200);
