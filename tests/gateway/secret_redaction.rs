@@ -306,8 +306,10 @@ async fn credentials_of_operators_and_hooks_are_not_logged() {
         let response = harness.gateway.hooks.as_ref().unwrap().send(&request).await;
         assert_eq!(response.status, if wrong.is_empty() { 200 } else { 401 });
     }
+    // A wrong host is logged, with the request.
     for path in ["/canary-of-a-path", "/metrics?canary-of-a-query"] {
-        harness.gateway.admin.send(&Request::new("GET", path)).await;
+        let request = Request::new("GET", path).header("Host", "evil.example");
+        harness.gateway.admin.send(&request).await.assert_failure(421);
     }
     let logged = log::since(since);
     let refused = logged.lines().find(|line| line.contains("an operator was refused")).unwrap();
