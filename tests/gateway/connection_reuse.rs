@@ -66,6 +66,16 @@ async fn large_bodies_avoid_reused_connections() {
                 let response = harness.send(&request.with_secret().body(noise(size))).await;
                 assert_eq!(response.status, 200, "{size} bytes: {response}");
             }
+            // Bodies that were searched for a credential, and so are in memory as a whole.
+            let padding = "x".repeat(size);
+            for request in [
+                Request::post("allowed").form(&format!("a={padding}&secret_token=s3cret")),
+                Request::post("pre_receive").json(&format!(r#"{{"a":"{padding}","secret_token":"s3cret"}}"#)),
+                Request::post("allowed").form(&format!("a={padding}&secret_token=s3cret")).chunked(4096),
+            ] {
+                let response = harness.send(&request).await;
+                assert_eq!(response.status, 200, "{size} bytes in memory: {response}");
+            }
         }
     }
 }

@@ -110,9 +110,9 @@ impl UpstreamServer {
         let by = end.map_or(by, |end| end.min(by));
         let is_for_workhorse = is_from_workhorse(request.headers());
         let sending = request.body_mut().track_transfer();
-        // Pinned here, so that the body can still be asked how far it has come when the time is over.
         // Of a large body there is no copy to send again, so it is not sent where Rails may just have closed.
-        let may_reuse = !sending.is_in_progress() || is_replayable(request.body());
+        let may_reuse = is_replayable(request.body());
+        // Pinned here, so that the body can still be asked how far it has come when the time is over.
         let mut sent = pin!(self.connections.send(request, options.class, &sending, may_reuse));
         let error = match tokio::time::timeout_at(by.into(), sent.as_mut()).await {
             Ok(Ok(response)) => {
