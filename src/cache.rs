@@ -21,6 +21,7 @@ mod kind;
 mod lifetimes;
 pub mod outage;
 pub mod purge;
+pub mod refusal;
 mod settings;
 pub mod shadow;
 pub mod snapshot;

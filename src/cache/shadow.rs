@@ -17,6 +17,7 @@ use serde_json::Value;
 use super::entry::Entry;
 use super::key::Key;
 use super::kind::EntryKind;
+use super::refusal::is_refusal;
 use super::storable::NoStoreReason;
 use crate::counters::Counters;
 use crate::histogram::{Bounds, Histogram, micros};
@@ -206,9 +207,10 @@ pub fn compare(
         (EntryKind::Positive, Ok(EntryKind::Positive)) => ShadowOutcome::Changed,
         (EntryKind::Negative, Ok(EntryKind::Negative)) => ShadowOutcome::Agreed,
         (_, Ok(_) | Err(NoStoreReason::Disabled | NoStoreReason::Expired)) => gone_or_new,
-        // Newer releases answer so for an expired key or a blocked owner (contract §0), but also for a
-        // caller's bad credential.
-        (EntryKind::Positive, Err(NoStoreReason::Status)) if is_refusal(status) && !is_about_caller(body) => {
+        // Newer releases answer so for a blocked owner (contract §0), but also for a caller's bad credential.
+        (EntryKind::Positive, Err(NoStoreReason::Status))
+            if may_revoke(status) && is_refusal(status, body) && !is_about_caller(body) =>
+        {
             ShadowOutcome::Revoked
         }
         // A page that says to come back later, an answer to another question, a redirect: it says nothing
@@ -217,7 +219,7 @@ pub fn compare(
     }
 }
 
-const fn is_refusal(status: StatusCode) -> bool {
+const fn may_revoke(status: StatusCode) -> bool {
     matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
 }
 

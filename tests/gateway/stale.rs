@@ -56,8 +56,13 @@ async fn known_keys_and_users_stay_known_while_rails_fails() {
         harness.send_forwarded(&request).await;
     }
     // For each kind of failure. What is not cached fails.
-    for failure in [Reply::hang_up(), Reply::json(502, "{}"), Reply::json(503, "{}"), Reply::json(504, "{}")]
-    {
+    for failure in [
+        Reply::hang_up(),
+        Reply::json(500, "{}"),
+        Reply::json(502, "{}"),
+        Reply::json(503, "{}"),
+        Reply::json(504, "{}"),
+    ] {
         harness.rails.respond_always(failure);
         for request in [key(), user.clone()] {
             let response = eventually("no fresh answer", async || {
@@ -70,8 +75,8 @@ async fn known_keys_and_users_stay_known_while_rails_fails() {
                 "{response}"
             );
         }
-        assert!(harness.send(&Request::get("check").with_secret()).await.status >= 502);
-        assert!(harness.send(&Request::get("discover?key_id=2").with_secret()).await.status >= 502);
+        assert!(harness.send(&Request::get("check").with_secret()).await.status >= 500);
+        assert!(harness.send(&Request::get("discover?key_id=2").with_secret()).await.status >= 500);
         harness.send(&Request::new("GET", &key().target)).await.assert_unauthorized();
     }
     eventually("the outage to be seen", async || {
@@ -97,15 +102,51 @@ async fn known_keys_and_users_stay_known_while_rails_fails() {
 /// The refusal of a removed key or a blocked user is never hidden.
 #[tokio::test]
 async fn a_refusal_by_rails_removes_the_entry() {
-    for refusal in [Reply::json(401, r#"{"message":"401 Unauthorized"}"#), Reply::json(403, "{}")] {
+    for (status, body, is_kept) in [
+        (401, r#"{"message":"401 Unauthorized"}"#, false),
+        (401, r#"{"message":"401 Unauthorized - Key"}"#, true),
+        (403, r#"{"message":"403 Forbidden"}"#, false),
+        (404, r#"{"message":"404 Key Not Found"}"#, true),
+    ] {
         let harness = harness("0s", "1h").await;
         harness.send_forwarded(&key()).await;
-        harness.rails.respond_always(refusal);
-        eventually("the refusal", async || (harness.send(&key()).await.status / 100 == 4).then_some(()))
-            .await;
+        harness.rails.respond_always(Reply::json(status, body));
+        eventually("the refusal", async || (harness.send(&key()).await.status == status).then_some(())).await;
         harness.rails.respond_always(Reply::hang_up());
         let response = harness.send(&key()).await;
-        response.assert_failure(502);
+        assert_eq!(response.status, if is_kept { status } else { 502 }, "{response}");
+    }
+}
+
+/// What stands in front of Rails knows nothing of keys.
+#[tokio::test]
+async fn an_answer_of_something_in_front_of_rails_does_not_remove_the_entry() {
+    let user = Request::get("discover?key_id=1").with_secret();
+    for (answer, status) in [
+        (Reply::new(302, "Location: https://login.example.com/\r\n", ""), 302),
+        (Reply::new(429, "Content-Type: text/plain\r\n", "Retry later"), 429),
+        (Reply::new(200, "Content-Type: text/html\r\n", "<html>"), 200),
+        (Reply::json(403, r#"{"message":"Forbidden"}"#), 403),
+        (Reply::json(404, r#"{"message":"no Route matched with those values"}"#), 404),
+        (Reply::json(404, r#"{"error":"404 Not Found"}"#), 404),
+    ] {
+        let harness = harness("0s", "1h").await;
+        for request in [key(), user.clone()] {
+            harness.send_forwarded(&request).await;
+        }
+        harness.rails.respond_always(answer);
+        for request in [key(), user.clone()] {
+            eventually("the answer in front of Rails", async || {
+                let response = harness.send(&request).await;
+                (response.status == status && !response.is_hit()).then_some(())
+            })
+            .await;
+        }
+        harness.rails.respond_always(Reply::json(503, "{}"));
+        for request in [key(), user.clone()] {
+            let response = harness.send(&request).await;
+            assert!(is_stale(&response, "stale_if_error"), "after {status}: {response}");
+        }
     }
 }
 

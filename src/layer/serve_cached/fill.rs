@@ -4,11 +4,12 @@ use http::header::{self, HeaderName};
 use http::{HeaderMap, Request, Response, StatusCode};
 
 use super::replay::with_cache_status;
-use super::rules::{invalidates_entry, is_failure_status, is_rails_failure};
+use super::rules::{is_rails_failure, with_refusal};
 use super::shared::{ServeCachedShared, collect};
 use crate::body::{Body, Collected};
 use crate::cache::FillError;
 use crate::cache::fill::FillGuard;
+use crate::cache::refusal::is_refusal;
 use crate::cache::storable::{NoStoreReason, check_answer, check_head};
 use crate::exchange::{Authenticated, CacheOutcome, Exchange, SharedRequestInfo};
 use crate::failure::Failure;
@@ -47,6 +48,16 @@ pub(super) fn fill_request(call: Authenticated, max_body: usize) -> Authenticate
     Authenticated { exchange: Exchange { request, ..exchange }, collect_limit: Some(max_body), ..call }
 }
 
+/// Whose word the result of a fill is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    /// That of Rails: an answer of the endpoint, or its refusal.
+    Rails,
+    /// That of something in front of Rails, perhaps: a redirect, a 429, a page. It says nothing of keys, nor
+    /// whether Rails answers.
+    Unknown,
+}
+
 /// Waits for Rails, stores the answer if it may be stored, and passes it on to the leader.
 pub(super) async fn fill(
     inner: impl Future<Output = LayerResult>,
@@ -56,26 +67,31 @@ pub(super) async fn fill(
     info: &SharedRequestInfo,
 ) -> LayerResult {
     let (requested_at, outage) = (guard.requested_at(), shared.cache.outage(caching));
-    let update_outage = |result: &LayerResult| match result {
-        Ok(response) if is_failure_status(response.status()) => {
+    let record_failure = |result: &LayerResult| match result {
+        _ if !is_rails_failure(result) => {}
+        Ok(response) => {
             outage.record_failure(requested_at, shared.clock.now(), response.status().as_str());
         }
-        Ok(_) => outage.record_answer(shared.clock.now()),
-        Err(failure) if is_rails_failure(result) => {
-            outage.record_failure(requested_at, shared.clock.now(), failure.as_str());
-        }
-        Err(_) => {}
+        Err(failure) => outage.record_failure(requested_at, shared.clock.now(), failure.as_str()),
     };
     let result = inner.await;
     let now = shared.clock.now();
     shared.cache.shadow().record_latency(now.saturating_duration_since(requested_at), now);
     // Before the followers learn that there is nothing for them.
-    if is_rails_failure(&result) {
-        update_outage(&result);
+    record_failure(&result);
+    match finish(result, guard, caching, shared, info).await {
+        Ok((response, source)) => {
+            if source == Source::Rails {
+                outage.record_answer(shared.clock.now());
+            }
+            Ok(response)
+        }
+        Err(failure) => {
+            let result = Err(failure);
+            record_failure(&result);
+            result
+        }
     }
-    let result = finish(result, guard, caching, shared, info).await;
-    update_outage(&result);
-    result
 }
 
 /// Completes the fill: stores the answer, or tells the followers why not.
@@ -85,7 +101,7 @@ async fn finish(
     caching: Caching,
     shared: &ServeCachedShared,
     info: &SharedRequestInfo,
-) -> LayerResult {
+) -> Result<(Response<Body>, Source), Failure> {
     let response = match result {
         Ok(response) => response,
         Err(failure) => {
@@ -94,10 +110,12 @@ async fn finish(
         }
     };
     if let Err(reason) = check_head(caching, &response, shared.settings.max_body) {
-        if invalidates_entry(&response) {
+        let (response, is_refused) = with_refusal(response).await?;
+        let source = if is_refused { Source::Rails } else { Source::Unknown };
+        if is_refused {
             guard.drop_entry();
         }
-        return Ok(with_cache_status(response, CacheOutcome::Unstored(reason), info));
+        return Ok((with_cache_status(response, CacheOutcome::Unstored(reason), info), source));
     }
     let (head, body) = response.into_parts();
     let body = match collect(body, shared.settings.max_body).await? {
@@ -105,11 +123,12 @@ async fn finish(
         Collected::TooLong(body) => {
             drop(guard);
             let response = Response::from_parts(head, body);
-            return Ok(with_cache_status(response, CacheOutcome::Unstored(NoStoreReason::TooLarge), info));
+            let outcome = CacheOutcome::Unstored(NoStoreReason::TooLarge);
+            return Ok((with_cache_status(response, outcome, info), Source::Unknown));
         }
     };
-    let outcome = store(guard, caching, (head.status, &head.headers, &body), shared)?;
-    Ok(with_cache_status(Response::from_parts(head, Body::from(body)), outcome, info))
+    let (outcome, source) = store(guard, caching, (head.status, &head.headers, &body), shared)?;
+    Ok((with_cache_status(Response::from_parts(head, Body::from(body)), outcome, info), source))
 }
 
 /// Tells the followers of a failure that they would meet too. After any other, each asks Rails by itself.
@@ -134,13 +153,13 @@ fn fail(guard: FillGuard, failure: &Failure, info: &SharedRequestInfo) {
     }
 }
 
-/// Stores a whole answer if it may be stored. One that may not be drops the entry that was there.
+/// Stores a whole answer if it may be stored. One of Rails that may not be drops the entry that was there.
 fn store(
     guard: FillGuard,
     caching: Caching,
     (status, headers, body): (StatusCode, &HeaderMap, &[u8]),
     shared: &ServeCachedShared,
-) -> Result<CacheOutcome, Failure> {
+) -> Result<(CacheOutcome, Source), Failure> {
     let lifetimes = &shared.settings.lifetimes;
     let now_is = shared.clock.unix_seconds();
     match check_answer(caching, guard.key(), status, body, lifetimes, now_is) {
@@ -148,19 +167,20 @@ fn store(
             storable.age_limits =
                 storable.age_limits.with_jitter(lifetimes.jitter_percent, fastrand::u16(..));
             let stored = guard.store(status, headers, body, storable);
-            Ok(stored.map_or_else(CacheOutcome::Unstored, |()| CacheOutcome::Stored))
+            let outcome = stored.map_or_else(CacheOutcome::Unstored, |()| CacheOutcome::Stored);
+            Ok((outcome, Source::Rails))
         }
         // It says nothing about the key that was asked for.
         Err(NoStoreReason::Mismatch) => {
             Err(upstream::Error::Unusable("an answer to another question").into())
         }
         // Not the endpoint's own answer, whatever it is: it says nothing about what was asked for.
-        Err(NoStoreReason::Shape) if status == StatusCode::OK => {
-            Ok(CacheOutcome::Unstored(NoStoreReason::Shape))
+        Err(reason @ (NoStoreReason::Shape | NoStoreReason::Status)) if !is_refusal(status, body) => {
+            Ok((CacheOutcome::Unstored(reason), Source::Unknown))
         }
         Err(reason) => {
             guard.drop_entry();
-            Ok(CacheOutcome::Unstored(reason))
+            Ok((CacheOutcome::Unstored(reason), Source::Rails))
         }
     }
 }

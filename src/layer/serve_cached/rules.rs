@@ -5,14 +5,14 @@ use http::{Response, StatusCode};
 
 use super::shared::collect;
 use crate::body::{Body, Collected};
-use crate::cache::storable::is_plain_json;
+use crate::cache::refusal::{MAX_REFUSAL_BODY, is_refusal, may_be_refusal};
 use crate::cache::{Cache, FillError, Key};
 use crate::exchange::{Authenticated, KnownBody};
 use crate::failure::Failure;
 use crate::layer::LayerResult;
 use crate::params::Params;
 use crate::route::Caching;
-use crate::upstream::{ErrorKind, Fault};
+use crate::upstream::{self, ErrorKind, Fault};
 
 /// Whether Rails fails, so that a stale answer is served (RFC 5861 §4 leaves the list to us) and an outage
 /// begins for other callers too. A busy Rails does not fail: a caller would be given what Rails does not say any
@@ -27,7 +27,7 @@ use crate::upstream::{ErrorKind, Fault};
 /// | a 500, 502, 503 or 504 | yes | Rails, or a server in front of it, says that it cannot answer (RFC 5861 §4) |
 /// | no answer in time, while it answers others (`Slow`) | no | it is busy |
 /// | not sent in time, since others go first (`Shed`, `CredentialExpires`, `OutOfTime`) | no | the queue is the gateway's own |
-/// | any other answer | no | it is there |
+/// | any other answer | no | it is there, or something in front of it is; only an answer of the endpoint, or its own refusal, ends an outage |
 /// | an error of the request or the answer itself | no | it says nothing of others |
 pub(super) fn is_rails_failure(result: &LayerResult) -> bool {
     match result {
@@ -59,29 +59,35 @@ pub(super) const fn is_failure_status(status: StatusCode) -> bool {
     )
 }
 
-/// Whether the head of an answer that is not stored makes the stored one wrong: if it is Rails' own word on
-/// what was asked for. A proxy in front of Rails may say anything, such as a redirect to a login, a maintenance
-/// page, or 429, and knows nothing of keys.
-pub(super) fn invalidates_entry<B>(response: &Response<B>) -> bool {
-    let is_refusal =
-        matches!(response.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND);
-    is_refusal && is_plain_json(response.headers())
+/// An answer, and whether it is the word of Rails that it refuses, or does not know, what was asked for.
+/// Of a short body nothing is passed on before all of it is there.
+pub(super) async fn with_refusal(
+    response: Response<Body>,
+) -> Result<(Response<Body>, bool), upstream::Error> {
+    if !may_be_refusal(response.status(), response.headers()) {
+        return Ok((response, false));
+    }
+    let (head, body) = response.into_parts();
+    let (body, is_refused) = match collect(body, MAX_REFUSAL_BODY).await? {
+        Collected::Complete(whole) => (Body::from(whole.clone()), is_refusal(head.status, &whole)),
+        Collected::TooLong(body) => (body, false),
+    };
+    Ok((Response::from_parts(head, body), is_refused))
 }
 
 /// Looks at an answer that is not stored, on its way to its caller. If it says that what was asked for is
 /// unknown or refused, the entry of that key and the flight that may be under way are invalidated: once Rails
 /// has said so, no other answer may be served.
 pub(super) async fn invalidate_if_refused(response: Response<Body>, key: &Key, cache: &Cache) -> LayerResult {
-    let is_refused = invalidates_entry(&response);
+    let (response, is_refused) = with_refusal(response).await?;
     let (head, body) = response.into_parts();
     let (body, is_known) = match head.status {
-        _ if is_refused => (body, false),
         // Rails answers `null` for an unknown user.
         StatusCode::OK if key.caching() == Caching::Discover => match collect(body, NULL.len()).await? {
             Collected::Complete(whole) => (Body::from(whole.clone()), whole != NULL),
             Collected::TooLong(body) => (body, true),
         },
-        _ => (body, true),
+        _ => (body, !is_refused),
     };
     if !is_known {
         cache.invalidate(key);

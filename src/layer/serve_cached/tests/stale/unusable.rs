@@ -8,17 +8,23 @@ async fn a_refused_or_unknown_key_is_never_served_again() {
     let key = "/authorized_keys?key=AAAAC3Nz";
     let row = r#"{"id":7,"title":"t","key":"ssh-rsa AAAAC3Nz R (x)"}"#;
     for (path, cached, status, body, drops_entry) in [
-        (PATH, USER, 404, "{}", true),
-        (PATH, USER, 401, "{}", true),
-        (PATH, USER, 403, "{}", true),
+        (PATH, USER, 404, r#"{"message":"404 Not found"}"#, true),
+        (PATH, USER, 401, r#"{"message":"401 Unauthorized"}"#, true),
+        (PATH, USER, 401, r#"{"error":"Unauthorized"}"#, true),
+        (PATH, USER, 403, r#"{"message":"403 Forbidden"}"#, true),
+        (PATH, USER, 404, "{}", false),
+        (PATH, USER, 401, r#"{"message":"Unauthorized"}"#, false),
+        (PATH, USER, 403, r#"{"message":"Forbidden"}"#, false),
         (PATH, USER, 200, "null", true),
         (PATH, USER, 200, USER, false),
         (PATH, USER, 200, "nul", false),
         (PATH, USER, 302, "{}", false),
         (PATH, USER, 500, "{}", false),
         (PATH, USER, 503, "{}", false),
-        (key, row, 404, "{}", true),
-        (key, row, 401, "{}", true),
+        (key, row, 404, r#"{"message":"404 Key Not Found"}"#, true),
+        (key, row, 401, r#"{"message":"401 Unauthorized - Key"}"#, true),
+        (key, row, 404, r#"{"error":"404 Not Found"}"#, false),
+        (key, row, 401, "{}", false),
         (key, row, 200, row, false),
     ] {
         let mut s = fixture();
@@ -45,7 +51,7 @@ async fn a_refusal_of_a_bypassing_request_fences_off_older_fills() {
     // A request that bypasses the cache.
     let conditional = call(Method::GET, PATH, &[("range", "bytes=0-1")]);
     let other = tokio::spawn(s.service.clone().oneshot(conditional));
-    s.reply(Ok(json(404, "{}"))).await;
+    s.reply(Ok(json(404, r#"{"message":"404 Not found"}"#))).await;
     assert_eq!(other.await.unwrap().unwrap().status(), 404);
     reply.send_response(Ok(json(200, USER)));
     assert_eq!(leads.await.unwrap().unwrap().status(), 200, "it asked before the refusal");
@@ -56,36 +62,105 @@ async fn a_refusal_of_a_bypassing_request_fences_off_older_fills() {
 
 #[tokio::test]
 async fn any_other_answer_is_passed_on_and_a_refusal_drops_the_entry() {
-    for (freshness, age) in [("revalidate", 70), ("on error", 100)] {
-        for (status, body, drops_entry) in [
-            (401, "{}", true),
-            (403, "{}", true),
-            (404, r#"{"message":"404 Not found"}"#, true),
-            (302, "{}", false),
-            (429, "{}", false),
-            (400, "{}", false),
-            (200, "[]", false),
-            (200, r#"{"id":7}"#, false),
-            (200, "null", true),
-        ] {
-            let mut s = fixture();
-            s.warm(PATH, USER).await;
-            s.after(age);
-            let answer = s.ask_with(PATH, Ok(json(status, body))).await.unwrap();
-            if freshness == "revalidate" {
-                assert!(status_of(&answer).ends_with(SWR), "{status}: the caller has been answered already");
-            } else {
-                assert_eq!(answer.status().as_u16(), status);
+    let key = "/authorized_keys?key=AAAAC3Nz";
+    let row = r#"{"id":7,"title":"t","key":"ssh-rsa AAAAC3Nz R (x)"}"#;
+    let of_user = [(200, "null", true), (200, r#"{"id":7}"#, false)];
+    let of_key = [
+        (401, r#"{"message":"401 Unauthorized - Key"}"#, true),
+        (404, r#"{"message":"404 Key Not Found"}"#, true),
+        (200, "null", false),
+    ];
+    let of_both = [
+        (401, r#"{"message":"401 Unauthorized"}"#, true),
+        (401, r#"{"error":"Unauthorized"}"#, true),
+        (403, r#"{"message":"403 Forbidden"}"#, true),
+        (404, r#"{"message":"404 Not found"}"#, true),
+        // Of a proxy, a firewall, or a Rails without the endpoint.
+        (401, r#"{"message":"Unauthorized"}"#, false),
+        (403, r#"{"message":"Forbidden"}"#, false),
+        (404, r#"{"message":"no Route matched with those values"}"#, false),
+        (404, r#"{"error":"404 Not Found"}"#, false),
+        (401, "{}", false),
+        (403, "{}", false),
+        (404, "{}", false),
+        (302, "{}", false),
+        (429, "{}", false),
+        (400, "{}", false),
+        (200, "[]", false),
+        (200, r#"{"message":"404 Not Found"}"#, false),
+    ];
+    for (path, cached, answers) in [(PATH, USER, &of_user[..]), (key, row, &of_key[..])] {
+        for (freshness, age) in [("revalidate", 70), ("on error", 100)] {
+            for (status, body, drops_entry) in answers.iter().chain(&of_both) {
+                let mut s = fixture();
+                s.warm(path, cached).await;
+                s.after(age);
+                let answer = s.ask_with(path, Ok(json(*status, body))).await.unwrap();
+                if freshness == "revalidate" {
+                    assert!(
+                        status_of(&answer).ends_with(SWR),
+                        "{status}: the caller has been answered already"
+                    );
+                } else {
+                    assert_eq!((answer.status().as_u16(), text(answer).await.as_str()), (*status, *body));
+                }
+                // Beyond the TTL of a negative entry.
+                s.after(30);
+                let answer = s.ask_with(path, Ok(json(503, "{}"))).await.unwrap();
+                assert_eq!(
+                    answer.status().as_u16(),
+                    if *drops_entry { 503 } else { 200 },
+                    "{path} {freshness}: {status} {body}"
+                );
             }
-            // Beyond the TTL of a negative entry.
-            s.after(30);
-            let answer = s.ask_with(PATH, Ok(json(503, "{}"))).await.unwrap();
-            assert_eq!(
-                answer.status().as_u16(),
-                if drops_entry { 503 } else { 200 },
-                "{freshness}: {status} {body}"
-            );
         }
+    }
+}
+
+/// A refusal by something in front of Rails may be of any length.
+#[tokio::test]
+async fn a_long_refusal_is_passed_on_as_a_whole() {
+    let long = format!(r#"{{"message":"Forbidden","why":"{}"}}"#, "x".repeat(10_000));
+    for of_other_form in [false, true] {
+        let mut s = fixture();
+        s.warm(PATH, USER).await;
+        s.after(100);
+        let headers: &[_] = if of_other_form { &[("if-none-match", "\"x\"")] } else { &[] };
+        let asked = tokio::spawn(s.service.clone().oneshot(call(Method::GET, PATH, headers)));
+        s.reply(Ok(json(403, &long))).await;
+        let answer = asked.await.unwrap().unwrap();
+        assert_eq!((answer.status().as_u16(), text(answer).await), (403, long.clone()));
+        let answer = s.ask_with(PATH, refused()).await.unwrap();
+        assert!(status_of(&answer).ends_with(SIE));
+    }
+}
+
+/// It says nothing of Rails, which may be away all the same.
+#[tokio::test]
+async fn an_answer_of_something_in_front_of_rails_does_not_end_an_outage() {
+    for (status, body, ends_outage) in [
+        (200, USER, true),
+        (200, "null", true),
+        (403, r#"{"message":"403 Forbidden"}"#, true),
+        (302, "{}", false),
+        (429, "{}", false),
+        (403, r#"{"message":"Forbidden"}"#, false),
+        (404, "{}", false),
+        (200, "[]", false),
+    ] {
+        let mut s = fixture();
+        s.warm(PATH, USER).await;
+        s.after(100);
+        assert!(status_of(&s.ask_with(PATH, refused()).await.unwrap()).ends_with(SIE));
+        // Another question, so that nobody is served from memory.
+        let other = "/discover?key_id=8";
+        let body = body.replace(r#""id":7"#, r#""id":8"#);
+        s.ask_with(other, Ok(json(status, &body))).await.unwrap();
+        // The failure of a request that was sent before the answer is no news, unless the outage goes on.
+        s.after(11);
+        let outage = s.cache.outage(Caching::Discover);
+        let now_is = Clock::Manual(s.time.clone()).now();
+        assert_eq!(outage.is_active(now_is), !ends_outage, "{status} {body}");
     }
 }
 
@@ -182,7 +257,7 @@ async fn a_later_failure_does_not_bring_back_a_refused_entry() {
     let (leads, follows) = (s.ask(PATH), s.ask(PATH));
     let (_, reply) = s.taken().await;
     settle().await;
-    reply.send_response(Ok(json(403, "{}")));
+    reply.send_response(Ok(json(403, r#"{"message":"403 Forbidden"}"#)));
     assert_eq!(leads.await.unwrap().unwrap().status(), StatusCode::FORBIDDEN);
     s.reply(Ok(json(503, "{}"))).await;
     assert_eq!(follows.await.unwrap().unwrap().status(), StatusCode::SERVICE_UNAVAILABLE);
