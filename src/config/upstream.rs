@@ -51,14 +51,12 @@ pub(super) fn upstream(
         section.integer("resend_percent", 0..101).and_then(|count| u8::try_from(count.value).ok());
     let resend_unread = section.boolean("resend_unread").is_none_or(|flag| flag.value);
     let threads = section.integer("threads", 1..100_001).map(|count| as_usize(count.value));
-    let other_concurrency = threads.map_or(upstream::OTHER_CONCURRENCY, |threads| {
-        upstream::default_other_concurrency(threads, servers.as_deref().unwrap_or_default())
-    });
-    let classes = classes(&mut section, (response_timeout, total_timeout, hold, other_concurrency));
+    let other = upstream::default_other_concurrency(threads, servers.as_deref().unwrap_or_default());
+    let classes = classes(&mut section, (response_timeout, total_timeout, hold, other));
     let (idle_timeout, max_connection_age, max_idle) = idle_connections(&mut section);
     let forward_prefixes = forward_prefixes(document, &mut section);
     let (credential, secret) = credential(document, &mut section);
-    check_conflicts(document, section.offset(), &classes, (idle_timeout, threads.map(|_| other_concurrency)));
+    check_conflicts(document, section.offset(), &classes, (idle_timeout, threads.map(|_| other.0)));
     section.reject_unknown_keys();
     let settings = upstream::UpstreamSettings {
         servers: servers?,
@@ -195,7 +193,7 @@ fn classes(
         Option<Duration>,
         Option<Duration>,
         Option<Duration>,
-        usize,
+        (usize, usize),
     ),
 ) -> [upstream::ClassSettings; Class::ALL.len()] {
     let mut classes = upstream::DEFAULT_CLASSES.map(|default| upstream::ClassSettings {
@@ -204,7 +202,8 @@ fn classes(
         hold: hold.unwrap_or(default.hold),
         ..default
     });
-    Class::Other.of_mut(&mut classes).concurrency = other_concurrency;
+    let other = Class::Other.of_mut(&mut classes);
+    (other.concurrency, other.sustained_concurrency) = other_concurrency;
     let Some(mut section) = upstream.section("classes") else { return classes };
     for (class, settings) in Class::ALL.iter().zip(&mut classes) {
         if let Some(section) = section.section(class.as_str()) {
@@ -216,10 +215,14 @@ fn classes(
 }
 
 fn class_settings(mut section: Section<'_, '_>, default: upstream::ClassSettings) -> upstream::ClassSettings {
+    // A configured number holds in the long run, too.
+    let (concurrency, sustained_concurrency) = section
+        .integer("concurrency", 1..1_000_001)
+        .map(|count| as_usize(count.value))
+        .map_or((default.concurrency, default.sustained_concurrency), |count| (count, count));
     let settings = upstream::ClassSettings {
-        concurrency: section
-            .integer("concurrency", 1..1_000_001)
-            .map_or(default.concurrency, |count| as_usize(count.value)),
+        concurrency,
+        sustained_concurrency,
         queue: section.integer("queue", 0..1_000_001).map_or(default.queue, |count| as_usize(count.value)),
         queue_timeout: duration(&mut section, "queue_timeout", default.queue_timeout, MILLISECOND..=HOUR),
         response_timeout: duration(

@@ -228,6 +228,12 @@ impl MetricSources {
         )?;
         of_class(
             encoder,
+            "upstream_concurrency_limit",
+            "How many requests Rails gets at one time at present, by class",
+            ClassAdmission::limit,
+        )?;
+        of_class(
+            encoder,
             "upstream_queue",
             "Requests that wait for others of their class",
             ClassAdmission::waiting,

@@ -110,6 +110,9 @@ impl UpstreamServerSettings {
 pub struct ClassSettings {
     /// How many requests Rails gets at one time.
     pub concurrency: usize,
+    /// How many it gets in the long run, if fewer: from when those of the class have taken 30 s of the time of Rails
+    /// more than so many at one time would have, until that is made up for. At least 1.
+    pub sustained_concurrency: usize,
     /// How many more may wait for a permit.
     pub queue: usize,
     /// How long they may wait for it.
@@ -209,6 +212,7 @@ pub const DEFAULT_RESEND_PERCENT: u8 = 10;
 /// failure for a minute; its tokens may expire earlier.
 pub const DEFAULT_CLASS: ClassSettings = ClassSettings {
     concurrency: 256,
+    sustained_concurrency: 256,
     queue: 1_024,
     queue_timeout: Duration::from_secs(5),
     response_timeout: DEFAULT_RESPONSE_TIMEOUT,
@@ -231,11 +235,12 @@ pub const DEFAULT_CLASSES: [ClassSettings; Class::ALL.len()] = [
     DEFAULT_CLASS,
     // `kas`. One kas sends up to 50 requests a second, and 250 at once after a pause. 100 at a time are enough for 50 a
     // second as long as Rails takes 2 s or less for one; of 250, the others wait in the queue, 3 s at that speed.
-    ClassSettings { concurrency: 100, ..DEFAULT_CLASS },
+    ClassSettings { concurrency: 100, sustained_concurrency: 100, ..DEFAULT_CLASS },
     // `other`. Any client that can connect may send these, and Rails judges them: a small share, or a flood of them
     // would take the threads of Rails from the other classes. Few may wait, so none waits for long.
     ClassSettings {
         concurrency: OTHER_CONCURRENCY,
+        sustained_concurrency: 1,
         queue: 256,
         hold: Duration::from_secs(5),
         ..DEFAULT_CLASS
@@ -243,12 +248,18 @@ pub const DEFAULT_CLASSES: [ClassSettings; Class::ALL.len()] = [
 ];
 /// How many requests without a credential Rails gets at one time, unless configured otherwise.
 pub const OTHER_CONCURRENCY: usize = 16;
+/// How many threads a server has at least, unless told: those of one process of Puma as GitLab configures it.
+const MIN_THREADS: usize = 4;
 
-/// The same if the number of threads of each server is known: an eighth of all threads, backups aside, but at
-/// least one.
-pub fn default_other_concurrency(threads: usize, servers: &[UpstreamServerSettings]) -> usize {
+/// Default of `concurrency` and `sustained_concurrency` of [`Class::Other`]: an eighth of all threads, backups aside,
+/// but at least one. Where `threads`, those of each server, are not known, more may be with Rails in a burst.
+pub fn default_other_concurrency(
+    threads: Option<usize>,
+    servers: &[UpstreamServerSettings],
+) -> (usize, usize) {
     let servers = servers.iter().filter(|server| !server.is_backup).count();
-    (threads * servers / 8).clamp(1, OTHER_CONCURRENCY)
+    let sustained = (threads.unwrap_or(MIN_THREADS) * servers / 8).clamp(1, OTHER_CONCURRENCY);
+    (threads.map_or(OTHER_CONCURRENCY, |_| sustained), sustained)
 }
 /// Default of [`UpstreamSettings::load_decay`].
 pub const DEFAULT_LOAD_DECAY: Duration = Duration::from_secs(10);

@@ -2,6 +2,8 @@
 //! revoked answers.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use socket2::{Domain, Socket, Type};
 
@@ -53,6 +55,37 @@ async fn unauthenticated_requests_get_a_small_share_of_the_concurrency() {
             assert_eq!(response.status, 200, "{request} beside {share}: {response}");
         }
         assert_eq!(harness.metric(QUEUE).await, Some(40 - share), "no unauthenticated request was admitted");
+    }
+}
+
+/// The first sixteen take 32 s of the time of Rails, more than a burst may.
+#[tokio::test]
+async fn a_flood_of_unauthenticated_requests_gets_the_long_run_share() {
+    let harness = Setup::new().start().await;
+    let (burst, flood) = (Latch::closed(), Latch::closed());
+    let latch = Arc::new(Mutex::new(burst.clone()));
+    let held_by = Arc::clone(&latch);
+    harness.rails.respond_with(move |request| {
+        let reply = gitlab(request);
+        if request.is_for("nobody") { reply.after(&held_by.lock().unwrap()) } else { reply }
+    });
+    let limit = r#"railgate_upstream_concurrency_limit{class="other"}"#;
+    let pending = start_unauthenticated_requests(&harness.gateway, 16).await;
+    harness.wait_for_metric(IN_FLIGHT, 16).await;
+    assert_eq!(harness.metric(limit).await, Some(16));
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    *latch.lock().unwrap() = flood;
+    burst.open();
+    for mut connection in pending {
+        assert_eq!(connection.read_response().await.status, 200);
+    }
+    let _pending = start_unauthenticated_requests(&harness.gateway, 3).await;
+    harness.wait_for_metric(QUEUE, 2).await;
+    assert_eq!(harness.metric(IN_FLIGHT).await, Some(1));
+    assert_eq!(harness.metric(limit).await, Some(1));
+    for class in ["lookup", "access", "callback", "kas"] {
+        let limit = harness.metric(&limit.replace("other", class)).await;
+        assert_eq!(limit, Some(if class == "kas" { 100 } else { 256 }), "{class}");
     }
 }
 

@@ -3,6 +3,9 @@
 //! Classes do not share a limit: while Rails decides on `/allowed`, Gitaly calls back, and a limit that both
 //! wait for would deadlock. Requests of a class wait in order. A request whose expected wait exceeds
 //! `queue_timeout` is rejected at once, while its caller still has time to try another gateway.
+//!
+//! A class whose `sustained_concurrency` is less than its `concurrency` has a [`BurstAllowance`]. When that is used
+//! up, a request takes as many permits as make the limit the smaller one.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -10,6 +13,8 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::burst::BurstAllowance;
+use crate::clock::Clock;
 use crate::counters::Counters;
 use crate::route::Class;
 use crate::upstream::settings::ClassSettings;
@@ -56,6 +61,8 @@ pub struct Admission {
 pub struct ClassAdmission {
     settings: ClassSettings,
     permits: Arc<Semaphore>,
+    /// `None` if the class may always have its whole `concurrency`.
+    burst: Option<BurstAllowance>,
     waiting: AtomicUsize,
     /// A moving average of response times, in microseconds.
     mean_response_us: AtomicU64,
@@ -79,6 +86,8 @@ impl ClassAdmission {
         Self {
             settings,
             permits: Arc::new(Semaphore::new(settings.concurrency)),
+            burst: (settings.sustained_concurrency < settings.concurrency)
+                .then(|| BurstAllowance::new(settings.sustained_concurrency)),
             waiting: AtomicUsize::new(0),
             mean_response_us: AtomicU64::new(0),
             shed_by_reason: Counters::default(),
@@ -90,9 +99,27 @@ impl ClassAdmission {
         &self.settings
     }
 
-    /// How many permits are taken.
+    /// How many requests have permits. Just after the limit has changed it counts those admitted before as if they
+    /// were admitted now.
     pub fn in_flight(&self) -> usize {
-        self.settings.concurrency.saturating_sub(self.permits.available_permits())
+        let taken = self.settings.concurrency.saturating_sub(self.permits.available_permits());
+        taken.div_ceil(self.permits_for_a_request() as usize)
+    }
+
+    /// How many requests Rails gets at one time at present.
+    pub fn limit(&self) -> usize {
+        self.settings.concurrency / self.permits_for_a_request() as usize
+    }
+
+    /// How many permits a request takes.
+    fn permits_for_a_request(&self) -> u32 {
+        match &self.burst {
+            Some(burst) if burst.is_exhausted(Clock::System.now()) => {
+                let permits = self.settings.concurrency / self.settings.sustained_concurrency.max(1);
+                u32::try_from(permits).unwrap_or(u32::MAX)
+            }
+            _ => 1,
+        }
     }
 
     /// How many requests wait for a permit.
@@ -102,7 +129,7 @@ impl ClassAdmission {
 
     /// A permit, if one is free. It is to be kept until the response has ended.
     pub(in crate::upstream) fn try_admit(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.permits).try_acquire_owned().ok()
+        Arc::clone(&self.permits).try_acquire_many_owned(self.permits_for_a_request()).ok()
     }
 
     /// A permit; with `may_wait`, after waiting for one if need be.
@@ -127,7 +154,7 @@ impl ClassAdmission {
         if self.expected_wait(position.ahead) > self.settings.queue_timeout {
             return Err(ShedReason::QueueTooSlow);
         }
-        let permit = Arc::clone(&self.permits).acquire_owned();
+        let permit = Arc::clone(&self.permits).acquire_many_owned(self.permits_for_a_request());
         match tokio::time::timeout(self.settings.queue_timeout, permit).await {
             Ok(Ok(permit)) => Ok(permit),
             // The semaphore is never closed.
@@ -138,7 +165,7 @@ impl ClassAdmission {
     /// How long it takes until all requests ahead, and one more, have ended.
     fn expected_wait(&self, ahead: usize) -> Duration {
         let rounds = (ahead + 1) as u64 * self.mean_response_us.load(Ordering::Relaxed);
-        Duration::from_micros(rounds / self.settings.concurrency.max(1) as u64)
+        Duration::from_micros(rounds / self.limit().max(1) as u64)
     }
 
     /// Records a response time; the average is over the last eight or so.
@@ -148,6 +175,9 @@ impl ClassAdmission {
         let now = if before == 0 { time } else { (before * 7 + time) / 8 };
         // Of two concurrent updates one may be lost, which is one of many.
         self.mean_response_us.store(now, Ordering::Relaxed);
+        if let Some(burst) = &self.burst {
+            burst.spend(Duration::from_micros(time), Clock::System.now());
+        }
     }
 }
 
@@ -173,11 +203,13 @@ impl Drop for QueuePosition<'_> {
 mod tests {
     use futures_util::FutureExt as _;
 
+    use super::super::burst::BURST;
     use super::*;
 
     fn admission() -> ClassAdmission {
         ClassAdmission::new(ClassSettings {
             concurrency: 2,
+            sustained_concurrency: 2,
             queue: 2,
             ..crate::upstream::settings::DEFAULT_CLASS
         })
@@ -232,5 +264,34 @@ mod tests {
         assert_eq!(admission.waiting(), 0);
         drop(permits);
         assert_eq!(admission.in_flight(), 0);
+    }
+
+    /// Also that those who wait are told by the smaller limit whether it is in vain.
+    #[tokio::test(start_paused = true)]
+    async fn a_class_that_has_used_up_its_burst_gets_its_long_run_share() {
+        let settings = ClassSettings {
+            concurrency: 16,
+            sustained_concurrency: 2,
+            queue_timeout: Duration::from_secs(40),
+            ..crate::upstream::settings::DEFAULT_CLASS
+        };
+        let admission = ClassAdmission::new(settings);
+        let admit = |count: usize| {
+            let permits: Vec<_> = (0..count).map_while(|_| admission.try_admit()).collect();
+            assert_eq!(admission.in_flight(), permits.len());
+            permits.len()
+        };
+        assert_eq!(admit(20), 16, "a burst");
+        admission.record_response_time(BURST);
+        assert_eq!(admit(20), 2, "after it");
+        let permits = [admission.admit(true).await.unwrap(), admission.admit(true).await.unwrap()];
+        // Half of 30 s for the one before it and for itself.
+        let mut first = Box::pin(admission.admit(true));
+        let mut second = Box::pin(admission.admit(true));
+        assert!(first.as_mut().now_or_never().is_none() && second.as_mut().now_or_never().is_none());
+        assert_eq!(admission.admit(true).await.err(), Some(ShedReason::QueueTooSlow));
+        drop((first, second, permits));
+        tokio::time::advance(BURST / 2).await;
+        assert_eq!(admit(20), 16, "refilled");
     }
 }

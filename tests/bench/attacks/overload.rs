@@ -18,7 +18,7 @@ const LIMIT: Duration = Duration::from_secs(15);
 const UNKNOWN: &str = "nobody";
 
 /// Enough for a 99th percentile that is not the maximum.
-const REQUESTS: usize = 200;
+const REQUESTS: usize = 1_000;
 
 /// Responses and times of callers, with and without background load.
 pub(crate) async fn beside_callers(environment: &AttackEnvironment) -> Fallible<Figures> {
@@ -43,7 +43,7 @@ pub(crate) async fn beside_callers(environment: &AttackEnvironment) -> Fallible<
     add("alone", &send_beside(&gateway, 2_000, REQUESTS).await);
     let background_load = BackgroundLoad::start(1_000, &gateway.tcp, UNKNOWN)?;
     sleep(Duration::from_secs(2)).await;
-    add("under load", &send_beside(&gateway, 3_000, REQUESTS).await);
+    add("under load", &send_beside(&gateway, 4_000, REQUESTS).await);
     figures.push(figure("what they got: answers of Rails, refusals", background_load.end()?));
     // Enough to overflow the backlogs of both servers.
     let more = BackgroundLoad::start(3_000, &gateway.tcp, UNKNOWN)?;
@@ -54,10 +54,10 @@ pub(crate) async fn beside_callers(environment: &AttackEnvironment) -> Fallible<
     Ok(figures)
 }
 
-/// Five requests a second of each kind.
+/// Twenty requests a second of each kind.
 async fn send_beside(gateway: &Gateway, first_user: usize, count: usize) -> (Vec<Outcome>, Vec<Outcome>) {
     let addresses = [&gateway.tcp, &gateway.unix];
-    let pace = (Duration::from_millis(200), count);
+    let pace = (Duration::from_millis(50), count);
     let user =
         |number| Request::get(&format!("discover?user_id={}", 100_000 + first_user + number)).with_secret();
     let access = |_| Request::allowed();
