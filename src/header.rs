@@ -19,8 +19,11 @@ use self::name::{
 /// gateway.
 pub fn prepare_for_upstream(headers: &mut HeaderMap, peer: Option<IpAddr>) {
     let host = headers.get(header::HOST).cloned();
-    let are_trailers_wanted =
-        strip(headers, |name| is_hop_by_hop(name) || matches!(name, "expect" | "content-length"));
+    // No client of GitLab sends trailers, and Puma refuses those that come in a packet of their own: the upstream drops
+    // them from the body.
+    let to_remove =
+        |name: &str| is_hop_by_hop(name) || matches!(name, "expect" | "content-length" | "trailer");
+    let are_trailers_wanted = strip(headers, to_remove);
     if are_trailers_wanted {
         // The gateway asks for them on its own connection (RFC 9110 §10.1.4).
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
@@ -50,7 +53,7 @@ fn strip(headers: &mut HeaderMap, to_remove: impl Fn(&str) -> bool) -> bool {
     let rest: Vec<HeaderName> =
         headers.keys().filter(|name| *name == header::TRAILER || to_remove(name.as_str())).cloned().collect();
     for name in &rest {
-        if *name == header::TRAILER {
+        if *name == header::TRAILER && !to_remove(name.as_str()) {
             trailer::retain_allowed_names(headers);
             continue;
         }

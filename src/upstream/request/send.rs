@@ -87,8 +87,6 @@ impl Upstream {
     }
 
     fn prepare_framing(&self, request: &mut Request<Body>) -> Result<(), Error> {
-        // No client of GitLab sends any, and Puma refuses trailers that come in a packet of their own.
-        request.headers_mut().remove(header::TRAILER);
         request.body_mut().drop_trailers();
         if request.body().size_hint().exact().is_none() {
             // hyper takes a GET of unknown length for one without a body, unless this header is set.
