@@ -110,7 +110,11 @@ impl RequestMetrics {
             sum_by_label(counts.iter().map(|(reason, count)| (*reason, *count)))
         };
         for (name, help, counts) in [
-            ("auth_refusals", "Callers not let in, by reason", by_reason(&self.auth_refusals)),
+            (
+                "auth_refusals",
+                "Requests whose credential was refused, by reason",
+                by_reason(&self.auth_refusals),
+            ),
             (
                 "failures",
                 "Requests that ended here without an answer from Rails, by reason",

@@ -40,13 +40,18 @@ pub struct Lifetimes {
 
 impl Default for Lifetimes {
     fn default() -> Self {
-        let known = Lifetime {
+        let keys_and_users = Lifetime {
             ttl: Duration::from_secs(60),
             negative_ttl: Duration::from_secs(5),
             stale_while_revalidate: Duration::from_secs(30),
             stale_if_error: Duration::from_secs(3_600),
         };
-        Self { authorized_keys: known, discover: known, check: Duration::from_secs(1), jitter_percent: 10 }
+        Self {
+            authorized_keys: keys_and_users,
+            discover: keys_and_users,
+            check: Duration::from_secs(1),
+            jitter_percent: 10,
+        }
     }
 }
 

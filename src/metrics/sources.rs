@@ -121,12 +121,17 @@ impl MetricSources {
         let events = ("hooks", "System Hooks of GitLab, by event");
         encode_counters(encoder, events, "event", &self.hooks.events)?;
         let refused = ConstCounter::new(self.hooks.refused.load(Relaxed));
-        encode_single(encoder, "hooks_refused", "Hooks with no right token or signature", &refused)?;
+        encode_single(
+            encoder,
+            "hooks_refused",
+            "Hooks refused for a missing or wrong token or signature",
+            &refused,
+        )?;
         let shed = ConstCounter::new(self.hooks.shed.load(Relaxed));
         encode_single(
             encoder,
             "hooks_shed",
-            "Large signed hooks that were not read, since too many came",
+            "Large signed hooks that were not read, since too many were being read",
             &shed,
         )
     }

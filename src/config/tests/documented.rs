@@ -130,7 +130,7 @@ fn the_table_of_classes_has_the_defaults() {
 
 #[test]
 fn the_table_of_refusals_has_each_with_its_status() {
-    let (_, section) = README.split_once("\n## What is refused\n").unwrap();
+    let (_, section) = README.split_once("\n## Refused requests\n").unwrap();
     // A malformed chunk comes too late for an answer of its own.
     for refusal in Refusal::ALL.iter().filter(|refusal| **refusal != Refusal::Chunk) {
         let label = format!("`{}`", refusal.as_str());

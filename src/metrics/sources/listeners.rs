@@ -28,7 +28,8 @@ pub(super) fn encode(
     encode_each(&all, encoder, limit, |listener| ConstGauge::new(listener.max_connections()))?;
     let evicted = ("listener_evictions", "Connections that were closed to make room for others");
     encode_each(&all, encoder, evicted, |listener| ConstCounter::new(listener.evicted()))?;
-    let turned_away = ("listener_turned_away", "Connections that found no place, and were closed");
+    let turned_away =
+        ("listener_turned_away", "Connections that were closed at once, since the listener was full");
     encode_each(&all, encoder, turned_away, |listener| ConstCounter::new(listener.rejected()))
 }
 
