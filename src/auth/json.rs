@@ -13,6 +13,9 @@ use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Seq
 /// Levels of arrays and objects, the outermost included (`max_nesting` of Ruby's JSON). It bounds the stack too.
 const MAX_NESTING: u8 = 100;
 
+/// Bytes of the shortest document that is nested too deeply: each level has two brackets.
+pub(super) const MIN_TOO_DEEP: usize = 2 * (MAX_NESTING as usize + 1);
+
 /// The value of a member.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Member<'a> {
@@ -30,6 +33,12 @@ pub(super) fn find_member<'a>(json: &'a [u8], name: &str) -> Result<Member<'a>, 
     let member = reader.deserialize_any(RootVisitor { name })?;
     reader.end()?;
     Ok(member)
+}
+
+/// Whether a document that is valid otherwise is nested deeper than Ruby reads. All of its text counts, also a
+/// member that a later one of the same name replaces.
+pub(super) fn is_too_deep(json: &[u8]) -> bool {
+    json.len() >= MIN_TOO_DEEP && find_member(json, "").is_err()
 }
 
 /// Visits the outermost value.

@@ -10,7 +10,7 @@ use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode};
 use serde_json::Value;
 
-use super::{ClockSkew, Rejection};
+use super::{ClockSkew, Rejection, json};
 
 #[derive(Clone)]
 pub(super) struct TokenRules {
@@ -51,7 +51,8 @@ pub(super) fn verify(token: &[u8], rules: &TokenRules, skew: &ClockSkew, now: i6
             _ => Rejection::Malformed,
         })?
         .claims;
-    if !has_plain_header(token) || claims.values().any(|value| is_nested_deeper(value, MAX_NESTING - 1)) {
+    let mut parts = token.split(|byte| *byte == b'.');
+    if !is_plain_header(parts.next().unwrap_or_default()) || is_too_deep(parts.next().unwrap_or_default()) {
         return Err(Rejection::Malformed);
     }
     if claims.get("iss").and_then(Value::as_str) != Some(rules.issuer) {
@@ -81,29 +82,22 @@ pub(super) fn verify(token: &[u8], rules: &TokenRules, skew: &ClockSkew, now: i6
     Ok(exp)
 }
 
-/// Levels of arrays and objects that Ruby's JSON reads.
-const MAX_NESTING: usize = 100;
-
-/// Whether the header has nothing that ruby-jwt 3.3 refuses and jsonwebtoken accepts: `crit` of any kind, a `b64`
-/// that is not true (RFC 7797), JSON that is nested too deeply. Only a holder of the secret can sign such a token.
-fn has_plain_header(token: &[u8]) -> bool {
-    let header = token.split(|b| *b == b'.').next().unwrap_or_default();
-    let Some(header) = URL_SAFE_NO_PAD.decode(header).ok() else { return false };
-    let Ok(header) = serde_json::from_slice::<Claims>(&header) else { return false };
+/// Whether the header has nothing that jsonwebtoken accepts and a Rails may refuse: `crit` of any kind (RFC 7515
+/// §4.1.11), a `b64` that is not true (RFC 7797; ruby-jwt 3.3 refuses false), JSON that is nested too deeply. Only a
+/// holder of the secret can sign such a token.
+fn is_plain_header(encoded: &[u8]) -> bool {
+    let Some(text) = URL_SAFE_NO_PAD.decode(encoded).ok() else { return false };
+    let Ok(header) = serde_json::from_slice::<Claims>(&text) else { return false };
     !header.contains_key("crit")
         && header.get("b64").is_none_or(|b64| *b64 == Value::Bool(true))
-        && !header.values().any(|value| is_nested_deeper(value, MAX_NESTING - 1))
+        && !json::is_too_deep(&text)
 }
 
-/// Whether a value has more than `levels` levels. `serde_json` limits the recursion.
-fn is_nested_deeper(value: &Value, levels: usize) -> bool {
-    match value {
-        Value::Array(items) => levels == 0 || items.iter().any(|item| is_nested_deeper(item, levels - 1)),
-        Value::Object(fields) => {
-            levels == 0 || fields.values().any(|field| is_nested_deeper(field, levels - 1))
-        }
-        _ => false,
-    }
+/// Whether the payload is nested too deeply, be it in a member that a later one of its name replaces in the map.
+fn is_too_deep(encoded: &[u8]) -> bool {
+    // A short payload is not decoded again: Base64 is never shorter than what it encodes.
+    encoded.len() >= json::MIN_TOO_DEEP
+        && !URL_SAFE_NO_PAD.decode(encoded).is_ok_and(|text| !json::is_too_deep(&text))
 }
 
 /// A `NumericDate`. GitLab's clients write integers, and nothing else is accepted.
