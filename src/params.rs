@@ -1,5 +1,6 @@
 //! Query strings and form bodies, read as every Rack since 2.0 reads them. Where two of those releases read the
-//! credential differently, it is reported as ambiguous (contract §2.4). A table in the tests shows where they do.
+//! credential differently, it is reported as ambiguous (contract §2.4), and where one reads another credential than
+//! Rack 2 does, the parameters are not plain, so that Rails decides. A table in the tests shows where they do.
 //!
 //! One pass, and bounded memory whatever the length, since forms of unauthenticated clients are read here: only
 //! a few plain parameters and the credential are kept.
@@ -76,8 +77,8 @@ impl<'a> Params<'a> {
             self.is_plain = false;
             return;
         }
-        // Rack 2.2.22 and 3.2.7 drop spaces behind a separator. No client sends any, and a reader that keeps
-        // them would find another name.
+        // Every Rack drops spaces behind a separator, and still they are refused: no client sends any, and a reader
+        // between here and Rails that keeps them would find another name.
         self.is_unambiguous &= is_first || !piece.starts_with(b" ");
         let (name, raw_value) = match memchr(b'=', piece) {
             Some(equals) => (piece.get(..equals).unwrap_or_default(), piece.get(equals + 1..)),
@@ -91,7 +92,9 @@ impl<'a> Params<'a> {
         let param = Param { name, raw_value };
         match ParamName::of(name) {
             ParamName::Credential => {
-                self.is_plain &= self.secret_token.is_none() && name == SECRET_TOKEN;
+                // Without a value, it is an empty text to Rack 3.0.0 to 3.0.6, which Rails refuses.
+                let is_plain = name == SECRET_TOKEN && raw_value.is_some();
+                self.is_plain &= is_plain && self.secret_token.is_none();
                 self.secret_token = Some(param);
                 return;
             }
@@ -181,7 +184,7 @@ enum ParamName {
     /// It is to some, or the credential would be a list or a hash there: `[secret_token]`, `secret_token]` and
     /// the like, of which Rack 2 drops the brackets; `secret_token[]`.
     Ambiguous,
-    /// It is not, to any Rack.
+    /// It is not, to any Rack. `secret_token[` is such a name: one bracket at the end is a part of it.
     Other,
 }
 
@@ -203,7 +206,11 @@ impl ParamName {
         match decoded.next() {
             None if !has_brackets => Self::Credential,
             None => Self::Ambiguous,
-            Some(byte) if is_bracket(&byte) => Self::Ambiguous,
+            Some(byte) if is_bracket(&byte) => {
+                let mut brackets = std::iter::once(byte).chain(decoded).skip_while(|byte| *byte == b']');
+                let is_unclosed = brackets.next() == Some(b'[') && brackets.next().is_none();
+                if is_unclosed { Self::Other } else { Self::Ambiguous }
+            }
             Some(_) => Self::Other,
         }
     }

@@ -23,12 +23,15 @@ mod acceptance {
     mod credentials;
     mod harness;
     mod keys;
+    #[path = "../../src/params/tests/readings.rs"]
+    mod readings;
 
     // The tests.
     mod caching;
     mod cases;
     mod gitlab_eras;
     mod lifecycle;
+    mod rack;
     mod restart_under_load;
     mod same_responses;
     mod servers;

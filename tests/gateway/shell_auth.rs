@@ -31,6 +31,7 @@ async fn assert_decisions(setup: Setup, cases: Vec<(Request, bool)>) {
             assert_eq!(arrived, usize::from(is_let_in), "{request}: {response}");
             if is_let_in {
                 assert_eq!(response.status, 200, "{request}: {response}");
+                assert_eq!(harness.rails.last_request().target, request.target);
             } else {
                 response.assert_unauthorized();
             }
@@ -122,6 +123,8 @@ async fn ambiguous_parameters_are_refused() {
         "check?a=1;secret%5ftoken=s3cret",
         "check?secret_token[]=s3cret",
         "check?[secret_token]=s3cret",
+        "check?[secret_token]=",
+        "check?secret_token[[=s3cret",
         "check?secret_token[a]=s3cret",
         "check?secret_token=s3cret&secret_token[a]=x",
         "check?%5Bsecret_token%5D=s3cret",
@@ -160,7 +163,12 @@ async fn unambiguous_parameters_are_accepted() {
         "a[secret_token]=s3cret",
         "a[][secret_token]=s3cret",
         "{secret_token}=s3cret",
+        "secret_token[=s3cret",
+        "secret_token%5B=s3cret",
+        "[secret_token[=s3cret",
+        "secret_token][=s3cret",
         "a={b}|c^d`e",
+        "a=\\\u{e9}",
         "a=1;b=2",
     ] {
         cases.push((Request::get(&format!("check?{query}")), REFUSED));
