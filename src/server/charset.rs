@@ -16,10 +16,18 @@ pub(super) fn is_path(bytes: &[u8]) -> bool {
     })
 }
 
-/// The same with `{`, `|`, `}`, `^` and a backtick, which clients forget to encode, and which Puma, Workhorse
-/// and every Rack read as such in a query. In a path they are rare, and a path must have one spelling.
+/// The same with `{`, `|`, `}`, `^`, a backtick, a backslash and UTF-8, which clients forget to encode, and which
+/// Puma, Workhorse and every Rack read as such in a query. In a path they are rare, and a path must have one
+/// spelling.
 pub(super) fn is_query(bytes: &[u8]) -> bool {
-    none(bytes, is_never_in_target)
+    none(bytes, is_never_in_target) || is_query_with_utf8(bytes)
+}
+
+/// Apart, since no client of GitLab's sends one.
+#[cold]
+fn is_query_with_utf8(bytes: &[u8]) -> bool {
+    none(bytes, |byte| is_never_in_target(byte) & (byte < 0x80) & (byte != b'\\'))
+        && std::str::from_utf8(bytes).is_ok()
 }
 
 fn is_never_in_target(byte: u8) -> bool {
@@ -74,10 +82,16 @@ mod tests {
         };
         assert_eq!(members(is_token), letters_and(b"!#$%&'*+-.^_`|~"));
         assert_eq!(members(is_path), letters_and(b"-._~:/?[]@!$&'()*+,;=%"));
-        assert_eq!(members(is_query), letters_and(b"-._~:/?[]@!$&'()*+,;=%{|}^`"));
+        assert_eq!(members(is_query), letters_and(b"-._~:/?[]@!$&'()*+,;=%{|}^`\\"));
         let outside: Vec<u8> = (0..=255).filter(|byte| !is_value(&[*byte])).collect();
         let expected: Vec<u8> = (0..32).filter(|byte| *byte != b'\t').chain([0x7f]).collect();
         assert_eq!(outside, expected);
+        assert!(is_query("é=ключ\\".as_bytes()) && !is_path("é".as_bytes()));
+        for text in
+            [&b"a=\xff"[..], b"\xc3", b"\xc3\xa9\x7f", b"\xed\xa0\x80", b"\xc3\xa9 ", b"\xc3\xa9#", b"\\<"]
+        {
+            assert!(!is_query(text), "{text:?}");
+        }
         assert!(is_token(b"") && is_path(b"") && is_query(b"") && is_value(b""));
     }
 

@@ -320,12 +320,12 @@ async fn ambiguous_paths_are_refused() {
         below("/check`"),
         below("/{check}"),
         below("/check?a=b#c"),
-        below("/check?a=\u{e9}"),
+        below("/check?a=\u{e9}\u{7f}"),
         below("/check?a=\0"),
         below("/check?a=\""),
         below("/check?a=<"),
         below("/check?a=>"),
-        below("/check?a=\\"),
+        below("/check?a=\\<"),
     ]))
     .await;
 }

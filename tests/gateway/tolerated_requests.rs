@@ -325,18 +325,32 @@ async fn chunk_extensions_are_read_and_dropped() {
 #[tokio::test]
 async fn unencoded_characters_in_a_query_are_accepted() {
     let harness = Harness::new().await;
-    for query in ["?a={b}", "?a=b|c", "?a=^`", "?{|}^`={|}^`", "?|", "?a[]={}&`"] {
+    for query in [
+        "?a={b}",
+        "?a=b|c",
+        "?a=^`",
+        "?{|}^`={|}^`",
+        "?|",
+        "?a[]={}&`",
+        "?a=\\",
+        "?\\=C:\\n",
+        "?a=\u{e9}",
+        "?\u{43a}\u{43b}\u{44e}\u{447}=\u{1f511}&b=%c3%a9",
+    ] {
         let request = Request::post(&format!("allowed{query}")).with_secret();
         let (_, seen) = harness.send_forwarded(&request).await;
         assert_eq!(seen.target, request.target);
     }
     let below = Setup::new().root_path("/gitlab").start().await;
-    let request = Request::post("allowed?{|}^`={|}^`").with_secret();
+    let request = Request::post("allowed?{|}^`={|}^`\\\u{e9}").with_secret();
     assert_eq!(below.send_forwarded(&request).await.1.target, format!("/gitlab{}", request.target));
     // They are not canonical for the cache.
-    let key = "discover?username=a|b";
-    let (response, seen) = harness.send_forwarded(&Request::get(key).with_secret()).await;
-    assert_eq!(seen.target, format!("/api/v4/internal/{key}"), "{response}");
+    for key in ["discover?username=a|b", "discover?username=a\\", "discover?username=\u{e9}"] {
+        for _ in 0..2 {
+            let (response, seen) = harness.send_forwarded(&Request::get(key).with_secret()).await;
+            assert_eq!(seen.target, format!("/api/v4/internal/{key}"), "{response}");
+        }
+    }
 }
 
 /// For Gitaly's longest request, if the operator has configured Puma for it.
