@@ -35,6 +35,7 @@ impl Machine {
     fn run(&self) -> (bool, String, Vec<String>) {
         let mut command = Command::new(format!("{REPOSITORY}/deploy/demo"));
         command.args(["--port", "0"]).env_clear().env("PATH", self.dir.path()).env("HOME", self.dir.path());
+        command.env("SSL_CERT_FILE", self.dir.file(CERTIFICATES.0));
         let Output { status, stdout, stderr } = command.output().unwrap();
         let done = fs::read_to_string(self.dir.file("log")).unwrap_or_default();
         let printed = String::from_utf8([stdout, stderr].concat()).unwrap();
@@ -45,6 +46,7 @@ impl Machine {
 const CARGO: (&str, &str) = ("cargo", r#"[ "$1" = --version ] && echo cargo 1.95.0 || log cargo "$@""#);
 const RUSTC: (&str, &str) = ("rustc", "echo 'rustc 1.95.0 (59807616e 2026-04-14)'");
 const CC: (&str, &str) = ("cc", ":");
+const CERTIFICATES: (&str, &str) = ("certificates", "");
 const CURL: (&str, &str) = ("curl", ":");
 const APT: (&str, &str) = ("apt-get", r#"log apt-get "$@""#);
 const DPKG: (&str, &str) = ("dpkg-query", "exit 1");
@@ -58,21 +60,34 @@ const RUN: &str = "cargo run --locked --release -- demo --port 0";
 #[test]
 fn missing_packages_are_installed_or_named_and_the_demo_runs() {
     let install = |what: &str| format!("apt-get install -y -qq --no-install-recommends {what}");
-    let (all, curl) = (install("gcc libc6-dev curl"), install("curl"));
+    let (all, curl) = (install("gcc libc6-dev ca-certificates curl"), install("curl"));
     let old = ("rustc", "echo 'rustc 1.63.0'");
     let newer = ("rustc", "echo 'rustc 1.100.0-nightly (0 2026-12-01)'");
+    let (certificates, compiler) = (install("ca-certificates"), install("gcc libc6-dev"));
     for (programs, done, message) in [
-        (&[CARGO, RUSTC, APT, DPKG, ROOT][..], Some(vec![UPDATE, &all, RUN]), "missing: gcc libc6-dev curl"),
-        (&[CARGO, RUSTC, CC, APT, DPKG, ROOT], Some(vec![UPDATE, &curl, RUN]), "missing: curl"),
+        (
+            &[CARGO, RUSTC, APT, DPKG, ROOT][..],
+            Some(vec![UPDATE, &all, RUN]),
+            "missing: gcc libc6-dev ca-certificates curl",
+        ),
+        (
+            &[CARGO, RUSTC, CERTIFICATES, CURL, APT, DPKG, ROOT],
+            Some(vec![UPDATE, &compiler, RUN]),
+            "missing: gcc",
+        ),
+        (&[CARGO, RUSTC, CC, CERTIFICATES, APT, DPKG, ROOT], Some(vec![UPDATE, &curl, RUN]), "missing: curl"),
+        (&[CARGO, RUSTC, CC, CURL, APT, DPKG, ROOT], Some(vec![UPDATE, &certificates, RUN]), "missing: ca-"),
+        (&[CARGO, RUSTC, CC, CERTIFICATES, CURL, APT], Some(vec![RUN]), "nothing is missing"),
+        // Elsewhere, certificates are in other places.
         (&[CARGO, RUSTC, CC, CURL], Some(vec![RUN]), "nothing is missing"),
         (&[CARGO, newer, CC, CURL], Some(vec![RUN]), "nothing is missing"),
         (
-            &[CARGO, RUSTC, CC, APT, DPKG, USER, SUDO],
+            &[CARGO, RUSTC, CC, CERTIFICATES, APT, DPKG, USER, SUDO],
             Some(vec!["sudo", UPDATE, "sudo", &curl, RUN]),
             "missing: curl",
         ),
         (
-            &[CARGO, RUSTC, APT, DPKG, USER],
+            &[CARGO, RUSTC, CERTIFICATES, APT, DPKG, USER],
             None,
             "please install, as root: apt-get install gcc libc6-dev curl",
         ),
@@ -81,8 +96,10 @@ fn missing_packages_are_installed_or_named_and_the_demo_runs() {
             None,
             "this is not a Debian; please install the equivalent of: gcc libc6-dev curl",
         ),
+        // Nothing is installed where the build could not begin.
         (&[CC, CURL], None, "cargo is missing; please install Rust 1.95 or later"),
-        (&[CARGO, old, CC, CURL], None, "this is Rust 1.63.0, but 1.95 or later"),
+        (&[APT, DPKG, ROOT], None, "cargo is missing; please install Rust 1.95 or later"),
+        (&[CARGO, old, APT, DPKG, ROOT], None, "this is Rust 1.63.0, but 1.95 or later"),
     ] {
         let machine = Machine::with(programs);
         let (is_ok, printed, log) = machine.run();
