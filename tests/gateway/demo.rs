@@ -1,11 +1,13 @@
 //! The commands that people try first: `railgate demo` and `--help`, through a pipe and on a terminal.
 
+use std::collections::BTreeSet;
 use std::future::ready;
 use std::io::{Read as _, Write as _};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
 
 use super::client::{Address, Request, eventually};
+use super::documentation::commands;
 use super::harness::Setup;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_railgate");
@@ -161,6 +163,12 @@ async fn printed_commands_work_and_each_request_is_printed() {
         "GET /discover?key_id=7 -> 401, refused: unauthorized (missing)",
     ];
     assert_eq!(request_lines(&demo.wait_for_output("(missing)").await), expected);
+    // The README shows the same lines; `request_lines` wants them indented.
+    let readme = include_str!("../../README.md");
+    let (_, shown_first) = readme.split_once("\n```\nGET /").expect("the README has an example");
+    let example = format!("GET /{}", shown_first.split("\n```").next().unwrap());
+    let example: String = example.lines().map(|line| format!("  {line}\n")).collect();
+    assert_eq!(request_lines(&format!("{LAST}{example}")), expected, "the example in the README");
 
     // A stale answer is a hit too.
     let (_, admin) = printed.split_once("admin listener on ").unwrap();
@@ -237,25 +245,13 @@ async fn a_failed_demo_start_is_explained_in_eighty_columns() {
     assert_plain_and_narrow(&printed);
 }
 
-/// Every `--help` there is.
-const HELP: [&str; 11] = [
-    "--help",
-    "-h",
-    "help",
-    "demo --help",
-    "run --help",
-    "check --help",
-    "purge --help",
-    "inspect --help",
-    "servers --help",
-    "hook --help",
-    "hook install --help",
-];
-
 #[tokio::test]
 async fn help_is_wrapped_between_words() {
     let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
-    for help in HELP {
+    let mut helps = BTreeSet::from(["--help", "-h", "help", "hook --help"].map(str::to_owned));
+    helps.extend(commands(&[]).into_iter().map(|command| format!("{command} --help")));
+    assert!(helps.contains("doctor --help") && helps.contains("hook install --help"), "{helps:?}");
+    for help in helps {
         let mut command = Command::new(BINARY);
         let piped = command.args(help.split(' ')).env_remove("CLICOLOR_FORCE").output().unwrap();
         let piped = String::from_utf8(piped.stdout).unwrap();

@@ -34,7 +34,7 @@ fn railgate(arguments: &[&str]) -> Output {
 }
 
 /// All commands, such as `hook install`, by the program's own help.
-fn commands(prefix: &[&str]) -> BTreeSet<String> {
+pub fn commands(prefix: &[&str]) -> BTreeSet<String> {
     let help = String::from_utf8(railgate(&[prefix, &["--help"]].concat()).stdout).unwrap();
     let Some((_, list)) = help.split_once("\nCommands:\n") else { return BTreeSet::from([prefix.join(" ")]) };
     let names = list.lines().take_while(|line| !line.is_empty());
