@@ -53,6 +53,13 @@ const SHORT_TTL: &str = r#"
     stale_if_error = "0s"
 "#;
 
+/// Keys of `[upstream]`, so that no test depends on the speed of the machine.
+const LONG_TIMEOUTS: &str = r#"
+    connect_timeout = "10m"
+    response_timeout = "10m"
+    total_timeout = "4h"
+"#;
+
 /// The socket over which a gateway reaches Rails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
@@ -148,6 +155,13 @@ impl Harness {
         Self::ready(self.try_gateway_of(Some(transport), BOTH_CREDENTIALS, (upstream_keys, &cache)))
     }
 
+    /// A gateway with the default time-outs, budgets and stale times, whose entries are stale after a millisecond.
+    pub fn gateway_with_default_timeouts(&self, transport: Transport) -> Gateway {
+        let cache = "[cache.shadow]\none_in = 0\n[cache.authorized_keys]\nttl = \"1ms\"\nstale_while_revalidate = \"0s\"
+            [cache.discover]\nttl = \"1ms\"\nstale_while_revalidate = \"0s\"";
+        Self::ready(self.start_gateway(Some(transport), BOTH_CREDENTIALS, ("", cache)))
+    }
+
     /// A gateway that sends Rails this kind of credential, whatever its callers use.
     pub fn gateway_translating_to(&self, transport: Transport, wanted: &str) -> Gateway {
         let credential = format!("credential = \"{wanted}\"");
@@ -211,7 +225,17 @@ impl Harness {
     }
 
     /// With more keys in `[upstream]`, and more sections, which name the servers if `transport` is none.
-    fn try_gateway_of(&self, transport: Option<Transport>, accept: &str, more: (&str, &str)) -> Gateway {
+    fn try_gateway_of(
+        &self,
+        transport: Option<Transport>,
+        accept: &str,
+        (upstream_keys, sections): (&str, &str),
+    ) -> Gateway {
+        self.start_gateway(transport, accept, (&format!("{LONG_TIMEOUTS}{upstream_keys}"), sections))
+    }
+
+    /// The same with no time-outs but these.
+    fn start_gateway(&self, transport: Option<Transport>, accept: &str, more: (&str, &str)) -> Gateway {
         let (tcp, admin) = (free_address(), free_address());
         let name = format!("gateway-{}", tcp.port());
         let socket = self.dir.file(&format!("{name}.sock"));
@@ -229,7 +253,6 @@ impl Harness {
         }
     }
 
-    /// Time-outs are long: no test may depend on the speed of the machine.
     fn config(
         &self,
         transport: Option<Transport>,
@@ -255,9 +278,6 @@ impl Harness {
             address = "{admin}"
             [upstream]
             {url}
-            connect_timeout = "10m"
-            response_timeout = "10m"
-            total_timeout = "4h"
             {upstream_keys}
             [auth.shell]
             secret_file = "{dir}/shell_secret"

@@ -103,9 +103,12 @@ fn head_and_options_are_answered_by_rails() {
     let options = |request: &Request| Request::new("OPTIONS", &request.target).with_shell_token();
     for request in [Request::get("check"), discover] {
         assert_eq!(gateway.tcp.send(&request.clone().with_shell_token()).status, 200);
-        for request in [head(&request), options(&request)] {
+        for (request, body) in [(head(&request), ""), (options(&request), r#"{"error":"Unauthorized"}"#)] {
+            let direct = harness.tcp.send(&request);
+            assert_eq!((direct.status, &direct.body[..]), (401, body.as_bytes()), "{request}: {direct}");
             let (arrived, response) = harness.arrivals(|| gateway.tcp.send(&request));
-            assert_eq!((response.status, arrived), (401, 1), "{request}: {response}");
+            assert_eq!(comparable(&response), comparable(&direct), "{request}: {response}");
+            assert_eq!(arrived, 1, "{request}");
         }
         // The refusal is about the method, not about the key.
         let (arrived, response) = harness.arrivals(|| gateway.tcp.send(&request.clone().with_shell_token()));
