@@ -34,6 +34,9 @@ fn in_queries() -> Vec<Case> {
         good("name in another one, good header", check("?a[secret_token]=bad").with_secret()),
         good("semicolon elsewhere, good header", check("?a=1;b=2").with_secret()),
         good("braces and bars, good header", check("?a={b}|c^d`e").with_secret()),
+        good("a backslash and UTF-8, good header", check("?a=\\\u{e9}").with_secret()),
+        good("a bracket at the end of the name, good header", check("?secret_token[=bad").with_secret()),
+        good("brackets around the name, good header", check("?[secret_token][=bad").with_secret()),
     ]
 }
 
