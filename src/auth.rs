@@ -62,7 +62,8 @@ pub struct KasSettings {
     pub audience: Option<String>,
 }
 
-/// Enough for a push of 50,000 refs by a GitLab Shell that sends the secret among the parameters.
+/// Enough for a push of 40,000 refs, with names of 100 characters, by a GitLab Shell that sends the secret among the
+/// parameters.
 pub const DEFAULT_MAX_BODY: usize = 8 * 1024 * 1024;
 
 /// Room for two bodies of the largest size.

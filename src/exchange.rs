@@ -228,7 +228,7 @@ impl SharedRequestInfo {
 }
 
 const LOOP: &str = "this gateway has sent the request itself: upstream.url, or a proxy behind it, leads back to one of the \
-                    gateway's listeners; point it to Workhorse or Puma";
+                    gateway's listeners; point it to Workhorse";
 
 /// An error, its causes, and a hint how to fix it, if there is one.
 fn describe(error: &upstream::Error) -> String {

@@ -214,8 +214,7 @@ pub static TABLE: &[Route] = routes! {
     POST "/secrets_manager/audit_logs"                      "secrets_manager_audit_logs"   Rails Never          Other    NotIdempotent;
     ANY  "/observability/*"                                 "observability"                Rails Never          Other    NotIdempotent;
     POST "/suggested_reviewers/tokens"                      "suggested_reviewers_tokens"   Rails Never          Other    NotIdempotent;
-    POST "/jobs/:id/x_ray/scan"                             "x_ray_scan"                   Rails Never          Other    NotIdempotent;
-    POST "/jobs/:id/x_ray/dependencies"                     "x_ray_dependencies"           Rails Never          Other    NotIdempotent;
+    ANY  "/jobs/:id/x_ray/*"                                "x_ray"                        Rails Never          Other    NotIdempotent;
     ANY  "/upcoming_reconciliations"                        "upcoming_reconciliations"     Rails Never          Other    NotIdempotent;
     ANY  "/gitlab_subscriptions/*"                          "gitlab_subscriptions"         Rails Never          Other    NotIdempotent;
     ANY  "/dast/*"                                          "dast"                         Rails Never          Other    NotIdempotent;
@@ -282,17 +281,18 @@ fn find_row(method: &Method, path: &str) -> Option<&'static Route> {
 }
 
 fn path_matches(pattern: &str, path: &str) -> bool {
-    if let Some(prefix) = pattern.strip_suffix('*') {
-        return path.starts_with(prefix);
-    }
     if !pattern.contains(':') {
-        return pattern == path;
+        return match pattern.strip_suffix('*') {
+            Some(prefix) => path.starts_with(prefix),
+            None => pattern == path,
+        };
     }
+    let (pattern, is_prefix) = pattern.strip_suffix("/*").map_or((pattern, false), |prefix| (prefix, true));
     let mut segments = path.split('/');
     let matches =
         |part: &str, segment: &str| part == segment || (part.starts_with(':') && !segment.is_empty());
     pattern.split('/').all(|part| segments.next().is_some_and(|segment| matches(part, segment)))
-        && segments.next().is_none()
+        && segments.next().is_some() == is_prefix
 }
 
 /// Whether a segment of a path occurs in the table. Others are the client's, and may be secret.

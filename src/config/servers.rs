@@ -92,7 +92,7 @@ fn check_consistency(
         }
         if let Some(address) = own_listeners::find_own_listener(&url.value.address, own) {
             let message = format!(
-                "leads back to the gateway's own listener on {address}; use the address of Workhorse or Puma"
+                "leads back to the gateway's own listener on {address}; use the address of Workhorse"
             );
             errors.push((url, message));
         }

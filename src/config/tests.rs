@@ -293,8 +293,11 @@ fn an_upstream_that_is_the_gateway_itself_is_refused() {
         assert!(several.contains("10.0.0.1"), "{several}");
         for (text, key) in [(one, "upstream.url"), (several, "upstream.server.url")] {
             let errors = files.errors(&format!("{own}{text}"));
-            let expected =
-                listener.map(|own| format!("{key}: leads back to the gateway's own listener on {own}; "));
+            let expected = listener.map(|own| {
+                format!(
+                    "{key}: leads back to the gateway's own listener on {own}; use the address of Workhorse"
+                )
+            });
             assert_eq!(errors.len(), usize::from(expected.is_some()), "{url}: {errors:?}");
             assert!(expected.is_none_or(|expected| errors[0].contains(&expected)), "{url}: {errors:?}");
         }

@@ -144,6 +144,9 @@ fn paths_in_no_row_are_left_to_rails() {
         (Method::GET, "/"),
         (Method::POST, "/mail_room/"),
         (Method::POST, "/mail_room/a/b"),
+        (Method::POST, "/jobs//x_ray/scan"),
+        (Method::POST, "/jobs/1/x_ray"),
+        (Method::POST, "/jobs/1/2/x_ray/scan"),
     ] {
         let found = find(&method, path, false);
         assert_eq!((found.route.id, found.is_exact), ("other_internal", false), "{method} {path}");

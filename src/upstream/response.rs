@@ -7,11 +7,11 @@ use super::error::Error;
 use crate::body::Body;
 use crate::header::strip_hop_by_hop;
 
-/// Headers by which Rails tells Workhorse what to send in its place, such as a file from object storage.
-/// To any other client the response is an empty success.
+/// Headers by which Rails tells Workhorse, or nginx (`X-Accel-Redirect`), what to send in its place, such as a file
+/// from object storage. To any other client the response is an empty success.
 fn is_workhorse_instruction(name: &HeaderName) -> bool {
     let name = name.as_str();
-    name.starts_with("gitlab-workhorse-") || name == "x-sendfile"
+    name.starts_with("gitlab-workhorse-") || matches!(name, "x-sendfile" | "x-accel-redirect")
 }
 
 /// Whether a request comes from Workhorse, which says so.

@@ -75,12 +75,22 @@ fn unauthenticated_requests_are_refused_without_rails() {
 fn oversized_json_is_refused_by_rails() {
     let (harness, gateway) = harness_and_gateway();
     let deep = |levels: usize| format!("{}1{}", r#"{"a":"#.repeat(levels), "}".repeat(levels));
-    let wide = |items: usize| format!(r#"{{"a":[{}0]}}"#, "0,".repeat(items));
+    let array = |items: usize| format!("[{}0]", "0,".repeat(items - 1));
+    let hash = |items: usize| {
+        let pairs: Vec<String> = (0..items).map(|nth| format!(r#""k{nth}":0"#)).collect();
+        format!("{{{}}}", pairs.join(","))
+    };
+    let nested =
+        |array: &str, times: usize| format!(r#"{{"a":[{array}{}]}}"#, format!(",{array}").repeat(times - 1));
     for (json, error) in [
         (deep(32), None),
         (deep(33), Some("Parameters nested too deeply")),
-        (wide(49_000), None),
-        (wide(51_000), Some("Too many total parameters")),
+        (nested(&array(50_000), 1), None),
+        (nested(&array(50_001), 1), Some("Array parameter too large")),
+        (hash(50_000), None),
+        (hash(50_001), Some("Hash parameter too large")),
+        // There is no limit of all together,
+        (nested(&array(50_000), 3), None),
         (format!(r#"{{"a":{}}}"#, "1".repeat(1001)), Some("Invalid JSON format")),
         (format!(r#"{{"a":"{}"}}"#, "x".repeat(10 << 20)), Some("JSON body too large")),
         ("{no JSON".to_owned(), Some("Invalid JSON format")),
@@ -92,6 +102,15 @@ fn oversized_json_is_refused_by_rails() {
         assert_eq!(direct.status, status, "{json:.40}: {direct}");
         assert_eq!(comparable(&response), comparable(&direct), "{json:.40}");
         assert_eq!(response.json()["error"].as_str(), error, "{json:.40}");
+    }
+    // but of other methods.
+    for (json, is_refused) in [(nested(&array(40_000), 2), false), (nested(&array(40_000), 3), true)] {
+        let path = "/api/v4/internal/kubernetes/modules/starboard_vulnerability";
+        let request = || Request::new("PUT", path).json(&json).with_kas_token();
+        let (direct, response) = (harness.tcp.send(&request()), gateway.tcp.send(&request()));
+        assert_eq!(direct.status == 400, is_refused, "{direct}");
+        assert!(!is_refused || direct.json()["error"] == "Too many total parameters", "{direct}");
+        assert_eq!(comparable(&response), comparable(&direct));
     }
 }
 

@@ -4,6 +4,7 @@ use super::client::Request;
 use super::credentials::{KAS_HEADER, kas_token, now};
 use super::fake_rails::{Latch, Reply};
 use super::harness::Setup;
+use super::log;
 
 fn allowed() -> Request {
     Request::post("allowed").with_secret().json("{}")
@@ -195,6 +196,39 @@ async fn only_reads_are_retried() {
     let (response, asked) = harness.send_counting(&user(3)).await;
     response.assert_failure(502);
     assert_eq!(asked, 1);
+}
+
+/// Requests, and whether each may be sent twice. Some GETs write: they count failures, record when a token was
+/// last used, or write audit events. Other spellings are not known well enough.
+pub(super) fn requests_by_idempotency() -> Vec<(Request, bool)> {
+    let kas = |endpoint: &str| Request::get(endpoint).with_kas_token();
+    let shell = |endpoint: &str| Request::get(endpoint).with_secret();
+    vec![
+        (shell("authorized_certs?key=x&user_identifier=root"), false),
+        (kas("agents/agentk/agent_info"), false),
+        (kas("kubernetes/verify_project_access?id=1"), false),
+        (kas("kubernetes/modules/starboard_vulnerability/policies_configuration"), false),
+        (kas("kubernetes/modules/remote_development/prerequisites"), false),
+        (kas("ci/agents/runnerc/info"), false),
+        (shell("check.json"), false),
+        (shell("lfs?oid=1&gl_repository=project-1"), true),
+        (shell("gitaly/object_pool_members?storage=default"), true),
+        (Request::new("HEAD", "/api/v4/internal/lfs?oid=1").with_secret(), true),
+        (kas("kubernetes/receptive_agents"), true),
+    ]
+}
+
+#[tokio::test]
+async fn reads_that_write_are_sent_once() {
+    let harness = Setup::new().set("upstream.resend_percent", 100).start().await;
+    harness.rails.respond_always(Reply::hang_up());
+    for (nth, (request, may_be_resent)) in requests_by_idempotency().into_iter().enumerate() {
+        let id = format!("reads-that-write-{nth}");
+        let (response, asked) = harness.send_counting(&request.header("X-Request-Id", &id)).await;
+        assert_eq!((response.status, asked), (502, 1 + usize::from(may_be_resent)), "{response}");
+        let line = log::wait_for_request_line(&id).await;
+        assert_eq!(line["resent"].as_bool(), may_be_resent.then_some(true), "{line}");
+    }
 }
 
 /// Retries must not add to the load of a Rails that fails.

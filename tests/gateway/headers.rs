@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::client::Request;
 use super::credentials::{ENCODED_SECRET, KAS_HEADER, SECRET_HEADER, SHELL_HEADER, shell_token};
-use super::fake_rails::{FakeRails, ROOT_KEY, Reply};
+use super::fake_rails::{FakeRails, Latch, ROOT_KEY, ReceivedRequest, Reply, gitlab};
 use super::harness::{Harness, Setup};
 
 /// A forwarded request and a cache fill: they are handled on different paths. Each call uses another user,
@@ -338,6 +338,7 @@ async fn a_cache_fill_requests_the_plain_response() {
         .header("X-Anything", "1")
         .header("Expect", "100-continue")
         .header("Cache-Control", "no-cache");
+    let request = with_trace(request.header("Via", "1.1 x"));
     let (response, seen) = harness.send_forwarded(&request).await;
     assert_eq!(response.cache_status(), "railgate; fwd=miss; stored");
     for name in [
@@ -358,4 +359,57 @@ async fn a_cache_fill_requests_the_plain_response() {
     assert_eq!(seen.header("content-type"), Some("application/json"));
     assert_eq!(seen.header("x-gitlab-client-name"), Some("gitlab-shell"));
     assert_eq!(seen.header(SECRET_HEADER), Some(ENCODED_SECRET));
+    assert_eq!(seen.header_values("via")[0], "1.1 x");
+    assert_traced(&seen);
+}
+
+/// Adds the headers by which a request is found in a trace. `tracestate` may come in several lines (W3C Trace
+/// Context §3.3.1.1).
+fn with_trace(request: Request) -> Request {
+    request
+        .header("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+        .header("tracestate", "rojo=00f067aa0ba902b7")
+        .header("tracestate", "congo=t61rcWkgMzE")
+        .header("baggage", "userId=alice;p=1, serverNode=DF%2028")
+}
+
+fn assert_traced(seen: &ReceivedRequest) {
+    for (name, values) in [
+        ("traceparent", &["00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"][..]),
+        ("tracestate", &["rojo=00f067aa0ba902b7", "congo=t61rcWkgMzE"]),
+        ("baggage", &["userId=alice;p=1, serverNode=DF%2028"]),
+    ] {
+        assert_eq!(seen.header_values(name), values, "{}", seen.head);
+    }
+}
+
+/// Also on requests that the gateway sends at another time than its caller's.
+#[tokio::test]
+async fn background_refreshes_and_lone_followers_keep_their_trace() {
+    let setup = Setup::new().text("cache.discover.ttl", "1ms");
+    let harness = setup.text("cache.discover.stale_while_revalidate", "1h").start().await;
+    let root = Request::get("discover?username=root").with_secret();
+    harness.send(&root).await;
+    tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    let response = harness.send(&with_trace(root)).await;
+    assert!(response.cache_status().contains("stale_while_revalidate"), "{response}");
+    harness.rails.wait_for_requests(2).await;
+    assert_traced(&harness.rails.last_request());
+
+    let harness = Setup::new().text("cache.wait", "50ms").start().await;
+    let latch = Latch::closed();
+    let held = latch.clone();
+    harness.rails.respond_with(
+        move |request| {
+            if request.nth == 0 { gitlab(request).after(&held) } else { gitlab(request) }
+        },
+    );
+    let request = Request::get("discover?key_id=1").with_secret();
+    let mut leader = harness.start_request(&request).await;
+    harness.rails.wait_for_requests(1).await;
+    let response = harness.send(&with_trace(request)).await;
+    assert_eq!(response.cache_status(), "railgate; fwd=miss; detail=alone");
+    assert_traced(&harness.rails.last_request());
+    latch.open();
+    assert_eq!(leader.read_response().await.status, 200);
 }

@@ -36,6 +36,8 @@ enum Behavior {
     Early,
     /// Responds with `content-length` and trailers.
     Trailers,
+    /// Responds with an order to Workhorse.
+    OrderWorkhorse,
     /// Closes the connection.
     HangUp,
     /// Sends more than fits into the buffers of a client that does not read.
@@ -121,7 +123,11 @@ async fn serve(stream: Box<dyn Stream>, shared: Arc<Shared>) {
         shared.requests.fetch_add(1, Ordering::SeqCst);
         let behavior = *shared.behavior.lock().unwrap();
         match behavior {
-            Behavior::Echo | Behavior::Wait | Behavior::Flood | Behavior::Trailers => {}
+            Behavior::Echo
+            | Behavior::Wait
+            | Behavior::Flood
+            | Behavior::Trailers
+            | Behavior::OrderWorkhorse => {}
             Behavior::RefuseOnce => {
                 *shared.behavior.lock().unwrap() = Behavior::Echo;
                 respond.send_reset(Reason::REFUSED_STREAM);
@@ -189,6 +195,9 @@ async fn serve_request(
     if behavior == Behavior::Trailers {
         response.headers_mut().insert("content-length", said.to_string().len().into());
     }
+    if behavior == Behavior::OrderWorkhorse {
+        response.headers_mut().insert("gitlab-workhorse-send-data", "send-url:e30=".parse().unwrap());
+    }
     if let Ok(mut stream) = respond.send_response(response, false) {
         if behavior == Behavior::Flood {
             let _ = stream.send_data(Bytes::from(vec![b'x'; 64 << 20]), true);
@@ -211,6 +220,19 @@ fn setup() -> Setup {
 
 fn allowed() -> Request {
     Request::post("allowed").with_secret().json(&format!(r#"{{"changes":"{}"}}"#, "x".repeat(300_000)))
+}
+
+/// As over HTTP/1.1.
+#[tokio::test]
+async fn instructions_for_workhorse_are_refused_over_http2() {
+    let rails = Http2Rails::new(None).await;
+    rails.set_behavior(Behavior::OrderWorkhorse);
+    let setup = setup();
+    let gateway = RunningGateway::start(setup.settings(&rails.address));
+    let lfs = Request::get("lfs?oid=1").with_secret();
+    gateway.tcp.send(&lfs).await.assert_failure(502);
+    gateway.wait_for_metric(r#"railgate_failures_total{reason="upstream_needs_workhorse"}"#, 1).await;
+    assert_eq!(gateway.tcp.send(&lfs.header("Gitlab-Workhorse", "18.1")).await.status, 200);
 }
 
 #[tokio::test]

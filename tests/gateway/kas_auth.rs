@@ -10,21 +10,33 @@ use super::credentials::{
 use super::fake_rails::Reply;
 use super::harness::{Harness, Setup};
 
-const ENDPOINTS: [(&str, &str); 14] = [
-    ("GET", "kubernetes/agent_info"),
-    ("GET", "kubernetes/project_info?id=1"),
-    ("POST", "kubernetes/usage_metrics"),
-    ("GET", "agents/agentk/agent_info"),
-    ("GET", "kubernetes/verify_project_access?id=1"),
-    ("POST", "kubernetes/agent_configuration"),
-    ("POST", "kubernetes/authorize_proxy_user"),
-    ("POST", "kubernetes/agent_events"),
-    ("GET", "kubernetes/receptive_agents"),
-    ("PUT", "kubernetes/modules/starboard_vulnerability"),
-    ("POST", "kubernetes/modules/starboard_vulnerability/scan_result"),
-    ("GET", "kubernetes/modules/starboard_vulnerability/policies_configuration"),
-    ("GET", "autoflow/repository_info?id=1"),
-    ("GET", "ci/agents/runner/info"),
+/// With the id of the row of each.
+const ENDPOINTS: [(&str, &str, &str); 25] = [
+    ("GET", "kubernetes/agent_info", "agent_info"),
+    ("GET", "kubernetes/project_info?id=1", "project_info"),
+    ("POST", "kubernetes/usage_metrics", "usage_metrics"),
+    ("GET", "agents/agentk/agent_info", "agentk_agent_info"),
+    ("GET", "agents/agentw/agent_info", "agentw_agent_info"),
+    ("GET", "agents/agentw/server_config", "agentw_server_config"),
+    ("GET", "agents/agentw/authorize_user_access?workspace_host=a&user_id=1", "agentw_authorize_user_access"),
+    ("GET", "kubernetes/verify_project_access?id=1", "verify_project_access"),
+    ("POST", "kubernetes/agent_configuration", "agent_configuration"),
+    ("POST", "kubernetes/authorize_proxy_user", "authorize_proxy_user"),
+    ("POST", "kubernetes/agent_events", "agent_events"),
+    ("GET", "kubernetes/receptive_agents", "receptive_agents"),
+    ("PUT", "kubernetes/modules/starboard_vulnerability", "starboard_vulnerability"),
+    ("POST", "kubernetes/modules/starboard_vulnerability/scan_result", "starboard_scan_result"),
+    ("GET", "kubernetes/modules/starboard_vulnerability/policies_configuration", "policies_configuration"),
+    ("POST", "kubernetes/modules/remote_development/reconcile", "remote_development_reconcile"),
+    ("GET", "kubernetes/modules/remote_development/prerequisites", "remote_development_prerequisites"),
+    ("GET", "kubernetes/modules/new/thing", "kubernetes_modules"),
+    ("PATCH", "kubernetes/modules/newer", "kubernetes_modules"),
+    ("GET", "autoflow/repository_info?id=1", "autoflow_repository_info"),
+    ("GET", "ci/agents/runner/info", "runner_info"),
+    ("GET", "ci/agents/runnerc/info", "runnerc_info"),
+    ("POST", "ci/job_router/jobs/request", "job_router_request"),
+    ("PUT", "ci/job_router/jobs/7", "job_router_job"),
+    ("GET", "ci/job_router/runner_controllers/job_admission", "job_router_admission"),
 ];
 
 fn request(method: &str, endpoint: &str) -> Request {
@@ -33,8 +45,8 @@ fn request(method: &str, endpoint: &str) -> Request {
 
 #[tokio::test]
 async fn every_kas_endpoint_requires_a_kas_token() {
-    let harness = Harness::new().await;
-    for (method, endpoint) in ENDPOINTS {
+    for (method, endpoint, route) in ENDPOINTS {
+        let harness = Harness::new().await;
         for unauthenticated in [
             request(method, endpoint),
             request(method, endpoint).header(KAS_HEADER, ""),
@@ -51,6 +63,12 @@ async fn every_kas_endpoint_requires_a_kas_token() {
             assert_eq!(response.cache_status(), "railgate; fwd=bypass; detail=route", "{endpoint}");
             assert_eq!(seen.header("authorization"), Some("Bearer agent-token"));
         }
+        let counted = |caller: &str, status: &str, cache: &str| {
+            let labels = format!(r#"route="{route}",caller="{caller}",status="{status}",cache="{cache}""#);
+            format!("railgate_requests_total{{{labels}}}")
+        };
+        harness.wait_for_metric(&counted("kas", "2xx", "never"), 2).await;
+        harness.wait_for_metric(&counted("none", "4xx", "none"), 4).await;
     }
 }
 

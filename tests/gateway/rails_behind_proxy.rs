@@ -1,6 +1,7 @@
 //! A proxy in front of Rails, such as Workhorse or nginx, accepts connections and reports that Rails is
 //! away.
 
+use super::admission::requests_by_idempotency;
 use super::client::{Request, eventually};
 use super::fake_rails::{ReceivedRequest, Reply, gitlab};
 use super::harness::{Harness, Setup};
@@ -75,6 +76,26 @@ async fn a_read_is_retried_when_rails_is_back() {
     assert_eq!(connection.read_response().await.status, 200);
     assert_eq!(forwarded_count(&harness), 2);
     harness.wait_for_metric(r#"railgate_upstream_resent_total{reason="read"}"#, 1).await;
+}
+
+#[tokio::test]
+async fn reads_that_write_are_not_retried() {
+    for (nth, (request, may_be_resent)) in requests_by_idempotency().into_iter().enumerate() {
+        let harness = setup().start().await;
+        harness.rails.respond_always(away_response());
+        let id = format!("behind-a-proxy-{nth}");
+        let request = request.header("X-Request-Id", &id);
+        let mut connection = harness.start_request(&request).await;
+        if may_be_resent {
+            harness.wait_for_metric(HELD, 1).await;
+            harness.rails.recover();
+        }
+        let response = connection.read_response_to(&request).await;
+        let expected = if may_be_resent { (200, 2) } else { (502, 1) };
+        assert_eq!((response.status, forwarded_count(&harness)), expected, "{request}");
+        let line = log::wait_for_request_line(&id).await;
+        assert_eq!(line["resent"].as_bool(), may_be_resent.then_some(true), "{line}");
+    }
 }
 
 /// The proxy may only lack the health check's endpoint.

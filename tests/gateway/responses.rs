@@ -3,6 +3,7 @@
 use super::client::Request;
 use super::fake_rails::Reply;
 use super::harness::Harness;
+use super::log;
 
 const ALLOWED: [(u16, &str, &str); 16] = [
     (200, "", r#"{"status":true,"gl_id":"user-1","gitaly":{"token":"t"},"gl_console_messages":["é"]}"#),
@@ -115,20 +116,41 @@ async fn a_head_request_is_answered_without_a_body() {
 #[tokio::test]
 async fn instructions_for_workhorse_are_refused_to_other_clients() {
     let harness = Harness::new().await;
-    let request = Request::get("lfs?oid=1&gl_repository=project-1").with_secret();
-    for header in [
-        "Gitlab-Workhorse-Send-Data: send-url:e30=",
-        "gitlab-workhorse-detect-content-type: true",
-        "Gitlab-Workhorse-Send-Dependency: x",
-        "X-Sendfile: /var/opt/gitlab/lfs/1",
-    ] {
-        harness.rails.respond_always(Reply::new(200, &format!("{header}\r\n"), ""));
-        harness.send(&request).await.assert_failure(502);
-        let workhorse = request.clone().header("Gitlab-Workhorse", "18.1");
-        assert_eq!(harness.send(&workhorse).await.status, 200, "{header}");
+    let lfs = Request::get("lfs?oid=1&gl_repository=project-1").with_secret();
+    let head = Request::new("HEAD", &lfs.target).with_secret();
+    let fill = Request::get("discover?key_id=1").with_secret();
+    let requests = [(&lfs, "get"), (&head, "head"), (&fill, "fill")];
+    let headers = [
+        ("Gitlab-Workhorse-Send-Data", "send-url:e30="),
+        ("gitlab-workhorse-detect-content-type", "true"),
+        ("Gitlab-Workhorse-Send-Dependency", "x"),
+        ("X-Sendfile", "/var/opt/gitlab/lfs/1"),
+        ("X-Accel-Redirect", "/lfs/1"),
+    ];
+    for (name, value) in headers {
+        harness.rails.respond_always(Reply::new(200, &format!("{name}: {value}\r\n"), ""));
+        for (request, kind) in requests {
+            let id = format!("needs-workhorse-{kind}-{name}");
+            let refused = harness.send(&request.clone().header("X-Request-Id", &id)).await;
+            assert_eq!(refused.status, 502, "{request}: {refused}");
+            if kind != "head" {
+                refused.assert_failure(502);
+            }
+            let line = log::wait_for_request_line(&id).await;
+            let error = line["error"].as_str().unwrap_or_default();
+            assert_eq!(line["failure"], "upstream_needs_workhorse", "{line}");
+            assert!(error.contains(&name.to_lowercase()) && error.contains("only Workhorse"), "{error}");
+            // A fill is for all, and does not say who asks.
+            for mark in ["Gitlab-Workhorse", "Gitlab-Workhorse-Api-Request"].iter().filter(|_| kind != "fill")
+            {
+                let response = harness.send(&request.clone().header(mark, "18.1")).await;
+                assert_eq!((response.status, response.header(name)), (200, Some(value)), "{mark} {name}");
+            }
+        }
     }
-    harness.wait_for_metric(r#"railgate_failures_total{reason="upstream_needs_workhorse"}"#, 4).await;
+    let refused = headers.len() * requests.len();
+    harness.wait_for_metric(r#"railgate_failures_total{reason="upstream_needs_workhorse"}"#, refused).await;
     // Not an instruction.
     harness.rails.respond_always(Reply::new(200, "Enable-Workhorse-Circuit-Breaker: true\r\n", "{}"));
-    assert_eq!(harness.send(&request).await.status, 200);
+    assert_eq!(harness.send(&lfs).await.status, 200);
 }

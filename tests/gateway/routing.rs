@@ -77,21 +77,34 @@ async fn overridable_methods_require_the_same_credential() {
 #[tokio::test]
 async fn endpoints_of_other_families_are_forwarded_without_shell_credentials() {
     let harness = Harness::new().await;
-    for (method, path, route) in [
-        ("GET", "/pages?host=a", "pages"),
-        ("GET", "/pages/status", "pages_status"),
-        ("POST", "/workhorse/authorize_upload", "authorize_upload"),
-        ("POST", "/mail_room/incoming_email", "mail_room"),
-        ("POST", "/error_tracking/allowed", "error_tracking_allowed"),
-        ("POST", "/shellhorse/git_audit_event", "git_audit_event"),
-        ("POST", "/orbit/x", "orbit"),
+    for (method, path, route, count) in [
+        ("GET", "/pages?host=a", "pages", 1),
+        ("GET", "/pages/status", "pages_status", 1),
+        ("POST", "/workhorse/authorize_upload", "authorize_upload", 1),
+        ("POST", "/mail_room/incoming_email", "mail_room", 1),
+        ("POST", "/error_tracking/allowed", "error_tracking_allowed", 1),
+        ("POST", "/shellhorse/git_audit_event", "git_audit_event", 1),
+        ("POST", "/orbit/x", "orbit", 1),
+        ("GET", "/orbit/project/1/info", "orbit", 2),
+        ("POST", "/secrets_manager/audit_logs", "secrets_manager_audit_logs", 1),
+        ("GET", "/observability/project/1/read/analytics", "observability", 1),
+        ("POST", "/observability/project/1/write/v1/traces", "observability", 2),
+        ("POST", "/suggested_reviewers/tokens", "suggested_reviewers_tokens", 1),
+        ("POST", "/jobs/1/x_ray/scan", "x_ray", 1),
+        ("POST", "/jobs/1/x_ray/dependencies", "x_ray", 2),
+        ("PUT", "/jobs/1/x_ray/new/thing", "x_ray", 3),
+        ("PUT", "/upcoming_reconciliations", "upcoming_reconciliations", 1),
+        ("DELETE", "/upcoming_reconciliations", "upcoming_reconciliations", 2),
+        ("POST", "/gitlab_subscriptions/users/1/permissions", "gitlab_subscriptions", 1),
+        ("POST", "/dast/site_validations/1/transition", "dast", 1),
+        ("POST", "/coverage", "coverage", 1),
     ] {
         let header = "Gitlab-Pages-Api-Request";
         let request = Request::new(method, &format!("{PREFIX}{path}")).header(header, "a.b.c");
         let (response, seen) = harness.send_forwarded(&request).await;
         assert_eq!((response.status, seen.header(header)), (200, Some("a.b.c")));
         assert_eq!((seen.method.as_str(), seen.target.as_str()), (method, request.target.as_str()));
-        assert_counted(&harness, route, "left_to_rails", 1).await;
+        assert_counted(&harness, route, "left_to_rails", count).await;
     }
     let unknown = [
         ("GET", ""),
@@ -106,6 +119,10 @@ async fn endpoints_of_other_families_are_forwarded_without_shell_credentials() {
         ("GET", "/checks"),
         ("GET", "/check/x"),
         ("POST", "/mail_room/a/b"),
+        ("POST", "/jobs/1/x_ray"),
+        ("POST", "/jobs/x_ray/scan"),
+        ("POST", "/jobs/1/2/x_ray/scan"),
+        ("POST", "/jobs/1/x_rays/scan"),
         ("BREW", "/tea"),
         ("ABCDEFGHIJKLMNOPQRST", "/check"),
     ];

@@ -212,10 +212,10 @@ async fn unverified_bodies_take_bounded_memory() {
     assert!(grown < MAX_GROWTH, "grown by {grown} bytes");
 }
 
-/// What the Ruby GitLab Shell sends for a push of so many refs.
+/// What the Ruby GitLab Shell sends for a push of so many refs with names of 100 characters.
 fn push_form(refs: usize) -> String {
     let change =
-        |nth: usize| format!("{nth:040x}+{:040x}+refs%2Fheads%2Ffeature%2F{nth}%2Fmirrored%0A", nth + 1);
+        |nth: usize| format!("{nth:040x}+{:040x}+refs%2Fheads%2Ffeature%2F{nth:072}%2Fmirrored%0A", nth + 1);
     let changes: String = (0..refs).map(change).collect();
     format!("action=git-receive-pack&changes={changes}&gl_repository=project-7&secret_token=s3cret")
 }
@@ -225,7 +225,12 @@ async fn a_push_of_many_refs_is_searched_up_to_eight_mebibytes() {
     let harness = Harness::new().await;
     let ten_thousand = push_form(10_000);
     assert!(ten_thousand.len() > MEBIBYTE, "{}", ten_thousand.len());
+    // As `config/README.md` says.
+    let forty_thousand = push_form(40_000);
+    println!("40,000 refs: {} bytes", forty_thousand.len());
     for (request, is_small_enough) in [
+        (Request::post("allowed").form(&forty_thousand), true),
+        (Request::post("allowed").form(&push_form(50_000)), false),
         (Request::post("allowed").form(&ten_thousand), true),
         (Request::post("allowed").form(&ten_thousand).chunked(16_000), true),
         (Request::post("allowed").body(&ten_thousand), true),

@@ -144,7 +144,7 @@ fn check_response(response: &ProbeResponse) -> Finding {
         401 if json.get("message").or(json.get("error")).is_some() => Finding::ok("a GitLab answers `check`"),
         300..=399 => Finding::failed(
             format!("it redirects to {:?}", response.header(header::LOCATION)),
-            "set upstream.url to Workhorse or Puma itself, with the scheme and the path of the redirect",
+            "set upstream.url to Workhorse itself, with the scheme and the path of the redirect",
         ),
         404 => Finding::failed(
             "there is no internal API (404)",

@@ -154,4 +154,10 @@ fn the_configuration_in_the_kubernetes_example_is_valid() {
     let text: String = lines.flat_map(|line| [line, "\n"]).collect();
     let settings = Files::new().load(&text);
     assert!(settings.auth.kas.is_some() && settings.listen.len() == 1, "{text}");
+    // Not Puma's: see `deploy/README.md`.
+    let workhorse = UpstreamTarget::parse("http+unix://%2Frun%2Fworkhorse%2Fworkhorse.sock").unwrap();
+    let servers: Vec<_> = settings.upstream.servers.iter().map(|server| &server.target.address).collect();
+    assert_eq!(servers, [&workhorse.address]);
+    let mounts = KUBERNETES.matches("mountPath: /run/workhorse}").count();
+    assert_eq!(mounts, 2, "both containers have the directory of its socket");
 }

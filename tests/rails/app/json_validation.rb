@@ -7,10 +7,14 @@ class JsonValidation
   SHELL = /\A(allowed|lfs_authenticate|two_factor_\w+|personal_access_token|pre_receive|post_receive)\z/
   KAS = %r{\Akubernetes/}
 
-  MAX_BYTES = 10 * 1024 * 1024
+  # GitLab's limits for the internal API, which are for POST alone, and those for all other requests.
+  LIMITS = { bytes: 10 * 1024 * 1024, elements: nil }.freeze
+  OTHER_LIMITS = { bytes: nil, elements: 100_000 }.freeze
   MAX_DEPTH = 32
-  MAX_ELEMENTS = 50_000
+  MAX_ITEMS = 50_000
   MAX_DIGITS = 1000
+
+  TooLarge = Class.new(StandardError)
 
   def initialize(app)
     @app = app
@@ -53,24 +57,35 @@ class JsonValidation
   end
 
   def error_in(request)
-    text = request.body.read(MAX_BYTES + 1).to_s
+    limits = request.post? ? LIMITS : OTHER_LIMITS
+    text = request.body.read.to_s
     request.body.rewind
-    return 'JSON body too large' if text.bytesize > MAX_BYTES
+    return 'JSON body too large' if limits[:bytes]&.<(text.bytesize)
     return if text.empty?
     return 'Invalid JSON format' if text.match?(/\d{#{MAX_DIGITS + 1}}/)
 
-    count(JSON.parse(text, max_nesting: MAX_DEPTH)) > MAX_ELEMENTS ? 'Too many total parameters' : nil
+    elements = count(JSON.parse(text, max_nesting: MAX_DEPTH))
+    limits[:elements]&.<(elements) ? 'Too many total parameters' : nil
+  rescue TooLarge => error
+    error.message
   rescue JSON::NestingError
     'Parameters nested too deeply'
   rescue JSON::ParserError
     'Invalid JSON format'
   end
 
+  # A pair counts twice, as key and as value.
   def count(value)
     case value
-    when Hash then value.sum(1) { |_, item| count(item) }
-    when Array then value.sum(1) { |item| count(item) }
-    else 1
+    when Hash
+      raise TooLarge, 'Hash parameter too large' if value.size > MAX_ITEMS
+
+      value.sum { |_, item| 2 + count(item) }
+    when Array
+      raise TooLarge, 'Array parameter too large' if value.size > MAX_ITEMS
+
+      value.sum { |item| 1 + count(item) }
+    else 0
     end
   end
 

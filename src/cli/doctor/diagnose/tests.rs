@@ -50,7 +50,7 @@ fn other_servers_and_failures_are_recognized() {
         (
             response(301, &[("location", "https://gitlab/x")], ""),
             Level::Failed,
-            "redirects to \"https://gitlab/x\"",
+            "redirects to \"https://gitlab/x\"\n      set upstream.url to Workhorse itself",
         ),
         (response(401, &[], "who are you?"), Level::Failed, "is not GitLab's internal API"),
         (response(403, &[], "{}"), Level::Failed, "is not GitLab's internal API"),
