@@ -7,24 +7,47 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+/// How long a look-up without an answer says that a server is silent. Longer than the pause between two tries of
+/// GitLab Shell.
+const SILENCE_TTL: Duration = Duration::from_secs(10);
+
 /// When a server answered last.
 #[derive(Debug)]
 pub struct LastAnswer {
     created_at: Instant,
     /// Microseconds after that; 0 while there was none.
     answered_at_us: AtomicU64,
+    /// The same for the end of the last look-up that got no answer in all of its time.
+    silent_at_us: AtomicU64,
 }
 
 impl LastAnswer {
     /// No answer yet; none can be recorded that is older than `now`.
     pub fn new(now: Instant) -> Self {
-        Self { created_at: now, answered_at_us: AtomicU64::new(0) }
+        Self { created_at: now, answered_at_us: AtomicU64::new(0), silent_at_us: AtomicU64::new(0) }
     }
 
     /// The server answers a request.
     pub fn record(&self, now: Instant) {
+        self.answered_at_us.store(self.us_at(now), Ordering::Relaxed);
+    }
+
+    /// The server has not answered a look-up in all of its time, nor any other request in the second half of it.
+    pub fn record_silence(&self, now: Instant) {
+        self.silent_at_us.store(self.us_at(now), Ordering::Relaxed);
+    }
+
+    /// Whether the server has left a look-up unanswered not long ago, and has answered nothing since.
+    pub fn is_silent(&self, now: Instant) -> bool {
+        let silent_at = self.silent_at_us.load(Ordering::Relaxed);
+        silent_at > 0
+            && self.answered_at_us.load(Ordering::Relaxed) <= silent_at
+            && now < self.created_at + Duration::from_micros(silent_at) + SILENCE_TTL
+    }
+
+    fn us_at(&self, now: Instant) -> u64 {
         let us = now.saturating_duration_since(self.created_at).as_micros();
-        self.answered_at_us.store(u64::try_from(us).unwrap_or(u64::MAX).max(1), Ordering::Relaxed);
+        u64::try_from(us).unwrap_or(u64::MAX).max(1)
     }
 
     /// Whether the server is busy rather than failing, for a request that was sent at `sent_at` and has no
@@ -80,6 +103,23 @@ mod tests {
         }
         progress.record_sent(at(300), &last);
         assert!(!progress.is_server_busy(at(400)), "that was before");
+    }
+
+    #[test]
+    fn a_silence_is_remembered_for_some_seconds_or_until_the_next_answer() {
+        let begin = Instant::now();
+        let at = |ms: u64| begin + Duration::from_millis(ms);
+        let last = LastAnswer::new(begin);
+        assert!(!last.is_silent(at(0)), "nothing is known yet");
+        last.record(at(1_000));
+        last.record_silence(at(5_000));
+        for (ms, is_silent) in [(5_000, true), (14_999, true), (15_000, false)] {
+            assert_eq!(last.is_silent(at(ms)), is_silent, "{ms}");
+        }
+        last.record_silence(at(20_000));
+        assert!(last.is_silent(at(20_001)));
+        last.record(at(20_002));
+        assert!(!last.is_silent(at(20_003)), "it has answered");
     }
 
     #[test]

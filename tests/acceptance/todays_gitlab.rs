@@ -171,6 +171,23 @@ fn the_refusal_of_a_blocked_users_key_is_cached() {
     assert_eq!((response.status, arrived), (200, 1), "{response}");
 }
 
+#[test]
+fn the_refusal_of_a_blocked_users_key_is_dropped_by_a_system_hook() {
+    let harness = Harness::with_era("today");
+    let (gateway, hooks) = harness.gateway_with_hooks(Transport::Tcp);
+    let request = || Request::get(&format!("authorized_keys?key={}", keys::of_blocked())).with_shell_token();
+    let attempt = || harness.arrivals(|| gateway.tcp.send(&request()).status);
+    assert_eq!([attempt(), attempt()], [(1, 401), (0, 401)]);
+    let event = json!({ "event_name": "user_failed_login", "user_id": 11, "username": "barred" });
+    let hook = Request::new("POST", "/hooks/gitlab").header("X-Gitlab-Event", "System Hook");
+    let hook = hook.header("X-Gitlab-Token", "h00k").json(&event.to_string());
+    assert_eq!(hooks.send(&hook).status, 200);
+    assert_eq!([attempt(), attempt()], [(1, 401), (0, 401)]);
+    harness.control("POST", "/-/unblock/11");
+    assert_eq!(hooks.send(&hook).status, 200);
+    assert_eq!(attempt(), (1, 200));
+}
+
 /// It has no content type, and is not JSON.
 #[test]
 fn a_429_of_workhorse_is_forwarded_unchanged() {

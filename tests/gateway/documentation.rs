@@ -1,4 +1,5 @@
-//! The tables of commands and exit codes in the documentation are those of the program.
+//! The tables of commands and exit codes in the documentation are those of the program, and its sections name what
+//! operators need.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -52,6 +53,72 @@ fn named(text: &str) -> BTreeSet<String> {
         words.take_while(|word| word.bytes().all(|b| b.is_ascii_lowercase())).collect::<Vec<_>>().join(" ")
     });
     words.filter(|command| !command.is_empty()).collect()
+}
+
+/// What an operator cannot find out by a test of the gateway: facts about what stands around it.
+#[test]
+fn sections_name_what_operators_have_to_set_elsewhere() {
+    for (file, heading, words) in [
+        (
+            "deploy/README.md",
+            "## Install",
+            &[
+                "Point `upstream.url` at Workhorse",
+                "LFS files in object storage",
+                "`orbit`",
+                "429",
+                "upstream_needs_workhorse",
+                "gitlab_kas['gitlab_address']",
+                "upstream.forward_prefixes = [\"/api/v4/geo/\"]",
+                "topology_service",
+                "14.50",
+            ][..],
+        ),
+        (
+            "deploy/README.md",
+            "### SELinux",
+            &[
+                "AuthorizedKeysCommand",
+                "gitlab_shell_t",
+                "restorecon -R /run/railgate",
+                "semanage port -m -t http_cache_port_t -p tcp 8181",
+                "intermapper_port_t",
+                "ausearch -m avc",
+            ],
+        ),
+        (
+            "deploy/README.md",
+            "### On another host than Rails",
+            &["gitlab_rails['trusted_proxies']", "600 calls of `/allowed` a minute"],
+        ),
+        (
+            "deploy/README.md",
+            "## System Hooks",
+            &[
+                "a user is blocked, banned or deactivated",
+                "a key expires",
+                "usage type",
+                "in bulk",
+                "Silent Mode",
+                "a user is unblocked",
+                "A 429 means",
+            ],
+        ),
+        ("config/README.md", "### Long queries", &["object_pool_members", "PUMA_QUERY_STRING_MAX_LENGTH"]),
+        ("config/README.md", "### Look-ups", &["gitlab-sshd", "10 s", "4 s in all"]),
+        ("config/README.md", "## Authentication", &[r#"{"error":"Unauthorized"}"#]),
+        ("config/README.md", "## The cache", &["`traceparent`, `tracestate` and `baggage`"]),
+    ] {
+        let text = fs::read_to_string(Path::new(ROOT).join(file)).unwrap();
+        let (_, section) = text.split_once(&format!("\n{heading}\n")).unwrap_or_else(|| panic!("{heading}"));
+        let level = heading.split(' ').next().unwrap();
+        // A section goes on until the next one of its level.
+        let section = section.split(&format!("\n{level} ")).next().unwrap();
+        let section = section.split_whitespace().collect::<Vec<_>>().join(" ");
+        for word in words {
+            assert!(section.contains(word), "{file}, {heading}: {word}");
+        }
+    }
 }
 
 #[test]

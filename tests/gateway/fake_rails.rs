@@ -8,6 +8,7 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, UnixListener};
@@ -98,6 +99,7 @@ pub struct Reply {
 enum Step {
     Write(Vec<u8>),
     Wait(Latch),
+    Pause(Duration),
     /// Nothing, until the gateway closes the connection.
     LogBlocker,
     Close,
@@ -108,6 +110,7 @@ impl fmt::Debug for Step {
         match self {
             Self::Write(bytes) => String::from_utf8_lossy(&bytes[..bytes.len().min(300)]).fmt(f),
             Self::Wait(_) => f.write_str("wait"),
+            Self::Pause(time) => write!(f, "pause {time:?}"),
             Self::LogBlocker => f.write_str("hang"),
             Self::Close => f.write_str("close"),
         }
@@ -171,6 +174,12 @@ impl Reply {
     /// Then does nothing more until the gateway closes the connection.
     pub fn then_hang(mut self) -> Self {
         self.steps.push(Step::LogBlocker);
+        self
+    }
+
+    /// The same reply, after this time. Only for a Rails that takes its time: wait for events with a latch.
+    pub fn after_pause(mut self, time: Duration) -> Self {
+        self.steps.insert(0, Step::Pause(time));
         self
     }
 
@@ -426,6 +435,7 @@ async fn perform(stream: &mut Box<dyn Stream>, reply: Reply) -> bool {
                 }
             }
             Step::Wait(latch) => latch.wait().await,
+            Step::Pause(time) => tokio::time::sleep(time).await,
             Step::LogBlocker => {
                 let mut ignored = Vec::new();
                 let _ = stream.read_to_end(&mut ignored).await;

@@ -80,6 +80,12 @@ impl Setup {
         self
     }
 
+    /// Leaves all but addresses and secrets to the defaults.
+    pub fn with_default_times(mut self) -> Self {
+        self.keys.retain(|key, _| key.starts_with("admin.") || key.starts_with("auth."));
+        self
+    }
+
     /// The relative URL root of Rails.
     pub fn root_path(mut self, root: &str) -> Self {
         root.clone_into(&mut self.root);

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::client::{Address, Request, Response, eventually, within_deadline};
 use super::credentials::now;
-use super::fake_rails::{FakeRails, Latch, ROOT_KEY, gitlab};
+use super::fake_rails::{FakeRails, Latch, ROOT_KEY, Reply, gitlab};
 use super::harness::{Harness, Setup};
 
 fn key() -> Request {
@@ -87,6 +87,34 @@ async fn an_event_drops_exactly_the_entries_it_outdates() {
     }
     assert_eq!(harness.metric("railgate_hooks_total{event=\"key_destroy\"}").await, Some(6));
     assert_eq!(harness.metric("railgate_hooks_total{event=\"other\"}").await, Some(4));
+}
+
+/// The refusal does not name the owner, so an event about any user may be about this one.
+#[tokio::test]
+async fn the_refusal_of_a_blocked_owners_key_is_dropped_by_events_about_users() {
+    let (harness, hooks) = harness().await;
+    let blocked = r#"{"message":"401 Unauthorized - Key"}"#;
+    harness.rails.respond_always(Reply::json(401, blocked));
+    let user_event = |name: &str| json!({"event_name": name, "user_id": 11, "username": "barred"});
+    for (event, is_asked_again) in [
+        (user_event("user_failed_login"), true),
+        (user_event("user_create"), true),
+        (user_event("user_destroy"), true),
+        (key_event("key_create"), true),
+        (json!({"event_name": "project_create", "id": 1, "user_id": 11}), false),
+    ] {
+        harness.send(&key()).await;
+        let (response, asked) = harness.send_counting(&key()).await;
+        assert_eq!((response.status, response.text(), asked), (401, blocked, 0), "{response}");
+        assert_eq!(send_hook(&hooks, &event).await.status, 200);
+        let (response, asked) = harness.send_counting(&key()).await;
+        assert_eq!((response.status, asked), (401, usize::from(is_asked_again)), "{event}");
+    }
+    // Once the owner is let in, the next event ends the refusal.
+    harness.rails.recover();
+    assert_eq!(harness.send(&key()).await.status, 401);
+    send_hook(&hooks, &user_event("user_failed_login")).await;
+    assert_eq!(harness.send(&key()).await.status, 200);
 }
 
 #[tokio::test]

@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use socket2::{Domain, Socket, Type};
 
-use super::client::{Address, Connection, Request};
+use super::client::{Address, Connection, Request, within_deadline};
 use super::credentials::{KAS_HEADER, kas_token, now};
 use super::fake_rails::{FakeRails, PADDED_KEY, ROOT_KEY, Reply, UNKNOWN_KEY};
 use super::harness::{RunningGateway, Setup};
+use super::log;
 
 const HOLDS: &str = "railgate_upstream_holds_total";
 const HELD: &str = "railgate_upstream_held";
@@ -35,6 +36,17 @@ struct Lookup {
 /// Looks up a key as GitLab Shell 14.56 does: three tries; it retries after no response, 429, and 5xx other
 /// than 501, with pauses that double or follow `Retry-After`.
 async fn look_up(address: &Address, key: &str) -> Lookup {
+    look_up_with(address, key, TRIES, Pauses::Counted).await
+}
+
+/// Whether the pauses between two tries are slept, or only counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pauses {
+    Counted,
+    Slept,
+}
+
+async fn look_up_with(address: &Address, key: &str, tries: u32, pauses: Pauses) -> Lookup {
     let request = Request::get(&format!("authorized_keys?key={}", key.replace('+', "%2B"))).with_secret();
     let mut lookup = Lookup { status: None, tries: 0, after: Duration::ZERO };
     loop {
@@ -50,15 +62,18 @@ async fn look_up(address: &Address, key: &str) -> Lookup {
         lookup.tries += 1;
         lookup.status = response.as_ref().map(|response| response.status);
         let is_final = lookup.status.is_some_and(|status| status == 501 || status < 500 && status != 429);
-        if is_final || lookup.tries == TRIES || lookup.after > DEADLINE {
+        if is_final || lookup.tries == tries || lookup.after > DEADLINE {
             return lookup;
         }
         let retry_after = response.as_ref().filter(|response| matches!(response.status, 429 | 503));
         let retry_after = retry_after
             .and_then(|response| response.header("retry-after")?.parse().ok())
             .map(Duration::from_secs);
-        lookup.after +=
-            retry_after.unwrap_or((SHORTEST_PAUSE * 2_u32.pow(lookup.tries - 1)).min(LONGEST_PAUSE));
+        let pause = retry_after.unwrap_or((SHORTEST_PAUSE * 2_u32.pow(lookup.tries - 1)).min(LONGEST_PAUSE));
+        if pauses == Pauses::Slept {
+            tokio::time::sleep(pause).await;
+        }
+        lookup.after += pause;
     }
 }
 
@@ -126,6 +141,100 @@ async fn a_failing_login_takes_at_most_twice_as_long_as_without_the_gateway() {
                 TRIES as usize * keys.len(),
             )
             .await;
+    }
+}
+
+/// The kinds of clients: GitLab Shell, and one that does not retry, with one key or two.
+const CLIENTS: [(&str, u32, &[&str]); 3] = [
+    ("3 tries", TRIES, &[UNKNOWN_KEY]),
+    ("3 tries, 2 keys", TRIES, &[UNKNOWN_KEY, PADDED_KEY]),
+    ("1 try", 1, &[UNKNOWN_KEY]),
+];
+
+/// A login: one key after the other, until one is known.
+async fn log_in(address: Address, tries: u32, keys: &'static [&'static str]) -> Lookup {
+    let mut login = Lookup { status: None, tries: 0, after: Duration::ZERO };
+    for key in keys {
+        let lookup = look_up_with(&address, key, tries, Pauses::Slept).await;
+        login = Lookup {
+            status: lookup.status,
+            tries: login.tries + lookup.tries,
+            after: login.after + lookup.after,
+        };
+        if lookup.status == Some(200) {
+            break;
+        }
+    }
+    login
+}
+
+/// Rails is down for 20 s, the gateway has its default configuration, and clients sleep their pauses.
+/// `tests/README.md` has the table that this prints.
+#[tokio::test]
+async fn logins_while_rails_is_down_fail_about_as_fast_as_without_the_gateway() {
+    const DOWN: Duration = Duration::from_secs(20);
+    // The hold of a look-up, and a margin for a busy machine.
+    const MARGIN: Duration = Duration::from_secs(2);
+    let port = Port::closed();
+    let rails = port.address();
+    let gateway = RunningGateway::start(Setup::new().with_default_times().settings(&rails));
+    let mut logins = Vec::new();
+    for begin in [0, 5, 10, 17, 21] {
+        for (client, tries, keys) in CLIENTS {
+            let addresses = [rails.clone(), gateway.tcp.clone()];
+            logins.push(tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_secs(begin)).await;
+                let [straight, through] = addresses.map(|address| log_in(address, tries, keys));
+                let (straight, through) = tokio::join!(straight, through);
+                (begin, client, straight, through)
+            }));
+        }
+    }
+    tokio::time::sleep(DOWN).await;
+    let _rails = port.open();
+    println!("| Begun after | Client | Straight to Rails | Through the gateway |");
+    for login in logins {
+        let (begin, client, straight, through) = within_deadline("a login", login).await.unwrap();
+        let shown = |login: &Lookup| {
+            let status = login.status.map_or("no answer".to_owned(), |status| status.to_string());
+            format!("{status}, {} tries, {:.1} s", login.tries, login.after.as_secs_f64())
+        };
+        println!("| {begin} s | {client} | {} | {} |", shown(&straight), shown(&through));
+        assert!(
+            through.after <= straight.after * 2 + MARGIN,
+            "{begin} s, {client}: {through:?}, {straight:?}"
+        );
+        if Duration::from_secs(begin) > DOWN {
+            assert_eq!((through.status, through.tries), (straight.status, straight.tries), "{through:?}");
+        }
+    }
+}
+
+/// It costs a look-up all of its time only once, until it answers anything.
+#[tokio::test]
+async fn a_silent_rails_costs_the_following_look_ups_less_time() {
+    let setup = Setup::new().text("upstream.hold", "10m").text("upstream.classes.lookup.total_timeout", "3s");
+    let harness = setup.start().await;
+    let silent = async |id: &str, path: &str, expected: &str| {
+        let response = harness.send(&Request::get(path).with_secret().header("X-Request-Id", id)).await;
+        response.assert_failure(504);
+        let line = log::wait_for_request_line(id).await;
+        let error = line["error"].as_str().unwrap_or_default();
+        assert!(error.starts_with(expected), "{id}: {error}");
+    };
+    let unknown_key = format!("authorized_keys?key={UNKNOWN_KEY}");
+    for (round, answered) in [
+        ("1", Request::get("discover?username=root").with_secret()),
+        ("2", Request::get("lfs").with_secret()),
+    ] {
+        harness.rails.respond_always(Reply::silence());
+        silent(&format!("silent-first-{round}"), "discover?user_id=5", "no answer within 3s").await;
+        for path in [unknown_key.as_str(), "discover?user_id=6"] {
+            let id = format!("silent-then-{round}-{}", path.len());
+            silent(&id, path, "no answer within 1s").await;
+        }
+        harness.rails.recover();
+        assert_eq!(harness.send(&answered).await.status, 200);
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use http::{Request, Response, header};
 
-use super::options::SendOptions;
+use super::options::{SendOptions, WaitPolicy};
 use super::replay::is_replayable;
 use crate::body::{Body, Collected};
 use crate::clock::Clock;
@@ -20,6 +20,10 @@ use crate::upstream::servers::server::UpstreamServer;
 /// How long it may take to read the body of a response that is buffered.
 const BUFFER_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// What part of its time a look-up has for a server that is known to be silent. By default this is 1.3 s: longer than
+/// `connect_timeout`, so that a server that no longer accepts connections is still told apart.
+const SILENT_SERVER_SHARE: u32 = 3;
+
 /// The deadlines of one attempt.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct AttemptDeadlines {
@@ -30,6 +34,16 @@ pub(super) struct AttemptDeadlines {
     /// When all of the response has to be there: `total_timeout` after the arrival of the request.
     pub(super) end: Option<Instant>,
     pub(super) total_timeout: Duration,
+}
+
+impl AttemptDeadlines {
+    /// For a server that has just left another look-up unanswered: logins have no time to find that out again with
+    /// each try and each key.
+    fn for_silent_server(self) -> Self {
+        let total = Some(self.total_timeout).filter(|total| !total.is_zero());
+        let time = total.map_or(self.response_timeout, |total| total.min(self.response_timeout));
+        Self { response_timeout: time / SILENT_SERVER_SHARE, ..self }
+    }
 }
 
 /// Why an attempt brought no response.
@@ -71,6 +85,10 @@ impl UpstreamServer {
     ) -> Result<Response<Body>, AttemptError> {
         request.headers_mut().insert(header::HOST, self.host.clone());
         let load = if self.state.health.is_alone() { None } else { self.state.load.start(options.class) };
+        let is_known_silent = options.class == Class::Lookup
+            && options.wait_policy == WaitPolicy::ForRails
+            && self.state.health.last_answer().is_silent(deadlines.sent);
+        let deadlines = if is_known_silent { deadlines.for_silent_server() } else { deadlines };
         let outcome = self.send(request, options, deadlines).await;
         drop(load);
         let now = Clock::System.now();
@@ -89,6 +107,15 @@ impl UpstreamServer {
         if outcome.is_ok() && reason.is_none() && options.class != Class::Other && !options.is_check_endpoint
         {
             health.last_answer().record(now);
+        }
+        // Only a look-up that had all of its time proves that it was not too short.
+        if let Err(AttemptError::Failed(error)) = &outcome
+            && !is_known_silent
+            && options.class == Class::Lookup
+            && !options.is_check_endpoint
+            && error.kind() == ErrorKind::Silent
+        {
+            health.last_answer().record_silence(now);
         }
         match (&outcome, reason) {
             _ if options.class == Class::Other => {}
