@@ -43,7 +43,7 @@ async fn a_loop_is_detected_on_the_first_return() {
     // A line for each request, and one for its return.
     let lines = log::wait_for_lines(&format!("\"correlation_id\":\"{id}\""), 7).await;
     let of_loop: Vec<_> =
-        lines.iter().filter(|line| line.contains("leads back to one of the gateway's listeners")).collect();
+        lines.iter().filter(|line| line.contains("gateway's listeners; point it to Workhorse\"")).collect();
     assert_eq!(of_loop.len(), 4, "{lines:#?}");
     assert!(of_loop.iter().all(|line| line.contains("loop")), "{lines:#?}");
 }
