@@ -62,7 +62,7 @@ pub struct Routed {
     /// Its path is stripped of the relative URL root.
     pub exchange: Exchange,
     /// The row of the route table.
-    pub found: RouteMatch,
+    pub route_match: RouteMatch,
 }
 
 /// A request whose caller may call the endpoint.
@@ -71,7 +71,7 @@ pub struct Authenticated {
     /// As in [`Routed`].
     pub exchange: Exchange,
     /// The row of the route table.
-    pub found: RouteMatch,
+    pub route_match: RouteMatch,
     /// The proof of authentication; only `auth` can make one.
     pub caller: Caller,
     /// The cache key of the query, if its response can be cached.
@@ -79,13 +79,13 @@ pub struct Authenticated {
     /// What authentication has read of the body.
     pub known_body: KnownBody,
     /// Up to so many bytes of the response are buffered before it is returned; `None`: it is streamed.
-    pub collect_limit: Option<usize>,
+    pub buffer_up_to: Option<usize>,
     /// What it may wait for before it is sent to Rails.
-    pub may_wait: WaitPolicy,
+    pub wait_policy: WaitPolicy,
     /// Read by the requests that wait for this one's response.
     pub progress: Option<Arc<Progress>>,
     /// The start of its time-outs, if it has waited for another request's response; `None`: when it is sent.
-    pub arrived_at: Option<Instant>,
+    pub received_at: Option<Instant>,
 }
 
 /// What is known of a request's body after authentication.

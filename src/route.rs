@@ -24,19 +24,19 @@ pub struct Route {
     pub caching: Caching,
     /// The endpoints with which it shares a limit on concurrent requests to Rails.
     pub class: Class,
-    /// Whether a request may be sent twice.
-    pub idempotency: Idempotency,
+    /// Whether a request may be sent again.
+    pub effect: Effect,
 }
 
-/// Whether a request may be sent again after Rails may have processed it. The method does not say so: GitLab has
-/// a list of GETs that write (`PreventWritesOnGet`): they count failures, record when a token was last used, or
-/// write audit events.
+/// Whether a request only reads: then it may be sent again after Rails may have processed it. The method does not
+/// say so: GitLab has a list of GETs that write (`PreventWritesOnGet`). They count failures, record when a token was
+/// last used, or write audit events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Idempotency {
+pub enum Effect {
     /// It changes nothing in GitLab.
-    Idempotent,
+    Read,
     /// It changes something, or may.
-    NotIdempotent,
+    Write,
 }
 
 /// Endpoints with the same time-outs and a common limit on concurrent requests to Rails. Classes do not share.
@@ -146,7 +146,7 @@ macro_rules! method {
 }
 
 macro_rules! routes {
-    ($($method:ident $path:literal $id:literal $access:ident $caching:ident $class:ident $idempotency:ident;)+) => {
+    ($($method:ident $path:literal $id:literal $access:ident $caching:ident $class:ident $effect:ident;)+) => {
         &[$(Route {
             id: $id,
             method: method!($method),
@@ -154,71 +154,71 @@ macro_rules! routes {
             access: Access::$access,
             caching: Caching::$caching,
             class: Class::$class,
-            idempotency: Idempotency::$idempotency,
+            effect: Effect::$effect,
         },)+]
     };
 }
 
 /// Every known endpoint.
 pub static TABLE: &[Route] = routes! {
-    GET  "/authorized_keys"                                 "authorized_keys"              Shell AuthorizedKeys Lookup   Idempotent;
-    GET  "/discover"                                        "discover"                     Shell Discover       Lookup   Idempotent;
-    GET  "/check"                                           "check"                        Shell Check          Lookup   Idempotent;
-    POST "/allowed"                                         "allowed"                      Shell Never          Access   NotIdempotent;
-    POST "/pre_receive"                                     "pre_receive"                  Shell Never          Callback NotIdempotent;
-    POST "/post_receive"                                    "post_receive"                 Shell Never          Callback NotIdempotent;
-    POST "/lfs_authenticate"                                "lfs_authenticate"             Shell Never          Access   NotIdempotent;
-    POST "/two_factor_recovery_codes"                       "two_factor_recovery_codes"    Shell Never          Access   NotIdempotent;
-    POST "/personal_access_token"                           "personal_access_token"        Shell Never          Access   NotIdempotent;
-    POST "/two_factor_config"                               "two_factor_config"            Shell Never          Lookup   NotIdempotent;
-    POST "/two_factor_push_otp_check"                       "two_factor_push_otp_check"    Shell Never          Access   NotIdempotent;
-    POST "/two_factor_manual_otp_check"                     "two_factor_manual_otp_check"  Shell Never          Access   NotIdempotent;
-    GET  "/authorized_certs"                                "authorized_certs"             Shell Never          Lookup   NotIdempotent;
-    GET  "/lfs"                                             "lfs"                          Shell Never          Access   Idempotent;
-    GET  "/gitaly/object_pool_members"                      "object_pool_members"          Shell Never          Callback Idempotent;
-    GET  "/kubernetes/agent_info"                           "agent_info"                   Kas   Never          Kas      NotIdempotent;
-    GET  "/kubernetes/project_info"                         "project_info"                 Kas   Never          Kas      NotIdempotent;
-    POST "/kubernetes/usage_metrics"                        "usage_metrics"                Kas   Never          Kas      NotIdempotent;
-    GET  "/agents/agentk/agent_info"                        "agentk_agent_info"            Kas   Never          Kas      NotIdempotent;
-    GET  "/agents/agentw/agent_info"                        "agentw_agent_info"            Kas   Never          Kas      NotIdempotent;
-    GET  "/agents/agentw/server_config"                     "agentw_server_config"         Kas   Never          Kas      NotIdempotent;
-    GET  "/agents/agentw/authorize_user_access"             "agentw_authorize_user_access" Kas   Never          Kas      NotIdempotent;
-    GET  "/kubernetes/verify_project_access"                "verify_project_access"        Kas   Never          Kas      NotIdempotent;
-    POST "/kubernetes/agent_configuration"                  "agent_configuration"          Kas   Never          Kas      NotIdempotent;
-    POST "/kubernetes/authorize_proxy_user"                 "authorize_proxy_user"         Kas   Never          Kas      NotIdempotent;
-    POST "/kubernetes/agent_events"                         "agent_events"                 Kas   Never          Kas      NotIdempotent;
-    GET  "/kubernetes/receptive_agents"                     "receptive_agents"             Kas   Never          Kas      Idempotent;
-    PUT  "/kubernetes/modules/starboard_vulnerability"      "starboard_vulnerability"      Kas   Never          Kas      NotIdempotent;
-    POST "/kubernetes/modules/starboard_vulnerability/scan_result" "starboard_scan_result"        Kas   Never          Kas      NotIdempotent;
-    GET  "/kubernetes/modules/starboard_vulnerability/policies_configuration" "policies_configuration"       Kas   Never          Kas      NotIdempotent;
-    POST "/kubernetes/modules/remote_development/reconcile" "remote_development_reconcile" Kas   Never          Kas      NotIdempotent;
-    GET  "/kubernetes/modules/remote_development/prerequisites" "remote_development_prerequisites" Kas   Never          Kas      NotIdempotent;
-    ANY  "/kubernetes/modules/*"                            "kubernetes_modules"           Kas   Never          Kas      NotIdempotent;
-    GET  "/autoflow/repository_info"                        "autoflow_repository_info"     Kas   Never          Kas      Idempotent;
-    GET  "/ci/agents/runner/info"                           "runner_info"                  Kas   Never          Kas      NotIdempotent;
-    GET  "/ci/agents/runnerc/info"                          "runnerc_info"                 Kas   Never          Kas      NotIdempotent;
-    POST "/ci/job_router/jobs/request"                      "job_router_request"           Kas   Never          Kas      NotIdempotent;
-    PUT  "/ci/job_router/jobs/:id"                          "job_router_job"               Kas   Never          Kas      NotIdempotent;
-    GET  "/ci/job_router/runner_controllers/job_admission"  "job_router_admission"         Kas   Never          Kas      NotIdempotent;
-    GET  "/pages"                                           "pages"                        Rails Never          Other    Idempotent;
-    GET  "/pages/status"                                    "pages_status"                 Rails Never          Other    Idempotent;
-    POST "/workhorse/authorize_upload"                      "authorize_upload"             Rails Never          Other    NotIdempotent;
-    POST "/mail_room/:mailbox_type"                         "mail_room"                    Rails Never          Other    NotIdempotent;
-    POST "/error_tracking/allowed"                          "error_tracking_allowed"       Rails Never          Other    NotIdempotent;
-    POST "/shellhorse/git_audit_event"                      "git_audit_event"              Rails Never          Other    NotIdempotent;
-    ANY  "/search/zoekt/:uuid/heartbeat"                    "zoekt_heartbeat"              Shell Never          Access   NotIdempotent;
-    ANY  "/search/zoekt/:uuid/tasks"                        "zoekt_tasks"                  Shell Never          Access   NotIdempotent;
-    ANY  "/search/zoekt/:uuid/callback"                     "zoekt_callback"               Shell Never          Access   NotIdempotent;
-    ANY  "/org_mover/*"                                     "org_mover"                    Shell Never          Access   NotIdempotent;
-    ANY  "/orbit/*"                                         "orbit"                        Rails Never          Other    NotIdempotent;
-    POST "/secrets_manager/audit_logs"                      "secrets_manager_audit_logs"   Rails Never          Other    NotIdempotent;
-    ANY  "/observability/*"                                 "observability"                Rails Never          Other    NotIdempotent;
-    POST "/suggested_reviewers/tokens"                      "suggested_reviewers_tokens"   Rails Never          Other    NotIdempotent;
-    ANY  "/jobs/:id/x_ray/*"                                "x_ray"                        Rails Never          Other    NotIdempotent;
-    ANY  "/upcoming_reconciliations"                        "upcoming_reconciliations"     Rails Never          Other    NotIdempotent;
-    ANY  "/gitlab_subscriptions/*"                          "gitlab_subscriptions"         Rails Never          Other    NotIdempotent;
-    ANY  "/dast/*"                                          "dast"                         Rails Never          Other    NotIdempotent;
-    ANY  "/coverage"                                        "coverage"                     Rails Never          Other    NotIdempotent;
+    GET  "/authorized_keys"                                 "authorized_keys"              Shell AuthorizedKeys Lookup   Read;
+    GET  "/discover"                                        "discover"                     Shell Discover       Lookup   Read;
+    GET  "/check"                                           "check"                        Shell Check          Lookup   Read;
+    POST "/allowed"                                         "allowed"                      Shell Never          Access   Write;
+    POST "/pre_receive"                                     "pre_receive"                  Shell Never          Callback Write;
+    POST "/post_receive"                                    "post_receive"                 Shell Never          Callback Write;
+    POST "/lfs_authenticate"                                "lfs_authenticate"             Shell Never          Access   Write;
+    POST "/two_factor_recovery_codes"                       "two_factor_recovery_codes"    Shell Never          Access   Write;
+    POST "/personal_access_token"                           "personal_access_token"        Shell Never          Access   Write;
+    POST "/two_factor_config"                               "two_factor_config"            Shell Never          Lookup   Write;
+    POST "/two_factor_push_otp_check"                       "two_factor_push_otp_check"    Shell Never          Access   Write;
+    POST "/two_factor_manual_otp_check"                     "two_factor_manual_otp_check"  Shell Never          Access   Write;
+    GET  "/authorized_certs"                                "authorized_certs"             Shell Never          Lookup   Write;
+    GET  "/lfs"                                             "lfs"                          Shell Never          Access   Read;
+    GET  "/gitaly/object_pool_members"                      "object_pool_members"          Shell Never          Callback Read;
+    GET  "/kubernetes/agent_info"                           "agent_info"                   Kas   Never          Kas      Write;
+    GET  "/kubernetes/project_info"                         "project_info"                 Kas   Never          Kas      Write;
+    POST "/kubernetes/usage_metrics"                        "usage_metrics"                Kas   Never          Kas      Write;
+    GET  "/agents/agentk/agent_info"                        "agentk_agent_info"            Kas   Never          Kas      Write;
+    GET  "/agents/agentw/agent_info"                        "agentw_agent_info"            Kas   Never          Kas      Write;
+    GET  "/agents/agentw/server_config"                     "agentw_server_config"         Kas   Never          Kas      Write;
+    GET  "/agents/agentw/authorize_user_access"             "agentw_authorize_user_access" Kas   Never          Kas      Write;
+    GET  "/kubernetes/verify_project_access"                "verify_project_access"        Kas   Never          Kas      Write;
+    POST "/kubernetes/agent_configuration"                  "agent_configuration"          Kas   Never          Kas      Write;
+    POST "/kubernetes/authorize_proxy_user"                 "authorize_proxy_user"         Kas   Never          Kas      Write;
+    POST "/kubernetes/agent_events"                         "agent_events"                 Kas   Never          Kas      Write;
+    GET  "/kubernetes/receptive_agents"                     "receptive_agents"             Kas   Never          Kas      Read;
+    PUT  "/kubernetes/modules/starboard_vulnerability"      "starboard_vulnerability"      Kas   Never          Kas      Write;
+    POST "/kubernetes/modules/starboard_vulnerability/scan_result" "starboard_scan_result"        Kas   Never          Kas      Write;
+    GET  "/kubernetes/modules/starboard_vulnerability/policies_configuration" "policies_configuration"       Kas   Never          Kas      Write;
+    POST "/kubernetes/modules/remote_development/reconcile" "remote_development_reconcile" Kas   Never          Kas      Write;
+    GET  "/kubernetes/modules/remote_development/prerequisites" "remote_development_prerequisites" Kas   Never          Kas      Write;
+    ANY  "/kubernetes/modules/*"                            "kubernetes_modules"           Kas   Never          Kas      Write;
+    GET  "/autoflow/repository_info"                        "autoflow_repository_info"     Kas   Never          Kas      Read;
+    GET  "/ci/agents/runner/info"                           "runner_info"                  Kas   Never          Kas      Write;
+    GET  "/ci/agents/runnerc/info"                          "runnerc_info"                 Kas   Never          Kas      Write;
+    POST "/ci/job_router/jobs/request"                      "job_router_request"           Kas   Never          Kas      Write;
+    PUT  "/ci/job_router/jobs/:id"                          "job_router_job"               Kas   Never          Kas      Write;
+    GET  "/ci/job_router/runner_controllers/job_admission"  "job_router_admission"         Kas   Never          Kas      Write;
+    GET  "/pages"                                           "pages"                        Rails Never          Other    Read;
+    GET  "/pages/status"                                    "pages_status"                 Rails Never          Other    Read;
+    POST "/workhorse/authorize_upload"                      "authorize_upload"             Rails Never          Other    Write;
+    POST "/mail_room/:mailbox_type"                         "mail_room"                    Rails Never          Other    Write;
+    POST "/error_tracking/allowed"                          "error_tracking_allowed"       Rails Never          Other    Write;
+    POST "/shellhorse/git_audit_event"                      "git_audit_event"              Rails Never          Other    Write;
+    ANY  "/search/zoekt/:uuid/heartbeat"                    "zoekt_heartbeat"              Shell Never          Access   Write;
+    ANY  "/search/zoekt/:uuid/tasks"                        "zoekt_tasks"                  Shell Never          Access   Write;
+    ANY  "/search/zoekt/:uuid/callback"                     "zoekt_callback"               Shell Never          Access   Write;
+    ANY  "/org_mover/*"                                     "org_mover"                    Shell Never          Access   Write;
+    ANY  "/orbit/*"                                         "orbit"                        Rails Never          Other    Write;
+    POST "/secrets_manager/audit_logs"                      "secrets_manager_audit_logs"   Rails Never          Other    Write;
+    ANY  "/observability/*"                                 "observability"                Rails Never          Other    Write;
+    POST "/suggested_reviewers/tokens"                      "suggested_reviewers_tokens"   Rails Never          Other    Write;
+    ANY  "/jobs/:id/x_ray/*"                                "x_ray"                        Rails Never          Other    Write;
+    ANY  "/upcoming_reconciliations"                        "upcoming_reconciliations"     Rails Never          Other    Write;
+    ANY  "/gitlab_subscriptions/*"                          "gitlab_subscriptions"         Rails Never          Other    Write;
+    ANY  "/dast/*"                                          "dast"                         Rails Never          Other    Write;
+    ANY  "/coverage"                                        "coverage"                     Rails Never          Other    Write;
 };
 
 /// A path below the prefix that is in no row of the table. Newer endpoints have credentials of their own, so the
@@ -230,7 +230,7 @@ pub static OTHER_INTERNAL: Route = Route {
     access: Access::Rails,
     caching: Caching::Never,
     class: Class::Other,
-    idempotency: Idempotency::NotIdempotent,
+    effect: Effect::Write,
 };
 
 /// A path outside the internal API, below a prefix of `upstream.forward_prefixes`.
@@ -241,7 +241,7 @@ pub static FORWARDED_PREFIX: Route = Route {
     access: Access::Rails,
     caching: Caching::Never,
     class: Class::Other,
-    idempotency: Idempotency::NotIdempotent,
+    effect: Effect::Write,
 };
 
 /// The row for a request.

@@ -89,9 +89,9 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
 }
 
 impl Source {
-    /// The room that the file belongs to.
-    fn room(&self) -> &str {
-        room_of(&self.name)
+    /// The module that the file belongs to.
+    fn module(&self) -> &str {
+        module_of(&self.name)
     }
 
     /// The file up to its tests.
@@ -100,10 +100,10 @@ impl Source {
     }
 }
 
-fn room_of(file: &str) -> &str {
+fn module_of(file: &str) -> &str {
     match file.split('/').next().unwrap().trim_end_matches(".rs") {
         "cli" => "main",
-        room => room,
+        module => module,
     }
 }
 
@@ -112,23 +112,23 @@ fn imports(sources: &[Source]) -> Imports {
     Imports::read(&files.collect::<Vec<_>>())
 }
 
-fn rank(room: &str) -> Option<u8> {
-    RANKS.iter().find(|(name, _)| *name == room).map(|(_, rank)| *rank)
+fn rank(module: &str) -> Option<u8> {
+    RANKS.iter().find(|(name, _)| *name == module).map(|(_, rank)| *rank)
 }
 
 #[test]
 fn every_room_has_a_rank() {
-    let rooms: BTreeSet<_> = sources().iter().map(|source| source.room().to_owned()).collect();
+    let modules: BTreeSet<_> = sources().iter().map(|source| source.module().to_owned()).collect();
     let ranked: BTreeSet<_> = RANKS.iter().map(|(name, _)| (*name).to_owned()).collect();
-    assert_eq!(rooms, ranked);
+    assert_eq!(modules, ranked);
 }
 
 #[test]
-fn rooms_import_only_lower_ranks() {
+fn modules_import_only_lower_ranks() {
     let mut wrong = Vec::new();
     for (file, imports) in imports(&sources()).edges() {
         for (imported, path) in imports {
-            let (own, other) = (room_of(file), room_of(imported));
+            let (own, other) = (module_of(file), module_of(imported));
             if own != other && own != "main" && rank(other) >= rank(own) {
                 wrong.push(format!("{file} imports {path} of {imported}, which has no lower rank"));
             }
@@ -194,14 +194,14 @@ fn words_that_have_no_place() {
     for source in sources() {
         for (number, line) in source.code().lines().enumerate() {
             let mut words = vec!["TODO", "FIXME", "XXX", "#[allow(dead_code"];
-            let room = source.room();
-            if room != "clock" && room != "main" {
+            let module = source.module();
+            if module != "clock" && module != "main" {
                 words.extend(["Instant::now()", "SystemTime::now()"]);
             }
-            if room != "main" {
+            if module != "main" {
                 words.extend(["println!", "std::env::var", "process::exit"]);
             }
-            if room != "route" && room != "main" && room != "lib" {
+            if module != "route" && module != "main" && module != "lib" {
                 words.push("\"/api/v4/internal");
             }
             for word in words {

@@ -82,11 +82,11 @@ where
         match check_credential(&self.auth.load(), &routed, &query, body, &self.clock) {
             AuthOutcome::Accepted(caller) => {
                 let known_body = if has_body { KnownBody::Unknown } else { KnownBody::None };
-                let key = Key::new(routed.found.route.caching, &query);
+                let key = Key::new(routed.route_match.route.caching, &query);
                 Either::Right(Either::Left(self.inner.call(authenticated(routed, caller, key, known_body))))
             }
             AuthOutcome::Rejected(rejection) => {
-                immediate(Err(Failure::unauthorized(routed.found.route.access, rejection)))
+                immediate(Err(Failure::unauthorized(routed.route_match.route.access, rejection)))
             }
             AuthOutcome::BodyNeeded => {
                 // A clone takes the place of the service, so that what that has reserved is free while the
@@ -149,7 +149,8 @@ fn check_credential(
     clock: &Clock,
 ) -> AuthOutcome {
     let headers = routed.exchange.request.headers();
-    let verdict = auth.authenticate(routed.found.route.access, headers, query, body, || clock.unix_seconds());
+    let verdict =
+        auth.authenticate(routed.route_match.route.access, headers, query, body, || clock.unix_seconds());
     let is_of_token = match verdict {
         AuthOutcome::Accepted(caller) => matches!(caller.kind(), CallerKind::ShellJwt | CallerKind::Kas),
         AuthOutcome::Rejected(rejection) => matches!(rejection, Rejection::Skewed | Rejection::Expired),
@@ -164,7 +165,7 @@ fn check_credential(
 fn warn_about_skew(auth: &Authenticator, routed: &Routed) {
     for (kind, skew) in auth.clock_skews() {
         if let Some(seconds) = skew.take_unreported() {
-            let _span = routed.exchange.span(&routed.found).make().entered();
+            let _span = routed.exchange.span(&routed.route_match).make().entered();
             warn!(
                 caller = kind.as_str(),
                 seconds,
@@ -177,21 +178,21 @@ fn warn_about_skew(auth: &Authenticator, routed: &Routed) {
 
 /// The key is passed on, so that the query is parsed only once.
 fn authenticated(routed: Routed, caller: Caller, key: Option<Key>, known_body: KnownBody) -> Authenticated {
-    let Routed { exchange, found } = routed;
+    let Routed { exchange, route_match } = routed;
     if matches!(caller.kind(), CallerKind::SharedSecret | CallerKind::ShellJwt | CallerKind::Kas) {
         exchange.connection.trust();
     }
     exchange.info.update(|info| info.caller = caller.kind());
     Authenticated {
         exchange,
-        found,
+        route_match,
         caller,
         key,
         known_body,
-        collect_limit: None,
-        may_wait: WaitPolicy::ForRails,
+        buffer_up_to: None,
+        wait_policy: WaitPolicy::ForRails,
         progress: None,
-        arrived_at: None,
+        received_at: None,
     }
 }
 
@@ -219,7 +220,7 @@ where
     let query = Params::parse(query(&routed));
     match check_credential(&auth, &routed, &query, body, &clock) {
         AuthOutcome::Accepted(caller) => {
-            let key = Key::new(routed.found.route.caching, &query);
+            let key = Key::new(routed.route_match.route.caching, &query);
             *routed.exchange.request.body_mut() = Body::from(read);
             inner.oneshot(authenticated(routed, caller, key, known_body)).await
         }

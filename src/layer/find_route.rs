@@ -69,11 +69,11 @@ where
             *request.uri_mut() = stripped;
         }
         let has_body = !request.body().is_end_stream();
-        let Some(found) = self.paths.find(request.method(), request.uri().path(), has_body) else {
+        let Some(route_match) = self.paths.find(request.method(), request.uri().path(), has_body) else {
             return immediate(Err(Failure::OutsideInternalApi));
         };
-        exchange.info.update(|info| info.route = Some(found.route.id));
-        Either::Right(self.inner.call(Routed { exchange, found }))
+        exchange.info.update(|info| info.route = Some(route_match.route.id));
+        Either::Right(self.inner.call(Routed { exchange, route_match }))
     }
 }
 
@@ -112,8 +112,8 @@ mod tests {
         let layer = FindRouteLayer::new(root, forwarded.iter().map(ToString::to_string).collect());
         let uri: Uri = uri.parse().unwrap();
         let uri = layer.paths.without_root(&uri).unwrap_or(uri);
-        let found = layer.paths.find(&http::Method::GET, uri.path(), false)?;
-        Some((found.route.id, uri.to_string()))
+        let route_match = layer.paths.find(&http::Method::GET, uri.path(), false)?;
+        Some((route_match.route.id, uri.to_string()))
     }
 
     #[test]

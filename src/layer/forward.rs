@@ -20,7 +20,7 @@ use crate::header::via::Pseudonym;
 use crate::header::{self, REQUEST_ID};
 use crate::params;
 use crate::request_span::RequestSpan;
-use crate::route::{Access, Caching, Idempotency};
+use crate::route::{Access, Caching, Effect};
 use crate::upstream::{SendOptions, SendReport, Signer, Upstream, WaitPolicy};
 
 /// A shorter wait is not reported.
@@ -72,25 +72,25 @@ impl Service<Authenticated> for Forward {
         let is_of_shell = matches!(call.caller.kind(), CallerKind::SharedSecret | CallerKind::ShellJwt);
         let signer = shared.signer.clone().filter(|_| is_of_shell);
         let mut request = call.exchange.request;
-        if signer.is_some() && call.found.route.access == Access::Shell {
+        if signer.is_some() && call.route_match.route.access == Access::Shell {
             request = without_secret_token(request, &call.known_body);
         }
         header::prepare_for_upstream(request.headers_mut(), call.exchange.peer);
         shared.pseudonym.add_to(request.headers_mut());
         request.headers_mut().insert(REQUEST_ID.clone(), call.exchange.request_id.to_value());
         let info = call.exchange.info;
-        let route = call.found.route;
+        let route = call.route_match.route;
         let span = RequestSpan { request_id: call.exchange.request_id, route: route.id };
         let options = SendOptions {
             class: route.class,
-            is_read: call.found.is_exact
-                && route.idempotency == Idempotency::Idempotent
+            is_read: call.route_match.is_exact
+                && route.effect == Effect::Read
                 && matches!(*request.method(), Method::GET | Method::HEAD),
-            buffer_up_to: call.collect_limit,
+            buffer_up_to: call.buffer_up_to,
             // The caller of `check` wants to know whether Rails is reachable.
-            wait_policy: if route.caching == Caching::Check { WaitPolicy::Never } else { call.may_wait },
+            wait_policy: if route.caching == Caching::Check { WaitPolicy::Never } else { call.wait_policy },
             progress: call.progress,
-            received_at: call.arrived_at,
+            received_at: call.received_at,
             is_check_endpoint: route.caching == Caching::Check,
             // A credential made here is made when the request is sent.
             credential_expires_in: call.caller.expires().filter(|_| signer.is_none()).map(|at| {

@@ -112,7 +112,7 @@ where
     }
 
     fn call(&mut self, mut call: Authenticated) -> Self::Future {
-        let caching = call.found.route.caching;
+        let caching = call.route_match.route.caching;
         let key = match caching {
             Caching::Never => return self.pass_through(call, CacheOutcome::Never),
             // Rails of today refuses these methods, and what it says of that is not about the key.
@@ -124,17 +124,17 @@ where
         if !is_cacheable(&call) {
             return self.pass_and_invalidate(call, key);
         }
-        let now_is = self.shared.clock.now();
-        match self.shared.cache.lookup(&key, now_is) {
-            None => self.fetch(call, &key, false, now_is),
+        let now = self.shared.clock.now();
+        match self.shared.cache.lookup(&key, now) {
+            None => self.fetch(call, &key, false, now),
             Some(hit) if hit.freshness == Freshness::Fresh => {
-                let response = replay(&hit.entry, CacheOutcome::Hit, now_is, &call.exchange.info);
-                if self.shared.cache.shadow().sample() && self.shared.may_shadow_check(&key, now_is) {
+                let response = replay(&hit.entry, CacheOutcome::Hit, now, &call.exchange.info);
+                if self.shared.cache.shadow().sample() && self.shared.may_shadow_check(&key, now) {
                     self.shadow_check(call, key, hit.entry);
                 }
                 immediate(Ok(response))
             }
-            Some(hit) => self.serve_stale(call, &key, hit, now_is),
+            Some(hit) => self.serve_stale(call, &key, hit, now),
         }
     }
 }
@@ -181,34 +181,34 @@ where
         call: Authenticated,
         key: &Key,
         hit: Hit,
-        now_is: Instant,
+        now: Instant,
     ) -> ServeCachedFuture<SentOn<S::Future>> {
         let outage = self.shared.cache.outage(key.caching());
         let outcome = match hit.freshness {
-            _ if outage.is_active(now_is) => CacheOutcome::StaleIfError,
-            Freshness::StaleIfError => return self.fetch(call, key, true, now_is),
+            _ if outage.is_active(now) => CacheOutcome::StaleIfError,
+            Freshness::StaleIfError => return self.fetch(call, key, true, now),
             Freshness::Fresh | Freshness::StaleWhileRevalidate => CacheOutcome::StaleWhileRevalidate,
         };
-        let response = replay(&hit.entry, outcome, now_is, &call.exchange.info);
-        if outage.may_refresh(now_is) {
-            self.refresh(call, key, now_is);
+        let response = replay(&hit.entry, outcome, now, &call.exchange.info);
+        if outage.may_refresh(now) {
+            self.refresh(call, key, now);
         }
         immediate(Ok(response))
     }
 
     /// Asks Rails in the background, unless the key is being fetched already or the limit is reached.
-    fn refresh(&mut self, mut call: Authenticated, key: &Key, now_is: Instant) {
+    fn refresh(&mut self, mut call: Authenticated, key: &Key, now: Instant) {
         let outage = self.shared.cache.outage(key.caching());
-        let (guard, permit) = match self.shared.cache.try_refresh(key, now_is) {
+        let (guard, permit) = match self.shared.cache.try_refresh(key, now) {
             RefreshAttempt::Started(guard, permit) => (guard, permit),
             RefreshAttempt::NotNeeded => return,
-            RefreshAttempt::LimitReached => return outage.extend_recovery(now_is),
+            RefreshAttempt::LimitReached => return outage.extend_recovery(now),
         };
-        outage.record_refresh(now_is);
+        outage.record_refresh(now);
         // Its own record: the caller's request has been answered.
         let info = SharedRequestInfo::default();
         call.exchange.info = info.clone();
-        call.may_wait = WaitPolicy::Never;
+        call.wait_policy = WaitPolicy::Never;
         let fill = self.fill(call, guard);
         let cache = Arc::clone(&self.shared.cache);
         self.shared.fills.spawn(async move {
@@ -225,8 +225,8 @@ where
     /// Compares the entry that was just served with what Rails says, in the background.
     fn shadow_check(&mut self, mut call: Authenticated, key: Key, cached: Arc<Entry>) {
         call.exchange.info = SharedRequestInfo::default();
-        call.may_wait = WaitPolicy::Never;
-        let span = call.exchange.span(&call.found);
+        call.wait_policy = WaitPolicy::Never;
+        let span = call.exchange.span(&call.route_match);
         let inner = self.send_on(fill::fill_request(call, self.shared.settings.max_body));
         let check = shadow_check::shadow_check(inner, key, cached, Arc::clone(&self.shared));
         self.shared.fills.spawn(span.around(check));
@@ -239,14 +239,14 @@ where
         mut call: Authenticated,
         key: &Key,
         has_stale: bool,
-        now_is: Instant,
+        now: Instant,
     ) -> ServeCachedFuture<SentOn<S::Future>> {
-        call.may_wait = if has_stale { WaitPolicy::ForPermit } else { WaitPolicy::ForRails };
+        call.wait_policy = if has_stale { WaitPolicy::ForPermit } else { WaitPolicy::ForRails };
         let (shared, info) = (Arc::clone(&self.shared), call.exchange.info.clone());
-        let span = call.exchange.span(&call.found);
+        let span = call.exchange.span(&call.route_match);
         let stale = |progress: &Arc<Progress>| has_stale.then(|| (key.clone(), Arc::clone(progress)));
-        match shared.cache.lead_or_follow(key, now_is) {
-            LeaderOrFollower::Hit(hit) => immediate(Ok(replay(&hit.entry, CacheOutcome::Hit, now_is, &info))),
+        match shared.cache.lead_or_follow(key, now) {
+            LeaderOrFollower::Hit(hit) => immediate(Ok(replay(&hit.entry, CacheOutcome::Hit, now, &info))),
             LeaderOrFollower::Leader(guard) => {
                 let stale = stale(guard.progress());
                 // In a task of its own, so that the followers do not depend on the leader staying
@@ -263,7 +263,7 @@ where
             LeaderOrFollower::Follower(waiter) => {
                 let inner = self.inner.clone();
                 let stale = stale(waiter.progress());
-                call.arrived_at = Some(now_is);
+                call.received_at = Some(now);
                 let result = follow(waiter, inner, call, Arc::clone(&shared), (key.clone(), has_stale));
                 Either::Right(Either::Right(Box::pin(span.around(or_stale(result, stale, shared, info)))))
             }
@@ -276,8 +276,8 @@ where
         guard: FillGuard,
     ) -> impl Future<Output = LayerResult> + use<S> {
         call.progress = Some(Arc::clone(guard.progress()));
-        let caching = call.found.route.caching;
-        let span = call.exchange.span(&call.found);
+        let caching = call.route_match.route.caching;
+        let span = call.exchange.span(&call.route_match);
         let info = call.exchange.info.clone();
         let inner = self.send_on(fill::fill_request(call, self.shared.settings.max_body));
         let shared = Arc::clone(&self.shared);

@@ -206,7 +206,7 @@ impl MetricSources {
         let total = ConstCounter::new(up.hold.total_held());
         let help = "Requests that have waited for a Rails that was away";
         encode_single(encoder, "upstream_holds", help, &total)?;
-        let away = ConstGauge::new(i64::from(up.reachability.is_outage()));
+        let away = ConstGauge::new(i64::from(up.reachability.is_unreachable()));
         let describes =
             "Whether requests wait, or have waited in vain, for a Rails that is not known to be back";
         encode_single(encoder, "upstream_away", describes, &away)?;

@@ -83,7 +83,7 @@ fn the_documentation_lists_every_endpoint_with_its_properties() {
             Access::Rails => "Rails judges",
         };
         let cached = if route.caching == Caching::Never { "no" } else { "yes" };
-        let resent = if route.idempotency == Idempotency::Idempotent { "yes" } else { "no" };
+        let resent = if route.effect == Effect::Read { "yes" } else { "no" };
         let facts = format!("| {who} | {cached} | `{}` | {resent} |", route.class.as_str());
         let method = route.method.as_ref().map_or("any", Method::as_str);
         let endpoint = format!("`{method} {}`", route.path);
@@ -102,8 +102,8 @@ fn the_documentation_lists_every_endpoint_with_its_properties() {
 }
 
 #[test]
-fn requests_that_write_are_not_idempotent_whatever_their_method() {
-    let not_idempotent = [
+fn requests_that_write_are_known_whatever_their_method() {
+    let writes = [
         "/authorized_certs",
         "/agents/agentk/agent_info",
         "/kubernetes/verify_project_access",
@@ -111,14 +111,14 @@ fn requests_that_write_are_not_idempotent_whatever_their_method() {
         "/kubernetes/modules/remote_development/prerequisites",
         "/ci/agents/runnerc/info",
     ];
-    for path in not_idempotent {
-        assert_eq!(find(&Method::GET, path, false).route.idempotency, Idempotency::NotIdempotent, "{path}");
+    for path in writes {
+        assert_eq!(find(&Method::GET, path, false).route.effect, Effect::Write, "{path}");
     }
-    for route in TABLE.iter().filter(|route| route.idempotency == Idempotency::Idempotent) {
+    for route in TABLE.iter().filter(|route| route.effect == Effect::Read) {
         assert_eq!(route.method, Some(Method::GET), "{}", route.id);
     }
     for path in ["/authorized_keys", "/discover", "/check", "/lfs"] {
-        assert_eq!(find(&Method::GET, path, false).route.idempotency, Idempotency::Idempotent, "{path}");
+        assert_eq!(find(&Method::GET, path, false).route.effect, Effect::Read, "{path}");
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::connection::error::{ConnectError, ExchangeError, ExchangeFault, with_sources};
+use super::connection::error::{ConnectError, ExchangeError, ExchangeErrorKind, with_sources};
 use super::queue::admission::ShedReason;
 use crate::body;
 
@@ -194,7 +194,9 @@ impl Error {
             Self::Timeout { limit: TimeLimit::Response, .. } => ErrorKind::Slow,
             Self::Timeout { limit: TimeLimit::Total, .. } => ErrorKind::OutOfTime,
             Self::Exchange(error) if error.is_unread() => ErrorKind::Unread,
-            Self::Exchange(error) if error.fault() == ExchangeFault::Interrupted => ErrorKind::Interrupted,
+            Self::Exchange(error) if error.fault() == ExchangeErrorKind::Interrupted => {
+                ErrorKind::Interrupted
+            }
             Self::Exchange(_) => ErrorKind::Malformed,
             Self::ResponseBody(body::Error::Broken(_)) => ErrorKind::Interrupted,
             Self::ResponseBody(body::Error::Stalled(_)) => ErrorKind::BodyStalled,
@@ -220,9 +222,9 @@ impl Error {
                 "upstream_total_timeout"
             }
             Self::Exchange(error) => match error.fault() {
-                ExchangeFault::HeadTooLarge => "upstream_head_too_large",
-                ExchangeFault::Malformed | ExchangeFault::WrongVersion => "upstream_malformed",
-                ExchangeFault::Interrupted => "upstream_broke_off",
+                ExchangeErrorKind::HeadTooLarge => "upstream_head_too_large",
+                ExchangeErrorKind::Malformed | ExchangeErrorKind::WrongVersion => "upstream_malformed",
+                ExchangeErrorKind::Interrupted => "upstream_broke_off",
             },
             Self::ResponseBody(_) => "upstream_broke_off",
             Self::Unusable(_) => "upstream_unusable",

@@ -31,19 +31,19 @@ pub(crate) static OPERATIONS: [Operation; 12] = [
     whole("hit-short", "the same, a connection each", || gateway::repeat(Exchange::ShortHit)),
     whole("miss", "answer of Rails, kept and then dropped", || gateway::repeat(Exchange::Miss)),
     whole("pass", "`POST /allowed`, forwarded", || gateway::repeat(Exchange::Pass)),
-    part("judge-secret", "the shared secret in the header", || {
+    part("authenticate-secret", "the shared secret in the header", || {
         let secret = credentials::shared_secret();
         parts::judge(Access::Shell, SHELL_HEADER, &secret, Ok(CallerKind::SharedSecret))
     }),
-    part("judge-wrong", "a wrong secret of the same length", || {
+    part("authenticate-wrong", "a wrong secret of the same length", || {
         let wrong = credentials::shared_secret().replace('Z', "A");
         parts::judge(Access::Shell, SHELL_HEADER, &wrong, Err(Rejection::Wrong))
     }),
-    part("judge-shell", "a token of GitLab Shell", || {
+    part("authenticate-shell", "a token of GitLab Shell", || {
         let token = credentials::shell_token();
         parts::judge(Access::Shell, SHELL_TOKEN_HEADER, &token, Ok(CallerKind::ShellJwt))
     }),
-    part("judge-kas", "a token of kas with all claims", || {
+    part("authenticate-kas", "a token of kas with all claims", || {
         parts::judge(Access::Kas, KAS_HEADER, &credentials::kas_token(), Ok(CallerKind::Kas))
     }),
     part("key-ed25519", "the cache key of an Ed25519 key", || {
@@ -55,7 +55,7 @@ pub(crate) static OPERATIONS: [Operation; 12] = [
     part("key-discover", "that of `discover?key_id=7`", || {
         parts::key(Caching::Discover, "key_id=7".to_owned())
     }),
-    part("cross", "headers of a request on their way to Rails", parts::prepare_for_upstream),
+    part("prepare-headers", "headers of a request on their way to Rails", parts::prepare_for_upstream),
 ];
 
 /// A whole request. Slow as valgrind is, these take a second.

@@ -30,8 +30,8 @@ fn routed(method: Method, path: &str, headers: &[(&str, &str)], body: &str) -> R
         request = request.header(*name, *value);
     }
     let request = request.body(Body::from(Bytes::from(body.to_owned()))).unwrap();
-    let found = route::find(&method, path.split('?').next().unwrap(), false);
-    Routed { exchange: Exchange::new(request, None, ConnectionHandle::default()), found }
+    let route_match = route::find(&method, path.split('?').next().unwrap(), false);
+    Routed { exchange: Exchange::new(request, None, ConnectionHandle::default()), route_match }
 }
 
 /// What the inner service gets, or the failure.

@@ -45,7 +45,7 @@ pub(super) fn fill_request(call: Authenticated, max_body: usize) -> Authenticate
         .iter()
         .flat_map(|name| parts.headers.get_all(name).iter().map(move |value| (name.clone(), value.clone())))
         .collect();
-    Authenticated { exchange: Exchange { request, ..exchange }, collect_limit: Some(max_body), ..call }
+    Authenticated { exchange: Exchange { request, ..exchange }, buffer_up_to: Some(max_body), ..call }
 }
 
 /// Whose word the result of a fill is.
@@ -161,8 +161,8 @@ fn store(
     shared: &ServeCachedShared,
 ) -> Result<(CacheOutcome, Source), Failure> {
     let lifetimes = &shared.settings.lifetimes;
-    let now_is = shared.clock.unix_seconds();
-    match check_answer(caching, guard.key(), status, body, lifetimes, now_is) {
+    let now = shared.clock.unix_seconds();
+    match check_answer(caching, guard.key(), status, body, lifetimes, now) {
         Ok(mut storable) => {
             storable.age_limits =
                 storable.age_limits.with_jitter(lifetimes.jitter_percent, fastrand::u16(..));

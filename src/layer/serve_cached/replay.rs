@@ -26,20 +26,20 @@ pub(super) fn replay_shared(
 pub(super) fn replay(
     entry: &Entry,
     outcome: CacheOutcome,
-    now_is: Instant,
+    now: Instant,
     info: &SharedRequestInfo,
 ) -> Response<Body> {
     info.update(|info| info.cache = outcome);
     let mut status = BytesMut::with_capacity(64);
     status.extend_from_slice(b"railgate; hit; ttl=");
-    status.extend_from_slice(itoa::Buffer::new().format(entry.remaining_ttl_s(now_is)).as_bytes());
+    status.extend_from_slice(itoa::Buffer::new().format(entry.remaining_ttl_s(now)).as_bytes());
     status.extend_from_slice(match outcome {
         CacheOutcome::StaleWhileRevalidate => b"; detail=stale_while_revalidate",
         CacheOutcome::StaleIfError => b"; detail=stale_if_error",
         _ => b"",
     });
     let status = HeaderValue::from_maybe_shared(status.freeze()).unwrap_or(outcome.cache_status());
-    entry.to_response(entry.age(now_is), status).map(Body::from)
+    entry.to_response(entry.age(now), status).map(Body::from)
 }
 
 /// RFC 9211 §2: every cache on the way appends its own, the nearest to the client last.

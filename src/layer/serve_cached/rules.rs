@@ -100,7 +100,7 @@ const NULL: &[u8] = b"null";
 /// Whether nothing beside the query changes the answer: the canonical spelling of the path, no body
 /// but a form with the credential, and no header that asks for another answer than a 200.
 pub(super) fn is_cacheable(call: &Authenticated) -> bool {
-    let is_plain = call.found.is_exact && !call.exchange.request.headers().keys().any(is_precondition);
+    let is_plain = call.route_match.is_exact && !call.exchange.request.headers().keys().any(is_precondition);
     let has_no_more = match &call.known_body {
         KnownBody::None => true,
         KnownBody::Form(form) => Params::parse(form).plain().is_some_and(|mut rest| rest.next().is_none()),

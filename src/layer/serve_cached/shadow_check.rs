@@ -30,10 +30,10 @@ pub(super) async fn shadow_check(
         shadow.record_latency(shadow.slow_after(), shared.clock.now());
         inner.await
     };
-    let now_is = shared.clock.now();
-    shadow.record_latency(now_is.saturating_duration_since(requested_at), now_is);
+    let now = shared.clock.now();
+    shadow.record_latency(now.saturating_duration_since(requested_at), now);
     if is_no_answer(&result) {
-        shadow.pause(now_is);
+        shadow.pause(now);
     }
     let compared = compare(result, &key, &cached, &shared).await;
     let (outcome, current) = compared.unwrap_or((ShadowOutcome::Failed, Bytes::new()));

@@ -24,16 +24,16 @@ pub(super) struct ServeCachedShared {
 impl ServeCachedShared {
     /// Not the instance, whose state is out of date within a second; nor during an outage; nor more than the
     /// budget allows.
-    pub(super) fn may_shadow_check(&self, key: &Key, now_is: Instant) -> bool {
+    pub(super) fn may_shadow_check(&self, key: &Key, now: Instant) -> bool {
         let is_checkable =
-            key.caching() != Caching::Check && !self.cache.outage(key.caching()).is_active(now_is);
-        is_checkable && self.cache.shadow().try_spend(now_is)
+            key.caching() != Caching::Check && !self.cache.outage(key.caching()).is_active(now);
+        is_checkable && self.cache.shadow().try_spend(now)
     }
 
     pub(super) fn lookup_in_outage(&self, key: &Key) -> Option<Arc<Entry>> {
-        let now_is = self.clock.now();
-        let is_outage = self.cache.outage(key.caching()).is_active(now_is);
-        self.cache.lookup(key, now_is).filter(|_| is_outage).map(|hit| hit.entry)
+        let now = self.clock.now();
+        let is_outage = self.cache.outage(key.caching()).is_active(now);
+        self.cache.lookup(key, now).filter(|_| is_outage).map(|hit| hit.entry)
     }
 }
 

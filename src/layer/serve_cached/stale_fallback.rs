@@ -31,13 +31,13 @@ pub(super) async fn or_stale(
             None
         }
     };
-    let now_is = shared.clock.now();
-    match (shared.cache.lookup(&key, now_is), result) {
+    let now = shared.clock.now();
+    match (shared.cache.lookup(&key, now), result) {
         // Another request may have refreshed it meanwhile.
         (Some(hit), _) if hit.freshness == Freshness::Fresh => {
-            Ok(replay(&hit.entry, CacheOutcome::Hit, now_is, &info))
+            Ok(replay(&hit.entry, CacheOutcome::Hit, now, &info))
         }
-        (Some(hit), _) => Ok(replay(&hit.entry, CacheOutcome::StaleIfError, now_is, &info)),
+        (Some(hit), _) => Ok(replay(&hit.entry, CacheOutcome::StaleIfError, now, &info)),
         (None, Some(result)) => result,
         (None, None) => inner.await,
     }
@@ -57,11 +57,11 @@ async fn within_stale_wait(
         if let Ok(result) = tokio::time::timeout(wait, inner.as_mut()).await {
             return Some(result);
         }
-        let now_is = shared.clock.now();
-        let elapsed = progress.sent_at().map(|sent_at| now_is.saturating_duration_since(sent_at));
+        let now = shared.clock.now();
+        let elapsed = progress.sent_at().map(|sent_at| now.saturating_duration_since(sent_at));
         wait = match elapsed {
             Some(elapsed) if elapsed < stale_wait => stale_wait.saturating_sub(elapsed),
-            Some(_) if !progress.is_server_busy(now_is) => return None,
+            Some(_) if !progress.is_server_busy(now) => return None,
             Some(_) | None => BUSY_CHECK_INTERVAL.min(stale_wait),
         };
     }

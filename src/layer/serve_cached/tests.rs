@@ -62,10 +62,10 @@ fn call(method: Method, path: &str, headers: &[(&str, &str)]) -> Authenticated {
         request = request.header(*name, *value);
     }
     let request = request.body(Body::empty()).unwrap();
-    let found = route::find(&method, path.split('?').next().unwrap(), false);
-    let access = found.route.access;
+    let route_match = route::find(&method, path.split('?').next().unwrap(), false);
+    let access = route_match.route.access;
     let query = Params::parse(request.uri().query().unwrap_or_default().as_bytes());
-    let key = Key::new(found.route.caching, &query);
+    let key = Key::new(route_match.route.caching, &query);
     let no_query = Params::parse(b"");
     let verdict = auth.authenticate(access, request.headers(), &no_query, AuthBody::Irrelevant, || 0);
     let AuthOutcome::Accepted(caller) = verdict else {
@@ -74,14 +74,14 @@ fn call(method: Method, path: &str, headers: &[(&str, &str)]) -> Authenticated {
     let exchange = Exchange::new(request, None, ConnectionHandle::default());
     Authenticated {
         exchange,
-        found,
+        route_match,
         caller,
         key,
         known_body: KnownBody::None,
-        may_wait: WaitPolicy::ForRails,
-        collect_limit: None,
+        wait_policy: WaitPolicy::ForRails,
+        buffer_up_to: None,
         progress: None,
-        arrived_at: None,
+        received_at: None,
     }
 }
 
@@ -155,7 +155,7 @@ async fn the_time_of_a_follower_counts_from_its_arrival() {
     let path = "/discover?key_id=7";
     let leader = s.ask(path);
     let (asked, reply) = s.taken().await;
-    assert_eq!(asked.arrived_at, None);
+    assert_eq!(asked.received_at, None);
     s.time.advance(Duration::from_secs(2));
     let came = Clock::Manual(s.time.clone()).now();
     let follower = s.ask(path);
@@ -164,7 +164,7 @@ async fn the_time_of_a_follower_counts_from_its_arrival() {
     reply.send_response(Ok(json(429, "{}")));
     leader.await.unwrap().unwrap();
     let (asked, reply) = s.taken().await;
-    assert_eq!(asked.arrived_at, Some(came));
+    assert_eq!(asked.received_at, Some(came));
     reply.send_response(Ok(json(200, USER)));
     assert_eq!(status_of(&follower.await.unwrap().unwrap()), "railgate; fwd=miss; detail=alone");
 }

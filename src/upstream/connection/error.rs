@@ -208,7 +208,7 @@ pub(super) fn is_reset(error: &io::Error) -> bool {
 #[derive(Debug, thiserror::Error)]
 #[error("{}", .fault.advice())]
 pub struct ExchangeError {
-    fault: ExchangeFault,
+    fault: ExchangeErrorKind,
     is_reset: bool,
     is_unread: bool,
     #[source]
@@ -217,7 +217,7 @@ pub struct ExchangeError {
 
 /// What was wrong with an exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::upstream) enum ExchangeFault {
+pub(in crate::upstream) enum ExchangeErrorKind {
     /// The connection ended.
     Interrupted,
     /// What came is not HTTP/1.1.
@@ -232,10 +232,10 @@ impl ExchangeError {
     /// `was_reset` is what the connection knows beyond the error.
     pub(super) fn new(error: hyper::Error, was_reset: bool) -> Self {
         let fault = match &error {
-            error if error.is_parse_too_large() => ExchangeFault::HeadTooLarge,
-            error if error.is_parse_version_h2() => ExchangeFault::WrongVersion,
-            error if error.is_parse() => ExchangeFault::Malformed,
-            _ => ExchangeFault::Interrupted,
+            error if error.is_parse_too_large() => ExchangeErrorKind::HeadTooLarge,
+            error if error.is_parse_version_h2() => ExchangeErrorKind::WrongVersion,
+            error if error.is_parse() => ExchangeErrorKind::Malformed,
+            _ => ExchangeErrorKind::Interrupted,
         };
         let source = std::error::Error::source(&error);
         let is_reset = was_reset || source.and_then(|source| source.downcast_ref()).is_some_and(is_reset);
@@ -255,7 +255,7 @@ impl ExchangeError {
         Self { is_unread: self.is_unread || self.is_reset, ..self }
     }
 
-    pub(in crate::upstream) fn fault(&self) -> ExchangeFault {
+    pub(in crate::upstream) fn fault(&self) -> ExchangeErrorKind {
         self.fault
     }
 
@@ -279,7 +279,7 @@ fn is_refused_stream(error: &h2::Error) -> bool {
             || error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR))
 }
 
-impl ExchangeFault {
+impl ExchangeErrorKind {
     fn advice(self) -> String {
         match self {
             Self::HeadTooLarge => format!(

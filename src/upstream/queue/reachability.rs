@@ -29,13 +29,13 @@ const TIMEOUT_RETRY_DELAY: Duration = Duration::from_secs(2);
 pub struct Reachability {
     /// Whether there is a record: the only field that is read while Rails is reachable.
     has_record: AtomicBool,
-    state: Mutex<OutageRecord>,
+    state: Mutex<UnreachableRecord>,
     /// Look-ups that did not wait, since others had waited in vain.
     pub waits_skipped: AtomicU64,
 }
 
 #[derive(Debug, Default)]
-struct OutageRecord {
+struct UnreachableRecord {
     last: Option<LastFailure>,
     /// Since when requests wait.
     since: Option<Instant>,
@@ -160,12 +160,12 @@ impl Reachability {
     }
 
     /// Whether requests wait, or have waited in vain, for a Rails that is not known to be back.
-    pub fn is_outage(&self) -> bool {
+    pub fn is_unreachable(&self) -> bool {
         self.state.lock().since.is_some()
     }
 }
 
-impl OutageRecord {
+impl UnreachableRecord {
     fn last_error(&self, detail: Option<&str>) -> ConnectError {
         match &self.last {
             Some(last) => last.error.for_waiters(detail),
@@ -194,9 +194,12 @@ mod tests {
         let (reachability, begin) = (Reachability::default(), Instant::now());
         reachability.record_failure(&refused(), begin);
         assert!(!reachability.has_recent_fruitless_wait(begin), "no request has waited yet");
-        assert!(!reachability.is_outage());
+        assert!(!reachability.is_unreachable());
         reachability.record_fruitless_wait(&refused(), begin);
-        assert!(reachability.is_outage(), "until it is known to be back, although no request has queued");
+        assert!(
+            reachability.is_unreachable(),
+            "until it is known to be back, although no request has queued"
+        );
         let almost = begin + FRUITLESS_WAIT_TTL.saturating_sub(Duration::from_millis(1));
         assert!(
             reachability.has_recent_fruitless_wait(begin) && reachability.has_recent_fruitless_wait(almost)
@@ -218,7 +221,7 @@ mod tests {
         assert!(
             !reachability.has_recent_fruitless_wait(almost)
                 && reachability.cause().is_none()
-                && !reachability.is_outage()
+                && !reachability.is_unreachable()
         );
         reachability.record_failure(&refused(), almost);
         assert!(

@@ -172,7 +172,7 @@ async fn a_busy_rails_is_not_covered_by_a_stale_answer() {
         // Nor does it start an outage, or drop the entry.
         let asked = s.ask(PATH);
         let (request, reply) = s.taken().await;
-        assert_eq!(request.may_wait, WaitPolicy::ForPermit, "{:?}", failure());
+        assert_eq!(request.wait_policy, WaitPolicy::ForPermit, "{:?}", failure());
         reply.send_response(refused());
         assert!(status_of(&asked.await.unwrap().unwrap()).ends_with(SIE));
     }

@@ -159,8 +159,8 @@ async fn an_answer_of_something_in_front_of_rails_does_not_end_an_outage() {
         // The failure of a request that was sent before the answer is no news, unless the outage goes on.
         s.after(11);
         let outage = s.cache.outage(Caching::Discover);
-        let now_is = Clock::Manual(s.time.clone()).now();
-        assert_eq!(outage.is_active(now_is), !ends_outage, "{status} {body}");
+        let now = Clock::Manual(s.time.clone()).now();
+        assert_eq!(outage.is_active(now), !ends_outage, "{status} {body}");
     }
 }
 
