@@ -1,8 +1,9 @@
 //! Rails is unreachable: the cause in log and metrics, also for requests that only waited in the queue.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockRef, Socket, Type};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
@@ -103,14 +104,17 @@ async fn start_http_server() -> SocketAddr {
     address
 }
 
-/// A server that closes the connection after the first bytes.
-async fn start_closing_server() -> SocketAddr {
+/// A server that closes the connection after the first bytes, or resets it.
+async fn start_closing_server(resets: bool) -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             let mut read = [0; 4096];
             let _ = stream.read(&mut read).await;
+            if resets {
+                SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+            }
         }
     });
     address
@@ -122,7 +126,8 @@ async fn tls_to_a_plain_server_is_explained_in_the_log() {
     let patient = || setup().text("upstream.connect_timeout", "10m");
     for (name, address, status) in [
         ("https-to-http", start_http_server().await, 502),
-        ("https-to-a-mute", start_closing_server().await, 503),
+        ("https-to-a-mute", start_closing_server(false).await, 503),
+        ("https-to-a-reset", start_closing_server(true).await, 503),
     ] {
         let setup = patient();
         let file = authority.write_certificate(&setup.dir, "ca.pem");

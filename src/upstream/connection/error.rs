@@ -61,6 +61,17 @@ impl ConnectError {
         Self { is_transient: false, ..Self::new(UnreachableCause::Tls, text) }
     }
 
+    /// The TLS handshake failed. A server that does not speak TLS may reset the connection.
+    pub(in crate::upstream) fn handshake(error: io::Error) -> Self {
+        let was_reset = is_reset(&error);
+        let error = Self::from(error);
+        if was_reset {
+            Self { cause: UnreachableCause::Tls, hint: Some(HANDSHAKE_RESET), ..error }
+        } else {
+            error
+        }
+    }
+
     /// Nothing was attempted, for this reason.
     pub(in crate::upstream) fn not_attempted(cause: UnreachableCause, text: impl Into<String>) -> Self {
         Self { is_own_attempt: false, ..Self::new(cause, text) }
@@ -167,6 +178,9 @@ fn is_exhaustion(error: &io::Error) -> bool {
 fn is_handshake_eof(error: &io::Error) -> bool {
     error.kind() == ErrorKind::UnexpectedEof && error.to_string().starts_with("tls")
 }
+
+const HANDSHAKE_RESET: &str = "the server reset the connection during the TLS handshake: if it speaks HTTP, \
+                               upstream.url has to begin with http://";
 
 fn tls_error(error: &io::Error) -> Option<&rustls::Error> {
     error.get_ref()?.downcast_ref()

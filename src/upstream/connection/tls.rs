@@ -80,7 +80,8 @@ impl Tls {
         &self,
         stream: TcpStream,
     ) -> Result<TlsStream<TcpStream>, ConnectError> {
-        let stream = TlsConnector::from(Arc::clone(&self.config)).connect(self.name.clone(), stream).await?;
+        let connector = TlsConnector::from(Arc::clone(&self.config));
+        let stream = connector.connect(self.name.clone(), stream).await.map_err(ConnectError::handshake)?;
         // HTTP/1.1 is spoken without negotiation.
         if self.protocol == Protocol::Http2 && stream.get_ref().1.alpn_protocol() != Some(HTTP2) {
             return Err(ConnectError::tls("it does not speak HTTP/2"));
