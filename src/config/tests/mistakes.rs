@@ -370,6 +370,7 @@ fn invalid_urls_are_refused() {
             "http://[fe80::1%eth0]",
             "has a zone, which only link-local addresses have, as in http://[fe80::1%25",
         ),
+        ("http://[fe80::1]:8080", "is a link-local address, which needs a zone"),
         (&format!("http+unix://%2F{}", "a".repeat(107)), "names a socket by more than 107 bytes"),
         ("http://user:pass@rails", "must not hold a user or a password"),
         ("http+unix:///run/gitlab.socket", "needs the socket's absolute path, percent-encoded"),

@@ -47,6 +47,12 @@ pub enum TargetError {
     /// A zone of an address that can have none, or a malformed one.
     #[error("has a zone, which only link-local addresses have, as in http://[fe80::1%25eth0]:8080")]
     Zone,
+    /// A link-local address without one: there is such a network behind each interface.
+    #[error(
+        "is a link-local address, which needs a zone: the interface that leads there, as in \
+         http://[fe80::1%25eth0]:8080"
+    )]
+    NoZone,
     /// User and password in the URL.
     #[error("must not hold a user or a password")]
     UserInfo,
@@ -157,7 +163,13 @@ fn tcp(text: &str, default_port: u16) -> Result<UpstreamAddress, TargetError> {
 fn ipv6(text: &str) -> Result<String, TargetError> {
     let (address, zone) = text.split_once('%').map_or((text, None), |(address, zone)| (address, Some(zone)));
     let parsed: Ipv6Addr = address.parse().map_err(|_| TargetError::Host)?;
-    let Some(zone) = zone else { return Ok(address.to_owned()) };
+    let Some(zone) = zone else {
+        return if parsed.is_unicast_link_local() {
+            Err(TargetError::NoZone)
+        } else {
+            Ok(address.to_owned())
+        };
+    };
     let is_plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
     match zone.strip_prefix("25") {
         Some(zone) if parsed.is_unicast_link_local() && !zone.is_empty() && zone.bytes().all(is_plain) => {
@@ -224,6 +236,7 @@ mod tests {
             ("https://gitlab.example.com/git", tcp("gitlab.example.com", 443), "/git"),
             ("http://[::1]:8080/", tcp("::1", 8080), ""),
             ("http://[::1]", tcp("::1", 80), ""),
+            ("http://[fd00::1]", tcp("fd00::1", 80), ""),
             ("http://[fe80::1%25eth0]:8080", tcp("fe80::1%eth0", 8080), ""),
             ("http://[fe80::1%252]", tcp("fe80::1%2", 80), ""),
             ("http://rails_1.example.:65535", tcp("rails_1.example.", 65_535), ""),
@@ -268,6 +281,9 @@ mod tests {
             ("http://[1.2.3.4]", TargetError::Host),
             ("http://[::g]:80", TargetError::Host),
             ("http://[fe80::1%eth0]", TargetError::Zone),
+            ("http://[fe80::1]:8080", TargetError::NoZone),
+            ("https://[FE80:0:0:0::1]", TargetError::NoZone),
+            ("http://[febf::1]/gitlab", TargetError::NoZone),
             ("http://[fe80::1%25]", TargetError::Zone),
             ("http://[fe80::1%25a%20b]", TargetError::Zone),
             ("http://[2001:db8::1%25eth0]", TargetError::Zone),
