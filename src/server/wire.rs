@@ -153,13 +153,17 @@ pub(crate) fn to_origin_form(head: &[u8]) -> Result<Vec<u8>, Refusal> {
     Ok([method, b" /", path.get(slashes..).unwrap_or_default(), b" ", behind].concat())
 }
 
-/// Whether the one `Host` among the lines of `behind` means the same as `authority`.
+/// Whether the one `Host` among the lines of `behind` means the same as `authority`. HTTP/1.0 needs none.
 fn names_host(behind: &[u8], authority: &[u8]) -> bool {
     let mut hosts = behind.split(|byte| *byte == b'\n').filter_map(|line| {
         let (name, value) = line.split_at_checked(memchr(b':', line)?)?;
         name.eq_ignore_ascii_case(b"host").then(|| value.get(1..).unwrap_or_default().trim_ascii())
     });
-    let (Some(host), None) = (hosts.next(), hosts.next()) else { return false };
+    let host = match (hosts.next(), hosts.next()) {
+        (Some(host), None) => host,
+        (None, _) if behind.starts_with(b"HTTP/1.0\r") => authority,
+        _ => return false,
+    };
     let known = |text| std::str::from_utf8(text).ok().and_then(authority::parse_host_header);
     match (known(host), known(authority)) {
         (Some((host, port)), Some((named, named_port))) => {

@@ -287,9 +287,11 @@ async fn unknown_hosts_are_refused_on_the_admin_listener() {
         }
     }
     // A browser always sends a host.
-    let mut connection = admin.connect().await;
-    connection.write(b"GET /metrics HTTP/1.0\r\n\r\n").await;
-    assert_eq!(connection.read_response().await.status, 200);
+    for target in ["/metrics", "http://gw.example/metrics", "http://gw.example/ready"] {
+        let mut connection = admin.connect().await;
+        connection.write(format!("GET {target} HTTP/1.0\r\n\r\n").as_bytes()).await;
+        assert_eq!(connection.read_response().await.status, 200, "{target}");
+    }
 }
 
 /// No browser can connect to one.
