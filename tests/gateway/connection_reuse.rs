@@ -108,6 +108,29 @@ async fn an_expired_connection_gets_no_new_requests() {
     harness.rails.wait_for_closed(harness.rails.connection_count() - 1).await;
 }
 
+/// The address leads elsewhere now, and nothing tells the gateway so: the old server answers as before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_workers_move_to_a_server_that_takes_over_the_address() {
+    let setup = Setup::new().set("workers", 4).text("upstream.max_connection_age", "50ms");
+    let [path, new_path] = ["rails.sock", "new.sock"].map(|name| setup.dir.file(name));
+    let harness = setup.start_with(FakeRails::listen_unix(&path));
+    let request = Request::post("allowed").with_secret();
+    for _ in 0..20 {
+        assert_eq!(harness.send(&request).await.status, 200);
+    }
+    let successor = FakeRails::listen_unix(&new_path);
+    std::fs::rename(&new_path, &path).unwrap();
+    eventually("all requests to go to the successor", async || {
+        let before = harness.rails.request_count();
+        for _ in 0..40 {
+            assert_eq!(harness.send(&request).await.status, 200);
+        }
+        (harness.rails.request_count() == before).then_some(())
+    })
+    .await;
+    assert!(successor.request_count() >= 40);
+}
+
 #[tokio::test]
 async fn an_idle_connection_is_closed_when_it_expires() {
     let setup = Setup::new().text("upstream.max_connection_age", "50ms").text("upstream.idle_timeout", "1h");

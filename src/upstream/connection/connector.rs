@@ -115,7 +115,8 @@ impl Connector {
     /// `localhost`; one that is silent would delay every connection.
     fn record_failed(&self, address: SocketAddr, failed: &happy_eyeballs::FailedAddresses) {
         let server = &self.name;
-        if failed.has_silent() && self.preferred().is_none() {
+        // Not again for each connection that is made beside the silent one.
+        if failed.has_silent() && self.preferred() != Some(address) {
             let _span = crate::request_span::current().entered();
             tracing::warn!(server, %address, %failed, "an address of Rails is silent, another one answers");
         } else if !failed.is_empty() {
