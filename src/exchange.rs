@@ -215,6 +215,7 @@ impl SharedRequestInfo {
                     info.rejection = Some(*rejection);
                 }
                 Failure::Upstream(error) => info.error = Some(describe(error)),
+                Failure::SharedFill(_, error) => info.error = Some(error.to_string()),
                 Failure::Loop => info.error = Some(LOOP.to_owned()),
                 _ => {}
             }
@@ -230,8 +231,8 @@ impl SharedRequestInfo {
 const LOOP: &str = "this gateway has sent the request itself: upstream.url, or a proxy behind it, leads back to one of the \
                     gateway's listeners; point it to Workhorse";
 
-/// An error, its causes, and a hint how to fix it, if there is one.
-fn describe(error: &upstream::Error) -> String {
+/// An error, its causes, and a hint how to fix it, if there is one: for the log alone.
+pub fn describe(error: &upstream::Error) -> String {
     let text = error.chain();
     error.hint().map_or_else(|| text.clone(), |hint| format!("{text}; {hint}"))
 }

@@ -5,6 +5,7 @@
 //! the machine; that is for the log.
 
 use std::fmt;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
@@ -54,8 +55,8 @@ pub enum Failure {
     BodyBrokeOff,
     /// Rails cannot be reached, or its response is unusable.
     Upstream(upstream::Error),
-    /// Another caller's request, which this one waited for, has failed.
-    SharedFill(FillError),
+    /// Another caller's request, which this one waited for, has failed, with this error.
+    SharedFill(FillError, Arc<str>),
     /// A layer is not ready for another request. None of the gateway's own limits rejects requests this way.
     Overloaded,
     /// A bug: a layer panicked.
@@ -96,9 +97,11 @@ impl Failure {
             },
             Self::UnverifiedBodiesFull
             | Self::Overloaded
-            | Self::SharedFill(FillError::Unreachable | FillError::Busy) => StatusCode::SERVICE_UNAVAILABLE,
-            Self::SharedFill(FillError::Timeout | FillError::Slow) => StatusCode::GATEWAY_TIMEOUT,
-            Self::SharedFill(FillError::Broken) => StatusCode::BAD_GATEWAY,
+            | Self::SharedFill(FillError::Unreachable | FillError::Busy, _) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            Self::SharedFill(FillError::Timeout | FillError::Slow, _) => StatusCode::GATEWAY_TIMEOUT,
+            Self::SharedFill(FillError::Broken, _) => StatusCode::BAD_GATEWAY,
             Self::Panicked => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -114,10 +117,10 @@ impl Failure {
             Self::UnverifiedBodiesFull => "unverified_bodies_full",
             Self::BodyBrokeOff => "body_broke_off",
             Self::Upstream(error) => error.as_str(),
-            Self::SharedFill(FillError::Unreachable) => "upstream_unreachable",
-            Self::SharedFill(FillError::Timeout | FillError::Slow) => "upstream_timeout",
-            Self::SharedFill(FillError::Busy) => "upstream_busy",
-            Self::SharedFill(FillError::Broken) => "upstream_broke_off",
+            Self::SharedFill(FillError::Unreachable, _) => "upstream_unreachable",
+            Self::SharedFill(FillError::Timeout | FillError::Slow, _) => "upstream_timeout",
+            Self::SharedFill(FillError::Busy, _) => "upstream_busy",
+            Self::SharedFill(FillError::Broken, _) => "upstream_broke_off",
             Self::Overloaded => "overloaded",
             Self::Panicked => "panicked",
         }
@@ -142,8 +145,8 @@ impl Failure {
             }
             Self::BodyBrokeOff => "400 Bad Request: the request body is incomplete or malformed",
             Self::Upstream(error) if error.is_overload() => BUSY,
-            Self::SharedFill(FillError::Busy) | Self::Overloaded => BUSY,
-            Self::Upstream(_) | Self::SharedFill(_) => match self.status() {
+            Self::SharedFill(FillError::Busy, _) | Self::Overloaded => BUSY,
+            Self::Upstream(_) | Self::SharedFill(..) => match self.status() {
                 StatusCode::SERVICE_UNAVAILABLE => {
                     "GitLab is not reachable at the moment. Please try again shortly."
                 }
@@ -168,7 +171,7 @@ impl Failure {
             | Self::BodyTooLarge
             | Self::UnverifiedBodiesFull
             | Self::BodyBrokeOff => FailureOrigin::Client,
-            Self::Upstream(_) | Self::SharedFill(_) => FailureOrigin::Upstream,
+            Self::Upstream(_) | Self::SharedFill(..) => FailureOrigin::Upstream,
             Self::Loop | Self::Overloaded | Self::Panicked => FailureOrigin::Gateway,
         }
     }
@@ -221,7 +224,12 @@ mod tests {
     use http_body_util::BodyExt as _;
 
     fn timeout(limit: TimeLimit, is_silent: bool) -> upstream::Error {
-        upstream::Error::Timeout { after: std::time::Duration::from_secs(1), limit, is_silent }
+        upstream::Error::Timeout {
+            after: std::time::Duration::from_secs(1),
+            limit,
+            is_silent,
+            unreachable: None,
+        }
     }
 
     #[tokio::test]
@@ -240,15 +248,15 @@ mod tests {
             Failure::Upstream(timeout(TimeLimit::Total, true)),
             Failure::Upstream(upstream::Error::Unusable("x")),
             Failure::Upstream(upstream::Error::NeedsWorkhorse("x".into())),
-            Failure::Upstream(upstream::Error::CredentialExpires("x".into())),
+            Failure::Upstream(upstream::Error::CredentialExpires("x".into(), None)),
             Failure::Upstream(upstream::Error::HoldFull("x".into(), std::io::Error::other("y").into())),
             Failure::Upstream(upstream::Error::Shed(upstream::ShedReason::QueueFull)),
             Failure::Upstream(upstream::Error::ResponseBody(crate::body::Error::TooSlow)),
-            Failure::SharedFill(FillError::Unreachable),
-            Failure::SharedFill(FillError::Timeout),
-            Failure::SharedFill(FillError::Broken),
-            Failure::SharedFill(FillError::Busy),
-            Failure::SharedFill(FillError::Slow),
+            Failure::SharedFill(FillError::Unreachable, "x".into()),
+            Failure::SharedFill(FillError::Timeout, "x".into()),
+            Failure::SharedFill(FillError::Broken, "x".into()),
+            Failure::SharedFill(FillError::Busy, "x".into()),
+            Failure::SharedFill(FillError::Slow, "x".into()),
             Failure::Overloaded,
             Failure::Panicked,
         ];

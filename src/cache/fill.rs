@@ -123,10 +123,10 @@ impl FillGuard {
         self.cache.flights.unregister(&self.key, &self.flight, || self.cache.remove(&self.key));
     }
 
-    /// Tells the followers that Rails did not answer.
-    pub fn fail(self, error: FillError) {
+    /// Tells the followers that Rails did not answer. `text` says in full why, for their log lines.
+    pub fn fail(self, error: FillError, text: Arc<str>) {
         self.unregister();
-        self.flight.end(FillOutcome::Failed(error));
+        self.flight.end(FillOutcome::Failed(error, text));
     }
 
     fn unregister(&self) {

@@ -19,8 +19,8 @@ use crate::progress::Progress;
 pub enum FillOutcome {
     /// The answer is stored, and every follower may have it.
     Stored(Arc<Entry>),
-    /// Rails did not answer; asking again at once would not help.
-    Failed(FillError),
+    /// Rails did not answer; asking again at once would not help. With the error as it is logged.
+    Failed(FillError, Arc<str>),
     /// Rails answered, but not with something that can be shared.
     NotShared,
 }

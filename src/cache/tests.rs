@@ -82,8 +82,9 @@ async fn followers_learn_how_the_flight_ended() {
 
     let guard = lead(&cache, &KEY, &clock);
     let wait = follow(&cache);
-    guard.fail(FillError::Timeout);
-    assert!(matches!(wait.outcome().await, FillOutcome::Failed(FillError::Timeout)));
+    guard.fail(FillError::Timeout, "silent".into());
+    let FillOutcome::Failed(FillError::Timeout, text) = wait.outcome().await else { panic!("not told") };
+    assert_eq!(&*text, "silent");
 
     let guard = lead(&cache, &KEY, &clock);
     let wait = follow(&cache);

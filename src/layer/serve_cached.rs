@@ -303,7 +303,7 @@ where
         FillOutcome::Stored(entry) if !shared.cache.has_expired(&entry) => {
             Ok(replay_shared(&entry, &shared, &info))
         }
-        FillOutcome::Failed(error) => Err(Failure::SharedFill(error)),
+        FillOutcome::Failed(error, text) => Err(Failure::SharedFill(error, text)),
         FillOutcome::Stored(_) | FillOutcome::NotShared => {
             // If Rails has just failed to answer, callers with a stale entry do not ask it, too.
             if let Some(entry) = has_stale.then(|| shared.lookup_in_outage(&key)).flatten() {

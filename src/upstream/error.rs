@@ -17,7 +17,7 @@ pub enum Error {
     HoldFull(String, #[source] ConnectError),
     /// The credential would expire before the request could be sent.
     #[error("{0} is away or busy, and the token expires before it can be sent")]
-    CredentialExpires(String),
+    CredentialExpires(String, #[source] Option<ConnectError>),
     /// Rejected by admission control.
     #[error("not sent: {}", .0.as_str())]
     Shed(ShedReason),
@@ -30,6 +30,9 @@ pub enum Error {
         limit: TimeLimit,
         /// Whether the server had the request for most of that time, and answered no other meanwhile.
         is_silent: bool,
+        /// The last failure to connect, if Rails cannot be reached.
+        #[source]
+        unreachable: Option<ConnectError>,
     },
     /// The connection ended, or the response is malformed.
     #[error(transparent)]
@@ -188,7 +191,7 @@ impl Error {
             }
             Self::Connect(_, error) if !error.is_transient() => ErrorKind::Unconnectable,
             Self::Connect(..) | Self::HoldFull(..) => ErrorKind::Unreachable,
-            Self::CredentialExpires(_) => ErrorKind::CredentialExpires,
+            Self::CredentialExpires(..) => ErrorKind::CredentialExpires,
             Self::Shed(_) => ErrorKind::Shed,
             Self::Timeout { is_silent: true, .. } => ErrorKind::Silent,
             Self::Timeout { limit: TimeLimit::Response, .. } => ErrorKind::Slow,
@@ -214,7 +217,7 @@ impl Error {
             Self::Connect(_, error) if error.is_timeout() => "upstream_connect_timeout",
             Self::Connect(..) => "upstream_unreachable",
             Self::HoldFull(..) => "hold_full",
-            Self::CredentialExpires(_) => "credential_expires",
+            Self::CredentialExpires(..) => "credential_expires",
             Self::Shed(reason) => reason.as_str(),
             Self::Timeout { limit: TimeLimit::Response, .. } => "upstream_timeout",
             Self::ResponseBody(body::Error::Stalled(_)) => "upstream_body_timeout",

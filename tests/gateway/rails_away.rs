@@ -11,6 +11,8 @@ use super::fake_rails::{Behavior, FakeRails, ROOT_KEY, Reply, gitlab};
 use super::harness::{RunningGateway, Setup};
 use super::log;
 
+/// What the kernel says of a port on which nothing listens.
+const REFUSED: &str = "Connection refused";
 const HELD: &str = "railgate_upstream_held";
 const UNREAD: &str = r#"railgate_upstream_resent_total{reason="unread"}"#;
 
@@ -134,15 +136,19 @@ async fn a_request_is_not_held_beyond_its_token_expiry() {
     let harness = Harness::new(setup_with_hold());
     let request = Request::post("kubernetes/usage_metrics").json(r#"{"gitops_sync_count":1}"#);
     let claims = json!({ "iss": "gitlab-kas", "aud": "gitlab", "exp": now() + 7 });
-    let mut connection = harness.request(&request.clone().header(KAS_HEADER, &kas_token(&claims))).await;
+    let with = |id: &str| request.clone().header(KAS_HEADER, &kas_token(&claims)).header("X-Request-Id", id);
+    let mut connection = harness.request(&with("expires-first")).await;
     // Wherever it is in the queue.
     let _other = harness.request(&allowed()).await;
     harness.gateway.wait_for_metric(HELD, 2).await;
-    let mut behind = harness.request(&request.header(KAS_HEADER, &kas_token(&claims))).await;
+    let mut behind = harness.request(&with("expires-behind")).await;
     assert_retry_later(&connection.read_response().await);
     assert_retry_later(&behind.read_response().await);
     harness.gateway.wait_for_metric(HELD, 1).await;
     harness.gateway.wait_for_metric(r#"railgate_failures_total{reason="credential_expires"}"#, 2).await;
+    for id in ["expires-first", "expires-behind"] {
+        assert_cause_logged(id).await;
+    }
 }
 
 #[tokio::test]
@@ -302,11 +308,43 @@ async fn the_log_says_which_request_met_the_outage() {
 #[tokio::test]
 async fn holding_ends_at_the_total_timeout() {
     let harness = Harness::new(setup_with_hold().text("upstream.total_timeout", "100ms"));
-    let mut connections = [harness.request(&allowed()).await, harness.request(&allowed()).await];
+    let ids = ["total-timeout-0", "total-timeout-1"];
+    let mut connections = Vec::new();
+    for id in ids {
+        connections.push(harness.request(&allowed().header("X-Request-Id", id)).await);
+    }
     for connection in &mut connections {
         connection.read_response().await.assert_failure(504);
     }
     harness.gateway.wait_for_metric(r#"railgate_failures_total{reason="upstream_total_timeout"}"#, 2).await;
+    for id in ids {
+        assert_cause_logged(id).await;
+    }
     let (_gateway, rails) = harness.start_rails();
     assert_eq!(rails.request_count(), 0);
+}
+
+/// Asserts that the line of a failed request says why Rails cannot be reached, whatever ended the wait.
+async fn assert_cause_logged(id: &str) {
+    let line = log::wait_for_request_line(id).await;
+    let error = line["error"].as_str().unwrap_or_default();
+    assert!(error.contains(REFUSED), "{line}");
+}
+
+/// Only one of them asks Rails, and all of them have to say what is wrong.
+#[tokio::test]
+async fn the_cause_is_logged_for_all_who_wait_for_one_lookup() {
+    let harness = Harness::new(Setup::new().text("upstream.classes.lookup.hold", "1s"));
+    let lookup = Request::get("discover?key_id=1").with_secret();
+    let ids = ["lookup-0", "lookup-1", "lookup-2"];
+    let mut connections = Vec::new();
+    for id in ids {
+        connections.push(harness.request(&lookup.clone().header("X-Request-Id", id)).await);
+    }
+    for connection in &mut connections {
+        assert_retry_later(&connection.read_response().await);
+    }
+    for id in ids {
+        assert_cause_logged(id).await;
+    }
 }

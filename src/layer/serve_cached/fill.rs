@@ -11,7 +11,7 @@ use crate::cache::FillError;
 use crate::cache::fill::FillGuard;
 use crate::cache::refusal::is_refusal;
 use crate::cache::storable::{NoStoreReason, check_answer, check_head};
-use crate::exchange::{Authenticated, CacheOutcome, Exchange, SharedRequestInfo};
+use crate::exchange::{Authenticated, CacheOutcome, Exchange, SharedRequestInfo, describe};
 use crate::failure::Failure;
 use crate::layer::LayerResult;
 use crate::route::Caching;
@@ -134,11 +134,11 @@ async fn finish(
 /// Tells the followers of a failure that they would meet too. After any other, each asks Rails by itself.
 fn fail(guard: FillGuard, failure: &Failure, info: &SharedRequestInfo) {
     let Failure::Upstream(error) = failure else { return drop(guard) };
-    match error.kind() {
-        ErrorKind::Unreachable | ErrorKind::Unconnectable => guard.fail(FillError::Unreachable),
-        ErrorKind::Exhausted | ErrorKind::Shed => guard.fail(FillError::Busy),
-        ErrorKind::Silent => guard.fail(FillError::Timeout),
-        ErrorKind::Slow | ErrorKind::OutOfTime => guard.fail(FillError::Slow),
+    let shared = match error.kind() {
+        ErrorKind::Unreachable | ErrorKind::Unconnectable => FillError::Unreachable,
+        ErrorKind::Exhausted | ErrorKind::Shed => FillError::Busy,
+        ErrorKind::Silent => FillError::Timeout,
+        ErrorKind::Slow | ErrorKind::OutOfTime => FillError::Slow,
         // It failed twice, so the followers would fail too.
         ErrorKind::Unread
         | ErrorKind::Interrupted
@@ -147,10 +147,11 @@ fn fail(guard: FillGuard, failure: &Failure, info: &SharedRequestInfo) {
         | ErrorKind::BodyTooSlow
             if info.lock().is_resent =>
         {
-            guard.fail(FillError::Broken);
+            FillError::Broken
         }
-        _ => drop(guard),
-    }
+        _ => return drop(guard),
+    };
+    guard.fail(shared, describe(error).into());
 }
 
 /// Stores a whole answer if it may be stored. One of Rails that may not be drops the entry that was there.

@@ -33,7 +33,7 @@ pub(super) fn is_rails_failure(result: &LayerResult) -> bool {
     match result {
         Ok(response) => is_failure_status(response.status()),
         Err(Failure::Upstream(error)) => error.kind().fault() == Fault::Rails,
-        Err(Failure::SharedFill(error)) => {
+        Err(Failure::SharedFill(error, _)) => {
             matches!(error, FillError::Unreachable | FillError::Timeout | FillError::Broken)
         }
         Err(_) => false,

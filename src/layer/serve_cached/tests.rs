@@ -304,7 +304,7 @@ async fn followers_fail_at_once_if_rails_cannot_be_reached() {
     );
     to_first.send_response(Err(Failure::Upstream(refused)));
     assert_eq!(first.await.unwrap().unwrap_err().status(), StatusCode::SERVICE_UNAVAILABLE);
-    assert!(matches!(second.await.unwrap(), Err(Failure::SharedFill(FillError::Unreachable))));
+    assert!(matches!(second.await.unwrap(), Err(Failure::SharedFill(FillError::Unreachable, _))));
     // The next caller tries again.
     let _third = s.ask("/discover?key_id=7");
     assert!(!is_idle(&mut s.rails).await);

@@ -4,7 +4,7 @@ use super::*;
 use crate::upstream::connection::cause::UnreachableCause;
 
 fn timeout(limit: TimeLimit, is_silent: bool) -> Error {
-    Error::Timeout { after: Duration::from_secs(1), limit, is_silent }
+    Error::Timeout { after: Duration::from_secs(1), limit, is_silent, unreachable: None }
 }
 
 /// The table that all rules about failures come from.
@@ -27,7 +27,7 @@ fn each_failure_has_a_kind_a_fault_and_a_label() {
         (full(proxy()), ErrorKind::Unreachable, Fault::Rails, Resend::Any, "hold_full"),
         (full(no_files()), ErrorKind::Exhausted, Fault::Machine, Resend::Any, "hold_full"),
         (
-            Error::CredentialExpires("rails".into()),
+            Error::CredentialExpires("rails".into(), None),
             ErrorKind::CredentialExpires,
             Fault::Limits,
             Resend::Any,

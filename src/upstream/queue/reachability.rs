@@ -154,6 +154,11 @@ impl Reachability {
         self.state.lock().last_error(detail)
     }
 
+    /// The same, if one has failed since Rails was last reached.
+    pub(in crate::upstream) fn last_failure(&self) -> Option<ConnectError> {
+        self.state.lock().last.as_ref().map(|last| last.error.clone())
+    }
+
     /// Why Rails is unreachable, if it is, as far as is known.
     pub fn cause(&self) -> Option<UnreachableCause> {
         self.state.lock().last.as_ref().map(|last| last.error.cause())

@@ -171,10 +171,15 @@ impl UpstreamServer {
         if end.is_some_and(|end| by >= end) {
             let had = by.saturating_duration_since(sent);
             let is_silent = !is_busy && had * 2 >= total_timeout.min(response_timeout);
-            return Error::Timeout { after: total_timeout, limit: TimeLimit::Total, is_silent };
+            return timed_out(total_timeout, TimeLimit::Total, is_silent);
         }
-        Error::Timeout { after: response_timeout, limit: TimeLimit::Response, is_silent: !is_busy }
+        timed_out(response_timeout, TimeLimit::Response, !is_busy)
     }
+}
+
+/// The error of a request that a server had, and did not answer in time.
+const fn timed_out(after: Duration, limit: TimeLimit, is_silent: bool) -> Error {
+    Error::Timeout { after, limit, is_silent, unreachable: None }
 }
 
 /// Reads the body of a response into memory, up to so many bytes.
@@ -195,14 +200,10 @@ async fn buffer_body(
         Ok(Ok(Collected::TooLong(body))) => body,
         Ok(Err(error)) => return Err(Error::ResponseBody(error)),
         Err(_) if end.is_some_and(|end| by >= end) => {
-            return Err(Error::Timeout { after: total_timeout, limit: TimeLimit::Total, is_silent: false });
+            return Err(timed_out(total_timeout, TimeLimit::Total, false));
         }
         Err(_) => {
-            return Err(Error::Timeout {
-                after: BUFFER_TIMEOUT,
-                limit: TimeLimit::Response,
-                is_silent: true,
-            });
+            return Err(timed_out(BUFFER_TIMEOUT, TimeLimit::Response, true));
         }
     };
     Ok(Response::from_parts(head, body))

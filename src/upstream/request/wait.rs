@@ -215,10 +215,11 @@ impl Upstream {
                 after: deadlines.total_timeout,
                 limit: TimeLimit::Total,
                 is_silent: false,
+                unreachable: self.state.reachability.last_failure(),
             };
         }
         if deadlines.credential_expires.is_some_and(|expires| now >= expires) {
-            return Error::CredentialExpires(self.server_names());
+            return Error::CredentialExpires(self.server_names(), self.state.reachability.last_failure());
         }
         let detail = if deadlines.tries_once {
             "not waited for, since other requests have waited in vain"

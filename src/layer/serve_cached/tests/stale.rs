@@ -15,7 +15,7 @@ const SIE: &str = "; detail=stale_if_error";
 const RENEWED: &str = r#"{"id":7,"username":"ruby","name":"R"}"#;
 
 fn timed_out(limit: TimeLimit, is_silent: bool) -> upstream::Error {
-    upstream::Error::Timeout { after: Duration::from_secs(10), limit, is_silent }
+    upstream::Error::Timeout { after: Duration::from_secs(10), limit, is_silent, unreachable: None }
 }
 
 fn refused() -> LayerResult {
@@ -149,7 +149,7 @@ async fn a_busy_rails_is_not_covered_by_a_stale_answer() {
         || upstream::Error::Shed(ShedReason::QueueFull),
         || upstream::Error::Shed(ShedReason::QueueTimeout),
         || upstream::Error::Shed(ShedReason::QueueTooSlow),
-        || upstream::Error::CredentialExpires("rails".into()),
+        || upstream::Error::CredentialExpires("rails".into(), None),
         || timed_out(TimeLimit::Response, false),
         || timed_out(TimeLimit::Total, false),
         || upstream::Error::Unusable("x"),
