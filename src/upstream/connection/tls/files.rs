@@ -44,6 +44,17 @@ pub struct TrustedAuthorities {
     pub(super) configured: Vec<CertificateDer<'static>>,
 }
 
+impl TrustedAuthorities {
+    /// Whether the operator has configured a certificate of X.509 version 1. An authority may have one, a server
+    /// may not.
+    pub fn has_version_1(&self) -> bool {
+        let is_version_1 = |certificate| {
+            matches!(webpki::EndEntityCert::try_from(certificate), Err(webpki::Error::UnsupportedCertVersion))
+        };
+        self.configured.iter().any(is_version_1)
+    }
+}
+
 /// The authorities in a PEM file.
 pub fn read_authorities(path: &Path) -> Result<TrustedAuthorities, TlsError> {
     let configured = read_certificates(path)?;

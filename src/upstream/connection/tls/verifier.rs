@@ -1,9 +1,9 @@
 //! Verifies that a server is who it claims to be.
 //!
 //! Differs from rustls' own verifier where a server shows the very certificate that the operator has configured.
-//! That may be one of an authority (`CA:TRUE`), such as `openssl req -x509` makes, and if it has no
-//! `subjectAltName`, the common name of its subject counts. Other clients do the same with it, and only
-//! its server has its key.
+//! Whoever has signed it need not be known, it may be one of an authority (`CA:TRUE`), such as `openssl req -x509`
+//! makes, and if it has no `subjectAltName`, the common name of its subject counts. curl does the same with
+//! `--cacert`, and only its server has its key. All else is checked: its dates, its purpose, its name.
 
 use std::sync::Arc;
 
@@ -34,6 +34,32 @@ impl Verifier {
             WebPkiServerVerifier::builder_with_provider(roots.into(), provider).build().ok()?;
         Some(Self { webpki_verifier, configured })
     }
+
+    /// The verdict on a configured certificate that webpki refuses.
+    fn verify_configured(
+        &self,
+        certificate: &CertificateDer<'_>,
+        server_name: &ServerName<'_>,
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        // By itself, so that no other certificate of the server is to blame.
+        let verified = self.webpki_verifier.verify_server_cert(certificate, &[], server_name, &[], now);
+        let Err(error) = verified else { return Ok(()) };
+        // webpki checks its dates before these, and its name last of all. The signature is that of another
+        // authority of the same name.
+        let is_name_unchecked = is_caused_by(&error, &webpki::Error::CaUsedAsEndEntity)
+            || matches!(
+                error,
+                Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature)
+            );
+        let verified = if is_name_unchecked {
+            verify_server_name(&ParsedCertificate::try_from(certificate)?, server_name)
+        } else {
+            Err(explained(error))
+        };
+        verified.or_else(|error| accept_common_name(error, certificate, server_name))?;
+        if may_serve_tls(certificate) { Ok(()) } else { Err(CertificateError::InvalidPurpose.into()) }
+    }
 }
 
 impl ServerCertVerifier for Verifier {
@@ -52,17 +78,16 @@ impl ServerCertVerifier for Verifier {
             ocsp_response,
             now,
         );
-        // webpki checks its dates before that, and its name last of all.
         let Err(error) = verified else { return verified };
-        let is_configured = self.configured.iter().any(|configured| configured == end_entity);
-        match (is_configured, is_ca_as_server(&error)) {
-            (true, true) => verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)
-                .or_else(|error| accept_common_name(error, end_entity, server_name)),
-            (true, false) => accept_common_name(error, end_entity, server_name),
-            (false, true) => Err(Error::General(NOT_CONFIGURED.to_owned())),
-            (false, false) => Err(error),
+        if self.configured.iter().any(|configured| configured == end_entity) {
+            self.verify_configured(end_entity, server_name, now)?;
+            return Ok(ServerCertVerified::assertion());
         }
-        .map(|()| ServerCertVerified::assertion())
+        Err(if is_caused_by(&error, &webpki::Error::CaUsedAsEndEntity) {
+            Error::General(NOT_CONFIGURED.to_owned())
+        } else {
+            explained(error)
+        })
     }
 
     fn verify_tls12_signature(
@@ -91,9 +116,20 @@ impl ServerCertVerifier for Verifier {
 const NOT_CONFIGURED: &str = "the server shows the certificate of an authority (CA:TRUE) as its own; name that very \
                          certificate as upstream.tls.ca_file (or --ca-file), or give the server one with CA:FALSE";
 
-fn is_ca_as_server(error: &Error) -> bool {
+const VERSION_1: &str = "the server shows a certificate of X.509 version 1, which cannot be verified; make one of \
+                         version 3, as with openssl req -x509 -addext subjectAltName=DNS:HOST";
+
+fn is_caused_by(error: &Error, cause: &webpki::Error) -> bool {
     let Error::InvalidCertificate(CertificateError::Other(error)) = error else { return false };
-    matches!(error.0.downcast_ref(), Some(webpki::Error::CaUsedAsEndEntity))
+    error.0.downcast_ref() == Some(cause)
+}
+
+/// The error, in words if it says nothing to who has to mend it.
+fn explained(error: Error) -> Error {
+    if is_caused_by(&error, &webpki::Error::UnsupportedCertVersion) {
+        return Error::General(VERSION_1.to_owned());
+    }
+    error
 }
 
 /// The verdict on a configured certificate: accepted if all that was wrong is that it has no `subjectAltName`, and
@@ -109,19 +145,62 @@ fn accept_common_name(
         _ => return Err(error),
     }
     let anchor = webpki::anchor_from_trusted_cert(certificate).map_err(|_| error.clone())?;
-    if has_common_name(&anchor.subject, &server_name.to_str()) { Ok(()) } else { Err(error) }
+    let is_match = common_name(&anchor.subject).is_some_and(|common_name| names(common_name, server_name));
+    if is_match { Ok(()) } else { Err(error) }
 }
 
 /// The attribute type of a common name: 2.5.4.3, in DER.
 const COMMON_NAME: [u8; 5] = [0x06, 0x03, 0x55, 0x04, 0x03];
 
-/// Whether a subject has this common name. The operator has configured its certificate, so it was not made to be
-/// misread.
-fn has_common_name(subject: &[u8], name: &str) -> bool {
-    let windows = subject.windows(COMMON_NAME.len()).enumerate();
-    windows.filter(|(_, window)| *window == COMMON_NAME).any(|(at, _)| {
-        let Some([_kind, length, rest @ ..]) = subject.get(at + COMMON_NAME.len()..) else { return false };
-        let value = rest.get(..usize::from(*length));
-        value.is_some_and(|value| value.eq_ignore_ascii_case(name.as_bytes()))
+/// The common name of a subject; the last one, as curl has it. The operator has configured its certificate, so it
+/// was not made to be misread.
+fn common_name(subject: &[u8]) -> Option<&[u8]> {
+    let at = subject.windows(COMMON_NAME.len()).rposition(|window| window == COMMON_NAME)?;
+    let [_kind, length, rest @ ..] = subject.get(at + COMMON_NAME.len()..)? else { return None };
+    rest.get(..usize::from(*length))
+}
+
+/// Whether a common name is that of the server. `*` stands for the first of three labels or more.
+fn names(common_name: &[u8], server_name: &ServerName<'_>) -> bool {
+    let name = server_name.to_str();
+    let host = match (common_name.strip_prefix(b"*."), server_name) {
+        (Some(domain), ServerName::DnsName(_)) if domain.contains(&b'.') => {
+            let Some((label, of_name)) = name.split_once('.') else { return false };
+            return !label.is_empty() && domain.eq_ignore_ascii_case(of_name.as_bytes());
+        }
+        _ => name.as_bytes(),
+    };
+    common_name.eq_ignore_ascii_case(host)
+}
+
+/// The ids of the extensions `keyUsage` and `extendedKeyUsage`, and that of the purpose `serverAuth`, in DER.
+const KEY_USAGE: [u8; 5] = [0x06, 0x03, 0x55, 0x1d, 0x0f];
+const EXTENDED_KEY_USAGE: [u8; 5] = [0x06, 0x03, 0x55, 0x1d, 0x25];
+const SERVER_AUTH: [u8; 10] = [0x06, 0x08, 0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x03, 0x01];
+
+/// The usages of which a server has one: `digitalSignature`, `keyEncipherment`, `keyAgreement`.
+const SERVER_USAGES: u8 = 0x80 | 0x20 | 0x08;
+
+/// Whether the purposes of a configured certificate, if it has any, include that of a TLS server. webpki does not
+/// look at them in one of an authority, nor at `keyUsage` at all; OpenSSL, and so curl, does.
+fn may_serve_tls(certificate: &[u8]) -> bool {
+    allows(
+        certificate,
+        KEY_USAGE,
+        |value| matches!(value, [0x03, _, _, usages, ..] if usages & SERVER_USAGES != 0),
+    ) && allows(certificate, EXTENDED_KEY_USAGE, |value| {
+        value.windows(SERVER_AUTH.len()).any(|window| window == SERVER_AUTH)
     })
+}
+
+/// Whether an extension is missing, or `is_good`.
+fn allows(certificate: &[u8], extension: [u8; 5], is_good: impl Fn(&[u8]) -> bool) -> bool {
+    let Some(at) = certificate.windows(extension.len()).position(|window| window == extension) else {
+        return true;
+    };
+    let rest = certificate.get(at + extension.len()..).unwrap_or_default();
+    // It may be marked as critical.
+    let rest = rest.strip_prefix(&[0x01, 0x01, 0xff]).unwrap_or(rest);
+    let [0x04, length, value @ ..] = rest else { return false };
+    value.get(..usize::from(*length)).is_some_and(is_good)
 }
