@@ -45,6 +45,9 @@ pub(super) fn servers(
     let is_complete = !targets.is_empty() && targets.iter().all(Option::is_some);
     let targets: Vec<_> = targets.into_iter().flatten().collect();
     let is_consistent = check_consistency(document, &targets, own);
+    for (url, _) in &targets {
+        check_zone(document, url);
+    }
     let tls = tls_of_each(document, tls_section, &targets, protocol);
     let servers = targets.into_iter().zip(tls?).map(|((url, is_backup), tls)| UpstreamServerSettings {
         target: url.value,
@@ -110,6 +113,24 @@ fn check_consistency(
     is_consistent
 }
 
+/// Where Linux lists the interfaces.
+const INTERFACES: &str = "/sys/class/net";
+
+/// Warns of an interface that is not there. It may come later, as that of a tunnel does.
+fn check_zone(document: &Document<'_>, url: &Located<UpstreamTarget>) {
+    let UpstreamAddress::Tcp(host, _) = &url.value.address else { return };
+    let Some((_, zone)) = host.split_once('%') else { return };
+    let interfaces = Path::new(INTERFACES);
+    let is_number = zone.bytes().all(|byte| byte.is_ascii_digit());
+    if interfaces.is_dir() && !is_number && !interfaces.join(zone).exists() {
+        let message = format!(
+            "this machine has no interface {zone}, to which the address belongs; no connection can be made until \
+             it has one (see `ip link`)"
+        );
+        document.warn(url.offset, &url.key, message);
+    }
+}
+
 /// The TLS settings of each server. Certificates are read here, so that mistakes in them are reported before
 /// anything runs.
 fn tls_of_each(
@@ -123,6 +144,9 @@ fn tls_of_each(
     if let Some(mut section) = section {
         let mut files = TlsFiles { document, section: &mut section };
         roots = files.file("ca_file", tls::read_authorities);
+        if roots.as_ref().is_some_and(TrustedAuthorities::has_version_1) {
+            document.warn(files.section.offset(), "upstream.tls.ca_file", VERSION_1);
+        }
         identity = files.identity();
         name = section.string("server_name", "a host name or an IP address", |text| Some(text.to_owned()));
         section.reject_unknown_keys();
@@ -150,6 +174,10 @@ fn tls_of_each(
     }
     Some(settings)
 }
+
+const VERSION_1: &str = "holds a certificate of X.509 version 1. An authority may have one, but if it is the server's own, \
+                         no connection can be made; make one of version 3, as with openssl req -x509 -addext \
+                         subjectAltName=DNS:HOST";
 
 /// The roots of `ca_file`, or else those of the system, which are read once: that takes a while.
 fn trusted_roots(

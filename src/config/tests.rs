@@ -189,10 +189,23 @@ fn ranges_include_their_limits_and_nothing_beyond() {
     }
 }
 
+/// `openssl x509 -req -signkey`, without extensions.
+const VERSION_1: &str = "-----BEGIN CERTIFICATE-----
+MIIBIzCBywIUcZ4879rNdbv6PraqhJ7BeNegZZkwCgYIKoZIzj0EAwIwFDESMBAG
+A1UEAwwJbG9jYWxob3N0MCAXDTI2MTEyOTIzNDAyOFoYDzIxMjYxMTA1MjM0MDI4
+WjAUMRIwEAYDVQQDDAlsb2NhbGhvc3QwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNC
+AARrO6LydSZPBzhLe2JhaaYOBm6felyFGqelgfE92z09fDDEACTpDxEuwdzexxh6
+LT94pgU2MGImNFUSr+pki+M0MAoGCCqGSM49BAMCA0cAMEQCIGxHRqJX9jDGNrKb
+rFV2ZnrsMae1AC/c4koXN256fHWaAiArnqwJi1hxSDBTDTEtl/g05weSzzGNQafu
+XkNJKbHk+w==
+-----END CERTIFICATE-----
+";
+
 #[test]
 fn suspicious_settings_give_a_warning() {
     let files = Files::new();
     files.write("padded", " s3cret \n");
+    files.write("version_1.pem", VERSION_1);
     let padded = BASE.replace("gitlab_shell_secret", "padded");
     for (text, expected) in [
         (padded, "auth.shell.secret_file: the secret has white space around it"),
@@ -232,6 +245,15 @@ fn suspicious_settings_give_a_warning() {
         (
             format!("{BASE}[upstream.ejection]\nfailures = 1"),
             "upstream.ejection: has no effect with one server",
+        ),
+        (
+            BASE.replace("http://127.0.0.1:8080", "http://[fe80::1%25nowhere0]:8080"),
+            "upstream.url: this machine has no interface nowhere0",
+        ),
+        (
+            BASE.replace("http://127.0.0.1", "https://rails")
+                + "[upstream.tls]\nca_file = 'DIR/version_1.pem'\n",
+            "upstream.tls.ca_file: holds a certificate of X.509 version 1",
         ),
         (
             BASE.replace("[auth", "idle_timeout = '20s'\n[auth"),
