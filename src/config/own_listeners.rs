@@ -2,10 +2,10 @@
 //! and again. Where this cannot be known from the configuration, as with a name that resolves to this machine,
 //! the gateway notices it at the first request (`Failure::Loop`).
 
-use std::fs;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use crate::server::ListenAddress;
 use crate::upstream::UpstreamAddress;
@@ -70,7 +70,19 @@ fn is_accepted(ip: IpAddr, own: IpAddr) -> bool {
     };
     // On Linux `[::]` accepts IPv4 too, unless the socket has IPV6_V6ONLY.
     let is_wildcard = own.is_unspecified() && (own.is_ipv6() || ip.is_ipv4());
-    ip == own || is_wildcard && ip.is_loopback()
+    ip == own || is_wildcard && is_of_this_machine(ip)
+}
+
+/// Whether an interface has this address, as far as the system can tell now: it uses no other address to connect
+/// to one of its own. Nothing is sent.
+fn is_of_this_machine(ip: IpAddr) -> bool {
+    let any: IpAddr = if ip.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let source = || {
+        let socket = UdpSocket::bind((any, 0))?;
+        socket.connect((ip, 1))?;
+        Ok::<_, io::Error>(socket.local_addr()?.ip())
+    };
+    ip.is_loopback() || source().is_ok_and(|source| source == ip)
 }
 
 /// Whether both paths are the same once resolved, or lead to the same inode now.
@@ -147,8 +159,10 @@ mod tests {
             ("http://4294967296:8181", "0.0.0.0:8181", false),
             ("http://0x:8181", "0.0.0.0:8181", false),
             ("http://08:8181", "0.0.0.0:8181", false),
+            // No machine has these.
+            ("http://192.0.2.1:8181", "0.0.0.0:8181", false),
+            ("http://[2001:db8::1]:8181", "[::]:8181", false),
             // These may be this machine or another.
-            ("http://10.0.0.1:8181", "0.0.0.0:8181", false),
             ("http://gitlab.example:8181", "0.0.0.0:8181", false),
             ("http://localhost.example:8181", "0.0.0.0:8181", false),
             ("http://127.0.0.1:8181", "127.0.0.1:0", false),
@@ -161,6 +175,22 @@ mod tests {
             ];
             assert_eq!(find_own_listener(&address, &own), is_own.then_some(&own[1]), "{url} {own:?}");
         }
+    }
+
+    /// Beyond loopback, as far as it has any.
+    #[test]
+    fn addresses_of_this_machine_are_found() {
+        // Where packets to other networks would come from.
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+        let own = socket.connect("192.0.2.1:1").and_then(|()| socket.local_addr());
+        if let Ok(own) = own {
+            assert!(is_accepted(own.ip(), Ipv4Addr::UNSPECIFIED.into()), "{own}");
+            assert!(is_accepted(own.ip(), Ipv6Addr::UNSPECIFIED.into()), "{own}");
+            assert!(!is_accepted(own.ip(), Ipv4Addr::LOCALHOST.into()), "{own}");
+        }
+        assert!(is_of_this_machine(Ipv4Addr::new(127, 1, 2, 3).into()));
+        assert!(!is_of_this_machine(Ipv4Addr::new(192, 0, 2, 1).into()));
+        assert!(!is_of_this_machine("2001:db8::1".parse().unwrap()));
     }
 
     #[test]
