@@ -90,6 +90,8 @@ impl Admin {
             return Some(message(StatusCode::MISDIRECTED_REQUEST, MISDIRECTED));
         }
         if !is_operation(path) || method != Method::POST {
+            // A scrape is collected by another thread. One by `nc -N` has closed its sending side by then.
+            let _guard = peer.connection.working_locally();
             return Some(self.answer_query(method, path, headers).await);
         }
         if let Err((status, text)) = self.authorize_operator(headers) {

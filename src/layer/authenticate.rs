@@ -209,7 +209,7 @@ where
     S: Service<Authenticated, Response = http::Response<Body>, Error = Failure>,
 {
     let body = std::mem::take(routed.exchange.request.body_mut());
-    let body_read = routed.exchange.connection.reading_body();
+    let body_read = routed.exchange.connection.working_locally();
     let read = bodies.read(body, auth.max_body).await?;
     drop(body_read);
     let (body, known_body) = match encoding {

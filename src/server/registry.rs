@@ -49,7 +49,7 @@ impl ConnectionRegistry {
             is_trusted: AtomicBool::new(is_local && capacity.accepts_remote_peers()),
             active_requests: AtomicU32::new(0),
             is_response_pending: AtomicBool::new(false),
-            is_reading_body: AtomicBool::new(false),
+            is_working_locally: AtomicBool::new(false),
             has_unsent: AtomicBool::new(false),
             awaits_body: AtomicBool::new(false),
             is_eviction_requested: AtomicBool::new(false),
@@ -147,7 +147,7 @@ pub(super) struct ConnectionState {
     /// hyper waits for a response or for the next part of its body.
     is_response_pending: AtomicBool,
     /// The gateway itself reads a request's body, in search of a credential.
-    is_reading_body: AtomicBool,
+    is_working_locally: AtomicBool,
     /// Bytes wait to be written to the socket.
     has_unsent: AtomicBool,
     /// The connection waits for the peer to send the rest of a request's body.
@@ -207,7 +207,7 @@ impl ConnectionState {
 
     /// Whether hyper waits for a response that does not depend on more bytes of the peer.
     pub(super) fn is_response_pending(&self) -> bool {
-        self.is_response_pending.load(Ordering::Relaxed) && !self.is_reading_body.load(Ordering::Relaxed)
+        self.is_response_pending.load(Ordering::Relaxed) && !self.is_working_locally.load(Ordering::Relaxed)
     }
 
     pub(super) fn set_unsent(&self, has_unsent: bool) {
@@ -283,24 +283,25 @@ impl ConnectionHandle {
         }
     }
 
-    /// The gateway reads the request's body until the guard is dropped. A request that waits only for its body is
-    /// not aborted if the peer has closed its sending side after it.
-    pub fn reading_body(&self) -> BodyReadGuard {
+    /// The gateway reads the request's body, or collects the response from its own memory, until the guard is
+    /// dropped. A request that waits for nothing else is not aborted if the peer has closed its sending side after
+    /// it.
+    pub fn working_locally(&self) -> LocalWorkGuard {
         if let Some(state) = &self.0 {
-            state.is_reading_body.store(true, Ordering::Relaxed);
+            state.is_working_locally.store(true, Ordering::Relaxed);
         }
-        BodyReadGuard(self.clone())
+        LocalWorkGuard(self.clone())
     }
 }
 
-/// See [`ConnectionHandle::reading_body`].
+/// See [`ConnectionHandle::working_locally`].
 #[derive(Debug)]
-pub struct BodyReadGuard(ConnectionHandle);
+pub struct LocalWorkGuard(ConnectionHandle);
 
-impl Drop for BodyReadGuard {
+impl Drop for LocalWorkGuard {
     fn drop(&mut self) {
         if let Some(state) = &self.0.0 {
-            state.is_reading_body.store(false, Ordering::Relaxed);
+            state.is_working_locally.store(false, Ordering::Relaxed);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Clients that close their sending side after a request, and still read. What can be answered immediately
 //! is; what has to wait for Rails is cancelled.
 
-use super::client::{Connection, Request};
+use super::client::{Connection, Request, eventually};
 use super::fake_rails::{Latch, ROOT_KEY, Reply};
 use super::harness::{Harness, Setup};
 
@@ -95,11 +95,14 @@ async fn refusals_are_answered_after_a_half_close() {
             assert_eq!(connection.read_to_end().await, b"");
         }
     }
-    for path in ["/live", "/ready"] {
-        let mut connection = harness.gateway.admin.connect().await;
-        connection.write(&Request::new("GET", path).to_bytes("close")).await;
-        connection.shutdown_write().await;
-        assert_eq!(connection.read_response().await.status, 200);
+    for path in ["/live", "/ready", "/metrics"] {
+        for persistence in ["keep-alive", "close"] {
+            let mut connection = harness.gateway.admin.connect().await;
+            connection.write(&Request::new("GET", path).to_bytes(persistence)).await;
+            connection.shutdown_write().await;
+            assert_eq!(connection.read_response().await.status, 200, "{path}");
+            assert_eq!(connection.read_to_end().await, b"");
+        }
     }
     assert_eq!(harness.rails.request_count(), 0);
 }
@@ -153,6 +156,39 @@ async fn refusals_after_reading_the_body_are_answered() {
     assert!(rest.is_empty() || rest.starts_with(b"HTTP/1.1 400 "), "{}", String::from_utf8_lossy(&rest));
     harness.wait_for_metric(IN_FLIGHT, 0).await;
     latch.open();
+}
+
+/// Whether Rails fails, or is being asked anew.
+#[tokio::test]
+async fn stale_answers_are_sent_after_a_half_close() {
+    let key = Request::get(&format!("authorized_keys?key={ROOT_KEY}")).with_secret();
+    for (while_revalidate, why) in [("1h", "stale_while_revalidate"), ("0s", "stale_if_error")] {
+        let setup = Setup::new()
+            .text("cache.authorized_keys.ttl", "1ms")
+            .text("cache.authorized_keys.stale_while_revalidate", while_revalidate)
+            .text("cache.authorized_keys.stale_if_error", "1h");
+        let harness = setup.start().await;
+        harness.send(&key).await;
+        harness.rails.respond_always(Reply::json(503, "{}"));
+        // The first of the outage asks Rails and waits.
+        eventually("a stale answer", async || {
+            harness.send(&key).await.cache_status().ends_with(why).then_some(())
+        })
+        .await;
+        let latch = Latch::closed();
+        harness.rails.respond_always(Reply::json(503, "{}").after(&latch));
+        for is_unix in [false, true] {
+            for persistence in ["keep-alive", "close"] {
+                let mut connection = send_and_shut_down(&harness, is_unix, &key.to_bytes(persistence)).await;
+                let response = connection.read_response_to(&key).await;
+                assert!(response.status == 200 && response.is_hit(), "{why}: {response}");
+                assert!(response.cache_status().contains("; detail=stale_"), "{why}: {response}");
+                assert_eq!(connection.read_to_end().await, b"");
+            }
+        }
+        assert_eq!(harness.metric(GONE).await, Some(0));
+        latch.open();
+    }
 }
 
 /// Misses and forwarded requests, also behind a hit.
