@@ -1,10 +1,13 @@
 //! `railgate doctor` with healthy and with broken servers.
 
 use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{Command, Output};
 
+use socket2::{Domain, Socket, Type};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
+use super::certificates::CertificateAuthority;
 use super::fake_rails::{FakeRails, ReceivedRequest, Reply, gitlab};
 use super::harness::Scratch;
 
@@ -97,6 +100,44 @@ async fn problems_are_reported_with_a_remedy() {
         let (is_healthy, output) = operator.examine(&format!("upstream.url = '{url}'"), "").await;
         assert!(!is_healthy && words.iter().all(|words| output.contains(words)), "{url}: {output}");
     }
+}
+
+#[tokio::test]
+async fn a_silent_host_and_tls_problems_are_reported_with_a_remedy() {
+    let operator = Operator::new();
+    // Its queue is full.
+    let silent = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    silent.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
+    silent.listen(0).unwrap();
+    let silent_address = silent.local_addr().unwrap().as_socket().unwrap();
+    let _taken = std::net::TcpStream::connect(silent_address).unwrap();
+    let (own, other) = (CertificateAuthority::new(), CertificateAuthority::new());
+    let [own_file, other_file] = [(&own, "own.pem"), (&other, "other.pem")]
+        .map(|(authority, name)| authority.write_certificate(&operator.dir, name).display().to_string());
+    let rails = FakeRails::listen_tls(own.tls_acceptor("localhost", None)).await;
+    let http = rails.address.url().replace("127.0.0.1", "localhost");
+    let https = http.replace("http:", "https:");
+    let trusting = |url: &str, file: &str| format!("upstream.url = '{url}'\nupstream.tls.ca_file = '{file}'");
+    for (upstream, words) in [
+        (
+            format!("upstream.url = 'http://{silent_address}'\nupstream.connect_timeout = '100ms'"),
+            ["no connection within 100ms", "a firewall, another address, a host that is down"],
+        ),
+        (
+            trusting(&https, &other_file),
+            ["invalid peer certificate", "signed by an authority in upstream.tls.ca_file"],
+        ),
+        (
+            trusting(&https.replace("localhost", "127.0.0.1"), &own_file),
+            ["not valid for name", "for the name in upstream.url?"],
+        ),
+        (format!("upstream.url = '{http}'"), ["is not HTTP/1.1", "has to begin with https://"]),
+    ] {
+        let (is_healthy, output) = operator.examine(&upstream, "").await;
+        assert!(!is_healthy && words.iter().all(|words| output.contains(words)), "{upstream}: {output}");
+    }
+    let (is_healthy, output) = operator.examine(&trusting(&https, &own_file), "").await;
+    assert!(is_healthy, "{output}");
 }
 
 #[tokio::test]

@@ -126,6 +126,7 @@ async fn a_response_with_trailers_is_complete() {
     }
     // Trailers are read, so that the connection can be reused.
     assert_eq!(harness.rails.connection_count(), 1);
+    assert_eq!(harness.metric("railgate_clients_gone_total").await, Some(0));
 }
 
 /// A client that disconnects before it has not got the whole response.
@@ -143,4 +144,5 @@ async fn a_response_is_incomplete_before_its_last_chunk() {
     }
     drop(connection);
     assert_eq!(super::log::wait_for_request_line("leaves-in-front-of-trailers").await["status"], 499);
+    harness.wait_for_metric("railgate_clients_gone_total", 1).await;
 }
