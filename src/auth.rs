@@ -1,8 +1,8 @@
 //! Authentication of callers: headers, parameters and the time in, an [`AuthOutcome`] out.
 //!
 //! Pure: no I/O, no clock, no responses. A [`Caller`] can only be made here, and the cache and
-//! the upstream side only take requests that carry one, so a request that was not authenticated
-//! cannot reach them. Rules and their sources: contract §2.
+//! the upstream side only take requests that carry one, so a request that was neither
+//! authenticated nor left to Rails by its row cannot reach them. Rules and their sources: contract §2.
 
 mod json;
 mod jwt;

@@ -1,7 +1,7 @@
 //! The configuration file: TOML in, [`GatewayConfig`] out, or every mistake at once.
 //!
-//! Only this module knows the names of the keys. What they mean, and their defaults, belong to the
-//! modules whose settings they are.
+//! Only this module knows the names of the keys. What they mean, and most of their defaults, belong to
+//! the modules whose settings they are.
 
 mod auth;
 mod cache;

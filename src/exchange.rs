@@ -2,7 +2,8 @@
 //!
 //! The type changes as more is known: an [`Exchange`] has been read, a [`Routed`] request has a row
 //! of the route table, an [`Authenticated`] one has a caller. Each layer takes the stage that it
-//! needs, so a request that was not authenticated cannot be handed to the cache or to Rails.
+//! needs, so a request that was neither authenticated nor left to Rails by its row cannot be handed to the cache or to
+//! Rails.
 
 use std::net::IpAddr;
 use std::sync::Arc;

@@ -72,9 +72,8 @@ impl Failure {
         }
     }
 
-    /// The status of the response (RFC 9110 §15.6): 503 if the request can be retried, since it was not
-    /// sent or Rails has not read it, 504 if there was no response in time, 502 if there was none that can be
-    /// passed on.
+    /// The status of the response (RFC 9110 §15.6): 503 if another try may soon succeed, 504 if there was no response
+    /// in time, 502 if there was none that can be passed on.
     pub fn status(&self) -> StatusCode {
         match self {
             Self::Refused(refusal) => refusal.status(),

@@ -29,7 +29,10 @@
 //!   [`config`] the names of keys, and only [`clock`] the time.
 //! - A secret has no `Display`, and is in no log, label or error text.
 //!
-//! Modules have ranks, and import only from lower ones; `tests/house.rs` checks that.
+//! Modules have ranks, and import only from lower ones; `tests/house.rs` checks that. `tests/README.md` has the layout,
+//! and the files to touch for an endpoint, a credential, a metric, a key or a failure.
+//!
+//! What bounds a client that shows no credential: see [`route::Class::Other`].
 
 pub mod admin;
 pub mod auth;

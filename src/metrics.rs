@@ -1,4 +1,5 @@
-//! Every series that the gateway exposes, in one place. Label values come from the route table and from
+//! Every series that the gateway exposes: those of requests here and in `worker`, those of other modules in `sources`.
+//! Label values come from the route table and from
 //! closed enums, so that no caller can make new series.
 
 mod encode;

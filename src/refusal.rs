@@ -40,8 +40,8 @@ refusals! {
     RequestLine, "request_line", BAD_REQUEST, "the request line is not `METHOD /path HTTP/1.1`";
     /// RFC 9112 §3.2: neither a path nor `http://` with the host of `Host`; if they differed, readers could pick either.
     NotOriginForm, "not_origin_form", BAD_REQUEST, "the request target is neither in origin-form nor an http URL of the Host";
-    /// RFC 3986 §3: a byte that no URI may hold, or a fragment, which is never sent. In a query, `{`, `|`, `}`, `^`
-    /// and a backtick are let through.
+    /// RFC 3986 §3: a byte that no URI may hold, or a fragment, which is never sent. In a query, `{`, `|`, `}`, `^`,
+    /// `\`, a backtick and UTF-8 are let through.
     Target, "target", BAD_REQUEST, "the request target holds a byte that a URI must not hold";
     /// RFC 9112 §5: no token before the colon, white space before it, or a control character.
     HeaderLine, "header_line", BAD_REQUEST, "a header line is malformed";

@@ -42,7 +42,7 @@ pub enum Effect {
 /// Endpoints with the same time-outs and a common limit on concurrent requests to Rails. Classes do not share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Class {
-    /// Look-ups of a key or user, which an SSH login waits for.
+    /// Look-ups of a key or user, and the rest of what an SSH login waits for.
     Lookup,
     /// Permission checks, and all else that requires the credential of GitLab Shell.
     Access,
@@ -50,7 +50,11 @@ pub enum Class {
     Callback,
     /// Calls of kas.
     Kas,
-    /// Only Rails authenticates these, so any client that can connect may send them.
+    /// Only Rails authenticates these, so any client that can connect may send them. Rails gets few of them at one
+    /// time, and fewer in a flood (`upstream/queue/admission.rs`, `burst.rs`). They wait in a queue behind all others
+    /// (`hold.rs`), over connections of their own (`upstream/connection.rs`), and say nothing about the health of Rails
+    /// (`upstream/request/`). What any client may take of listeners and memory is bounded in `server/limiter.rs` and
+    /// `body/unverified.rs`.
     Other,
 }
 
@@ -161,6 +165,7 @@ macro_rules! routes {
 
 /// Every known endpoint.
 pub static TABLE: &[Route] = routes! {
+    // Method, path, id, credential, caching, class, effect.
     GET  "/authorized_keys"                                 "authorized_keys"              Shell AuthorizedKeys Lookup   Read;
     GET  "/discover"                                        "discover"                     Shell Discover       Lookup   Read;
     GET  "/check"                                           "check"                        Shell Check          Lookup   Read;

@@ -99,15 +99,15 @@ impl InFlightRequest {
     fn finish(self, is_sent: bool) {
         self.shared.worker_metrics.in_flight.fetch_sub(1, Ordering::Relaxed);
         let info = self.info.lock();
-        let whole = is_sent || info.failure_origin == Some(FailureOrigin::Upstream);
+        let client_stayed = is_sent || info.failure_origin == Some(FailureOrigin::Upstream);
         let took = self.shared.clock.now().saturating_duration_since(self.started);
         self.shared.worker_metrics.record(&FinishedRequest {
             info: &info,
             status: self.status,
-            is_whole: whole,
+            client_stayed,
             duration: took,
         });
-        access_log::write(&self, &info, took, whole);
+        access_log::write(&self, &info, took, client_stayed);
     }
 }
 

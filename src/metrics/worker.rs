@@ -19,8 +19,8 @@ pub struct FinishedRequest<'a> {
     pub info: &'a RequestInfo,
     /// `None` if there was no answer.
     pub status: Option<StatusCode>,
-    /// Whether the client got the whole answer.
-    pub is_whole: bool,
+    /// False if the client left before it had its whole answer. An answer that Rails broke off is none of its doing.
+    pub client_stayed: bool,
     /// From the request's head to the end of the answer.
     pub duration: Duration,
 }
@@ -78,7 +78,7 @@ pub(super) const HIT_BOUNDS: Bounds<9> = micros([25, 50, 100, 250, 500, 1_000, 5
 
 impl RequestMetrics {
     fn record(&mut self, finished: &FinishedRequest<'_>) {
-        let FinishedRequest { info, status, is_whole, duration } = finished;
+        let FinishedRequest { info, status, client_stayed, duration } = finished;
         let route = info.route.unwrap_or("none");
         let key = RequestKey {
             route,
@@ -102,7 +102,7 @@ impl RequestMetrics {
         if let Some(failure) = info.failure {
             *self.failures.entry(failure).or_default() += 1;
         }
-        self.clients_gone += u64::from(!is_whole);
+        self.clients_gone += u64::from(!client_stayed);
     }
 
     fn add(&mut self, other: &Self) {
@@ -148,7 +148,7 @@ mod tests {
             workers[worker].record(&FinishedRequest {
                 info: &info,
                 status,
-                is_whole: micros != 30,
+                client_stayed: micros != 30,
                 duration,
             });
             workers[worker].in_flight.fetch_add(1, Ordering::Relaxed);

@@ -133,7 +133,7 @@ impl ConnectionLimiter {
             registry.for_each_connection(&self.capacity, |state| {
                 untrusted += usize::from(!state.is_trusted());
                 let list = if state.is_trusted() { &mut trusted } else { &mut idle };
-                list.extend(state.evictable_since().map(|since| (since, Arc::downgrade(state))));
+                list.extend(state.eviction_order().map(|since| (since, Arc::downgrade(state))));
             });
         }
         self.capacity.allow_untrusted(self.capacity.untrusted_limit().saturating_sub(untrusted) as u64);
@@ -173,7 +173,7 @@ impl EvictionPlan {
     fn next_candidate(&mut self, may_be_trusted: bool) -> Option<Arc<ConnectionState>> {
         while let Some((since, state)) = self.candidates.pop() {
             let is_still_idle = |state: &Arc<ConnectionState>| {
-                state.evictable_since() == Some(since) && (may_be_trusted || !state.is_trusted())
+                state.eviction_order() == Some(since) && (may_be_trusted || !state.is_trusted())
             };
             if let Some(state) = state.upgrade().filter(is_still_idle) {
                 return Some(state);

@@ -34,7 +34,7 @@ pub enum ListenAddress {
 /// A listener for clients: a `[[listen]]` of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListenSettings {
-    /// The key `address` or `unix`.
+    /// The key `address`.
     pub address: ListenAddress,
     /// Connections open at one time.
     pub connections: usize,

@@ -231,9 +231,9 @@ impl ConnectionState {
         self.is_trusted.load(Ordering::Relaxed)
     }
 
-    /// Since when it is idle, in nanoseconds since the start of `capacity`; `None` while it is busy, or is already
-    /// being evicted. Called by other threads: a request may start right after.
-    pub(super) fn evictable_since(&self) -> Option<u64> {
+    /// When its last request began or ended, in nanoseconds since the start of `capacity`; `None` while it is busy, or
+    /// is already being evicted. Called by other threads: a request may start right after.
+    pub(super) fn eviction_order(&self) -> Option<u64> {
         (self.is_idle() && !self.is_eviction_requested()).then(|| self.last_request.load(Ordering::Relaxed))
     }
 

@@ -54,7 +54,7 @@ pub(super) fn validate(
 
 /// Whether a proxy reports with this response that Rails is unreachable. Rails itself sends 503 too, in JSON, if
 /// Gitaly is unreachable or slow (contract §1.2).
-pub(super) fn is_outage_response<B>(response: &Response<B>) -> bool {
+pub(super) fn is_away_response<B>(response: &Response<B>) -> bool {
     let kind = || response.headers().get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
     match response.status() {
         StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT => true,

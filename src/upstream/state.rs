@@ -31,7 +31,8 @@ pub struct UpstreamState {
     pub servers: Vec<Arc<UpstreamServerState>>,
     /// Reads that were not sent again, since the budget was spent.
     pub resends_over_budget: AtomicU64,
-    /// Failures in a row, of any kind, over all servers; 0 after a response.
+    /// Failures in a row over all servers; 0 after a response. Requests of `other`, and those that a client or a limit
+    /// has ended, do not count.
     pub consecutive_failures: AtomicU64,
     /// Responses received, those of a proxy that reports an outage aside.
     pub responses: AtomicU64,

@@ -198,7 +198,7 @@ async fn only_reads_are_retried() {
     assert_eq!(asked, 1);
 }
 
-/// Requests, and whether each may be sent twice. Some GETs write: they count failures, record when a token was
+/// Requests, and whether each only reads. Some GETs write: they count failures, record when a token was
 /// last used, or write audit events. Other spellings are not known well enough.
 pub(super) fn requests_by_idempotency() -> Vec<(Request, bool)> {
     let kas = |endpoint: &str| Request::get(endpoint).with_kas_token();

@@ -39,7 +39,7 @@ const MAX_USER_AGENT: usize = 256;
 const MAX_ERROR: usize = 1024;
 
 /// Writes the line: at error if the gateway is responsible for a failure, at warn if Rails is, else at info.
-pub(super) fn write(request: &InFlightRequest, info: &RequestInfo, took: Duration, is_sent: bool) {
+pub(super) fn write(request: &InFlightRequest, info: &RequestInfo, took: Duration, client_stayed: bool) {
     let agent = || request.user_agent.as_ref().and_then(|agent| agent.to_str().ok());
     macro_rules! line {
         ($level:ident) => {
@@ -48,7 +48,7 @@ pub(super) fn write(request: &InFlightRequest, info: &RequestInfo, took: Duratio
                 correlation_id = request.request_id.as_str(),
                 method = known_method(&request.method),
                 uri = filtered(&request.uri),
-                status = if is_sent { request.status.map(|status| status.as_u16()) } else { Some(499) },
+                status = if client_stayed { request.status.map(|status| status.as_u16()) } else { Some(499) },
                 duration_s = took.as_secs_f64(),
                 route = info.route,
                 caller = info.caller.as_str(),
@@ -71,7 +71,7 @@ pub(super) fn write(request: &InFlightRequest, info: &RequestInfo, took: Duratio
         Some(FailureOrigin::Gateway) => line!(error),
         Some(FailureOrigin::Upstream) => line!(warn),
         Some(FailureOrigin::Client) => line!(info),
-        None if request.shared.logs_all || !is_sent => line!(info),
+        None if request.shared.logs_all || !client_stayed => line!(info),
         None => {}
     }
 }

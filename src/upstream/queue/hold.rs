@@ -5,7 +5,7 @@
 //! succeeded, the next one tries: so no request overtakes another of its rank, an unreachable Rails sees
 //! one attempt at a time, and a Rails that has just come back does not get all requests at once.
 //!
-//! Requests that have shown no credential ([`Class::Other`]) wait in a queue of their own, which waits
+//! Requests whose credential the gateway does not demand ([`Class::Other`]) wait in a queue of their own, which waits
 //! until the other one is empty: they delay no request that has shown one. Among the others, Gitaly's
 //! callbacks go first, since the requests that caused them wait for them. How many may wait is counted by
 //! class, so that one class cannot fill the queue of another.
@@ -25,7 +25,7 @@ use crate::route::Class;
 /// The queues, and whether a proxy reports an outage.
 #[derive(Debug, Default)]
 pub struct HoldQueues {
-    proxy_reports_outage: AtomicBool,
+    proxy_reports_away: AtomicBool,
     with_credential: Arc<HoldQueue>,
     without_credential: Arc<HoldQueue>,
     /// By class, over both queues.
@@ -63,14 +63,14 @@ impl HoldQueues {
     }
 
     /// Whether a connection proves nothing.
-    pub(in crate::upstream) fn proxy_reports_outage(&self) -> bool {
-        self.proxy_reports_outage.load(Ordering::Relaxed)
+    pub(in crate::upstream) fn proxy_reports_away(&self) -> bool {
+        self.proxy_reports_away.load(Ordering::Relaxed)
     }
 
     /// Sets it after a response; logs a change.
-    pub(in crate::upstream) fn set_proxy_reports_outage(&self, is_outage: bool) {
-        if self.proxy_reports_outage() != is_outage
-            && self.proxy_reports_outage.swap(is_outage, Ordering::Relaxed) != is_outage
+    pub(in crate::upstream) fn set_proxy_reports_away(&self, is_outage: bool) {
+        if self.proxy_reports_away() != is_outage
+            && self.proxy_reports_away.swap(is_outage, Ordering::Relaxed) != is_outage
         {
             let _span = crate::request_span::current().entered();
             if is_outage {
@@ -98,13 +98,13 @@ impl HoldQueues {
         class: Class,
         max_waiting: usize,
     ) -> Result<HoldEntry<'_>, HoldFull> {
-        let entry = self.enter_uncounted(class, max_waiting)?;
+        let entry = self.enter_to_try_once(class, max_waiting)?;
         self.total_held.fetch_add(1, Ordering::Relaxed);
         Ok(entry)
     }
 
     /// The same for a request that is not going to wait, but to try once if no other request is trying.
-    pub(in crate::upstream) fn enter_uncounted(
+    pub(in crate::upstream) fn enter_to_try_once(
         &self,
         class: Class,
         max_waiting: usize,

@@ -52,7 +52,7 @@ struct LastFailure {
 }
 
 impl Reachability {
-    /// Records that no server could be connected to.
+    /// Records that Rails is away: no server could be connected to, or a proxy says so.
     pub(in crate::upstream) fn record_failure(&self, error: &ConnectError, now: Instant) {
         let new = LastFailure { at: now, error: error.for_waiters(None) };
         let mut state = self.state.lock();

@@ -13,7 +13,7 @@ use crate::histogram::UPSTREAM_BOUNDS;
 use crate::route::Class;
 use crate::upstream::connection::error::{ConnectError, SendError};
 use crate::upstream::error::{Error, ErrorKind, TimeLimit};
-use crate::upstream::response::{is_from_workhorse, is_outage_response, validate};
+use crate::upstream::response::{is_away_response, is_from_workhorse, validate};
 use crate::upstream::servers::health::EjectionReason;
 use crate::upstream::servers::server::UpstreamServer;
 
@@ -93,7 +93,7 @@ impl UpstreamServer {
         drop(load);
         let now = Clock::System.now();
         let reason = match &outcome {
-            Ok(response) => is_outage_response(response).then_some(EjectionReason::Status),
+            Ok(response) => is_away_response(response).then_some(EjectionReason::Status),
             Err(attempt) => attempt.ejection_reason(),
         };
         if matches!((&outcome, reason), (Ok(_), _) | (Err(AttemptError::Failed(_)), Some(_))) {

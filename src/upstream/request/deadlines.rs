@@ -24,8 +24,8 @@ pub(super) struct Deadlines {
 }
 
 impl Deadlines {
-    /// `is_known_outage` says that others have waited for Rails in vain.
-    pub(super) fn new(options: &SendOptions, settings: &ClassSettings, is_known_outage: bool) -> Self {
+    /// `is_known_away` says that others have waited for Rails in vain.
+    pub(super) fn new(options: &SendOptions, settings: &ClassSettings, is_known_away: bool) -> Self {
         let now = Clock::System.now();
         let received_at = options.received_at.unwrap_or(now);
         let total_timeout = settings.total_timeout;
@@ -35,7 +35,7 @@ impl Deadlines {
             .credential_expires_in
             .and_then(|left| now.checked_add(left.saturating_sub(EXPIRY_MARGIN)));
         let has_hold = options.wait_policy == WaitPolicy::ForRails && !settings.hold.is_zero();
-        let tries_once = has_hold && is_known_outage;
+        let tries_once = has_hold && is_known_away;
         let hold = if tries_once { Duration::ZERO } else { settings.hold };
         let hold_until = has_hold.then(|| received_at + hold);
         Self { hold_until, tries_once, credential_expires, end, total_timeout }

@@ -20,7 +20,7 @@ use crate::route::Class;
 use crate::upstream::client::Upstream;
 use crate::upstream::connection::target::join_root;
 use crate::upstream::error::{Error, Fault, Resend};
-use crate::upstream::response::is_outage_response;
+use crate::upstream::response::is_away_response;
 use crate::upstream::servers::balance::{ServerSet, choose, has_untried};
 use crate::upstream::servers::health::Availability;
 use crate::upstream::servers::server::UpstreamServer;
@@ -71,7 +71,7 @@ impl Upstream {
             return outcome;
         }
         match &outcome {
-            Ok(response) if is_outage_response(response) => {
+            Ok(response) if is_away_response(response) => {
                 self.state.consecutive_failures.fetch_add(1, Ordering::Relaxed);
             }
             Ok(_) => {
@@ -128,9 +128,9 @@ impl<'r> RetryLoop<'r> {
         let must_wait = if self.deadlines.tries_once {
             upstream.state.reachability.waits_skipped.fetch_add(1, Ordering::Relaxed);
             // The proxy rejects the request itself as quickly.
-            !hold.proxy_reports_outage()
+            !hold.proxy_reports_away()
         } else {
-            (hold.has_to_wait(self.options.class) || hold.proxy_reports_outage()) && self.deadlines.may_hold()
+            (hold.has_to_wait(self.options.class) || hold.proxy_reports_away()) && self.deadlines.may_hold()
         };
         if must_wait {
             Box::pin(self.wait_for_rails()).await?;
@@ -234,18 +234,18 @@ impl<'r> RetryLoop<'r> {
                 }
                 Ok(response) => {
                     upstream.record_response(class, &response, sent);
-                    self.record_sent(server, sent);
+                    self.record_outcome(server, sent);
                     return Ok((response, server));
                 }
                 Err(AttemptError::Failed(error)) => {
-                    self.record_sent(server, sent);
+                    self.record_outcome(server, sent);
                     return Err(SendFailure::NoResponse(server, error));
                 }
             }
         }
     }
 
-    fn record_sent(&mut self, server: &UpstreamServer, sent: Instant) {
+    fn record_outcome(&mut self, server: &UpstreamServer, sent: Instant) {
         let admission = self.upstream.state.admission.of(self.options.class);
         admission.record_response_time(Clock::System.now().saturating_duration_since(sent));
         self.report.server = Some(Arc::clone(&server.name));
@@ -257,12 +257,12 @@ impl<'r> RetryLoop<'r> {
         if self.options.class == Class::Other {
             return false;
         }
-        let is_outage = is_outage_response(response);
+        let is_outage = is_away_response(response);
         let state = &self.upstream.state;
         let holds = !state.admission.of(self.options.class).settings().hold.is_zero();
         if !is_outage || holds && !self.has_untried(may_be_healthy) {
             // Later requests may have to wait.
-            state.hold.set_proxy_reports_outage(is_outage);
+            state.hold.set_proxy_reports_away(is_outage);
         }
         is_outage && (self.has_untried(may_be_healthy) || self.deadlines.may_hold()) && self.may_resend_read()
     }

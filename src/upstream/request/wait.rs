@@ -16,7 +16,7 @@ use crate::upstream::connection::error::ConnectError;
 use crate::upstream::error::{Error, TimeLimit};
 use crate::upstream::queue::admission::ClassAdmission;
 use crate::upstream::queue::hold::HoldFull;
-use crate::upstream::response::is_outage_response;
+use crate::upstream::response::is_away_response;
 use crate::upstream::servers::balance::{ServerSet, choose};
 use crate::upstream::servers::health::EjectionReason;
 use crate::upstream::servers::health_check;
@@ -79,7 +79,7 @@ impl Upstream {
         }
         match waited {
             // The proxy's own response is as good as ours, and perhaps only the probe fails.
-            Err(Error::Connect(..)) if self.state.hold.proxy_reports_outage() => Ok(None),
+            Err(Error::Connect(..)) if self.state.hold.proxy_reports_away() => Ok(None),
             waited => waited.map(Some),
         }
     }
@@ -91,7 +91,7 @@ impl Upstream {
             if reachability.timed_out_recently(now()) {
                 return Err(self.deadline_error(deadlines));
             }
-            hold.enter_uncounted(class, max_held)
+            hold.enter_to_try_once(class, max_held)
         } else {
             reachability.record_waiting(now());
             hold.enter(class, max_held)
@@ -113,7 +113,7 @@ impl Upstream {
                 Some(Err(unreachable)) => return Err(unreachable.into()),
                 None => return Err(self.deadline_error(deadlines)),
             };
-            let pause = if hold.proxy_reports_outage() { PROBE_INTERVAL } else { CONNECT_RETRY_INTERVAL };
+            let pause = if hold.proxy_reports_away() { PROBE_INTERVAL } else { CONNECT_RETRY_INTERVAL };
             if deadlines.within_hold(tokio::time::sleep(pause)).await.is_none() {
                 return Err(self.final_connect_error(unreachable, deadlines));
             }
@@ -142,7 +142,7 @@ impl Upstream {
         let reachability = &self.state.reachability;
         match class {
             Class::Other => {}
-            _ if is_outage_response(response) => reachability.record_failure(&proxy_outage_error(), now()),
+            _ if is_away_response(response) => reachability.record_failure(&proxy_outage_error(), now()),
             _ => reachability.record_reached(sent, now()),
         }
     }
@@ -187,13 +187,13 @@ impl Upstream {
     /// Whether Rails is behind a connection. Any response of its own is proof enough.
     async fn is_rails_behind(&self, server: &UpstreamServer) -> bool {
         let (Some(uri), timeout) = &self.probe else { return true };
-        if !self.state.hold.proxy_reports_outage() {
+        if !self.state.hold.proxy_reports_away() {
             return true;
         }
         let response = tokio::time::timeout(*timeout, health_check::fetch(server, uri)).await;
-        let is_rails_behind = matches!(response, Ok(Ok(response)) if !is_outage_response(&response));
+        let is_rails_behind = matches!(response, Ok(Ok(response)) if !is_away_response(&response));
         if is_rails_behind {
-            self.state.hold.set_proxy_reports_outage(false);
+            self.state.hold.set_proxy_reports_away(false);
         }
         is_rails_behind
     }

@@ -9,7 +9,7 @@ use super::server::UpstreamServer;
 use crate::body::Body;
 use crate::clock::Clock;
 use crate::upstream::connection::error::SendError;
-use crate::upstream::response::is_outage_response;
+use crate::upstream::response::is_away_response;
 use crate::upstream::settings::{HealthCheckSettings, UpstreamSettings};
 use crate::upstream::state::UpstreamState;
 
@@ -71,7 +71,7 @@ async fn check_once(server: &UpstreamServer, uri: &Uri) -> Result<(), CheckFailu
         Ok(response) if response.status().is_success() => Ok(()),
         Ok(response) => {
             let why = format!("{uri} responded {}", response.status());
-            Err(CheckFailure { why, rails_responded: !is_outage_response(&response) })
+            Err(CheckFailure { why, rails_responded: !is_away_response(&response) })
         }
         Err(why) => Err(CheckFailure { why, rails_responded: false }),
     }
