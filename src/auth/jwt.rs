@@ -8,6 +8,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode};
+use memchr::memchr;
 use serde_json::Value;
 
 use super::{ClockSkew, Rejection, json};
@@ -51,8 +52,8 @@ pub(super) fn verify(token: &[u8], rules: &TokenRules, skew: &ClockSkew, now: i6
             _ => Rejection::Malformed,
         })?
         .claims;
-    let mut parts = token.split(|byte| *byte == b'.');
-    if !is_plain_header(parts.next().unwrap_or_default()) || is_too_deep(parts.next().unwrap_or_default()) {
+    let (header, rest) = split_at_dot(token);
+    if !is_plain_header(header) || is_too_deep(split_at_dot(rest).0) {
         return Err(Rejection::Malformed);
     }
     if claims.get("iss").and_then(Value::as_str) != Some(rules.issuer) {
@@ -80,6 +81,12 @@ pub(super) fn verify(token: &[u8], rules: &TokenRules, skew: &ClockSkew, now: i6
         return Err(Rejection::Skewed);
     }
     Ok(exp)
+}
+
+/// What is before the first dot, and what is behind it.
+fn split_at_dot(text: &[u8]) -> (&[u8], &[u8]) {
+    let dot = memchr(b'.', text).unwrap_or(text.len());
+    (text.get(..dot).unwrap_or_default(), text.get(dot + 1..).unwrap_or_default())
 }
 
 /// Whether the header has nothing that jsonwebtoken accepts and a Rails may refuse: `crit` of any kind (RFC 7515
