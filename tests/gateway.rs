@@ -37,6 +37,7 @@ mod gateway {
     mod connection_reuse;
     mod connections;
     mod credential_translation;
+    mod dashboards;
     mod demo;
     mod doctor;
     mod documentation;
