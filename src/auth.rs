@@ -10,6 +10,7 @@ mod kas_jwt;
 mod rejection;
 mod shared_secret;
 mod shell_jwt;
+mod sign;
 mod skew;
 pub mod upstream_credential;
 
@@ -20,6 +21,7 @@ pub use self::rejection::Rejection;
 pub use self::shared_secret::AuthBody;
 use self::shared_secret::SecretLookup;
 pub use self::shell_jwt::ShellJwt;
+pub use self::sign::{sign_kas_token, sign_shell_token};
 pub use self::skew::ClockSkew;
 use crate::header;
 use crate::params::Params;

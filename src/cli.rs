@@ -5,17 +5,20 @@ mod client;
 mod config_file;
 mod demo;
 mod doctor;
+mod health;
 mod hook;
 mod logging;
+mod manual;
 mod output;
 mod run;
+mod token;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 use self::config_file::ConfigFile;
-use self::output::{print_error, print_line};
+use self::output::{print_config_error, print_error, print_line};
 
 /// The gateway in front of GitLab Rails' internal API: verifies callers, answers the hot reads
 /// from memory, and forwards the rest, bodies byte for byte.
@@ -48,6 +51,14 @@ enum Command {
     /// Set up the System Hook by which GitLab notifies a gateway of changes
     #[command(subcommand)]
     Hook(hook::Command),
+    /// Print "live" if the threads of a running gateway respond, else why not
+    Health(health::Options),
+    /// Print a token as GitLab Shell or kas would send it, to try requests with curl
+    Token(token::Options),
+    /// Print the completions of a shell
+    Completions(manual::CompletionsOptions),
+    /// Print the man page, or write one for each command
+    Man(manual::ManOptions),
 }
 
 /// Parses the command line and runs the command.
@@ -61,6 +72,10 @@ pub(crate) fn main() -> ExitCode {
         Command::Inspect(options) => admin::inspect(options),
         Command::Servers(options) => admin::servers(options),
         Command::Hook(command) => hook::main(&command),
+        Command::Health(options) => health::main(&options),
+        Command::Token(options) => token::main(&options),
+        Command::Completions(options) => manual::completions(&options, Arguments::command()),
+        Command::Man(options) => manual::man(&options, Arguments::command()),
     }
 }
 
@@ -75,7 +90,7 @@ fn check(file: &std::path::Path) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            print_error(&error.to_string());
+            print_config_error(&error);
             ExitCode::FAILURE
         }
     }

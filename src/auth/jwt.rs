@@ -13,6 +13,11 @@ use serde_json::Value;
 
 use super::{ClockSkew, Rejection, json};
 
+/// The issuer (`iss`) of the tokens of GitLab Shell, Gitaly and Geo.
+pub(super) const SHELL_ISSUER: &str = "gitlab-shell";
+/// The issuer of the tokens of kas.
+pub(super) const KAS_ISSUER: &str = "gitlab-kas";
+
 #[derive(Clone)]
 pub(super) struct TokenRules {
     pub(super) key: DecodingKey,

@@ -20,7 +20,7 @@ impl KasJwt {
     pub fn new(secret: &KasSecret, audience: Option<String>) -> Self {
         let rules = TokenRules {
             key: DecodingKey::from_secret(secret.as_hmac_key()),
-            issuer: "gitlab-kas",
+            issuer: jwt::KAS_ISSUER,
             audience: audience.map_or(Audience::Optional("gitlab"), Audience::Required),
             leeway: 0,
         };

@@ -19,7 +19,7 @@ impl ShellJwt {
     pub fn new(secret: &ShellSecret) -> Self {
         let rules = TokenRules {
             key: DecodingKey::from_secret(secret.as_hmac_key()),
-            issuer: "gitlab-shell",
+            issuer: jwt::SHELL_ISSUER,
             audience: Audience::Any,
             leeway: 60,
         };

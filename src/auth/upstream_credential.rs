@@ -5,9 +5,9 @@ use std::fmt;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::header::{HeaderMap, HeaderValue};
-use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
-use serde_json::json;
+use jsonwebtoken::EncodingKey;
 
+use super::sign;
 use crate::header::{SHARED_SECRET, SHELL_JWT};
 use crate::secret::ShellSecret;
 
@@ -60,9 +60,7 @@ impl UpstreamCredential {
                 headers.insert(SHARED_SECRET.clone(), header.clone());
             }
             Source::Jwt(key) => {
-                let claims =
-                    json!({ "iss": "gitlab-shell", "iat": now, "exp": now.saturating_add(TOKEN_LIFETIME) });
-                let token = encode(&Header::new(Algorithm::HS256), &claims, key).ok();
+                let token = sign::shell_token(key, now, TOKEN_LIFETIME);
                 if let Some(mut header) = token.and_then(|token| HeaderValue::try_from(token).ok()) {
                     header.set_sensitive(true);
                     headers.insert(SHELL_JWT.clone(), header);

@@ -1,17 +1,14 @@
 //! `railgate purge`, `inspect` and `servers`: requests to the admin listener of a running gateway.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::ExitCode;
 
 use http::{Method, StatusCode};
 use railgate::config::{self, AdminSettings};
-use railgate::server::ListenAddress;
-use railgate::upstream::{self, Upstream, UpstreamTarget};
 use serde_json::{Map, Value};
 
 use super::client;
 use super::config_file::ConfigFile;
-use super::output::{print_error, print_line};
+use super::output::{print_config_error, print_error, print_line};
 
 #[derive(Debug, clap::Args)]
 #[command(group = clap::ArgGroup::new("selector").required(true).args(SELECTORS))]
@@ -145,7 +142,7 @@ fn call(
     let admin = match config::load_admin(&file.config) {
         Ok(admin) => admin,
         Err(error) => {
-            print_error(&error.to_string());
+            print_config_error(&error);
             return ExitCode::FAILURE;
         }
     };
@@ -171,37 +168,12 @@ fn call(
 
 async fn send(admin: &AdminSettings, path: &str, body: &str) -> Result<(StatusCode, Value), String> {
     let address = &admin.address;
-    let target =
-        UpstreamTarget::parse(&url(address)).map_err(|error| format!("admin.address {address}: {error}"))?;
-    let gateway = Upstream::standalone(upstream::UpstreamSettings::new(target));
+    let gateway =
+        client::admin_listener(address).map_err(|error| format!("admin.address {address}: {error}"))?;
     let response = client::send(&gateway, Method::POST, path, admin.token.as_ref(), body).await;
     response.map_err(|error| {
         format!(
             "no response from a gateway on admin.address {address}: {error}; is it running, with this configuration?"
         )
     })
-}
-
-/// The URL of a listener from this machine.
-fn url(address: &ListenAddress) -> String {
-    match address {
-        ListenAddress::Tcp(address) => {
-            let mut address = *address;
-            match address.ip() {
-                IpAddr::V4(Ipv4Addr::UNSPECIFIED) => address.set_ip(Ipv4Addr::LOCALHOST.into()),
-                IpAddr::V6(Ipv6Addr::UNSPECIFIED) => address.set_ip(Ipv6Addr::LOCALHOST.into()),
-                _ => {}
-            }
-            format!("http://{address}")
-        }
-        ListenAddress::Unix { path, .. } => {
-            let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~".contains(byte);
-            let escape =
-                |byte: &u8| if plain(byte) { char::from(*byte).to_string() } else { format!("%{byte:02X}") };
-            format!(
-                "http+unix://{}",
-                path.as_os_str().as_encoded_bytes().iter().map(escape).collect::<String>()
-            )
-        }
-    }
 }

@@ -1,12 +1,14 @@
 //! An HTTP client for the commands: JSON requests and responses.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Request, StatusCode, header};
 use railgate::body::{Body, Collected};
 use railgate::secret::BearerToken;
-use railgate::upstream::{SendOptions, SendReport, Upstream};
+use railgate::server::ListenAddress;
+use railgate::upstream::{SendOptions, SendReport, Upstream, UpstreamSettings, UpstreamTarget};
 use serde_json::Value;
 
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
@@ -46,5 +48,35 @@ pub(super) async fn send(
         Ok(Ok(Collected::TooLong(_))) => Err("the answer is too long".to_owned()),
         Ok(Err(error)) => Err(format!("the answer broke off: {error}")),
         Err(_) => Err("the answer was not complete in time".to_owned()),
+    }
+}
+
+/// The listener for operators of a gateway on this machine.
+pub(super) fn admin_listener(address: &ListenAddress) -> Result<Upstream, String> {
+    let target = UpstreamTarget::parse(&url(address)).map_err(|error| error.to_string())?;
+    Ok(Upstream::standalone(UpstreamSettings::new(target)))
+}
+
+/// The URL of a listener from this machine.
+fn url(address: &ListenAddress) -> String {
+    match address {
+        ListenAddress::Tcp(address) => {
+            let mut address = *address;
+            match address.ip() {
+                IpAddr::V4(Ipv4Addr::UNSPECIFIED) => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+                IpAddr::V6(Ipv6Addr::UNSPECIFIED) => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+                _ => {}
+            }
+            format!("http://{address}")
+        }
+        ListenAddress::Unix { path, .. } => {
+            let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~".contains(byte);
+            let escape =
+                |byte: &u8| if plain(byte) { char::from(*byte).to_string() } else { format!("%{byte:02X}") };
+            format!(
+                "http+unix://{}",
+                path.as_os_str().as_encoded_bytes().iter().map(escape).collect::<String>()
+            )
+        }
     }
 }

@@ -5,6 +5,6 @@ use std::path::PathBuf;
 #[derive(Debug, clap::Args)]
 pub(super) struct ConfigFile {
     /// The configuration file, in TOML
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE", env = "RAILGATE_CONFIG", hide_env_values = true)]
     pub(super) config: PathBuf,
 }

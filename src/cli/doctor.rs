@@ -20,7 +20,7 @@ use railgate::upstream::{
 
 use self::diagnose::{Finding, Level, ProbeCredential, ProbeResponse, ProbeResults};
 use super::client;
-use super::output::{print_error, print_line};
+use super::output::{print_config_error, print_line};
 
 /// Bytes of the largest response body that is read.
 const MAX_BODY: usize = 64 * 1024;
@@ -30,7 +30,7 @@ pub(super) fn main(file: &Path) -> ExitCode {
     let loaded = match config::load(file) {
         Ok(loaded) => loaded,
         Err(error) => {
-            print_error(&error.to_string());
+            print_config_error(&error);
             return ExitCode::FAILURE;
         }
     };

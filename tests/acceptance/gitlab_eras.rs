@@ -103,6 +103,26 @@ fn the_doctor_reports_which_credentials_rails_accepts() {
     }
 }
 
+/// As in deploy/README.md: to Rails itself, and through the gateway.
+#[test]
+fn signed_tokens_are_accepted_by_rails() {
+    let harness = Harness::with_era("today");
+    let gateway = harness.gateway_accepting(Transport::Tcp, r#"["jwt"]"#);
+    for (caller, header, path) in [
+        ("shell", "Gitlab-Shell-Api-Request", "/api/v4/internal/discover?username=root"),
+        ("kas", "Gitlab-Kas-Api-Request", "/api/v4/internal/kubernetes/agent_info"),
+    ] {
+        let (is_signed, token) = gateway.run_command("token", &[caller]);
+        assert!(is_signed, "{token}");
+        let request = Request::new("GET", path).header(header, token.trim_end()).with_agent_token();
+        let direct = harness.tcp.send(&request);
+        assert_eq!(direct.status, 200, "{direct}");
+        for address in gateway.addresses() {
+            assert_eq!(address.send(&request).status, 200, "{caller}");
+        }
+    }
+}
+
 #[test]
 fn the_doctor_reports_a_wrong_secret() {
     let harness = Harness::with_era("today");

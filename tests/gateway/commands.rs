@@ -1,19 +1,22 @@
-//! `railgate purge`, `inspect` and `servers` in front of a running gateway, and a configuration file in which only
+//! `railgate purge`, `inspect`, `servers`, `health` and `token` in front of a running gateway, and a configuration file in which only
 //! `[admin]` can be used.
 
 use std::fs;
 use std::process::Command;
 
-use super::client::{Address, Request};
+use super::client::{Address, Request, eventually};
+use super::credentials::{KAS_HEADER, SHELL_HEADER};
 use super::fake_rails::ROOT_KEY;
-use super::harness::{Harness, Setup};
+use super::harness::{Harness, Scratch, Setup};
+use super::log::LogBlocker;
 
 /// Runs the command. Returns whether it succeeded, and its output.
 async fn run(harness: &Harness, arguments: &[&str], config: &str) -> (bool, String) {
     let file = harness.dir.file("railgate.toml");
     fs::write(&file, config).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_railgate"));
-    command.args(arguments).arg("--config").arg(file);
+    // As good as `--config`.
+    command.args(arguments).env("RAILGATE_CONFIG", file);
     let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
     (output.status.success(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
 }
@@ -58,4 +61,86 @@ async fn mistakes_in_admin_are_those_that_check_reports() {
             assert_eq!(run(&harness, command, &config).await, expected, "{command:?}");
         }
     }
+}
+
+#[tokio::test]
+async fn health_says_whether_threads_respond_and_requests_are_accepted() {
+    let harness = Setup::new().set("workers", 2).text("limits.drain_timeout", "100ms").start().await;
+    let Address::Tcp(address) = &harness.gateway.admin else { unreachable!() };
+    let config = format!("admin.address = '{address}'\nthis = 'is no concern of health'\n");
+    assert_eq!(run(&harness, &["health"], &config).await, (true, "live\n".to_owned()));
+    assert_eq!(run(&harness, &["health", "--ready"], &config).await, (true, "ready\n".to_owned()));
+
+    let hang = LogBlocker::on(r#""correlation_id":"health-of-one-that-hangs""#);
+    let mut stuck = harness.gateway.tcp.connect().await;
+    let request = Request::get("check").with_secret().header("X-Request-Id", "health-of-one-that-hangs");
+    stuck.write(&request.to_bytes("close")).await;
+    let live = Request::new("GET", "/live");
+    eventually("the worker to hang", async || {
+        Some(harness.gateway.admin.send(&live).await).filter(|response| response.status == 503)
+    })
+    .await;
+    let (is_live, output) = run(&harness, &["health"], &config).await;
+    let is_expected = output.starts_with("not live: 503 Service Unavailable {") && output.contains("worker");
+    assert!(!is_live && is_expected && output.lines().count() == 1, "{output}");
+    drop(hang);
+}
+
+#[tokio::test]
+async fn health_without_a_gateway_names_the_address() {
+    let harness = Harness::new().await;
+    let socket = harness.dir.file("none.sock");
+    let config = format!("admin.address = 'unix:{}'\n", socket.display());
+    let (is_live, output) = run(&harness, &["health"], &config).await;
+    let begin = format!("not live: admin.address unix:{}: ", socket.display());
+    assert!(!is_live && output.starts_with(&begin) && output.lines().count() == 1, "{output}");
+}
+
+#[tokio::test]
+async fn signed_tokens_are_accepted() {
+    let setup = Setup::new();
+    let config = setup.config(&Address::Tcp(([127, 0, 0, 1], 1).into()));
+    let harness = setup.start().await;
+    for (caller, header, path) in
+        [("shell", SHELL_HEADER, "discover?key_id=7"), ("kas", KAS_HEADER, "kubernetes/agent_info")]
+    {
+        let (is_signed, output) = run(&harness, &["token", caller, "--ttl", "3600"], &config).await;
+        let token = output.strip_suffix('\n').unwrap();
+        assert!(is_signed && token.split('.').count() == 3, "{output}");
+        let request = Request::get(path).header(header, token).header("Authorization", "Bearer agent-token");
+        harness.send_forwarded(&request).await;
+    }
+}
+
+/// What a shell would complete, by the scripts of the program.
+#[test]
+fn completions_and_pages_have_every_command_and_option() {
+    let output = |arguments: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_railgate")).args(arguments).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let words = ["doctor", "purge", "--ssh-key", "health", "--ready", "completions"];
+    for shell in ["bash", "zsh", "fish"] {
+        let script = output(&["completions", shell]);
+        for word in words {
+            assert!(script.contains(word.trim_start_matches('-')), "{shell}: {word}");
+        }
+    }
+    let dir = Scratch::new();
+    let script = dir.file("complete.bash");
+    fs::write(&script, output(&["completions", "bash"])).unwrap();
+    let complete = format!(
+        "source {}; COMP_WORDS=(railgate health --re); COMP_CWORD=2; _railgate railgate --re health; echo \"${{COMPREPLY[@]}}\"",
+        script.display()
+    );
+    let completed = Command::new("bash").args(["-c", &complete]).output().unwrap();
+    assert_eq!(String::from_utf8(completed.stdout).unwrap(), "--ready\n");
+
+    assert!(output(&["man"]).contains(".SH SYNOPSIS"));
+    output(&["man", "--directory", dir.path().to_str().unwrap()]);
+    for page in ["railgate.1", "railgate-purge.1", "railgate-hook-install.1"] {
+        assert!(fs::read_to_string(dir.file(page)).unwrap().contains(".SH OPTIONS"), "{page}");
+    }
+    assert!(fs::read_to_string(dir.file("railgate-purge.1")).unwrap().contains("ssh\\-key"));
 }

@@ -30,6 +30,7 @@ fn railgate(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_railgate"))
         .args(arguments)
         .env_remove("CLICOLOR_FORCE")
+        .env_remove("RAILGATE_CONFIG")
         .output()
         .unwrap()
 }
@@ -158,6 +159,14 @@ fn exit_codes_are_those_in_the_table() {
         (&["inspect", "--config", valid], 1),
         (&["servers", "--config", invalid], 1),
         (&["hook", "install", "--config", valid], 1),
+        (&["health", "--config", valid], 1),
+        (&["token", "shell", "--config", valid], 0),
+        (&["token", "kas", "--config", valid], 1),
+        (&["token", "shell", "--ttl", "0", "--config", valid], 2),
+        (&["completions", "fish"], 0),
+        (&["completions", "tcsh"], 2),
+        (&["man"], 0),
+        (&["man", "--directory", valid], 1),
         (&["demo", "--port", &taken], 1),
         (&["purge", "--config", valid], 2),
         (&["check"], 2),
