@@ -1,4 +1,4 @@
-//! The admin listener, for operators and their tools: metrics, health, inspecting and purging the
+//! The admin listener, for operators and their tools: metrics, health, a status page, inspecting and purging the
 //! cache, and draining servers of Rails. It shows no secret and no cached response, and is meant for
 //! loopback or a private network.
 
@@ -6,8 +6,10 @@ mod dispatch;
 mod host;
 mod inspect;
 mod operations;
+mod page;
 mod purge;
 mod servers;
+mod status;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,6 +24,7 @@ use tracing::Span;
 
 pub use self::dispatch::DispatchLayer;
 pub use self::operations::{MAX_BODY, Operations, unreadable_body};
+pub use self::status::{EventStream, Status};
 use crate::cache::Cache;
 use crate::heartbeat::Heartbeats;
 use crate::json_response::{internal_error, json};
@@ -48,6 +51,8 @@ pub struct Admin {
     pub hosts: Arc<[String]>,
     /// For `/live`.
     pub heartbeats: Arc<Heartbeats>,
+    /// For the status page.
+    pub status: Arc<Status>,
     /// Bounds the work that runs at one time.
     pub permits: OperatorPermits,
 }
@@ -97,6 +102,19 @@ impl Admin {
         let content_type = HeaderValue::from_static(format.content_type());
         response.headers_mut().insert(header::CONTENT_TYPE, content_type);
         response
+    }
+
+    /// The figures of the status page.
+    async fn status(&self) -> Response<Full<Bytes>> {
+        let operators = match (&self.token, self.is_local_only) {
+            (Some(_), _) => "token",
+            (None, true) => "open",
+            (None, false) => "none",
+        };
+        let status = Arc::clone(&self.status);
+        let working =
+            self.run_blocking(&self.permits.metrics, move |_| status.document(operators).to_string());
+        working.await.map_or_else(internal_error, |document| json(StatusCode::OK, document))
     }
 
     /// Runs work that may take long on a thread of its own, as soon as there is a permit; `None` if it panics.

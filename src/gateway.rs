@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 
 use self::restart::WarmRestart;
 use self::worker::{HooksThread, Worker};
-use crate::admin::{Admin, OperatorPermits};
+use crate::admin::{Admin, OperatorPermits, Status};
 use crate::auth::Authenticator;
 use crate::body::unverified::UnverifiedBodies;
 use crate::cache::Cache;
@@ -97,6 +97,7 @@ impl Gateway {
             settings.hooks.map(|hooks| Hooks::new(hooks, Arc::clone(&cache), hook_counts, Clock::System));
         let hooks = sockets.hooks.zip(hooks).zip(heartbeats.0.last()).map(hooks_thread);
         let admin = Admin {
+            status: Arc::new(Status::new(Arc::clone(&metrics))),
             metrics,
             upstream,
             readiness: Arc::default(),
@@ -137,6 +138,7 @@ impl Gateway {
         let Self { workers, addresses, admin: (socket, admin), hooks, warm, checks, heartbeats, end_timeout } =
             self;
         let (readiness, cache) = (Arc::clone(&admin.readiness), Arc::clone(&admin.cache));
+        let status = Arc::clone(&admin.status);
         // Before operators or hooks can purge anything.
         if let Some(warm) = warm.clone() {
             warm.load(Arc::clone(&cache)).await;
@@ -159,6 +161,7 @@ impl Gateway {
         let mut background = JoinSet::new();
         background.spawn(run_cache_maintenance(Arc::clone(&cache)));
         background.spawn(checks.run());
+        background.spawn(Arc::clone(&status).run());
         background.spawn(async move { match heartbeats.watch().await {} });
         let mut running = Vec::new();
         for worker in workers {
@@ -168,6 +171,7 @@ impl Gateway {
         readiness.set(true);
         shutdown.cancelled().await;
         readiness.set(false);
+        status.end_events();
         // A thread that hangs must not keep the process alive for ever.
         let ended = tokio::time::timeout(end_timeout, join_all(running)).await.unwrap_or_default();
         let in_time = ended.len() == count && ended.into_iter().all(|in_time| in_time.unwrap_or(false));

@@ -78,6 +78,26 @@ impl<const N: usize> Histogram<N> {
     }
 }
 
+/// The duration in seconds that the share `q` of those in the buckets of a snapshot does not exceed, estimated as
+/// `histogram_quantile` of Prometheus does: evenly spread within a bucket, and no more than the last bound. `None`
+/// without any.
+#[allow(clippy::cast_precision_loss)] // Exact up to 2⁵³, which no counter reaches.
+pub fn quantile(buckets: &[(f64, u64)], q: f64) -> Option<f64> {
+    let count: u64 = buckets.iter().map(|(_, count)| count).sum();
+    let rank = q * count as f64;
+    let (mut below, mut lower) = (0, 0.0);
+    for (bound, count) in buckets {
+        if bound.is_infinite() {
+            return (*count > 0 || below > 0).then_some(lower);
+        }
+        if *count > 0 && (below + count) as f64 >= rank {
+            return Some(lower + (bound - lower) * (rank - below as f64) / *count as f64);
+        }
+        (below, lower) = (below + count, *bound);
+    }
+    None
+}
+
 fn add(cell: &mut AtomicU64, more: u64) {
     let value = cell.get_mut();
     *value = value.wrapping_add(more);
@@ -107,6 +127,17 @@ mod tests {
             assert_eq!(buckets.first().map(|(bound, _)| *bound), Some(0.001));
             assert_eq!(buckets.last().map(|(bound, _)| *bound), Some(f64::INFINITY));
         }
+    }
+
+    #[test]
+    fn quantiles_are_those_of_prometheus() {
+        let buckets = [(0.1, 0), (0.2, 10), (0.4, 10), (1.0, 0), (f64::INFINITY, 0)];
+        for (q, expected) in [(0.5, 0.2), (0.25, 0.15), (0.75, 0.3), (1.0, 0.4), (0.99, 0.396)] {
+            assert!((quantile(&buckets, q).unwrap() - expected).abs() < 1e-9, "{q}");
+        }
+        assert_eq!(quantile(&[(0.1, 0), (f64::INFINITY, 3)], 0.5), Some(0.1), "no more than the last bound");
+        assert_eq!(quantile(&[(0.1, 0), (f64::INFINITY, 0)], 0.5), None);
+        assert_eq!(quantile(&[], 0.5), None);
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod encode;
 mod exposition;
 mod process;
 mod sources;
+mod totals;
 mod worker;
 
 use std::collections::BTreeMap;
@@ -24,7 +25,8 @@ use prometheus_client::registry::Registry;
 use self::encode::{encode_histogram, encode_histograms, encode_single};
 pub use self::exposition::ExpositionFormat;
 pub use self::sources::MetricSources;
-pub use self::worker::{FinishedRequest, WorkerMetrics};
+pub use self::totals::{Buckets, RequestOutcome, RequestTotals};
+pub use self::worker::{FailedRequest, FinishedRequest, WorkerMetrics};
 use self::worker::{HIT_BOUNDS, MapBy, RequestKey, RequestMetrics};
 use crate::exchange::CacheOutcome;
 use crate::histogram::UPSTREAM_BOUNDS;
@@ -34,6 +36,7 @@ use crate::histogram::UPSTREAM_BOUNDS;
 pub struct Metrics {
     registry: Registry,
     workers: AllWorkers,
+    sources: MetricSources,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -57,10 +60,10 @@ impl Metrics {
         let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("build", "The version that is running", build);
         registry.register_collector(Box::new(workers.clone()));
-        registry.register_collector(Box::new(sources));
+        registry.register_collector(Box::new(sources.clone()));
         // Every Prometheus client library gives these the same names, without a prefix.
         root.register_collector(Box::new(process::ProcessCollector));
-        Self { registry: root, workers }
+        Self { registry: root, workers, sources }
     }
 
     /// The counters for one more worker.
@@ -68,6 +71,11 @@ impl Metrics {
         let worker = Arc::default();
         self.workers.0.lock().push(Arc::clone(&worker));
         worker
+    }
+
+    /// What is read at each scrape beside the counters of the workers.
+    pub fn sources(&self) -> &MetricSources {
+        &self.sources
     }
 
     /// The body of a scrape.
@@ -81,11 +89,7 @@ impl Metrics {
 
 impl Collector for AllWorkers {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let mut sum = RequestMetrics::default();
-        for worker in &*self.0.lock() {
-            worker.add_to(&mut sum);
-        }
-        sum.encode(&mut encoder)
+        self.sum().encode(&mut encoder)
     }
 }
 

@@ -74,6 +74,7 @@ mod gateway {
     mod single_flight;
     mod stale;
     mod stalled_threads;
+    mod status_page;
     mod tls;
     mod tolerated_requests;
     mod tolerated_responses;

@@ -14,7 +14,7 @@ use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use tower::{Layer, Service, ServiceExt as _};
 
-use super::{Admin, host};
+use super::{Admin, EventStream, host, page};
 use crate::json_response::message;
 use crate::refusal::Refusal;
 use crate::server::Peer;
@@ -50,7 +50,7 @@ where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send,
 {
-    type Response = Response<Either<Full<Bytes>, B>>;
+    type Response = Response<Either<Either<Full<Bytes>, EventStream>, B>>;
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
@@ -72,31 +72,35 @@ where
     }
 }
 
+/// The body of a response of this layer.
+type AnswerBody = Either<Full<Bytes>, EventStream>;
+
 /// A response of this layer.
 type Answer = Response<Full<Bytes>>;
 
 impl Admin {
     /// `None` for an operation whose caller is authorized.
-    async fn answer(&self, head: &Parts) -> Option<Answer> {
+    async fn answer(&self, head: &Parts) -> Option<Response<AnswerBody>> {
         let (method, path, headers) = (&head.method, head.uri.path(), &head.headers);
         if let Some(refusal) = head.extensions.get::<Refusal>() {
-            return Some(message(refusal.status(), refusal.message()));
+            return Some(message(refusal.status(), refusal.message()).map(Either::Left));
         }
         let peer = head.extensions.get::<Peer>().cloned().unwrap_or_default();
         let is_open_to_all = matches!(path, "/live" | "/ready") || is_health_check(method, path);
         // A browser cannot connect to a unix socket.
         if peer.ip.is_some() && !is_open_to_all && !host::is_known(headers, &self.hosts) {
             tracing::warn!("the admin listener was asked for by a name that is not in admin.hosts");
-            return Some(message(StatusCode::MISDIRECTED_REQUEST, MISDIRECTED));
+            return Some(message(StatusCode::MISDIRECTED_REQUEST, MISDIRECTED).map(Either::Left));
+        }
+        if path == "/events" && method == Method::GET {
+            return Some(self.events());
         }
         if !is_operation(path) || method != Method::POST {
-            // A scrape is collected by another thread. One by `nc -N` has closed its sending side by then.
-            let _guard = peer.connection.working_locally();
-            return Some(self.answer_query(method, path, headers).await);
+            return Some(self.answer_query(method, path, headers).await.map(Either::Left));
         }
-        if let Err((status, text)) = self.authorize_operator(headers) {
+        if let Err((status, text)) = self.authorize_operator(headers, &peer) {
             tracing::warn!(status = status.as_u16(), "an operator was refused");
-            return Some(message(status, text));
+            return Some(message(status, text).map(Either::Left));
         }
         if self.token.is_some() {
             peer.connection.trust();
@@ -104,13 +108,26 @@ impl Admin {
         None
     }
 
+    /// The figures of the status page, again and again.
+    fn events(&self) -> Response<AnswerBody> {
+        let Some(events) = self.status.listen() else {
+            let text = "503 Service Unavailable: as many listen as may listen; read /status.json instead";
+            let mut response = message(StatusCode::SERVICE_UNAVAILABLE, text);
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("10"));
+            return response.map(Either::Left);
+        };
+        event_stream(Either::Right(events))
+    }
+
     async fn answer_query(&self, method: &Method, path: &str, headers: &HeaderMap) -> Answer {
         if is_health_check(method, path) {
             let health = if path == "/live" { self.liveness() } else { self.readiness() };
             return if health.status() == StatusCode::OK { no_content() } else { health };
         }
-        if !is_operation(path) && !matches!(path, "/metrics" | "/live" | "/ready") {
-            let text = "404 Not Found: try /metrics, /live, /ready, /servers, /inspect or /purge";
+        let file = page::file(path);
+        let is_query = matches!(path, "/metrics" | "/live" | "/ready" | "/status.json" | "/events");
+        if !is_operation(path) && !is_query && file.is_none() {
+            let text = "404 Not Found: try /, /metrics, /live, /ready, /servers, /inspect or /purge";
             return message(StatusCode::NOT_FOUND, text);
         }
         if is_operation(path) || !matches!(*method, Method::GET | Method::HEAD) {
@@ -121,13 +138,24 @@ impl Admin {
         match path {
             "/metrics" => self.scrape(headers).await,
             "/live" => self.liveness(),
-            _ => self.readiness(),
+            "/ready" => self.readiness(),
+            // Only the head, which HEAD asks for.
+            "/events" => event_stream(Full::default()),
+            _ => {
+                let mut response = match file {
+                    Some(file) => file,
+                    None => self.status().await,
+                };
+                page::restrict(response.headers_mut());
+                response
+            }
         }
     }
 
     /// A web page can make a browser on this machine send requests unnoticed. The browser adds the
-    /// page's `Origin` (Fetch §3.2), and does not send JSON to other sites without a preflight.
-    fn authorize_operator(&self, headers: &HeaderMap) -> Result<(), (StatusCode, &'static str)> {
+    /// page's `Origin` (Fetch §3.2), and does not send JSON to other sites without a preflight. Only the status page
+    /// of this listener may, whose name is known by now; on a unix socket it was not asked for.
+    fn authorize_operator(&self, headers: &HeaderMap, peer: &Peer) -> Result<(), (StatusCode, &'static str)> {
         let value = |name| headers.get(name).map_or(&b""[..], HeaderValue::as_bytes);
         if self.token.as_ref().is_some_and(|token| !token.matches_authorization(value(header::AUTHORIZATION)))
         {
@@ -139,10 +167,11 @@ impl Admin {
                 "403 Forbidden: admin.address can be reached from elsewhere; name an admin.token_file";
             return Err((StatusCode::FORBIDDEN, message));
         }
-        if headers.contains_key(header::ORIGIN) {
+        let is_own_page = peer.ip.is_some() && host::is_same_origin(headers);
+        if headers.contains_key(header::ORIGIN) && !is_own_page {
             return Err((
                 StatusCode::FORBIDDEN,
-                "403 Forbidden: not for pages in a browser (there is an Origin)",
+                "403 Forbidden: not for other pages in a browser than the status page (there is an Origin)",
             ));
         }
         let media_type = value(header::CONTENT_TYPE).split(|b| *b == b';').next().unwrap_or_default();
@@ -152,6 +181,14 @@ impl Admin {
         }
         Ok(())
     }
+}
+
+/// A response whose body is a stream of events.
+fn event_stream<B>(body: B) -> Response<B> {
+    let mut response = Response::new(body);
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    page::restrict(response.headers_mut());
+    response
 }
 
 const MISDIRECTED: &str = "421 Misdirected Request: this listener is asked for by an address, localhost or a name of \

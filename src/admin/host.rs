@@ -8,7 +8,7 @@
 use std::net::IpAddr;
 
 use http::HeaderMap;
-use http::header;
+use http::header::{self, HeaderName};
 
 use crate::authority;
 
@@ -19,6 +19,21 @@ pub(super) fn is_known(headers: &HeaderMap, known: &[String]) -> bool {
         let name = host.to_str().ok().and_then(authority::parse_host_header).map(|(name, _)| name);
         name.is_some_and(|name| is_accepted_name(name, known))
     })
+}
+
+/// Whether the page that sends a request came from the same name and port as the request asks for. A page cannot
+/// choose these headers (Fetch §2.2.2, §3.2; Fetch Metadata §2.3).
+pub(super) fn is_same_origin(headers: &HeaderMap) -> bool {
+    let only = |name: HeaderName| {
+        let mut values = headers.get_all(name).iter();
+        values.next().filter(|_| values.next().is_none())?.to_str().ok()
+    };
+    let origin = only(header::ORIGIN)
+        .and_then(|origin| origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://")));
+    let is_same =
+        origin.zip(only(header::HOST)).is_some_and(|(origin, host)| origin.eq_ignore_ascii_case(host));
+    let mut sites = headers.get_all(HeaderName::from_static("sec-fetch-site")).iter();
+    is_same && sites.all(|site| site.as_bytes() == b"same-origin")
 }
 
 fn is_accepted_name(name: &str, known: &[String]) -> bool {

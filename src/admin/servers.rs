@@ -46,7 +46,8 @@ fn change(upstream: &UpstreamState, body: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
-fn show(server: &UpstreamServerState, now: Instant) -> Value {
+/// What operators are shown of a server.
+pub(super) fn show(server: &UpstreamServerState, now: Instant) -> Value {
     json!({
         "server": server.name,
         "state": server.health.status(now).as_str(),

@@ -103,6 +103,7 @@ impl InFlightRequest {
         let took = self.shared.clock.now().saturating_duration_since(self.started);
         self.shared.worker_metrics.record(&FinishedRequest {
             info: &info,
+            request_id: &self.request_id,
             status: self.status,
             client_stayed,
             duration: took,

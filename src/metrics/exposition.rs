@@ -12,6 +12,9 @@ pub enum ExpositionFormat {
 }
 
 impl ExpositionFormat {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Text, Self::OpenMetrics];
+
     /// What the values of `Accept` ask for (RFC 9110 §12.5.1): `OpenMetrics` if it is named and the other one has
     /// no higher weight. Of two with the same weight it is the first. A client that asks for neither, as with
     /// `*/*`, gets the classic one: none is refused.

@@ -28,7 +28,7 @@ mod listeners;
 mod servers;
 
 /// What is read at each scrape.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct MetricSources {
     /// For the clock skew of callers.
     pub auth: Arc<ArcSwap<Authenticator>>,

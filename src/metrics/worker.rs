@@ -1,6 +1,6 @@
 //! The counters of one worker. Each worker has its own, so that they do not contend; a scrape adds them up.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
@@ -8,8 +8,10 @@ use std::time::Duration;
 use http::StatusCode;
 use parking_lot::Mutex;
 
-use crate::auth::CallerKind;
+use crate::auth::{CallerKind, Rejection};
+use crate::clock::Clock;
 use crate::exchange::{CacheOutcome, RequestInfo};
+use crate::header::RequestId;
 use crate::histogram::{Bounds, Histogram, UPSTREAM_BOUNDS, micros};
 
 /// A request that has ended, for its counters.
@@ -17,6 +19,8 @@ use crate::histogram::{Bounds, Histogram, UPSTREAM_BOUNDS, micros};
 pub struct FinishedRequest<'a> {
     /// What the layers learned about it.
     pub info: &'a RequestInfo,
+    /// Its correlation id.
+    pub request_id: &'a RequestId,
     /// `None` if there was no answer.
     pub status: Option<StatusCode>,
     /// False if the client left before it had its whole answer. An answer that Rails broke off is none of its doing.
@@ -24,6 +28,26 @@ pub struct FinishedRequest<'a> {
     /// From the request's head to the end of the answer.
     pub duration: Duration,
 }
+
+/// A request that ended in the gateway. It has nothing that a client has made up, but for the correlation id.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FailedRequest {
+    /// When it ended, since the Unix epoch.
+    pub at: Duration,
+    /// The id of the endpoint, or `none`.
+    pub route: &'static str,
+    /// What the client got; `None` if there was no response.
+    pub status: Option<u16>,
+    /// Why: the label of the failure.
+    pub failure: &'static str,
+    /// Why the credential was refused, if it was.
+    pub reason: Option<&'static str>,
+    /// As in the log.
+    pub correlation_id: Box<str>,
+}
+
+/// How many of them are kept.
+pub(super) const LAST_FAILED: usize = 50;
 
 /// Requests that one worker answers and has answered.
 #[derive(Debug, Default)]
@@ -61,6 +85,8 @@ pub(super) struct RequestMetrics {
     pub(super) auth_refusals: MapBy<&'static str, u64>,
     pub(super) failures: MapBy<&'static str, u64>,
     pub(super) clients_gone: u64,
+    /// From the oldest to the latest.
+    pub(super) last_failed: VecDeque<FailedRequest>,
 }
 
 /// Requests are counted by this.
@@ -78,7 +104,7 @@ pub(super) const HIT_BOUNDS: Bounds<9> = micros([25, 50, 100, 250, 500, 1_000, 5
 
 impl RequestMetrics {
     fn record(&mut self, finished: &FinishedRequest<'_>) {
-        let FinishedRequest { info, status, client_stayed, duration } = finished;
+        let FinishedRequest { info, request_id, status, client_stayed, duration } = finished;
         let route = info.route.unwrap_or("none");
         let key = RequestKey {
             route,
@@ -101,8 +127,23 @@ impl RequestMetrics {
         }
         if let Some(failure) = info.failure {
             *self.failures.entry(failure).or_default() += 1;
+            self.keep_failed(FailedRequest {
+                at: Clock::System.unix_time(),
+                route,
+                status: status.map(|status| status.as_u16()),
+                failure,
+                reason: info.rejection.map(Rejection::as_str),
+                correlation_id: request_id.as_str().into(),
+            });
         }
         self.clients_gone += u64::from(!client_stayed);
+    }
+
+    fn keep_failed(&mut self, request: FailedRequest) {
+        if self.last_failed.len() == LAST_FAILED {
+            self.last_failed.pop_front();
+        }
+        self.last_failed.push_back(request);
     }
 
     fn add(&mut self, other: &Self) {
@@ -117,6 +158,7 @@ impl RequestMetrics {
         add_each(&mut self.auth_refusals, &other.auth_refusals);
         add_each(&mut self.failures, &other.failures);
         self.clients_gone += other.clients_gone;
+        self.last_failed.extend(other.last_failed.iter().cloned());
     }
 }
 
@@ -147,6 +189,7 @@ mod tests {
             let status = Some(StatusCode::OK);
             workers[worker].record(&FinishedRequest {
                 info: &info,
+                request_id: &RequestId::Generated([b'a'; 32]),
                 status,
                 client_stayed: micros != 30,
                 duration,

@@ -17,7 +17,7 @@ use tower_http::sensitive_headers::SetSensitiveRequestHeadersLayer;
 
 use super::common::{ListenerService, box_body, panicked, timed_out, timeout, trace};
 use crate::admin::{Admin, DispatchLayer, MAX_BODY, Operations, unreadable_body};
-use crate::json_response::JSON;
+use crate::metrics::ExpositionFormat;
 use crate::server::Inbound;
 
 /// The longest request. An operation on a million entries takes seconds, and it may wait for others.
@@ -80,9 +80,11 @@ fn keep_encodings_of_scrapes<B>(mut request: Request<B>) -> Request<B> {
     request
 }
 
-/// Whether it is the response to a scrape: all others are in JSON or empty.
+/// Whether it is the response to a scrape.
 fn is_exposition(status: StatusCode, _: Version, headers: &HeaderMap, _: &Extensions) -> bool {
-    status == StatusCode::OK && headers.get(header::CONTENT_TYPE).is_some_and(|value| *value != JSON)
+    let is_of =
+        |value: &HeaderValue| ExpositionFormat::ALL.iter().any(|format| *value == format.content_type());
+    status == StatusCode::OK && headers.get(header::CONTENT_TYPE).is_some_and(is_of)
 }
 
 fn too_large<B>(response: Response<B>) -> Response<Either<B, Full<Bytes>>> {

@@ -69,10 +69,21 @@ fn known_method(method: &Method) -> &'static str {
 }
 
 fn known_path(path: &str) -> &'static str {
-    ["/metrics", "/live", "/ready", "/servers", "/inspect", "/purge", hooks::PATH]
-        .into_iter()
-        .find(|known| path == *known)
-        .unwrap_or(OTHER)
+    [
+        "/metrics",
+        "/live",
+        "/ready",
+        "/",
+        "/status.json",
+        "/events",
+        "/servers",
+        "/inspect",
+        "/purge",
+        hooks::PATH,
+    ]
+    .into_iter()
+    .find(|known| path == *known)
+    .unwrap_or(OTHER)
 }
 
 /// The response after a panic. It is logged by the hook that logs all panics, within the span of the request.

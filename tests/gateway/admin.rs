@@ -26,7 +26,9 @@ async fn only_health_and_metrics_are_served() {
     assert_eq!(ready.json()["status"], "ready");
     let metrics = admin.send(&get("/metrics")).await;
     assert_eq!(metrics.header("content-type"), Some(CLASSIC));
-    for path in ["/", "/metrics/", "/ready/x", "/live.json", "/debug", "/api/v4/internal/check", "/Metrics"] {
+    for path in
+        ["/index.html", "/metrics/", "/ready/x", "/live.json", "/debug", "/api/v4/internal/check", "/Metrics"]
+    {
         admin.send(&get(path).with_secret()).await.assert_failure(404);
     }
     for method in ["POST", "PUT", "DELETE", "OPTIONS"] {

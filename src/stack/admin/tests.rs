@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use tower::{ServiceExt as _, service_fn};
 
 use super::*;
-use crate::admin::OperatorPermits;
+use crate::admin::{OperatorPermits, Status};
 use crate::auth::{AuthSettings, Authenticator};
 use crate::body::unverified::UnverifiedBodies;
 use crate::cache::{Cache, CacheSettings};
@@ -47,8 +47,10 @@ fn admin() -> Admin {
         clients: Vec::new(),
         others: Vec::new(),
     });
+    let metrics = Arc::new(metrics);
     Admin {
-        metrics: Arc::new(metrics),
+        status: Arc::new(Status::new(Arc::clone(&metrics))),
+        metrics,
         upstream,
         readiness: Arc::default(),
         cache,
