@@ -3,6 +3,7 @@
 mod admin;
 mod client;
 mod config_file;
+mod configuration;
 mod demo;
 mod doctor;
 mod health;
@@ -18,7 +19,6 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 use self::config_file::ConfigFile;
-use self::output::{print_config_error, print_error, print_line};
 
 /// The gateway in front of GitLab Rails' internal API: verifies callers, answers the hot reads
 /// from memory, and forwards the rest, bodies byte for byte.
@@ -39,7 +39,10 @@ enum Command {
     /// Run the gateway in front of a real Rails
     Run(ConfigFile),
     /// Print "ok", or every mistake in a configuration file
-    Check(ConfigFile),
+    Check(configuration::CheckOptions),
+    /// Print the configuration in effect, or the schema of its file
+    #[command(subcommand)]
+    Config(configuration::Command),
     /// Test each server of Rails, and print what is wrong and what to do
     Doctor(ConfigFile),
     /// Drop cached answers of a running gateway
@@ -66,7 +69,8 @@ pub(crate) fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Demo(options) => demo::main(&options),
         Command::Run(file) => run::main(&file.config),
-        Command::Check(file) => check(&file.config),
+        Command::Check(options) => configuration::check(&options),
+        Command::Config(command) => configuration::main(&command),
         Command::Doctor(file) => doctor::main(&file.config),
         Command::Purge(options) => admin::purge(options),
         Command::Inspect(options) => admin::inspect(options),
@@ -76,22 +80,5 @@ pub(crate) fn main() -> ExitCode {
         Command::Token(options) => token::main(&options),
         Command::Completions(options) => manual::completions(&options, Arguments::command()),
         Command::Man(options) => manual::man(&options, Arguments::command()),
-    }
-}
-
-/// Exits 0 if the file can be used, despite warnings, and 1 if not.
-fn check(file: &std::path::Path) -> ExitCode {
-    match railgate::config::load(file) {
-        Ok(loaded) => {
-            for warning in loaded.warnings {
-                print_error(&format!("warning: {warning}"));
-            }
-            print_line("ok");
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            print_config_error(&error);
-            ExitCode::FAILURE
-        }
     }
 }

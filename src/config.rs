@@ -5,22 +5,34 @@
 
 mod auth;
 mod cache;
+mod diagnostic;
 mod document;
+mod explain;
 mod gateway_config;
+mod key;
 mod listen;
 mod own_listeners;
 mod read;
+mod reference;
 mod scalars;
+mod schema;
 mod servers;
+mod show;
 mod units;
+mod unknown;
 mod upstream;
+mod values;
+mod variable;
 
+use std::ffi::OsString;
 use std::fmt;
 use std::path::Path;
 
-pub use self::document::Diagnostic;
+pub use self::diagnostic::{Diagnostic, Excerpt};
 use self::document::Document;
+pub use self::explain::explain;
 pub use self::gateway_config::{AdminSettings, GatewayConfig, LogFormat, LogSettings};
+pub use self::schema::schema;
 use crate::file;
 
 /// A configuration that can be used.
@@ -50,20 +62,25 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
-/// Reads a file, and the secrets that it names.
+/// Reads a file, the variables of the environment that override it, and the secrets that both name.
 pub fn load(path: &Path) -> Result<LoadedConfig, ConfigError> {
-    parse(&path.display().to_string(), &read_text(path)?)
+    parse_with(&path.display().to_string(), &read_text(path)?, std::env::vars_os())
 }
 
-/// Reads only `[admin]` of a file, for commands to a running gateway: these work despite mistakes in other sections.
+/// Reads only `[admin]`, for commands to a running gateway: these work despite mistakes in other sections.
 pub fn load_admin(path: &Path) -> Result<AdminSettings, ConfigError> {
-    parse_admin(&path.display().to_string(), &read_text(path)?)
+    parse_admin(&path.display().to_string(), &read_text(path)?, std::env::vars_os())
+}
+
+/// The configuration in effect, as TOML: what was set and where, and the defaults as comments.
+pub fn show(path: &Path) -> Result<String, ConfigError> {
+    show_with(&path.display().to_string(), &read_text(path)?, std::env::vars_os())
 }
 
 fn read_text(path: &Path) -> Result<String, ConfigError> {
     let error = |line, message| {
         let (file, key) = (path.display().to_string(), String::new());
-        ConfigError(vec![Diagnostic { file, line, key, message }])
+        ConfigError(vec![Diagnostic { file, line, key, message, excerpt: None }])
     };
     let bytes = file::read(path, MAX_CONFIG).map_err(|cause| {
         error(None, format!("{cause}; {}; --config takes the path of a TOML file", cause.advice()))
@@ -82,11 +99,44 @@ fn read_text(path: &Path) -> Result<String, ConfigError> {
 /// Bytes of a configuration file. The annotated one, which has every key, has a fiftieth of that.
 const MAX_CONFIG: usize = 1 << 20;
 
-/// Reads a configuration from `text`; `file` is its name in diagnostics.
+/// Reads a configuration from `text`; `file` is its name in diagnostics. The environment is not read.
 pub fn parse(file: &str, text: &str) -> Result<LoadedConfig, ConfigError> {
-    let document = Document::new(file, text);
+    parse_with(file, text, [])
+}
+
+type Pair = (OsString, OsString);
+
+fn parse_with(
+    file: &str,
+    text: &str,
+    environment: impl IntoIterator<Item = Pair>,
+) -> Result<LoadedConfig, ConfigError> {
+    let (variables, mistakes) = variable::read(environment, read::keys);
+    let document = Document::new(file, text, &variables, read::keys);
     let config = read::config(&document);
-    let (errors, warnings) = document.into_diagnostics();
+    finish(config, document, mistakes)
+}
+
+fn show_with(
+    file: &str,
+    text: &str,
+    environment: impl IntoIterator<Item = Pair>,
+) -> Result<String, ConfigError> {
+    let (variables, mistakes) = variable::read(environment, read::keys);
+    let document = Document::new(file, text, &variables, read::keys);
+    let config = read::config(&document);
+    let keys = document.keys();
+    let loaded = finish(config, document, mistakes)?;
+    Ok(show::show(&loaded.config, &keys, &read::keys()))
+}
+
+fn finish(
+    config: Option<GatewayConfig>,
+    document: Document<'_>,
+    mut errors: Vec<Diagnostic>,
+) -> Result<LoadedConfig, ConfigError> {
+    let (others, warnings) = document.into_diagnostics();
+    errors.extend(others);
     match config {
         Some(config) if errors.is_empty() => Ok(LoadedConfig { config, warnings }),
         _ => Err(ConfigError(errors)),
@@ -94,13 +144,22 @@ pub fn parse(file: &str, text: &str) -> Result<LoadedConfig, ConfigError> {
 }
 
 /// Syntax errors anywhere are errors here too: `[admin]` might be part of them.
-fn parse_admin(file: &str, text: &str) -> Result<AdminSettings, ConfigError> {
-    let document = Document::new(file, text);
+fn parse_admin(
+    file: &str,
+    text: &str,
+    environment: impl IntoIterator<Item = Pair>,
+) -> Result<AdminSettings, ConfigError> {
+    // A variable that sets no key is a mistake in another section, as far as is known.
+    let (variables, mut errors) = variable::read(environment, read::keys);
+    errors.retain(|error| !error.key.is_empty());
+    let document = Document::new(file, text, &variables, read::keys);
     let admin = read::admin(&document);
-    let (mut errors, _) = document.into_diagnostics();
+    errors.extend(document.into_diagnostics().0);
     errors.retain(|error| error.key.is_empty() || error.key == "admin" || error.key.starts_with("admin."));
     if errors.is_empty() { Ok(admin) } else { Err(ConfigError(errors)) }
 }
 
+#[cfg(test)]
+use self::key::KeyRead;
 #[cfg(test)]
 mod tests;

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::document::{Document, Located, Section};
+use super::key::KeyKind;
 use super::scalars::{GIBIBYTE, size};
 use super::units;
 use crate::auth;
@@ -70,7 +71,9 @@ fn max_unverified(shell: &mut Section<'_, '_>, max_body: usize) -> usize {
          GiB), such as \"16MiB\""
     );
     let within = |size: &usize| (max_body..=GIBIBYTE).contains(size);
-    let size = shell.string("max_unverified", &expected, |text| units::parse_size(text).filter(within));
+    let kind = KeyKind::Size(max_body..=GIBIBYTE);
+    let size =
+        shell.string_kind("max_unverified", kind, &expected, |text| units::parse_size(text).filter(within));
     size.map_or(auth::DEFAULT_MAX_UNVERIFIED.max(max_body), |located| located.value)
 }
 

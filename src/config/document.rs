@@ -3,45 +3,29 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::fmt;
 use std::ops::Range;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-/// One mistake in a configuration file, or one warning about it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Diagnostic {
-    /// As it was named on the command line.
-    pub file: String,
-    /// Counted from 1. `None` if the whole file is concerned.
-    pub line: Option<usize>,
-    /// The full name, such as `cache.discover.ttl`. Empty if no key is concerned.
-    pub key: String,
-    /// What is wrong, and what to do.
-    pub message: String,
-}
-
-impl fmt::Display for Diagnostic {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:", self.file)?;
-        if let Some(line) = self.line {
-            write!(f, "{line}:")?;
-        }
-        if !self.key.is_empty() {
-            write!(f, " {}:", self.key)?;
-        }
-        write!(f, " {}", self.message)
-    }
-}
+use super::diagnostic::{Diagnostic, Excerpt};
+use super::key::{GivenValue, KeyKind, KeyRead, join, to_toml, without_indexes};
+use super::unknown;
+use super::variable::Variable;
 
 /// A file that is being read.
 #[derive(Debug)]
 pub(super) struct Document<'t> {
     file: &'t str,
     text: &'t str,
+    /// Each overrides the value in the file. The offset of one is behind the text.
+    variables: &'t [Variable],
+    all_keys: fn() -> Vec<KeyRead>,
+    /// Pretend that every section is there, without a key, so that the reader asks for every key.
+    is_description: bool,
     errors: RefCell<Vec<Diagnostic>>,
     warnings: RefCell<Vec<Diagnostic>>,
+    keys: RefCell<Vec<KeyRead>>,
 }
 
 /// A value, the full name of its key, and the offset of the key in the file.
@@ -53,8 +37,28 @@ pub(super) struct Located<T> {
 }
 
 impl<'t> Document<'t> {
-    pub(super) fn new(file: &'t str, text: &'t str) -> Self {
-        Self { file, text, errors: RefCell::default(), warnings: RefCell::default() }
+    /// `all_keys` is for hints about unknown keys.
+    pub(super) fn new(
+        file: &'t str,
+        text: &'t str,
+        variables: &'t [Variable],
+        all_keys: fn() -> Vec<KeyRead>,
+    ) -> Self {
+        Self {
+            file,
+            text,
+            variables,
+            all_keys,
+            is_description: false,
+            errors: RefCell::default(),
+            warnings: RefCell::default(),
+            keys: RefCell::default(),
+        }
+    }
+
+    /// A document that finds out which keys there are.
+    pub(super) fn description() -> Self {
+        Self { is_description: true, ..Self::new("", "", &[], Vec::new) }
     }
 
     /// The top level. Syntax errors are recorded; what could be parsed is there all the same.
@@ -69,7 +73,11 @@ impl<'t> Document<'t> {
             };
             self.error(error.span().unwrap_or_default().start, "", message);
         }
-        Section::new(self, String::new(), 0, table.into_inner())
+        let mut table = table.into_inner();
+        for (index, variable) in self.variables.iter().enumerate() {
+            variable.apply(&mut table, self.text.len() + 1 + index);
+        }
+        Section::new(self, String::new(), 0, table)
     }
 
     pub(super) fn error(&self, offset: usize, key: &str, message: impl Into<String>) {
@@ -80,10 +88,45 @@ impl<'t> Document<'t> {
         self.warnings.borrow_mut().push(self.diagnostic(offset, key, message.into()));
     }
 
+    /// The variable that has set what is at this offset.
+    fn variable(&self, offset: usize) -> Option<&'t Variable> {
+        self.variables.get(offset.checked_sub(self.text.len() + 1)?)
+    }
+
     fn diagnostic(&self, offset: usize, key: &str, message: String) -> Diagnostic {
+        let key = without_indexes(key);
+        if let Some(variable) = self.variable(offset) {
+            return Diagnostic { file: variable.name.clone(), line: None, key, message, excerpt: None };
+        }
+        let excerpt = Excerpt::new(self.text, offset, &key);
         let before = self.text.get(..offset).unwrap_or(self.text);
         let line = before.bytes().filter(|b| *b == b'\n').count() + 1;
-        Diagnostic { file: self.file.to_owned(), line: Some(line), key: key.to_owned(), message }
+        Diagnostic { file: self.file.to_owned(), line: Some(line), key, message, excerpt }
+    }
+
+    /// Reports the unknown keys of a table whose name is wrong, but whose meaning is known.
+    fn check_inside(&self, value: &Spanned<DeValue<'t>>, written: &str, meant: &str, all: &[KeyRead]) {
+        let known: Vec<_> = all.iter().filter(|key| key.section() == meant).map(|key| key.name).collect();
+        match value.get_ref() {
+            DeValue::Table(table) if !known.is_empty() => {
+                for (key, value) in table {
+                    let name = key.get_ref().as_ref();
+                    let written = join(written, name);
+                    if !known.contains(&name) {
+                        self.error(key.span().start, &written, unknown::message(name, &known, all));
+                    }
+                    if let Some(name) = unknown::nearest(name, known.iter().copied()) {
+                        self.check_inside(value, &written, &join(meant, name), all);
+                    }
+                }
+            }
+            DeValue::Array(items) => {
+                for item in items.iter().filter(|item| item.get_ref().is_table()) {
+                    self.check_inside(item, written, meant, all);
+                }
+            }
+            _ => {}
+        }
     }
 
     /// Errors, in the order of the file, and warnings.
@@ -92,14 +135,21 @@ impl<'t> Document<'t> {
         errors.sort_by_key(|error| error.line);
         (errors, self.warnings.into_inner())
     }
+
+    /// Every key that was asked for, in the order of the reader.
+    pub(super) fn keys(&self) -> Vec<KeyRead> {
+        self.keys.borrow().clone()
+    }
 }
 
 /// A table of the file. Each key that is read is taken out of it; what is left in the end is unknown.
 #[derive(Debug)]
 pub(super) struct Section<'d, 't> {
     document: &'d Document<'t>,
+    /// The full name, with an index behind each of several sections.
     path: String,
     offset: usize,
+    is_given: bool,
     entries: BTreeMap<String, (Range<usize>, Spanned<DeValue<'t>>)>,
     known_keys: Vec<&'static str>,
 }
@@ -108,12 +158,35 @@ impl<'d, 't> Section<'d, 't> {
     fn new(document: &'d Document<'t>, path: String, offset: usize, table: DeTable<'t>) -> Self {
         let entries =
             table.into_iter().map(|(key, value)| (key.get_ref().to_string(), (key.span(), value))).collect();
-        Self { document, path, offset, entries, known_keys: Vec::new() }
+        Self { document, path, offset, is_given: true, entries, known_keys: Vec::new() }
+    }
+
+    /// A section that is not there, for a description.
+    fn absent(document: &'d Document<'t>, path: String) -> Self {
+        Self { is_given: false, ..Self::new(document, path, 0, DeTable::new()) }
     }
 
     /// The full name of a key of this section.
     pub(super) fn name(&self, key: &str) -> String {
-        if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
+        join(&without_indexes(&self.path), key)
+    }
+
+    /// Removes a key, and records that it exists.
+    fn remove(&mut self, key: &'static str, kind: KeyKind) -> Option<(Range<usize>, Spanned<DeValue<'t>>)> {
+        self.known_keys.push(key);
+        let entry = self.entries.remove(key);
+        let given = entry.as_ref().map(|(span, value)| GivenValue {
+            toml: to_toml(value.get_ref()),
+            origin: self.document.diagnostic(span.start, "", String::new()).place(),
+        });
+        self.document.keys.borrow_mut().push(KeyRead {
+            scope: self.path.clone(),
+            is_section_given: self.is_given,
+            name: key,
+            kind,
+            given,
+        });
+        entry
     }
 
     /// Whether the key is there, valid or not.
@@ -132,8 +205,17 @@ impl<'d, 't> Section<'d, 't> {
         key: &'static str,
         read: impl FnOnce(&DeValue<'t>) -> Result<T, String>,
     ) -> Option<Located<T>> {
-        self.known_keys.push(key);
-        let (span, value) = self.entries.remove(key)?;
+        self.take_kind(key, KeyKind::Text, read)
+    }
+
+    /// The same for a key of this kind.
+    pub(super) fn take_kind<T>(
+        &mut self,
+        key: &'static str,
+        kind: KeyKind,
+        read: impl FnOnce(&DeValue<'t>) -> Result<T, String>,
+    ) -> Option<Located<T>> {
+        let (span, value) = self.remove(key, kind)?;
         let name = self.name(key);
         match read(value.get_ref()) {
             Ok(value) => Some(Located { value, key: name, offset: span.start }),
@@ -144,64 +226,14 @@ impl<'d, 't> Section<'d, 't> {
         }
     }
 
-    /// Reads a string with `read`; `expected` says what it should be, with an example.
-    pub(super) fn string<T>(
-        &mut self,
-        key: &'static str,
-        expected: &str,
-        read: impl Fn(&str) -> Option<T>,
-    ) -> Option<Located<T>> {
-        self.take(key, |value| match value.as_str() {
-            Some(text) => read(text).ok_or_else(|| {
-                let hint = white_space_hint(text, |compact| read(compact).is_some());
-                format!("expected {expected}, found {text:?}{}", hint.unwrap_or_default())
-            }),
-            None => Err(format!("expected {expected}, found {}", describe(value))),
-        })
-    }
-
-    /// A whole number within `range`.
-    pub(super) fn integer(&mut self, key: &'static str, range: Range<u64>) -> Option<Located<u64>> {
-        self.take(key, |value| {
-            let number = value.as_integer().and_then(|integer| {
-                u64::from_str_radix(&integer.as_str().replace('_', ""), integer.radix()).ok()
-            });
-            match number {
-                Some(number) if range.contains(&number) => Ok(number),
-                _ => Err(format!(
-                    "expected a whole number from {} to {}, found {}",
-                    range.start,
-                    range.end - 1,
-                    describe(value)
-                )),
-            }
-        })
-    }
-
-    pub(super) fn string_list(&mut self, key: &'static str) -> Option<Located<Vec<String>>> {
-        self.take(key, |value| {
-            let strings = value.as_array().and_then(|array| {
-                array.iter().map(|item| item.get_ref().as_str().map(str::to_owned)).collect()
-            });
-            strings.ok_or_else(|| {
-                format!("expected a list of strings, such as [\"a\", \"b\"], found {}", describe(value))
-            })
-        })
-    }
-
-    pub(super) fn boolean(&mut self, key: &'static str) -> Option<Located<bool>> {
-        self.take(key, |value| {
-            value.as_bool().ok_or_else(|| format!("expected true or false, found {}", describe(value)))
-        })
-    }
-
     /// The table of this name, if it is there.
     pub(super) fn section(&mut self, key: &'static str) -> Option<Section<'d, 't>> {
-        self.known_keys.push(key);
-        let (span, value) = self.entries.remove(key)?;
-        let (document, name) = (self.document, self.name(key));
+        let (document, name, path) = (self.document, self.name(key), join(&self.path, key));
+        let Some((span, value)) = self.remove(key, KeyKind::Section) else {
+            return document.is_description.then(|| Section::absent(document, path));
+        };
         match value.into_inner() {
-            DeValue::Table(table) => Some(Section::new(document, name, span.start, table)),
+            DeValue::Table(table) => Some(Section::new(document, path, span.start, table)),
             DeValue::Array(array) if array.iter().any(|item| item.get_ref().is_table()) => {
                 let message = format!(
                     "has two brackets, [[{name}]]; write one, [{name}]: there is only one such section"
@@ -212,7 +244,7 @@ impl<'d, 't> Section<'d, 't> {
                     DeValue::Table(table) => Some(table),
                     _ => None,
                 });
-                Some(Section::new(document, name, span.start, table?))
+                Some(Section::new(document, path, span.start, table?))
             }
             other => {
                 document.error(
@@ -227,9 +259,11 @@ impl<'d, 't> Section<'d, 't> {
 
     /// The tables of the array of this name, if there is one, and if it is empty or has a table in it.
     pub(super) fn section_array(&mut self, key: &'static str) -> Option<Located<Vec<Section<'d, 't>>>> {
-        self.known_keys.push(key);
-        let (span, value) = self.entries.remove(key)?;
-        let (document, name) = (self.document, self.name(key));
+        let (document, name, path) = (self.document, self.name(key), join(&self.path, key));
+        let Some((span, value)) = self.remove(key, KeyKind::SectionArray) else {
+            let sections = vec![Section::absent(document, format!("{path}[0]"))];
+            return document.is_description.then_some(Located { value: sections, key: name, offset: 0 });
+        };
         let mut sections = Vec::new();
         let mut is_valid = true;
         match value.into_inner() {
@@ -238,7 +272,8 @@ impl<'d, 't> Section<'d, 't> {
                     let offset = item.span().start;
                     match item.into_inner() {
                         DeValue::Table(table) => {
-                            sections.push(Section::new(document, name.clone(), offset, table));
+                            let path = format!("{path}[{}]", sections.len());
+                            sections.push(Section::new(document, path, offset, table).placed_at(span.start));
                         }
                         _ => is_valid = false,
                     }
@@ -249,7 +284,7 @@ impl<'d, 't> Section<'d, 't> {
                     format!("has one bracket, [{name}]; write two, [[{name}]]: there may be several");
                 document.error(span.start, &name, message);
                 // Other mistakes in it are reported too.
-                sections.push(Section::new(document, name.clone(), span.start, table));
+                sections.push(Section::new(document, format!("{path}[0]"), span.start, table));
             }
             _ => is_valid = false,
         }
@@ -263,24 +298,36 @@ impl<'d, 't> Section<'d, 't> {
         Some(Located { value: sections, key: name, offset: span.start })
     }
 
+    /// A section in the value of a variable is where the variable is.
+    fn placed_at(mut self, offset: usize) -> Self {
+        if self.document.variable(offset).is_some() {
+            self.offset = offset;
+            for (span, _) in self.entries.values_mut() {
+                *span = offset..offset;
+            }
+        }
+        self
+    }
+
     /// Reports the keys that were not read.
     pub(super) fn reject_unknown_keys(self) {
-        for (key, (span, _)) in &self.entries {
-            let distances =
-                self.known_keys.iter().map(|known| (strsim::damerau_levenshtein(known, key), known));
-            let hint = match distances.min_by_key(|(distance, _)| *distance) {
-                Some((..=MAX_TYPOS, known)) => format!("did you mean {known:?}?"),
-                _ => format!("known here: {}", self.known_keys.join(", ")),
-            };
-            self.document.error(span.start, &self.name(key), format!("unknown key; {hint}"));
+        if self.entries.is_empty() {
+            return;
+        }
+        let all = (self.document.all_keys)();
+        let section = without_indexes(&self.path);
+        for (key, (span, value)) in &self.entries {
+            let message = unknown::message(key, &self.known_keys, &all);
+            self.document.error(span.start, &self.name(key), message);
+            if let Some(meant) = unknown::nearest(key, self.known_keys.iter().copied()) {
+                self.document.check_inside(value, &self.name(key), &join(&section, meant), &all);
+            }
         }
     }
 }
 
-/// Letters of a key that may be changed, added, dropped or swapped for a suggestion.
-const MAX_TYPOS: usize = 2;
-
-fn describe(value: &DeValue<'_>) -> String {
+/// A value in an error.
+pub(super) fn describe(value: &DeValue<'_>) -> String {
     match value {
         DeValue::Integer(number) if !number.as_str().is_empty() => {
             format!("the number {}", number.as_str())

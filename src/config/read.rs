@@ -2,6 +2,7 @@
 
 use super::document::{Document, Section};
 use super::gateway_config::{AdminSettings, GatewayConfig, LogFormat, LogSettings};
+use super::key::KeyRead;
 use super::scalars::{HOUR, MILLISECOND, ZERO, as_usize, duration, size};
 use super::{auth, cache, listen, upstream};
 use crate::auth::upstream_credential::UpstreamCredential;
@@ -58,6 +59,13 @@ pub(super) fn config(document: &Document<'_>) -> Option<GatewayConfig> {
         limits,
         log,
     })
+}
+
+/// Every key that the reader asks for, in its order.
+pub(super) fn keys() -> Vec<KeyRead> {
+    let document = Document::description();
+    config(&document);
+    document.keys()
 }
 
 /// Reads only `[admin]`, and of `[[listen]]` what it must not overlap with.
@@ -130,18 +138,14 @@ const MIN_ADVISED_TARGET: usize = 8 * 1024;
 fn log(root: &mut Section<'_, '_>) -> LogSettings {
     let defaults = LogSettings::default();
     let Some(mut section) = root.section("log") else { return defaults };
-    let format = section.string("format", "\"json\" or \"pretty\"", |text| match text {
-        "json" => Some(LogFormat::Json),
-        "pretty" => Some(LogFormat::Pretty),
-        _ => None,
-    });
-    let level = section.string("level", "\"error\", \"warn\", \"info\" or \"debug\"", |text| match text {
-        "error" => Some(tracing::Level::ERROR),
-        "warn" => Some(tracing::Level::WARN),
-        "info" => Some(tracing::Level::INFO),
-        "debug" => Some(tracing::Level::DEBUG),
-        _ => None,
-    });
+    let format = section.choice("format", &[("json", LogFormat::Json), ("pretty", LogFormat::Pretty)]);
+    let levels = [
+        ("error", tracing::Level::ERROR),
+        ("warn", tracing::Level::WARN),
+        ("info", tracing::Level::INFO),
+        ("debug", tracing::Level::DEBUG),
+    ];
+    let level = section.choice("level", &levels);
     let requests = section.boolean("requests");
     section.reject_unknown_keys();
     LogSettings {

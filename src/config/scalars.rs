@@ -4,6 +4,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::document::Section;
+use super::key::KeyKind;
 use super::units;
 
 pub(super) const ZERO: Duration = Duration::ZERO;
@@ -37,7 +38,9 @@ pub(super) fn optional_duration(
     );
     let within = |duration: &Duration| range.contains(duration);
     section
-        .string(key, &expected, |text| units::parse_duration(text).filter(within))
+        .string_kind(key, KeyKind::Duration(range.clone()), &expected, |text| {
+            units::parse_duration(text).filter(within)
+        })
         .map(|located| located.value)
 }
 
@@ -54,7 +57,9 @@ pub(super) fn size(
     );
     let within = |size: &usize| range.contains(size);
     section
-        .string(key, &expected, |text| units::parse_size(text).filter(within))
+        .string_kind(key, KeyKind::Size(range.clone()), &expected, |text| {
+            units::parse_size(text).filter(within)
+        })
         .map_or(default, |located| located.value)
 }
 

@@ -1,6 +1,7 @@
 mod admin;
 mod documented;
 mod files;
+mod keys;
 mod listeners;
 mod mistakes;
 mod sections;

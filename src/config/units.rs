@@ -28,6 +28,14 @@ pub(super) fn format_duration(duration: Duration) -> String {
     format!("{}{unit}", milliseconds / length)
 }
 
+/// Writes bytes in the largest unit that divides them.
+pub(super) fn format_size(bytes: usize) -> String {
+    let units = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+    let unit = units.into_iter().find(|(_, size)| bytes > 0 && bytes.is_multiple_of(*size));
+    let (name, size) = unit.unwrap_or(("B", 1));
+    format!("{}{name}", bytes / size)
+}
+
 /// Reads `512B`, `64KiB`, `1MiB`, `1GiB`.
 pub(super) fn parse_size(text: &str) -> Option<usize> {
     let (number, unit) = split(text)?;

@@ -79,11 +79,7 @@ pub(super) fn upstream(
 }
 
 fn protocol(section: &mut Section<'_, '_>) -> Protocol {
-    let protocol = section.string("protocol", "\"http1\" or \"http2\"", |text| match text {
-        "http1" => Some(Protocol::Http1),
-        "http2" => Some(Protocol::Http2),
-        _ => None,
-    });
+    let protocol = section.choice("protocol", &[("http1", Protocol::Http1), ("http2", Protocol::Http2)]);
     protocol.map_or_else(Protocol::default, |protocol| protocol.value)
 }
 
@@ -99,13 +95,12 @@ fn credential(
     document: &Document<'_>,
     section: &mut Section<'_, '_>,
 ) -> (Option<UpstreamCredentialKind>, Option<ShellSecret>) {
-    let expected = "\"as_presented\", \"jwt\" or \"shared_secret\"";
-    let credential = section.string("credential", expected, |text| match text {
-        "as_presented" => Some(None),
-        "jwt" => Some(Some(UpstreamCredentialKind::Jwt)),
-        "shared_secret" => Some(Some(UpstreamCredentialKind::SharedSecret)),
-        _ => None,
-    });
+    let kinds = [
+        ("as_presented", None),
+        ("jwt", Some(UpstreamCredentialKind::Jwt)),
+        ("shared_secret", Some(UpstreamCredentialKind::SharedSecret)),
+    ];
+    let credential = section.choice("credential", &kinds);
     let has_key = credential.is_some();
     let kind = credential.and_then(|credential| credential.value);
     let file = ("secret_file", "copy the file that this GitLab uses");

@@ -144,3 +144,31 @@ fn completions_and_pages_have_every_command_and_option() {
     }
     assert!(fs::read_to_string(dir.file("railgate-purge.1")).unwrap().contains("ssh\\-key"));
 }
+
+/// The environment of the process, through the program.
+#[test]
+fn the_environment_overrides_the_file() {
+    let dir = Scratch::new();
+    let (file, secret) = (dir.file("railgate.toml"), dir.file("secret"));
+    fs::write(&secret, "s3cret").unwrap();
+    let text = "[upstream]\nurl = 'http://rails'\n[auth.shell]\nsecret_file = 'SECRET'\n[upsteam]\n";
+    fs::write(&file, text.replace("SECRET", secret.to_str().unwrap()).replace("[upsteam]\n", "")).unwrap();
+    let run = |arguments: &[&str], variables: &[(&str, &str)]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_railgate"));
+        command.args(arguments).env("RAILGATE_CONFIG", &file).envs(variables.iter().copied());
+        let output = command.output().unwrap();
+        (output.status.success(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
+    };
+    let (is_shown, shown) = run(&["config", "show"], &[("RAILGATE_UPSTREAM__URL", "http://other")]);
+    assert!(is_shown && shown.contains("\nurl = \"http://other\"  # RAILGATE_UPSTREAM__URL\n"), "{shown}");
+    assert!(shown.contains(&format!("# {}:4\n", file.display())) && !shown.contains("s3cret"), "{shown}");
+    let refused = "RAILGATE_UPSTREAM__ULR: sets no key; did you mean RAILGATE_UPSTREAM__URL";
+    for command in ["check", "run", "doctor"] {
+        let (is_valid, output) = run(&[command], &[("RAILGATE_UPSTREAM__ULR", "http://other")]);
+        assert!(!is_valid && output.starts_with(refused), "{command}: {output}");
+    }
+    fs::write(&file, text.replace("SECRET", secret.to_str().unwrap())).unwrap();
+    let (is_valid, output) = run(&["check"], &[]);
+    let mark = "did you mean \"upstream\"?\n    5 | [upsteam]\n      |  ^^^^^^^\n";
+    assert!(!is_valid && output.ends_with(mark), "{output}");
+}

@@ -4,7 +4,7 @@ use super::*;
 
 impl Files {
     fn admin(&self, text: &str) -> Result<AdminSettings, Vec<String>> {
-        parse_admin("test.toml", &self.with_paths(text))
+        parse_admin("test.toml", &self.with_paths(text), [])
             .map_err(|ConfigError(errors)| errors.iter().map(|error| self.shown(error)).collect())
     }
 }

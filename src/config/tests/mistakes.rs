@@ -109,7 +109,7 @@ tll = "60s"
 
 [cache.check]
 negative_ttl = "1s"
-#^ cache.check.negative_ttl: unknown key; known here: ttl
+#^ cache.check.negative_ttl: unknown key; known here: ttl; there are cache.authorized_keys.negative_ttl, cache.discover.negative_ttl
 
 [cache.allowed]
 #^ cache.allowed: unknown key; known here: authorized_keys, discover, check, shadow, max_entries, max_negative_entries, max_bytes, max_body, wait, stale_wait, max_refreshes, snapshot, jitter_percent
@@ -153,6 +153,7 @@ fn a_diagnostic_has_file_line_key_and_message() {
         line: Some(3),
         key: "log.level".into(),
         message: "expected \"error\", \"warn\", \"info\" or \"debug\", found \"loud\"".into(),
+        excerpt: errors.last().and_then(|error| error.excerpt.clone()),
     };
     assert!(errors.contains(&expected), "{errors:?}");
 }
