@@ -12,6 +12,7 @@ mod logging;
 mod manual;
 mod output;
 mod run;
+mod supervision;
 mod token;
 
 use std::process::ExitCode;

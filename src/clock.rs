@@ -40,6 +40,13 @@ impl Clock {
     }
 }
 
+/// `CLOCK_MONOTONIC` in microseconds, as the service manager compares it with its own.
+pub fn monotonic_microseconds() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let whole = u64::try_from(now.tv_sec).unwrap_or_default().saturating_mul(1_000_000);
+    whole.saturating_add(u64::try_from(now.tv_nsec / 1_000).unwrap_or_default())
+}
+
 /// Time that stands still until [`ManualClock::advance`] is called.
 #[derive(Clone, Debug)]
 pub struct ManualClock {

@@ -28,6 +28,7 @@ use crate::log::LogCounters;
 use crate::metrics::{MetricSources, Metrics};
 use crate::server::open_files::{self, FileDemand};
 use crate::server::{BoundSocket, Capacity, HttpServer, Listener, ServerLimits};
+use crate::service_manager::ServiceManager;
 use crate::stack::{self, StackParts};
 use crate::upstream::{HealthChecker, Upstream, UpstreamState};
 
@@ -41,6 +42,7 @@ pub struct Gateway {
     warm: Option<WarmRestart>,
     checks: HealthChecker,
     heartbeats: Arc<Heartbeats>,
+    manager: ServiceManager,
     /// After it, a thread that does not end is taken for one that hangs.
     end_timeout: Duration,
 }
@@ -110,7 +112,14 @@ impl Gateway {
         };
         let end_timeout = settings.limits.drain_timeout + DRAIN_GRACE;
         let admin = (sockets.admin, admin);
-        Ok(Self { workers, addresses, admin, hooks, warm, checks, heartbeats, end_timeout })
+        let manager = ServiceManager::default();
+        Ok(Self { workers, addresses, admin, hooks, warm, checks, heartbeats, manager, end_timeout })
+    }
+
+    /// Tells the service manager when it accepts requests, hangs or drains.
+    #[must_use]
+    pub fn supervised_by(self, manager: ServiceManager) -> Self {
+        Self { manager, ..self }
     }
 
     /// The addresses of the listeners for clients, with the ports that the system chose.
@@ -135,8 +144,8 @@ impl Gateway {
     /// answers operators, runs health checks, and has the caller's own tasks, such as signals. So no task
     /// may block it.
     pub async fn run(self, shutdown: CancellationToken) -> io::Result<bool> {
-        let Self { workers, addresses, admin: (socket, admin), hooks, warm, checks, heartbeats, end_timeout } =
-            self;
+        let Self { workers, addresses, admin: (socket, admin), hooks, warm, checks, heartbeats, .. } = self;
+        let (manager, end_timeout) = (self.manager, self.end_timeout);
         let (readiness, cache) = (Arc::clone(&admin.readiness), Arc::clone(&admin.cache));
         let status = Arc::clone(&admin.status);
         // Before operators or hooks can purge anything.
@@ -162,6 +171,8 @@ impl Gateway {
         background.spawn(run_cache_maintenance(Arc::clone(&cache)));
         background.spawn(checks.run());
         background.spawn(Arc::clone(&status).run());
+        let feeding = manager.clone().feed_watchdog(Arc::clone(&heartbeats));
+        background.spawn(async move { match feeding.await {} });
         background.spawn(async move { match heartbeats.watch().await {} });
         let mut running = Vec::new();
         for worker in workers {
@@ -169,9 +180,11 @@ impl Gateway {
         }
         let count = running.len();
         readiness.set(true);
+        manager.ready();
         shutdown.cancelled().await;
         readiness.set(false);
         status.end_events();
+        manager.stopping();
         // A thread that hangs must not keep the process alive for ever.
         let ended = tokio::time::timeout(end_timeout, join_all(running)).await.unwrap_or_default();
         let in_time = ended.len() == count && ended.into_iter().all(|in_time| in_time.unwrap_or(false));

@@ -16,7 +16,8 @@
 //!
 //! [`gateway`] binds the sockets, and starts and stops the threads. [`config`] reads the settings, [`metrics`]
 //! exposes the counters. [`admin`] answers operators, and [`hooks`] receives changes from GitLab; both can only
-//! remove entries of the cache. Operators can also drain servers of Rails.
+//! remove entries of the cache. Operators can also drain servers of Rails. [`service_manager`] tells systemd how the
+//! gateway is.
 //!
 //! # Invariants
 //!
@@ -61,6 +62,7 @@ pub mod request_span;
 pub mod route;
 pub mod secret;
 pub mod server;
+pub mod service_manager;
 pub mod stack;
 pub mod strict_base64;
 pub mod upstream;

@@ -68,6 +68,7 @@ mod gateway {
     mod routing;
     mod secret_redaction;
     mod servers;
+    mod service_manager;
     mod shadow;
     mod shell_auth;
     mod signals;

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use self::house::imports::{File, Imports, is_test};
 
 /// Every top-level module and its rank. A module imports only modules of lower ranks.
-const RANKS: [(&str, u8); 33] = [
+const RANKS: [(&str, u8); 34] = [
     ("authority", 0),
     ("body", 1),
     ("clock", 0),
@@ -33,6 +33,7 @@ const RANKS: [(&str, u8); 33] = [
     ("refusal", 0),
     ("request_span", 1),
     ("secret", 1),
+    ("service_manager", 1),
     ("strict_base64", 0),
     ("write_batch", 0),
     ("route", 1),

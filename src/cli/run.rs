@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::logging;
 use super::output::print_error;
+use super::supervision;
 
 pub(super) fn main(file: &Path) -> ExitCode {
     let loaded = match config::load(file) {
@@ -83,7 +84,7 @@ async fn run(loaded: LoadedConfig, counts: Arc<LogCounters>, shutdown: Cancellat
         tracing::warn!(target: logging::UNLIMITED, %warning, "configuration");
     }
     let gateway = match Gateway::bind(loaded.config, counts) {
-        Ok(gateway) => gateway,
+        Ok(gateway) => gateway.supervised_by(supervision::service_manager()),
         Err(error) => return fail(&error.to_string()),
     };
     if let Err(error) = cancel_on_signal(&shutdown) {

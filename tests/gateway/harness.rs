@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use railgate::service_manager::ServiceManager;
 use railgate::{Gateway, config};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -173,8 +174,13 @@ pub struct RunningGateway {
 
 impl RunningGateway {
     pub fn start(settings: config::GatewayConfig) -> Self {
+        Self::start_supervised(settings, ServiceManager::default())
+    }
+
+    /// With a service manager, which is told how the gateway is.
+    pub fn start_supervised(settings: config::GatewayConfig, manager: ServiceManager) -> Self {
         log::capture();
-        let gateway = Gateway::bind(settings, Arc::default()).unwrap();
+        let gateway = Gateway::bind(settings, Arc::default()).unwrap().supervised_by(manager);
         let addresses = gateway.addresses().to_vec();
         let admin = Address::parse(&gateway.admin_address().unwrap());
         let hooks = gateway.hooks_address().unwrap().map(|address| Address::parse(&address));

@@ -1,0 +1,137 @@
+//! Tells the service manager (systemd) how the gateway is, by its datagrams: `sd_notify(3)`.
+//!
+//! Differs from the crate `sd-notify` in that no datagram can block: they are sent on the thread that also answers
+//! operators and health checks, and a service manager that hangs must not take that thread along. The protocol is a
+//! few words.
+
+use std::convert::Infallible;
+use std::ffi::OsStr;
+use std::io;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::clock;
+use crate::heartbeat::{Heartbeat, Heartbeats};
+
+/// The service manager, if there is one. Without one, all methods do nothing.
+#[derive(Clone, Debug, Default)]
+pub struct ServiceManager {
+    socket: Option<Arc<Socket>>,
+    /// Without a word for so long, it takes the gateway for one that hangs.
+    watchdog: Option<Duration>,
+}
+
+#[derive(Debug)]
+struct Socket {
+    socket: UnixDatagram,
+    manager: SocketAddr,
+}
+
+const RUNNING: &str = "Accepts requests";
+
+impl ServiceManager {
+    /// The service manager that listens at `notify_socket` (the variable `NOTIFY_SOCKET`): a path, or `@` and a name
+    /// in the abstract name space. An error if it is neither.
+    pub fn at(notify_socket: &OsStr, watchdog: Option<Duration>) -> io::Result<Self> {
+        let manager = match notify_socket.as_bytes() {
+            [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
+            [b'/', ..] => SocketAddr::from_pathname(notify_socket)?,
+            _ => return Err(io::Error::new(io::ErrorKind::InvalidInput, "neither a path nor @ and a name")),
+        };
+        let socket = UnixDatagram::unbound()?;
+        socket.set_nonblocking(true)?;
+        let watchdog = watchdog.filter(|watchdog| !watchdog.is_zero());
+        Ok(Self { socket: Some(Arc::new(Socket { socket, manager })), watchdog })
+    }
+
+    /// The gateway accepts requests: at the start, and after [`ServiceManager::reloading`].
+    pub fn ready(&self) {
+        self.send(&format!("READY=1\nSTATUS={RUNNING}"));
+    }
+
+    /// The gateway reads its configuration again, until [`ServiceManager::ready`]. The service manager waits for that
+    /// also if nothing has changed because of a mistake.
+    pub fn reloading(&self) {
+        // The time lets it tell this reload from one that it has not asked for yet.
+        let now = clock::monotonic_microseconds();
+        self.send(&format!("RELOADING=1\nMONOTONIC_USEC={now}\nSTATUS=Reads its configuration again"));
+    }
+
+    /// The gateway drains, and then ends.
+    pub fn stopping(&self) {
+        self.send("STOPPING=1\nSTATUS=Drains: running requests may finish, new connections are refused");
+    }
+
+    /// Feeds the watchdog, three times within its time, while no thread hangs, and says which one does.
+    pub(crate) async fn feed_watchdog(self, heartbeats: Arc<Heartbeats>) -> Infallible {
+        let Some(watchdog) = self.watchdog.filter(|_| self.socket.is_some()) else {
+            return std::future::pending().await;
+        };
+        let mut had_hung = false;
+        loop {
+            let hanging: Vec<&str> = heartbeats.hanging().map(|one: &Heartbeat| &*one.thread).collect();
+            let hangs = !hanging.is_empty();
+            if hangs && !had_hung {
+                let status = "hangs: the watchdog is not fed, which ends the process";
+                self.send(&format!("STATUS={} {status}", hanging.join(", ")));
+            } else if !hangs && had_hung {
+                self.send(&format!("STATUS={RUNNING}"));
+            }
+            if !hangs {
+                self.send("WATCHDOG=1");
+            }
+            had_hung = hangs;
+            tokio::time::sleep((watchdog / 3).max(MIN_INTERVAL)).await;
+        }
+    }
+
+    fn send(&self, message: &str) {
+        let Some(Socket { socket, manager }) = self.socket.as_deref() else { return };
+        if let Err(error) = socket.send_to_addr(message.as_bytes(), manager) {
+            let what = message.split('=').next();
+            tracing::warn!(%error, what, "the service manager cannot be told; is NOTIFY_SOCKET right?");
+        }
+    }
+}
+
+const MIN_INTERVAL: Duration = Duration::from_millis(10);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_in_the_abstract_name_space_is_an_address_too() {
+        let name = format!("railgate-test-{}", std::process::id());
+        let socket = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
+        ServiceManager::at(format!("@{name}").as_ref(), None).unwrap().ready();
+        let mut message = [0; 100];
+        let length = socket.recv(&mut message).unwrap();
+        assert_eq!(message[..length], *b"READY=1\nSTATUS=Accepts requests");
+    }
+
+    #[test]
+    fn what_is_no_address_is_an_error() {
+        for address in ["", "relative", "vsock:2:1234"] {
+            assert!(ServiceManager::at(address.as_ref(), None).is_err(), "{address}");
+        }
+        assert!(ServiceManager::at(format!("/{}", "x".repeat(200)).as_ref(), None).is_err());
+    }
+
+    /// Also one that is never read from, and one that is not there.
+    #[test]
+    fn no_message_waits() {
+        let full = format!("railgate-test-full-{}", std::process::id());
+        let _unread = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&full).unwrap()).unwrap();
+        for address in [format!("@{full}"), "/nothing/listens/here".to_owned()] {
+            let manager = ServiceManager::at(address.as_ref(), None).unwrap();
+            for _ in 0..10_000 {
+                manager.stopping();
+            }
+        }
+        ServiceManager::default().reloading();
+    }
+}
