@@ -60,6 +60,7 @@ mod gateway {
     mod loops;
     mod memory;
     mod metrics_formats;
+    mod packages;
     mod pinned_certificates;
     mod purge;
     mod rails_away;
