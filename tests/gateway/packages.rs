@@ -208,7 +208,7 @@ fn the_scripts_of_the_packages_are_valid() {
     let dir = Scratch::new();
     for (number, script) in include_str!("../../deploy/railgate.spec")
         .split("\n%")
-        .filter(|part| part.starts_with("p"))
+        .filter(|part| part.starts_with('p'))
         .enumerate()
     {
         let (_, script) = script.split_once('\n').unwrap();
