@@ -2,6 +2,7 @@
 //! cache, and draining servers of Rails. It shows no secret and no cached response, and is meant for
 //! loopback or a private network.
 
+mod audit;
 mod dispatch;
 mod host;
 mod inspect;
@@ -22,6 +23,7 @@ use serde_json::json;
 use tokio::sync::Semaphore;
 use tracing::Span;
 
+pub use self::audit::AUDIT;
 pub use self::dispatch::DispatchLayer;
 pub use self::operations::{MAX_BODY, Operations, unreadable_body};
 pub use self::status::{EventStream, Status};

@@ -36,6 +36,7 @@ mod gateway {
     mod commands;
     mod connection_reuse;
     mod connections;
+    mod containers;
     mod credential_translation;
     mod dashboards;
     mod demo;

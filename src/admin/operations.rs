@@ -13,7 +13,7 @@ use http_body::Body as HttpBody;
 use http_body_util::{BodyExt as _, Full};
 use tower::Service;
 
-use super::{Admin, inspect, purge, servers};
+use super::{Admin, audit, inspect, purge, servers};
 use crate::clock::Clock;
 use crate::json_response::{internal_error, json, message};
 
@@ -62,13 +62,19 @@ where
         return unreadable_body();
     };
     let (body, upstream) = (body.to_bytes(), Arc::clone(&admin.upstream));
+    // Where one is set, the layers above demand it.
+    let has_token = admin.token.is_some();
     let running = admin.run_blocking(&admin.permits.operations, move |cache| {
-        let (status, json) = match (head.uri.path(), body.is_empty()) {
+        let path = head.uri.path();
+        let (status, json) = match (path, body.is_empty()) {
             ("/servers", _) => servers::servers(&upstream, &body, Clock::System.now()),
             ("/inspect", true) => (StatusCode::OK, inspect::inspect_all(cache)),
             ("/inspect", false) => inspect::inspect(cache, &body),
             _ => purge::purge(cache, &body),
         };
+        if audit::is_change(path, &body) {
+            audit::log_change(has_token, &body, status);
+        }
         (status, json.to_string())
     });
     running.await.map_or_else(internal_error, |(status, body)| json(status, body))

@@ -81,6 +81,14 @@ pub(super) fn admin(
             format!("{}{default} is the address of a [[listen]] already; choose another port", address.value);
         document.error(offset, &address.key, message);
     }
+    let is_remote =
+        matches!(&address.value, ListenAddress::Tcp(address) if !address.ip().to_canonical().is_loopback());
+    if is_remote && token.is_none() {
+        let message = "can be reached from other machines, and there is no admin.token_file, so nobody may purge or \
+                       inspect answers, or drain servers; name such a file, or choose a loopback address or a unix \
+                       socket";
+        document.warn(address.offset, &address.key, message);
+    }
     AdminSettings { address: address.value, connections, token: token.map(|token| token.value), hosts }
 }
 

@@ -244,6 +244,10 @@ fn suspicious_settings_give_a_warning() {
             "limits.drain_timeout: is shorter than upstream.hold",
         ),
         (
+            format!("{BASE}[admin]\naddress = '0.0.0.0:9181'"),
+            "admin.address: can be reached from other machines, and there is no admin.token_file",
+        ),
+        (
             format!("{BASE}[upstream.ejection]\nfailures = 1"),
             "upstream.ejection: has no effect with one server",
         ),

@@ -189,7 +189,10 @@ fn the_rpm_has_the_same_files_and_keeps_the_configuration() {
         .filter_map(|line| line.rsplit_once(" .").map(|(_, name)| name))
         .collect();
     assert_eq!(in_rpm, in_deb);
-    assert!(in_rpm.contains("/usr/bin/railgate"), "{in_rpm:?}");
+    for file in ["bin/railgate", "share/man/man1/railgate.1.gz", "share/bash-completion/completions/railgate"]
+    {
+        assert!(in_rpm.contains(&*format!("/usr/{file}")), "{file}: {in_rpm:?}");
+    }
     assert_eq!(run("rpm", &["-qp", "--configfiles", &rpm]).trim_end(), format!("/{CONFIG}"));
     // Bit 4: %config(noreplace).
     let flags = run("rpm", &["-qp", "--queryformat", "[%{FILENAMES} %{FILEFLAGS:fflags}\n]", &rpm]);

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use super::client::{Address, Request, Response};
 use super::fake_rails::ROOT_KEY;
 use super::harness::{Harness, Setup};
+use super::log;
 
 fn key() -> Request {
     Request::get(&format!("authorized_keys?key={ROOT_KEY}")).with_secret()
@@ -125,4 +126,75 @@ async fn purging_over_a_network_requires_a_configured_token() {
     }
     assert_eq!(admin.send(&Request::new("GET", "/live")).await.status, 200);
     assert!(harness.send(&key()).await.is_hit());
+}
+
+/// Who, what, and how it ended; without keys and names of users.
+#[tokio::test]
+async fn each_change_by_an_operator_is_one_line_of_the_audit_log() {
+    let setup = Setup::new();
+    let file = setup.dir.file("admin_token");
+    std::fs::write(&file, "t0ken\n").unwrap();
+    let harness = setup.text("admin.token_file", &file.display().to_string()).start().await;
+    let server = match &harness.rails.address {
+        Address::Tcp(address) => address.to_string(),
+        Address::Unix(path) => panic!("{}", path.display()),
+    };
+    let send = async |path: &str, body: &str, token: &str| {
+        let logged = log::position();
+        let request = Request::new("POST", path).json(body);
+        let shown = format!("Bearer {token}");
+        let status = harness.gateway.admin.send(&request.header("Authorization", &shown)).await.status;
+        let lines = log::since(logged);
+        // Other tests log at the same time, most of them without a token.
+        let is_audit = |line: &&str| {
+            line.contains(&format!("\"{path}\""))
+                && (line.contains("was refused") || line.contains(r#""by":"token""#))
+        };
+        (status, lines.lines().filter(is_audit).map(str::to_owned).collect::<Vec<_>>())
+    };
+    let drain = format!(r#"{{"server":"{server}","drain":true}}"#);
+    for (path, body, what, status) in [
+        ("/purge", r#"{"key_id":7654321}"#, "key_id=7654321", 200),
+        ("/purge", r#"{"username":"s3cret-name"}"#, "username", 200),
+        ("/purge", r#"{"nonsense":"s3cret-name"}"#, "", 400),
+        ("/servers", &*drain, &*format!("drain=true server={server}"), 200),
+    ] {
+        let (got, lines) = send(path, body, "t0ken").await;
+        let of_this = |line: &&String| line.contains(&format!("\"what\":\"{what}\""));
+        let lines: Vec<&String> = lines.iter().filter(of_this).collect();
+        let [line] = lines[..] else { panic!("{body}: {lines:?}") };
+        assert_eq!(got, status, "{body}");
+        let failed = if status == 200 { "" } else { " failed" };
+        for part in [
+            format!(r#""message":"a change by an operator{failed}""#),
+            r#""by":"token""#.to_owned(),
+            format!(r#""status":{status}"#),
+            r#""remote_ip":"127.0.0.1""#.to_owned(),
+        ] {
+            assert!(line.contains(&part), "{part}: {line}");
+        }
+        assert!(!line.contains("s3cret"), "{line}");
+    }
+    let (status, lines) = send("/purge", r#"{"all":true}"#, "wr0ng").await;
+    assert!(status == 401 && lines.iter().any(|line| line.contains("an operator was refused")), "{lines:?}");
+    let shown = send("/inspect", "", "t0ken").await;
+    assert!(shown.0 == 200 && !shown.1.iter().any(|line| line.contains("a change")), "{shown:?}");
+}
+
+/// A page of another origin may read nothing, and no preflight lets it send JSON.
+#[tokio::test]
+async fn no_answer_of_the_admin_listener_has_a_cors_header() {
+    let harness = Harness::new().await;
+    for path in ["/", "/metrics", "/live", "/ready", "/purge", "/inspect", "/servers", "/elsewhere"] {
+        for method in ["GET", "HEAD", "POST", "OPTIONS"] {
+            let request = Request::new(method, path)
+                .header("Origin", "http://localhost:3000")
+                .header("Access-Control-Request-Method", "POST")
+                .header("Access-Control-Request-Headers", "content-type, authorization");
+            let response = harness.gateway.admin.send(&request).await;
+            let is_cors =
+                |(name, _): &(String, String)| name.to_ascii_lowercase().starts_with("access-control-");
+            assert!(!response.headers.iter().any(is_cors), "{method} {path}: {response}");
+        }
+    }
 }

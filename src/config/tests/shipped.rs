@@ -147,6 +147,17 @@ fn the_minimal_file_is_minimal() {
 }
 
 #[test]
+fn the_configurations_for_kubernetes_are_valid() {
+    for (text, has_kas) in [
+        (include_str!("../../../deploy/kubernetes/base/railgate.toml"), true),
+        (include_str!("../../../deploy/kubernetes/sidecar.toml"), false),
+    ] {
+        let settings = Files::new().load(&text.replace("NAMESPACE", "gitlab"));
+        assert!(settings.admin.token.is_some() && settings.auth.kas.is_some() == has_kas, "{text}");
+    }
+}
+
+#[test]
 fn the_configuration_in_the_kubernetes_example_is_valid() {
     let (_, block) = KUBERNETES.split_once("railgate.toml: |\n").unwrap();
     let lines =
