@@ -110,9 +110,8 @@ impl Gateway {
             heartbeats: Arc::clone(&heartbeats),
             permits: OperatorPermits::default(),
         };
-        let end_timeout = settings.limits.drain_timeout + DRAIN_GRACE;
+        let (manager, end_timeout) = (ServiceManager::default(), settings.limits.drain_timeout + DRAIN_GRACE);
         let admin = (sockets.admin, admin);
-        let manager = ServiceManager::default();
         Ok(Self { workers, addresses, admin, hooks, warm, checks, heartbeats, manager, end_timeout })
     }
 

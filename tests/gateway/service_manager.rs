@@ -183,12 +183,8 @@ fn unit_for_this_binary(dir: &Scratch) -> PathBuf {
     let path = dir.file("railgate.service");
     std::fs::write(&path, unit.replace("=railgate ", &format!("={} ", env!("CARGO_BIN_EXE_railgate"))))
         .unwrap();
-    for (name, text) in [
-        ("railgate.socket", include_str!("../../deploy/systemd/railgate.socket")),
-        ("notify-reload.conf", include_str!("../../deploy/systemd/notify-reload.conf")),
-    ] {
-        std::fs::write(dir.file(name), text).unwrap();
-    }
+    std::fs::write(dir.file("railgate.socket"), include_str!("../../deploy/systemd/railgate.socket"))
+        .unwrap();
     path
 }
 
@@ -215,6 +211,25 @@ fn the_unit_is_valid() {
         .unwrap();
     let (_, said) = analyze(&["verify", "--man=no"], &dir.file("railgate.service"));
     assert!(said.contains("NoSuchKey") && said.contains("/nothing/here"), "{said}");
+}
+
+#[test]
+fn the_drop_ins_are_valid() {
+    let dir = Scratch::new();
+    let unit = unit_for_this_binary(&dir);
+    std::fs::create_dir(dir.file("railgate.service.d")).unwrap();
+    for (name, text) in [
+        ("notify-reload.conf", include_str!("../../deploy/systemd/notify-reload.conf")),
+        ("own-user.conf", include_str!("../../deploy/systemd/own-user.conf")),
+    ] {
+        std::fs::write(dir.file("railgate.service.d").join(name), text).unwrap();
+    }
+    let (succeeded, said) = analyze(&["verify", "--man=no"], &unit);
+    // systemd before 253 keeps `Type=notify` then.
+    let is_expected = |line: &&str| line.ends_with("Failed to parse service type, ignoring: notify-reload");
+    let unexpected: Vec<&str> =
+        said.lines().filter(|line| line.contains("railgate") && !is_expected(line)).collect();
+    assert!(succeeded && unexpected.is_empty(), "{said}");
 }
 
 #[test]
