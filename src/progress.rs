@@ -2,7 +2,7 @@
 //! fails from one that is busy.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -19,12 +19,29 @@ pub struct LastAnswer {
     answered_at_us: AtomicU64,
     /// The same for the end of the last look-up that got no answer in all of its time.
     silent_at_us: AtomicU64,
+    /// Whether a look-up is on trial.
+    has_trial: AtomicBool,
+}
+
+/// The right to find out whether a server is still silent: one look-up at a time has it, until this is dropped.
+#[derive(Debug)]
+pub struct SilenceTrial(Arc<LastAnswer>);
+
+impl Drop for SilenceTrial {
+    fn drop(&mut self) {
+        self.0.has_trial.store(false, Ordering::Relaxed);
+    }
 }
 
 impl LastAnswer {
     /// No answer yet; none can be recorded that is older than `now`.
     pub fn new(now: Instant) -> Self {
-        Self { created_at: now, answered_at_us: AtomicU64::new(0), silent_at_us: AtomicU64::new(0) }
+        Self {
+            created_at: now,
+            answered_at_us: AtomicU64::new(0),
+            silent_at_us: AtomicU64::new(0),
+            has_trial: AtomicBool::new(false),
+        }
     }
 
     /// The server answers a request.
@@ -43,6 +60,12 @@ impl LastAnswer {
         silent_at > 0
             && self.answered_at_us.load(Ordering::Relaxed) <= silent_at
             && now < self.created_at + Duration::from_micros(silent_at) + SILENCE_TTL
+    }
+
+    /// Claims the one trial of a server that is remembered as silent, if another look-up has not.
+    pub fn claim_trial(self: &Arc<Self>) -> Option<SilenceTrial> {
+        let is_first = !self.has_trial.swap(true, Ordering::Relaxed);
+        is_first.then(|| SilenceTrial(Arc::clone(self)))
     }
 
     fn us_at(&self, now: Instant) -> u64 {
@@ -120,6 +143,15 @@ mod tests {
         assert!(last.is_silent(at(20_001)));
         last.record(at(20_002));
         assert!(!last.is_silent(at(20_003)), "it has answered");
+    }
+
+    #[test]
+    fn one_look_up_at_a_time_is_on_trial() {
+        let last = Arc::new(LastAnswer::new(Instant::now()));
+        let trial = last.claim_trial();
+        assert!(trial.is_some() && last.claim_trial().is_none() && last.claim_trial().is_none());
+        drop(trial);
+        assert!(last.claim_trial().is_some(), "it is over, however it ended");
     }
 
     #[test]

@@ -64,6 +64,8 @@ pub enum TimeLimit {
     Response,
     /// `total_timeout`: from the arrival of the request, time in queues included.
     Total,
+    /// A part of `response_timeout`, since the server has just left another look-up unanswered.
+    Shortened,
 }
 
 fn timeout_detail(limit: TimeLimit, is_silent: bool) -> &'static str {
@@ -72,6 +74,7 @@ fn timeout_detail(limit: TimeLimit, is_silent: bool) -> &'static str {
         (TimeLimit::Response, false) => ", while others were answered",
         (TimeLimit::Total, true) => ", waiting included, nor to others meanwhile",
         (TimeLimit::Total, false) => ", waiting included",
+        (TimeLimit::Shortened, _) => ", cut short, since Rails has just left another look-up unanswered",
     }
 }
 
@@ -92,7 +95,8 @@ pub enum ErrorKind {
     Silent,
     /// The server answered others meanwhile.
     Slow,
-    /// The total time was over, for most of which the server did not have the request.
+    /// The server had the request for too short a time to say that it is silent: the total time was over, or the time
+    /// was cut short.
     OutOfTime,
     /// The server has not read the request.
     Unread,
@@ -195,7 +199,7 @@ impl Error {
             Self::Shed(_) => ErrorKind::Shed,
             Self::Timeout { is_silent: true, .. } => ErrorKind::Silent,
             Self::Timeout { limit: TimeLimit::Response, .. } => ErrorKind::Slow,
-            Self::Timeout { limit: TimeLimit::Total, .. } => ErrorKind::OutOfTime,
+            Self::Timeout { limit: TimeLimit::Total | TimeLimit::Shortened, .. } => ErrorKind::OutOfTime,
             Self::Exchange(error) if error.is_unread() => ErrorKind::Unread,
             Self::Exchange(error) if error.fault() == ExchangeErrorKind::Interrupted => {
                 ErrorKind::Interrupted
@@ -219,7 +223,7 @@ impl Error {
             Self::HoldFull(..) => "hold_full",
             Self::CredentialExpires(..) => "credential_expires",
             Self::Shed(reason) => reason.as_str(),
-            Self::Timeout { limit: TimeLimit::Response, .. } => "upstream_timeout",
+            Self::Timeout { limit: TimeLimit::Response | TimeLimit::Shortened, .. } => "upstream_timeout",
             Self::ResponseBody(body::Error::Stalled(_)) => "upstream_body_timeout",
             Self::Timeout { limit: TimeLimit::Total, .. } | Self::ResponseBody(body::Error::TooSlow) => {
                 "upstream_total_timeout"

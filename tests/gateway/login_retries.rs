@@ -9,7 +9,7 @@ use socket2::{Domain, Socket, Type};
 
 use super::client::{Address, Connection, Request, within_deadline};
 use super::credentials::{KAS_HEADER, kas_token, now};
-use super::fake_rails::{FakeRails, PADDED_KEY, ROOT_KEY, Reply, UNKNOWN_KEY};
+use super::fake_rails::{FakeRails, Latch, PADDED_KEY, ROOT_KEY, Reply, UNKNOWN_KEY, gitlab};
 use super::harness::{RunningGateway, Setup};
 use super::log;
 
@@ -210,11 +210,16 @@ async fn logins_while_rails_is_down_fail_about_as_fast_as_without_the_gateway() 
     }
 }
 
+/// A look-up has 3 s, or 1 s if Rails has just left another one unanswered.
+fn setup_with_a_silent_server() -> Setup {
+    let setup = Setup::new().text("upstream.hold", "10m").text("upstream.connect_timeout", "500ms");
+    setup.text("upstream.classes.lookup.total_timeout", "3s")
+}
+
 /// It costs a look-up all of its time only once, until it answers anything.
 #[tokio::test]
 async fn a_silent_rails_costs_the_following_look_ups_less_time() {
-    let setup = Setup::new().text("upstream.hold", "10m").text("upstream.classes.lookup.total_timeout", "3s");
-    let harness = setup.start().await;
+    let harness = setup_with_a_silent_server().start().await;
     let silent = async |id: &str, path: &str, expected: &str| {
         let response = harness.send(&Request::get(path).with_secret().header("X-Request-Id", id)).await;
         response.assert_failure(504);
@@ -236,6 +241,32 @@ async fn a_silent_rails_costs_the_following_look_ups_less_time() {
         harness.rails.recover();
         assert_eq!(harness.send(&answered).await.status, 200);
     }
+}
+
+/// A look-up that was cut short, and is left to its end, shows that. Nothing else has to ask Rails.
+#[tokio::test]
+async fn a_rails_that_was_silent_and_takes_its_time_is_given_it_again() {
+    let harness = setup_with_a_silent_server().start().await;
+    let look_up = async |id: usize| {
+        harness.send(&Request::get(&format!("discover?user_id={id}")).with_secret()).await.status
+    };
+    harness.rails.respond_always(Reply::silence());
+    assert_eq!(look_up(1).await, 504);
+    // It has more than the time of one that is cut short, and less than all of it.
+    let latch = Latch::closed();
+    let held = latch.clone();
+    harness.rails.respond_with(move |request| gitlab(request).after(&held));
+    for id in 2..4 {
+        assert_eq!(look_up(id).await, 504);
+    }
+    latch.open();
+    harness.rails.respond_with(|request| gitlab(request).after_pause(Duration::from_millis(1_500)));
+    let mut statuses = Vec::new();
+    for id in 4..8 {
+        statuses.push(look_up(id).await);
+    }
+    // On a slow machine, the request that was left has ended too early, and the first of these takes its place.
+    assert!(matches!(statuses[..], [200 | 504, 200, 200, 200]), "{statuses:?}");
 }
 
 /// The gateway remembers that Rails is away until it is back, and nothing about keys.

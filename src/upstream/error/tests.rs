@@ -63,6 +63,13 @@ fn each_failure_has_a_kind_a_fault_and_a_label() {
             "upstream_total_timeout",
         ),
         (
+            timeout(TimeLimit::Shortened, false),
+            ErrorKind::OutOfTime,
+            Fault::Load,
+            Resend::Never,
+            "upstream_timeout",
+        ),
+        (
             body(body::Error::Stalled(Duration::from_secs(1))),
             ErrorKind::BodyStalled,
             Fault::Rails,

@@ -20,9 +20,11 @@ use crate::upstream::servers::server::UpstreamServer;
 /// How long it may take to read the body of a response that is buffered.
 const BUFFER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What part of its time a look-up has for a server that is known to be silent. By default this is 1.3 s: longer than
-/// `connect_timeout`, so that a server that no longer accepts connections is still told apart.
+/// What part of its time a look-up has for a server that is known to be silent: 1.3 s by default.
 const SILENT_SERVER_SHARE: u32 = 3;
+
+/// How much longer than `connect_timeout` that is, at least. A server that accepts no connections is told apart.
+const CONNECT_MARGIN: Duration = Duration::from_millis(250);
 
 /// The deadlines of one attempt.
 #[derive(Clone, Copy, Debug)]
@@ -37,12 +39,13 @@ pub(super) struct AttemptDeadlines {
 }
 
 impl AttemptDeadlines {
-    /// For a server that has just left another look-up unanswered: logins have no time to find that out again with
-    /// each try and each key.
-    fn for_silent_server(self) -> Self {
+    /// The time for a server that has just left another look-up unanswered: logins have no time to find that out
+    /// again with each try and each key. `None` if it is no shorter.
+    fn for_silent_server(self, connect_timeout: Duration) -> Option<Duration> {
         let total = Some(self.total_timeout).filter(|total| !total.is_zero());
-        let time = total.map_or(self.response_timeout, |total| total.min(self.response_timeout));
-        Self { response_timeout: time / SILENT_SERVER_SHARE, ..self }
+        let all = total.map_or(self.response_timeout, |total| total.min(self.response_timeout));
+        let part = (all / SILENT_SERVER_SHARE).max(connect_timeout.saturating_add(CONNECT_MARGIN));
+        (part < all).then_some(part)
     }
 }
 
@@ -88,18 +91,68 @@ impl UpstreamServer {
         let is_known_silent = options.class == Class::Lookup
             && options.wait_policy == WaitPolicy::ForRails
             && self.state.health.last_answer().is_silent(deadlines.sent);
-        let deadlines = if is_known_silent { deadlines.for_silent_server() } else { deadlines };
-        let outcome = self.send(request, options, deadlines).await;
+        let part = if is_known_silent { deadlines.for_silent_server(self.connect_timeout) } else { None };
+        let outcome = match part {
+            None => self.send_and_record(request, options, deadlines).await,
+            Some(part) => Box::pin(self.send_briefly(request, options, deadlines, part)).await,
+        };
         drop(load);
+        outcome
+    }
+
+    /// The same for a look-up whose caller waits for `part` of its time only, unless the server answers anything
+    /// meanwhile. One such request at a time is left to its end all the same: if Rails answers it, look-ups have all
+    /// of their time again. The others are dropped when their time is over, and say nothing about the server.
+    async fn send_briefly(
+        &self,
+        request: Box<Request<Body>>,
+        options: &SendOptions,
+        deadlines: AttemptDeadlines,
+        part: Duration,
+    ) -> Result<Response<Body>, AttemptError> {
+        let last_answer = self.state.health.last_answer();
+        let attempt = async {
+            let Some(trial) = last_answer.claim_trial() else {
+                return Some(self.send_and_record(request, options, deadlines).await);
+            };
+            let (server, options) = (self.clone(), options.clone());
+            let to_its_end = tokio::spawn(async move {
+                let outcome = server.send_and_record(request, &options, deadlines).await;
+                drop(trial);
+                outcome
+            });
+            to_its_end.await.ok()
+        };
+        let mut attempt = pin!(attempt);
+        let outcome = match tokio::time::timeout_at((deadlines.sent + part).into(), attempt.as_mut()).await {
+            Ok(outcome) => outcome,
+            Err(_) if last_answer.is_silent(Clock::System.now()) => None,
+            // It has answered another request meanwhile.
+            Err(_) => attempt.await,
+        };
+        outcome.unwrap_or_else(|| Err(AttemptError::Failed(timed_out(part, TimeLimit::Shortened, false))))
+    }
+
+    async fn send_and_record(
+        &self,
+        request: Box<Request<Body>>,
+        options: &SendOptions,
+        deadlines: AttemptDeadlines,
+    ) -> Result<Response<Body>, AttemptError> {
+        let outcome = self.send(request, options, deadlines).await;
+        self.record(&outcome, options, deadlines.sent);
+        outcome
+    }
+
+    /// Records what an attempt begun at `sent` says about the server.
+    fn record(&self, outcome: &Result<Response<Body>, AttemptError>, options: &SendOptions, sent: Instant) {
         let now = Clock::System.now();
-        let reason = match &outcome {
+        let reason = match outcome {
             Ok(response) => is_away_response(response).then_some(EjectionReason::Status),
             Err(attempt) => attempt.ejection_reason(),
         };
-        if matches!((&outcome, reason), (Ok(_), _) | (Err(AttemptError::Failed(_)), Some(_))) {
-            self.state
-                .response_times
-                .observe(now.saturating_duration_since(deadlines.sent), &UPSTREAM_BOUNDS);
+        if matches!((outcome, reason), (Ok(_), _) | (Err(AttemptError::Failed(_)), Some(_))) {
+            self.state.response_times.observe(now.saturating_duration_since(sent), &UPSTREAM_BOUNDS);
         }
         // Requests without a credential may be refused, slow or broken for reasons of their own, and come in such
         // masses that no connection can be made. They say nothing about the server.
@@ -108,22 +161,19 @@ impl UpstreamServer {
         {
             health.last_answer().record(now);
         }
-        // Only a look-up that had all of its time proves that it was not too short.
-        if let Err(AttemptError::Failed(error)) = &outcome
-            && !is_known_silent
+        if let Err(AttemptError::Failed(error)) = outcome
             && options.class == Class::Lookup
             && !options.is_check_endpoint
             && error.kind() == ErrorKind::Silent
         {
             health.last_answer().record_silence(now);
         }
-        match (&outcome, reason) {
+        match (outcome, reason) {
             _ if options.class == Class::Other => {}
-            (_, Some(reason)) => health.record_failure(deadlines.sent, reason, now),
-            (Ok(_), None) => health.record_success(deadlines.sent, now),
+            (_, Some(reason)) => health.record_failure(sent, reason, now),
+            (Ok(_), None) => health.record_success(sent, now),
             (Err(_), None) => {}
         }
-        outcome
     }
 
     async fn send(
@@ -207,4 +257,28 @@ async fn buffer_body(
         }
     };
     Ok(Response::from_parts(head, body))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_silent_server_gets_a_third_of_the_time_but_enough_to_connect() {
+        for (response, total, connect, part) in [
+            (4_000, 4_000, 1_000, Some(1_333)),
+            (4_000, 0, 1_000, Some(1_333)),
+            (60_000, 6_000, 1_000, Some(2_000)),
+            (2_000, 4_000, 1_000, Some(1_250)),
+            (1_250, 4_000, 1_000, None),
+            (4_000, 4_000, 3_600_000, None),
+        ] {
+            let [response_timeout, total_timeout, connect] =
+                [response, total, connect].map(Duration::from_millis);
+            let deadlines =
+                AttemptDeadlines { sent: Instant::now(), response_timeout, end: None, total_timeout };
+            let given = deadlines.for_silent_server(connect).map(|part| part.as_millis());
+            assert_eq!(given, part, "{response_timeout:?} {total_timeout:?} {connect:?}");
+        }
+    }
 }

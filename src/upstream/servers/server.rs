@@ -1,6 +1,7 @@
 //! One server of Rails, of perhaps several.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::header::HeaderValue;
 
@@ -10,14 +11,16 @@ use crate::upstream::connection::protocol::Protocol;
 use crate::upstream::settings::{MAX_SERVERS, UpstreamServerSettings, UpstreamSettings};
 
 /// A server, as one worker thread sees it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(in crate::upstream) struct UpstreamServer {
     /// Its index in the list of servers.
     pub(in crate::upstream) index: usize,
     /// Its address, for logs.
     pub(in crate::upstream) name: Arc<str>,
     pub(in crate::upstream) host: HeaderValue,
-    pub(in crate::upstream) connections: ServerConnections,
+    pub(in crate::upstream) connections: Arc<ServerConnections>,
+    /// How long a connection may take.
+    pub(in crate::upstream) connect_timeout: Duration,
     /// Whether a reset proves that a request was not read: if the server is on this machine, and its connections
     /// carry one request at a time.
     pub(in crate::upstream) may_resend_unread: bool,
@@ -47,7 +50,8 @@ impl UpstreamServer {
             index,
             name: server.name().into(),
             host: host.unwrap_or_else(|| server.target.host_header()),
-            connections: ServerConnections::new(server, all, &state.connections),
+            connections: Arc::new(ServerConnections::new(server, all, &state.connections)),
+            connect_timeout: all.connect_timeout,
             may_resend_unread: all.resend_unread
                 && all.protocol == Protocol::Http1
                 && server.target.address.is_local(),

@@ -142,7 +142,7 @@ async fn a_rails_failure_is_covered_by_the_stale_answer() {
 /// Or revoked keys would be served for as long as other requests keep Rails busy.
 #[tokio::test]
 async fn a_busy_rails_is_not_covered_by_a_stale_answer() {
-    let failures: [fn() -> upstream::Error; 9] = [
+    let failures: [fn() -> upstream::Error; 10] = [
         // Too many open files.
         || upstream::Error::Connect("rails".into(), std::io::Error::from_raw_os_error(24).into()),
         || upstream::Error::HoldFull("rails".into(), std::io::Error::from_raw_os_error(24).into()),
@@ -152,6 +152,7 @@ async fn a_busy_rails_is_not_covered_by_a_stale_answer() {
         || upstream::Error::CredentialExpires("rails".into(), None),
         || timed_out(TimeLimit::Response, false),
         || timed_out(TimeLimit::Total, false),
+        || timed_out(TimeLimit::Shortened, false),
         || upstream::Error::Unusable("x"),
     ];
     for failure in failures {
