@@ -30,8 +30,10 @@ mod store;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use http::StatusCode;
+use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
@@ -51,6 +53,9 @@ use self::store::{Store, StoreLimits, build_store, entry_bytes};
 use crate::clock::Clock;
 use crate::route::Caching;
 
+/// Between two log lines on refusals in unknown words.
+const DOUBT_LOG_INTERVAL: Duration = Duration::from_secs(60);
+
 /// The entries, the flights that fill them, and the fences between the two.
 #[derive(Debug)]
 pub struct Cache {
@@ -67,6 +72,8 @@ pub struct Cache {
     header_interner: HeaderInterner,
     generation: AtomicU64,
     counters: Arc<CacheCounters>,
+    /// When a refusal in unknown words was logged last.
+    doubt_logged: Mutex<Option<Instant>>,
     /// For expiry dates, which are wall-clock times; callers pass the time for ages.
     clock: Clock,
 }
@@ -95,6 +102,7 @@ impl Cache {
             header_interner: HeaderInterner::default(),
             generation: AtomicU64::new(0),
             counters,
+            doubt_logged: Mutex::default(),
             clock,
         })
     }
@@ -140,6 +148,25 @@ impl Cache {
     /// Drops the answer for `key` and fences off the flight that may be under way for it.
     pub fn invalidate(&self, key: &Key) {
         self.flights.fence_off(key, || self.remove(key));
+    }
+
+    /// Something has refused what was asked for, with this status, in words that are not known. A kept answer is
+    /// no longer used if Rails fails.
+    pub fn doubt(&self, key: &Key, status: StatusCode, now: Instant) {
+        let Some(entry) = self.positive.get(key) else { return };
+        entry.mark_doubtful();
+        let mut logged = self.doubt_logged.lock();
+        if logged.is_some_and(|logged| now < logged + DOUBT_LOG_INTERVAL) {
+            return;
+        }
+        *logged = Some(now);
+        drop(logged);
+        let _span = crate::request_span::current().entered();
+        tracing::warn!(
+            route = key.caching().as_str(),
+            status = status.as_u16(),
+            "a refusal in unknown words, of Rails or of something in front of it; what is kept is not used if Rails fails"
+        );
     }
 
     fn remove(&self, key: &Key) {

@@ -4,7 +4,7 @@
 //! and body, lies in one piece of memory.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -33,8 +33,8 @@ pub struct Entry {
     /// When Rails was asked for it.
     pub(super) requested_at: Instant,
     pub(super) age_limits: AgeLimits,
-    /// A soft purge, or a restart that may have missed one: it counts as stale, however young it is.
-    pub(super) is_marked_stale: AtomicBool,
+    /// [`MARKED_STALE`] and [`DOUBTFUL`].
+    pub(super) marks: AtomicU8,
     /// How often it was served.
     pub(super) hits: AtomicU32,
     /// The expiry date in the answer, in Unix seconds, or [`NO_EXPIRY`].
@@ -56,6 +56,12 @@ pub struct Hit {
 
 /// No expiry date, or one after the year 2105. A number, so that an entry takes no more memory for it.
 pub(super) const NO_EXPIRY: u32 = u32::MAX;
+
+/// A soft purge, or a restart that may have missed one: it counts as stale, however young it is.
+pub(super) const MARKED_STALE: u8 = 1;
+
+/// It was refused in words that are not known: it may not be used if Rails fails.
+const DOUBTFUL: u8 = 2;
 
 /// The `ETag` and the body of an entry.
 pub(super) fn copy_into_one_buffer(etag: Option<&[u8]>, body: &[u8]) -> (Option<HeaderValue>, Bytes) {
@@ -87,7 +93,7 @@ impl Entry {
             body,
             requested_at,
             age_limits: storable.age_limits,
-            is_marked_stale: AtomicBool::new(false),
+            marks: AtomicU8::new(0),
             hits: AtomicU32::new(0),
             expires_at: expires_at.unwrap_or(NO_EXPIRY),
             subject_id: storable.subject_id.unwrap_or_default(),
@@ -118,12 +124,22 @@ impl Entry {
     }
 
     fn age_limits(&self) -> AgeLimits {
-        if self.is_marked_stale() { self.age_limits.without_fresh() } else { self.age_limits }
+        match self.marks.load(Ordering::Relaxed) {
+            0 => self.age_limits,
+            marks if marks & MARKED_STALE == 0 => self.lasting_age_limits(),
+            _ => self.lasting_age_limits().without_fresh(),
+        }
+    }
+
+    /// Those that hold whether it is marked stale or not.
+    pub(super) fn lasting_age_limits(&self) -> AgeLimits {
+        let is_doubtful = self.marks.load(Ordering::Relaxed) & DOUBTFUL != 0;
+        if is_doubtful { self.age_limits.without_stale_if_error() } else { self.age_limits }
     }
 
     /// Whether there is an age at which it may be used although it is not fresh.
     pub(super) fn is_ever_usable_stale(&self) -> bool {
-        self.age_limits.without_fresh().is_ever_usable()
+        self.lasting_age_limits().without_fresh().is_ever_usable()
     }
 
     /// Whole seconds for which it stays fresh; below 0 once it is stale.
@@ -133,11 +149,16 @@ impl Entry {
 
     /// From now on it is not fresh any more.
     pub(super) fn mark_stale(&self) {
-        self.is_marked_stale.store(true, Ordering::Relaxed);
+        self.marks.fetch_or(MARKED_STALE, Ordering::Relaxed);
     }
 
     pub(super) fn is_marked_stale(&self) -> bool {
-        self.is_marked_stale.load(Ordering::Relaxed)
+        self.marks.load(Ordering::Relaxed) & MARKED_STALE != 0
+    }
+
+    /// From now on it is not used any more if Rails fails.
+    pub(super) fn mark_doubtful(&self) {
+        self.marks.fetch_or(DOUBTFUL, Ordering::Relaxed);
     }
 
     /// How often it was served.

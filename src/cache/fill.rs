@@ -123,6 +123,11 @@ impl FillGuard {
         self.cache.flights.unregister(&self.key, &self.flight, || self.cache.remove(&self.key));
     }
 
+    /// It was refused with this status in unknown words: [`Cache::doubt`].
+    pub fn doubt_entry(self, status: StatusCode, now: Instant) {
+        self.cache.doubt(&self.key, status, now);
+    }
+
     /// Tells the followers that Rails did not answer. `text` says in full why, for their log lines.
     pub fn fail(self, error: FillError, text: Arc<str>) {
         self.unregister();

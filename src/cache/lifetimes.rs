@@ -150,6 +150,12 @@ impl AgeLimits {
         Self { fresh: 0, ..self }
     }
 
+    /// For an answer that may not be used if Rails fails.
+    #[must_use]
+    pub fn without_stale_if_error(self) -> Self {
+        Self { stale_if_error: 0, ..self }
+    }
+
     /// What an answer of this age may be used for; `None` if for nothing.
     pub fn freshness(self, age: Duration) -> Option<Freshness> {
         let age = age.as_millis();

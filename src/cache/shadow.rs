@@ -10,14 +10,13 @@ use std::time::{Duration, Instant};
 use aws_lc_rs::digest::{SHA256, digest};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
-use http::StatusCode;
 use parking_lot::Mutex;
 use serde_json::Value;
 
 use super::entry::Entry;
 use super::key::Key;
 use super::kind::EntryKind;
-use super::refusal::is_refusal;
+use super::refusal::Verdict;
 use super::storable::NoStoreReason;
 use crate::counters::Counters;
 use crate::histogram::{Bounds, Histogram, micros};
@@ -189,10 +188,11 @@ impl Shadow {
     }
 }
 
-/// Compares a cached answer with what Rails says now: its status, its body, and whether that could be stored.
+/// Compares a cached answer with what Rails says now: the verdict on its refusal, its body, and whether that could
+/// be stored.
 pub fn compare(
     cached: &Entry,
-    status: StatusCode,
+    verdict: Verdict,
     body: &[u8],
     storable_kind: Result<EntryKind, NoStoreReason>,
 ) -> ShadowOutcome {
@@ -208,8 +208,8 @@ pub fn compare(
         (EntryKind::Negative, Ok(EntryKind::Negative)) => ShadowOutcome::Agreed,
         (_, Ok(_) | Err(NoStoreReason::Disabled | NoStoreReason::Expired)) => gone_or_new,
         // Newer releases answer so for a blocked owner (contract §0), but also for a caller's bad credential.
-        (EntryKind::Positive, Err(NoStoreReason::Status))
-            if may_revoke(status) && is_refusal(status, body) && !is_about_caller(body) =>
+        (EntryKind::Positive, Err(NoStoreReason::Status | NoStoreReason::Shape))
+            if verdict == Verdict::Refused && !is_about_caller(body) =>
         {
             ShadowOutcome::Revoked
         }
@@ -217,10 +217,6 @@ pub fn compare(
         // of the key.
         _ => ShadowOutcome::Failed,
     }
-}
-
-const fn may_revoke(status: StatusCode) -> bool {
-    matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
 }
 
 /// How Rails refuses a caller (contract §2.2), newer releases before they read the body too.
@@ -260,11 +256,12 @@ fn hash(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderMap;
+    use http::{HeaderMap, StatusCode};
 
     use super::*;
     use crate::cache::headers::HeaderInterner;
     use crate::cache::lifetimes::Lifetimes;
+    use crate::cache::refusal::judge;
     use crate::cache::storable::Storable;
 
     fn entry(kind: EntryKind, body: &str) -> Entry {
@@ -323,6 +320,27 @@ mod tests {
             (
                 &positive,
                 404,
+                r#"{"message":"404 Not Found"}"#,
+                Err(NoStoreReason::Status),
+                ShadowOutcome::Revoked,
+            ),
+            (
+                &positive,
+                404,
+                r#"{"message":"404 Not Found"}"#,
+                Err(NoStoreReason::Shape),
+                ShadowOutcome::Revoked,
+            ),
+            (
+                &positive,
+                403,
+                r#"{"message":"Key is blocked"}"#,
+                Err(NoStoreReason::Status),
+                ShadowOutcome::Failed,
+            ),
+            (
+                &positive,
+                404,
                 r#"{"error":"404 Not Found"}"#,
                 Err(NoStoreReason::Shape),
                 ShadowOutcome::Failed,
@@ -336,7 +354,7 @@ mod tests {
         ] {
             let status = StatusCode::from_u16(status).unwrap();
             assert_eq!(
-                compare(entry, status, body.as_bytes(), judged),
+                compare(entry, judge(status, body.as_bytes()), body.as_bytes(), judged),
                 outcome,
                 "{status} {body} {judged:?}"
             );
@@ -345,7 +363,7 @@ mod tests {
             let status = StatusCode::from_u16(status).unwrap();
             for entry in [&positive, &negative] {
                 assert_eq!(
-                    compare(entry, status, b"", Err(NoStoreReason::Status)),
+                    compare(entry, judge(status, b""), b"", Err(NoStoreReason::Status)),
                     ShadowOutcome::Failed,
                     "{status}"
                 );

@@ -12,7 +12,7 @@ mod file;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32};
+use std::sync::atomic::{AtomicU8, AtomicU32};
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::hmac;
@@ -21,7 +21,7 @@ use http::{HeaderMap, StatusCode};
 use self::error::{Damage, LoadError};
 use self::file::{Frame, SavedEntry, SnapshotReader, SnapshotWriter};
 use super::Cache;
-use super::entry::{Entry, copy_into_one_buffer};
+use super::entry::{Entry, MARKED_STALE, copy_into_one_buffer};
 use super::key::Key;
 use super::kind::EntryKind;
 use super::lifetimes::{AgeLimits, Lifetimes};
@@ -194,7 +194,7 @@ fn restore_entry(
         body,
         requested_at,
         age_limits: saved.age_limits.min(max_age_limits),
-        is_marked_stale: AtomicBool::new(saved.is_marked_stale),
+        marks: AtomicU8::new(if saved.is_marked_stale { MARKED_STALE } else { 0 }),
         hits: AtomicU32::new(saved.hits),
         expires_at: saved.expires_at,
         subject_id: saved.subject_id,

@@ -28,7 +28,7 @@ use tokio_util::task::TaskTracker;
 use tower::{Layer, Service, ServiceExt as _};
 
 use self::replay::{replay, replay_shared, with_cache_status};
-use self::rules::{invalidate_if_refused, is_cacheable, is_no_answer};
+use self::rules::{ask_for_plain_answer, invalidate_if_refused, is_cacheable, is_no_answer};
 use self::shared::ServeCachedShared;
 use self::stale_fallback::or_stale;
 use super::{BoxedResponse, ImmediateOr, LayerResult, immediate};
@@ -120,8 +120,12 @@ where
             _ if self.shared.settings.lifetimes.is_enabled(caching) => call.key.take(),
             _ => None,
         };
-        let Some(key) = key else { return self.pass_through(call, CacheOutcome::Bypass) };
+        let Some(key) = key else {
+            ask_for_plain_answer(&mut call);
+            return self.pass_through(call, CacheOutcome::Bypass);
+        };
         if !is_cacheable(&call) {
+            ask_for_plain_answer(&mut call);
             return self.pass_and_invalidate(call, key);
         }
         let now = self.shared.clock.now();
@@ -169,7 +173,7 @@ where
         let (shared, info) = (Arc::clone(&self.shared), call.exchange.info.clone());
         let inner = self.send_on(call);
         Either::Right(Either::Right(Box::pin(async move {
-            let response = invalidate_if_refused(inner.await?, &key, &shared.cache).await?;
+            let response = invalidate_if_refused(inner.await?, &key, &shared).await?;
             Ok(with_cache_status(response, CacheOutcome::Bypass, &info))
         })))
     }
@@ -289,7 +293,7 @@ where
 async fn follow<S>(
     waiter: FillWaiter,
     inner: S,
-    call: Authenticated,
+    mut call: Authenticated,
     shared: Arc<ServeCachedShared>,
     (key, has_stale): (Key, bool),
 ) -> LayerResult
@@ -309,7 +313,8 @@ where
             if let Some(entry) = has_stale.then(|| shared.lookup_in_outage(&key)).flatten() {
                 return Ok(replay(&entry, CacheOutcome::StaleIfError, shared.clock.now(), &info));
             }
-            let response = invalidate_if_refused(inner.oneshot(call).await?, &key, &shared.cache).await?;
+            ask_for_plain_answer(&mut call);
+            let response = invalidate_if_refused(inner.oneshot(call).await?, &key, &shared).await?;
             Ok(with_cache_status(response, CacheOutcome::Alone, &info))
         }
     }

@@ -321,6 +321,26 @@ async fn basic_credentials_are_forwarded_on_every_path() {
     }
 }
 
+/// A refusal has to be readable: it ends what is kept, however it was asked for.
+#[tokio::test]
+async fn the_endpoints_whose_answers_are_kept_are_asked_for_answers_that_are_not_compressed() {
+    let harness = Harness::new().await;
+    let user = "discover?username=root";
+    for (request, is_sent) in [
+        (Request::get(user), false),
+        (Request::get(user).header("If-None-Match", "W/\"1\""), false),
+        (Request::new("HEAD", &Request::get(user).target), false),
+        (Request::get("discover"), false),
+        (Request::get("check").header("Range", "bytes=0-1"), false),
+        (Request::get("lfs"), true),
+        (Request::post("allowed").json("{}"), true),
+    ] {
+        let request = request.with_secret().header("Accept-Encoding", "gzip");
+        let (_, seen) = harness.send_forwarded(&request).await;
+        assert_eq!(seen.header("accept-encoding"), is_sent.then_some("gzip"), "{}", seen.head);
+    }
+}
+
 /// The request must not contain anything that could make the response specific to one client.
 #[tokio::test]
 async fn a_cache_fill_requests_the_plain_response() {

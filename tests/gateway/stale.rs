@@ -126,7 +126,6 @@ async fn an_answer_of_something_in_front_of_rails_does_not_remove_the_entry() {
         (Reply::new(302, "Location: https://login.example.com/\r\n", ""), 302),
         (Reply::new(429, "Content-Type: text/plain\r\n", "Retry later"), 429),
         (Reply::new(200, "Content-Type: text/html\r\n", "<html>"), 200),
-        (Reply::json(403, r#"{"message":"Forbidden"}"#), 403),
         (Reply::json(404, r#"{"message":"no Route matched with those values"}"#), 404),
         (Reply::json(404, r#"{"error":"404 Not Found"}"#), 404),
     ] {
@@ -148,6 +147,30 @@ async fn an_answer_of_something_in_front_of_rails_does_not_remove_the_entry() {
             assert!(is_stale(&response, "stale_if_error"), "after {status}: {response}");
         }
     }
+}
+
+/// A newer Rails may refuse a key in other words. Once a minute at most, the log says that some are unknown.
+#[tokio::test]
+async fn after_a_refusal_in_unknown_words_the_entry_is_not_used_if_rails_fails() {
+    let place = log::position();
+    let harness = harness("0s", "1h").await;
+    let user = Request::get("discover?key_id=1").with_secret();
+    for request in [key(), user.clone()] {
+        harness.send_forwarded(&request).await;
+    }
+    harness.rails.respond_always(Reply::json(403, r#"{"message":"Key is blocked"}"#));
+    for request in [key(), user.clone()] {
+        let request = request.header("X-Request-Id", "refused-in-unknown-words");
+        eventually("the refusal", async || (harness.send(&request).await.status == 403).then_some(())).await;
+    }
+    harness.rails.respond_always(Reply::json(503, "{}"));
+    for request in [key(), user.clone()] {
+        assert_eq!(harness.send(&request).await.status, 503);
+    }
+    let log = log::since(place);
+    let warnings = log.lines().filter(|line| line.contains("a refusal in unknown words"));
+    let warnings: Vec<_> = warnings.filter(|line| line.contains("refused-in-unknown-words")).collect();
+    assert!(matches!(warnings[..], [one] if one.contains(r#""level":"WARN""#)), "{log}");
 }
 
 #[tokio::test]

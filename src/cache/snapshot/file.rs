@@ -208,7 +208,7 @@ impl SnapshotWriter {
             etag: entry.etag.as_ref().map(|etag| serde_bytes::Bytes::new(etag.as_bytes())),
             body: serde_bytes::Bytes::new(entry.body()),
             age: entry.age(now),
-            age_limits: entry.age_limits,
+            age_limits: entry.lasting_age_limits(),
             is_marked_stale: entry.is_marked_stale(),
             hits: entry.hits(),
             expires_at: entry.expires_at(),

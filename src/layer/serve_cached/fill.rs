@@ -4,12 +4,12 @@ use http::header::{self, HeaderName};
 use http::{HeaderMap, Request, Response, StatusCode};
 
 use super::replay::with_cache_status;
-use super::rules::{is_rails_failure, with_refusal};
+use super::rules::{is_rails_failure, with_verdict};
 use super::shared::{ServeCachedShared, collect};
 use crate::body::{Body, Collected};
 use crate::cache::FillError;
 use crate::cache::fill::FillGuard;
-use crate::cache::refusal::is_refusal;
+use crate::cache::refusal::{Verdict, judge};
 use crate::cache::storable::{NoStoreReason, check_answer, check_head};
 use crate::exchange::{Authenticated, CacheOutcome, Exchange, SharedRequestInfo, describe};
 use crate::failure::Failure;
@@ -110,11 +110,8 @@ async fn finish(
         }
     };
     if let Err(reason) = check_head(caching, &response, shared.settings.max_body) {
-        let (response, is_refused) = with_refusal(response).await?;
-        let source = if is_refused { Source::Rails } else { Source::Unknown };
-        if is_refused {
-            guard.drop_entry();
-        }
+        let (response, verdict) = with_verdict(response).await?;
+        let source = obey(verdict, guard, shared);
         return Ok((with_cache_status(response, CacheOutcome::Unstored(reason), info), source));
     }
     let (head, body) = response.into_parts();
@@ -129,6 +126,19 @@ async fn finish(
     };
     let (outcome, source) = store(guard, caching, (head.status, &head.headers, &body), shared)?;
     Ok((with_cache_status(Response::from_parts(head, Body::from(body)), outcome, info), source))
+}
+
+/// Does with the entry what the verdict on an answer demands. Returns whose word the answer is.
+fn obey(verdict: Verdict, guard: FillGuard, shared: &ServeCachedShared) -> Source {
+    match verdict {
+        Verdict::Refused => {
+            guard.drop_entry();
+            return Source::Rails;
+        }
+        Verdict::Doubtful(status) => guard.doubt_entry(status, shared.clock.now()),
+        Verdict::Unrelated => {}
+    }
+    Source::Unknown
 }
 
 /// Tells the followers of a failure that they would meet too. After any other, each asks Rails by itself.
@@ -175,9 +185,10 @@ fn store(
         Err(NoStoreReason::Mismatch) => {
             Err(upstream::Error::Unusable("an answer to another question").into())
         }
-        // Not the endpoint's own answer, whatever it is: it says nothing about what was asked for.
-        Err(reason @ (NoStoreReason::Shape | NoStoreReason::Status)) if !is_refusal(status, body) => {
-            Ok((CacheOutcome::Unstored(reason), Source::Unknown))
+        // Not the endpoint's own answer.
+        Err(reason @ (NoStoreReason::Shape | NoStoreReason::Status)) => {
+            let source = obey(judge(status, body), guard, shared);
+            Ok((CacheOutcome::Unstored(reason), source))
         }
         Err(reason) => {
             guard.drop_entry();

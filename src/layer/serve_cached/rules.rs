@@ -1,12 +1,12 @@
 //! Which requests may be answered from memory, and which answers of Rails count as failures.
 
-use http::header::HeaderName;
+use http::header::{self, HeaderName};
 use http::{Response, StatusCode};
 
-use super::shared::collect;
+use super::shared::{ServeCachedShared, collect};
 use crate::body::{Body, Collected};
-use crate::cache::refusal::{MAX_REFUSAL_BODY, is_refusal, may_be_refusal};
-use crate::cache::{Cache, FillError, Key};
+use crate::cache::refusal::{MAX_REFUSAL_BODY, Verdict, judge, judge_unknown, may_be_refusal};
+use crate::cache::{FillError, Key};
 use crate::exchange::{Authenticated, KnownBody};
 use crate::failure::Failure;
 use crate::layer::LayerResult;
@@ -27,6 +27,7 @@ use crate::upstream::{self, ErrorKind, Fault};
 /// | a 500, 502, 503 or 504 | yes | Rails, or a server in front of it, says that it cannot answer (RFC 5861 §4) |
 /// | no answer in time, while it answers others (`Slow`) | no | it is busy |
 /// | not sent in time, since others go first (`Shed`, `CredentialExpires`, `OutOfTime`) | no | the queue is the gateway's own |
+/// | cut short, since the server has just left another look-up unanswered (`OutOfTime`) | no | that one has said so already |
 /// | any other answer | no | it is there, or something in front of it is; only an answer of the endpoint, or its own refusal, ends an outage |
 /// | an error of the request or the answer itself | no | it says nothing of others |
 pub(super) fn is_rails_failure(result: &LayerResult) -> bool {
@@ -59,27 +60,31 @@ pub(super) const fn is_failure_status(status: StatusCode) -> bool {
     )
 }
 
-/// An answer, and whether it is the word of Rails that it refuses, or does not know, what was asked for.
-/// Of a short body nothing is passed on before all of it is there.
-pub(super) async fn with_refusal(
+/// An answer, and whether it refuses, or does not know, what was asked for. Of a short body nothing is passed on
+/// before all of it is there.
+pub(super) async fn with_verdict(
     response: Response<Body>,
-) -> Result<(Response<Body>, bool), upstream::Error> {
+) -> Result<(Response<Body>, Verdict), upstream::Error> {
     if !may_be_refusal(response.status(), response.headers()) {
-        return Ok((response, false));
+        return Ok((response, Verdict::Unrelated));
     }
     let (head, body) = response.into_parts();
-    let (body, is_refused) = match collect(body, MAX_REFUSAL_BODY).await? {
-        Collected::Complete(whole) => (Body::from(whole.clone()), is_refusal(head.status, &whole)),
-        Collected::TooLong(body) => (body, false),
+    let (body, verdict) = match collect(body, MAX_REFUSAL_BODY).await? {
+        Collected::Complete(whole) => (Body::from(whole.clone()), judge(head.status, &whole)),
+        Collected::TooLong(body) => (body, judge_unknown(head.status)),
     };
-    Ok((Response::from_parts(head, body), is_refused))
+    Ok((Response::from_parts(head, body), verdict))
 }
 
 /// Looks at an answer that is not stored, on its way to its caller. If it says that what was asked for is
 /// unknown or refused, the entry of that key and the flight that may be under way are invalidated: once Rails
 /// has said so, no other answer may be served.
-pub(super) async fn invalidate_if_refused(response: Response<Body>, key: &Key, cache: &Cache) -> LayerResult {
-    let (response, is_refused) = with_refusal(response).await?;
+pub(super) async fn invalidate_if_refused(
+    response: Response<Body>,
+    key: &Key,
+    shared: &ServeCachedShared,
+) -> LayerResult {
+    let (response, verdict) = with_verdict(response).await?;
     let (head, body) = response.into_parts();
     let (body, is_known) = match head.status {
         // Rails answers `null` for an unknown user.
@@ -87,12 +92,20 @@ pub(super) async fn invalidate_if_refused(response: Response<Body>, key: &Key, c
             Collected::Complete(whole) => (Body::from(whole.clone()), whole != NULL),
             Collected::TooLong(body) => (body, true),
         },
-        _ => (body, !is_refused),
+        _ => (body, verdict != Verdict::Refused),
     };
     if !is_known {
-        cache.invalidate(key);
+        shared.cache.invalidate(key);
+    } else if let Verdict::Doubtful(status) = verdict {
+        shared.cache.doubt(key, status, shared.clock.now());
     }
     Ok(Response::from_parts(head, body))
+}
+
+/// Lets Rails, and what is in front of it, compress no answer to a request that goes on as it came: a refusal has to
+/// be readable. The request that fills an entry has no such header in any case.
+pub(super) fn ask_for_plain_answer(call: &mut Authenticated) {
+    call.exchange.request.headers_mut().remove(header::ACCEPT_ENCODING);
 }
 
 const NULL: &[u8] = b"null";

@@ -8,9 +8,10 @@ use bytes::Bytes;
 use super::rules::is_no_answer;
 use super::shared::{ServeCachedShared, collect};
 use crate::body::Collected;
+use crate::cache::refusal::{Verdict, judge, may_be_refusal};
 use crate::cache::shadow::{self, ShadowOutcome};
 use crate::cache::storable::{NoStoreReason, check_answer, check_head};
-use crate::cache::{Entry, Key};
+use crate::cache::{Entry, EntryKind, Key};
 use crate::layer::LayerResult;
 
 /// Waits for Rails, counts the outcome, and invalidates an entry that is wrong.
@@ -35,25 +36,31 @@ pub(super) async fn shadow_check(
     if is_no_answer(&result) {
         shadow.pause(now);
     }
-    let compared = compare(result, &key, &cached, &shared).await;
-    let (outcome, current) = compared.unwrap_or((ShadowOutcome::Failed, Bytes::new()));
+    let Some((outcome, verdict, current)) = compare(result, &key, &cached, &shared).await else {
+        return shadow.record_outcome(&key, &cached, requested_at, (ShadowOutcome::Failed, &[]));
+    };
     shadow.record_outcome(&key, &cached, requested_at, (outcome, &current));
-    if outcome.is_wrong() {
-        shared.cache.invalidate(&key);
+    match verdict {
+        _ if outcome.is_wrong() => shared.cache.invalidate(&key),
+        // Perhaps of the caller alone, so that it is not counted as wrong. But a fill would drop the entry, too.
+        Verdict::Refused if cached.kind == EntryKind::Positive => shared.cache.invalidate(&key),
+        Verdict::Doubtful(status) => shared.cache.doubt(&key, status, now),
+        Verdict::Refused | Verdict::Unrelated => {}
     }
 }
 
-/// The outcome, and the body that Rails gave; `None` if it gave no answer.
+/// The outcome, the verdict on a refusal, and the body that Rails gave; `None` if it gave no answer.
 async fn compare(
     result: LayerResult,
     key: &Key,
     cached: &Entry,
     shared: &ServeCachedShared,
-) -> Option<(ShadowOutcome, Bytes)> {
+) -> Option<(ShadowOutcome, Verdict, Bytes)> {
     let (caching, settings) = (key.caching(), &shared.settings);
     let response = result.ok()?;
     let head = check_head(caching, &response, settings.max_body);
-    let (status, body) = (response.status(), collect(response.into_body(), settings.max_body).await.ok()?);
+    let (status, may_be_refusal) = (response.status(), may_be_refusal(response.status(), response.headers()));
+    let body = collect(response.into_body(), settings.max_body).await.ok()?;
     let now = shared.clock.unix_seconds();
     let (storable_kind, body) = match (head, body) {
         (Err(reason), Collected::Complete(body)) => (Err(reason), body),
@@ -63,5 +70,6 @@ async fn compare(
         }
         (_, Collected::TooLong(_)) => (Err(NoStoreReason::TooLarge), Bytes::new()),
     };
-    Some((shadow::compare(cached, status, &body, storable_kind), body))
+    let verdict = if may_be_refusal { judge(status, &body) } else { Verdict::Unrelated };
+    Some((shadow::compare(cached, verdict, &body, storable_kind), verdict, body))
 }

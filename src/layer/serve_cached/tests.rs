@@ -252,6 +252,21 @@ async fn a_fill_sends_no_header_that_could_change_the_answer() {
     assert_eq!(sent.exchange.request_id.as_str(), "mine");
 }
 
+/// It would hide what the answer says of the entry.
+#[tokio::test]
+async fn a_follower_that_asks_by_itself_asks_for_a_plain_answer() {
+    let mut s = fixture();
+    let with_gzip = || call(Method::GET, "/discover?key_id=7", &[("accept-encoding", "gzip")]);
+    let _leads = tokio::spawn(s.service.clone().oneshot(with_gzip()));
+    let (_, to_leader) = s.taken().await;
+    let _follows = tokio::spawn(s.service.clone().oneshot(with_gzip()));
+    assert!(is_idle(&mut s.rails).await);
+    to_leader.send_response(Ok(json(404, "{}")));
+    let (sent, _reply) = s.taken().await;
+    let headers = sent.exchange.request.headers();
+    assert!(headers.contains_key("x-request-id") && !headers.contains_key("accept-encoding"), "{headers:?}");
+}
+
 #[tokio::test]
 async fn a_thousand_callers_cause_one_request_even_if_the_first_hang_up() {
     let mut s = fixture();

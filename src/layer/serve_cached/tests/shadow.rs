@@ -94,7 +94,7 @@ async fn an_inconclusive_answer_changes_nothing() {
         refused,
         || Ok(json(503, "{}")),
         || Ok(json(429, "{}")),
-        || Ok(json(401, r#"{"message":"401 Unauthorized"}"#)),
+        || Ok(json(404, r#"{"error":"404 Not Found"}"#)),
         || Ok(json(200, r#"{"id":2,"key":"ssh-ed25519 AAAAC3Ny"}"#)),
     ];
     for answer in answers {
@@ -104,6 +104,38 @@ async fn an_inconclusive_answer_changes_nothing() {
         assert_eq!(s.all_found(), [0, 0, 0, 0, 1]);
         assert!(s.is_still_cached(key).await);
     }
+}
+
+#[tokio::test]
+async fn a_refusal_drops_the_entry_as_a_fill_would() {
+    for (status, body, outcome) in [
+        (404, r#"{"message":"404 Not Found"}"#, ShadowOutcome::Revoked),
+        (403, r#"{"message":"403 Forbidden - Your account is blocked."}"#, ShadowOutcome::Revoked),
+        // Perhaps of the caller alone.
+        (401, r#"{"message":"401 Unauthorized"}"#, ShadowOutcome::Failed),
+        (401, r#"{"error":"Unauthorized"}"#, ShadowOutcome::Failed),
+        (403, r#"{"message":"403 Forbidden"}"#, ShadowOutcome::Failed),
+    ] {
+        let key = "/authorized_keys?key=AAAAC3Nz";
+        for (path, cached) in [(PATH, USER), (key, r#"{"id":1,"key":"ssh-ed25519 AAAAC3Nz"}"#)] {
+            let mut s = fixture_with_checks();
+            s.warm(path, cached).await;
+            s.compare(path, Ok(json(status, body))).await;
+            assert_eq!(s.found(outcome), 1, "{path} {body}");
+            assert!(!s.is_still_cached(path).await, "{path} {body}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_in_unknown_words_ends_only_the_use_if_rails_fails() {
+    let mut s = fixture_with_checks();
+    s.warm(PATH, USER).await;
+    s.compare(PATH, Ok(json(403, r#"{"message":"Key is blocked"}"#))).await;
+    assert_eq!(s.found(ShadowOutcome::Failed), 1);
+    assert!(s.is_still_cached(PATH).await);
+    s.time.advance(Duration::from_secs(100));
+    assert!(!s.is_still_cached(PATH).await);
 }
 
 #[tokio::test]
