@@ -134,6 +134,22 @@ fn loaded_entries_equal_the_saved_ones_and_keep_their_age() {
     assert!(cache.counters().bytes.get(EntryKind::Positive) > 0);
 }
 
+/// It was refused in unknown words, and a restart does not make that undone.
+#[test]
+fn a_doubted_entry_is_not_used_if_rails_fails_after_a_restart_either() {
+    let s = Fixture::new();
+    s.keep(&KEY, EntryKind::Positive, USER);
+    s.cache.doubt(&KEY, StatusCode::FORBIDDEN, s.now().instant);
+    s.save();
+    let (loaded, _) = s.load();
+    for cache in [&s.cache, &loaded] {
+        let at = |age| cache.lookup(&KEY, s.now().instant + seconds(age)).map(|hit| hit.freshness);
+        assert_eq!(at(59), Some(Freshness::Fresh));
+        assert_eq!([at(60), at(89)], [Some(Freshness::StaleWhileRevalidate); 2]);
+        assert_eq!(at(90), None);
+    }
+}
+
 #[test]
 fn entries_beyond_their_lifetime_are_left_out() {
     let s = Fixture::new();
