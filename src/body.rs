@@ -29,10 +29,19 @@ pub struct Body {
     /// Reads `stream` from its connection, where no task of its own does.
     driver: Option<Box<dyn BodyDriver>>,
     /// Released once the whole body was received.
-    permit: Option<OwnedSemaphorePermit>,
+    permit: Option<Permit>,
     timeouts: Option<BodyTimeouts>,
     /// Trailers are not passed on.
     drops_trailers: bool,
+}
+
+/// A place among concurrent requests, given back when it is dropped.
+#[derive(Debug)]
+pub enum Permit {
+    /// One of a semaphore.
+    Semaphore(OwnedSemaphorePermit),
+    /// One that is counted elsewhere, too.
+    Counted(Box<dyn fmt::Debug + Send + Sync>),
 }
 
 /// Why a body ended early.
@@ -99,7 +108,7 @@ impl Body {
     #[must_use]
     pub fn with_timeouts(
         mut self,
-        permit: OwnedSemaphorePermit,
+        permit: Permit,
         idle_timeout: Duration,
         deadline: Option<Instant>,
     ) -> Self {

@@ -60,7 +60,7 @@ pub struct StackParts {
     pub pseudonym: Pseudonym,
     /// [`Clock::System`], except in tests.
     pub clock: Clock,
-    /// Owns the fills that outlive their callers.
+    /// Owns what outlives its caller: fills, and requests of `other`.
     pub fills: TaskTracker,
 }
 
@@ -92,6 +92,6 @@ pub fn build(parts: StackParts) -> Stack {
         // Before the cache: no response, however old, for a caller that was not authenticated.
         .layer(AuthenticateLayer::new(auth, clock.clone(), bodies))
         // Last before Rails: a request that is answered here costs Rails nothing.
-        .layer(ServeCachedLayer::new(cache, cache_settings, clock.clone(), fills))
-        .service(Forward::new(upstream, clock, upstream_credential, pseudonym))
+        .layer(ServeCachedLayer::new(cache, cache_settings, clock.clone(), fills.clone()))
+        .service(Forward::new(upstream, clock, upstream_credential, pseudonym, fills))
 }

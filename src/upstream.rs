@@ -29,7 +29,7 @@ pub use self::connection::tls;
 pub use self::error::{Error, ErrorKind, Fault, Resend, TimeLimit};
 pub use self::queue::admission::{ClassAdmission, ShedReason};
 pub use self::queue::reachability::Reachability;
-pub use self::request::options::{SendOptions, SendReport, Signer, WaitPolicy};
+pub use self::request::options::{SendOptions, SendReport, SendStage, Signer, WaitPolicy};
 pub use self::servers::health::{CheckResult, EjectionReason, ServerStatus};
 pub use self::servers::health_check::HealthChecker;
 pub use self::servers::state::{ResendReason, UpstreamServerState};

@@ -1,5 +1,7 @@
 //! Sends the request to Rails: the end of the stack.
 
+mod detached;
+
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -7,21 +9,23 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::HeaderMap;
 use http::{Method, Request, Response};
+use tokio_util::task::TaskTracker;
 use tower::Service;
 
+use self::detached::run_detached;
 use super::BoxedResponse;
 use crate::auth::CallerKind;
 use crate::auth::upstream_credential::UpstreamCredential;
 use crate::body::Body;
 use crate::clock::Clock;
-use crate::exchange::{Authenticated, KnownBody};
+use crate::exchange::{Authenticated, KnownBody, SharedRequestInfo};
 use crate::failure::Failure;
 use crate::header::via::Pseudonym;
 use crate::header::{self, REQUEST_ID};
 use crate::params;
 use crate::request_span::RequestSpan;
-use crate::route::{Access, Caching, Effect};
-use crate::upstream::{SendOptions, SendReport, Signer, Upstream, WaitPolicy};
+use crate::route::{Access, Caching, Class, Effect};
+use crate::upstream::{SendOptions, SendReport, SendStage, Signer, Upstream, WaitPolicy};
 
 /// A shorter wait is not reported.
 const MIN_REPORTED_WAIT: Duration = Duration::from_millis(1);
@@ -39,22 +43,26 @@ struct ForwardShared {
     clock: Clock,
     signer: Option<Signer>,
     pseudonym: Pseudonym,
+    /// Owns the requests that go on without their clients.
+    tasks: TaskTracker,
 }
 
 impl Forward {
     /// Forwards to `upstream`, with `upstream_credential` in place of the one that GitLab Shell has shown, and
-    /// leaves the pseudonym of this gateway in the `Via` of each request.
+    /// leaves the pseudonym of this gateway in the `Via` of each request. Requests that go on without their clients
+    /// run as tasks of `tasks`.
     pub fn new(
         upstream: Arc<Upstream>,
         clock: Clock,
         upstream_credential: Option<UpstreamCredential>,
         pseudonym: Pseudonym,
+        tasks: TaskTracker,
     ) -> Self {
         let at = clock.clone();
         let signer = upstream_credential.map(|credential| {
             Signer(Arc::new(move |headers: &mut HeaderMap| credential.apply(headers, at.unix_seconds())))
         });
-        Self { shared: Arc::new(ForwardShared { upstream, clock, signer, pseudonym }) }
+        Self { shared: Arc::new(ForwardShared { upstream, clock, signer, pseudonym, tasks }) }
     }
 }
 
@@ -81,8 +89,10 @@ impl Service<Authenticated> for Forward {
         let info = call.exchange.info;
         let route = call.route_match.route;
         let span = RequestSpan { request_id: call.exchange.request_id, route: route.id };
+        let stage = (route.class == Class::Other).then(Arc::<SendStage>::default);
         let options = SendOptions {
             class: route.class,
+            stage: stage.clone(),
             is_read: call.route_match.is_exact
                 && route.effect == Effect::Read
                 && matches!(*request.method(), Method::GET | Method::HEAD),
@@ -100,19 +110,36 @@ impl Service<Authenticated> for Forward {
             }),
             signer,
         };
-        Box::pin(span.around(async move {
+        let tasks = stage.is_some().then(|| shared.tasks.clone());
+        let exchange = async move {
             let (begun, mut report) = (shared.clock.now(), SendReport::default());
             let outcome = shared.upstream.send(request, &options, &mut report).await;
             let took = shared.clock.now().saturating_duration_since(begun);
-            info.update(|info| {
-                info.upstream_time = Some(took.saturating_sub(report.waited));
-                info.queue_time = Some(report.waited).filter(|waited| *waited >= MIN_REPORTED_WAIT);
-                info.is_resent = report.is_resent;
-                info.server = report.server;
-            });
-            Ok(outcome?)
-        }))
+            (outcome, took, report)
+        };
+        match stage.zip(tasks) {
+            None => Box::pin(span.around(async move {
+                let (outcome, took, report) = exchange.await;
+                record(&info, took, report);
+                Ok(outcome?)
+            })),
+            Some((stage, tasks)) => Box::pin(async move {
+                let exchange = run_detached(&tasks, stage, span.around(exchange));
+                let (outcome, took, report) = exchange.await.ok_or(Failure::Panicked)?;
+                record(&info, took, report);
+                Ok(outcome?)
+            }),
+        }
     }
+}
+
+fn record(info: &SharedRequestInfo, took: Duration, report: SendReport) {
+    info.update(|info| {
+        info.upstream_time = Some(took.saturating_sub(report.waited));
+        info.queue_time = Some(report.waited).filter(|waited| *waited >= MIN_REPORTED_WAIT);
+        info.is_resent = report.is_resent;
+        info.server = report.server;
+    });
 }
 
 /// Rails looks at this parameter first: one of another secret than Rails' own would be refused, whatever

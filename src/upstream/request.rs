@@ -3,6 +3,7 @@
 mod attempt;
 mod connect_failure;
 mod deadlines;
+mod framing;
 pub(super) mod options;
 pub(super) mod replay;
 mod send;

@@ -110,8 +110,8 @@ impl UpstreamServerSettings {
 pub struct ClassSettings {
     /// How many requests Rails gets at one time.
     pub concurrency: usize,
-    /// How many it gets in the long run, if fewer: from when those of the class have taken 30 s of the time of Rails
-    /// more than so many at one time would have, until that is made up for. At least 1.
+    /// How many it gets in the long run, if fewer: from when requests of the class were with Rails for 30 s more, over
+    /// all, than so many at one time would have been, until that is made up for. At least 1.
     pub sustained_concurrency: usize,
     /// How many more may wait for a permit.
     pub queue: usize,

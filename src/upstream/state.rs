@@ -9,7 +9,7 @@ use tower::retry::budget::TpsBudget;
 use super::queue::admission::Admission;
 use super::queue::hold::HoldQueues;
 use super::queue::reachability::Reachability;
-use super::request::replay::ReplayMemory;
+use super::request::replay::{MAX_REPLAY_MEMORY, MAX_UNADMITTED_MEMORY, ReplayMemory};
 use super::servers::state::UpstreamServerState;
 use super::settings::UpstreamSettings;
 use crate::route::Class;
@@ -27,6 +27,8 @@ pub struct UpstreamState {
     pub(super) resend_budgets: [TpsBudget; Class::ALL.len()],
     /// Memory for request bodies that may be sent again.
     pub(super) replay_memory: ReplayMemory,
+    /// Memory for bodies of requests of `other` that have no permit yet.
+    pub(super) unadmitted_bodies: ReplayMemory,
     /// The servers, in the order of the configuration.
     pub servers: Vec<Arc<UpstreamServerState>>,
     /// Reads that were not sent again, since the budget was spent.
@@ -48,7 +50,8 @@ impl UpstreamState {
             hold: HoldQueues::default(),
             reachability: Reachability::default(),
             admission: Admission::new(&settings.classes),
-            replay_memory: ReplayMemory::default(),
+            replay_memory: ReplayMemory::new(MAX_REPLAY_MEMORY),
+            unadmitted_bodies: ReplayMemory::new(MAX_UNADMITTED_MEMORY),
             resend_budgets: Class::ALL.map(|_| TpsBudget::new(BUDGET_WINDOW, min_per_second, ratio)),
             servers: settings
                 .servers

@@ -4,8 +4,8 @@
 //! wait for would deadlock. Requests of a class wait in order. A request whose expected wait exceeds
 //! `queue_timeout` is rejected at once, while its caller still has time to try another gateway.
 //!
-//! A class whose `sustained_concurrency` is less than its `concurrency` has a [`BurstAllowance`]. When that is used
-//! up, a request takes as many permits as make the limit the smaller one.
+//! A class whose `sustained_concurrency` is less than its `concurrency` has a [`BurstLimit`], which takes permits out
+//! of circulation.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::burst::BurstAllowance;
-use crate::clock::Clock;
+use super::burst::BurstLimit;
+use crate::body::Permit;
 use crate::counters::Counters;
 use crate::route::Class;
 use crate::upstream::settings::ClassSettings;
@@ -62,7 +62,7 @@ pub struct ClassAdmission {
     settings: ClassSettings,
     permits: Arc<Semaphore>,
     /// `None` if the class may always have its whole `concurrency`.
-    burst: Option<BurstAllowance>,
+    burst: Option<Arc<BurstLimit>>,
     waiting: AtomicUsize,
     /// A moving average of response times, in microseconds.
     mean_response_us: AtomicU64,
@@ -83,11 +83,16 @@ impl Admission {
 
 impl ClassAdmission {
     fn new(settings: ClassSettings) -> Self {
+        let permits = Arc::new(Semaphore::new(settings.concurrency));
+        let burst = (settings.sustained_concurrency < settings.concurrency).then(|| {
+            let limit =
+                BurstLimit::new(Arc::clone(&permits), settings.concurrency, settings.sustained_concurrency);
+            Arc::new(limit)
+        });
         Self {
             settings,
-            permits: Arc::new(Semaphore::new(settings.concurrency)),
-            burst: (settings.sustained_concurrency < settings.concurrency)
-                .then(|| BurstAllowance::new(settings.sustained_concurrency)),
+            permits,
+            burst,
             waiting: AtomicUsize::new(0),
             mean_response_us: AtomicU64::new(0),
             shed_by_reason: Counters::default(),
@@ -99,26 +104,23 @@ impl ClassAdmission {
         &self.settings
     }
 
-    /// How many requests have permits. Just after the limit has changed it counts those admitted before as if they
-    /// were admitted now.
+    /// How many requests have permits.
     pub fn in_flight(&self) -> usize {
-        let taken = self.settings.concurrency.saturating_sub(self.permits.available_permits());
-        taken.div_ceil(self.permits_for_a_request() as usize)
+        self.burst.as_ref().map_or_else(
+            || self.settings.concurrency.saturating_sub(self.permits.available_permits()),
+            |burst| burst.in_flight(),
+        )
     }
 
     /// How many requests Rails gets at one time at present.
     pub fn limit(&self) -> usize {
-        self.settings.concurrency / self.permits_for_a_request() as usize
+        self.burst.as_ref().map_or(self.settings.concurrency, |burst| burst.limit())
     }
 
-    /// How many permits a request takes.
-    fn permits_for_a_request(&self) -> u32 {
+    fn counted(&self, permit: OwnedSemaphorePermit) -> Permit {
         match &self.burst {
-            Some(burst) if burst.is_exhausted(Clock::System.now()) => {
-                let permits = self.settings.concurrency / self.settings.sustained_concurrency.max(1);
-                u32::try_from(permits).unwrap_or(u32::MAX)
-            }
-            _ => 1,
+            None => Permit::Semaphore(permit),
+            Some(burst) => Permit::Counted(Box::new(burst.count(permit))),
         }
     }
 
@@ -128,22 +130,19 @@ impl ClassAdmission {
     }
 
     /// A permit, if one is free. It is to be kept until the response has ended.
-    pub(in crate::upstream) fn try_admit(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.permits).try_acquire_many_owned(self.permits_for_a_request()).ok()
+    pub(in crate::upstream) fn try_admit(&self) -> Option<Permit> {
+        Arc::clone(&self.permits).try_acquire_owned().ok().map(|permit| self.counted(permit))
     }
 
     /// A permit; with `may_wait`, after waiting for one if need be.
-    pub(in crate::upstream) async fn admit(
-        &self,
-        may_wait: bool,
-    ) -> Result<OwnedSemaphorePermit, ShedReason> {
+    pub(in crate::upstream) async fn admit(&self, may_wait: bool) -> Result<Permit, ShedReason> {
         if let Some(permit) = self.try_admit() {
             return Ok(permit);
         }
         self.wait(may_wait).await.inspect_err(|reason| self.shed_by_reason.increment(*reason))
     }
 
-    async fn wait(&self, may_wait: bool) -> Result<OwnedSemaphorePermit, ShedReason> {
+    async fn wait(&self, may_wait: bool) -> Result<Permit, ShedReason> {
         if !may_wait {
             return Err(ShedReason::Busy);
         }
@@ -154,9 +153,9 @@ impl ClassAdmission {
         if self.expected_wait(position.ahead) > self.settings.queue_timeout {
             return Err(ShedReason::QueueTooSlow);
         }
-        let permit = Arc::clone(&self.permits).acquire_many_owned(self.permits_for_a_request());
+        let permit = Arc::clone(&self.permits).acquire_owned();
         match tokio::time::timeout(self.settings.queue_timeout, permit).await {
-            Ok(Ok(permit)) => Ok(permit),
+            Ok(Ok(permit)) => Ok(self.counted(permit)),
             // The semaphore is never closed.
             _ => Err(ShedReason::QueueTimeout),
         }
@@ -175,9 +174,6 @@ impl ClassAdmission {
         let now = if before == 0 { time } else { (before * 7 + time) / 8 };
         // Of two concurrent updates one may be lost, which is one of many.
         self.mean_response_us.store(now, Ordering::Relaxed);
-        if let Some(burst) = &self.burst {
-            burst.spend(Duration::from_micros(time), Clock::System.now());
-        }
     }
 }
 
@@ -266,32 +262,23 @@ mod tests {
         assert_eq!(admission.in_flight(), 0);
     }
 
-    /// Also that those who wait are told by the smaller limit whether it is in vain.
     #[tokio::test(start_paused = true)]
     async fn a_class_that_has_used_up_its_burst_gets_its_long_run_share() {
-        let settings = ClassSettings {
-            concurrency: 16,
-            sustained_concurrency: 2,
-            queue_timeout: Duration::from_secs(40),
-            ..crate::upstream::settings::DEFAULT_CLASS
-        };
-        let admission = ClassAdmission::new(settings);
-        let admit = |count: usize| {
-            let permits: Vec<_> = (0..count).map_while(|_| admission.try_admit()).collect();
-            assert_eq!(admission.in_flight(), permits.len());
-            permits.len()
-        };
-        assert_eq!(admit(20), 16, "a burst");
-        admission.record_response_time(BURST);
-        assert_eq!(admit(20), 2, "after it");
-        let permits = [admission.admit(true).await.unwrap(), admission.admit(true).await.unwrap()];
-        // Half of 30 s for the one before it and for itself.
-        let mut first = Box::pin(admission.admit(true));
-        let mut second = Box::pin(admission.admit(true));
-        assert!(first.as_mut().now_or_never().is_none() && second.as_mut().now_or_never().is_none());
-        assert_eq!(admission.admit(true).await.err(), Some(ShedReason::QueueTooSlow));
-        drop((first, second, permits));
-        tokio::time::advance(BURST / 2).await;
-        assert_eq!(admit(20), 16, "refilled");
+        let settings = ClassSettings { sustained_concurrency: 1, ..crate::upstream::settings::DEFAULT_CLASS };
+        let admission = ClassAdmission::new(ClassSettings { concurrency: 4, ..settings });
+        let burst: Vec<_> = std::iter::from_fn(|| admission.try_admit()).collect();
+        assert_eq!((burst.len(), admission.limit()), (4, 4));
+        let mut waiting = Box::pin(admission.admit(true));
+        assert!(waiting.as_mut().now_or_never().is_none());
+        tokio::time::advance(BURST / 3).await;
+        assert_eq!((admission.in_flight(), admission.limit()), (4, 1));
+        drop(burst);
+        let permit = waiting.await.unwrap();
+        assert!(admission.try_admit().is_none());
+        assert_eq!(admission.in_flight(), 1);
+        drop(permit);
+        tokio::time::advance(BURST).await;
+        assert_eq!((admission.in_flight(), admission.limit()), (0, 4));
+        assert_eq!(std::iter::from_fn(|| admission.try_admit()).collect::<Vec<_>>().len(), 4);
     }
 }

@@ -1,60 +1,127 @@
 //! How much of Rails a class may have in a burst, if it has to do with less in the long run.
 //!
-//! A token bucket of the time that Rails spends. Differs from a smaller limit on concurrency: clients that send
-//! little are never slowed down, however many requests come at once; those that always have more to send get, after
-//! [`BURST`], no more at one time than the settings name.
+//! A token bucket of the time that requests are with Rails. Differs from a smaller limit on concurrency: clients that
+//! send little are never slowed down, however many requests come at once; those that always have more to send get,
+//! after [`BURST`], no more at one time than the settings name.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How much of the time of Rails a class may use before it is limited to its `sustained_concurrency`.
-pub(super) const BURST: Duration = Duration::from_secs(30);
+use parking_lot::Mutex;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// What is left of [`BURST`].
+use crate::clock::Clock;
+
+/// How much time, over all its requests, a class may use before it is limited to its `sustained_concurrency`.
+pub(super) const BURST: Duration = Duration::from_secs(30);
+/// What was used beyond that is made up for, but no more than this.
+const MAX_DEBT: Duration = Duration::from_secs(300);
+
+/// Takes permits out of circulation while the allowance is exhausted.
 #[derive(Debug)]
-pub(super) struct BurstAllowance {
-    /// How fast it is refilled: so many seconds in each second.
-    sustained_concurrency: u32,
+pub(super) struct BurstLimit {
+    permits: Arc<Semaphore>,
+    concurrency: usize,
+    sustained_concurrency: usize,
     state: Mutex<State>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 struct State {
-    left: Duration,
-    /// `None` before the first response.
-    refilled_at: Option<Instant>,
+    /// What is left, in microseconds; negative is a debt.
+    left: i64,
+    /// Up to when `left` is right. `None` before the first request.
+    at: Option<Instant>,
+    /// Requests that have a permit.
+    in_flight: usize,
+    /// Permits that are out of circulation.
+    withheld: usize,
     /// From when nothing is left until all is refilled, so that a flood does not get a small burst again and again.
     is_exhausted: bool,
 }
 
-impl BurstAllowance {
-    /// A full one.
-    pub(super) fn new(sustained_concurrency: usize) -> Self {
-        let sustained_concurrency = u32::try_from(sustained_concurrency).unwrap_or(u32::MAX).max(1);
-        let state = State { left: BURST, refilled_at: None, is_exhausted: false };
-        Self { sustained_concurrency, state: Mutex::new(state) }
+/// A permit that counts against the allowance until it is dropped.
+#[derive(Debug)]
+pub(super) struct BurstPermit {
+    limit: Arc<BurstLimit>,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl BurstLimit {
+    /// Of a class whose `concurrency` permits are in `permits`.
+    pub(super) fn new(permits: Arc<Semaphore>, concurrency: usize, sustained_concurrency: usize) -> Self {
+        let left = micros(BURST);
+        let state = State { left, at: None, in_flight: 0, withheld: 0, is_exhausted: false };
+        let sustained_concurrency = sustained_concurrency.clamp(1, concurrency.max(1));
+        Self { permits, concurrency, sustained_concurrency, state: Mutex::new(state) }
     }
 
-    /// Whether requests are limited to the `sustained_concurrency` now.
-    pub(super) fn is_exhausted(&self, now: Instant) -> bool {
-        self.refill(now).is_exhausted
+    /// Takes note of a request that has got a permit.
+    pub(super) fn count(self: &Arc<Self>, permit: OwnedSemaphorePermit) -> BurstPermit {
+        let mut state = self.state.lock();
+        self.advance(&mut state, Clock::System.now());
+        state.in_flight += 1;
+        BurstPermit { limit: Arc::clone(self), permit: Some(permit) }
     }
 
-    /// Records that Rails took so long for one request.
-    pub(super) fn spend(&self, time: Duration, now: Instant) {
-        let mut state = self.refill(now);
-        state.left = state.left.saturating_sub(time);
-        state.is_exhausted |= state.left.is_zero();
+    /// Requests that have a permit.
+    pub(super) fn in_flight(&self) -> usize {
+        self.state.lock().in_flight
     }
 
-    fn refill(&self, now: Instant) -> MutexGuard<'_, State> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let elapsed = state.refilled_at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
-        state.refilled_at = Some(now);
-        state.left = elapsed.saturating_mul(self.sustained_concurrency).saturating_add(state.left).min(BURST);
-        state.is_exhausted &= state.left < BURST;
-        state
+    /// How many may have one at present.
+    pub(super) fn limit(&self) -> usize {
+        let mut state = self.state.lock();
+        self.advance(&mut state, Clock::System.now());
+        if state.is_exhausted { self.sustained_concurrency } else { self.concurrency }
     }
+
+    /// How many permits are out of circulation while nothing is left.
+    fn most_withheld(&self) -> usize {
+        self.concurrency.saturating_sub(self.sustained_concurrency)
+    }
+
+    fn advance(&self, state: &mut State, now: Instant) {
+        // Of two threads, the one with the later time may come first.
+        let at = state.at.map_or(now, |at| at.max(now));
+        let elapsed = state.at.map_or(0, |before| micros(at.saturating_duration_since(before)));
+        state.at = Some(at);
+        let rate = signed(self.sustained_concurrency).saturating_sub(signed(state.in_flight));
+        state.left = state
+            .left
+            .saturating_add(elapsed.saturating_mul(rate))
+            .clamp(micros(MAX_DEBT).saturating_neg(), micros(BURST));
+        if state.left <= 0 && !state.is_exhausted {
+            state.is_exhausted = true;
+            state.withheld = self.permits.forget_permits(self.most_withheld());
+        } else if state.left >= micros(BURST) && state.is_exhausted {
+            state.is_exhausted = false;
+            self.permits.add_permits(std::mem::take(&mut state.withheld));
+        }
+    }
+}
+
+impl Drop for BurstPermit {
+    fn drop(&mut self) {
+        let mut state = self.limit.state.lock();
+        self.limit.advance(&mut state, Clock::System.now());
+        state.in_flight = state.in_flight.saturating_sub(1);
+        if state.is_exhausted
+            && state.withheld < self.limit.most_withheld()
+            && let Some(permit) = self.permit.take()
+        {
+            permit.forget();
+            state.withheld += 1;
+        }
+    }
+}
+
+fn micros(time: Duration) -> i64 {
+    i64::try_from(time.as_micros()).unwrap_or(i64::MAX)
+}
+
+fn signed(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]
@@ -63,27 +130,75 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    #[test]
-    fn a_class_that_uses_no_more_than_its_long_run_share_is_never_limited() {
-        let (allowance, begin) = (BurstAllowance::new(2), Instant::now());
-        for second in 0..1_000 {
-            let now = begin + SECOND * second;
-            allowance.spend(SECOND * 2, now);
-            assert!(!allowance.is_exhausted(now), "{second}");
+    fn limit(concurrency: usize, sustained_concurrency: usize) -> Arc<BurstLimit> {
+        let permits = Arc::new(Semaphore::new(concurrency));
+        Arc::new(BurstLimit::new(permits, concurrency, sustained_concurrency))
+    }
+
+    impl BurstLimit {
+        /// As many requests as there are permits for.
+        fn admit_all(self: &Arc<Self>) -> Vec<BurstPermit> {
+            let permits = || Arc::clone(&self.permits).try_acquire_owned().ok();
+            std::iter::from_fn(permits).map(|permit| self.count(permit)).collect()
         }
     }
 
-    #[test]
-    fn a_burst_is_limited_until_all_of_it_is_refilled() {
-        let (allowance, begin) = (BurstAllowance::new(2), Instant::now());
-        allowance.spend(SECOND * 29, begin);
-        assert!(!allowance.is_exhausted(begin));
-        allowance.spend(SECOND * 3, begin);
-        assert!(allowance.is_exhausted(begin));
-        // What is spent meanwhile delays the end.
-        allowance.spend(SECOND * 10, begin + SECOND * 10);
-        assert!(allowance.is_exhausted(begin + SECOND * 19));
-        assert!(!allowance.is_exhausted(begin + SECOND * 20));
-        assert!(!allowance.is_exhausted(begin + SECOND * 21));
+    #[tokio::test(start_paused = true)]
+    async fn a_class_that_uses_no_more_than_its_long_run_share_is_never_limited() {
+        let limit = limit(16, 2);
+        for _ in 0..1_000 {
+            let permits: Vec<_> = limit.admit_all().into_iter().take(2).collect();
+            tokio::time::advance(SECOND).await;
+            drop(permits);
+            assert_eq!(limit.limit(), 16);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_burst_is_limited_until_all_of_it_is_refilled() {
+        let limit = limit(16, 2);
+        let burst = limit.admit_all();
+        assert_eq!((burst.len(), limit.in_flight()), (16, 16));
+        // 14 a second too many: after 5 s, 40 are owed.
+        tokio::time::advance(SECOND * 5).await;
+        assert_eq!((limit.limit(), limit.in_flight()), (2, 16));
+        drop(burst);
+        assert_eq!(limit.admit_all().len(), 2);
+        // Refilled by 2 a second.
+        tokio::time::advance(SECOND * 34).await;
+        assert_eq!((limit.limit(), limit.admit_all().len()), (2, 2));
+        tokio::time::advance(SECOND).await;
+        assert_eq!((limit.limit(), limit.admit_all().len()), (16, 16));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn requests_that_go_on_for_hours_are_made_up_for_in_minutes() {
+        let limit = limit(16, 1);
+        let burst = limit.admit_all();
+        tokio::time::advance(SECOND * 3_600).await;
+        drop(burst);
+        tokio::time::advance(SECOND * 329).await;
+        assert_eq!(limit.limit(), 1);
+        tokio::time::advance(SECOND).await;
+        assert_eq!(limit.limit(), 16);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn any_two_numbers_fit_together() {
+        for concurrency in 1..=20 {
+            for sustained in 0..=21 {
+                let limit = limit(concurrency, sustained);
+                for _ in 0..3 {
+                    let burst = limit.admit_all();
+                    assert_eq!(burst.len(), concurrency);
+                    tokio::time::advance(SECOND * 100).await;
+                    drop(burst);
+                    let sustained = sustained.clamp(1, concurrency);
+                    assert_eq!(limit.admit_all().len(), sustained);
+                    tokio::time::advance(MAX_DEBT * 2).await;
+                    assert_eq!(limit.limit(), concurrency);
+                }
+            }
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use http::header::HeaderMap;
@@ -33,6 +34,31 @@ pub struct SendOptions {
     pub credential_expires_in: Option<Duration>,
     /// Signs it each time it is sent: a signature made before a wait would be too old.
     pub signer: Option<Signer>,
+    /// Where it is noted whether Rails has the request, if it goes on without its client from then on.
+    pub stage: Option<Arc<SendStage>>,
+}
+
+/// How far a request has come whose client may leave.
+#[derive(Debug, Default)]
+pub struct SendStage {
+    is_with_rails: AtomicBool,
+    is_abandoned: AtomicBool,
+}
+
+impl SendStage {
+    /// Notes that the client has left. Returns whether Rails has the request.
+    pub fn abandon(&self) -> bool {
+        self.is_abandoned.store(true, Ordering::Relaxed);
+        self.is_with_rails.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_with_rails(&self, is_with_rails: bool) {
+        self.is_with_rails.store(is_with_rails, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.is_abandoned.load(Ordering::Relaxed)
+    }
 }
 
 /// What a request may wait for.
@@ -69,6 +95,7 @@ impl Default for SendOptions {
             received_at: None,
             credential_expires_in: None,
             signer: None,
+            stage: None,
         }
     }
 }

@@ -4,21 +4,19 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use http::header::{self, HeaderValue};
-use http::{Method, Request, Response, Version};
-use http_body::Body as _;
+use http::{Request, Response};
 use tower::retry::budget::Budget as _;
 
 use super::attempt::{AttemptDeadlines, AttemptError};
 use super::connect_failure::ConnectFailure;
 use super::deadlines::Deadlines;
+use super::framing::prepare_framing;
 use super::options::{SendOptions, SendReport, Signer};
 use super::replay::ReplayCopy;
 use crate::body::Body;
 use crate::clock::Clock;
 use crate::route::Class;
 use crate::upstream::client::Upstream;
-use crate::upstream::connection::target::join_root;
 use crate::upstream::error::{Error, Fault, Resend};
 use crate::upstream::response::is_away_response;
 use crate::upstream::servers::balance::{ServerSet, choose, has_untried};
@@ -30,6 +28,9 @@ use crate::upstream::servers::state::ResendReason;
 /// server that resets one request will probably reset the next; and over TCP a reset is no proof
 /// (`ErrorKind::Unread`), so a request that was acted on after all is acted on three times at most.
 const UNREAD_RESEND_DELAYS: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(1)];
+
+/// How long the body of a request of [`Class::Other`] may take, or the first 64 KiB of it.
+const UNADMITTED_BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// One request, with its deadlines, and what has been tried so far.
 struct RetryLoop<'r> {
@@ -64,7 +65,7 @@ impl Upstream {
     ) -> Result<Response<Body>, Error> {
         // Boxed, since it moves from one future to the next, each of which would have room for it.
         let mut request = Box::new(request);
-        self.prepare_framing(&mut request)?;
+        prepare_framing(&mut request, &self.root)?;
         let outcome = RetryLoop::new(self, options, report).run(request).await;
         // Requests without a credential say nothing about Rails: any client can make them fail, or send masses.
         if options.class == Class::Other {
@@ -84,23 +85,6 @@ impl Upstream {
             }
         }
         outcome
-    }
-
-    fn prepare_framing(&self, request: &mut Request<Body>) -> Result<(), Error> {
-        request.body_mut().drop_trailers();
-        if request.body().size_hint().exact().is_none() {
-            // hyper takes a GET of unknown length for one without a body, unless this header is set.
-            request.headers_mut().insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-        }
-        // RFC 9110 §8.6: a method that may have a body says so when it has none.
-        let may_have_body = matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH);
-        if may_have_body && request.body().size_hint().exact() == Some(0) {
-            request.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
-        }
-        *request.version_mut() = Version::HTTP_11;
-        let uri = join_root(&self.root, std::mem::take(request.uri_mut()));
-        *request.uri_mut() = uri.ok_or(Error::Unusable("no URI for the path"))?;
-        Ok(())
     }
 }
 
@@ -138,6 +122,7 @@ impl<'r> RetryLoop<'r> {
         loop {
             let admission = upstream.state.admission.of(self.options.class);
             let permit = upstream.admit(admission, self.options, &self.deadlines, self.report).await?;
+            self.set_with_rails(true);
             request = match self.send_to_reachable(request).await {
                 Ok((response, server)) => {
                     let copy = if self.should_resend_after(&response) { copy.replay() } else { None };
@@ -153,8 +138,9 @@ impl<'r> RetryLoop<'r> {
                 }
                 Err(SendFailure::Unreachable(unreachable, unsent)) => {
                     drop(permit);
+                    self.set_with_rails(false);
                     upstream.record_unreachable(self.options.class, unreachable.error());
-                    if !self.deadlines.may_hold() || !unreachable.is_transient() {
+                    if !self.deadlines.may_hold() || !unreachable.is_transient() || self.is_abandoned() {
                         if self.deadlines.has_hold_ended() {
                             upstream.record_fruitless_wait(self.options.class, unreachable.error());
                         }
@@ -165,13 +151,26 @@ impl<'r> RetryLoop<'r> {
                 }
                 Err(SendFailure::NoResponse(server, error)) => {
                     drop(permit);
-                    let Some(copy) = copy.replay() else { return Err(error) };
+                    self.set_with_rails(false);
+                    let copy = copy.replay().filter(|_| !self.is_abandoned());
+                    let Some(copy) = copy else { return Err(error) };
                     let reason = Box::pin(self.prepare_resend(error)).await?;
                     self.record_resend(server, reason);
                     copy
                 }
             };
         }
+    }
+
+    fn set_with_rails(&self, is_with_rails: bool) {
+        if let Some(stage) = &self.options.stage {
+            stage.set_with_rails(is_with_rails);
+        }
+    }
+
+    /// Whether the client has left a request that was with Rails.
+    fn is_abandoned(&self) -> bool {
+        self.options.stage.as_ref().is_some_and(|stage| stage.is_abandoned())
     }
 
     /// The request, and a copy of it if it may be sent again.
@@ -182,7 +181,10 @@ impl<'r> RetryLoop<'r> {
         let state = &self.upstream.state;
         if self.options.is_read {
             self.options.class.of(&state.resend_budgets).deposit();
-        } else if self.upstream.may_resend_unread && self.options.class != Class::Other {
+        } else if self.options.class == Class::Other {
+            // A request whose body does not come must not take one of the few permits.
+            return state.unadmitted_bodies.read(request, UNADMITTED_BODY_TIMEOUT).await;
+        } else if self.upstream.may_resend_unread {
             let timeout = state.admission.of(self.options.class).settings().response_timeout;
             return state.replay_memory.buffer(request, timeout).await;
         }

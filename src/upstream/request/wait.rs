@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant};
 
 use http::Response;
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::connect_failure::ConnectFailure;
 use super::deadlines::Deadlines;
 use super::options::{SendOptions, SendReport, WaitPolicy};
+use crate::body::Permit;
 use crate::clock::Clock;
 use crate::route::Class;
 use crate::upstream::client::Upstream;
@@ -42,7 +42,7 @@ impl Upstream {
         options: &SendOptions,
         deadlines: &Deadlines,
         report: &mut SendReport,
-    ) -> Result<OwnedSemaphorePermit, Error> {
+    ) -> Result<Permit, Error> {
         if !deadlines.has_total_ended()
             && let Some(permit) = class.try_admit()
         {
