@@ -44,8 +44,9 @@ enum Command {
     /// Print the configuration in effect, or the schema of its file
     #[command(subcommand)]
     Config(configuration::Command),
-    /// Test each server of Rails, and print what is wrong and what to do
-    Doctor(ConfigFile),
+    /// Test this machine, each server of Rails and a running gateway, and print what is wrong and what to
+    /// do
+    Doctor(doctor::Options),
     /// Drop cached answers of a running gateway
     Purge(admin::PurgeOptions),
     /// Show the cached answers of a running gateway for a key, an id or a user, or how many there are
@@ -72,7 +73,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Run(file) => run::main(&file.config),
         Command::Check(options) => configuration::check(&options),
         Command::Config(command) => configuration::main(&command),
-        Command::Doctor(file) => doctor::main(&file.config),
+        Command::Doctor(options) => doctor::main(&options),
         Command::Purge(options) => admin::purge(options),
         Command::Inspect(options) => admin::inspect(options),
         Command::Servers(options) => admin::servers(options),

@@ -252,14 +252,7 @@ impl BoundSockets {
 /// How many connections each listener for clients may have: as configured, or fewer, so that the open files
 /// suffice for all of them, for Rails and for operators.
 fn connections_within_open_files(settings: &GatewayConfig) -> Vec<usize> {
-    let upstream = &settings.upstream;
-    let demand = FileDemand {
-        clients: settings.listen.iter().map(|listen| listen.connections).collect(),
-        operators: settings.admin.connections + settings.hooks.as_ref().map_or(0, |hooks| hooks.connections),
-        requests: upstream.classes.iter().map(|class| class.concurrency).sum(),
-        idle_upstream: upstream.max_idle * upstream.servers.len(),
-        reserve: 64 + settings.workers * (8 + 2 * settings.listen.len()),
-    };
+    let demand = file_demand(settings);
     let Some(limit) = open_files::raise_limit() else { return demand.clients };
     let clients = demand.clients_within(limit);
     if clients != demand.clients {
@@ -272,6 +265,18 @@ fn connections_within_open_files(settings: &GatewayConfig) -> Vec<usize> {
         );
     }
     clients
+}
+
+/// How many files a gateway with this configuration may need at one time.
+pub fn file_demand(settings: &GatewayConfig) -> FileDemand {
+    let upstream = &settings.upstream;
+    FileDemand {
+        clients: settings.listen.iter().map(|listen| listen.connections).collect(),
+        operators: settings.admin.connections + settings.hooks.as_ref().map_or(0, |hooks| hooks.connections),
+        requests: upstream.classes.iter().map(|class| class.concurrency).sum(),
+        idle_upstream: upstream.max_idle * upstream.servers.len(),
+        reserve: 64 + settings.workers * (8 + 2 * settings.listen.len()),
+    }
 }
 
 /// How much longer than `limits.drain_timeout` a thread may take to end before it is taken for one that hangs.

@@ -28,6 +28,18 @@ pub(super) async fn send(
     token: Option<&BearerToken>,
     body: &str,
 ) -> Result<(StatusCode, Value), String> {
+    let (status, body) = fetch(server, method, path, token, body).await?;
+    Ok((status, serde_json::from_slice(&body).unwrap_or_default()))
+}
+
+/// The same, for a response of any kind.
+pub(super) async fn fetch(
+    server: &Upstream,
+    method: Method,
+    path: &str,
+    token: Option<&BearerToken>,
+    body: &str,
+) -> Result<(StatusCode, Bytes), String> {
     let mut request = Request::builder().method(method).uri(path);
     request = request.header(header::CONTENT_TYPE, "application/json");
     if let Some(authorization) = token.and_then(BearerToken::to_authorization) {
@@ -44,7 +56,7 @@ pub(super) async fn send(
     let status = response.status();
     let body = tokio::time::timeout(BODY_TIMEOUT, response.into_body().collect_up_to(MAX_BODY)).await;
     match body {
-        Ok(Ok(Collected::Complete(body))) => Ok((status, serde_json::from_slice(&body).unwrap_or_default())),
+        Ok(Ok(Collected::Complete(body))) => Ok((status, body)),
         Ok(Ok(Collected::TooLong(_))) => Err("the answer is too long".to_owned()),
         Ok(Err(error)) => Err(format!("the answer broke off: {error}")),
         Err(_) => Err("the answer was not complete in time".to_owned()),

@@ -1,57 +1,138 @@
-//! `railgate doctor`: sends each server of Rails the requests that an experienced operator would try first, and
-//! prints what is wrong and what to do.
+//! `railgate doctor`: looks at this machine, sends each server of Rails the requests that an experienced operator
+//! would try first, looks at the counters of a running gateway, and prints what is wrong and what to do.
 
 mod diagnose;
+mod finding;
+mod machine;
+mod running;
 
-use std::path::Path;
+use std::net::IpAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, header};
+use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use railgate::auth::upstream_credential::{UpstreamCredential, UpstreamCredentialKind};
 use railgate::body::{Body, Collected};
 use railgate::config::{self, GatewayConfig};
 use railgate::route::{Class, PREFIX};
 use railgate::upstream::{
-    self, Error, SendOptions, SendReport, Upstream, UpstreamServerSettings, UpstreamState,
+    self, Error, SendOptions, SendReport, Upstream, UpstreamAddress, UpstreamServerSettings, UpstreamState,
 };
+use serde_json::{Value, json};
 
-use self::diagnose::{Finding, Level, ProbeCredential, ProbeResponse, ProbeResults};
+use self::diagnose::{ProbeCredential, ProbeResponse, ProbeResults};
+use self::finding::{Finding, Level};
 use super::client;
+use super::config_file::ConfigFile;
 use super::output::{print_config_error, print_line};
 
 /// Bytes of the largest response body that is read.
 const MAX_BODY: usize = 64 * 1024;
 
+#[derive(Debug, clap::Args)]
+pub(super) struct Options {
+    #[command(flatten)]
+    file: ConfigFile,
+    /// Print the findings as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What was found so far. As text, each finding is printed at once.
+struct Report {
+    is_json: bool,
+    findings: Vec<Value>,
+    worst: Level,
+}
+
+impl Report {
+    fn add(&mut self, subject: &str, findings: impl IntoIterator<Item = Finding>) {
+        if !self.is_json {
+            print_line(&format!("{subject}:"));
+        }
+        for finding in findings {
+            self.worst = self.worst.max(finding.level);
+            if self.is_json {
+                self.findings.push(finding.to_json(subject));
+            } else {
+                print_line(&finding.to_string());
+            }
+        }
+    }
+
+    fn end(self) -> ExitCode {
+        if self.is_json {
+            print_line(&format!("{:#}", json!({ "worst": self.worst.as_str(), "findings": self.findings })));
+        }
+        if self.worst == Level::Failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    }
+}
+
 /// Exits 0 if nothing has failed, despite warnings.
-pub(super) fn main(file: &Path) -> ExitCode {
-    let loaded = match config::load(file) {
+pub(super) fn main(options: &Options) -> ExitCode {
+    let loaded = match config::load(&options.file.config) {
         Ok(loaded) => loaded,
         Err(error) => {
             print_config_error(&error);
             return ExitCode::FAILURE;
         }
     };
-    let mut has_failed = false;
-    let mut report = |finding: Finding| {
-        has_failed |= finding.level == Level::Failed;
-        print_line(&finding.to_string());
-    };
-    for warning in &loaded.warnings {
-        report(Finding::warning(warning.to_string(), None));
-    }
     let config = &loaded.config;
+    let mut report = Report { is_json: options.json, findings: Vec::new(), worst: Level::Ok };
+    let warnings = loaded.warnings.iter().map(|warning| Finding::warning(warning.to_string(), None));
+    report.add("this machine", warnings.chain(machine::findings(config)));
     for server in &config.upstream.servers {
-        print_line(&format!("{}:", server.name()));
-        match client::block_on(async { Ok(probe(config, server).await) }) {
-            Ok(results) => diagnose::findings(&results).into_iter().for_each(&mut report),
-            Err(error) => report(Finding::failed(error, "check the limits of this machine")),
-        }
+        let findings = match client::block_on(async { Ok(probe(config, server).await) }) {
+            Ok(results) => diagnose::findings(&results),
+            Err(error) => vec![Finding::failed(error, "check the limits of this machine")],
+        };
+        report.add(&server.name(), findings);
     }
-    if has_failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    let subject = format!("the gateway on {}", config.admin.address);
+    report.add(&subject, examine_gateway(config));
+    report.end()
 }
+
+/// What a running gateway with this configuration counts. It need not run.
+fn examine_gateway(config: &GatewayConfig) -> Vec<Finding> {
+    let metrics = client::block_on(async {
+        let gateway = client::admin_listener(&config.admin.address)?;
+        client::fetch(&gateway, Method::GET, "/metrics", None, "").await
+    });
+    match metrics {
+        Ok((StatusCode::OK, text)) => {
+            running::findings(&String::from_utf8_lossy(&text), config.hooks.is_some())
+        }
+        Ok((status, _)) => {
+            vec![Finding::failed(
+                format!("it is no gateway: its /metrics is {status}"),
+                "is admin.address right?",
+            )]
+        }
+        Err(error) => vec![Finding::note(
+            format!("it does not run, or with another configuration: {error}"),
+            "examine it again once it runs: then its counters are looked at, too",
+        )],
+    }
+}
+
+/// The addresses of a host that is a name, as far as they are known in time.
+async fn resolve(server: &UpstreamServerSettings) -> Option<(String, Vec<IpAddr>)> {
+    let UpstreamAddress::Tcp(host, port) = &server.target.address else { return None };
+    if host.parse::<IpAddr>().is_ok() {
+        return None;
+    }
+    let found = tokio::time::timeout(MAX_LOOKUP, tokio::net::lookup_host((host.as_str(), *port))).await;
+    let mut addresses: Vec<_> = found.ok()?.ok()?.map(|address| address.ip()).collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    Some((host.clone(), addresses))
+}
+
+/// Of a name.
+const MAX_LOOKUP: Duration = Duration::from_secs(5);
 
 /// Sends one server each request once.
 async fn probe(config: &GatewayConfig, server: &UpstreamServerSettings) -> ProbeResults {
@@ -79,9 +160,11 @@ async fn probe(config: &GatewayConfig, server: &UpstreamServerSettings) -> Probe
         responses: Vec::new(),
         longest_target: None,
         max_target: config.limits.target,
+        page: None,
+        name: resolve(server).await,
     };
     for (kind, credential) in &credentials {
-        let response = send_probe(&rails, "/check", credential).await;
+        let response = send_probe(&rails, &format!("{PREFIX}/check"), Some(credential)).await;
         let is_unreachable = matches!(response, ProbeResponse::Failed { .. });
         results.responses.push((*kind, response));
         if is_unreachable {
@@ -91,17 +174,20 @@ async fn probe(config: &GatewayConfig, server: &UpstreamServerSettings) -> Probe
     // With a credential that the server accepts, the longest target that the gateway accepts.
     let accepted = results.responses.iter().position(|(_, response)| response.status() == Some(200));
     if let Some((_, credential)) = accepted.and_then(|accepted| credentials.get(accepted)) {
-        let path = "/check?filler=";
-        let filler = "x".repeat(config.limits.target.saturating_sub(1024 + PREFIX.len() + path.len()));
-        results.longest_target = Some(send_probe(&rails, &format!("{path}{filler}"), credential).await);
+        let path = format!("{PREFIX}/check?filler=");
+        let filler = "x".repeat(config.limits.target.saturating_sub(1024 + path.len()));
+        results.longest_target = Some(send_probe(&rails, &format!("{path}{filler}"), Some(credential)).await);
+        results.page = Some(send_probe(&rails, "/404.html", None).await);
     }
     results
 }
 
-async fn send_probe(rails: &Upstream, endpoint: &str, credential: &UpstreamCredential) -> ProbeResponse {
+async fn send_probe(rails: &Upstream, path: &str, credential: Option<&UpstreamCredential>) -> ProbeResponse {
     let mut headers = HeaderMap::new();
-    credential.apply(&mut headers, now());
-    let request = Request::builder().uri(format!("{PREFIX}{endpoint}"));
+    if let Some(credential) = credential {
+        credential.apply(&mut headers, now());
+    }
+    let request = Request::builder().uri(path);
     let request = request.header(header::USER_AGENT, "railgate (doctor)").body(Body::empty());
     let Ok(mut request) = request else { return ProbeResponse::failed("the request is invalid", None) };
     request.headers_mut().extend(headers);

@@ -27,16 +27,16 @@ pub fn explain(key: &str) -> Result<String, String> {
 fn explain_key(key: &KeyRead) -> String {
     let path = key.path();
     let mut lines = vec![path.clone(), String::new()];
-    if let Some(row) = reference::row(&path) {
-        lines.extend([wrap(&row.summary), String::new()]);
+    let row = reference::row(&path);
+    if let Some(text) = reference::comment(&path).or_else(|| row.as_ref().map(|row| row.summary.clone())) {
+        lines.extend([wrap(&text), String::new()]);
+    }
+    if let Some(row) = row {
         lines.push(wrap(&format!("Default: {}", row.default)));
         lines.push(wrap(&format!("Range: {}", row.range)));
     }
     if let Some(variable) = key.variable() {
         lines.push(format!("Environment: {variable}"));
-    }
-    if let Some(comment) = reference::comment(&path) {
-        lines.extend([String::new(), wrap(&comment)]);
     }
     lines.join("\n")
 }

@@ -23,8 +23,14 @@ pub(super) fn row(key: &str) -> Option<Row> {
     let mut cells = cells.trim_end_matches(['|', ' ']).splitn(3, " | ");
     let (default, range, summary) = (cells.next()?, cells.next()?, cells.next()?);
     let value = default.strip_prefix('`').and_then(|rest| rest.strip_suffix('`'));
-    let value = value.filter(|value| !value.contains('`')).map(str::to_owned);
-    Some(Row { default: plain(default), default_value: value, range: plain(range), summary: plain(summary) })
+    // The name of another key is no value.
+    let is_key = |value: &&str| rows.contains(&format!("\n| `{value}` | "));
+    let value = value.filter(|value| !value.contains('`') && !is_key(value)).map(str::to_owned);
+    let range = match (range, key.rsplit_once('.')) {
+        ("as above", Some((section, name))) if section != "listen" => row(&format!("listen.{name}"))?.range,
+        _ => plain(range),
+    };
+    Some(Row { default: plain(default), default_value: value, range, summary: plain(summary) })
 }
 
 /// All classes of routes have the same keys.
@@ -54,6 +60,8 @@ fn plain(text: &str) -> String {
 /// The comment above a key or a section of config/railgate.toml. A key without one shares that of the key above it, or
 /// has that of its section.
 pub(super) fn comment(path: &str) -> Option<String> {
+    // The keys of one class are described for all.
+    let path = with_generic_class(path).replace(".CLASS.", ".lookup.");
     let mut section = "";
     let (mut block, mut earlier, mut of_section) = (Vec::new(), Vec::new(), Vec::new());
     let mut is_block_done = false;
@@ -101,6 +109,9 @@ mod tests {
         assert_eq!(row.summary, "connections open at one time on this listener");
         assert_eq!(super::row("cache.max_entries").unwrap().default_value.as_deref(), Some("1000000"));
         assert_eq!(super::row("cache.maximum"), None);
+        let row = super::row("hooks.mode").unwrap();
+        assert_eq!((row.range.as_str(), row.default_value.as_deref()), ("0000 to 0777", Some("0660")));
+        assert_eq!(super::row("upstream.secret_file").unwrap().default_value, None);
     }
 
     #[test]

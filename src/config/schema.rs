@@ -56,8 +56,6 @@ fn property(key: &KeyRead, keys: &[KeyRead]) -> Map<String, Value> {
 
 fn default(kind: &KeyKind, value: &str) -> Option<Value> {
     match kind {
-        // A default of another key's name is none.
-        KeyKind::Text if value.contains('.') && !value.contains([':', '/']) => None,
         KeyKind::Text | KeyKind::Duration(_) | KeyKind::Size(_) | KeyKind::Choice(_) => Some(json!(value)),
         KeyKind::Integer(_) | KeyKind::Boolean | KeyKind::StringList => serde_json::from_str(value).ok(),
         KeyKind::Section | KeyKind::SectionArray => None,

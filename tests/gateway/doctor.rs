@@ -8,8 +8,9 @@ use socket2::{Domain, Socket, Type};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::certificates::CertificateAuthority;
-use super::fake_rails::{FakeRails, ReceivedRequest, Reply, gitlab};
-use super::harness::Scratch;
+use super::client::{Address, Request};
+use super::fake_rails::{FakeRails, ROOT_KEY, ReceivedRequest, Reply, gitlab};
+use super::harness::{Scratch, Setup};
 
 struct Operator {
     dir: Scratch,
@@ -25,13 +26,21 @@ impl Operator {
     /// Runs the command. Returns whether it succeeded, and its output.
     async fn examine(&self, upstream: &str, more: &str) -> (bool, String) {
         let secret = self.dir.file("shell_secret");
+        // Where no gateway runs.
+        let admin = self.dir.file("none.sock");
         let config = format!(
-            "{upstream}\n[auth.shell]\nsecret_file = '{}'\naccept = ['jwt', 'shared_secret']\n{more}",
-            secret.display()
+            "{upstream}\n[auth.shell]\nsecret_file = '{}'\naccept = ['jwt', 'shared_secret']\n[admin]\naddress = \
+             'unix:{}'\n{more}",
+            secret.display(),
+            admin.display()
         );
+        self.examine_with(&config, &[]).await
+    }
+
+    async fn examine_with(&self, config: &str, options: &[&str]) -> (bool, String) {
         fs::write(self.dir.file("railgate.toml"), config).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_railgate"));
-        command.arg("doctor").arg("--config").arg(self.dir.file("railgate.toml"));
+        command.arg("doctor").args(options).arg("--config").arg(self.dir.file("railgate.toml"));
         let Output { status, stdout, stderr } =
             tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
         let output = String::from_utf8([stdout, stderr].concat()).unwrap();
@@ -69,9 +78,9 @@ async fn a_healthy_rails_is_reported() {
         "{output}"
     );
     assert!(output.contains("as long as limits.target allows, 11264 bytes"), "{output}");
-    // A request for each credential, and one of the maximum length.
+    // A request for each credential, one of the maximum length, and one for a page of Workhorse.
     let asked = rails.requests();
-    assert_eq!(asked.len(), 3, "{output}");
+    assert_eq!(asked.len(), 4, "{output}");
     let longest = asked.iter().map(|request| request.target.len()).max().unwrap();
     assert!((9_000..11_264).contains(&longest), "{longest}");
 }
@@ -157,4 +166,91 @@ async fn each_server_is_examined() {
 async fn configuration_errors_are_reported_as_by_check() {
     let (is_healthy, output) = Operator::new().examine("upstream.ulr = 'http://127.0.0.1:1'", "").await;
     assert!(!is_healthy && output.contains("upstream.url"), "{output}");
+}
+
+#[tokio::test]
+async fn findings_are_json_for_programs() {
+    let operator = Operator::new();
+    let rails = FakeRails::listen_tcp().await;
+    let away = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let secret = operator.dir.file("shell_secret").display().to_string();
+    let admin = operator.dir.file("none.sock").display().to_string();
+    for (url, is_healthy) in [(rails.address.url(), true), (format!("http://{away}"), false)] {
+        let config = format!(
+            "upstream.url = '{url}'\nauth.shell.secret_file = '{secret}'\nadmin.address = 'unix:{admin}'\n"
+        );
+        let (was_healthy, output) = operator.examine_with(&config, &["--json"]).await;
+        let said: serde_json::Value = serde_json::from_str(&output).unwrap();
+        assert_eq!(was_healthy, is_healthy, "{output}");
+        let findings = said["findings"].as_array().unwrap();
+        let of = |subject: &str| findings.iter().filter(|one| one["subject"] == subject).collect::<Vec<_>>();
+        assert!(!of("this machine").is_empty(), "{said}");
+        assert_eq!(of(&format!("the gateway on unix:{admin}"))[0]["level"], "note", "{said}");
+        let of_server = of(url.trim_start_matches("http://"));
+        if is_healthy {
+            assert!(of_server.iter().any(|one| one["level"] == "ok"), "{said}");
+            // The scripted Rails has no page of Workhorse.
+            assert_eq!(said["worst"], "warning", "{said}");
+        } else {
+            assert_eq!(
+                (&said["worst"], &of_server[0]["level"]),
+                (&"failed".into(), &"failed".into()),
+                "{said}"
+            );
+            assert!(of_server[0]["advice"].as_str().unwrap().contains("upstream.url"), "{said}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn sockets_that_cannot_be_made_are_reported() {
+    let operator = Operator::new();
+    let rails = FakeRails::listen_tcp().await;
+    fs::write(operator.dir.file("file"), "").unwrap();
+    let dir = operator.dir.path().display();
+    for (listen, is_healthy, words) in [
+        (format!("address = 'unix:{dir}/new.sock'"), true, "new.sock can be made, with the mode 0660"),
+        (
+            format!("address = 'unix:{dir}/new.sock'\nmode = '0666'"),
+            true,
+            "every user of this machine may connect",
+        ),
+        (format!("address = 'unix:{dir}/file'"), false, "is there, and is not a socket"),
+        (format!("address = 'unix:{dir}/none/new.sock'"), false, "the directory of"),
+        (format!("address = 'unix:{dir}/file/new.sock'"), false, "is not a directory"),
+    ] {
+        let (was_healthy, output) = operator
+            .examine(&format!("upstream.url = '{}'", rails.address.url()), &format!("[[listen]]\n{listen}"))
+            .await;
+        assert!(was_healthy == is_healthy && output.contains(words), "{listen}: {output}");
+    }
+}
+
+#[tokio::test]
+async fn a_running_gateway_is_examined() {
+    let rails = FakeRails::listen_tcp().await;
+    let setup = Setup::new();
+    let token = setup.dir.file("hook_token");
+    fs::write(&token, "h00k").unwrap();
+    let setup = setup
+        .text("hooks.address", "127.0.0.1:0")
+        .text("hooks.token_file", &token.display().to_string())
+        .set("cache.shadow.one_in", 1);
+    let config = setup.config(&rails.address);
+    let harness = setup.start_with(rails);
+    let Address::Tcp(admin) = &harness.gateway.admin else { unreachable!() };
+    let config = config.replace("admin.address = \"127.0.0.1:0\"", &format!("admin.address = '{admin}'"));
+    let operator = Operator::new();
+    let (is_healthy, output) = operator.examine_with(&config, &[]).await;
+    assert!(is_healthy && output.contains("no System Hook has arrived"), "{output}");
+    assert!(output.contains("no answer from memory was compared"), "{output}");
+
+    let key = Request::get(&format!("authorized_keys?key={ROOT_KEY}")).with_secret();
+    for _ in 0..2 {
+        harness.gateway.tcp.send(&key).await;
+    }
+    let same = "railgate_shadow_checks_total{route=\"authorized_keys\",result=\"agreed\"}";
+    harness.wait_for_metric(same, 1).await;
+    let (is_healthy, output) = operator.examine_with(&config, &[]).await;
+    assert!(is_healthy && output.contains("all 1 answers from memory"), "{output}");
 }

@@ -1,6 +1,6 @@
 //! What the responses of a server mean. Pure: responses in, findings out.
 
-use std::fmt;
+use std::net::IpAddr;
 
 use bytes::Bytes;
 use http::header::{self, HeaderName};
@@ -9,6 +9,8 @@ use railgate::upstream::UnreachableCause;
 use serde_json::Value;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc2822;
+
+use super::finding::{Finding, Level};
 
 /// Seconds by which clocks may differ without a warning. `Date` has whole seconds, and the response took some time.
 const MAX_CLOCK_DIFFERENCE: i64 = 5;
@@ -27,6 +29,10 @@ pub(super) struct ProbeResults {
     pub(super) longest_target: Option<ProbeResponse>,
     /// `limits.target`.
     pub(super) max_target: usize,
+    /// To a page that Workhorse has, and Puma has not.
+    pub(super) page: Option<ProbeResponse>,
+    /// The host of the URL, if it is a name, and its addresses.
+    pub(super) name: Option<(String, Vec<IpAddr>)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,52 +69,17 @@ impl ProbeResponse {
         }
     }
 
+    /// Whether one of these texts is in the body.
+    fn says(&self, texts: &[&str]) -> bool {
+        let Self::Received { body, .. } = self else { return false };
+        texts.iter().any(|text| memchr::memmem::find(body, text.as_bytes()).is_some())
+    }
+
     fn json(&self) -> Value {
         match self {
             Self::Failed { .. } => Value::Null,
             Self::Received { body, .. } => serde_json::from_slice(body).unwrap_or_default(),
         }
-    }
-}
-
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Finding {
-    pub(super) level: Level,
-    summary: String,
-    /// What to do about it.
-    advice: Option<String>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Level {
-    Ok,
-    Warning,
-    Failed,
-}
-
-impl Finding {
-    fn ok(summary: impl Into<String>) -> Self {
-        Self { level: Level::Ok, summary: summary.into(), advice: None }
-    }
-
-    pub(super) fn warning(summary: impl Into<String>, advice: Option<&str>) -> Self {
-        Self { level: Level::Warning, summary: summary.into(), advice: advice.map(str::to_owned) }
-    }
-
-    pub(super) fn failed(summary: impl Into<String>, advice: &str) -> Self {
-        Self { level: Level::Failed, summary: summary.into(), advice: Some(advice.to_owned()) }
-    }
-}
-
-impl fmt::Display for Finding {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let level = match self.level {
-            Level::Ok => "ok",
-            Level::Warning => "warning",
-            Level::Failed => "failed",
-        };
-        write!(f, "  {level}: {}", self.summary)?;
-        self.advice.as_ref().map_or(Ok(()), |advice| write!(f, "\n      {advice}"))
     }
 }
 
@@ -119,12 +90,14 @@ pub(super) fn findings(results: &ProbeResults) -> Vec<Finding> {
     let accepted = results.responses.iter().find(|(_, response)| response.status() == Some(200));
     let response = accepted.map_or(first, |(_, response)| response);
     let mut found = vec![check_response(response)];
+    found.extend(results.name.as_ref().and_then(|(name, addresses)| check_addresses(name, addresses)));
     if found.iter().any(|finding| finding.level == Level::Failed) {
         return found;
     }
     found.extend(check_redis(response));
     found.push(check_credentials(results));
     found.extend(check_clock(response, results.now));
+    found.extend(results.page.as_ref().map(check_workhorse));
     found.extend(results.longest_target.as_ref().map(|response| check_target(response, results.max_target)));
     found
 }
@@ -153,6 +126,10 @@ fn check_response(response: &ProbeResponse) -> Finding {
         502..=504 => Finding::failed(
             format!("the proxy in front of Rails cannot reach it ({status})"),
             "is Puma running? See its log, and that of Workhorse or nginx",
+        ),
+        400 if response.says(&["sent to HTTPS port", "request to an HTTPS server"]) => Finding::failed(
+            "there is TLS, and upstream.url begins with http://",
+            "begin it with https://, or use the port for plain HTTP",
         ),
         _ => Finding::failed(
             format!("this is not GitLab's internal API (status {status})"),
@@ -235,6 +212,35 @@ fn check_target(response: &ProbeResponse, max_target: usize) -> Finding {
     Finding::failed(
         format!("it accepts no targets as long as limits.target allows, {max_target} bytes ({reason})"),
         "lower limits.target, or build Puma with PUMA_QUERY_STRING_MAX_LENGTH and PUMA_REQUEST_URI_MAX_LENGTH as large",
+    )
+}
+
+/// One server that is several: the gateway can neither balance these, nor take a broken one out of rotation.
+fn check_addresses(name: &str, addresses: &[IpAddr]) -> Option<Finding> {
+    let of = |is_v4: bool| addresses.iter().filter(|ip| ip.is_ipv4() == is_v4 && !ip.is_loopback()).count();
+    (of(true).max(of(false)) > 1).then(|| {
+        let list: Vec<_> = addresses.iter().map(IpAddr::to_string).collect();
+        Finding::warning(
+            format!(
+                "{name} has {} addresses ({}), and a new connection goes to whichever answers first",
+                addresses.len(),
+                list.join(", ")
+            ),
+            Some("if they are several servers, name each in a [[upstream.server]], so that load is shared and health checked"),
+        )
+    })
+}
+
+/// Workhorse serves the pages of GitLab's `public` directory, and a Puma of GitLab does not.
+fn check_workhorse(response: &ProbeResponse) -> Finding {
+    if response.status() == Some(200) {
+        return Finding::ok("Workhorse, or a web server with GitLab's pages, is in front of Rails");
+    }
+    Finding::warning(
+        "this seems to be Rails without Workhorse: there is no /404.html",
+        Some(
+            "set upstream.url to Workhorse, which Rails leaves some answers to, such as LFS files in object storage",
+        ),
     )
 }
 

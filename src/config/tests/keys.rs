@@ -101,6 +101,22 @@ fn mistakes_in_variables_name_the_variable() {
     assert_eq!(errors[0].to_string(), "RAILGATE_LOG__LEVEL: log.level: holds bytes that are not UTF-8");
 }
 
+/// Whatever a variable holds is a string of the same characters.
+#[test]
+fn odd_characters_in_variables_are_kept() {
+    let files = Files::new();
+    let odd = "a\u{7f}\n\u{1}\"\\'\u{1f6ab}";
+    let errors = load(&files, BASE, &[("RAILGATE_UPSTREAM__HOST", odd)]).unwrap_err();
+    let expected = format!(
+        "RAILGATE_UPSTREAM__HOST: upstream.host: expected a host name, perhaps with a port, found {odd:?}"
+    );
+    assert_eq!(errors, [expected]);
+    let nested = format!("{}1{}", "[".repeat(10_000), "]".repeat(10_000));
+    for name in ["RAILGATE_LISTEN", "RAILGATE_AUTH__SHELL__ACCEPT", "RAILGATE_CACHE__MAX_ENTRIES"] {
+        assert!(load(&files, BASE, &[(name, &nested)]).is_err(), "{name}");
+    }
+}
+
 /// A Service named `railgate` sets these in every container of its namespace.
 #[test]
 fn the_variables_of_kubernetes_are_no_keys() {

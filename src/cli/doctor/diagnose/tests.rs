@@ -24,6 +24,8 @@ fn results(responses: Vec<(ProbeCredential, ProbeResponse)>, accepts: (bool, boo
         responses,
         longest_target: None,
         max_target: 11_264,
+        page: None,
+        name: None,
     }
 }
 
@@ -54,6 +56,16 @@ fn other_servers_and_failures_are_recognized() {
         ),
         (response(401, &[], "who are you?"), Level::Failed, "is not GitLab's internal API"),
         (response(403, &[], "{}"), Level::Failed, "is not GitLab's internal API"),
+        (
+            response(400, &[], "Client sent an HTTP request to an HTTPS server.\n"),
+            Level::Failed,
+            "there is TLS, and upstream.url begins with http://",
+        ),
+        (
+            response(400, &[], "<title>400 The plain HTTP request was sent to HTTPS port</title>"),
+            Level::Failed,
+            "begin it with https://",
+        ),
         (response(404, &[], r#"{"error":"404 Not Found"}"#), Level::Failed, "relative URL root"),
         (response(502, &[], ""), Level::Failed, "is Puma running?"),
         (
@@ -126,5 +138,36 @@ fn clock_differences_and_long_targets_are_reported() {
         let (worst, shown) = report(&with("", Some(longest_target)));
         assert_eq!(worst, level, "{shown}");
         assert!(shown.contains(text), "{shown}");
+    }
+}
+
+#[test]
+fn a_name_with_several_addresses_is_reported() {
+    for (addresses, is_reported) in [
+        (&["10.0.0.1", "10.0.0.2"][..], true),
+        (&["fd00::1", "fd00::2", "10.0.0.1"], true),
+        (&["10.0.0.1", "fd00::1"], false),
+        (&["127.0.0.1", "::1"], false),
+        (&["10.0.0.1"], false),
+        (&[], false),
+    ] {
+        let mut results = results(vec![(ProbeCredential::Token, response(200, &[], CHECK))], (true, false));
+        let parsed = addresses.iter().map(|address| address.parse().unwrap()).collect();
+        results.name = Some(("rails.example".to_owned(), parsed));
+        let (level, text) = report(&results);
+        assert_eq!(level == Level::Warning, is_reported, "{addresses:?}: {text}");
+        assert_eq!(text.contains("[[upstream.server]]"), is_reported, "{text}");
+    }
+}
+
+#[test]
+fn rails_without_workhorse_is_reported() {
+    for (page, level) in
+        [(response(200, &[], "<html>"), Level::Ok), (response(404, &[], "{}"), Level::Warning)]
+    {
+        let mut results = results(vec![(ProbeCredential::Token, response(200, &[], CHECK))], (true, false));
+        results.page = Some(page);
+        let (found, text) = report(&results);
+        assert_eq!((found, text.contains("Workhorse")), (level, true), "{text}");
     }
 }
