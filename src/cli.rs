@@ -14,6 +14,7 @@ mod output;
 mod run;
 mod supervision;
 mod token;
+mod top;
 
 use std::process::ExitCode;
 
@@ -58,6 +59,8 @@ enum Command {
     Hook(hook::Command),
     /// Print "live" if the threads of a running gateway respond, else why not
     Health(health::Options),
+    /// Show the figures of a running gateway again and again, until Ctrl-C
+    Top(top::Options),
     /// Print a token as GitLab Shell or kas would send it, to try requests with curl
     Token(token::Options),
     /// Print the completions of a shell
@@ -79,6 +82,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Servers(options) => admin::servers(options),
         Command::Hook(command) => hook::main(&command),
         Command::Health(options) => health::main(&options),
+        Command::Top(options) => top::main(&options),
         Command::Token(options) => token::main(&options),
         Command::Completions(options) => manual::completions(&options, Arguments::command()),
         Command::Man(options) => manual::man(&options, Arguments::command()),

@@ -172,3 +172,41 @@ fn the_environment_overrides_the_file() {
     let mark = "did you mean \"upstream\"?\n    5 | [upsteam]\n      |  ^^^^^^^\n";
     assert!(!is_valid && output.ends_with(mark), "{output}");
 }
+
+#[tokio::test]
+async fn top_shows_what_the_gateway_counts() {
+    let harness = Setup::new().start().await;
+    let Address::Tcp(address) = &harness.gateway.admin else { unreachable!() };
+    let config = format!("admin.address = '{address}'\n");
+    let request = Request::get(&format!("authorized_keys?key={ROOT_KEY}")).with_secret();
+    for _ in 0..4 {
+        harness.gateway.tcp.send(&request).await;
+    }
+    harness.wait_for_metric("railgate_requests_in_flight", 0).await;
+    let (is_shown, output) = run(&harness, &["top", "--once"], &config).await;
+    assert!(is_shown && output.contains("Hits: 75.0 %") && output.contains("Rails answers"), "{output}");
+    let route: Vec<_> = output
+        .lines()
+        .find(|line| line.starts_with("authorized_keys "))
+        .unwrap()
+        .split_whitespace()
+        .collect();
+    assert_eq!(route, ["authorized_keys", "4", "0"], "{output}");
+    assert!(output.lines().all(|line| line.chars().count() <= 80), "{output}");
+}
+
+/// The image has no shell: what its health check runs has to be a command of the program.
+#[test]
+fn the_health_check_of_the_image_is_a_command() {
+    let file = include_str!("../../deploy/Containerfile");
+    let (_, rest) = file.split_once("HEALTHCHECK ").unwrap();
+    let (_, rest) = rest.split_once("CMD ").unwrap();
+    let arguments: Vec<String> = serde_json::from_str(rest.lines().next().unwrap()).unwrap();
+    let (program, arguments) = arguments.split_first().unwrap();
+    assert_eq!(program, "railgate");
+    let output = Command::new(env!("CARGO_BIN_EXE_railgate")).args(arguments).arg("--help").output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    // The configuration that the image itself reads.
+    let (_, command) = file.split_once("\nCMD ").unwrap();
+    assert!(command.contains(&format!("\"{}\"", arguments.last().unwrap())), "{command}");
+}

@@ -165,6 +165,7 @@ fn exit_codes_are_those_in_the_table() {
         (&["check", "--explain", "cache.discover.ttl"], 0),
         (&["check", "--explain", "cache.discover.tll"], 1),
         (&["health", "--config", valid], 1),
+        (&["top", "--once", "--config", valid], 1),
         (&["token", "shell", "--config", valid], 0),
         (&["token", "kas", "--config", valid], 1),
         (&["token", "shell", "--ttl", "0", "--config", valid], 2),
