@@ -18,6 +18,7 @@
 
 mod gateway {
     // Support.
+    mod browser;
     mod certificates;
     mod client;
     mod clock_skew;
@@ -78,6 +79,7 @@ mod gateway {
     mod stale;
     mod stalled_threads;
     mod status_page;
+    mod status_page_in_browser;
     mod tls;
     mod tolerated_requests;
     mod tolerated_responses;

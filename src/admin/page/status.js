@@ -22,7 +22,7 @@ function duration(s) {
   if (s < 1) return `${(s * 1e3).toFixed(s < 0.01 ? 1 : 0)} ms`;
   if (s < 60) return `${s.toFixed(s < 10 ? 1 : 0)} s`;
   if (s < 3600) return `${Math.floor(s / 60)} min`;
-  if (s < 86400) return `${Math.floor(s / 3600)} h ${Math.floor((s % 3600) / 60)} min`;
+  if (s < 86400) return s % 3600 < 60 ? `${Math.floor(s / 3600)} h` : `${Math.floor(s / 3600)} h ${Math.floor((s % 3600) / 60)} min`;
   return `${Math.floor(s / 86400)} d ${Math.floor((s % 86400) / 3600)} h`;
 }
 
@@ -92,7 +92,7 @@ const CHARTS = [
   { title: "Errors", unit: (n) => `${rate(n)}/s`, lines: [["errors", "5xx"], ["refused", "ended here"]] },
   { title: "Latency from memory", unit: duration, lines: [["hit_p50", "p50"], ["hit_p99", "p99"]] },
   { title: "Latency of Rails", unit: duration, lines: [["rails_p50", "p50"], ["rails_p99", "p99"]] },
-  { title: "Waiting", unit: count, lines: [["waiting", "in the queue"], ["connections", "connections"]] },
+  { title: "Queue", unit: count, lines: [["waiting", "waiting"], ["connections", "connections"]] },
 ];
 const WIDTH = 300;
 const HEIGHT = 90;
@@ -219,21 +219,22 @@ function showTables(status) {
   ]), "no answers yet");
   fill("server-table", status.servers.map((server) => [
     server.server + (server.backup ? " (backup)" : ""),
-    { text: server.state, className: ["up", "slow_start"].includes(server.state) ? "up" : "down" },
-    wide(server.why || "–"), count(server.requests), count(server.connections), count(server.failures_in_a_row),
+    { text: server.state, className: ["up", "slow_start"].includes(server.state) ? "wide up" : "wide down" },
+    { text: server.why || "–", className: "wide text" }, count(server.requests), count(server.connections), count(server.failures_in_a_row),
     { button: { server: server.server, drain: server.state !== "drained", disabled: operators === "none" || (operators === "token" && !token) } },
   ]));
   fill("queue", status.queue.map((one) => [one.class, count(one.in_flight), count(one.limit), count(one.waiting), count(one.shed)])
     .concat([["Rails is away", "–", "–", count(status.held), "–"]]));
   fill("last", status.last_failed.map((one) => [
-    clock(one.at), one.route, one.status === null ? "–" : String(one.status), wide(one.failure), wide(one.reason || "–"), wide(one.correlation_id),
+    clock(one.at), wide(one.route), one.status === null ? "–" : String(one.status), wide(one.failure), wide(one.reason || "–"), wide(one.correlation_id),
   ]), "nothing was refused yet");
   const pairs = (counts) => Object.entries(counts).map(([name, n]) => [name, count(n)]);
   fill("failures", pairs(status.failures), "none yet");
   fill("rejections", pairs(status.auth_refusals), "none yet");
   fill("stores", status.stores.map((one) => [one.store, count(one.entries), bytes(one.bytes), count(one.kept), count(one.evicted), count(one.expired)]));
   fill("ages", status.ages.map((one) => [one.up_to_s === null ? "older" : duration(one.up_to_s), count(one.positive), count(one.negative)]), "not counted yet");
-  fill("hooks", pairs(status.hooks).map(([name, n]) => [name.replaceAll("_", " "), n]));
+  fill("hooks", pairs(status.hooks.events).map(([name, n]) => [name.replaceAll("_", " "), n])
+    .concat([["refused: wrong token", count(status.hooks.refused)], ["not read: too many", count(status.hooks.shed)]]));
   fill("listeners", status.listeners.map((one) => [one.listener, count(one.open), count(one.limit), count(one.evicted), count(one.turned_away)]));
   fill("health", [["log lines lost", count(status.log.dropped)], ["log lines counted instead of written", count(status.log.suppressed)]]
     .concat(status.threads.map((one) => [`${one.thread}: silent for`, `${count(one.silent_s)} s`])));

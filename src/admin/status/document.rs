@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::history::{is_cacheable, is_hit, ratio};
 use crate::admin::servers;
@@ -143,10 +143,9 @@ fn age(count: &AgeCount) -> Value {
 }
 
 fn hooks(sources: &MetricSources) -> Value {
-    let events = sources.hooks.events.iter().map(|(event, count)| (event.as_str().to_owned(), count.into()));
-    let others = [("refused", &sources.hooks.refused), ("shed", &sources.hooks.shed)];
-    let others = others.map(|(name, count)| (name.to_owned(), count.load(Relaxed).into()));
-    Value::Object(events.chain(others).collect::<Map<_, _>>())
+    let hooks = &sources.hooks;
+    let events: BTreeMap<_, _> = hooks.events.iter().map(|(event, count)| (event.as_str(), count)).collect();
+    json!({ "events": events, "refused": hooks.refused.load(Relaxed), "shed": hooks.shed.load(Relaxed) })
 }
 
 fn listeners(sources: &MetricSources) -> Vec<Value> {
