@@ -3,6 +3,7 @@
 //! Only this module knows the names of the keys. What they mean, and most of their defaults, belong to
 //! the modules whose settings they are.
 
+mod accounts;
 mod auth;
 mod cache;
 mod diagnostic;
@@ -11,6 +12,7 @@ mod explain;
 mod gateway_config;
 mod key;
 mod listen;
+mod listen_options;
 mod own_listeners;
 mod read;
 mod reference;

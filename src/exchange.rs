@@ -19,7 +19,7 @@ use crate::body::Body;
 use crate::cache::Key;
 use crate::cache::storable::NoStoreReason;
 use crate::failure::{Failure, FailureOrigin};
-use crate::header::RequestId;
+use crate::header::{ClientScheme, RequestId};
 use crate::progress::Progress;
 use crate::refusal::Refusal;
 use crate::request_span::RequestSpan;
@@ -36,6 +36,8 @@ pub struct Exchange {
     pub refusal: Option<Refusal>,
     /// The address of the client; `None` on a unix socket.
     pub peer: Option<IpAddr>,
+    /// Of the URL that the client has asked for.
+    pub scheme: ClientScheme,
     /// The client connection.
     pub connection: ConnectionHandle,
     /// Correlates the logs of caller, gateway and Rails.
@@ -48,7 +50,8 @@ impl Exchange {
     /// Takes the request id from the headers, or generates one.
     pub fn new(request: Request<Body>, peer: Option<IpAddr>, connection: ConnectionHandle) -> Self {
         let request_id = RequestId::from_headers(request.headers());
-        Self { request, refusal: None, peer, connection, request_id, info: SharedRequestInfo::default() }
+        let (scheme, info) = (ClientScheme::default(), SharedRequestInfo::default());
+        Self { request, refusal: None, peer, scheme, connection, request_id, info }
     }
 
     /// Names the request in events about it.

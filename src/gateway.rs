@@ -1,6 +1,7 @@
 //! The life of the process: binds the sockets, starts the threads, and drains them at the end.
 
 mod restart;
+mod sockets;
 mod worker;
 
 use std::io;
@@ -14,20 +15,23 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::restart::WarmRestart;
+use self::sockets::BoundSockets;
+pub use self::sockets::file_demand;
 use self::worker::{HooksThread, Worker};
 use crate::admin::{Admin, OperatorPermits, Status};
 use crate::auth::Authenticator;
 use crate::body::unverified::UnverifiedBodies;
 use crate::cache::Cache;
 use crate::clock::Clock;
-use crate::config::GatewayConfig;
+use crate::config::{AdminSettings, GatewayConfig};
 use crate::header::via::Pseudonym;
 use crate::heartbeat::{Heartbeat, Heartbeats};
-use crate::hooks::{HookCounters, Hooks, HooksSettings};
+use crate::hooks::{HookCounters, Hooks};
 use crate::log::LogCounters;
 use crate::metrics::{MetricSources, Metrics};
-use crate::server::open_files::{self, FileDemand};
-use crate::server::{BoundSocket, Capacity, HttpServer, Listener, ServerLimits};
+use crate::server::{
+    BoundSocket, HttpServer, InheritedSockets, Listener, ServerLimits, ServerTls, watch_certificates,
+};
 use crate::service_manager::ServiceManager;
 use crate::stack::{self, StackParts};
 use crate::upstream::{HealthChecker, Upstream, UpstreamState};
@@ -41,6 +45,8 @@ pub struct Gateway {
     hooks: Option<HooksThread>,
     warm: Option<WarmRestart>,
     checks: HealthChecker,
+    /// Of the listeners with TLS, with their names.
+    certificates: Vec<(String, ServerTls)>,
     heartbeats: Arc<Heartbeats>,
     manager: ServiceManager,
     /// After it, a thread that does not end is taken for one that hangs.
@@ -55,13 +61,27 @@ impl Gateway {
     /// Binds every socket, so that an address in use is an error before anything runs. `log` is updated by the
     /// writer of the log, and exported with the metrics.
     pub fn bind(settings: GatewayConfig, log: Arc<LogCounters>) -> io::Result<Self> {
-        let mut sockets = BoundSockets::bind(&settings)?;
+        Self::bind_with(settings, log, InheritedSockets::default())
+    }
+
+    /// As [`bind`](Self::bind), with the sockets that systemd has passed.
+    pub fn bind_with(
+        settings: GatewayConfig,
+        log: Arc<LogCounters>,
+        inherited: InheritedSockets,
+    ) -> io::Result<Self> {
+        let sockets = BoundSockets::bind(&settings, inherited)?;
+        Self::build(settings, log, sockets)
+    }
+
+    fn build(settings: GatewayConfig, log: Arc<LogCounters>, mut sockets: BoundSockets) -> io::Result<Self> {
+        let certificates = sockets.certificates(&settings);
         let (warm, hook_counts) = (WarmRestart::new(&settings), Arc::<HookCounters>::default());
         let upstream = Arc::new(UpstreamState::new(&settings.upstream));
         let checks = HealthChecker::new(&settings.upstream, &upstream);
         let cache = Cache::new(&settings.cache);
         let bodies = Arc::new(UnverifiedBodies::new(settings.auth.max_unverified));
-        let heartbeats = heartbeats(&settings);
+        let (heartbeats, pseudonym) = (heartbeats(&settings), Pseudonym::random());
         let auth = Arc::new(ArcSwap::from_pointee(Authenticator::new(settings.auth)));
         let metrics = Arc::new(Metrics::new(MetricSources {
             auth: Arc::clone(&auth),
@@ -70,11 +90,11 @@ impl Gateway {
             upstream: Arc::clone(&upstream),
             clients: sockets.clients.clone(),
             others: sockets.others(),
+            certificates: certificates.clone(),
             hooks: Arc::clone(&hook_counts),
             log,
             heartbeats: Arc::clone(&heartbeats),
         }));
-        let pseudonym = Pseudonym::random();
         let worker = |heartbeat: &Arc<Heartbeat>| {
             let parts = StackParts {
                 auth: Arc::clone(&auth),
@@ -98,21 +118,21 @@ impl Gateway {
         let hooks =
             settings.hooks.map(|hooks| Hooks::new(hooks, Arc::clone(&cache), hook_counts, Clock::System));
         let hooks = sockets.hooks.zip(hooks).zip(heartbeats.0.last()).map(hooks_thread);
-        let admin = Admin {
-            status: Arc::new(Status::new(Arc::clone(&metrics))),
-            metrics,
-            upstream,
-            readiness: Arc::default(),
-            cache,
-            is_local_only: settings.admin.address.is_local_only(),
-            token: settings.admin.token,
-            hosts: settings.admin.hosts.into(),
-            heartbeats: Arc::clone(&heartbeats),
-            permits: OperatorPermits::default(),
-        };
+        let of_admin = (settings.admin, sockets.admin.is_local_only());
+        let admin = (sockets.admin, admin(of_admin, metrics, upstream, (cache, Arc::clone(&heartbeats))));
         let (manager, end_timeout) = (ServiceManager::default(), settings.limits.drain_timeout + DRAIN_GRACE);
-        let admin = (sockets.admin, admin);
-        Ok(Self { workers, addresses, admin, hooks, warm, checks, heartbeats, manager, end_timeout })
+        Ok(Self {
+            workers,
+            addresses,
+            admin,
+            hooks,
+            warm,
+            checks,
+            certificates,
+            heartbeats,
+            manager,
+            end_timeout,
+        })
     }
 
     /// Tells the service manager when it accepts requests, hangs or drains.
@@ -144,20 +164,14 @@ impl Gateway {
     /// may block it.
     pub async fn run(self, shutdown: CancellationToken) -> io::Result<bool> {
         let Self { workers, addresses, admin: (socket, admin), hooks, warm, checks, heartbeats, .. } = self;
-        let (manager, end_timeout) = (self.manager, self.end_timeout);
+        let (manager, certificates, end_timeout) = (self.manager, self.certificates, self.end_timeout);
         let (readiness, cache) = (Arc::clone(&admin.readiness), Arc::clone(&admin.cache));
         let status = Arc::clone(&admin.status);
         // Before operators or hooks can purge anything.
         if let Some(warm) = warm.clone() {
             warm.load(Arc::clone(&cache)).await;
         }
-        tracing::info!(
-            version = env!("CARGO_PKG_VERSION"),
-            listen = addresses.join(", "),
-            admin = socket.address()?,
-            hooks = hooks.as_ref().map(|hooks| hooks.socket.address()).transpose()?,
-            "ready"
-        );
+        log_ready(&addresses, &socket, hooks.as_ref())?;
         // The admin listener outlives the others, to say that they are draining.
         let limits = ServerLimits { drain_timeout: ADMIN_DRAIN_TIMEOUT, ..ServerLimits::default() };
         let admin_server = HttpServer::new(limits);
@@ -169,6 +183,7 @@ impl Gateway {
         let mut background = JoinSet::new();
         background.spawn(run_cache_maintenance(Arc::clone(&cache)));
         background.spawn(checks.run());
+        background.spawn(watch_certificates(certificates));
         background.spawn(Arc::clone(&status).run());
         let feeding = manager.clone().feed_watchdog(Arc::clone(&heartbeats));
         background.spawn(async move { match feeding.await {} });
@@ -204,6 +219,38 @@ impl Gateway {
     }
 }
 
+/// What the admin listener answers from.
+fn admin(
+    (settings, is_local_only): (AdminSettings, bool),
+    metrics: Arc<Metrics>,
+    upstream: Arc<UpstreamState>,
+    (cache, heartbeats): (Arc<Cache>, Arc<Heartbeats>),
+) -> Admin {
+    Admin {
+        status: Arc::new(Status::new(Arc::clone(&metrics))),
+        metrics,
+        upstream,
+        readiness: Arc::default(),
+        cache,
+        is_local_only,
+        token: settings.token,
+        hosts: settings.hosts.into(),
+        heartbeats,
+        permits: OperatorPermits::default(),
+    }
+}
+
+fn log_ready(clients: &[String], admin: &BoundSocket, hooks: Option<&HooksThread>) -> io::Result<()> {
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        listen = clients.join(", "),
+        admin = admin.address()?,
+        hooks = hooks.map(|hooks| hooks.socket.address()).transpose()?,
+        "ready"
+    );
+    Ok(())
+}
+
 /// The heartbeats of the workers and, last, of the thread for hooks, if there is one.
 fn heartbeats(settings: &GatewayConfig) -> Arc<Heartbeats> {
     let threads = (0..settings.workers).map(|number| format!("worker-{number}"));
@@ -212,72 +259,6 @@ fn heartbeats(settings: &GatewayConfig) -> Arc<Heartbeats> {
 }
 
 const ADMIN_DRAIN_TIMEOUT: Duration = Duration::from_millis(200);
-
-struct BoundSockets {
-    /// For each `[[listen]]`, one share per worker.
-    shares: Vec<std::vec::IntoIter<BoundSocket>>,
-    clients: Vec<Arc<Capacity>>,
-    admin: BoundSocket,
-    hooks: Option<BoundSocket>,
-}
-
-impl BoundSockets {
-    fn bind(settings: &GatewayConfig) -> io::Result<Self> {
-        let (mut shares, mut clients) = (Vec::new(), Vec::new());
-        for (listen, connections) in settings.listen.iter().zip(connections_within_open_files(settings)) {
-            let bound = BoundSocket::bind_shared(&listen.address, connections, settings.workers)?;
-            clients.extend(bound.first().map(|share| Arc::clone(share.capacity())));
-            shares.push(bound.into_iter());
-        }
-        let hooks = |hooks: &HooksSettings| BoundSocket::bind(&hooks.address, hooks.connections);
-        Ok(Self {
-            shares,
-            clients,
-            admin: BoundSocket::bind(&settings.admin.address, settings.admin.connections)?,
-            hooks: settings.hooks.as_ref().map(hooks).transpose()?,
-        })
-    }
-
-    /// Of the listeners for hooks and operators.
-    fn others(&self) -> Vec<Arc<Capacity>> {
-        self.hooks.iter().chain([&self.admin]).map(|socket| Arc::clone(socket.capacity())).collect()
-    }
-
-    /// The sockets of the next worker.
-    fn next_share(&mut self) -> Vec<BoundSocket> {
-        self.shares.iter_mut().filter_map(Iterator::next).collect()
-    }
-}
-
-/// How many connections each listener for clients may have: as configured, or fewer, so that the open files
-/// suffice for all of them, for Rails and for operators.
-fn connections_within_open_files(settings: &GatewayConfig) -> Vec<usize> {
-    let demand = file_demand(settings);
-    let Some(limit) = open_files::raise_limit() else { return demand.clients };
-    let clients = demand.clients_within(limit);
-    if clients != demand.clients {
-        tracing::warn!(
-            limit,
-            needed = demand.total(),
-            connections = ?clients,
-            "the limit of open files is too low for the configured connections, so fewer are accepted; raise it \
-             (ulimit -n, LimitNOFILE=) to what is needed, or lower limits.connections"
-        );
-    }
-    clients
-}
-
-/// How many files a gateway with this configuration may need at one time.
-pub fn file_demand(settings: &GatewayConfig) -> FileDemand {
-    let upstream = &settings.upstream;
-    FileDemand {
-        clients: settings.listen.iter().map(|listen| listen.connections).collect(),
-        operators: settings.admin.connections + settings.hooks.as_ref().map_or(0, |hooks| hooks.connections),
-        requests: upstream.classes.iter().map(|class| class.concurrency).sum(),
-        idle_upstream: upstream.max_idle * upstream.servers.len(),
-        reserve: 64 + settings.workers * (8 + 2 * settings.listen.len()),
-    }
-}
 
 /// How much longer than `limits.drain_timeout` a thread may take to end before it is taken for one that hangs.
 const DRAIN_GRACE: Duration = Duration::from_secs(5);

@@ -1,23 +1,22 @@
 //! Header names of GitLab's components, and the rules for headers that pass through the gateway.
 
+pub mod forwarded;
 mod name;
 pub mod trailer;
 pub mod via;
 
-use std::io::Write as _;
 use std::net::IpAddr;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
+pub use self::forwarded::ClientScheme;
 pub use self::name::{CACHE_STATUS, KAS_JWT, REQUEST_ID, SHARED_SECRET, SHELL_JWT, is_spoofable};
-use self::name::{
-    X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, is_end_to_end_always, is_hop_by_hop, names_in,
-};
+use self::name::{is_end_to_end_always, is_hop_by_hop, names_in};
 
 /// Prepares a request's headers for Rails: removes those of the client's connection, then adds what the
 /// gateway knows of the client. In this order, so that no `Connection` header can remove a header of the
 /// gateway.
-pub fn prepare_for_upstream(headers: &mut HeaderMap, peer: Option<IpAddr>) {
+pub fn prepare_for_upstream(headers: &mut HeaderMap, peer: Option<IpAddr>, scheme: ClientScheme) {
     let host = headers.get(header::HOST).cloned();
     // No client of GitLab sends trailers, and Puma refuses those that come in a packet of their own: the upstream drops
     // them from the body.
@@ -29,7 +28,7 @@ pub fn prepare_for_upstream(headers: &mut HeaderMap, peer: Option<IpAddr>) {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
         headers.insert(header::CONNECTION, HeaderValue::from_static("TE"));
     }
-    set_forwarded(headers, peer, host);
+    forwarded::set(headers, peer, scheme, host);
 }
 
 /// Removes the headers that must not pass the gateway: hop-by-hop headers, those that `Connection` names, and
@@ -61,34 +60,6 @@ fn strip(headers: &mut HeaderMap, to_remove: impl Fn(&str) -> bool) -> bool {
         headers.remove(name);
     }
     are_trailers_wanted
-}
-
-/// Sets `X-Forwarded-*`: the peer is appended to the chain, which callers such as GitLab Shell
-/// begin with the SSH client's address; scheme and host are those that the gateway has seen.
-fn set_forwarded(headers: &mut HeaderMap, peer: Option<IpAddr>, host: Option<HeaderValue>) {
-    if let Some(peer) = peer {
-        let mut chain: Vec<u8> = Vec::with_capacity(64);
-        for value in headers.get_all(&X_FORWARDED_FOR) {
-            chain.extend_from_slice(value.as_bytes());
-            chain.extend_from_slice(b", ");
-        }
-        // Writing to memory cannot fail.
-        let _ = write!(chain, "{peer}");
-        if let Ok(value) = HeaderValue::from_bytes(&chain) {
-            headers.insert(&X_FORWARDED_FOR, value);
-        }
-    }
-    headers.insert(&X_FORWARDED_PROTO, HeaderValue::from_static("http"));
-    // A colon without a port means nothing (RFC 3986 §3.2.3), but not every reader accepts it.
-    let host = host.and_then(|host| match host.as_bytes().strip_suffix(b":") {
-        Some(bare) => HeaderValue::from_bytes(bare).ok(),
-        None => Some(host),
-    });
-    match host {
-        Some(host) => headers.insert(&X_FORWARDED_HOST, host),
-        // HTTP/1.0: the header could only be the client's, who can set it to anything.
-        None => headers.remove(&X_FORWARDED_HOST),
-    };
 }
 
 /// Marks the values of all credentials as sensitive, so that neither HTTP/2 here nor a proxy behind it puts them into
@@ -206,7 +177,7 @@ mod tests {
         let pairs =
             [("connection", "x-forwarded-for, x-forwarded-proto"), ("x-forwarded-for", "203.0.113.7")];
         let mut headers = map(&pairs);
-        prepare_for_upstream(&mut headers, Some("127.0.0.1".parse().unwrap()));
+        prepare_for_upstream(&mut headers, Some("127.0.0.1".parse().unwrap()), ClientScheme::Http);
         assert_eq!(headers.get("x-forwarded-for").unwrap(), "203.0.113.7, 127.0.0.1");
         assert_eq!(headers.get("x-forwarded-proto").unwrap(), "http");
     }
@@ -220,7 +191,7 @@ mod tests {
             ("TE", "gzip", false),
         ] {
             let mut headers = map(&[("connection", connection), ("te", te)]);
-            prepare_for_upstream(&mut headers, None);
+            prepare_for_upstream(&mut headers, None, ClientScheme::Http);
             let sent = [header::TE, header::CONNECTION].map(|name| headers.get(name).cloned());
             let wanted = ["trailers", "TE"].map(|value| Some(HeaderValue::from_static(value)));
             assert_eq!(sent == wanted, is_accepted, "{connection} {te}: {headers:?}");
@@ -238,7 +209,7 @@ mod tests {
     #[test]
     fn the_peer_is_appended_to_the_chain() {
         let mut headers = map(&[("host", "gw:8181"), ("x-forwarded-for", "203.0.113.7")]);
-        prepare_for_upstream(&mut headers, Some("127.0.0.1".parse().unwrap()));
+        prepare_for_upstream(&mut headers, Some("127.0.0.1".parse().unwrap()), ClientScheme::Http);
         assert_eq!(headers.get("x-forwarded-for").unwrap(), "203.0.113.7, 127.0.0.1");
         assert_eq!(headers.get("x-forwarded-proto").unwrap(), "http");
         assert_eq!(headers.get("x-forwarded-host").unwrap(), "gw:8181");
@@ -254,7 +225,7 @@ mod tests {
         ] {
             let mut headers = map(&[("x-forwarded-host", "evil.example")]);
             headers.extend(host.map(|host| (header::HOST, HeaderValue::from_static(host))));
-            prepare_for_upstream(&mut headers, None);
+            prepare_for_upstream(&mut headers, None, ClientScheme::Http);
             assert_eq!(headers.get("x-forwarded-host").map(|host| host.to_str().unwrap()), forwarded);
         }
     }
@@ -262,7 +233,7 @@ mod tests {
     #[test]
     fn a_unix_peer_has_no_address_and_is_not_appended_to_the_chain() {
         let mut headers = map(&[("x-forwarded-for", "203.0.113.7")]);
-        prepare_for_upstream(&mut headers, None);
+        prepare_for_upstream(&mut headers, None, ClientScheme::Http);
         assert_eq!(headers.get("x-forwarded-for").unwrap(), "203.0.113.7");
     }
 

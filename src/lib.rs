@@ -40,6 +40,7 @@ pub mod auth;
 pub mod authority;
 pub mod body;
 pub mod cache;
+pub mod certificates;
 pub mod clock;
 pub mod config;
 pub mod counters;

@@ -11,10 +11,18 @@ mod deadline_timer;
 mod gate;
 mod hangup;
 mod inbound;
+mod inherited;
 mod limiter;
 mod listen;
+mod listen_address;
 pub mod open_files;
+mod peers;
+mod preamble;
+mod proxy_header;
 mod registry;
+mod start;
+mod tls;
+mod unix_socket;
 pub(crate) mod wire;
 
 use std::convert::Infallible;
@@ -28,8 +36,6 @@ use bytes::Bytes;
 use futures_util::future::Either;
 use http::Response;
 use http_body::Body as HttpBody;
-use hyper::server::conn::http1;
-use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -39,16 +45,16 @@ use tower::Service;
 
 pub use self::capacity::Capacity;
 use self::capacity::ConnectionPermit;
-use self::connection::{Connection, ConnectionService};
-use self::gate::{Gate, GateLimits};
-use self::hangup::{DetectHangup, HangupSocket};
 pub use self::inbound::{Inbound, Peer};
+pub use self::inherited::InheritedSockets;
 use self::limiter::ConnectionLimiter;
 use self::listen::ListenerKind;
-pub use self::listen::{BoundSocket, DEFAULT_OPERATOR_CONNECTIONS, ListenAddress, ListenSettings, Listener};
+pub use self::listen::{BoundSocket, DEFAULT_OPERATOR_CONNECTIONS, ListenOptions, ListenSettings, Listener};
+pub use self::listen_address::{ListenAddress, SocketOwner};
+pub use self::peers::{AllowedPeers, ConnectionRefusal, Networks, TrustedProxies};
 pub use self::registry::ConnectionHandle;
 use self::registry::{ConnectionRegistry, ServerPhase};
-use self::wire::HeadLimits;
+pub use self::tls::{ServerTls, ServerTlsError, ServerTlsSettings, TlsVersion, watch as watch_certificates};
 
 /// `[limits]` of the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,6 +106,9 @@ pub struct HttpServer {
     /// The listeners whose accept task has ended.
     listeners: Arc<Mutex<Vec<Listener>>>,
 }
+
+/// A connection, and the address of its peer; `None` on a unix socket.
+type Accepted = (Either<TcpStream, UnixStream>, Option<IpAddr>);
 
 /// How many accepted connections of remote peers may wait for a permit of a full listener, and for
 /// how long. Connections beyond these bounds are closed.
@@ -165,18 +174,24 @@ impl HttpServer {
                 }
             };
             let peer = peer.map(|ip| ip.to_canonical());
+            if let Some(allowed) = &listener.options.allow_peers
+                && !allowed.allow(&socket, peer)
+            {
+                listener.limiter.capacity().count_refused(ConnectionRefusal::Peer);
+                continue;
+            }
             let is_local = peer.is_none_or(|ip| ip.is_loopback());
             let limiter = &listener.limiter;
             // After accepting, not before: a listener without new connections would hold a permit for nothing.
             if is_local || !limiter.capacity().accepts_remote_peers() {
                 let permit = limiter.acquire(is_local).await;
-                self.start(socket, peer, permit, service);
+                self.start((socket, peer), permit, &listener.options, service);
                 continue;
             }
             // It does not wait here: the next one may be local, and permits are reserved for those.
             match self.permit_or_waiting_slot(limiter).await {
-                Some(Either::Left(permit)) => self.start(socket, peer, permit, service),
-                Some(Either::Right(slot)) => self.queue_connection(socket, peer, (limiter, slot), service),
+                Some(Either::Left(permit)) => self.start((socket, peer), permit, &listener.options, service),
+                Some(Either::Right(slot)) => self.queue_connection((socket, peer), slot, listener, service),
                 None => limiter.capacity().count_rejected(),
             }
         }
@@ -205,9 +220,9 @@ impl HttpServer {
     /// Lets a connection wait for a permit while others are accepted.
     fn queue_connection<S, B>(
         &self,
-        socket: Either<TcpStream, UnixStream>,
-        peer: Option<IpAddr>,
-        (limiter, slot): (&Arc<ConnectionLimiter>, OwnedSemaphorePermit),
+        accepted: Accepted,
+        slot: OwnedSemaphorePermit,
+        listener: &Listener,
         service: &Arc<Mutex<S>>,
     ) where
         S: Service<Inbound, Response = Response<B>, Error = Infallible> + Send + 'static,
@@ -215,7 +230,8 @@ impl HttpServer {
         B: HttpBody<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn StdError + Send + Sync>>,
     {
-        let (server, limiter, service) = (self.clone(), Arc::clone(limiter), Arc::clone(service));
+        let (server, service) = (self.clone(), Arc::clone(service));
+        let (limiter, options) = (Arc::clone(&listener.limiter), Arc::clone(&listener.options));
         self.accept_tasks.spawn(async move {
             let permit = tokio::select! {
                 () = server.stop_accepting.cancelled() => return,
@@ -223,67 +239,10 @@ impl HttpServer {
             };
             drop(slot);
             match permit {
-                Ok(permit) => server.start(socket, peer, permit, &service),
+                Ok(permit) => server.start(accepted, permit, &options, &service),
                 Err(_) => limiter.capacity().count_rejected(),
             }
         });
-    }
-
-    fn start<S, B>(
-        &self,
-        socket: Either<TcpStream, UnixStream>,
-        peer: Option<IpAddr>,
-        permit: ConnectionPermit,
-        service: &Arc<Mutex<S>>,
-    ) where
-        S: Service<Inbound, Response = Response<B>, Error = Infallible> + Send + 'static,
-        S::Future: Send,
-        B: HttpBody<Data = Bytes> + Send + 'static,
-        B::Error: Into<Box<dyn StdError + Send + Sync>>,
-    {
-        match socket {
-            Either::Left(tcp) => self.spawn(HangupSocket::new(tcp), peer, permit, service),
-            Either::Right(unix) => self.spawn(HangupSocket::new(unix), None, permit, service),
-        }
-    }
-
-    fn spawn<I, S, B>(
-        &self,
-        socket: I,
-        peer: Option<IpAddr>,
-        permit: ConnectionPermit,
-        service: &Arc<Mutex<S>>,
-    ) where
-        I: DetectHangup + Send + 'static,
-        S: Service<Inbound, Response = Response<B>, Error = Infallible> + Send + 'static,
-        S::Future: Send,
-        B: HttpBody<Data = Bytes> + Send + 'static,
-        B::Error: Into<Box<dyn StdError + Send + Sync>>,
-    {
-        let is_local = peer.is_none_or(|ip| ip.is_loopback());
-        let registration = self.registry.register(permit, is_local);
-        let state = registration.state();
-        let limits = GateLimits {
-            head: HeadLimits {
-                bytes: self.limits.head,
-                headers: self.limits.headers,
-                target: self.limits.target,
-            },
-            first_byte_timeout: self.limits.first_byte_timeout,
-            head_timeout: self.limits.head_timeout,
-            idle_timeout: self.limits.idle_timeout,
-        };
-        let gate = Gate::new(socket, limits, Arc::clone(state));
-        let connection_service =
-            ConnectionService { service: Arc::clone(service), peer, connection: Arc::clone(state) };
-        let http = http1::Builder::new()
-            .max_headers(self.limits.headers)
-            // A head has to fit. More would be memory that any client can use up.
-            .max_buf_size(self.limits.head + READ_AHEAD)
-            // The gate bounds every wait, this one included.
-            .header_read_timeout(None)
-            .serve_connection(TokioIo::new(gate), connection_service);
-        tokio::spawn(Connection { http, registration, has_task: false, is_draining: false });
     }
 
     /// Stops accepting, lets running requests finish, and closes the remaining connections after
@@ -302,9 +261,6 @@ impl HttpServer {
         in_time
     }
 }
-
-/// Bytes that hyper may read of a connection beyond the largest head.
-const READ_AHEAD: usize = 8 * 1024;
 
 /// Waits after an error of `accept`, unless the peer has only disconnected again. Without file descriptors,
 /// accepting again at once would only spin.

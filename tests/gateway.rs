@@ -57,6 +57,8 @@ mod gateway {
     mod kas_auth;
     mod kas_burst;
     mod large_bodies;
+    mod listener_peers;
+    mod listener_tls;
     mod listeners;
     mod login_retries;
     mod loops;
@@ -64,6 +66,7 @@ mod gateway {
     mod metrics_formats;
     mod packages;
     mod pinned_certificates;
+    mod proxy_protocol;
     mod purge;
     mod rails_away;
     mod rails_behind_proxy;
@@ -76,6 +79,7 @@ mod gateway {
     mod shell_auth;
     mod signals;
     mod single_flight;
+    mod socket_activation;
     mod stale;
     mod stalled_threads;
     mod status_page;

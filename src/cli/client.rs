@@ -65,13 +65,18 @@ pub(super) async fn fetch(
 
 /// The listener for operators of a gateway on this machine.
 pub(super) fn admin_listener(address: &ListenAddress) -> Result<Upstream, String> {
-    let target = UpstreamTarget::parse(&url(address)).map_err(|error| error.to_string())?;
+    let target = UpstreamTarget::parse(&url(address)?).map_err(|error| error.to_string())?;
     Ok(Upstream::standalone(UpstreamSettings::new(target)))
 }
 
 /// The URL of a listener from this machine.
-fn url(address: &ListenAddress) -> String {
-    match address {
+fn url(address: &ListenAddress) -> Result<String, String> {
+    Ok(match address {
+        ListenAddress::Systemd(_) => {
+            return Err("is a socket of systemd, whose address is not in this file; use a file for this command in which it \
+                        is what the .socket unit has as ListenStream="
+                .to_owned());
+        }
         ListenAddress::Tcp(address) => {
             let mut address = *address;
             match address.ip() {
@@ -90,5 +95,5 @@ fn url(address: &ListenAddress) -> String {
                 path.as_os_str().as_encoded_bytes().iter().map(escape).collect::<String>()
             )
         }
-    }
+    })
 }

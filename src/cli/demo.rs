@@ -20,8 +20,8 @@ use railgate::log::LogCounters;
 use railgate::route::PREFIX;
 use railgate::secret::{KasSecret, SecretError, ShellSecret};
 use railgate::server::{
-    BoundSocket, DEFAULT_OPERATOR_CONNECTIONS, HttpServer, Inbound, ListenAddress, ListenSettings, Listener,
-    ServerLimits,
+    BoundSocket, DEFAULT_OPERATOR_CONNECTIONS, HttpServer, Inbound, ListenAddress, ListenOptions,
+    ListenSettings, Listener, ServerLimits,
 };
 use railgate::upstream::{self, UpstreamTarget};
 use railgate::{auth, cache};
@@ -105,6 +105,7 @@ fn config(options: &Options, secrets: &Secrets, rails_at: &str) -> io::Result<Ga
         listen: vec![ListenSettings {
             address: loopback(options.port),
             connections: ServerLimits::default().connections,
+            options: ListenOptions::default(),
         }],
         admin: AdminSettings {
             address: loopback(options.admin_port),

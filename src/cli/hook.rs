@@ -127,6 +127,9 @@ fn endpoint_url(address: &ListenAddress) -> Result<String, String> {
         ListenAddress::Unix { .. } => {
             Err(format!("hooks.address is a unix socket, which GitLab cannot call; {ADVICE}"))
         }
+        ListenAddress::Systemd(_) => {
+            Err(format!("hooks.address is a socket of systemd, whose address is not in this file; {ADVICE}"))
+        }
     }
 }
 
@@ -137,6 +140,7 @@ mod tests {
 
     use super::*;
     use railgate::secret::{BearerToken, SigningToken};
+    use railgate::server::SocketOwner;
 
     fn hooks(address: ListenAddress, is_signed: bool) -> hooks::HooksSettings {
         hooks::HooksSettings {
@@ -174,7 +178,11 @@ mod tests {
         for address in [
             ListenAddress::Tcp("0.0.0.0:8282".parse().unwrap()),
             ListenAddress::Tcp("[::]:8282".parse().unwrap()),
-            ListenAddress::Unix { path: PathBuf::from("/run/hooks.sock"), mode: 0o660 },
+            ListenAddress::Unix {
+                path: PathBuf::from("/run/hooks.sock"),
+                mode: 0o660,
+                owner: SocketOwner::default(),
+            },
         ] {
             let hooks = hooks(address, false);
             assert!(url(&hooks, None).unwrap_err().contains("--url"));

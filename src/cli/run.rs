@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use railgate::Gateway;
 use railgate::config::{self, LoadedConfig};
 use railgate::log::LogCounters;
+use railgate::server::InheritedSockets;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -16,6 +17,8 @@ use super::output::print_error;
 use super::supervision;
 
 pub(super) fn main(file: &Path) -> ExitCode {
+    // First of all: it changes the environment, which must not happen beside another thread.
+    let inherited = InheritedSockets::receive(&std::env::var("LISTEN_FDNAMES").unwrap_or_default());
     let loaded = match config::load(file) {
         Ok(loaded) => loaded,
         Err(error) => return fail(&error.to_string()),
@@ -27,7 +30,7 @@ pub(super) fn main(file: &Path) -> ExitCode {
     // The workers have threads of their own; this one is for signals, the admin listener and maintenance.
     match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => {
-            let code = runtime.block_on(run_and_flush_log(loaded, counts));
+            let code = runtime.block_on(run_and_flush_log(loaded, counts, inherited));
             // Without waiting for a DNS look-up under way.
             runtime.shutdown_background();
             code
@@ -42,14 +45,18 @@ const MAX_FLUSH: Duration = Duration::from_secs(5);
 
 /// Runs the gateway, and writes the last lines of the log. For that it has the rest of the time to drain, since a
 /// service manager will hardly wait longer. On another thread, so that a second signal ends this too.
-async fn run_and_flush_log(loaded: LoadedConfig, counts: Arc<LogCounters>) -> ExitCode {
+async fn run_and_flush_log(
+    loaded: LoadedConfig,
+    counts: Arc<LogCounters>,
+    inherited: InheritedSockets,
+) -> ExitCode {
     let (drain_timeout, shutdown) = (loaded.config.limits.drain_timeout, CancellationToken::new());
     let token = shutdown.clone();
     let drain_began = tokio::spawn(async move {
         token.cancelled().await;
         Instant::now()
     });
-    let code = run(loaded, counts, shutdown.clone()).await;
+    let code = run((loaded, inherited), counts, shutdown.clone()).await;
     shutdown.cancel();
     let drained_for = drain_began.await.map(|at| at.elapsed()).unwrap_or_default();
     let timeout = drain_timeout.saturating_sub(drained_for).clamp(MIN_FLUSH, MAX_FLUSH);
@@ -75,7 +82,11 @@ fn fail(why: &str) -> ExitCode {
 
 const MAX_STDERR_WAIT: Duration = Duration::from_secs(1);
 
-async fn run(loaded: LoadedConfig, counts: Arc<LogCounters>, shutdown: CancellationToken) -> ExitCode {
+async fn run(
+    (loaded, inherited): (LoadedConfig, InheritedSockets),
+    counts: Arc<LogCounters>,
+    shutdown: CancellationToken,
+) -> ExitCode {
     // First, since these signals would end the process.
     if let Err(error) = ignore_signals() {
         return fail(&format!("cannot listen for signals: {error}"));
@@ -83,7 +94,7 @@ async fn run(loaded: LoadedConfig, counts: Arc<LogCounters>, shutdown: Cancellat
     for warning in &loaded.warnings {
         tracing::warn!(target: logging::UNLIMITED, %warning, "configuration");
     }
-    let gateway = match Gateway::bind(loaded.config, counts) {
+    let gateway = match Gateway::bind_with(loaded.config, counts, inherited) {
         Ok(gateway) => gateway.supervised_by(supervision::service_manager()),
         Err(error) => return fail(&error.to_string()),
     };

@@ -4,13 +4,15 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::accounts;
 use super::auth::secret;
 use super::document::{Document, Located, Section, white_space_hint};
 use super::gateway_config::AdminSettings;
+use super::listen_options;
 use super::scalars::{HOUR, ZERO, as_usize, duration};
 use crate::hooks;
 use crate::secret::{BearerToken, SigningToken};
-use crate::server::{DEFAULT_OPERATOR_CONNECTIONS, ListenAddress};
+use crate::server::{DEFAULT_OPERATOR_CONNECTIONS, ListenAddress, ListenOptions, SocketOwner};
 use crate::upstream::MAX_SOCKET_PATH;
 
 const DEFAULT_LISTEN: ListenAddress =
@@ -18,18 +20,20 @@ const DEFAULT_LISTEN: ListenAddress =
 const DEFAULT_ADMIN: ListenAddress =
     ListenAddress::Tcp(SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9181));
 const DEFAULT_MODE: u32 = 0o660;
-const ADDRESS: &str = "an IP address with a port, or unix: and an absolute path, such as \"127.0.0.1:8181\"";
+const ADDRESS: &str = "an IP address with a port, unix: and an absolute path, or systemd: and a name, such as \
+                       \"127.0.0.1:8181\"";
 
 /// A `[[listen]]`. Without `connections`, `limits.connections` applies.
 pub(super) struct ListenSection {
     pub(super) address: Located<ListenAddress>,
     pub(super) connections: Option<usize>,
+    pub(super) options: ListenOptions,
 }
 
 pub(super) fn listen(document: &Document<'_>, root: &mut Section<'_, '_>) -> Vec<ListenSection> {
     let Some(sections) = root.section_array("listen") else {
         let address = Located { value: DEFAULT_LISTEN, key: "listen".to_owned(), offset: 0 };
-        return vec![ListenSection { address, connections: None }];
+        return vec![ListenSection { address, connections: None, options: ListenOptions::default() }];
     };
     if sections.value.is_empty() {
         let message = "is empty, so no client could connect; drop the key for the default, 127.0.0.1:8181";
@@ -39,13 +43,15 @@ pub(super) fn listen(document: &Document<'_>, root: &mut Section<'_, '_>) -> Vec
     for mut section in sections.value {
         let address = address(document, &mut section, None);
         let connections = connections(&mut section);
+        let known = address.as_ref().map(|address| &address.value);
+        let options = listen_options::options(document, &mut section, known);
         section.reject_unknown_keys();
         let Some(address) = address else { continue };
         if all.iter().any(|other| other.address.value.conflicts_with(&address.value)) {
             let message = "another [[listen]] has this address already; drop one";
             document.error(address.offset, &address.key, message);
         }
-        all.push(ListenSection { address, connections });
+        all.push(ListenSection { address, connections, options });
     }
     all
 }
@@ -128,16 +134,33 @@ fn address(
     let mode = section.string("mode", "permission bits in octal and in quotes, such as \"0660\"", |text| {
         u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777)
     });
+    let user = section.take("owner", |value| account(value.as_str(), accounts::user));
+    let group = section.take("group", |value| account(value.as_str(), accounts::group));
     let default = default.filter(|_| !is_given).map(|value| Located { value, key, offset });
     let mut address = address.or(default)?;
-    match (&mut address.value, mode) {
-        (ListenAddress::Unix { mode, .. }, Some(given)) => *mode = given.value,
-        (ListenAddress::Tcp(_), Some(given)) => {
-            document.error(given.offset, &given.key, "only a unix socket has a mode; drop the key");
-        }
-        (_, None) => {}
+    if let ListenAddress::Unix { mode: bits, owner, .. } = &mut address.value {
+        *bits = mode.map_or(*bits, |mode| mode.value);
+        *owner = SocketOwner { user: user.map(|user| user.value), group: group.map(|group| group.value) };
+        return Some(address);
+    }
+    let mode = mode.map(|mode| (mode.offset, mode.key, "a mode"));
+    let owner = user.map(|user| (user.offset, user.key, "an owner"));
+    for (offset, key, what) in
+        [mode, owner, group.map(|group| (group.offset, group.key, "a group"))].into_iter().flatten()
+    {
+        let message = if matches!(address.value, ListenAddress::Systemd(_)) {
+            "is set by systemd: use SocketMode=, SocketUser= and SocketGroup= of the .socket unit; drop the key".to_owned()
+        } else {
+            format!("only a unix socket has {what}; drop the key")
+        };
+        document.error(offset, &key, message);
     }
     Some(address)
+}
+
+/// The number of a user or group, which `find` finds by its name.
+fn account(name: Option<&str>, find: fn(&str) -> Result<u32, String>) -> Result<u32, String> {
+    find(name.ok_or("expected a name or a number in quotes, such as \"git\" or \"998\"")?)
 }
 
 fn parse_address(text: Option<&str>) -> Result<ListenAddress, String> {
@@ -146,6 +169,12 @@ fn parse_address(text: Option<&str>) -> Result<ListenAddress, String> {
         let hint = white_space_hint(text, |compact| compact != text && parse_address(Some(compact)).is_ok());
         format!("expected {ADDRESS}, found {text:?}{}", hint.unwrap_or_default())
     };
+    if let Some(name) = text.strip_prefix("systemd:") {
+        // As systemd.socket(5) says of FileDescriptorName=.
+        let is_name = (1..=255).contains(&name.len())
+            && name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b':');
+        return if is_name { Ok(ListenAddress::Systemd(name.to_owned())) } else { Err(expected()) };
+    }
     let Some(path) = text.strip_prefix("unix:") else {
         return text.parse().map(ListenAddress::Tcp).map_err(|_| expected() + address_hint(text));
     };
@@ -163,7 +192,7 @@ fn parse_address(text: Option<&str>) -> Result<ListenAddress, String> {
             path.len()
         ));
     }
-    Ok(ListenAddress::Unix { path: PathBuf::from(path), mode: DEFAULT_MODE })
+    Ok(ListenAddress::Unix { path: PathBuf::from(path), mode: DEFAULT_MODE, owner: SocketOwner::default() })
 }
 
 /// Why the text is not an address, for the usual mistakes.

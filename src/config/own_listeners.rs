@@ -112,6 +112,7 @@ fn resolved(path: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::server::SocketOwner;
     use crate::upstream::UpstreamTarget;
 
     #[test]
@@ -199,7 +200,8 @@ mod tests {
         fs::create_dir_all(folder.join("sub")).unwrap();
         let file = |name: &str| folder.join(name);
         let is_own = |path: &Path, own: &Path| {
-            let own = ListenAddress::Unix { path: own.to_owned(), mode: 0o660 };
+            let own =
+                ListenAddress::Unix { path: own.to_owned(), mode: 0o660, owner: SocketOwner::default() };
             connects_to(&UpstreamAddress::Unix(path.to_owned()), &own)
         };
         // Before anything listens there.

@@ -45,6 +45,7 @@ pub(super) fn config(document: &Document<'_>) -> Option<GatewayConfig> {
     let listen = listen.into_iter().map(|listen| ListenSettings {
         address: listen.address.value,
         connections: listen.connections.unwrap_or(limits.connections),
+        options: listen.options,
     });
     Some(GatewayConfig {
         workers,

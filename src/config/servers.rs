@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use super::document::{Document, Located, Section};
 use super::scalars::{HOUR, MILLISECOND, ZERO, as_u32, duration};
 use super::{own_listeners, units};
+use crate::certificates::{self, TlsError, TrustedAuthorities};
 use crate::server::ListenAddress;
-use crate::upstream::tls::{self, ClientIdentity, Tls, TrustedAuthorities};
+use crate::upstream::tls::{ClientIdentity, Tls};
 use crate::upstream::{
     EjectionSettings, HealthCheckSettings, MAX_SERVERS, Protocol, UpstreamAddress, UpstreamServerSettings,
     UpstreamTarget, without_zone,
@@ -143,7 +144,7 @@ fn tls_of_each(
     let (mut name, mut roots, mut identity) = (None, None, None);
     if let Some(mut section) = section {
         let mut files = TlsFiles { document, section: &mut section };
-        roots = files.file("ca_file", tls::read_authorities);
+        roots = files.file("ca_file", certificates::read_authorities);
         if roots.as_ref().is_some_and(TrustedAuthorities::has_version_1) {
             document.warn(files.section.offset(), "upstream.tls.ca_file", VERSION_1);
         }
@@ -183,10 +184,12 @@ const VERSION_1: &str = "holds a certificate of X.509 version 1. An authority ma
 fn trusted_roots(
     cached: &mut Option<TrustedAuthorities>,
     configured: Option<&TrustedAuthorities>,
-) -> Result<TrustedAuthorities, tls::TlsError> {
+) -> Result<TrustedAuthorities, TlsError> {
     let roots = match cached.take() {
         Some(roots) => roots,
-        None => configured.map_or_else(tls::system_authorities, |configured| Ok(configured.clone()))?,
+        None => {
+            configured.map_or_else(certificates::system_authorities, |configured| Ok(configured.clone()))?
+        }
     };
     Ok(cached.insert(roots).clone())
 }
@@ -199,11 +202,7 @@ struct TlsFiles<'a, 'd, 't> {
 
 impl TlsFiles<'_, '_, '_> {
     /// `None` if there is no such key, or if the file cannot be used, which is reported.
-    fn file<T>(
-        &mut self,
-        key: &'static str,
-        load: impl FnOnce(&Path) -> Result<T, tls::TlsError>,
-    ) -> Option<T> {
+    fn file<T>(&mut self, key: &'static str, load: impl FnOnce(&Path) -> Result<T, TlsError>) -> Option<T> {
         let file = self
             .section
             .string(key, "the path of a file", |text| (!text.is_empty()).then(|| PathBuf::from(text)))?;
@@ -220,8 +219,8 @@ impl TlsFiles<'_, '_, '_> {
             let message = "certificate_file and key_file go together; name both or none";
             self.document.error(self.section.offset(), "upstream.tls", message);
         }
-        let chain = self.file("certificate_file", tls::read_certificates);
-        let key = self.file("key_file", tls::read_key);
+        let chain = self.file("certificate_file", certificates::read_certificates);
+        let key = self.file("key_file", certificates::read_key);
         Some(ClientIdentity { chain: chain?, key: key? })
     }
 }

@@ -9,6 +9,7 @@ mod shipped;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU16, Ordering};
 
@@ -17,7 +18,9 @@ use base64::engine::general_purpose::STANDARD;
 use toml::{Table, Value};
 
 use super::*;
-use crate::server::{DEFAULT_OPERATOR_CONNECTIONS, ListenAddress, ListenSettings, ServerLimits};
+use crate::server::{
+    DEFAULT_OPERATOR_CONNECTIONS, ListenAddress, ListenOptions, ListenSettings, ServerLimits, SocketOwner,
+};
 use crate::upstream::UpstreamTarget;
 use crate::{auth, cache, upstream};
 
@@ -56,11 +59,18 @@ impl Files {
         files.write("ca.pem", &cert.pem());
         files.write("client.pem", &cert.pem());
         files.write("client.key", &signing_key.serialize_pem());
+        files.write("tls.pem", &cert.pem());
+        files.write("tls.key", &signing_key.serialize_pem());
+        files.set_mode("tls.key", 0o640);
         files
     }
 
     fn write(&self, name: &str, text: &str) {
         fs::write(self.dir.join(name), text).unwrap();
+    }
+
+    fn set_mode(&self, name: &str, mode: u32) {
+        fs::set_permissions(self.dir.join(name), fs::Permissions::from_mode(mode)).unwrap();
     }
 
     /// The text with the paths of these files.
@@ -106,7 +116,7 @@ fn tcp(port: u16) -> ListenAddress {
 }
 
 fn unix(path: &str, mode: u32) -> ListenAddress {
-    ListenAddress::Unix { path: path.into(), mode }
+    ListenAddress::Unix { path: path.into(), mode, owner: SocketOwner::default() }
 }
 
 /// The limits of each range, and values just beyond them.

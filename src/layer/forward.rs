@@ -83,7 +83,7 @@ impl Service<Authenticated> for Forward {
         if signer.is_some() && call.route_match.route.access == Access::Shell {
             request = without_secret_token(request, &call.known_body);
         }
-        header::prepare_for_upstream(request.headers_mut(), call.exchange.peer);
+        header::prepare_for_upstream(request.headers_mut(), call.exchange.peer, call.exchange.scheme);
         shared.pseudonym.add_to(request.headers_mut());
         request.headers_mut().insert(REQUEST_ID.clone(), call.exchange.request_id.to_value());
         let info = call.exchange.info;

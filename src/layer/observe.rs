@@ -74,8 +74,9 @@ where
     }
 
     fn call(&mut self, inbound: Inbound) -> Self::Future {
-        let Inbound { request, refusal, peer, connection } = inbound;
-        let exchange = Exchange { refusal, ..Exchange::new(request.map(Body::from), peer, connection) };
+        let Inbound { request, refusal, peer, remote_ip, scheme, connection } = inbound;
+        let exchange =
+            Exchange { refusal, scheme, ..Exchange::new(request.map(Body::from), peer, connection) };
         let request = InFlightRequest {
             shared: Arc::clone(&self.shared),
             info: exchange.info.clone(),
@@ -83,7 +84,7 @@ where
             method: exchange.request.method().clone(),
             uri: exchange.request.uri().clone(),
             user_agent: exchange.request.headers().get(header::USER_AGENT).cloned(),
-            peer,
+            remote_ip,
             request_id: exchange.request_id.clone(),
             status: None,
             sent_bytes: 0,

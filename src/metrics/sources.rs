@@ -21,7 +21,7 @@ use crate::hooks;
 use crate::log;
 use crate::metrics::encode::{encode_counters, encode_counters_of_each, encode_histogram, encode_single};
 use crate::route::{Caching, Class};
-use crate::server::Capacity;
+use crate::server::{Capacity, ServerTls};
 use crate::upstream::{ClassAdmission, UpstreamState};
 
 mod listeners;
@@ -48,6 +48,8 @@ pub struct MetricSources {
     pub clients: Vec<Arc<Capacity>>,
     /// The listeners for operators and hooks.
     pub others: Vec<Arc<Capacity>>,
+    /// The certificates of listeners for clients, with the names of these.
+    pub certificates: Vec<(String, ServerTls)>,
 }
 
 impl Collector for MetricSources {
@@ -59,6 +61,7 @@ impl Collector for MetricSources {
         self.encode_unverified(&mut encoder)?;
         self.encode_log(&mut encoder)?;
         listeners::encode(&self.clients, &self.others, &mut encoder)?;
+        listeners::encode_certificates(&self.certificates, &mut encoder)?;
         self.encode_queues(&mut encoder)?;
         self.encode_threads(&mut encoder)?;
         servers::encode(&self.upstream.servers, &mut encoder)

@@ -7,6 +7,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::deadline_timer::now;
+use super::peers::ConnectionRefusal;
 
 /// The limit of connections on one listener.
 #[derive(Debug)]
@@ -20,6 +21,8 @@ pub struct Capacity {
     accepted: AtomicU64,
     evicted: AtomicU64,
     rejected: AtomicU64,
+    /// By [`ConnectionRefusal`].
+    refused: [AtomicU64; ConnectionRefusal::ALL.len()],
     /// Untrusted connections are accepted beyond [`untrusted_limit`](Self::untrusted_limit) until `accepted`
     /// reaches this.
     untrusted_until: AtomicU64,
@@ -40,6 +43,7 @@ impl Capacity {
             accepted: AtomicU64::new(0),
             evicted: AtomicU64::new(0),
             rejected: AtomicU64::new(0),
+            refused: Default::default(),
             untrusted_until: AtomicU64::new(0),
             waiting: AtomicUsize::new(0),
             freed: Notify::new(),
@@ -74,6 +78,18 @@ impl Capacity {
     /// Connections that got no permit, and were closed before anything was read from them.
     pub fn rejected(&self) -> u64 {
         self.rejected.load(Ordering::Relaxed)
+    }
+
+    /// Connections that were closed before anything of them was read as HTTP, by why.
+    pub fn refused(&self) -> impl Iterator<Item = (ConnectionRefusal, u64)> {
+        let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        ConnectionRefusal::ALL.into_iter().zip(self.refused.iter().map(count))
+    }
+
+    pub(super) fn count_refused(&self, why: ConnectionRefusal) {
+        if let Some(count) = self.refused.get(why as usize) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     pub(super) fn count_rejected(&self) {

@@ -10,7 +10,7 @@ use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
 use futures_util::future::Either;
-use http::header::{self, HeaderValue};
+use http::header::{self, HeaderMap, HeaderValue};
 use http::{Request, Response, StatusCode};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::Full;
@@ -24,8 +24,10 @@ use tower::Service;
 use super::gate::Gate;
 use super::hangup::DetectHangup;
 use super::inbound::Inbound;
+use super::peers::TrustedProxies;
 use super::registry::{ConnectionHandle, ConnectionState, Registration, ServerPhase};
 use super::wire;
+use crate::header::{ClientScheme, forwarded};
 
 pin_project! {
     /// Ends when the peer or hyper closes it, when the server stops, or when it is evicted.
@@ -81,11 +83,30 @@ where
     }
 }
 
+/// What is known of the client of a connection.
+pub(super) struct ClientSide {
+    /// Its address, or that of the proxy that speaks for it.
+    pub(super) peer: Option<IpAddr>,
+    pub(super) scheme: ClientScheme,
+    /// Only if the peer is one of them: then its requests say who the client is.
+    pub(super) proxies: Option<Arc<TrustedProxies>>,
+}
+
+impl ClientSide {
+    /// The client of a request: its address, and the scheme of its URL.
+    fn of(&self, headers: &HeaderMap) -> (Option<IpAddr>, ClientScheme) {
+        let Some(proxies) = &self.proxies else { return (self.peer, self.scheme) };
+        let is_proxy = |address| proxies.networks.contains(address);
+        let scheme = forwarded::scheme_behind(headers).unwrap_or(self.scheme);
+        (forwarded::client_behind(headers, self.peer, is_proxy), scheme)
+    }
+}
+
 /// Passes the requests of one connection to the service that all connections share.
 pub(super) struct ConnectionService<S> {
     /// Never contended: a server has one thread.
     pub(super) service: Arc<Mutex<S>>,
-    pub(super) peer: Option<IpAddr>,
+    pub(super) client: ClientSide,
     pub(super) connection: Arc<ConnectionState>,
 }
 
@@ -101,7 +122,8 @@ where
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let connection = ConnectionHandle::new(&self.connection);
         let refusal = wire::refusal_in(&request);
-        let inbound = Inbound { request, refusal, peer: self.peer, connection };
+        let (remote_ip, scheme) = self.client.of(request.headers());
+        let inbound = Inbound { request, refusal, peer: self.client.peer, remote_ip, scheme, connection };
         let mut service = self.service.lock();
         // Nothing waits for readiness here, so nothing is to be woken.
         let is_ready = service.poll_ready(&mut Context::from_waker(Waker::noop())).is_ready();

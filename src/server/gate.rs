@@ -49,6 +49,8 @@ pub(super) struct Gate<I> {
     /// The socket wakes this task when it can be read, also at its end.
     is_read_pending: bool,
     has_unsent: bool,
+    /// What was written waits in the socket's own layer, TLS.
+    is_flush_pending: bool,
     /// As last set in `connection`.
     awaits_body: bool,
     pacer: WritePacer,
@@ -114,6 +116,7 @@ impl<I> Gate<I> {
             has_begun: false,
             is_read_pending: false,
             has_unsent: false,
+            is_flush_pending: false,
             awaits_body: false,
             pacer: WritePacer::default(),
             has_read_eof: false,

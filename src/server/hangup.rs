@@ -24,6 +24,12 @@ pub(super) trait DetectHangup: AsyncRead + AsyncWrite + Unpin {
     fn poll_hangup(&mut self, cx: &mut Context<'_>) -> Poll<()>;
 }
 
+impl DetectHangup for Box<dyn DetectHangup + Send> {
+    fn poll_hangup(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.as_mut().poll_hangup(cx)
+    }
+}
+
 /// The methods that tokio's sockets share without a trait.
 pub(super) trait TokioSocket: AsyncRead + AsyncWrite + Unpin + AsFd {
     /// The readiness that tokio knows now, without waiting.

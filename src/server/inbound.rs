@@ -6,6 +6,7 @@ use http::Request;
 use hyper::body::Incoming;
 
 use super::registry::ConnectionHandle;
+use crate::header::ClientScheme;
 use crate::refusal::Refusal;
 
 /// A request with its client connection.
@@ -15,8 +16,12 @@ pub struct Inbound {
     pub request: Request<Incoming>,
     /// Why the gate has refused the request, whose head is not in `request` then. The service answers with it.
     pub refusal: Option<Refusal>,
-    /// The peer's address; `None` on a unix socket.
+    /// The peer's address, or the one that a PROXY header has in its place; `None` on a unix socket.
     pub peer: Option<IpAddr>,
+    /// The client's address: the peer's, or the one that a trusted proxy says.
+    pub remote_ip: Option<IpAddr>,
+    /// Of the URL that the client has asked for, as far as the gateway or a trusted proxy knows.
+    pub scheme: ClientScheme,
     /// Where the service reports trust.
     pub connection: ConnectionHandle,
 }
@@ -33,7 +38,7 @@ pub struct Peer {
 impl Inbound {
     /// The request with its [`Peer`] as an extension, and with its [`Refusal`] as another one, if it was refused.
     pub fn into_request(self) -> Request<Incoming> {
-        let Self { mut request, refusal, peer: ip, connection } = self;
+        let Self { mut request, refusal, peer: ip, connection, .. } = self;
         let extensions = request.extensions_mut();
         extensions.insert(Peer { ip, connection });
         if let Some(refusal) = refusal {

@@ -1,35 +1,20 @@
-//! The addresses to listen on, and their sockets.
+//! The sockets that clients connect to.
 
-use std::fmt;
-use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
-use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
-use socket2::{Domain, Protocol, Type};
+use socket2::{Domain, Protocol, SockRef, Type};
 use tokio::net::{TcpListener, UnixListener};
 
 use super::capacity::Capacity;
+use super::inherited::{InheritedSocket, InheritedSockets};
 use super::limiter::ConnectionLimiter;
-
-/// An address to listen on.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ListenAddress {
-    /// An IP address and a port; port 0 lets the system choose one.
-    Tcp(SocketAddr),
-    /// A socket in the file system, with the permissions it gets.
-    Unix {
-        /// As configured; need not be absolute.
-        path: PathBuf,
-        /// The permission bits of the socket's file.
-        mode: u32,
-    },
-}
+use super::listen_address::{ListenAddress, SocketOwner};
+use super::peers::{AllowedPeers, TrustedProxies};
+use super::tls::ServerTls;
+use super::unix_socket::{self, SocketFile};
 
 /// A listener for clients: a `[[listen]]` of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,59 +23,46 @@ pub struct ListenSettings {
     pub address: ListenAddress,
     /// Connections open at one time.
     pub connections: usize,
+    /// What else is demanded of its peers, or believed to them.
+    pub options: ListenOptions,
+}
+
+/// What a listener demands of its peers, and what it believes to them. By default, nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ListenOptions {
+    /// Connections are encrypted.
+    pub tls: Option<ServerTls>,
+    /// Other peers are disconnected at once.
+    pub allow_peers: Option<AllowedPeers>,
+    /// The peers whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed.
+    pub trusted_proxies: Option<Arc<TrustedProxies>>,
+    /// Each connection begins with a PROXY header, and only trusted proxies may connect.
+    pub proxy_protocol: bool,
+}
+
+impl ListenOptions {
+    /// Whether a connection begins with something else than HTTP.
+    pub(super) fn has_preamble(&self) -> bool {
+        self.tls.is_some() || self.proxy_protocol
+    }
 }
 
 /// The default limit of connections of the listeners for operators and for hooks.
 pub const DEFAULT_OPERATOR_CONNECTIONS: usize = 256;
-
-impl ListenAddress {
-    /// Whether the two cannot be listened on at the same time. Port 0 stands for any free port.
-    pub fn conflicts_with(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Tcp(one), Self::Tcp(two)) => {
-                // On Linux `[::]` accepts IPv4, too, by default.
-                let covers = |one: &SocketAddr, two: &SocketAddr| {
-                    one.ip().is_unspecified() && (one.is_ipv6() || two.is_ipv4())
-                };
-                let overlap = one.ip() == two.ip() || covers(one, two) || covers(two, one);
-                one.port() != 0 && one.port() == two.port() && overlap
-            }
-            (Self::Unix { path: one, .. }, Self::Unix { path: two, .. }) => one == two,
-            _ => false,
-        }
-    }
-}
-
-impl ListenAddress {
-    /// Whether only peers on this machine can connect.
-    pub fn is_local_only(&self) -> bool {
-        match self {
-            Self::Tcp(address) => address.ip().to_canonical().is_loopback(),
-            Self::Unix { .. } => true,
-        }
-    }
-}
-
-impl fmt::Display for ListenAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tcp(address) => address.fmt(f),
-            Self::Unix { path, .. } => write!(f, "unix:{}", path.display()),
-        }
-    }
-}
 
 /// A bound socket, or a share of one, that does not accept yet.
 #[derive(Debug)]
 pub struct BoundSocket {
     kind: BoundSocketKind,
     limiter: Arc<ConnectionLimiter>,
+    options: Arc<ListenOptions>,
 }
 
 #[derive(Debug)]
 enum BoundSocketKind {
     Tcp(std::net::TcpListener),
-    Unix(Arc<SocketFile>, std::os::unix::net::UnixListener),
+    /// Without a file that is the gateway's to remove if systemd holds the socket.
+    Unix(Option<Arc<SocketFile>>, std::os::unix::net::UnixListener),
 }
 
 /// A socket that accepts on the runtime of one thread.
@@ -98,6 +70,7 @@ enum BoundSocketKind {
 pub struct Listener {
     pub(super) kind: ListenerKind,
     pub(super) limiter: Arc<ConnectionLimiter>,
+    pub(super) options: Arc<ListenOptions>,
 }
 
 #[derive(Debug)]
@@ -105,7 +78,7 @@ pub(super) enum ListenerKind {
     Tcp(TcpListener),
     /// Its file is removed before the last share is closed: a successor that found the file without a listener
     /// would replace it, and its new file would be removed then.
-    Unix(#[expect(dead_code, reason = "there to be dropped")] Arc<SocketFile>, UnixListener),
+    Unix(#[expect(dead_code, reason = "there to be dropped")] Option<Arc<SocketFile>>, UnixListener),
 }
 
 /// How many connections may wait to be accepted: CI starts many `ssh` connections at once.
@@ -120,16 +93,39 @@ impl BoundSocket {
     /// Binds the socket, for up to `connections` at one time, and shares it among `shares` threads. The
     /// error names the address, and how to fix it.
     pub fn bind_shared(address: &ListenAddress, connections: usize, shares: usize) -> io::Result<Vec<Self>> {
-        let kinds = Self::bind_kinds(address, shares)?;
-        let name = kinds.first().map(BoundSocketKind::address).transpose()?.unwrap_or_default();
-        let limiter = ConnectionLimiter::new(Capacity::new(name, connections, !address.is_local_only()));
-        Ok(kinds.into_iter().map(|kind| Self { kind, limiter: Arc::clone(&limiter) }).collect())
+        Self::open(address, (connections, shares), &mut InheritedSockets::default())
     }
 
-    fn bind_kinds(address: &ListenAddress, shares: usize) -> io::Result<Vec<BoundSocketKind>> {
+    /// As [`bind_shared`](Self::bind_shared), for so many connections and shares; or takes a socket over that was
+    /// bound by systemd.
+    pub fn open(
+        address: &ListenAddress,
+        (connections, shares): (usize, usize),
+        inherited: &mut InheritedSockets,
+    ) -> io::Result<Vec<Self>> {
+        let kinds = Self::open_kinds(address, shares, inherited)?;
+        let Some(first) = kinds.first() else { return Ok(Vec::new()) };
+        let capacity = Capacity::new(first.address()?, connections, !first.is_local_only());
+        let (limiter, options) = (ConnectionLimiter::new(capacity), Arc::<ListenOptions>::default());
+        let share = |kind| Self { kind, limiter: Arc::clone(&limiter), options: Arc::clone(&options) };
+        Ok(kinds.into_iter().map(share).collect())
+    }
+
+    /// The same socket with these options.
+    #[must_use]
+    pub fn with_options(self, options: &Arc<ListenOptions>) -> Self {
+        Self { options: Arc::clone(options), ..self }
+    }
+
+    fn open_kinds(
+        address: &ListenAddress,
+        shares: usize,
+        inherited: &mut InheritedSockets,
+    ) -> io::Result<Vec<BoundSocketKind>> {
         let bound = match address {
             ListenAddress::Tcp(address) => bind_tcp(*address, shares),
-            ListenAddress::Unix { path, mode } => bind_unix(path, *mode, shares),
+            ListenAddress::Unix { path, mode, owner } => bind_unix(path, (*mode, *owner), shares),
+            ListenAddress::Systemd(name) => inherited.take(name).and_then(|socket| adopt(socket, shares)),
         };
         bound.map_err(|error| {
             let advice = match error.kind() {
@@ -153,6 +149,11 @@ impl BoundSocket {
         self.kind.address()
     }
 
+    /// Whether only peers on this machine can connect.
+    pub fn is_local_only(&self) -> bool {
+        self.kind.is_local_only()
+    }
+
     /// The limit of its connections, all shares together.
     pub fn capacity(&self) -> &Arc<Capacity> {
         self.limiter.capacity()
@@ -163,7 +164,21 @@ impl BoundSocketKind {
     fn address(&self) -> io::Result<String> {
         match self {
             Self::Tcp(socket) => Ok(socket.local_addr()?.to_string()),
-            Self::Unix(file, _) => Ok(format!("unix:{}", file.path.display())),
+            Self::Unix(Some(file), _) => Ok(format!("unix:{}", file.path.display())),
+            Self::Unix(None, socket) => {
+                let address = socket.local_addr()?;
+                let path = address.as_pathname().unwrap_or(Path::new("@"));
+                Ok(format!("unix:{}", path.display()))
+            }
+        }
+    }
+
+    fn is_local_only(&self) -> bool {
+        match self {
+            Self::Tcp(socket) => {
+                socket.local_addr().is_ok_and(|address| address.ip().to_canonical().is_loopback())
+            }
+            Self::Unix(..) => true,
         }
     }
 }
@@ -175,7 +190,7 @@ impl Listener {
             BoundSocketKind::Tcp(socket) => ListenerKind::Tcp(TcpListener::from_std(socket)?),
             BoundSocketKind::Unix(file, socket) => ListenerKind::Unix(file, UnixListener::from_std(socket)?),
         };
-        Ok(Self { kind, limiter: socket.limiter })
+        Ok(Self { kind, limiter: socket.limiter, options: socket.options })
     }
 }
 
@@ -211,80 +226,33 @@ fn bind_tcp(address: SocketAddr, shares: usize) -> io::Result<Vec<BoundSocketKin
 }
 
 /// A path has one socket with one queue; idle threads accept from it.
-fn bind_unix(path: &Path, mode: u32, shares: usize) -> io::Result<Vec<BoundSocketKind>> {
+fn bind_unix(
+    path: &Path,
+    (mode, owner): (u32, SocketOwner),
+    shares: usize,
+) -> io::Result<Vec<BoundSocketKind>> {
     // Released once it listens, so that no other process takes it for a stale one before.
-    let _lock = lock_folder(path);
-    remove_stale(path)?;
-    let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&socket2::SockAddr::unix(path)?)?;
-    let file = Arc::new(SocketFile { path: path.to_owned(), file_id: file_id(path)? });
-    // Before `listen`, so that no peer connects by the permissions of the umask.
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
+    let _lock = unix_socket::lock_folder(path);
+    let (file, socket) = unix_socket::bind(path, mode, owner)?;
+    let file = Arc::new(file);
     socket.listen(BACKLOG)?;
-    let share = || Ok(BoundSocketKind::Unix(Arc::clone(&file), socket.try_clone()?.into()));
+    let share = || Ok(BoundSocketKind::Unix(Some(Arc::clone(&file)), socket.try_clone()?.into()));
     (0..shares).map(|_| share()).collect()
 }
 
-/// Locks the folder of a socket, so that two processes that start at the same time do not both find a stale
-/// socket there, and one removes that of the other. Gives up where the folder cannot be locked.
-fn lock_folder(path: &Path) -> Option<File> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let folder = File::open(folder).ok()?;
-    for _ in 0..LOCK_TRIES {
-        match flock(&folder, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Some(folder),
-            Err(Errno::WOULDBLOCK | Errno::INTR) => std::thread::sleep(LOCK_PAUSE),
-            Err(_) => return None,
+/// All threads accept from the one queue of the socket: connections that wait in it when the gateway ends are those
+/// of its successor.
+fn adopt(socket: InheritedSocket, shares: usize) -> io::Result<Vec<BoundSocketKind>> {
+    match socket {
+        InheritedSocket::Tcp(socket) => {
+            // systemd leaves it blocking.
+            socket.set_nonblocking(true)?;
+            SockRef::from(&socket).set_tcp_nodelay(true)?;
+            (0..shares).map(|_| Ok(BoundSocketKind::Tcp(socket.try_clone()?))).collect()
         }
-    }
-    tracing::warn!(socket = %path.display(), "another program locks the folder of the socket; bound without the lock");
-    None
-}
-
-/// Ten seconds. The lock is held for the time of a few system calls, but other programs lock folders, too.
-const LOCK_TRIES: u32 = 1_000;
-const LOCK_PAUSE: Duration = Duration::from_millis(10);
-
-/// Removes a socket that no process listens on: it is left over from a crash. Any other file is kept.
-fn remove_stale(path: &Path) -> io::Result<()> {
-    let kind = match std::fs::symlink_metadata(path) {
-        Ok(metadata) => metadata.file_type(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
-    };
-    if !kind.is_socket() {
-        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "the path exists and is not a socket"));
-    }
-    let probe = socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    // Does not block on a queue that is full because the listening process hangs.
-    probe.set_nonblocking(true)?;
-    match probe.connect(&socket2::SockAddr::unix(path)?) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path),
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(io::ErrorKind::AddrInUse.into()),
-        Ok(()) => Err(io::ErrorKind::AddrInUse.into()),
-        Err(error) => Err(error),
-    }
-}
-
-/// The file of a unix socket; removed when dropped, unless another file has its path by then, such as that of
-/// a successor that was started after the file was removed by hand.
-#[derive(Debug)]
-pub(super) struct SocketFile {
-    path: PathBuf,
-    file_id: (u64, u64),
-}
-
-/// The device and the inode, which are unique as long as the socket is open.
-fn file_id(path: &Path) -> io::Result<(u64, u64)> {
-    let metadata = std::fs::symlink_metadata(path)?;
-    Ok((metadata.dev(), metadata.ino()))
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        if file_id(&self.path).is_ok_and(|found| found == self.file_id) {
-            let _ = std::fs::remove_file(&self.path);
+        InheritedSocket::Unix(socket) => {
+            socket.set_nonblocking(true)?;
+            (0..shares).map(|_| Ok(BoundSocketKind::Unix(None, socket.try_clone()?))).collect()
         }
     }
 }
@@ -295,14 +263,22 @@ mod tests {
     use std::os::unix::fs::symlink;
     use std::os::unix::net::{UnixListener, UnixStream};
 
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::time::Duration;
+
     use super::*;
+    use crate::server::unix_socket::lock_folder;
+
+    fn unix(path: &Path) -> ListenAddress {
+        ListenAddress::Unix { path: path.to_owned(), mode: 0o600, owner: SocketOwner::default() }
+    }
 
     type Replace = fn(&Path);
 
     #[test]
     fn a_socket_removes_its_own_file_and_no_other() {
         let path = std::env::temp_dir().join(format!("railgate-socket-{}", std::process::id()));
-        let address = ListenAddress::Unix { path: path.clone(), mode: 0o600 };
+        let address = unix(&path);
         let replacements: [(&str, Replace, bool); 7] = [
             ("nothing", |_| {}, false),
             ("gone", |path| fs::remove_file(path).unwrap(), false),
@@ -376,7 +352,7 @@ mod tests {
         while let Ok(socket) = connect() {
             waiting.push(socket);
         }
-        let address = ListenAddress::Unix { path: path.clone(), mode: 0o600 };
+        let address = unix(&path);
         assert_eq!(BoundSocket::bind(&address, 1).unwrap_err().kind(), io::ErrorKind::AddrInUse);
         assert!(path.exists());
         fs::remove_file(path).unwrap();
@@ -385,7 +361,7 @@ mod tests {
     #[test]
     fn a_successor_keeps_its_file() {
         let path = std::env::temp_dir().join(format!("railgate-successor-{}", std::process::id()));
-        let address = ListenAddress::Unix { path: path.clone(), mode: 0o600 };
+        let address = unix(&path);
         let first = BoundSocket::bind(&address, 1).unwrap();
         assert_eq!(BoundSocket::bind(&address, 1).unwrap_err().kind(), io::ErrorKind::AddrInUse);
         fs::remove_file(&path).unwrap();
@@ -402,7 +378,7 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("railgate-folder-{}", std::process::id()));
         fs::create_dir(&folder).unwrap();
         let path = folder.join("socket");
-        let address = ListenAddress::Unix { path: path.clone(), mode: 0o600 };
+        let address = unix(&path);
         drop(UnixListener::bind(&path).unwrap());
         let lock = lock_folder(&path).unwrap();
         std::thread::scope(|scope| {

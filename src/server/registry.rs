@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use super::capacity::{Capacity, ConnectionPermit};
 use super::deadline_timer::now;
+use super::peers::ConnectionRefusal;
 
 /// The connections of one server.
 #[derive(Debug, Default)]
@@ -185,6 +186,12 @@ impl ConnectionState {
     /// The first bytes of a head were received, but not all of it.
     pub(super) fn head_started(&self) {
         self.last_request.store(self.capacity.age_at(now()), Ordering::Relaxed);
+    }
+
+    /// Counts the connection as refused. Returns the name of its listener.
+    pub(super) fn refuse(&self, why: ConnectionRefusal) -> &str {
+        self.capacity.count_refused(why);
+        self.capacity.name()
     }
 
     /// The end of a response was sent only now.

@@ -4,7 +4,9 @@ use http_body_util::Full;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 use tokio::time::{Instant, sleep};
 
+use super::connection::ClientSide;
 use super::*;
+use crate::header::ClientScheme;
 
 const IDLE: Duration = Duration::from_secs(75);
 const REQUEST: &[u8] = b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n";
@@ -30,7 +32,8 @@ where
     let limits = ServerLimits { first_byte_timeout: IDLE, idle_timeout: IDLE, ..ServerLimits::default() };
     let (server, capacity) = (HttpServer::new(limits), Capacity::new("test", 1, false));
     let permit = capacity.try_take(1).unwrap();
-    server.spawn(socket, None, permit, service);
+    let client = ClientSide { peer: None, scheme: ClientScheme::Http, proxies: None };
+    server.spawn(socket, server.registry.register(permit, true), client, service);
     peer
 }
 

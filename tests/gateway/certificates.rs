@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tokio_rustls::TlsAcceptor;
 
 use super::harness::Scratch;
@@ -55,6 +55,49 @@ impl CertificateAuthority {
         let mut config = self.server_config(name, None);
         config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
         TlsAcceptor::from(Arc::new(config))
+    }
+
+    /// A client that believes this authority; with a certificate of `own`, if there is one.
+    pub fn client_config(&self, own: Option<&Self>) -> Arc<ClientConfig> {
+        self.client_config_with(own, rustls::ALL_VERSIONS)
+    }
+
+    /// As [`client_config`](Self::client_config), with these versions of TLS.
+    pub fn client_config_with(
+        &self,
+        own: Option<&Self>,
+        versions: &[&'static rustls::SupportedProtocolVersion],
+    ) -> Arc<ClientConfig> {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut roots = RootCertStore::empty();
+        roots.add(self.issuer.der().clone()).unwrap();
+        let builder = ClientConfig::builder_with_provider(provider).with_protocol_versions(versions).unwrap();
+        let builder = builder.with_root_certificates(roots);
+        Arc::new(match own {
+            None => builder.with_no_client_auth(),
+            Some(own) => {
+                let (certificate, key) = own.issue("client");
+                let key = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+                builder.with_client_auth_cert(vec![certificate.der().clone()], key).unwrap()
+            }
+        })
+    }
+
+    /// Writes a certificate for `name` that is valid in these days from now, and its key to files.
+    pub fn issue_for_days(&self, dir: &Scratch, name: &str, days: std::ops::Range<i64>) -> [PathBuf; 2] {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+        let at = |days: i64| {
+            let seconds = i64::try_from(now).unwrap() + days * 24 * 3600;
+            time::OffsetDateTime::from_unix_timestamp(seconds).unwrap()
+        };
+        (params.not_before, params.not_after) = (at(days.start), at(days.end));
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        let paths = [dir.file(&format!("{name}.pem")), dir.file(&format!("{name}.key"))];
+        fs::write(&paths[0], certificate.pem()).unwrap();
+        fs::write(&paths[1], key.serialize_pem()).unwrap();
+        paths
     }
 
     fn server_config(&self, name: &str, clients: Option<&Self>) -> ServerConfig {

@@ -4,12 +4,16 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream, UnixStream};
+use tokio_rustls::TlsConnector;
 
 /// So that a broken gateway fails a test instead of hanging it.
 const DEADLINE: Duration = Duration::from_mins(2);
@@ -70,6 +74,12 @@ impl Address {
         Ok(Connection { stream, unread: BytesMut::new() })
     }
 
+    /// Connects with TLS, and believes the certificates that `config` does, for the name `localhost`. In TLS 1.3, a
+    /// client's certificate may still be refused afterwards.
+    pub async fn connect_tls(&self, config: &Arc<ClientConfig>) -> io::Result<Connection> {
+        self.connect().await.start_tls(config).await
+    }
+
     /// Connects over TCP from this loopback address.
     pub async fn connect_from(&self, ip: &str) -> Connection {
         let Self::Tcp(address) = self else { panic!("{self:?}") };
@@ -105,6 +115,14 @@ pub struct Connection {
 }
 
 impl Connection {
+    /// Goes on with TLS.
+    pub async fn start_tls(self, config: &Arc<ClientConfig>) -> io::Result<Self> {
+        let name = ServerName::try_from("localhost").unwrap();
+        let handshake = TlsConnector::from(Arc::clone(config)).connect(name, self.stream);
+        let stream = Box::new(within_deadline("a TLS handshake", handshake).await?);
+        Ok(Self { stream, unread: BytesMut::new() })
+    }
+
     /// Writes, and ignores a peer that has stopped reading: its response tells.
     pub async fn write(&mut self, bytes: &[u8]) {
         let _ = within_deadline("the peer to read", self.stream.write_all(bytes)).await;

@@ -24,6 +24,8 @@ pub struct Setup {
     root: String,
     is_tls: bool,
     mode: Option<&'static str>,
+    tcp_lines: Vec<String>,
+    unix_lines: Vec<String>,
     pub dir: Scratch,
 }
 
@@ -34,7 +36,9 @@ impl Setup {
         let dir = Scratch::new();
         fs::write(dir.file("shell_secret"), format!("{SHELL_SECRET}\n")).unwrap();
         fs::write(dir.file("kas_secret"), STANDARD.encode(KAS_SECRET)).unwrap();
-        let setup = Self { keys: BTreeMap::new(), root: String::new(), is_tls: false, mode: None, dir };
+        let (root, tcp_lines, unix_lines) = (String::new(), Vec::new(), Vec::new());
+        let setup =
+            Self { keys: BTreeMap::new(), root, is_tls: false, mode: None, tcp_lines, unix_lines, dir };
         let (shell, kas) = (setup.dir.file("shell_secret"), setup.dir.file("kas_secret"));
         setup
             .text("admin.address", "127.0.0.1:0")
@@ -105,6 +109,18 @@ impl Setup {
         self
     }
 
+    /// Adds a line to the section of the listener on TCP.
+    pub fn tcp(mut self, line: impl Into<String>) -> Self {
+        self.tcp_lines.push(line.into());
+        self
+    }
+
+    /// Adds a line to the section of the listener on a unix socket.
+    pub fn unix(mut self, line: impl Into<String>) -> Self {
+        self.unix_lines.push(line.into());
+        self
+    }
+
     /// The secret that Rails and GitLab Shell share.
     pub fn shell_secret(self, secret: &str) -> Self {
         fs::write(self.dir.file("shell_secret"), format!("{secret}\n")).unwrap();
@@ -130,8 +146,10 @@ impl Setup {
         let mut lines = Vec::from_iter(url);
         lines.extend(self.keys.iter().map(|(key, value)| format!("{key} = {value}")));
         lines.push("[[listen]]\naddress = \"127.0.0.1:0\"".to_owned());
+        lines.extend(self.tcp_lines.iter().cloned());
         lines.push(format!("[[listen]]\naddress = \"unix:{}\"", self.socket().display()));
         lines.extend(self.mode.map(|mode| format!("mode = \"{mode}\"")));
+        lines.extend(self.unix_lines.iter().cloned());
         lines.join("\n")
     }
 

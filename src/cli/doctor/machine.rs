@@ -17,7 +17,7 @@ pub(super) fn findings(config: &GatewayConfig) -> Vec<Finding> {
     let addresses =
         config.listen.iter().map(|listen| &listen.address).chain([&config.admin.address]).chain(hooks);
     for address in addresses {
-        if let ListenAddress::Unix { path, mode } = address {
+        if let ListenAddress::Unix { path, mode, .. } = address {
             found.extend(check_socket(path, *mode));
         }
     }

@@ -4,9 +4,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use http::{Method, StatusCode};
+use railgate::certificates;
 use railgate::hooks;
 use railgate::secret::{BearerToken, SigningToken};
-use railgate::upstream::tls::{self, Tls};
+use railgate::upstream::tls::Tls;
 use railgate::upstream::{self, Protocol, Upstream, UpstreamAddress, UpstreamServerSettings, UpstreamTarget};
 use serde_json::{Map, Value, json};
 
@@ -50,9 +51,10 @@ impl Gitlab {
         let tls = match &target {
             UpstreamTarget { is_tls: true, address: UpstreamAddress::Tcp(host, _), .. } => {
                 let roots = match ca {
-                    Some(ca) => tls::read_authorities(ca)
+                    Some(ca) => certificates::read_authorities(ca)
                         .map_err(|error| format!("--ca-file {}: {error}", ca.display()))?,
-                    None => tls::system_authorities().map_err(|error| format!("--gitlab {url}: {error}"))?,
+                    None => certificates::system_authorities()
+                        .map_err(|error| format!("--gitlab {url}: {error}"))?,
                 };
                 Some(
                     Tls::new(roots, None, upstream::without_zone(host), Protocol::Http1)

@@ -76,7 +76,10 @@ fn invalid_addresses_are_refused_with_the_reason() {
         ),
         (&long(5_000), "has a socket path of 5000 bytes"),
         ("unix:/run/", "names a directory; name the socket in it, such as \"unix:/run/railgate.sock\""),
-        ("unix:run/a", "expected an IP address with a port, or unix: and an absolute path"),
+        (
+            "unix:run/a",
+            "expected an IP address with a port, unix: and an absolute path, or systemd: and a name",
+        ),
         ("127.0.0.1:99999", "found \"127.0.0.1:99999\"; a port is from 0 to 65535"),
         ("[::1]:99999", "; a port is from 0 to 65535"),
         ("127.0.0.1", "; a port is missing"),

@@ -19,17 +19,17 @@ const MISTAKES: &str = r#"colour = "red"
 #^ colour: unknown key; known here: workers, listen, admin, hooks, upstream, auth, cache, limits, log
 
 [[listen]]
-#^ listen.address: is required: an IP address with a port, or unix: and an absolute path, such as "127.0.0.1:8181"
+#^ listen.address: is required: an IP address with a port, unix: and an absolute path, or systemd: and a name, such as "127.0.0.1:8181"
 adress = "127.0.0.1:8181"
 #^ listen.adress: unknown key; did you mean "address"?
 
 [[listen]]
 address = "localhost:8181"
-#^ listen.address: expected an IP address with a port, or unix: and an absolute path, such as "127.0.0.1:8181", found "localhost:8181"
+#^ listen.address: expected an IP address with a port, unix: and an absolute path, or systemd: and a name, such as "127.0.0.1:8181", found "localhost:8181"
 
 [[listen]]
 address = "unix:run/sock"
-#^ listen.address: expected an IP address with a port, or unix: and an absolute path, such as "127.0.0.1:8181", found "unix:run/sock"
+#^ listen.address: expected an IP address with a port, unix: and an absolute path, or systemd: and a name, such as "127.0.0.1:8181", found "unix:run/sock"
 
 [[listen]]
 address = "127.0.0.1:8181"

@@ -33,7 +33,8 @@ fn the_annotated_file_has_the_defaults() {
     assert!(
         admin.token.is_none() && admin.hosts.is_empty() && hooks.is_none() && upstream_credential.is_none()
     );
-    let listen_at = |address, connections| ListenSettings { address, connections };
+    let listen_at =
+        |address, connections| ListenSettings { address, connections, options: ListenOptions::default() };
     assert_eq!((listen, admin.address), (vec![listen_at(tcp(8181), 10_000)], tcp(9181)));
     assert_eq!(admin.connections, DEFAULT_OPERATOR_CONNECTIONS);
     let url = "http+unix://%2Fvar%2Fopt%2Fgitlab%2Fgitlab-workhorse%2Fsockets%2Fsocket";
@@ -60,11 +61,17 @@ fn every_key_of_the_annotated_file_is_accepted() {
     let settings = Files::new().load(&text);
     assert_eq!(settings.workers, 2);
     let addresses: Vec<_> = settings.listen.iter().map(|listen| listen.address.clone()).collect();
-    assert_eq!(addresses, [tcp(8181), unix("/run/railgate/railgate.sock", 0o660)]);
-    assert_eq!(settings.admin.address, unix("/run/railgate/admin.sock", 0o660));
+    let owned = |path| {
+        let owner = SocketOwner { user: Some(0), group: Some(0) };
+        ListenAddress::Unix { path: PathBuf::from(path), mode: 0o660, owner }
+    };
+    assert_eq!(addresses, [tcp(8181), owned("/run/railgate/railgate.sock")]);
+    let options = &settings.listen[0].options;
+    assert!(options.tls.is_some() && options.allow_peers.is_some() && options.trusted_proxies.is_some());
+    assert_eq!(settings.admin.address, owned("/run/railgate/admin.sock"));
     assert!(settings.admin.token.is_some() && settings.admin.hosts == ["railgate.example"]);
     let hooks = settings.hooks.unwrap();
-    assert_eq!(hooks.address, unix("/run/railgate/hooks.sock", 0o660));
+    assert_eq!(hooks.address, owned("/run/railgate/hooks.sock"));
     assert!(hooks.token.unwrap().matches(b"h00k") && hooks.signing_token.is_some());
     assert_eq!(hooks.settle.as_secs(), 5);
     let servers = &settings.upstream.servers;

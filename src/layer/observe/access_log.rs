@@ -58,7 +58,7 @@ pub(super) fn write(request: &InFlightRequest, info: &RequestInfo, took: Duratio
                 queue_duration_s = info.queue_time.map(|waited| waited.as_secs_f64()),
                 resent = info.is_resent.then_some(true),
                 written_bytes = request.sent_bytes,
-                remote_ip = request.peer.map(tracing::field::display),
+                remote_ip = request.remote_ip.map(tracing::field::display),
                 ua = agent().map(|agent| truncated(agent, MAX_USER_AGENT)).as_deref(),
                 failure = info.failure,
                 reason = info.rejection.map(crate::auth::Rejection::as_str),

@@ -21,7 +21,7 @@ pub(super) struct InFlightRequest {
     pub(super) method: Method,
     pub(super) uri: Uri,
     pub(super) user_agent: Option<HeaderValue>,
-    pub(super) peer: Option<IpAddr>,
+    pub(super) remote_ip: Option<IpAddr>,
     pub(super) request_id: RequestId,
     pub(super) status: Option<StatusCode>,
     pub(super) sent_bytes: u64,

@@ -4,11 +4,12 @@ use std::fmt;
 use std::sync::Arc;
 
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
 use crate::metrics::encode::encode_single;
-use crate::server::Capacity;
+use crate::server::{Capacity, ServerTls};
 
 /// `clients`: the listeners for clients, which are also counted together. `others`: those for operators
 /// and hooks.
@@ -30,7 +31,45 @@ pub(super) fn encode(
     encode_each(&all, encoder, evicted, |listener| ConstCounter::new(listener.evicted()))?;
     let turned_away =
         ("listener_turned_away", "Connections that were closed at once, since the listener was full");
-    encode_each(&all, encoder, turned_away, |listener| ConstCounter::new(listener.rejected()))
+    encode_each(&all, encoder, turned_away, |listener| ConstCounter::new(listener.rejected()))?;
+    let help = "Connections that were closed before HTTP, by why: a peer or a PROXY header that is not allowed, or TLS";
+    let mut family = encoder.encode_descriptor("listener_refused", help, None, MetricType::Counter)?;
+    for listener in clients {
+        for (reason, count) in listener.refused() {
+            let labels = [("listener", listener.name()), ("reason", reason.as_str())];
+            ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
+        }
+    }
+    Ok(())
+}
+
+/// Only listeners with TLS have these series.
+pub(super) fn encode_certificates(
+    certificates: &[(String, ServerTls)],
+    encoder: &mut DescriptorEncoder<'_>,
+) -> fmt::Result {
+    if certificates.is_empty() {
+        return Ok(());
+    }
+    let help = "When the certificate of a listener expires, in seconds since 1970";
+    let mut family = encoder.encode_descriptor(
+        "certificate_not_after_timestamp_seconds",
+        help,
+        None,
+        MetricType::Gauge,
+    )?;
+    for (listener, tls) in certificates {
+        ConstGauge::new(tls.not_after()).encode(family.encode_family(&[("listener", listener.as_str())])?)?;
+    }
+    let help = "How often the files of a certificate had changed and were read again";
+    let mut family = encoder.encode_descriptor("certificate_reloads", help, None, MetricType::Counter)?;
+    for (listener, tls) in certificates {
+        for (result, count) in ["ok", "failed"].into_iter().zip(tls.reload_counts()) {
+            let labels = [("listener", listener.as_str()), ("result", result)];
+            ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
+        }
+    }
+    Ok(())
 }
 
 fn encode_each<M: EncodeMetric>(

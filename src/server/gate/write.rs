@@ -58,16 +58,24 @@ impl<I: DetectHangup> AsyncWrite for Gate<I> {
             gate.withholds_eof = false;
             cx.waker().wake_by_ref();
         }
-        Pin::new(&mut gate.io).poll_flush(cx)
+        let progress = Pin::new(&mut gate.io).poll_flush(cx);
+        // Only TLS keeps bytes back that were written.
+        if progress.is_pending() || gate.is_flush_pending {
+            gate.is_flush_pending = progress.is_pending();
+            return gate.after_write(progress, cx);
+        }
+        progress
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let gate = self.get_mut();
         // A peer that has closed its side expects nothing more: closing the socket is enough.
-        if self.has_read_eof {
-            Poll::Ready(Ok(()))
-        } else {
-            Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
+        if gate.has_read_eof {
+            return Poll::Ready(Ok(()));
         }
+        let progress = Pin::new(&mut gate.io).poll_shutdown(cx);
+        // TLS says farewell, and the peer may read nothing.
+        or_timed_out(progress, &mut gate.write_deadline, gate.limits.idle_timeout, cx)
     }
 
     fn is_write_vectored(&self) -> bool {

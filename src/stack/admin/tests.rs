@@ -37,6 +37,7 @@ fn admin() -> Admin {
         kas: None,
     });
     let metrics = Metrics::new(MetricSources {
+        certificates: Vec::new(),
         auth: Arc::new(ArcSwap::from_pointee(auth)),
         bodies: Arc::new(UnverifiedBodies::new(64)),
         cache: Arc::clone(&cache),

@@ -9,14 +9,11 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-pub use self::files::{
-    TlsError, TrustedAuthorities, read_authorities, read_certificates, read_key, system_authorities,
-};
 use self::verifier::Verifier;
 use super::error::ConnectError;
 use super::protocol::Protocol;
+use crate::certificates::{TlsError, TrustedAuthorities};
 
-mod files;
 mod verifier;
 
 /// The name of HTTP/2 in ALPN (RFC 9113 §3.1).

@@ -16,7 +16,7 @@ use railgate::clock::{Clock, ManualClock};
 use railgate::metrics::WorkerMetrics;
 use railgate::params::Params;
 use railgate::route::Caching;
-use railgate::server::{BoundSocket, HttpServer, ListenAddress, Listener, ServerLimits};
+use railgate::server::{BoundSocket, HttpServer, ListenAddress, Listener, ServerLimits, SocketOwner};
 use railgate::stack::{self, StackParts};
 use railgate::upstream::{self, Upstream, UpstreamTarget};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -188,7 +188,7 @@ impl Gateway {
             fills: TaskTracker::new(),
         });
         let listener = BoundSocket::bind(
-            &ListenAddress::Unix { path: socket.clone(), mode: 0o600 },
+            &ListenAddress::Unix { path: socket.clone(), mode: 0o600, owner: SocketOwner::default() },
             ServerLimits::default().connections,
         )?;
         server.serve(Listener::new(listener)?, stack);

@@ -75,7 +75,11 @@ pub(super) fn prepare_for_upstream() -> Fallible<Repeat> {
     Ok(Box::new(move |times| {
         for _ in 0..times {
             let mut headers = unused.next().ok_or("no headers are left")?;
-            header::prepare_for_upstream(black_box(&mut headers), Some(IpAddr::V4(Ipv4Addr::LOCALHOST)));
+            header::prepare_for_upstream(
+                black_box(&mut headers),
+                Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+                header::ClientScheme::Http,
+            );
             used.push(headers);
         }
         Ok(())

@@ -14,7 +14,7 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, DigitallySignedStruct, Error, SignatureScheme};
 
-use super::files::TrustedAuthorities;
+use crate::certificates::TrustedAuthorities;
 
 #[derive(Debug)]
 pub(in crate::upstream) struct Verifier {

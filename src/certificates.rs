@@ -39,9 +39,9 @@ pub enum TlsError {
 /// Authorities whose certificates are trusted.
 #[derive(Clone, Debug)]
 pub struct TrustedAuthorities {
-    pub(super) roots: RootCertStore,
+    pub(crate) roots: RootCertStore,
     /// Those that the operator has configured, as they are: a server may show one of them as its own.
-    pub(super) configured: Vec<CertificateDer<'static>>,
+    pub(crate) configured: Vec<CertificateDer<'static>>,
 }
 
 impl TrustedAuthorities {
