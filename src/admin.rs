@@ -9,12 +9,14 @@ mod inspect;
 mod operations;
 mod page;
 mod purge;
+mod reload;
 mod servers;
 mod status;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::{HeaderMap, Response, StatusCode};
@@ -30,7 +32,9 @@ pub use self::status::{EventStream, Status};
 use crate::cache::Cache;
 use crate::heartbeat::Heartbeats;
 use crate::json_response::{internal_error, json};
+use crate::log::LogCounters;
 use crate::metrics::{ExpositionFormat, Metrics};
+use crate::reload::Reload;
 use crate::secret::BearerToken;
 use crate::upstream::UpstreamState;
 
@@ -45,18 +49,29 @@ pub struct Admin {
     pub readiness: Arc<Readiness>,
     /// For `/inspect` and `/purge`.
     pub cache: Arc<Cache>,
-    /// Only peers on this machine can connect.
-    pub is_local_only: bool,
-    /// Required for `/inspect`, `/purge` and `/servers`. If `None`, they need no credential, but `is_local_only`.
-    pub token: Option<BearerToken>,
-    /// The accepted names in `Host` over TCP, in lower case, beside addresses and `localhost`.
-    pub hosts: Arc<[String]>,
+    /// Who may do what.
+    pub access: Arc<ArcSwap<AdminAccess>>,
+    /// For `/reload`.
+    pub reload: Arc<dyn Reload>,
+    /// For `/log`.
+    pub log: Arc<LogCounters>,
     /// For `/live`.
     pub heartbeats: Arc<Heartbeats>,
     /// For the status page.
     pub status: Arc<Status>,
     /// Bounds the work that runs at one time.
     pub permits: OperatorPermits,
+}
+
+/// Who may use the admin listener, and for what.
+#[derive(Clone, Debug)]
+pub struct AdminAccess {
+    /// Only peers on this machine can connect.
+    pub is_local_only: bool,
+    /// Required for operations. If `None`, they need no credential, but `is_local_only`.
+    pub token: Option<BearerToken>,
+    /// The accepted names in `Host` over TCP, in lower case, beside addresses and `localhost`.
+    pub hosts: Vec<String>,
 }
 
 /// Limits the work for operators at one time. The work runs on threads of its own, so that health, signals and
@@ -108,7 +123,8 @@ impl Admin {
 
     /// The figures of the status page.
     async fn status(&self) -> Response<Full<Bytes>> {
-        let operators = match (&self.token, self.is_local_only) {
+        let access = self.access.load();
+        let operators = match (&access.token, access.is_local_only) {
             (Some(_), _) => "token",
             (None, true) => "open",
             (None, false) => "none",

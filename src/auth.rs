@@ -36,6 +36,8 @@ pub struct Authenticator {
     kas: Option<KasJwt>,
     /// Bytes of a body that may be searched for a credential. A larger one is refused.
     pub max_body: usize,
+    /// By keys that have been replaced, and are still accepted.
+    previous: Vec<Self>,
 }
 
 /// `[auth]`, with its secrets loaded.
@@ -140,12 +142,36 @@ impl Authenticator {
             kas: settings.kas.map(|kas| KasJwt::new(&kas.secret, kas.audience)),
             shell_secret: settings.accept_shared_secret.then_some(settings.shell_secret),
             max_body: settings.max_body,
+            previous: Vec::new(),
         }
+    }
+
+    /// Also accepts what this other one does.
+    pub fn also_accept(&mut self, previous: Self) {
+        self.previous.push(previous);
     }
 
     /// Authenticates the caller of an endpoint with this `access`. `now` returns Unix seconds, and is
     /// called only if there is a token to verify.
     pub fn authenticate(
+        &self,
+        access: Access,
+        headers: &HeaderMap,
+        query: &Params<'_>,
+        body: AuthBody<'_>,
+        now: impl Fn() -> i64,
+    ) -> AuthOutcome {
+        let outcome = self.authenticate_by_own_keys(access, headers, query, body, &now);
+        if self.previous.is_empty() || is_accepted(&outcome) {
+            return outcome;
+        }
+        let mut others =
+            self.previous.iter().map(|one| one.authenticate_by_own_keys(access, headers, query, body, &now));
+        others.find(is_accepted).unwrap_or(outcome)
+    }
+
+    #[inline]
+    fn authenticate_by_own_keys(
         &self,
         access: Access,
         headers: &HeaderMap,
@@ -216,6 +242,11 @@ impl Authenticator {
             SecretLookup::BodyNeeded => AuthOutcome::BodyNeeded,
         }
     }
+}
+
+/// That Rails is left to decide is no acceptance by a key.
+fn is_accepted(outcome: &AuthOutcome) -> bool {
+    matches!(outcome, AuthOutcome::Accepted(caller) if caller.kind != CallerKind::LeftToRails)
 }
 
 const fn accepted(kind: CallerKind, expires: Option<i64>) -> AuthOutcome {

@@ -107,6 +107,11 @@ impl Cache {
         })
     }
 
+    /// How long entries can be kept, by kind.
+    pub fn max_ages(&self) -> [Duration; 2] {
+        [&self.positive, &self.negative].map(|store| store.policy().time_to_live().unwrap_or(Duration::MAX))
+    }
+
     /// The answer for `key`, if there is one that is usable at `now`.
     pub fn lookup(&self, key: &Key, now: Instant) -> Option<Hit> {
         [&self.positive, &self.negative].into_iter().find_map(|store| {

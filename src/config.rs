@@ -16,6 +16,7 @@ mod listen_options;
 mod own_listeners;
 mod read;
 mod reference;
+mod restart;
 mod scalars;
 mod schema;
 mod servers;
@@ -33,7 +34,7 @@ use std::path::Path;
 pub use self::diagnostic::{Diagnostic, Excerpt};
 use self::document::Document;
 pub use self::explain::explain;
-pub use self::gateway_config::{AdminSettings, GatewayConfig, LogFormat, LogSettings};
+pub use self::gateway_config::{AdminSettings, GatewayConfig, LogFormat, LogSettings, SecretSettings};
 pub use self::schema::schema;
 use crate::file;
 

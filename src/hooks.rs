@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body::Body as HttpBody;
@@ -31,7 +32,7 @@ pub use self::check_head::CheckHeadLayer;
 use self::credential::PresentedCredential;
 use self::event::Event;
 pub use self::event::EventKind;
-pub use self::settings::HooksSettings;
+pub use self::settings::{HooksSettings, PreviousHookSecrets};
 use crate::cache::Cache;
 use crate::cache::purge::{PurgeMode, Selector};
 use crate::clock::Clock;
@@ -79,7 +80,7 @@ pub struct HookCounters {
 /// Receives events whose heads have passed [`CheckHeadLayer`].
 #[derive(Clone, Debug)]
 pub struct Hooks {
-    settings: Arc<HooksSettings>,
+    settings: Arc<ArcSwap<HooksSettings>>,
     cache: Arc<Cache>,
     counts: Arc<HookCounters>,
     clock: Clock,
@@ -106,7 +107,19 @@ impl Hooks {
     /// A service that purges entries of `cache`.
     pub fn new(settings: HooksSettings, cache: Arc<Cache>, counts: Arc<HookCounters>, clock: Clock) -> Self {
         let large = Arc::new(Semaphore::new(MAX_LARGE_READS));
-        Self { settings: Arc::new(settings), cache, counts, clock, large, tasks: TaskTracker::new() }
+        Self {
+            settings: Arc::new(ArcSwap::from_pointee(settings)),
+            cache,
+            counts,
+            clock,
+            large,
+            tasks: TaskTracker::new(),
+        }
+    }
+
+    /// Takes over other secrets and times, for all copies; the address stays.
+    pub fn reload(&self, settings: HooksSettings) {
+        self.settings.store(Arc::new(settings));
     }
 
     async fn receive<B>(&self, request: Request<B>) -> Reply
@@ -132,8 +145,8 @@ impl Hooks {
             }
             Ok(Err(_)) | Err(_) => return UNREADABLE_EVENT,
         };
-        if let (Some(signature), Some(token)) = (&signature, &self.settings.signing_token)
-            && !signature.is_valid_for(&body, token)
+        if let Some(signature) = &signature
+            && !self.settings.load().signing_tokens().any(|token| signature.is_valid_for(&body, token))
         {
             return self.refuse();
         }
@@ -184,7 +197,7 @@ impl Hooks {
         if event.outdated.is_empty() {
             return;
         }
-        let (cache, mut settle) = (Arc::clone(&self.cache), self.settings.settle);
+        let (cache, mut settle) = (Arc::clone(&self.cache), self.settings.load().settle);
         let named = cache.purge_by_key(&event.outdated);
         if self.tasks.len() >= MAX_SETTLING && !settle.is_zero() {
             tracing::warn!("too many hooks at one time; what they make wrong is not dropped once more");
@@ -277,6 +290,7 @@ mod tests {
                 connections: 1,
                 token: None,
                 signing_token: None,
+                previous: PreviousHookSecrets::default(),
                 settle: Duration::ZERO,
             };
             let cache = Cache::new(&cache::CacheSettings::default());

@@ -59,6 +59,7 @@ pub mod metrics;
 pub mod params;
 pub mod progress;
 pub mod refusal;
+pub mod reload;
 pub mod request_span;
 pub mod route;
 pub mod secret;

@@ -2,7 +2,7 @@
 //! The library emits `tracing` events; where they go and how they look is up to the binary.
 
 use std::borrow::Cow;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use tracing::Level;
 
@@ -78,6 +78,8 @@ pub struct LogCounters {
     queue_full: Counters<LogLevel>,
     /// See [`DropReason::Unwritable`].
     unwritable: Counters<LogLevel>,
+    /// What is logged.
+    pub switch: LogSwitch,
     /// Omitted on purpose: the same diagnostic had been written several times within a second.
     pub suppressed: AtomicU64,
 }
@@ -100,6 +102,47 @@ impl LogCounters {
             DropReason::QueueFull => &self.queue_full,
             DropReason::Unwritable => &self.unwritable,
         }
+    }
+}
+
+/// From which level on lines are written; it can be changed at any time.
+#[derive(Debug)]
+pub struct LogSwitch(AtomicU8);
+
+/// In the order of the numbers in [`LogSwitch`].
+const LEVELS: [Level; 5] = [Level::ERROR, Level::WARN, Level::INFO, Level::DEBUG, Level::TRACE];
+
+impl Default for LogSwitch {
+    fn default() -> Self {
+        Self(AtomicU8::new(2))
+    }
+}
+
+impl LogSwitch {
+    /// Less important events are not written.
+    pub fn level(&self) -> Level {
+        LEVELS.get(usize::from(self.0.load(Ordering::Relaxed))).copied().unwrap_or(Level::INFO)
+    }
+
+    /// Changes the level, of events that are written already, too.
+    pub fn set_level(&self, level: Level) {
+        let number = LEVELS.iter().position(|one| *one == level).unwrap_or_default();
+        let number = u8::try_from(number).unwrap_or_default();
+        if self.0.swap(number, Ordering::Relaxed) != number {
+            // Each place that logs remembers whether anybody wants to know.
+            tracing::callsite::rebuild_interest_cache();
+        }
+    }
+
+    /// The level of this name, as the configuration writes it.
+    pub fn parse(name: &str) -> Option<Level> {
+        let named = [Level::ERROR, Level::WARN, Level::INFO, Level::DEBUG];
+        named.into_iter().find(|level| level.as_str().eq_ignore_ascii_case(name))
+    }
+
+    /// The name of the level.
+    pub fn name(&self) -> String {
+        self.level().as_str().to_ascii_lowercase()
     }
 }
 

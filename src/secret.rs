@@ -1,5 +1,9 @@
 //! Secrets: loaded from files, compared in constant time, wiped when dropped, never displayed.
 
+pub mod files;
+pub mod refresh;
+pub mod status;
+
 use std::fmt;
 use std::path::Path;
 

@@ -32,6 +32,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures_util::future::Either;
 use http::Response;
@@ -97,7 +98,8 @@ impl Default for ServerLimits {
 /// The server of one thread.
 #[derive(Clone, Debug)]
 pub struct HttpServer {
-    limits: ServerLimits,
+    /// Read for each connection.
+    limits: Arc<ArcSwap<ServerLimits>>,
     registry: Arc<ConnectionRegistry>,
     accept_tasks: TaskTracker,
     stop_accepting: CancellationToken,
@@ -118,6 +120,11 @@ const WAITING_TIMEOUT: Duration = Duration::from_secs(5);
 impl HttpServer {
     /// A server without listeners yet.
     pub fn new(limits: ServerLimits) -> Self {
+        Self::with_limits(Arc::new(ArcSwap::from_pointee(limits)))
+    }
+
+    /// The same with limits that may be exchanged: those of a connection are those of when it was accepted.
+    pub fn with_limits(limits: Arc<ArcSwap<ServerLimits>>) -> Self {
         Self {
             limits,
             registry: Arc::default(),
@@ -255,7 +262,9 @@ impl HttpServer {
         // Only now: a client that finds the socket closed can rely on it that all connections drain.
         self.listeners.lock().clear();
         let in_time =
-            tokio::time::timeout(self.limits.drain_timeout, self.registry.wait_until_empty()).await.is_ok();
+            tokio::time::timeout(self.limits.load().drain_timeout, self.registry.wait_until_empty())
+                .await
+                .is_ok();
         self.registry.enter(ServerPhase::Stopped);
         self.registry.wait_until_empty().await;
         in_time

@@ -7,6 +7,7 @@
 pub mod admin;
 pub mod common;
 pub mod hooks;
+pub mod reloadable;
 #[cfg(test)]
 mod testing;
 
@@ -30,6 +31,7 @@ use crate::layer::rescue::{Rescue, RescueLayer};
 use crate::layer::sanitize::{Sanitize, SanitizeLayer};
 use crate::layer::serve_cached::{ServeCached, ServeCachedLayer};
 use crate::metrics::WorkerMetrics;
+use crate::secret::refresh::SecretRefresher;
 use crate::upstream::Upstream;
 
 /// The whole gateway as one service.
@@ -40,6 +42,8 @@ pub type Stack = Observe<Rescue<Sanitize<FindRoute<Authenticate<ServeCached<Forw
 pub struct StackParts {
     /// Authenticates callers; exchanged when secrets change.
     pub auth: Arc<ArcSwap<Authenticator>>,
+    /// Looks whether a secret has just changed.
+    pub secrets: SecretRefresher,
     /// Reads the bodies that are searched for a credential; shared by all workers.
     pub bodies: Arc<UnverifiedBodies>,
     /// Shared by all workers.
@@ -68,6 +72,7 @@ pub struct StackParts {
 pub fn build(parts: StackParts) -> Stack {
     let StackParts {
         auth,
+        secrets,
         bodies,
         cache,
         cache_settings,
@@ -90,7 +95,7 @@ pub fn build(parts: StackParts) -> Stack {
         // Before authentication, since the route says which credential is needed.
         .layer(FindRouteLayer::new(upstream.relative_root(), forward_prefixes))
         // Before the cache: no response, however old, for a caller that was not authenticated.
-        .layer(AuthenticateLayer::new(auth, clock.clone(), bodies))
+        .layer(AuthenticateLayer::new(auth, clock.clone(), bodies, secrets))
         // Last before Rails: a request that is answered here costs Rails nothing.
         .layer(ServeCachedLayer::new(cache, cache_settings, clock.clone(), fills.clone()))
         .service(Forward::new(upstream, clock, upstream_credential, pseudonym, fills))

@@ -70,9 +70,11 @@ mod gateway {
     mod purge;
     mod rails_away;
     mod rails_behind_proxy;
+    mod reload;
     mod responses;
     mod routing;
     mod secret_redaction;
+    mod secret_rotation;
     mod servers;
     mod service_manager;
     mod shadow;

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use self::house::imports::{File, Imports, is_test};
 
 /// Every top-level module and its rank. A module imports only modules of lower ranks.
-const RANKS: [(&str, u8); 35] = [
+const RANKS: [(&str, u8); 36] = [
     ("authority", 0),
     ("body", 1),
     ("certificates", 1),
@@ -32,6 +32,7 @@ const RANKS: [(&str, u8); 35] = [
     ("params", 0),
     ("progress", 0),
     ("refusal", 0),
+    ("reload", 0),
     ("request_span", 1),
     ("secret", 1),
     ("service_manager", 1),

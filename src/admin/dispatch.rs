@@ -14,8 +14,8 @@ use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use tower::{Layer, Service, ServiceExt as _};
 
-use super::{Admin, EventStream, host, page};
-use crate::json_response::message;
+use super::{Admin, EventStream, host, page, reload};
+use crate::json_response::{json, message};
 use crate::refusal::Refusal;
 use crate::server::Peer;
 
@@ -88,7 +88,7 @@ impl Admin {
         let peer = head.extensions.get::<Peer>().cloned().unwrap_or_default();
         let is_open_to_all = matches!(path, "/live" | "/ready") || is_health_check(method, path);
         // A browser cannot connect to a unix socket.
-        if peer.ip.is_some() && !is_open_to_all && !host::is_known(headers, &self.hosts) {
+        if peer.ip.is_some() && !is_open_to_all && !host::is_known(headers, &self.access.load().hosts) {
             tracing::warn!("the admin listener was asked for by a name that is not in admin.hosts");
             return Some(message(StatusCode::MISDIRECTED_REQUEST, MISDIRECTED).map(Either::Left));
         }
@@ -102,7 +102,7 @@ impl Admin {
             tracing::warn!(status = status.as_u16(), "an operator was refused");
             return Some(message(status, text).map(Either::Left));
         }
-        if self.token.is_some() {
+        if self.access.load().token.is_some() {
             peer.connection.trust();
         }
         None
@@ -127,17 +127,20 @@ impl Admin {
         let file = page::file(path);
         let is_query = matches!(path, "/metrics" | "/live" | "/ready" | "/status.json" | "/events");
         if !is_operation(path) && !is_query && file.is_none() {
-            let text = "404 Not Found: try /, /metrics, /live, /ready, /servers, /inspect or /purge";
+            let text =
+                "404 Not Found: try /, /metrics, /live, /ready, /log, /reload, /servers, /inspect or /purge";
             return message(StatusCode::NOT_FOUND, text);
         }
-        if is_operation(path) || !matches!(*method, Method::GET | Method::HEAD) {
-            let right = if is_operation(path) { "POST" } else { "GET" };
+        let is_read = !is_operation(path) || path == "/log";
+        if !is_read || !matches!(*method, Method::GET | Method::HEAD) {
+            let right = if is_read { "GET" } else { "POST" };
             let text = format!("405 Method Not Allowed: use {right}");
             return message(StatusCode::METHOD_NOT_ALLOWED, &text);
         }
         match path {
             "/metrics" => self.scrape(headers).await,
             "/live" => self.liveness(),
+            "/log" => json(StatusCode::OK, reload::log(&self.log, b"").1.to_string()),
             "/ready" => self.readiness(),
             // Only the head, which HEAD asks for.
             "/events" => event_stream(Full::default()),
@@ -156,13 +159,14 @@ impl Admin {
     /// page's `Origin` (Fetch §3.2), and does not send JSON to other sites without a preflight. Only the status page
     /// of this listener may, whose name is known by now; on a unix socket it was not asked for.
     fn authorize_operator(&self, headers: &HeaderMap, peer: &Peer) -> Result<(), (StatusCode, &'static str)> {
+        let access = self.access.load();
         let value = |name| headers.get(name).map_or(&b""[..], HeaderValue::as_bytes);
-        if self.token.as_ref().is_some_and(|token| !token.matches_authorization(value(header::AUTHORIZATION)))
-        {
+        let shown = value(header::AUTHORIZATION);
+        if access.token.as_ref().is_some_and(|token| !token.matches_authorization(shown)) {
             let message = "401 Unauthorized: show the token of admin.token_file as Authorization: Bearer …";
             return Err((StatusCode::UNAUTHORIZED, message));
         }
-        if self.token.is_none() && !self.is_local_only {
+        if access.token.is_none() && !access.is_local_only {
             let message =
                 "403 Forbidden: admin.address can be reached from elsewhere; name an admin.token_file";
             return Err((StatusCode::FORBIDDEN, message));
@@ -195,7 +199,7 @@ const MISDIRECTED: &str = "421 Misdirected Request: this listener is asked for b
                            admin.hosts; is this one missing there?";
 
 fn is_operation(path: &str) -> bool {
-    matches!(path, "/inspect" | "/purge" | "/servers")
+    matches!(path, "/inspect" | "/log" | "/purge" | "/reload" | "/servers")
 }
 
 /// The default request of load balancers: `option httpchk` of `HAProxy` sends `OPTIONS / HTTP/1.0`. `/` is answered as

@@ -1,4 +1,4 @@
-//! The operations: `POST /inspect`, `/purge` and `/servers`.
+//! The operations: `POST /inspect`, `/log`, `/purge`, `/reload` and `/servers`.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -13,7 +13,7 @@ use http_body::Body as HttpBody;
 use http_body_util::{BodyExt as _, Full};
 use tower::Service;
 
-use super::{Admin, audit, inspect, purge, servers};
+use super::{Admin, audit, inspect, purge, reload, servers};
 use crate::clock::Clock;
 use crate::json_response::{internal_error, json, message};
 
@@ -63,11 +63,14 @@ where
     };
     let (body, upstream) = (body.to_bytes(), Arc::clone(&admin.upstream));
     // Where one is set, the layers above demand it.
-    let has_token = admin.token.is_some();
+    let has_token = admin.access.load().token.is_some();
+    let (log, reloader) = (Arc::clone(&admin.log), Arc::clone(&admin.reload));
     let running = admin.run_blocking(&admin.permits.operations, move |cache| {
         let path = head.uri.path();
         let (status, json) = match (path, body.is_empty()) {
             ("/servers", _) => servers::servers(&upstream, &body, Clock::System.now()),
+            ("/reload", _) => reload::reload(&*reloader, &body),
+            ("/log", _) => reload::log(&log, &body),
             ("/inspect", true) => (StatusCode::OK, inspect::inspect_all(cache)),
             ("/inspect", false) => inspect::inspect(cache, &body),
             _ => purge::purge(cache, &body),

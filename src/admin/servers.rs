@@ -1,5 +1,6 @@
 //! `POST /servers`: the state of the servers of Rails, and draining them.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use http::StatusCode;
@@ -9,9 +10,10 @@ use crate::upstream::{UpstreamServerState, UpstreamState};
 
 /// The state of all servers, after draining or undraining one if there is a body.
 pub(super) fn servers(upstream: &UpstreamState, body: &[u8], now: Instant) -> (StatusCode, Value) {
-    match change(upstream, body) {
+    let servers = upstream.servers();
+    match change(&servers, body) {
         Ok(()) => {
-            let shown: Vec<Value> = upstream.servers.iter().map(|server| show(server, now)).collect();
+            let shown: Vec<Value> = servers.iter().map(|server| show(server, now)).collect();
             (StatusCode::OK, json!({ "servers": shown }))
         }
         Err(message) => {
@@ -20,7 +22,7 @@ pub(super) fn servers(upstream: &UpstreamState, body: &[u8], now: Instant) -> (S
     }
 }
 
-fn change(upstream: &UpstreamState, body: &[u8]) -> Result<(), String> {
+fn change(servers: &[Arc<UpstreamServerState>], body: &[u8]) -> Result<(), String> {
     if body.is_empty() {
         return Ok(());
     }
@@ -32,8 +34,8 @@ fn change(upstream: &UpstreamState, body: &[u8]) -> Result<(), String> {
         let example = r#"{"server": "10.0.0.1:8080", "drain": true}"#;
         return Err(format!("say nothing, or which server, and whether to drain it: {example}"));
     };
-    let Some(server) = upstream.servers.iter().find(|server| server.name == name) else {
-        let known: Vec<&str> = upstream.servers.iter().map(|server| server.name.as_str()).collect();
+    let Some(server) = servers.iter().find(|server| server.name == name) else {
+        let known: Vec<&str> = servers.iter().map(|server| server.name.as_str()).collect();
         return Err(format!("there is no such server; there is {}", known.join(", ")));
     };
     if server.health.drain(drain) {
@@ -52,7 +54,7 @@ pub(super) fn show(server: &UpstreamServerState, now: Instant) -> Value {
         "server": server.name,
         "state": server.health.status(now).as_str(),
         "why": server.health.last_problem(),
-        "backup": server.is_backup,
+        "backup": server.is_backup(),
         "requests": server.in_flight(),
         "connections": server.connections.open(),
         "failures_in_a_row": server.health.consecutive_failures(),

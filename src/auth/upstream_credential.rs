@@ -1,7 +1,9 @@
 //! The credential that Rails is shown in place of the caller's, for a GitLab Shell and a Rails of different releases.
 
 use std::fmt;
+use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::header::{HeaderMap, HeaderValue};
@@ -24,13 +26,28 @@ pub enum UpstreamCredentialKind {
 /// know the secret of GitLab Shell, and never in place of a kas token.
 #[derive(Clone)]
 pub struct UpstreamCredential {
-    source: Source,
+    kind: UpstreamCredentialKind,
+    /// Shared by all copies.
+    source: Arc<ArcSwap<Source>>,
 }
 
-#[derive(Clone)]
 enum Source {
     Jwt(EncodingKey),
     SharedSecret(HeaderValue),
+}
+
+impl Source {
+    fn new(kind: UpstreamCredentialKind, secret: &ShellSecret) -> Self {
+        match kind {
+            UpstreamCredentialKind::Jwt => Self::Jwt(EncodingKey::from_secret(secret.as_hmac_key())),
+            UpstreamCredentialKind::SharedSecret => {
+                let encoded = STANDARD.encode(secret.as_hmac_key());
+                let mut header = HeaderValue::from_str(&encoded).unwrap_or(HeaderValue::from_static(""));
+                header.set_sensitive(true);
+                Self::SharedSecret(header)
+            }
+        }
+    }
 }
 
 /// Seconds, as GitLab Shell's (contract §2.5).
@@ -39,23 +56,19 @@ const TOKEN_LIFETIME: i64 = 60;
 impl UpstreamCredential {
     /// A credential made of `secret`.
     pub fn new(kind: UpstreamCredentialKind, secret: &ShellSecret) -> Self {
-        let source = match kind {
-            UpstreamCredentialKind::Jwt => Source::Jwt(EncodingKey::from_secret(secret.as_hmac_key())),
-            UpstreamCredentialKind::SharedSecret => {
-                let encoded = STANDARD.encode(secret.as_hmac_key());
-                let mut header = HeaderValue::from_str(&encoded).unwrap_or(HeaderValue::from_static(""));
-                header.set_sensitive(true);
-                Source::SharedSecret(header)
-            }
-        };
-        Self { source }
+        Self { kind, source: Arc::new(ArcSwap::from_pointee(Source::new(kind, secret))) }
+    }
+
+    /// Makes the credential of another secret from now on, in all copies.
+    pub fn replace_secret(&self, secret: &ShellSecret) {
+        self.source.store(Arc::new(Source::new(self.kind, secret)));
     }
 
     /// Replaces the caller's credential in the headers. A token is issued at `now` (Unix seconds).
     pub fn apply(&self, headers: &mut HeaderMap, now: i64) {
         headers.remove(&SHARED_SECRET);
         headers.remove(&SHELL_JWT);
-        match &self.source {
+        match &**self.source.load() {
             Source::SharedSecret(header) => {
                 headers.insert(SHARED_SECRET.clone(), header.clone());
             }

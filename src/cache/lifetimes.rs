@@ -186,7 +186,8 @@ impl AgeLimits {
         !self.max_age().is_zero()
     }
 
-    fn max_age(self) -> Duration {
+    /// The greatest age at which an answer may be used.
+    pub fn max_age(self) -> Duration {
         Duration::from_millis(self.fresh.max(self.stale_while_revalidate).max(self.stale_if_error).into())
     }
 }

@@ -15,7 +15,7 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use railgate::Gateway;
-use railgate::config::{AdminSettings, GatewayConfig, LogSettings};
+use railgate::config::{AdminSettings, GatewayConfig, LogSettings, SecretSettings};
 use railgate::log::LogCounters;
 use railgate::route::PREFIX;
 use railgate::secret::{KasSecret, SecretError, ShellSecret};
@@ -131,6 +131,7 @@ fn config(options: &Options, secrets: &Secrets, rails_at: &str) -> io::Result<Ga
             }),
         },
         cache: cache::CacheSettings { shadow, ..cache::CacheSettings::default() },
+        secrets: SecretSettings::default(),
         limits: ServerLimits::default(),
         log: LogSettings::default(),
     })

@@ -148,6 +148,7 @@ mod tests {
             connections: 1,
             token: (!is_signed).then(|| BearerToken::from_text(b"h00k").unwrap()),
             signing_token: is_signed.then(|| SigningToken::from_text(b"whsec_aDAwaw==").unwrap()),
+            previous: hooks::PreviousHookSecrets::default(),
             settle: Duration::ZERO,
         }
     }

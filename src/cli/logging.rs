@@ -4,6 +4,7 @@
 
 mod events;
 mod json;
+mod level;
 mod panics;
 mod pretty;
 mod queue;
@@ -16,12 +17,12 @@ use std::time::Duration;
 use anstream::{AutoStream, ColorChoice};
 use railgate::config::{LogFormat, LogSettings};
 use railgate::log::LogCounters;
-use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 pub(super) use self::events::UNLIMITED;
 use self::json::JsonLayer;
+use self::level::LevelLayer;
 pub(super) use self::queue::LogQueue;
 use self::queue::QUEUE_LIMITS;
 use self::repeat_filter::{RepeatFilter, RepeatFilterLayer};
@@ -35,11 +36,11 @@ struct Running {
 
 /// Writes the log to standard output from now on, panics included. Lines that are left out are counted.
 pub(super) fn init(log: &LogSettings, counts: &Arc<LogCounters>) -> std::io::Result<()> {
+    counts.switch.set_level(log.level);
     let Running { queue, filter } = run(counts)?;
     let (queue, filter) = (Arc::clone(queue), Arc::clone(filter));
-    let subscriber = tracing_subscriber::registry()
-        .with(LevelFilter::from_level(log.level))
-        .with(RepeatFilterLayer(filter));
+    let subscriber =
+        tracing_subscriber::registry().with(LevelLayer(Arc::clone(counts))).with(RepeatFilterLayer(filter));
     match log.format {
         LogFormat::Json => subscriber.with(JsonLayer::new(queue)).init(),
         LogFormat::Pretty => subscriber.with(pretty::layer(queue, has_colours())).init(),

@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use railgate::Gateway;
 use railgate::config::{self, LoadedConfig};
 use railgate::log::LogCounters;
+use railgate::reload::Reload;
 use railgate::server::InheritedSockets;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::logging;
@@ -30,7 +31,7 @@ pub(super) fn main(file: &Path) -> ExitCode {
     // The workers have threads of their own; this one is for signals, the admin listener and maintenance.
     match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => {
-            let code = runtime.block_on(run_and_flush_log(loaded, counts, inherited));
+            let code = runtime.block_on(run_and_flush_log((file, loaded, inherited), counts));
             // Without waiting for a DNS look-up under way.
             runtime.shutdown_background();
             code
@@ -46,9 +47,8 @@ const MAX_FLUSH: Duration = Duration::from_secs(5);
 /// Runs the gateway, and writes the last lines of the log. For that it has the rest of the time to drain, since a
 /// service manager will hardly wait longer. On another thread, so that a second signal ends this too.
 async fn run_and_flush_log(
-    loaded: LoadedConfig,
+    (file, loaded, inherited): (&Path, LoadedConfig, InheritedSockets),
     counts: Arc<LogCounters>,
-    inherited: InheritedSockets,
 ) -> ExitCode {
     let (drain_timeout, shutdown) = (loaded.config.limits.drain_timeout, CancellationToken::new());
     let token = shutdown.clone();
@@ -56,7 +56,7 @@ async fn run_and_flush_log(
         token.cancelled().await;
         Instant::now()
     });
-    let code = run((loaded, inherited), counts, shutdown.clone()).await;
+    let code = run((file, loaded, inherited), counts, shutdown.clone()).await;
     shutdown.cancel();
     let drained_for = drain_began.await.map(|at| at.elapsed()).unwrap_or_default();
     let timeout = drain_timeout.saturating_sub(drained_for).clamp(MIN_FLUSH, MAX_FLUSH);
@@ -83,14 +83,15 @@ fn fail(why: &str) -> ExitCode {
 const MAX_STDERR_WAIT: Duration = Duration::from_secs(1);
 
 async fn run(
-    (loaded, inherited): (LoadedConfig, InheritedSockets),
+    (file, loaded, inherited): (&Path, LoadedConfig, InheritedSockets),
     counts: Arc<LogCounters>,
     shutdown: CancellationToken,
 ) -> ExitCode {
     // First, since these signals would end the process.
-    if let Err(error) = ignore_signals() {
-        return fail(&format!("cannot listen for signals: {error}"));
-    }
+    let hangups = match ignore_signals().and_then(|()| signal(SignalKind::hangup())) {
+        Ok(hangups) => hangups,
+        Err(error) => return fail(&format!("cannot listen for signals: {error}")),
+    };
     for warning in &loaded.warnings {
         tracing::warn!(target: logging::UNLIMITED, %warning, "configuration");
     }
@@ -98,6 +99,8 @@ async fn run(
         Ok(gateway) => gateway.supervised_by(supervision::service_manager()),
         Err(error) => return fail(&error.to_string()),
     };
+    gateway.reload_from(file.to_owned());
+    tokio::spawn(reload_on(hangups, gateway.reloader()));
     if let Err(error) = cancel_on_signal(&shutdown) {
         return fail(&format!("cannot listen for signals: {error}"));
     }
@@ -116,22 +119,28 @@ async fn run(
     }
 }
 
-/// The signals that make other servers reload their configuration or reopen their log would end the process. Each
-/// is ignored with a log line that says what to do instead. SIGPIPE is ignored as in every Rust program, and SIGQUIT
-/// keeps its default: it ends a process that hangs, with a core dump.
+/// SIGHUP reads the configuration again; its log line says what came of it.
+async fn reload_on(mut hangups: Signal, reloader: Arc<dyn Reload>) {
+    while hangups.recv().await.is_some() {
+        tracing::info!(signal = "SIGHUP", "reading the configuration again");
+        let reloader = Arc::clone(&reloader);
+        // It fails only by a panic, which is logged.
+        let _ = tokio::task::spawn_blocking(move || reloader.reload()).await;
+    }
+}
+
+/// The signals that make other servers reopen their log or replace their binary would end the process. Each is
+/// ignored with a log line. SIGPIPE is ignored as in every Rust program, and SIGQUIT keeps its default: it ends a
+/// process that hangs, with a core dump.
 fn ignore_signals() -> std::io::Result<()> {
-    for (kind, name) in [
-        (SignalKind::hangup(), "SIGHUP"),
-        (SignalKind::user_defined1(), "SIGUSR1"),
-        (SignalKind::user_defined2(), "SIGUSR2"),
-    ] {
+    for (kind, name) in [(SignalKind::user_defined1(), "SIGUSR1"), (SignalKind::user_defined2(), "SIGUSR2")] {
         let mut received = signal(kind)?;
         tokio::spawn(async move {
             while received.recv().await.is_some() {
                 tracing::warn!(
                     signal = name,
-                    "a signal was ignored: there is no reload, and no log file that could be reopened; a change of the \
-                     configuration, a secret or a certificate takes a restart"
+                    "a signal was ignored: the log goes to standard output, so there is no file to reopen; SIGHUP reads \
+                     the configuration again"
                 );
             }
         });

@@ -1,18 +1,25 @@
 //! `[auth.shell]` and `[auth.kas]`: which credentials are accepted.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::document::{Document, Located, Section};
+use super::gateway_config::SecretSettings;
 use super::key::KeyKind;
-use super::scalars::{GIBIBYTE, size};
+use super::scalars::{DAY, GIBIBYTE, ZERO, duration, size};
 use super::units;
 use crate::auth;
+use crate::secret::files::{SecretFile, SecretRole};
 use crate::secret::{KasSecret, SecretError, ShellSecret};
 
 /// A key, and the advice for a file that holds something else.
 const SECRET_FILE: (&str, &str) = ("secret_file", "copy the file that GitLab uses");
 
-pub(super) fn auth(document: &Document<'_>, root: &mut Section<'_, '_>) -> Option<auth::AuthSettings> {
+/// Also returns for how long a replaced secret is accepted.
+pub(super) fn auth(
+    document: &Document<'_>,
+    root: &mut Section<'_, '_>,
+) -> Option<(auth::AuthSettings, Duration)> {
     let missing = |offset| {
         let message = "is required: the file with the secret that GitLab Shell and Rails share, \
                        such as \"/var/opt/gitlab/gitlab-rails/etc/gitlab_shell_secret\"";
@@ -22,6 +29,7 @@ pub(super) fn auth(document: &Document<'_>, root: &mut Section<'_, '_>) -> Optio
         missing(0);
         return None;
     };
+    let overlap = duration(&mut section, "secret_overlap", SecretSettings::default().overlap, ZERO..=DAY);
     let kas = section.section("kas").and_then(|section| kas(document, section));
     let offset = section.offset();
     let shell = section.section("shell");
@@ -54,14 +62,15 @@ pub(super) fn auth(document: &Document<'_>, root: &mut Section<'_, '_>) -> Optio
     let max_body = size(&mut shell, "max_body", auth::DEFAULT_MAX_BODY, 0..=GIBIBYTE);
     let max_unverified = max_unverified(&mut shell, max_body);
     shell.reject_unknown_keys();
-    Some(auth::AuthSettings {
+    let settings = auth::AuthSettings {
         shell_secret: secret?.value,
         accept_jwt,
         accept_shared_secret,
         max_body,
         max_unverified,
         kas,
-    })
+    };
+    Some((settings, overlap))
 }
 
 /// The default has room for one body of the largest size.
@@ -113,6 +122,16 @@ fn kas(document: &Document<'_>, mut section: Section<'_, '_>) -> Option<auth::Ka
     Some(auth::KasSettings { secret: secret?.value, audience: audience.map(|audience| audience.value) })
 }
 
+/// What the secret in the file of each key is for.
+const ROLES: [(&str, SecretRole); 6] = [
+    ("auth.shell.secret_file", SecretRole::Shell),
+    ("auth.kas.secret_file", SecretRole::Kas),
+    ("upstream.secret_file", SecretRole::Upstream),
+    ("admin.token_file", SecretRole::Admin),
+    ("hooks.token_file", SecretRole::Hooks),
+    ("hooks.signing_token_file", SecretRole::HooksSigning),
+];
+
 /// Loads the file that `key` names; `advice` is for a file that holds something else.
 pub(super) fn secret<T>(
     document: &Document<'_>,
@@ -122,6 +141,9 @@ pub(super) fn secret<T>(
 ) -> Option<Located<T>> {
     let file =
         section.string(key, "the path of a file", |text| (!text.is_empty()).then(|| PathBuf::from(text)))?;
+    if let Some((_, role)) = ROLES.into_iter().find(|(name, _)| *name == file.key) {
+        document.secret_files.borrow_mut().push(SecretFile { role, path: file.value.clone() });
+    }
     match load(&file.value) {
         Ok(value) => Some(Located { value, key: file.key, offset: file.offset }),
         Err(error) => {

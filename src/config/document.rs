@@ -26,6 +26,7 @@ pub(super) struct Document<'t> {
     errors: RefCell<Vec<Diagnostic>>,
     warnings: RefCell<Vec<Diagnostic>>,
     keys: RefCell<Vec<KeyRead>>,
+    pub(super) secret_files: RefCell<Vec<crate::secret::files::SecretFile>>,
 }
 
 /// A value, the full name of its key, and the offset of the key in the file.
@@ -53,6 +54,7 @@ impl<'t> Document<'t> {
             errors: RefCell::default(),
             warnings: RefCell::default(),
             keys: RefCell::default(),
+            secret_files: RefCell::default(),
         }
     }
 

@@ -1,5 +1,8 @@
 //! The result of reading a configuration: one field for each module that has settings.
 
+use std::time::Duration;
+
+use crate::secret::files::SecretFile;
 use crate::server;
 
 /// Everything that can be configured.
@@ -23,10 +26,27 @@ pub struct GatewayConfig {
     pub auth: crate::auth::AuthSettings,
     /// What is cached, and for how long.
     pub cache: crate::cache::CacheSettings,
+    /// The files of the secrets, and what happens when they change.
+    pub secrets: SecretSettings,
     /// Limits on clients.
     pub limits: server::ServerLimits,
     /// What is logged.
     pub log: LogSettings,
+}
+
+/// Where the secrets come from.
+#[derive(Clone, Debug)]
+pub struct SecretSettings {
+    /// All files that secrets were read from.
+    pub files: Vec<SecretFile>,
+    /// How long a secret of callers or of GitLab's hooks is accepted after it was replaced. Default: 5 minutes.
+    pub overlap: Duration,
+}
+
+impl Default for SecretSettings {
+    fn default() -> Self {
+        Self { files: Vec::new(), overlap: Duration::from_secs(5 * 60) }
+    }
 }
 
 /// `[admin]`.

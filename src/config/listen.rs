@@ -247,6 +247,7 @@ pub(super) fn hooks(
         connections,
         token: token.map(|token| token.value),
         signing_token: signing_token.map(|token| token.value),
+        previous: hooks::PreviousHookSecrets::default(),
         settle,
     })
 }

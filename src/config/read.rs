@@ -1,7 +1,7 @@
 //! The top level of the file, `[limits]` and `[log]`, and the warnings that concern several sections.
 
 use super::document::{Document, Section};
-use super::gateway_config::{AdminSettings, GatewayConfig, LogFormat, LogSettings};
+use super::gateway_config::{AdminSettings, GatewayConfig, LogFormat, LogSettings, SecretSettings};
 use super::key::KeyRead;
 use super::scalars::{HOUR, MILLISECOND, ZERO, as_usize, duration, size};
 use super::{auth, cache, listen, upstream};
@@ -38,8 +38,10 @@ pub(super) fn config(document: &Document<'_>) -> Option<GatewayConfig> {
     }
     let log = log(&mut root);
     root.reject_unknown_keys();
-    let (upstream::UpstreamSection { settings: upstream, credential, secret, forward_prefixes }, auth) =
-        (upstream?, auth?);
+    let (
+        upstream::UpstreamSection { settings: upstream, credential, secret, forward_prefixes },
+        (auth, overlap),
+    ) = (upstream?, auth?);
     let upstream_credential =
         credential.map(|kind| UpstreamCredential::new(kind, secret.as_ref().unwrap_or(&auth.shell_secret)));
     let listen = listen.into_iter().map(|listen| ListenSettings {
@@ -56,6 +58,7 @@ pub(super) fn config(document: &Document<'_>) -> Option<GatewayConfig> {
         upstream_credential,
         forward_prefixes,
         auth,
+        secrets: SecretSettings { files: document.secret_files.borrow().clone(), overlap },
         cache,
         limits,
         log,

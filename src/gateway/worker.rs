@@ -31,11 +31,13 @@ use std::time::Duration;
 use tokio::runtime::{self, Runtime};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::heartbeat::Heartbeat;
 use crate::hooks::Hooks;
 use crate::server::{BoundSocket, HttpServer, Listener};
-use crate::stack;
+use crate::stack::reloadable::{Reloadable, StackCell};
+use crate::stack::{self, Stack};
 use crate::write_batch;
 
 /// A worker that has not been started.
@@ -44,7 +46,9 @@ pub(crate) struct Worker {
     pub(crate) heartbeat: Arc<Heartbeat>,
     pub(crate) sockets: Vec<BoundSocket>,
     pub(crate) server: HttpServer,
-    pub(crate) parts: stack::StackParts,
+    pub(crate) cell: Arc<StackCell<Stack>>,
+    /// The fills that may outlive their callers.
+    pub(crate) fills: TaskTracker,
 }
 
 impl Worker {
@@ -56,8 +60,8 @@ impl Worker {
     /// Starts the thread, which serves until `shutdown`, then drains. It sends true at its end
     /// if all requests were finished in time.
     pub(crate) fn start(self, shutdown: CancellationToken) -> io::Result<oneshot::Receiver<bool>> {
-        let (server, parts) = (self.server, self.parts);
-        start(self.heartbeat, self.sockets, |listeners| serve(listeners, server, parts, shutdown))
+        let (server, cell, fills) = (self.server, self.cell, self.fills);
+        start(self.heartbeat, self.sockets, |listeners| serve(listeners, server, cell, fills, shutdown))
     }
 }
 
@@ -125,13 +129,12 @@ fn runtime() -> io::Result<Runtime> {
 async fn serve(
     listeners: Vec<Listener>,
     server: HttpServer,
-    parts: stack::StackParts,
+    cell: Arc<StackCell<Stack>>,
+    fills: TaskTracker,
     shutdown: CancellationToken,
 ) -> bool {
-    let fills = parts.fills.clone();
-    let stack = stack::build(parts);
     for listener in listeners {
-        server.serve(listener, stack.clone());
+        server.serve(listener, Reloadable::new(&cell));
     }
     shutdown.cancelled().await;
     let in_time = server.drain().await;

@@ -89,6 +89,7 @@ impl Hooks {
             }
         }
         let now = self.clock.unix_seconds();
-        PresentedCredential::from_headers(&self.settings, request.headers(), now).ok_or_else(|| self.refuse())
+        PresentedCredential::from_headers(&self.settings.load(), request.headers(), now)
+            .ok_or_else(|| self.refuse())
     }
 }

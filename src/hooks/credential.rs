@@ -34,10 +34,10 @@ impl PresentedCredential {
         let is_valid = |token: &BearerToken| {
             headers.get("x-gitlab-token").is_some_and(|value| token.matches(value.as_bytes()))
         };
-        if settings.token.as_ref().is_some_and(is_valid) {
+        if settings.tokens().any(is_valid) {
             return Some(Self::Token);
         }
-        settings.signing_token.as_ref()?;
+        settings.signing_tokens().next()?;
         UnverifiedSignature::from_headers(headers, now).map(Self::Signature)
     }
 }

@@ -21,13 +21,13 @@ use crate::clock::Clock;
 use crate::exchange::{Authenticated, KnownBody, Routed};
 use crate::failure::Failure;
 use crate::params::Params;
+use crate::secret::refresh::SecretRefresher;
 use crate::upstream::WaitPolicy;
 
 /// Puts [`Authenticate`] in front of a service.
 #[derive(Clone, Debug)]
 pub struct AuthenticateLayer {
-    auth: Arc<ArcSwap<Authenticator>>,
-    clock: Clock,
+    checker: Checker,
     bodies: Arc<UnverifiedBodies>,
 }
 
@@ -35,16 +35,29 @@ pub struct AuthenticateLayer {
 #[derive(Clone, Debug)]
 pub struct Authenticate<S> {
     inner: S,
+    checker: Checker,
+    bodies: Arc<UnverifiedBodies>,
+}
+
+/// Checks credentials.
+#[derive(Clone, Debug)]
+struct Checker {
     auth: Arc<ArcSwap<Authenticator>>,
     clock: Clock,
-    bodies: Arc<UnverifiedBodies>,
+    secrets: SecretRefresher,
 }
 
 impl AuthenticateLayer {
     /// Uses what `auth` holds when a request arrives, so that secrets can be exchanged. Bodies that have to be
-    /// searched for a credential are read by `bodies`.
-    pub fn new(auth: Arc<ArcSwap<Authenticator>>, clock: Clock, bodies: Arc<UnverifiedBodies>) -> Self {
-        Self { auth, clock, bodies }
+    /// searched for a credential are read by `bodies`. Before a secret is refused, `secrets` looks whether it is a
+    /// new one.
+    pub fn new(
+        auth: Arc<ArcSwap<Authenticator>>,
+        clock: Clock,
+        bodies: Arc<UnverifiedBodies>,
+        secrets: SecretRefresher,
+    ) -> Self {
+        Self { checker: Checker { auth, clock, secrets }, bodies }
     }
 }
 
@@ -52,12 +65,7 @@ impl<S> Layer<S> for AuthenticateLayer {
     type Service = Authenticate<S>;
 
     fn layer(&self, inner: S) -> Authenticate<S> {
-        Authenticate {
-            inner,
-            auth: Arc::clone(&self.auth),
-            clock: self.clock.clone(),
-            bodies: Arc::clone(&self.bodies),
-        }
+        Authenticate { inner, checker: self.checker.clone(), bodies: Arc::clone(&self.bodies) }
     }
 }
 
@@ -79,7 +87,7 @@ where
         let encoding = has_body.then(|| BodyEncoding::of(&routed.exchange.request)).flatten();
         let body = if encoding.is_some() { AuthBody::Unread } else { AuthBody::Irrelevant };
         let query = Params::parse(query(&routed));
-        match check_credential(&self.auth.load(), &routed, &query, body, &self.clock) {
+        match self.checker.check(&routed, &query, body) {
             AuthOutcome::Accepted(caller) => {
                 let known_body = if has_body { KnownBody::Unknown } else { KnownBody::None };
                 let key = Key::new(routed.route_match.route.caching, &query);
@@ -93,10 +101,9 @@ where
                 // body is read; then the future reserves for itself.
                 let inner = self.inner.clone();
                 self.inner = inner.clone();
-                let (auth, clock) = (self.auth.load_full(), self.clock.clone());
-                let bodies = Arc::clone(&self.bodies);
+                let (checker, bodies) = (self.checker.clone(), Arc::clone(&self.bodies));
                 Either::Right(Either::Right(Box::pin(read_and_authenticate(
-                    inner, auth, clock, bodies, routed, encoding,
+                    inner, checker, bodies, routed, encoding,
                 ))))
             }
         }
@@ -139,6 +146,22 @@ impl BodyEncoding {
 
 fn query(routed: &Routed) -> &[u8] {
     routed.exchange.request.uri().query().unwrap_or_default().as_bytes()
+}
+
+impl Checker {
+    /// A credential that was made with a secret of a moment from now is no wrong one.
+    fn check(&self, routed: &Routed, query: &Params<'_>, body: AuthBody<'_>) -> AuthOutcome {
+        let auth = self.auth.load();
+        let outcome = check_credential(&auth, routed, query, body, &self.clock);
+        if matches!(outcome, AuthOutcome::Rejected(Rejection::Wrong)) {
+            self.secrets.refresh();
+            let current = self.auth.load();
+            if !Arc::ptr_eq(&auth, &current) {
+                return check_credential(&current, routed, query, body, &self.clock);
+            }
+        }
+        outcome
+    }
 }
 
 fn check_credential(
@@ -199,8 +222,7 @@ fn authenticated(routed: Routed, caller: Caller, key: Option<Key>, known_body: K
 /// Reads the body, authenticates again, and forwards the body unchanged.
 async fn read_and_authenticate<S>(
     inner: S,
-    auth: Arc<Authenticator>,
-    clock: Clock,
+    checker: Checker,
     bodies: Arc<UnverifiedBodies>,
     mut routed: Routed,
     encoding: Option<BodyEncoding>,
@@ -210,7 +232,8 @@ where
 {
     let body = std::mem::take(routed.exchange.request.body_mut());
     let body_read = routed.exchange.connection.working_locally();
-    let read = bodies.read(body, auth.max_body).await?;
+    let max_body = checker.auth.load().max_body;
+    let read = bodies.read(body, max_body).await?;
     drop(body_read);
     let (body, known_body) = match encoding {
         Some(BodyEncoding::Urlencoded) => (AuthBody::Form(&read), KnownBody::Form(read.clone())),
@@ -218,7 +241,7 @@ where
         None => (AuthBody::Irrelevant, KnownBody::Unknown),
     };
     let query = Params::parse(query(&routed));
-    match check_credential(&auth, &routed, &query, body, &clock) {
+    match checker.check(&routed, &query, body) {
         AuthOutcome::Accepted(caller) => {
             let key = Key::new(routed.route_match.route.caching, &query);
             *routed.exchange.request.body_mut() = Body::from(read);

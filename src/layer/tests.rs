@@ -50,7 +50,12 @@ fn authenticate_layer() -> AuthenticateLayer {
         kas: None,
     });
     let bodies = Arc::new(UnverifiedBodies::new(64));
-    AuthenticateLayer::new(Arc::new(ArcSwap::from_pointee(auth)), Clock::System, bodies)
+    AuthenticateLayer::new(
+        Arc::new(ArcSwap::from_pointee(auth)),
+        Clock::System,
+        bodies,
+        crate::secret::refresh::SecretRefresher::default(),
+    )
 }
 
 fn sanitize_layer() -> SanitizeLayer {

@@ -20,11 +20,14 @@ use crate::heartbeat::Heartbeats;
 use crate::hooks;
 use crate::log;
 use crate::metrics::encode::{encode_counters, encode_counters_of_each, encode_histogram, encode_single};
+use crate::reload::ReloadStatus;
 use crate::route::{Caching, Class};
+use crate::secret::status::SecretStatuses;
 use crate::server::{Capacity, ServerTls};
 use crate::upstream::{ClassAdmission, UpstreamState};
 
 mod listeners;
+mod reload;
 mod servers;
 
 /// What is read at each scrape.
@@ -42,6 +45,10 @@ pub struct MetricSources {
     pub hooks: Arc<hooks::HookCounters>,
     /// Log lines that were not written.
     pub log: Arc<log::LogCounters>,
+    /// How the last reload ended.
+    pub reload: Arc<ReloadStatus>,
+    /// What may be told of the secrets.
+    pub secrets: Arc<SecretStatuses>,
     /// When each thread last responded.
     pub heartbeats: Arc<Heartbeats>,
     /// The listeners for clients.
@@ -64,7 +71,8 @@ impl Collector for MetricSources {
         listeners::encode_certificates(&self.certificates, &mut encoder)?;
         self.encode_queues(&mut encoder)?;
         self.encode_threads(&mut encoder)?;
-        servers::encode(&self.upstream.servers, &mut encoder)
+        reload::encode(&self.reload, &self.secrets.all(), &mut encoder)?;
+        servers::encode(&self.upstream.servers(), &mut encoder)
     }
 }
 
@@ -202,7 +210,7 @@ impl MetricSources {
     }
 
     fn encode_queues(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let up = &self.upstream;
+        let (up, limits) = (&self.upstream, self.upstream.limits());
         let waiting = ConstGauge::new(up.hold.waiting());
         encode_single(encoder, "upstream_held", "Requests that wait now for a Rails that is away", &waiting)?;
         // Names of their own: a gauge and a counter cannot share one.
@@ -224,7 +232,7 @@ impl MetricSources {
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
             for class in Class::ALL {
                 let labels = [("class", class.as_str())];
-                ConstGauge::new(of(up.admission.of(class))).encode(family.encode_family(&labels)?)?;
+                ConstGauge::new(of(limits.admission.of(class))).encode(family.encode_family(&labels)?)?;
             }
             Ok(())
         };
@@ -247,7 +255,7 @@ impl MetricSources {
             ClassAdmission::waiting,
         )?;
         let shed = ("upstream_shed", "Requests that were not sent, since Rails has enough to do");
-        let by_class = Class::ALL.map(|class| (class.as_str(), &up.admission.of(class).shed_by_reason));
+        let by_class = Class::ALL.map(|class| (class.as_str(), limits.admission.of(class).shed_by_reason()));
         encode_counters_of_each(encoder, shed, ["class", "reason"], by_class)
     }
 }

@@ -89,22 +89,19 @@ impl HttpServer {
         B::Error: Into<Box<dyn StdError + Send + Sync>>,
     {
         let state = registration.state();
+        let all = **self.limits.load();
         let limits = GateLimits {
-            head: HeadLimits {
-                bytes: self.limits.head,
-                headers: self.limits.headers,
-                target: self.limits.target,
-            },
-            first_byte_timeout: self.limits.first_byte_timeout,
-            head_timeout: self.limits.head_timeout,
-            idle_timeout: self.limits.idle_timeout,
+            head: HeadLimits { bytes: all.head, headers: all.headers, target: all.target },
+            first_byte_timeout: all.first_byte_timeout,
+            head_timeout: all.head_timeout,
+            idle_timeout: all.idle_timeout,
         };
         let gate = Gate::new(socket, limits, Arc::clone(state));
         let connection_service = ConnectionService { service, client, connection: Arc::clone(state) };
         let http = http1::Builder::new()
-            .max_headers(self.limits.headers)
+            .max_headers(all.headers)
             // A head has to fit. More would be memory that any client can use up.
-            .max_buf_size(self.limits.head + READ_AHEAD)
+            .max_buf_size(all.head + READ_AHEAD)
             // The gate bounds every wait, this one included.
             .header_read_timeout(None)
             .serve_connection(TokioIo::new(gate), connection_service);
@@ -127,7 +124,7 @@ impl HttpServer {
     {
         let (server, options, service) = (self.clone(), Arc::clone(options), Arc::clone(service));
         tokio::spawn(async move {
-            let limit = server.limits.first_byte_timeout;
+            let limit = server.limits.load().first_byte_timeout;
             let prepared = preamble::prepare(socket, peer, &options, limit);
             match preamble::until_closed(&registration, prepared).await {
                 None => {}

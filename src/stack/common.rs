@@ -76,6 +76,8 @@ fn known_path(path: &str) -> &'static str {
         "/",
         "/status.json",
         "/events",
+        "/log",
+        "/reload",
         "/servers",
         "/inspect",
         "/purge",

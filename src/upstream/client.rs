@@ -8,7 +8,7 @@ use http::Uri;
 use super::connection::protocol::Protocol;
 use super::servers::server::UpstreamServer;
 use super::settings::UpstreamSettings;
-use super::state::UpstreamState;
+use super::state::{UpstreamLimits, UpstreamState};
 
 /// The servers of Rails, as one worker thread sees them.
 #[derive(Debug)]
@@ -22,6 +22,7 @@ pub struct Upstream {
     pub(super) max_held: usize,
     /// Whether a server may prove that it has not read a request, so that it can be sent again.
     pub(super) may_resend_unread: bool,
+    pub(super) limits: Arc<UpstreamLimits>,
     pub(super) state: Arc<UpstreamState>,
 }
 
@@ -29,7 +30,28 @@ impl Upstream {
     /// Prepares the pools; connects when the first request comes. Counters are in `state`, which must be made
     /// from the same settings.
     pub fn new(settings: &UpstreamSettings, state: Arc<UpstreamState>) -> Self {
-        let servers = UpstreamServer::all(settings, &state.servers);
+        let servers = UpstreamServer::all(settings, &state.servers());
+        Self::with_servers(servers, settings, state)
+    }
+
+    /// The same with other settings, which the state has taken over. Connections to a server that stays are kept,
+    /// unless it is to be reached in another way now.
+    #[must_use]
+    pub fn reloaded(&self, settings: &UpstreamSettings) -> Self {
+        let mut servers = UpstreamServer::all(settings, &self.state.servers());
+        for server in &mut servers {
+            if let Some(known) = self.servers.iter().find(|known| known.name == server.name) {
+                server.take_connections_of(known);
+            }
+        }
+        Self::with_servers(servers, settings, Arc::clone(&self.state))
+    }
+
+    fn with_servers(
+        servers: Vec<UpstreamServer>,
+        settings: &UpstreamSettings,
+        state: Arc<UpstreamState>,
+    ) -> Self {
         Self {
             may_resend_unread: settings.protocol == Protocol::Http2
                 || servers.iter().any(|server| server.may_resend_unread),
@@ -38,6 +60,7 @@ impl Upstream {
             probe: (settings.health_checks.uri(settings.relative_root()), settings.health_checks.timeout),
             body_timeout: settings.body_timeout,
             max_held: settings.max_held,
+            limits: state.limits(),
             state,
         }
     }

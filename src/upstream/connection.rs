@@ -1,6 +1,7 @@
 //! Connections to a server: where it listens, how it is reached, and the exchange of one request.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{Request, Response};
 
@@ -10,6 +11,7 @@ use self::http1::Http1Pool;
 use self::http2::Http2Connections;
 use self::protocol::Protocol;
 use self::stats::ConnectionStats;
+use self::target::UpstreamTarget;
 use super::settings::{UpstreamServerSettings, UpstreamSettings};
 use crate::body::{Body, BodyTransfer};
 use crate::route::Class;
@@ -30,7 +32,24 @@ pub mod tls;
 
 /// The connections of one thread to a server.
 #[derive(Debug)]
-pub(super) enum ServerConnections {
+pub(super) struct ServerConnections {
+    pool: Pool,
+    made_by: ConnectionSettings,
+}
+
+/// All settings that connections depend on.
+#[derive(Debug, PartialEq, Eq)]
+struct ConnectionSettings {
+    target: UpstreamTarget,
+    tls: Option<tls::TlsIdentity>,
+    protocol: Protocol,
+    connect_timeout: Duration,
+    max_age: Duration,
+    idle: (usize, Duration),
+}
+
+#[derive(Debug)]
+enum Pool {
     Http1(Http1Pool),
     Http2(Http2Connections),
 }
@@ -43,10 +62,24 @@ impl ServerConnections {
     ) -> Self {
         let connector = Connector::new(server, all.connect_timeout, Arc::clone(stats))
             .with_max_age(all.max_connection_age);
-        match all.protocol {
-            Protocol::Http1 => Self::Http1(Http1Pool::new(connector, all.max_idle, all.idle_timeout)),
-            Protocol::Http2 => Self::Http2(Http2Connections::new(connector)),
-        }
+        let pool = match all.protocol {
+            Protocol::Http1 => Pool::Http1(Http1Pool::new(connector, all.max_idle, all.idle_timeout)),
+            Protocol::Http2 => Pool::Http2(Http2Connections::new(connector)),
+        };
+        let made_by = ConnectionSettings {
+            target: server.target.clone(),
+            tls: server.tls.as_ref().map(tls::Tls::identity),
+            protocol: all.protocol,
+            connect_timeout: all.connect_timeout,
+            max_age: all.max_connection_age,
+            idle: (all.max_idle, all.idle_timeout),
+        };
+        Self { pool, made_by }
+    }
+
+    /// Whether the others were made by the same settings.
+    pub(super) fn are_like(&self, others: &Self) -> bool {
+        self.made_by == others.made_by
     }
 
     /// Sends a request. With `may_reuse`, it may go over an idle connection, which Rails may just have closed.
@@ -57,31 +90,31 @@ impl ServerConnections {
         sending: &BodyTransfer,
         may_reuse: bool,
     ) -> Result<Response<Body>, SendError> {
-        match self {
-            Self::Http1(pool) if class == Class::Other && pool.may_send_unpooled() => {
+        match &self.pool {
+            Pool::Http1(pool) if class == Class::Other && pool.may_send_unpooled() => {
                 Box::pin(pool.send_unpooled(request, sending)).await
             }
-            Self::Http1(pool) => pool.send(request, sending, may_reuse).await,
-            Self::Http2(streams) => Box::pin(streams.send(*request, class)).await,
+            Pool::Http1(pool) => pool.send(request, sending, may_reuse).await,
+            Pool::Http2(streams) => Box::pin(streams.send(*request, class)).await,
         }
     }
 
     /// Sends a request of the gateway itself, which has no body and no class.
     pub(super) async fn send_probe(&self, mut request: Request<Body>) -> Result<Response<Body>, SendError> {
-        match self {
-            Self::Http1(pool) => {
+        match &self.pool {
+            Pool::Http1(pool) => {
                 let sending = request.body_mut().track_transfer();
                 pool.send(Box::new(request), &sending, true).await
             }
-            Self::Http2(streams) => Box::pin(streams.send_unshared(request)).await,
+            Pool::Http2(streams) => Box::pin(streams.send_unshared(request)).await,
         }
     }
 
     /// Makes a connection for the next request.
     pub(super) async fn preconnect(&self, class: Class) -> Result<(), ConnectError> {
-        match self {
-            Self::Http1(pool) => pool.preconnect().await,
-            Self::Http2(streams) => Box::pin(streams.preconnect(class)).await,
+        match &self.pool {
+            Pool::Http1(pool) => pool.preconnect().await,
+            Pool::Http2(streams) => Box::pin(streams.preconnect(class)).await,
         }
     }
 }

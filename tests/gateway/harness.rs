@@ -192,13 +192,26 @@ pub struct RunningGateway {
 
 impl RunningGateway {
     pub fn start(settings: config::GatewayConfig) -> Self {
-        Self::start_supervised(settings, ServiceManager::default())
+        Self::start_from(settings, None, ServiceManager::default())
     }
 
     /// With a service manager, which is told how the gateway is.
     pub fn start_supervised(settings: config::GatewayConfig, manager: ServiceManager) -> Self {
+        Self::start_from(settings, None, manager)
+    }
+
+    /// Starts with what is in a file, which can be read again.
+    pub fn start_with_file(file: &Path) -> Self {
+        let settings = config::load(file).unwrap_or_else(|error| panic!("{error}")).config;
+        Self::start_from(settings, Some(file), ServiceManager::default())
+    }
+
+    fn start_from(settings: config::GatewayConfig, file: Option<&Path>, manager: ServiceManager) -> Self {
         log::capture();
         let gateway = Gateway::bind(settings, Arc::default()).unwrap().supervised_by(manager);
+        if let Some(file) = file {
+            gateway.reload_from(file.to_owned());
+        }
         let addresses = gateway.addresses().to_vec();
         let admin = Address::parse(&gateway.admin_address().unwrap());
         let hooks = gateway.hooks_address().unwrap().map(|address| Address::parse(&address));

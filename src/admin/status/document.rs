@@ -28,7 +28,7 @@ pub(super) fn figures(
         counts.map(|(_, count)| count).sum::<u64>()
     };
     let servers: Vec<Value> =
-        sources.upstream.servers.iter().map(|server| servers::show(server, now)).collect();
+        sources.upstream.servers().iter().map(|server| servers::show(server, now)).collect();
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "uptime_s": uptime.as_secs(),
@@ -98,14 +98,15 @@ fn rails(sources: &MetricSources, now: Instant) -> Value {
 }
 
 fn queue(sources: &MetricSources) -> Vec<Value> {
+    let limits = sources.upstream.limits();
     let show = |class: Class| {
-        let admission = sources.upstream.admission.of(class);
+        let admission = limits.admission.of(class);
         json!({
             "class": class.as_str(),
             "in_flight": admission.in_flight(),
             "limit": admission.limit(),
             "waiting": admission.waiting(),
-            "shed": admission.shed_by_reason.iter().map(|(_, count)| count).sum::<u64>(),
+            "shed": admission.shed_by_reason().iter().map(|(_, count)| count).sum::<u64>(),
         })
     };
     Class::ALL.into_iter().map(show).collect()

@@ -29,7 +29,8 @@ pub(super) struct Levels {
 impl Levels {
     pub(super) fn read(sources: &MetricSources) -> Self {
         let upstream = &sources.upstream;
-        let queued = Class::ALL.into_iter().map(|class| upstream.admission.of(class).waiting());
+        let limits = upstream.limits();
+        let queued = Class::ALL.into_iter().map(|class| limits.admission.of(class).waiting());
         let connections = sources.clients.iter().map(|listener| listener.open()).sum();
         Self { waiting: queued.sum::<usize>() + upstream.hold.waiting(), connections }
     }

@@ -71,6 +71,10 @@ forward_prefixes = ["/api/v4/geo", "/api/v4/geo/"]
 retries = 3
 #^ upstream.retries: unknown key; known here: protocol, url, server, tls, slow_start, ejection, health, host, connect_timeout, response_timeout, body_timeout, total_timeout, hold, max_held, resend_percent, resend_unread, threads, classes, idle_timeout, max_connection_age, max_idle, forward_prefixes, credential, secret_file
 
+[auth]
+secret_overlap = "25h"
+#^ auth.secret_overlap: expected a duration from 0s to 24h with its unit (ms, s, m, h), such as "60s", found "25h"
+
 [auth.shell]
 secret_file = "/nowhere/secret"
 #^ auth.shell.secret_file: /nowhere/secret cannot be read: No such file or directory (os error 2); check the path, and that this user may read it
@@ -86,7 +90,7 @@ audience = ""
 #^ auth.kas.audience: expected the audience of kas tokens, such as "gitlab", found ""
 
 [auth.pages]
-#^ auth.pages: unknown key; known here: kas, shell
+#^ auth.pages: unknown key; known here: secret_overlap, kas, shell
 secret_file = "DIR/gitlab_shell_secret"
 
 [cache]

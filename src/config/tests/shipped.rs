@@ -26,6 +26,7 @@ fn the_annotated_file_has_the_defaults() {
         upstream_credential,
         forward_prefixes,
         auth,
+        secrets,
         cache,
         limits,
         log,
@@ -46,6 +47,7 @@ fn the_annotated_file_has_the_defaults() {
     assert!(shell_secret.matches(b"s3cret") && accept_jwt && accept_shared_secret && kas.is_none());
     assert_eq!((max_body, max_unverified), (auth::DEFAULT_MAX_BODY, auth::DEFAULT_MAX_UNVERIFIED));
     assert_eq!(cache, cache::CacheSettings::default());
+    assert_eq!((secrets.overlap, secrets.files.len()), (SecretSettings::default().overlap, 1));
     assert_eq!(limits, ServerLimits::default());
     assert_eq!(log, LogSettings::default());
 }

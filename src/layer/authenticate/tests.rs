@@ -21,7 +21,12 @@ fn layer() -> AuthenticateLayer {
         kas: None,
     });
     let bodies = Arc::new(UnverifiedBodies::new(MAX_BODY));
-    AuthenticateLayer::new(Arc::new(ArcSwap::from_pointee(auth)), Clock::Manual(ManualClock::at(0)), bodies)
+    AuthenticateLayer::new(
+        Arc::new(ArcSwap::from_pointee(auth)),
+        Clock::Manual(ManualClock::at(0)),
+        bodies,
+        SecretRefresher::default(),
+    )
 }
 
 fn routed(method: Method, path: &str, headers: &[(&str, &str)], body: &str) -> Routed {
@@ -126,7 +131,7 @@ async fn secrets_can_be_exchanged_between_requests() {
         max_unverified: MAX_BODY,
         kas: None,
     });
-    layer.auth.store(Arc::new(auth));
+    layer.checker.auth.store(Arc::new(auth));
     let outcome = service.clone().oneshot(routed(Method::GET, "/check", &[SECRET], "")).await;
     assert!(matches!(outcome, Err(Failure::Unauthorized(Rejection::Wrong))));
     let new = ("gitlab-shared-secret", "YW5vdGhlcg==");

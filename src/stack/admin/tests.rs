@@ -8,12 +8,13 @@ use parking_lot::Mutex;
 use tower::{ServiceExt as _, service_fn};
 
 use super::*;
-use crate::admin::{OperatorPermits, Status};
+use crate::admin::{AdminAccess, OperatorPermits, Status};
 use crate::auth::{AuthSettings, Authenticator};
 use crate::body::unverified::UnverifiedBodies;
 use crate::cache::{Cache, CacheSettings};
 use crate::heartbeat::Heartbeats;
 use crate::metrics::{MetricSources, Metrics};
+use crate::reload::{Reload, ReloadError, ReloadStatus, Reloaded};
 use crate::secret::{BearerToken, ShellSecret};
 use crate::stack::testing::{EventLog, connect, exchange};
 use crate::upstream::{UpstreamSettings, UpstreamState, UpstreamTarget};
@@ -44,6 +45,8 @@ fn admin() -> Admin {
         upstream: Arc::clone(&upstream),
         hooks: Arc::default(),
         log: Arc::default(),
+        reload: Arc::new(ReloadStatus::new(0)),
+        secrets: Arc::default(),
         heartbeats: Arc::clone(&heartbeats),
         clients: Vec::new(),
         others: Vec::new(),
@@ -55,11 +58,24 @@ fn admin() -> Admin {
         upstream,
         readiness: Arc::default(),
         cache,
-        is_local_only: true,
-        token: Some(BearerToken::from_text(b"t0ken").unwrap()),
-        hosts: Arc::default(),
+        access: Arc::new(ArcSwap::from_pointee(AdminAccess {
+            is_local_only: true,
+            token: Some(BearerToken::from_text(b"t0ken").unwrap()),
+            hosts: Vec::new(),
+        })),
+        reload: Arc::new(NoFile),
+        log: Arc::default(),
         heartbeats,
         permits: OperatorPermits::default(),
+    }
+}
+
+#[derive(Debug)]
+struct NoFile;
+
+impl Reload for NoFile {
+    fn reload(&self) -> Result<Reloaded, ReloadError> {
+        Err(ReloadError::NoFile)
     }
 }
 

@@ -8,7 +8,7 @@ use tower::service_fn;
 use super::*;
 use crate::cache::{Cache, CacheSettings};
 use crate::clock::Clock;
-use crate::hooks::HooksSettings;
+use crate::hooks::{HooksSettings, PreviousHookSecrets};
 use crate::secret::BearerToken;
 use crate::server::ListenAddress;
 use crate::stack::testing::{EventLog, connect, exchange};
@@ -21,6 +21,7 @@ fn hooks() -> Hooks {
         connections: 1,
         token: Some(BearerToken::from_text(b"h00k").unwrap()),
         signing_token: None,
+        previous: PreviousHookSecrets::default(),
         settle: Duration::ZERO,
     };
     Hooks::new(settings, Cache::new(&CacheSettings::default()), Arc::default(), Clock::System)

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use aws_lc_rs::digest;
 use rustls::ClientConfig;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::net::TcpStream;
@@ -25,7 +26,13 @@ pub struct Tls {
     config: Arc<ClientConfig>,
     protocol: Protocol,
     name: ServerName<'static>,
+    /// Of all that it was made of.
+    made_of: TlsIdentity,
 }
+
+/// Tells whether the TLS settings of two connections are the same: the name, the authorities, the client certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::upstream) struct TlsIdentity([u8; 32]);
 
 /// A client certificate: the chain, and the key of its first certificate.
 #[derive(Debug)]
@@ -34,6 +41,38 @@ pub struct ClientIdentity {
     pub chain: Vec<CertificateDer<'static>>,
     /// The key of the first certificate.
     pub key: PrivateKeyDer<'static>,
+}
+
+impl TlsIdentity {
+    fn new(authorities: &TrustedAuthorities, identity: Option<&ClientIdentity>, name: &str) -> Self {
+        let mut hash = digest::Context::new(&digest::SHA256);
+        let mut add = |part: &[u8]| {
+            hash.update(&part.len().to_be_bytes());
+            hash.update(part);
+        };
+        add(name.as_bytes());
+        for root in &authorities.roots.roots {
+            add(&root.subject);
+            add(&root.subject_public_key_info);
+            add(root.name_constraints.as_deref().unwrap_or_default());
+        }
+        for certificate in &authorities.configured {
+            add(certificate);
+        }
+        // Between two lists of certificates.
+        add(b"");
+        if let Some(ClientIdentity { chain, key }) = identity {
+            for certificate in chain {
+                add(certificate);
+            }
+            add(key.secret_der());
+        }
+        let mut bytes = [0; 32];
+        for (byte, hashed) in bytes.iter_mut().zip(hash.finish().as_ref()) {
+            *byte = *hashed;
+        }
+        Self(bytes)
+    }
 }
 
 impl fmt::Display for Tls {
@@ -50,6 +89,7 @@ impl Tls {
         name: &str,
         protocol: Protocol,
     ) -> Result<Self, TlsError> {
+        let made_of = TlsIdentity::new(&authorities, identity, name);
         let name = ServerName::try_from(name.to_owned()).map_err(|_| TlsError::Name(name.to_owned()))?;
         // Explicit: with another provider in the process, there would be no default one.
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -70,7 +110,12 @@ impl Tls {
             Protocol::Http1 => b"http/1.1".to_vec(),
             Protocol::Http2 => HTTP2.to_vec(),
         }];
-        Ok(Self { config: Arc::new(config), protocol, name })
+        Ok(Self { config: Arc::new(config), protocol, name, made_of })
+    }
+
+    /// The same for settings that are the same.
+    pub(in crate::upstream) fn identity(&self) -> TlsIdentity {
+        self.made_of
     }
 
     pub(in crate::upstream) async fn connect(

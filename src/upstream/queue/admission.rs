@@ -63,16 +63,26 @@ pub struct ClassAdmission {
     permits: Arc<Semaphore>,
     /// `None` if the class may always have its whole `concurrency`.
     burst: Option<Arc<BurstLimit>>,
+    counts: Arc<AdmissionCounts>,
+}
+
+/// What stays when the settings change.
+#[derive(Debug, Default)]
+struct AdmissionCounts {
     waiting: AtomicUsize,
     /// A moving average of response times, in microseconds.
     mean_response_us: AtomicU64,
-    /// Rejected requests, by [`ShedReason`].
-    pub shed_by_reason: Counters<ShedReason>,
+    shed_by_reason: Counters<ShedReason>,
 }
 
 impl Admission {
     pub(in crate::upstream) fn new(settings: &[ClassSettings; Class::ALL.len()]) -> Self {
         Self { classes: settings.map(ClassAdmission::new) }
+    }
+
+    /// The same permits, queues and counters, under other limits.
+    pub(in crate::upstream) fn reloaded(&self, settings: &[ClassSettings; Class::ALL.len()]) -> Self {
+        Self { classes: Class::ALL.map(|class| self.of(class).reloaded(*class.of(settings))) }
     }
 
     /// The permits of one class.
@@ -89,14 +99,48 @@ impl ClassAdmission {
                 BurstLimit::new(Arc::clone(&permits), settings.concurrency, settings.sustained_concurrency);
             Arc::new(limit)
         });
-        Self {
-            settings,
-            permits,
-            burst,
-            waiting: AtomicUsize::new(0),
-            mean_response_us: AtomicU64::new(0),
-            shed_by_reason: Counters::default(),
+        Self { settings, permits, burst, counts: Arc::default() }
+    }
+
+    /// Requests that have a permit, or wait for one, count under the new limits too, unless these are for a burst, or
+    /// were: then those that run are left out.
+    fn reloaded(&self, settings: ClassSettings) -> Self {
+        let (had, has) = (self.settings.concurrency, settings.concurrency);
+        let sustained = (self.settings.sustained_concurrency, settings.sustained_concurrency);
+        let mut new = Self::new(settings);
+        new.counts = Arc::clone(&self.counts);
+        if had == has && sustained.0 == sustained.1 {
+            (new.permits, new.burst) = (Arc::clone(&self.permits), self.burst.clone());
+        } else if self.burst.is_none() && new.burst.is_none() {
+            new.permits = Arc::clone(&self.permits);
+            if has > had {
+                self.permits.add_permits(has - had);
+            } else {
+                self.take_away(had - has);
+            }
         }
+        new
+    }
+
+    /// Permits that requests hold are taken away when they come back, before other requests get them.
+    fn take_away(&self, permits: usize) {
+        let held = permits - self.permits.forget_permits(permits);
+        let (all, held) = (Arc::clone(&self.permits), u32::try_from(held).unwrap_or(u32::MAX));
+        if held > 0
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            runtime.spawn(async move {
+                // The semaphore is never closed.
+                if let Ok(permits) = all.acquire_many_owned(held).await {
+                    permits.forget();
+                }
+            });
+        }
+    }
+
+    /// Rejected requests so far.
+    pub fn shed_by_reason(&self) -> &Counters<ShedReason> {
+        &self.counts.shed_by_reason
     }
 
     /// The limits that it enforces.
@@ -126,7 +170,7 @@ impl ClassAdmission {
 
     /// How many requests wait for a permit.
     pub fn waiting(&self) -> usize {
-        self.waiting.load(Ordering::Relaxed)
+        self.counts.waiting.load(Ordering::Relaxed)
     }
 
     /// A permit, if one is free. It is to be kept until the response has ended.
@@ -139,14 +183,14 @@ impl ClassAdmission {
         if let Some(permit) = self.try_admit() {
             return Ok(permit);
         }
-        self.wait(may_wait).await.inspect_err(|reason| self.shed_by_reason.increment(*reason))
+        self.wait(may_wait).await.inspect_err(|reason| self.counts.shed_by_reason.increment(*reason))
     }
 
     async fn wait(&self, may_wait: bool) -> Result<Permit, ShedReason> {
         if !may_wait {
             return Err(ShedReason::Busy);
         }
-        let position = QueuePosition::join(&self.waiting);
+        let position = QueuePosition::join(&self.counts.waiting);
         if position.ahead >= self.settings.queue {
             return Err(ShedReason::QueueFull);
         }
@@ -163,17 +207,17 @@ impl ClassAdmission {
 
     /// How long it takes until all requests ahead, and one more, have ended.
     fn expected_wait(&self, ahead: usize) -> Duration {
-        let rounds = (ahead + 1) as u64 * self.mean_response_us.load(Ordering::Relaxed);
+        let rounds = (ahead + 1) as u64 * self.counts.mean_response_us.load(Ordering::Relaxed);
         Duration::from_micros(rounds / self.limit().max(1) as u64)
     }
 
     /// Records a response time; the average is over the last eight or so.
     pub(in crate::upstream) fn record_response_time(&self, time: Duration) {
         let time = u64::try_from(time.as_micros()).unwrap_or(u64::MAX).min(1 << 40);
-        let before = self.mean_response_us.load(Ordering::Relaxed);
+        let before = self.counts.mean_response_us.load(Ordering::Relaxed);
         let now = if before == 0 { time } else { (before * 7 + time) / 8 };
         // Of two concurrent updates one may be lost, which is one of many.
-        self.mean_response_us.store(now, Ordering::Relaxed);
+        self.counts.mean_response_us.store(now, Ordering::Relaxed);
     }
 }
 
@@ -228,7 +272,7 @@ mod tests {
         assert_eq!(fourth.await.err(), Some(ShedReason::QueueTimeout));
         drop(third);
         assert_eq!((admission.in_flight(), admission.waiting()), (1, 0));
-        let shed = ShedReason::ALL.map(|reason| admission.shed_by_reason.get(reason));
+        let shed = ShedReason::ALL.map(|reason| admission.shed_by_reason().get(reason));
         assert_eq!(shed, [1, 1, 0, 1]);
     }
 

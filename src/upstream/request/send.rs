@@ -94,7 +94,7 @@ impl<'r> RetryLoop<'r> {
         let is_outage = options.class == Class::Lookup
             && upstream.state.reachability.has_recent_fruitless_wait(Clock::System.now());
         let deadlines =
-            Deadlines::new(options, upstream.state.admission.of(options.class).settings(), is_outage);
+            Deadlines::new(options, upstream.limits.admission.of(options.class).settings(), is_outage);
         Self {
             upstream,
             options,
@@ -120,7 +120,7 @@ impl<'r> RetryLoop<'r> {
             Box::pin(self.wait_for_rails()).await?;
         }
         loop {
-            let admission = upstream.state.admission.of(self.options.class);
+            let admission = upstream.limits.admission.of(self.options.class);
             let permit = upstream.admit(admission, self.options, &self.deadlines, self.report).await?;
             self.set_with_rails(true);
             request = match self.send_to_reachable(request).await {
@@ -180,12 +180,12 @@ impl<'r> RetryLoop<'r> {
     ) -> Result<(Box<Request<Body>>, ReplayCopy<'r>), Error> {
         let state = &self.upstream.state;
         if self.options.is_read {
-            self.options.class.of(&state.resend_budgets).deposit();
+            self.options.class.of(&self.upstream.limits.resend_budgets).deposit();
         } else if self.options.class == Class::Other {
             // A request whose body does not come must not take one of the few permits.
             return state.unadmitted_bodies.read(request, UNADMITTED_BODY_TIMEOUT).await;
         } else if self.upstream.may_resend_unread {
-            let timeout = state.admission.of(self.options.class).settings().response_timeout;
+            let timeout = self.upstream.limits.admission.of(self.options.class).settings().response_timeout;
             return state.replay_memory.buffer(request, timeout).await;
         }
         let copy = ReplayCopy::of(&request);
@@ -198,7 +198,7 @@ impl<'r> RetryLoop<'r> {
         mut request: Box<Request<Body>>,
     ) -> Result<(Response<Body>, &'r UpstreamServer), SendFailure<'r>> {
         let (upstream, class) = (self.upstream, self.options.class);
-        let response_timeout = upstream.state.admission.of(class).settings().response_timeout;
+        let response_timeout = upstream.limits.admission.of(class).settings().response_timeout;
         let mut unreachable: Option<(ConnectFailure, &UpstreamServer)> = None;
         loop {
             let sent = Clock::System.now();
@@ -248,7 +248,7 @@ impl<'r> RetryLoop<'r> {
     }
 
     fn record_outcome(&mut self, server: &UpstreamServer, sent: Instant) {
-        let admission = self.upstream.state.admission.of(self.options.class);
+        let admission = self.upstream.limits.admission.of(self.options.class);
         admission.record_response_time(Clock::System.now().saturating_duration_since(sent));
         self.report.server = Some(Arc::clone(&server.name));
     }
@@ -261,7 +261,7 @@ impl<'r> RetryLoop<'r> {
         }
         let is_outage = is_away_response(response);
         let state = &self.upstream.state;
-        let holds = !state.admission.of(self.options.class).settings().hold.is_zero();
+        let holds = !self.upstream.limits.admission.of(self.options.class).settings().hold.is_zero();
         if !is_outage || holds && !self.has_untried(may_be_healthy) {
             // Later requests may have to wait.
             state.hold.set_proxy_reports_away(is_outage);
@@ -302,7 +302,7 @@ impl<'r> RetryLoop<'r> {
         if !self.options.is_read || self.report.is_resent || !self.deadlines.may_send() {
             return false;
         }
-        let is_within = self.options.class.of(&self.upstream.state.resend_budgets).withdraw();
+        let is_within = self.options.class.of(&self.upstream.limits.resend_budgets).withdraw();
         if !is_within {
             self.upstream.state.resends_over_budget.fetch_add(1, Ordering::Relaxed);
         }

@@ -151,7 +151,7 @@ impl Upstream {
     /// their queue for permits holds.
     fn max_held_of(&self, class: Class) -> usize {
         match class {
-            Class::Other => self.max_held.min(self.state.admission.of(class).settings().queue),
+            Class::Other => self.max_held.min(self.limits.admission.of(class).settings().queue),
             _ => self.max_held,
         }
     }
@@ -257,7 +257,7 @@ mod tests {
 
     async fn wait(upstream: &Upstream, class: Class) -> Error {
         let options = SendOptions { class, wait_policy: WaitPolicy::ForRails, ..SendOptions::default() };
-        let deadlines = Deadlines::new(&options, upstream.state.admission.of(class).settings(), false);
+        let deadlines = Deadlines::new(&options, upstream.limits.admission.of(class).settings(), false);
         upstream.wait_for_rails(class, &deadlines, &mut SendReport::default()).await.unwrap_err()
     }
 

@@ -45,7 +45,7 @@ pub(in crate::upstream) fn choose(
     let mut tiers = [Tier::default(), Tier::default()];
     for (index, server) in servers.iter().enumerate().filter(|(index, _)| !tried.contains(*index)) {
         let [first, backups] = &mut tiers;
-        let tier = if server.state.is_backup { backups } else { first };
+        let tier = if server.state.is_backup() { backups } else { first };
         match server.state.health.availability(now) {
             Availability::TrialDue => tier.trial_due.insert(index),
             // As seldom as its share demands, so that it gets no more, however idle it is.

@@ -7,7 +7,7 @@
 //! An operator may also drain a server: it gets no new requests, and finishes those that it has.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
@@ -17,7 +17,7 @@ use crate::clock::Clock;
 use crate::counters::Counters;
 use crate::progress::LastAnswer;
 use crate::upstream::connection::stats::ConnectionStats;
-use crate::upstream::settings::{EjectionSettings, UpstreamSettings};
+use crate::upstream::settings::UpstreamSettings;
 
 mod labels;
 mod state;
@@ -30,11 +30,10 @@ pub(in crate::upstream) use self::state::{Availability, CheckFailure};
 #[derive(Debug)]
 pub struct ServerHealth {
     server: String,
-    settings: EjectionSettings,
     /// There is no other server, so it is always in rotation.
-    is_alone: bool,
+    is_alone: AtomicBool,
     /// Health checks find out whether an ejected server works again; else a request does.
-    has_health_checks: bool,
+    has_health_checks: AtomicBool,
     /// Its connections, which know whether an operator has drained it.
     connections: Arc<ConnectionStats>,
     /// Failures in a row, of any kind.
@@ -59,13 +58,12 @@ impl ServerHealth {
     ) -> Self {
         Self {
             server,
-            settings: all.ejection,
-            is_alone: all.servers.len() == 1,
-            has_health_checks: all.has_health_checks(),
+            is_alone: AtomicBool::new(all.servers.len() == 1),
+            has_health_checks: AtomicBool::new(all.has_health_checks()),
             failures: AtomicU64::new(0),
             last_answer: Arc::new(LastAnswer::new(Clock::System.now())),
             connections,
-            state: Mutex::default(),
+            state: Mutex::new(EjectionState::new(all.ejection)),
             ejections: Counters::default(),
             checks: Counters::default(),
             rescheduled: Notify::new(),
@@ -86,9 +84,36 @@ impl ServerHealth {
         true
     }
 
+    /// Takes over other settings. What only health checks could end, ends if there are none any more.
+    pub(in crate::upstream) fn reload(&self, all: &UpstreamSettings) {
+        let (is_alone, has_health_checks) = (all.servers.len() == 1, all.has_health_checks());
+        self.is_alone.store(is_alone, Ordering::Relaxed);
+        self.has_health_checks.store(has_health_checks, Ordering::Relaxed);
+        let mut state = self.state.lock();
+        state.settings = all.ejection;
+        if !has_health_checks {
+            (state.is_unhealthy, state.failed_checks, state.passed_checks) = (false, 0, 0);
+        }
+        if is_alone {
+            state.ejected = None;
+        }
+        drop(state);
+        self.rescheduled.notify_one();
+    }
+
+    /// For a server that was not there before: it gets its share little by little.
+    pub(in crate::upstream) fn begin_slow_start(&self, now: Instant) {
+        self.state.lock().readmitted_at = Some(now);
+    }
+
+    /// Whether a request finds out if an ejected server works again.
+    fn is_tried_by_requests(&self) -> bool {
+        !self.has_health_checks.load(Ordering::Relaxed)
+    }
+
     /// Whether there is no other server.
     pub(in crate::upstream) fn is_alone(&self) -> bool {
-        self.is_alone
+        self.is_alone.load(Ordering::Relaxed)
     }
 
     /// Whether an operator has drained it.
@@ -105,7 +130,7 @@ impl ServerHealth {
         if state.is_unhealthy {
             return ServerStatus::Unhealthy;
         }
-        match state.availability(&self.settings, false, now) {
+        match state.availability(false, now) {
             Availability::InRotation(share) if share < 1.0 => ServerStatus::SlowStart,
             Availability::InRotation(_) if self.consecutive_failures() > 0 => ServerStatus::Failing,
             Availability::InRotation(_) => ServerStatus::Up,
@@ -128,16 +153,16 @@ impl ServerHealth {
         if self.is_drained() {
             return Availability::Drained;
         }
-        self.state.lock().availability(&self.settings, !self.has_health_checks, now)
+        self.state.lock().availability(self.is_tried_by_requests(), now)
     }
 
     /// Claims the one trial of an ejected server, if another request has not.
     pub(in crate::upstream) fn claim_trial(&self, now: Instant) -> bool {
         let mut state = self.state.lock();
-        if state.availability(&self.settings, !self.has_health_checks, now) != Availability::TrialDue {
+        if state.availability(self.is_tried_by_requests(), now) != Availability::TrialDue {
             return false;
         }
-        let pause = self.settings.pause_after(state.ejections_in_a_row);
+        let pause = state.settings.pause_after(state.ejections_in_a_row);
         if let Some(ejection) = &mut state.ejected {
             // The request may be dropped; then another one gets a trial after the next pause.
             ejection.until = now + pause;
@@ -156,7 +181,7 @@ impl ServerHealth {
         if self.consecutive_failures() > 0 {
             self.failures.store(0, Ordering::Relaxed);
         }
-        if self.is_alone {
+        if self.is_alone() {
             return;
         }
         let state = self.state.lock();
@@ -174,8 +199,8 @@ impl ServerHealth {
             return;
         }
         let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
-        let max_failures = u64::from(self.settings.failures);
-        if self.is_alone || max_failures == 0 {
+        let max_failures = u64::from(state.settings.failures);
+        if self.is_alone() || max_failures == 0 {
             return;
         }
         match state.ejected {
@@ -183,7 +208,7 @@ impl ServerHealth {
                 self.eject(state, reason, now);
             }
             None if failures >= max_failures => {
-                if state.readmitted_at.is_none_or(|since| now >= since + self.settings.longest_pause) {
+                if state.readmitted_at.is_none_or(|since| now >= since + state.settings.longest_pause) {
                     state.ejections_in_a_row = 0;
                 }
                 self.eject(state, reason, now);
@@ -201,7 +226,7 @@ impl ServerHealth {
     ) {
         self.checks.increment(if outcome.is_ok() { CheckResult::Good } else { CheckResult::Bad });
         let mut state = self.state.lock();
-        let is_due = state.availability(&self.settings, true, now) == Availability::TrialDue;
+        let is_due = state.availability(true, now) == Availability::TrialDue;
         let Err(CheckFailure { why, rails_responded }) = outcome else {
             if state.ejected.is_none() {
                 state.last_problem = None;
@@ -227,7 +252,7 @@ impl ServerHealth {
                 "unhealthy: its health checks fail, so it is out of rotation"
             );
         } else if is_due {
-            let until = now + self.settings.pause_after(state.ejections_in_a_row);
+            let until = now + state.settings.pause_after(state.ejections_in_a_row);
             state.ejections_in_a_row = state.ejections_in_a_row.saturating_add(1);
             state.ejected = state.ejected.map(|ejection| ActiveEjection { until, ..ejection });
         }
@@ -263,7 +288,7 @@ impl ServerHealth {
     }
 
     fn eject(&self, mut state: MutexGuard<'_, EjectionState>, reason: EjectionReason, now: Instant) {
-        let pause = self.settings.pause_after(state.ejections_in_a_row);
+        let pause = state.settings.pause_after(state.ejections_in_a_row);
         state.ejections_in_a_row = state.ejections_in_a_row.saturating_add(1);
         state.last_problem = Some(format!("ejected for {} s: {}", pause.as_secs_f64(), reason.as_str()));
         state.ejected = Some(ActiveEjection { since: now, until: now + pause, tried_at: None });

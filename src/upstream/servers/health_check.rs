@@ -30,11 +30,11 @@ impl HealthChecker {
         // A connection for each check: whether one can be made is half of it.
         let all = UpstreamSettings { max_idle: 0, ..all.clone() };
         let uri = all.has_health_checks().then(|| all.health_checks.uri(all.relative_root())).flatten();
-        Self { servers: UpstreamServer::all(&all, &state.servers), uri, settings: all.health_checks }
+        Self { servers: UpstreamServer::all(&all, &state.servers()), uri, settings: all.health_checks }
     }
 
     /// Runs until it is dropped.
-    pub async fn run(self) {
+    pub async fn run(&self) {
         if let Some(uri) = &self.uri {
             join_all(self.servers.iter().map(|server| check_repeatedly(server, uri, &self.settings))).await;
         }

@@ -58,4 +58,11 @@ impl UpstreamServer {
             state,
         }
     }
+
+    /// Goes on with the connections of `known`, if they are as those of this server would be.
+    pub(in crate::upstream) fn take_connections_of(&mut self, known: &Self) {
+        if Arc::ptr_eq(&self.state, &known.state) && self.connections.are_like(&known.connections) {
+            self.connections = Arc::clone(&known.connections);
+        }
+    }
 }

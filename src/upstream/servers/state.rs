@@ -1,7 +1,7 @@
 //! What all threads share about one server.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::health::ServerHealth;
 use super::load::ServerLoad;
@@ -46,8 +46,7 @@ crate::counters::label!(ResendReason);
 pub struct UpstreamServerState {
     /// Its address; metrics and logs name it by that.
     pub name: String,
-    /// Whether it gets requests only while no other server is in rotation.
-    pub is_backup: bool,
+    is_backup: AtomicBool,
     /// Whether it is in rotation, and why not.
     pub health: ServerHealth,
     protocol: Protocol,
@@ -68,7 +67,7 @@ impl UpstreamServerState {
         Self {
             health: ServerHealth::new(name.clone(), all, Arc::clone(&connections)),
             name,
-            is_backup: server.is_backup,
+            is_backup: AtomicBool::new(server.is_backup),
             protocol: all.protocol,
             load: ServerLoad::new(all.load_decay),
             connections,
@@ -76,6 +75,22 @@ impl UpstreamServerState {
             resends: Counters::default(),
             response_times: Histogram::default(),
         }
+    }
+
+    /// Whether other settings leave its counters meaningful: those depend on the protocol.
+    pub(in crate::upstream) fn is_like(&self, all: &UpstreamSettings) -> bool {
+        self.protocol == all.protocol
+    }
+
+    /// Takes over other settings.
+    pub(in crate::upstream) fn reload(&self, server: &UpstreamServerSettings, all: &UpstreamSettings) {
+        self.is_backup.store(server.is_backup, Ordering::Relaxed);
+        self.health.reload(all);
+    }
+
+    /// Whether it gets requests only while no other server is in rotation.
+    pub fn is_backup(&self) -> bool {
+        self.is_backup.load(Ordering::Relaxed)
     }
 
     /// Requests that it has now.

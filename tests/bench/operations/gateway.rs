@@ -16,6 +16,7 @@ use railgate::clock::{Clock, ManualClock};
 use railgate::metrics::WorkerMetrics;
 use railgate::params::Params;
 use railgate::route::Caching;
+use railgate::secret::refresh::SecretRefresher;
 use railgate::server::{BoundSocket, HttpServer, ListenAddress, Listener, ServerLimits, SocketOwner};
 use railgate::stack::{self, StackParts};
 use railgate::upstream::{self, Upstream, UpstreamTarget};
@@ -174,6 +175,7 @@ impl Gateway {
         let cache = Cache::new(&cache_settings);
         let server = HttpServer::new(ServerLimits::default());
         let stack = stack::build(StackParts {
+            secrets: SecretRefresher::default(),
             auth: Arc::new(ArcSwap::from_pointee(operations::auth()?)),
             bodies: Arc::new(UnverifiedBodies::new(DEFAULT_MAX_UNVERIFIED)),
             cache: Arc::clone(&cache),

@@ -31,8 +31,9 @@ pub(in crate::upstream) struct CheckFailure {
 }
 
 /// Ejection, health checks and slow start of a server.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(in crate::upstream) struct EjectionState {
+    pub(in crate::upstream) settings: EjectionSettings,
     pub(in crate::upstream) ejected: Option<ActiveEjection>,
     /// How often it was ejected without a longer time in rotation in between.
     pub(in crate::upstream) ejections_in_a_row: u32,
@@ -58,12 +59,22 @@ pub(in crate::upstream) struct ActiveEjection {
 }
 
 impl EjectionState {
-    pub(in crate::upstream) fn availability(
-        &self,
-        settings: &EjectionSettings,
-        may_be_tried: bool,
-        now: Instant,
-    ) -> Availability {
+    /// Of a server in rotation.
+    pub(in crate::upstream) fn new(settings: EjectionSettings) -> Self {
+        Self {
+            settings,
+            ejected: None,
+            ejections_in_a_row: 0,
+            readmitted_at: None,
+            is_unhealthy: false,
+            responds_to_checks: false,
+            last_problem: None,
+            passed_checks: 0,
+            failed_checks: 0,
+        }
+    }
+
+    pub(in crate::upstream) fn availability(&self, may_be_tried: bool, now: Instant) -> Availability {
         match self.ejected {
             Some(ejection) if may_be_tried && !self.is_unhealthy && now >= ejection.until => {
                 Availability::TrialDue
@@ -72,7 +83,7 @@ impl EjectionState {
             None if self.is_unhealthy && self.responds_to_checks => Availability::Unhealthy,
             None if self.is_unhealthy => Availability::Ejected,
             None => Availability::InRotation(
-                self.readmitted_at.map_or(1.0, |since| share(settings.slow_start, since, now)),
+                self.readmitted_at.map_or(1.0, |since| share(self.settings.slow_start, since, now)),
             ),
         }
     }

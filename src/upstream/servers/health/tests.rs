@@ -1,6 +1,7 @@
 use super::*;
 use crate::clock::Clock;
 use crate::upstream::UpstreamTarget;
+use crate::upstream::settings::EjectionSettings;
 
 const fn s(count: u64) -> Duration {
     Duration::from_secs(count)

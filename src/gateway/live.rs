@@ -1,0 +1,267 @@
+//! What changes while the gateway runs: the configuration when it is read again, and secrets when their files
+//! change.
+//!
+//! A change makes new services and puts them where the workers find them for their next request. Requests that run
+//! end with what they began with. The cache, the counters and the connections of clients stay, and so do the
+//! connections to servers of Rails that stay.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock, Weak};
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
+
+use super::secrets::Secrets;
+use crate::admin::AdminAccess;
+use crate::auth::Authenticator;
+use crate::body::unverified::UnverifiedBodies;
+use crate::cache::Cache;
+use crate::clock::Clock;
+use crate::config::{self, ConfigError, GatewayConfig};
+use crate::header::via::Pseudonym;
+use crate::hooks::{HookCounters, Hooks};
+use crate::log::LogCounters;
+use crate::metrics::Metrics;
+use crate::reload::{Mistake, Reload, ReloadError, ReloadStatus, Reloaded};
+use crate::secret::files::{LoadedSecret, SecretRole};
+use crate::secret::refresh::{RefreshSecrets, SecretRefresher};
+use crate::secret::status::SecretStatuses;
+use crate::server::ServerLimits;
+use crate::service_manager::ServiceManager;
+use crate::stack::reloadable::StackCell;
+use crate::stack::{self, Stack, StackParts};
+use crate::upstream::{HealthChecker, Upstream, UpstreamState};
+
+/// Exchanges what can be exchanged.
+#[derive(Debug)]
+pub(crate) struct Live {
+    pub(crate) file: OnceLock<PathBuf>,
+    pub(crate) manager: OnceLock<ServiceManager>,
+    pub(crate) status: Arc<ReloadStatus>,
+    pub(crate) running: Mutex<Running>,
+    pub(crate) shared: Shared,
+    pub(crate) log: Arc<LogCounters>,
+}
+
+/// What is in effect.
+#[derive(Debug)]
+pub(crate) struct Running {
+    pub(crate) config: GatewayConfig,
+    pub(crate) secrets: Secrets,
+    pub(crate) workers: Vec<WorkerStack>,
+}
+
+/// The stack of one worker, and what it was made of.
+#[derive(Debug)]
+pub(crate) struct WorkerStack {
+    pub(crate) cell: Arc<StackCell<Stack>>,
+    pub(crate) parts: StackParts,
+}
+
+/// Where the parts of the gateway look for what is in effect.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) auth: Arc<ArcSwap<Authenticator>>,
+    pub(crate) admin: Arc<ArcSwap<AdminAccess>>,
+    /// Only peers on this machine can connect to the admin listener.
+    pub(crate) admin_is_local: bool,
+    pub(crate) hooks: Option<Hooks>,
+    pub(crate) limits: Arc<ArcSwap<ServerLimits>>,
+    pub(crate) upstream: Arc<UpstreamState>,
+    pub(crate) cache: Arc<Cache>,
+    pub(crate) secret_statuses: Arc<SecretStatuses>,
+    pub(crate) checks: watch::Sender<Arc<HealthChecker>>,
+}
+
+impl Live {
+    /// With the stacks of all workers.
+    pub(crate) fn new(
+        config: GatewayConfig,
+        (shared, bodies): (Shared, &Arc<UnverifiedBodies>),
+        metrics: &Metrics,
+        (status, log): (Arc<ReloadStatus>, Arc<LogCounters>),
+    ) -> Arc<Self> {
+        let pseudonym = Pseudonym::random();
+        Arc::new_cyclic(|live: &Weak<Self>| {
+            let worker = |_| {
+                let parts = StackParts {
+                    auth: Arc::clone(&shared.auth),
+                    secrets: SecretRefresher::new(Weak::<Self>::clone(live)),
+                    bodies: Arc::clone(bodies),
+                    cache: Arc::clone(&shared.cache),
+                    cache_settings: config.cache.clone(),
+                    upstream: Arc::new(Upstream::new(&config.upstream, Arc::clone(&shared.upstream))),
+                    upstream_credential: config.upstream_credential.clone(),
+                    forward_prefixes: config.forward_prefixes.clone(),
+                    worker_metrics: metrics.add_worker(),
+                    log_requests: config.log.requests,
+                    pseudonym: pseudonym.clone(),
+                    clock: Clock::System,
+                    fills: TaskTracker::new(),
+                };
+                WorkerStack { cell: StackCell::new(stack::build(parts.clone())), parts }
+            };
+            let workers = (0..config.workers).map(worker).collect();
+            let secrets = Secrets::new(&config, Arc::clone(&shared.secret_statuses));
+            let running = Mutex::new(Running { config, secrets, workers });
+            Self { file: OnceLock::new(), manager: OnceLock::new(), status, running, shared, log }
+        })
+    }
+
+    /// The service manager, if there is one.
+    pub(crate) fn manager(&self) -> ServiceManager {
+        self.manager.get().cloned().unwrap_or_default()
+    }
+
+    /// What is in effect now.
+    pub(crate) fn config(&self) -> GatewayConfig {
+        self.running.lock().config.clone()
+    }
+
+    /// Takes over a configuration, and returns the keys that need a restart for that.
+    fn apply(&self, mut new: GatewayConfig) -> Vec<&'static str> {
+        let mut running = self.running.lock();
+        let restart_needed = new.keep_until_restart(&running.config, self.shared.cache.max_ages());
+        let Running { config, secrets, workers } = &mut *running;
+        secrets.note_replaced(config, &new);
+        let upstream = &self.shared.upstream;
+        upstream.reload(&new.upstream);
+        for WorkerStack { cell, parts } in workers {
+            *parts = StackParts {
+                cache_settings: new.cache.clone(),
+                upstream: Arc::new(parts.upstream.reloaded(&new.upstream)),
+                upstream_credential: new.upstream_credential.clone(),
+                forward_prefixes: new.forward_prefixes.clone(),
+                log_requests: new.log.requests,
+                ..parts.clone()
+            };
+            cell.replace(stack::build(parts.clone()));
+        }
+        self.shared.checks.send_replace(Arc::new(HealthChecker::new(&new.upstream, upstream)));
+        self.shared.limits.store(Arc::new(new.limits));
+        self.log.switch.set_level(new.log.level);
+        *config = new;
+        secrets.watch(&config.secrets.files);
+        self.shared.publish(config, secrets);
+        restart_needed
+    }
+
+    /// Looks at the files of the secrets. Reads files and takes up to some 100 ms of CPU time, so it is not for a thread
+    /// with an event loop.
+    pub(crate) fn poll_secrets(&self) {
+        self.check_secrets(true);
+        // Without the lock, since it takes a while.
+        while let Some((role, secret)) = self.secret_without_fingerprint() {
+            let fingerprint = secret.fingerprint();
+            self.shared.secret_statuses.update(role, |status| status.fingerprint = Some(fingerprint));
+        }
+    }
+
+    fn secret_without_fingerprint(&self) -> Option<(SecretRole, LoadedSecret)> {
+        self.running.lock().secrets.secret_without_fingerprint()
+    }
+
+    fn check_secrets(&self, is_poll: bool) {
+        let mut running = self.running.lock();
+        let Running { config, secrets, .. } = &mut *running;
+        if secrets.check(config, is_poll) {
+            self.shared.publish(config, secrets);
+        }
+    }
+}
+
+impl Shared {
+    /// As it is at the start, and where the health checker of the day is found.
+    pub(crate) fn new(
+        config: &GatewayConfig,
+        admin_is_local: bool,
+        hook_counts: &Arc<HookCounters>,
+    ) -> (Self, watch::Receiver<Arc<HealthChecker>>) {
+        let upstream = Arc::new(UpstreamState::new(&config.upstream));
+        let (checks, checker) = watch::channel(Arc::new(HealthChecker::new(&config.upstream, &upstream)));
+        let cache = Cache::new(&config.cache);
+        let hooks = config
+            .hooks
+            .clone()
+            .map(|hooks| Hooks::new(hooks, Arc::clone(&cache), Arc::clone(hook_counts), Clock::System));
+        let shared = Self {
+            auth: Arc::new(ArcSwap::from_pointee(Authenticator::new(config.auth.clone()))),
+            admin: Arc::new(ArcSwap::from_pointee(admin_access(config, admin_is_local))),
+            admin_is_local,
+            hooks,
+            limits: Arc::new(ArcSwap::from_pointee(config.limits)),
+            upstream,
+            cache,
+            secret_statuses: Arc::default(),
+            checks,
+        };
+        (shared, checker)
+    }
+
+    /// Callers are authenticated by these from now on.
+    fn publish(&self, config: &GatewayConfig, secrets: &Secrets) {
+        self.auth.store(Arc::new(secrets.authenticator(config)));
+        self.admin.store(Arc::new(admin_access(config, self.admin_is_local)));
+        if let Some((hooks, settings)) = self.hooks.as_ref().zip(secrets.hooks(config)) {
+            hooks.reload(settings);
+        }
+    }
+}
+
+impl Reload for Live {
+    fn reload(&self) -> Result<Reloaded, ReloadError> {
+        let file = self.file.get().ok_or(ReloadError::NoFile)?;
+        self.manager().reloading();
+        let outcome = self.reload_from(file);
+        self.manager().ready();
+        outcome
+    }
+}
+
+impl Live {
+    fn reload_from(&self, file: &Path) -> Result<Reloaded, ReloadError> {
+        let loaded = config::load(file).map_err(|error| {
+            self.status.record_failure();
+            let mistakes = mistakes(error);
+            let why = mistakes.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+            tracing::error!(why, "the configuration was not changed: the file has mistakes");
+            ReloadError::Mistakes(mistakes)
+        })?;
+        let warnings: Vec<String> = loaded.warnings.iter().map(ToString::to_string).collect();
+        let restart_needed = self.apply(loaded.config);
+        self.status.record_success(Clock::System.unix_seconds());
+        for warning in &warnings {
+            tracing::warn!(warning, "configuration");
+        }
+        if restart_needed.is_empty() {
+            tracing::info!("the configuration was read again, and is in effect");
+        } else {
+            let restart_needed = restart_needed.join(", ");
+            tracing::warn!(restart_needed, "the configuration was read again; these keys take a restart");
+        }
+        Ok(Reloaded { restart_needed, warnings })
+    }
+}
+
+impl RefreshSecrets for Live {
+    fn refresh(&self) {
+        self.check_secrets(false);
+    }
+}
+
+/// Who may use the admin listener.
+fn admin_access(config: &GatewayConfig, is_local_only: bool) -> AdminAccess {
+    AdminAccess { is_local_only, token: config.admin.token.clone(), hosts: config.admin.hosts.clone() }
+}
+
+fn mistakes(ConfigError(all): ConfigError) -> Vec<Mistake> {
+    let mistake = |one: config::Diagnostic| Mistake {
+        file: one.file,
+        line: one.line,
+        key: one.key,
+        message: one.message,
+    };
+    all.into_iter().map(mistake).collect()
+}
