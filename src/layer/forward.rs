@@ -111,20 +111,23 @@ impl Service<Authenticated> for Forward {
             signer,
         };
         let tasks = stage.is_some().then(|| shared.tasks.clone());
-        let exchange = async move {
-            let (begun, mut report) = (shared.clock.now(), SendReport::default());
-            let outcome = shared.upstream.send(request, &options, &mut report).await;
-            let took = shared.clock.now().saturating_duration_since(begun);
-            (outcome, took, report)
-        };
         match stage.zip(tasks) {
             None => Box::pin(span.around(async move {
-                let (outcome, took, report) = exchange.await;
-                record(&info, took, report);
+                let (mut report, begun) = (SendReport::default(), shared.clock.now());
+                let outcome = shared.upstream.send(request, &options, &mut report).await;
+                record(&info, shared.clock.now().saturating_duration_since(begun), report);
                 Ok(outcome?)
             })),
             Some((stage, tasks)) => Box::pin(async move {
-                let exchange = run_detached(&tasks, stage, span.around(exchange));
+                let exchange = run_detached(
+                    &tasks,
+                    stage,
+                    span.around(async move {
+                        let (mut report, begun) = (SendReport::default(), shared.clock.now());
+                        let outcome = shared.upstream.send(request, &options, &mut report).await;
+                        (outcome, shared.clock.now().saturating_duration_since(begun), report)
+                    }),
+                );
                 let (outcome, took, report) = exchange.await.ok_or(Failure::Panicked)?;
                 record(&info, took, report);
                 Ok(outcome?)
