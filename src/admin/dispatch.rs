@@ -96,6 +96,8 @@ impl Admin {
             return Some(self.events());
         }
         if !is_operation(path) || method != Method::POST {
+            // A scrape is collected by another thread. One by `nc -N` has closed its sending side by then.
+            let _guard = peer.connection.working_locally();
             return Some(self.answer_query(method, path, headers).await.map(Either::Left));
         }
         if let Err((status, text)) = self.authorize_operator(headers, &peer) {

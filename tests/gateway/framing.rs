@@ -654,13 +654,12 @@ async fn the_rest_of_an_answered_request_is_not_a_request() {
     let harness = Harness::new().await;
     harness.rails.set_behavior(Behavior::RespondAfterHead, |_| Reply::json(403, "{}"));
     let mut connection = harness.gateway.tcp.connect().await;
-    // An endpoint whose small bodies are not read before they are sent on.
-    let length = 3 + SMUGGLED.len();
-    let begun =
-        format!("POST /api/v4/internal/pages HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\nabc");
-    connection.write(begun.as_bytes()).await;
+    // A body that is too large to be read before it is sent on.
+    let rest = SMUGGLED.repeat(70_000 / SMUGGLED.len());
+    let begun = Request::post("allowed").with_secret().body(format!("abc{rest}")).to_bytes("keep-alive");
+    connection.write(&begun[..begun.len() - rest.len()]).await;
     assert_eq!(connection.read_response().await.status, 403);
-    connection.write(SMUGGLED.as_bytes()).await;
+    connection.write(rest.as_bytes()).await;
     connection.write(&Request::get("pages").to_bytes("close")).await;
     // Either the connection is closed, or what was announced is read as a body.
     connection.read_to_end().await;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::client::Request;
+use super::client::{Request, eventually};
 use super::fake_rails::{Reply, UNKNOWN_KEY};
 use super::harness::Harness;
 
@@ -115,6 +115,12 @@ async fn both_formats_show_the_same_series() {
     let prometheus = "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,\
                       application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,\
                       text/plain;version=0.0.4;q=0.3,*/*;q=0.2";
+    // Fingerprints of secrets take a moment to compute.
+    eventually("the fingerprints", async || {
+        let (_, text) = scrape(&[]).await;
+        (text.matches("railgate_secret_fingerprint{").count() == 2).then_some(())
+    })
+    .await;
     let (kind, open) = scrape(&[prometheus]).await;
     assert!(
         kind == OPENMETRICS && open.ends_with("# EOF\n") && open.contains("# TYPE railgate_build info\n")

@@ -148,6 +148,7 @@ async fn an_unusable_snapshot_is_ignored_and_logged_once() {
         match change {
             "secret" => {
                 settings.auth.shell_secret = railgate::secret::ShellSecret::from_text(b"another").unwrap();
+                fs::write(harness.dir.file("shell_secret"), "another").unwrap();
             }
             "bit" => {
                 let mut bytes = fs::read(&file).unwrap();
