@@ -30,10 +30,22 @@
 //!   [`config`] the names of keys, and only [`clock`] the time.
 //! - A secret has no `Display`, and is in no log, label or error text.
 //!
-//! Modules have ranks, and import only from lower ones; `tests/house.rs` checks that. `tests/README.md` has the layout,
-//! and the files to touch for an endpoint, a credential, a metric, a key or a failure.
+//! Modules have ranks, and import only from lower ones; `tests/house.rs` checks that. `tests/README.md` has the layout.
 //!
-//! What bounds a client that shows no credential: see [`route::Class::Other`].
+//! # Where to look
+//!
+//! | for | in |
+//! |---|---|
+//! | an endpoint: who may call it, whether it is kept, its class | a row of `TABLE` in `src/route.rs` |
+//! | whether a request may be sent again | `ErrorKind::resend` in `src/upstream/error.rs`; how often, when and where to: `RetryLoop` in `src/upstream/request/send.rs` |
+//! | the 503 of a full queue | `ClassAdmission::wait` in `src/upstream/queue/admission.rs`; while Rails is away, `HoldQueues::enter` in `hold.rs` beside it; the status of each failure: `Failure::status` in `src/failure.rs` |
+//! | the default of a key | the row of the key in `config/README.md`, or `railgate check --explain KEY`; in the source, the `Default` or the `DEFAULT_…` constants of the settings that the key belongs to |
+//! | whether a stale answer may be given | the head of `src/layer/serve_cached.rs` |
+//! | a credential of a caller | `Authenticator` in `src/auth.rs`; of an operator: `src/admin/dispatch.rs`; of a hook: `src/hooks/credential.rs` |
+//! | a metric | `src/metrics/worker.rs` if it is of a request, else `src/metrics/sources.rs` |
+//! | the log line of a request | `src/layer/observe/access_log.rs` |
+//! | what bounds a client that shows no credential | [`route::Class::Other`] |
+//! | the files to touch to add any of these | `tests/README.md` |
 
 pub mod admin;
 pub mod auth;

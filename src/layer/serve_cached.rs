@@ -1,9 +1,10 @@
 //! Answers cacheable requests from memory. On a miss it sends one request to Rails for all callers who ask. A
 //! stale answer is served while Rails is asked again, or while Rails fails.
 //!
-//! Whether a stale answer may be used is decided in three places: by its age in
+//! Whether a stale answer may be used is decided by its own state (purged, doubted, expired) in `cache/entry.rs`, by the
+//! time that Rails has had in `stale_fallback.rs`, by its age in
 //! [`AgeLimits::freshness`](crate::cache::AgeLimits::freshness), by how Rails failed in `rules.rs`, and by how it has
-//! answered other requests in [`Outage`](crate::cache::Outage).
+//! answered other requests in [`Outage`](crate::cache::outage::Outage).
 //!
 //! Always ready, so that a full Rails, or a limit on the way there, does not keep back what is answered from
 //! memory. A request that goes on has a clone of the inner service to itself, and waits until that is ready.
