@@ -96,7 +96,7 @@ impl Failure {
             },
             Self::UnverifiedBodiesFull
             | Self::Overloaded
-            | Self::SharedFill(FillError::Unreachable | FillError::Busy, _) => {
+            | Self::SharedFill(FillError::Unreachable | FillError::NotSent, _) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             Self::SharedFill(FillError::Timeout | FillError::Slow, _) => StatusCode::GATEWAY_TIMEOUT,
@@ -118,7 +118,7 @@ impl Failure {
             Self::Upstream(error) => error.as_str(),
             Self::SharedFill(FillError::Unreachable, _) => "upstream_unreachable",
             Self::SharedFill(FillError::Timeout | FillError::Slow, _) => "upstream_timeout",
-            Self::SharedFill(FillError::Busy, _) => "upstream_busy",
+            Self::SharedFill(FillError::NotSent, _) => "upstream_busy",
             Self::SharedFill(FillError::Broken, _) => "upstream_broke_off",
             Self::Overloaded => "overloaded",
             Self::Panicked => "panicked",
@@ -144,7 +144,7 @@ impl Failure {
             }
             Self::BodyBrokeOff => "400 Bad Request: the request body is incomplete or malformed",
             Self::Upstream(error) if error.is_overload() => BUSY,
-            Self::SharedFill(FillError::Busy, _) | Self::Overloaded => BUSY,
+            Self::SharedFill(FillError::NotSent, _) | Self::Overloaded => BUSY,
             Self::Upstream(_) | Self::SharedFill(..) => match self.status() {
                 StatusCode::SERVICE_UNAVAILABLE => {
                     "GitLab is not reachable at the moment. Please try again shortly."
@@ -254,7 +254,7 @@ mod tests {
             Failure::SharedFill(FillError::Unreachable, "x".into()),
             Failure::SharedFill(FillError::Timeout, "x".into()),
             Failure::SharedFill(FillError::Broken, "x".into()),
-            Failure::SharedFill(FillError::Busy, "x".into()),
+            Failure::SharedFill(FillError::NotSent, "x".into()),
             Failure::SharedFill(FillError::Slow, "x".into()),
             Failure::Overloaded,
             Failure::Panicked,

@@ -35,7 +35,7 @@ pub enum FillError {
     /// Rails closed the connection instead of answering, and did so again.
     Broken,
     /// It was not sent, since Rails has as much to do as it may have.
-    Busy,
+    NotSent,
     /// Rails did not answer in time, while it answered others.
     Slow,
 }

@@ -146,7 +146,7 @@ fn fail(guard: FillGuard, failure: &Failure, info: &SharedRequestInfo) {
     let Failure::Upstream(error) = failure else { return drop(guard) };
     let shared = match error.kind() {
         ErrorKind::Unreachable | ErrorKind::Unconnectable => FillError::Unreachable,
-        ErrorKind::Exhausted | ErrorKind::Shed => FillError::Busy,
+        ErrorKind::Exhausted | ErrorKind::Shed => FillError::NotSent,
         ErrorKind::Silent => FillError::Timeout,
         ErrorKind::Slow | ErrorKind::OutOfTime => FillError::Slow,
         // It failed twice, so the followers would fail too.

@@ -30,12 +30,12 @@ pub enum ShedReason {
     /// At the current response time of Rails, it would have waited for longer than `queue_timeout`.
     QueueTooSlow = 2,
     /// It may not wait (`WaitPolicy::Never`), and all permits of its class are taken.
-    Busy = 3,
+    MayNotWait = 3,
 }
 
 impl ShedReason {
     /// All variants, in the order of their numbers.
-    pub const ALL: [Self; 4] = [Self::QueueFull, Self::QueueTimeout, Self::QueueTooSlow, Self::Busy];
+    pub const ALL: [Self; 4] = [Self::QueueFull, Self::QueueTimeout, Self::QueueTooSlow, Self::MayNotWait];
 
     /// The label in metrics and logs.
     pub const fn as_str(self) -> &'static str {
@@ -43,7 +43,7 @@ impl ShedReason {
             Self::QueueFull => "queue_full",
             Self::QueueTimeout => "queue_timeout",
             Self::QueueTooSlow => "queue_too_slow",
-            Self::Busy => "busy",
+            Self::MayNotWait => "busy",
         }
     }
 }
@@ -188,7 +188,7 @@ impl ClassAdmission {
 
     async fn wait(&self, may_wait: bool) -> Result<Permit, ShedReason> {
         if !may_wait {
-            return Err(ShedReason::Busy);
+            return Err(ShedReason::MayNotWait);
         }
         let position = QueuePosition::join(&self.counts.waiting);
         if position.ahead >= self.settings.queue {
@@ -264,7 +264,7 @@ mod tests {
         let (mut third, mut fourth) = (Box::pin(admission.admit(true)), Box::pin(admission.admit(true)));
         assert!(third.as_mut().now_or_never().is_none() && fourth.as_mut().now_or_never().is_none());
         assert_eq!(admission.admit(true).await.err(), Some(ShedReason::QueueFull));
-        assert_eq!(admission.admit(false).await.err(), Some(ShedReason::Busy));
+        assert_eq!(admission.admit(false).await.err(), Some(ShedReason::MayNotWait));
         assert_eq!((admission.in_flight(), admission.waiting()), (2, 2));
         drop(first);
         assert!(fourth.as_mut().now_or_never().is_none(), "out of turn");

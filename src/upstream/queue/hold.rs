@@ -68,12 +68,12 @@ impl HoldQueues {
     }
 
     /// Sets it after a response; logs a change.
-    pub(in crate::upstream) fn set_proxy_reports_away(&self, is_outage: bool) {
-        if self.proxy_reports_away() != is_outage
-            && self.proxy_reports_away.swap(is_outage, Ordering::Relaxed) != is_outage
+    pub(in crate::upstream) fn set_proxy_reports_away(&self, is_away: bool) {
+        if self.proxy_reports_away() != is_away
+            && self.proxy_reports_away.swap(is_away, Ordering::Relaxed) != is_away
         {
             let _span = crate::request_span::current().entered();
-            if is_outage {
+            if is_away {
                 tracing::warn!("a proxy answers that Rails is away; requests wait for it to be back");
             } else {
                 tracing::info!("Rails answers again behind its proxy");

@@ -91,10 +91,10 @@ impl Upstream {
 impl<'r> RetryLoop<'r> {
     fn new(upstream: &'r Upstream, options: &'r SendOptions, report: &'r mut SendReport) -> Self {
         // Only look-ups have too little time to find out again what is known.
-        let is_outage = options.class == Class::Lookup
+        let is_away = options.class == Class::Lookup
             && upstream.state.reachability.has_recent_fruitless_wait(Clock::System.now());
         let deadlines =
-            Deadlines::new(options, upstream.limits.admission.of(options.class).settings(), is_outage);
+            Deadlines::new(options, upstream.limits.admission.of(options.class).settings(), is_away);
         Self {
             upstream,
             options,
@@ -259,14 +259,14 @@ impl<'r> RetryLoop<'r> {
         if self.options.class == Class::Other {
             return false;
         }
-        let is_outage = is_away_response(response);
+        let is_away = is_away_response(response);
         let state = &self.upstream.state;
         let holds = !self.upstream.limits.admission.of(self.options.class).settings().hold.is_zero();
-        if !is_outage || holds && !self.has_untried(may_be_healthy) {
+        if !is_away || holds && !self.has_untried(may_be_healthy) {
             // Later requests may have to wait.
-            state.hold.set_proxy_reports_away(is_outage);
+            state.hold.set_proxy_reports_away(is_away);
         }
-        is_outage && (self.has_untried(may_be_healthy) || self.deadlines.may_hold()) && self.may_resend_read()
+        is_away && (self.has_untried(may_be_healthy) || self.deadlines.may_hold()) && self.may_resend_read()
     }
 
     /// Prepares to resend a request that got no response, perhaps after a delay. Returns the reason, or the error
