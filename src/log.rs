@@ -129,7 +129,7 @@ impl LogSwitch {
         let number = LEVELS.iter().position(|one| *one == level).unwrap_or_default();
         let number = u8::try_from(number).unwrap_or_default();
         if self.0.swap(number, Ordering::Relaxed) != number {
-            // Each place that logs remembers whether anybody wants to know.
+            // Each place that logs remembers whether its events are wanted.
             tracing::callsite::rebuild_interest_cache();
         }
     }

@@ -45,7 +45,7 @@ impl Status {
         Self { metrics, started: Clock::System.now(), history, ages, events: Events::default() }
     }
 
-    /// Takes samples, and sends events while somebody listens, until it is dropped.
+    /// Takes samples, and sends events while a page listens, until it is dropped.
     pub async fn run(self: Arc<Self>) {
         let mut interval = tokio::time::interval(EVENT_INTERVAL);
         interval.set_missed_tick_behavior(MissedTickBehavior::Delay);

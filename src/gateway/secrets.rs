@@ -188,7 +188,7 @@ impl WatchedFile {
     }
 }
 
-/// The secret that is in effect. `None` for one that nobody but the gateway has to know.
+/// The secret that is in effect. `None` for one that only the gateway knows.
 fn current(config: &GatewayConfig, role: SecretRole) -> Option<LoadedSecret> {
     let hooks = config.hooks.as_ref();
     match role {

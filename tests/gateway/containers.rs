@@ -158,7 +158,7 @@ fn the_sidecar_of_rails_is_safe() {
     assert!(policy.as_vec().unwrap().iter().all(|rule| rule["from"].as_vec().is_some()), "nobody else");
 }
 
-/// A listener that every pod can reach lets nobody change anything without a token.
+/// A listener that every pod can reach allows no change without a token.
 #[test]
 fn configurations_for_containers_have_a_token() {
     let kubernetes = documents("deploy/kubernetes.yaml");

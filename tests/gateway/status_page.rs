@@ -225,7 +225,7 @@ async fn sixteen_may_listen_and_the_listener_answers_others_meanwhile() {
         assert_eq!(admin.send(&get(path)).await.status, 200, "{path}");
     }
     assert_eq!(admin.send(&Request::new("POST", "/inspect").json("")).await.status, 200);
-    // Whoever leaves makes room.
+    // A listener that leaves makes room.
     listeners.pop();
     eventually("room for another listener", async || {
         let mut connection = admin.connect().await;

@@ -185,7 +185,7 @@ async fn an_answer_of_something_in_front_of_rails_does_not_end_an_outage() {
         s.warm(PATH, USER).await;
         s.after(100);
         assert!(status_of(&s.ask_with(PATH, refused()).await.unwrap()).ends_with(SIE));
-        // Another question, so that nobody is served from memory.
+        // Another question, so that it is not answered from memory.
         let other = "/discover?key_id=8";
         let body = body.replace(r#""id":7"#, r#""id":8"#);
         s.ask_with(other, Ok(json(status, &body))).await.unwrap();
