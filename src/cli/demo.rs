@@ -161,6 +161,7 @@ fn print_introduction(
     print_line(&format!(
         r#"A sample GitLab listens on {rails_at}, railgate in front of it
 on {gateway_at}, and its admin listener on {admin_at}.
+A page for the browser shows what happens: http://{admin_at}/
 Paste these into another terminal, one by one or all at once:
 
   # Whose key is this? Rails is asked, and its answer is cached.

@@ -170,6 +170,10 @@ async fn printed_commands_work_and_each_request_is_printed() {
     let example = example.replace('\n', "\n  ");
     assert_eq!(request_lines(&format!("{LAST}  {example}")), expected, "the example in the README");
 
+    let (_, page) = printed.split_once("what happens: ").unwrap();
+    let page = run_in_shell(format!("curl -s {}", page.lines().next().unwrap())).await;
+    assert!(page.contains("<title>railgate</title>"), "{page}");
+
     // A stale answer is a hit too.
     let (_, admin) = printed.split_once("admin listener on ").unwrap();
     let admin = Address::parse(admin.split(".\n").next().unwrap());
