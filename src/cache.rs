@@ -182,6 +182,8 @@ impl Cache {
     /// Drops everything, and every answer that is on its way.
     pub fn invalidate_all(&self) {
         self.generation.fetch_add(1, Ordering::AcqRel);
+        // Whoever asks from now on does not wait for them.
+        self.flights.fence_off_matching(|_| true);
         self.positive.invalidate_all();
         self.negative.invalidate_all();
     }

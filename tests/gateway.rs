@@ -30,6 +30,7 @@ mod gateway {
     // The tests.
     mod admin;
     mod admission;
+    mod another_rails;
     mod bodies;
     mod broken_rails;
     mod caching;
@@ -73,6 +74,7 @@ mod gateway {
     mod reload;
     mod responses;
     mod routing;
+    mod secret_overlap;
     mod secret_redaction;
     mod secret_rotation;
     mod servers;

@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
+use super::restart::may_be_another_gitlab;
 use super::secrets::Secrets;
 use crate::admin::AdminAccess;
 use crate::auth::Authenticator;
@@ -41,6 +42,8 @@ pub(crate) struct Live {
     pub(crate) manager: OnceLock<ServiceManager>,
     pub(crate) status: Arc<ReloadStatus>,
     pub(crate) running: Mutex<Running>,
+    /// Held from reading the file to its end: else one that was read earlier could take effect later.
+    pub(crate) reload: Mutex<()>,
     pub(crate) shared: Shared,
     pub(crate) log: Arc<LogCounters>,
 }
@@ -106,7 +109,8 @@ impl Live {
             let workers = (0..config.workers).map(worker).collect();
             let secrets = Secrets::new(&config, Arc::clone(&shared.secret_statuses));
             let running = Mutex::new(Running { config, secrets, workers });
-            Self { file: OnceLock::new(), manager: OnceLock::new(), status, running, shared, log }
+            let (file, manager, reload) = (OnceLock::new(), OnceLock::new(), Mutex::default());
+            Self { file, manager, status, running, reload, shared, log }
         })
     }
 
@@ -126,6 +130,7 @@ impl Live {
         let restart_needed = new.keep_until_restart(&running.config, self.shared.cache.max_ages());
         let Running { config, secrets, workers } = &mut *running;
         secrets.note_replaced(config, &new);
+        let is_another_gitlab = may_be_another_gitlab(&config.upstream, &new.upstream);
         let upstream = &self.shared.upstream;
         upstream.reload(&new.upstream);
         for WorkerStack { cell, parts } in workers {
@@ -138,6 +143,13 @@ impl Live {
                 ..parts.clone()
             };
             cell.replace(stack::build(parts.clone()));
+        }
+        if is_another_gitlab {
+            // After the stacks: what they have asked the servers before is not stored either.
+            self.shared.cache.invalidate_all();
+            tracing::warn!(
+                "no server of Rails is as before: the cache was emptied, since it may be another GitLab"
+            );
         }
         self.shared.checks.send_replace(Arc::new(HealthChecker::new(&new.upstream, upstream)));
         self.shared.limits.store(Arc::new(new.limits));
@@ -213,6 +225,7 @@ impl Shared {
 impl Reload for Live {
     fn reload(&self) -> Result<Reloaded, ReloadError> {
         let file = self.file.get().ok_or(ReloadError::NoFile)?;
+        let _one_at_a_time = self.reload.lock();
         self.manager().reloading();
         let outcome = self.reload_from(file);
         self.manager().ready();

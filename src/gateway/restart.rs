@@ -12,7 +12,7 @@ use crate::cache::snapshot::{SnapshotFile, SnapshotTime};
 use crate::cache::{Cache, Lifetimes};
 use crate::clock::Clock;
 use crate::config::GatewayConfig;
-use crate::upstream::UpstreamServerSettings;
+use crate::upstream::{UpstreamServerSettings, UpstreamSettings};
 
 /// Saves and loads the cache.
 #[derive(Clone, Debug)]
@@ -27,15 +27,7 @@ impl WarmRestart {
     /// `None` if no `cache.snapshot` is configured.
     pub(crate) fn new(settings: &GatewayConfig) -> Option<Self> {
         let path: PathBuf = settings.cache.snapshot.clone()?;
-        let upstream = &settings.upstream;
-        // Everything by which two Rails can differ.
-        let host = upstream.host.as_deref().unwrap_or_default();
-        let server = |server: &UpstreamServerSettings| {
-            let tls = server.tls.as_ref().map(|tls| format!("{tls}"));
-            format!("{}\0{}\0{host}\0{}", server.name(), server.target.root, tls.unwrap_or_default())
-        };
-        let identity: Vec<String> = upstream.servers.iter().map(server).collect();
-        let identity = identity.join("\0\0");
+        let identity = server_identities(&settings.upstream).join("\0\0");
         Some(Self {
             file: SnapshotFile::new(path, &settings.auth.shell_secret, &identity),
             lifetimes: settings.cache.lifetimes.clone(),
@@ -76,6 +68,22 @@ impl WarmRestart {
         })
         .await;
     }
+}
+
+/// Everything by which two Rails can differ, for each server.
+fn server_identities(upstream: &UpstreamSettings) -> Vec<String> {
+    let host = upstream.host.as_deref().unwrap_or_default();
+    let identity = |server: &UpstreamServerSettings| {
+        let tls = server.tls.as_ref().map(|tls| format!("{tls}"));
+        format!("{}\0{}\0{host}\0{}", server.name(), server.target.root, tls.unwrap_or_default())
+    };
+    upstream.servers.iter().map(identity).collect()
+}
+
+/// Whether these may be servers of another GitLab than those: they have none in common.
+pub(crate) fn may_be_another_gitlab(one: &UpstreamSettings, other: &UpstreamSettings) -> bool {
+    let known = server_identities(one);
+    !server_identities(other).iter().any(|server| known.contains(server))
 }
 
 fn now() -> SnapshotTime {
