@@ -55,8 +55,14 @@ impl Secrets {
         self.statuses.keep(|role| files.iter().any(|file| file.role == role));
     }
 
-    /// Goes on accepting the secrets of `old` that `new` has replaced.
+    /// Goes on accepting the secrets of `old` that `new` has replaced. Those before are accepted for no longer than
+    /// `new` says.
     pub(crate) fn note_replaced(&mut self, old: &GatewayConfig, new: &GatewayConfig) {
+        let latest = Clock::System.now() + new.secrets.overlap;
+        for previous in &mut self.previous {
+            previous.accepted_until = previous.accepted_until.min(latest);
+        }
+        self.forget_expired();
         for role in [SecretRole::Shell, SecretRole::Kas, SecretRole::Hooks, SecretRole::HooksSigning] {
             if let (Some(old_one), Some(new_one)) = (current(old, role), current(new, role))
                 && !old_one.is_same(&new_one)
@@ -79,9 +85,7 @@ impl Secrets {
     /// Reads the files that have changed, and puts their secrets into `config`. Returns whether anything is different
     /// now. Not a poll: a caller has just shown an unknown secret.
     pub(crate) fn check(&mut self, config: &mut GatewayConfig, is_poll: bool) -> bool {
-        let (now, before) = (Clock::System.now(), self.previous.len());
-        self.previous.retain(|previous| now < previous.accepted_until);
-        let mut has_changed = self.previous.len() != before;
+        let mut has_changed = self.forget_expired();
         for at in 0..self.files.len() {
             let replaced = self.files.get_mut(at).and_then(|watched| {
                 watched.reread(is_poll, &self.statuses).map(|secret| (watched.file.role, secret))
@@ -97,6 +101,13 @@ impl Secrets {
             has_changed = true;
         }
         has_changed
+    }
+
+    /// Returns whether there were any.
+    fn forget_expired(&mut self) -> bool {
+        let (now, before) = (Clock::System.now(), self.previous.len());
+        self.previous.retain(|previous| now < previous.accepted_until);
+        self.previous.len() != before
     }
 
     /// Computes fingerprints that are missing, one at a time; true if there was one. It takes a while.
@@ -130,15 +141,21 @@ impl Secrets {
 
     /// The settings for hooks, with the secrets before.
     pub(crate) fn hooks(&self, config: &GatewayConfig) -> Option<HooksSettings> {
+        let hooks = config.hooks.clone()?;
         let mut previous = PreviousHookSecrets::default();
         for one in &self.previous {
+            // One that has no successor is not used any more.
             match (&one.secret, one.role) {
-                (LoadedSecret::Token(token), SecretRole::Hooks) => previous.tokens.push(token.clone()),
-                (LoadedSecret::Signing(token), _) => previous.signing_tokens.push((**token).clone()),
+                (LoadedSecret::Token(token), SecretRole::Hooks) if hooks.token.is_some() => {
+                    previous.tokens.push(token.clone());
+                }
+                (LoadedSecret::Signing(token), _) if hooks.signing_token.is_some() => {
+                    previous.signing_tokens.push((**token).clone());
+                }
                 _ => {}
             }
         }
-        config.hooks.clone().map(|hooks| HooksSettings { previous, ..hooks })
+        Some(HooksSettings { previous, ..hooks })
     }
 }
 
