@@ -9,7 +9,9 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use super::harness::{Harness, Scratch};
+use super::certificates::CertificateAuthority;
+use super::client::Request;
+use super::harness::{Harness, Scratch, Setup};
 
 const RULES: &str = "deploy/prometheus/railgate.rules.yaml";
 const RULE_TESTS: [&str; 2] =
@@ -67,7 +69,11 @@ fn series_in(text: &str) -> BTreeSet<&str> {
 
 /// The names of all samples that `/metrics` may have, whether or not there are any yet.
 async fn exposed_series() -> BTreeSet<String> {
-    let harness = Harness::new().await;
+    // A listener with TLS, which has series of its own.
+    let setup = Setup::new();
+    let [certificate, key] = CertificateAuthority::new().issue_to_files(&setup.dir, "localhost");
+    let tls = format!("tls = {{ certificate_file = {certificate:?}, key_file = {key:?} }}");
+    let harness = setup.tcp(tls).start().await;
     let metrics = harness.metrics().await;
     let types = metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
     let samples = types.flat_map(|(name, kind)| {
@@ -118,6 +124,21 @@ fn every_label_value_in_the_rules_is_documented() {
         }
     }
     assert!(count > 25, "{count}");
+}
+
+/// The service level of latency counts what is not within a bucket: without that bucket, everything would be slow.
+#[tokio::test]
+async fn the_bucket_of_the_service_level_exists() {
+    let harness = Harness::new().await;
+    harness.send(&Request::post("allowed").with_secret()).await;
+    let buckets: BTreeSet<String> = [read(RULES), read(DASHBOARD).replace("\\\"", "\"")]
+        .iter()
+        .flat_map(|text| text.split("le=\"").skip(1).map(|rest| rest.split('"').next().unwrap().to_owned()))
+        .collect();
+    assert_eq!(buckets.len(), 1, "{buckets:?}");
+    let bound = buckets.first().unwrap();
+    let series = format!("railgate_upstream_duration_seconds_bucket{{le=\"{bound}\",route=\"allowed\"}}");
+    harness.wait_for_metric(&series, 1).await;
 }
 
 #[test]
