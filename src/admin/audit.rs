@@ -5,7 +5,7 @@
 use http::StatusCode;
 use serde_json::Value;
 
-/// The target of these lines.
+/// The target of these lines, which are written whatever the level of the log is.
 pub const AUDIT: &str = "railgate::audit";
 
 /// The fields of requests whose texts are harmless. Of others, such as keys and names of users, only the name is

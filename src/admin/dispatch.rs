@@ -14,7 +14,7 @@ use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use tower::{Layer, Service, ServiceExt as _};
 
-use super::{Admin, EventStream, host, page, reload};
+use super::{AUDIT, Admin, EventStream, host, page, reload};
 use crate::json_response::{json, message};
 use crate::refusal::Refusal;
 use crate::server::Peer;
@@ -101,7 +101,7 @@ impl Admin {
             return Some(self.answer_query(method, path, headers).await.map(Either::Left));
         }
         if let Err((status, text)) = self.authorize_operator(headers, &peer) {
-            tracing::warn!(status = status.as_u16(), "an operator was refused");
+            tracing::warn!(target: AUDIT, status = status.as_u16(), "an operator was refused");
             return Some(message(status, text).map(Either::Left));
         }
         if self.access.load().token.is_some() {

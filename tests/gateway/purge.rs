@@ -2,8 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::client::{Address, Request, Response};
-use super::fake_rails::ROOT_KEY;
+use super::client::{Address, Request, Response, eventually};
+use super::demo::Process;
+use super::fake_rails::{FakeRails, ROOT_KEY};
 use super::harness::{Harness, Setup};
 use super::log;
 
@@ -179,6 +180,44 @@ async fn each_change_by_an_operator_is_one_line_of_the_audit_log() {
     assert!(status == 401 && lines.iter().any(|line| line.contains("an operator was refused")), "{lines:?}");
     let shown = send("/inspect", "", "t0ken").await;
     assert!(shown.0 == 200 && !shown.1.iter().any(|line| line.contains("a change")), "{shown:?}");
+}
+
+/// Also while the lines of requests, and even warnings, are left out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_audit_log_is_written_at_every_level() {
+    let rails = FakeRails::listen_tcp().await;
+    let setup = Setup::new();
+    let (token, socket) = (setup.dir.file("admin_token"), setup.dir.file("admin.sock"));
+    std::fs::write(&token, "t0ken\n").unwrap();
+    let (client, admin) = (Address::Unix(setup.socket()), Address::Unix(socket.clone()));
+    let setup = setup
+        .text("admin.address", &format!("unix:{}", socket.display()))
+        .text("admin.token_file", &token.display().to_string())
+        .text("log.level", "error");
+    let config = setup.dir.file("railgate.toml");
+    std::fs::write(&config, setup.config(&rails.address)).unwrap();
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_railgate"));
+    command.arg("run").arg("--config").arg(&config);
+    let mut gateway = Process::spawn_piped(command);
+    eventually("the admin listener", || std::future::ready(socket.exists().then_some(()))).await;
+    let purge = |token: &str| {
+        let shown = format!("Bearer {token}");
+        Request::new("POST", "/purge").json(r#"{"all":true}"#).header("Authorization", &shown)
+    };
+    assert_eq!(client.send(&key()).await.status, 200);
+    assert_eq!(admin.send(&purge("t0ken")).await.status, 200);
+    assert_eq!(admin.send(&purge("wr0ng")).await.status, 401);
+    assert_eq!(admin.send(&Request::new("POST", "/purge").json("{}")).await.status, 401);
+    gateway.wait_for_output("an operator was refused").await;
+    gateway.signal("-TERM");
+    assert_eq!(gateway.wait_for_end().await.code(), Some(0));
+    let printed = gateway.printed();
+    let lines: Vec<&str> = printed.lines().collect();
+    let [change, refused, _] = lines[..] else { panic!("only the audit log: {printed}") };
+    for part in [r#""message":"a change by an operator""#, r#""what":"all=true""#, r#""path":"/purge""#] {
+        assert!(change.contains(part), "{change}");
+    }
+    assert!(refused.contains(r#""status":401"#) && refused.contains(r#""path":"/purge""#), "{refused}");
 }
 
 /// A page of another origin may read nothing, and no preflight lets it send JSON.
