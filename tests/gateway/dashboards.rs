@@ -71,7 +71,8 @@ fn series_in(text: &str) -> BTreeSet<&str> {
 async fn exposed_series() -> BTreeSet<String> {
     // A listener with TLS, which has series of its own.
     let setup = Setup::new();
-    let [certificate, key] = CertificateAuthority::new().issue_to_files(&setup.dir, "localhost");
+    let files = CertificateAuthority::new().issue_to_files(&setup.dir, "localhost");
+    let [certificate, key] = files.map(|file| file.display().to_string());
     let tls = format!("tls = {{ certificate_file = {certificate:?}, key_file = {key:?} }}");
     let harness = setup.tcp(tls).start().await;
     let metrics = harness.metrics().await;
