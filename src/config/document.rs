@@ -77,7 +77,10 @@ impl<'t> Document<'t> {
         }
         let mut table = table.into_inner();
         for (index, variable) in self.variables.iter().enumerate() {
-            variable.apply(&mut table, self.text.len() + 1 + index);
+            let offset = self.text.len() + 1 + index;
+            if let Err(message) = variable.apply(&mut table, offset) {
+                self.error(offset, &variable.key(), message);
+            }
         }
         Section::new(self, String::new(), 0, table)
     }
@@ -275,7 +278,7 @@ impl<'d, 't> Section<'d, 't> {
                     match item.into_inner() {
                         DeValue::Table(table) => {
                             let path = format!("{path}[{}]", sections.len());
-                            sections.push(Section::new(document, path, offset, table).placed_at(span.start));
+                            sections.push(Section::new(document, path, offset, table));
                         }
                         _ => is_valid = false,
                     }
@@ -298,17 +301,6 @@ impl<'d, 't> Section<'d, 't> {
             }
         }
         Some(Located { value: sections, key: name, offset: span.start })
-    }
-
-    /// A section in the value of a variable is where the variable is.
-    fn placed_at(mut self, offset: usize) -> Self {
-        if self.document.variable(offset).is_some() {
-            self.offset = offset;
-            for (span, _) in self.entries.values_mut() {
-                *span = offset..offset;
-            }
-        }
-        self
     }
 
     /// Reports the keys that were not read.

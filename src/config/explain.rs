@@ -36,7 +36,8 @@ fn explain_key(key: &KeyRead) -> String {
         lines.push(wrap(&format!("Range: {}", row.range)));
     }
     if let Some(variable) = key.variable() {
-        lines.push(format!("Environment: {variable}"));
+        let first = if key.scope.contains('[') { " (0 is the first)" } else { "" };
+        lines.push(format!("Environment: {variable}{first}"));
     }
     lines.join("\n")
 }

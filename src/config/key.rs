@@ -57,16 +57,12 @@ impl KeyRead {
         join(&self.section(), self.name)
     }
 
-    /// The variable of the environment that sets it. `None` for sections, and for keys of one section of several.
+    /// The variable of the environment that sets it, with the index of each section of several. `None` for sections.
     pub(super) fn variable(&self) -> Option<String> {
-        let is_settable = self.kind != KeyKind::Section && !self.scope.contains('[');
-        is_settable.then(|| variable(&self.path()))
+        let path = join(&self.scope, self.name).replace('[', ".").replace(']', "");
+        let is_settable = self.kind != KeyKind::Section;
+        is_settable.then(|| format!("{PREFIX}{}", path.replace('.', "__").to_ascii_uppercase()))
     }
-}
-
-/// The variable that sets the key with this full name.
-pub(super) fn variable(path: &str) -> String {
-    format!("{PREFIX}{}", path.replace('.', "__").to_ascii_uppercase())
 }
 
 pub(super) fn without_indexes(scope: &str) -> String {

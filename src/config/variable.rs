@@ -1,22 +1,31 @@
-//! Keys from the environment: `RAILGATE_UPSTREAM__URL` is `upstream.url`.
+//! Keys from the environment: `RAILGATE_UPSTREAM__URL` is `upstream.url`, and `RAILGATE_LISTEN__1__ADDRESS` is that of
+//! the second `[[listen]]`.
 
 use std::borrow::Cow;
 use std::ffi::OsString;
 
 use toml::Spanned;
-use toml::de::{DeTable, DeValue};
+use toml::de::{DeArray, DeTable, DeValue};
 
 use super::diagnostic::Diagnostic;
-use super::key::{self, KeyKind, KeyRead, PREFIX};
+use super::key::{self, KeyKind, KeyRead, PREFIX, join};
 use super::unknown;
 
 /// A variable that sets a key.
 #[derive(Clone, Debug)]
 pub(super) struct Variable {
     pub(super) name: String,
-    path: Vec<String>,
+    path: Vec<Step>,
     /// The value, as TOML.
     value: String,
+}
+
+/// A part of the way to a key. In this order, a list as a whole is set before a part of it, and its parts by number.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Step {
+    Name(String),
+    /// One of several sections, counted from 0.
+    Index(usize),
 }
 
 /// Names the file, so it is no key.
@@ -42,7 +51,7 @@ pub(super) fn read(
             }
         }
     }
-    variables.sort_by(|a, b| a.name.cmp(&b.name));
+    variables.sort_by(|a, b| a.path.cmp(&b.path));
     (variables, mistakes)
 }
 
@@ -62,24 +71,43 @@ fn is_set_by_kubernetes(name: &str) -> bool {
 }
 
 fn read_one(name: &str, value: OsString, keys: &[KeyRead]) -> Result<Variable, (String, String)> {
-    let names = || keys.iter().filter_map(|key| Some((key, key.variable()?)));
-    let Some((key, _)) = names().find(|(_, known)| known == name) else {
-        let meant = name.trim_start_matches(PREFIX).replace("__", ".").to_ascii_lowercase();
-        let known: Vec<_> = names().map(|(key, _)| key.path()).collect();
-        let similar = unknown::similar(&meant, known.iter().map(String::as_str)).into_iter();
-        let similar: Vec<_> = similar.map(key::variable).collect();
-        let message = match similar.as_slice() {
-            [] => format!("sets no key; a key such as upstream.url is set by {PREFIX}UPSTREAM__URL"),
-            similar => format!("sets no key; did you mean {}?", similar.join(" or ")),
-        };
-        return Err((String::new(), message));
-    };
-    let path = key.path();
+    let path: Vec<_> = name.trim_start_matches(PREFIX).split("__").map(Step::parse).collect();
+    // The first of several sections stands for all of them.
+    let first = path.iter().map(|step| match step {
+        Step::Name(name) => name.to_ascii_uppercase(),
+        Step::Index(_) => "0".to_owned(),
+    });
+    let first = format!("{PREFIX}{}", first.collect::<Vec<_>>().join("__"));
+    let is_known = name.bytes().all(|byte| !byte.is_ascii_lowercase());
+    let found = keys.iter().find(|key| is_known && key.variable().as_ref() == Some(&first));
+    let Some(key) = found else { return Err((String::new(), unknown_message(&path, keys))) };
     let Ok(value) = value.into_string() else {
-        return Err((path, "holds bytes that are not UTF-8".to_owned()));
+        return Err((key.path(), "holds bytes that are not UTF-8".to_owned()));
     };
-    let value = to_toml(&value, &key.kind).map_err(|message| (path.clone(), message))?;
-    Ok(Variable { name: name.to_owned(), path: path.split('.').map(str::to_owned).collect(), value })
+    let value = to_toml(&value, &key.kind).map_err(|message| (key.path(), message))?;
+    Ok(Variable { name: name.to_owned(), path, value })
+}
+
+fn unknown_message(path: &[Step], keys: &[KeyRead]) -> String {
+    let meant = full_name(path);
+    let variables: Vec<_> = keys.iter().filter_map(|key| Some((key.path(), key.variable()?))).collect();
+    let similar = unknown::similar(&meant, variables.iter().map(|(path, _)| path.as_str()));
+    let variable =
+        |similar: &str| variables.iter().find(|(path, _)| path == similar).map(|(_, name)| &**name);
+    let similar: Vec<_> = similar.into_iter().filter_map(variable).collect();
+    match similar.as_slice() {
+        [] => format!("sets no key; a key such as upstream.url is set by {PREFIX}UPSTREAM__URL"),
+        similar => format!("sets no key; did you mean {}?", similar.join(" or ")),
+    }
+}
+
+/// The full name of the key, without indexes.
+fn full_name(path: &[Step]) -> String {
+    let names = path.iter().filter_map(|step| match step {
+        Step::Name(name) => Some(name.as_str()),
+        Step::Index(_) => None,
+    });
+    names.fold(String::new(), |path, name| join(&path, name))
 }
 
 /// The value as TOML. Strings are taken as they are, without quotes. What is no number is left to the reader, whose
@@ -116,28 +144,86 @@ fn json_to_toml(text: &str) -> Option<String> {
     normalized(&toml::Value::try_from(json).ok()?.to_string())
 }
 
+impl Step {
+    /// A number as it is usually written is an index; no key is called like that.
+    fn parse(text: &str) -> Self {
+        let index = text.parse().ok().filter(|index: &usize| index.to_string() == text);
+        index.map_or_else(|| Self::Name(text.to_ascii_lowercase()), Self::Index)
+    }
+}
+
 impl Variable {
+    /// The full name of the key that it sets, without indexes.
+    pub(super) fn key(&self) -> String {
+        full_name(&self.path)
+    }
+
     /// Puts the value into the table of the file. `offset` is where errors about it are.
-    pub(super) fn apply<'t>(&'t self, table: &mut DeTable<'t>, offset: usize) {
-        let (Some((last, sections)), Ok(value)) = (self.path.split_last(), DeValue::parse(&self.value))
-        else {
-            return;
-        };
-        let spanned = |name: &str| Spanned::new(offset..offset, Cow::Owned(name.to_owned()));
-        let mut table = table;
-        for section in sections {
-            if !table.contains_key(section.as_str()) {
-                let inner = DeValue::Table(DeTable::new());
-                table.insert(spanned(section), Spanned::new(offset..offset, inner));
+    pub(super) fn apply<'t>(&'t self, table: &mut DeTable<'t>, offset: usize) -> Result<(), String> {
+        let Ok(value) = DeValue::parse(&self.value) else { return Ok(()) };
+        set(table, "", &self.path, placed_at(offset, value.into_inner()), offset)
+    }
+}
+
+/// Sets the value on this way from the table called `section`. What is in its way is no section: the reader says so.
+fn set<'t>(
+    table: &mut DeTable<'t>,
+    section: &str,
+    path: &[Step],
+    value: Spanned<DeValue<'t>>,
+    offset: usize,
+) -> Result<(), String> {
+    let [Step::Name(name), rest @ ..] = path else { return Ok(()) };
+    let key = Spanned::new(offset..offset, Cow::Owned(name.clone()));
+    let section = join(section, name);
+    match rest {
+        [] => {
+            // The key with its old place would remain.
+            table.remove(name.as_str());
+            table.insert(key, value);
+            Ok(())
+        }
+        [Step::Index(index), rest @ ..] => {
+            let old = table.get(name.as_str()).map(Spanned::get_ref);
+            let count = old.map_or(Some(0), |old| Some(old.as_array()?.len()));
+            let Some(count) = count else { return Ok(()) };
+            if *index > count {
+                return Err(format!("leaves a gap: the next section [[{section}]] has the number {count}"));
             }
-            match table.get_mut(section.as_str()).map(Spanned::get_mut) {
-                Some(DeValue::Table(inner)) => table = inner,
-                // The reader says that this is no section.
-                _ => return,
+            let list =
+                table.entry(key).or_insert(Spanned::new(offset..offset, DeValue::Array(DeArray::new())));
+            let DeValue::Array(list) = list.get_mut() else { return Ok(()) };
+            if *index == count {
+                list.push(Spanned::new(offset..offset, DeValue::Table(DeTable::new())));
+            }
+            match list.get_mut(*index).map(Spanned::get_mut) {
+                Some(DeValue::Table(table)) => set(table, &section, rest, value, offset),
+                _ => Ok(()),
             }
         }
-        // The key with its old place would remain.
-        table.remove(last.as_str());
-        table.insert(spanned(last), Spanned::new(offset..offset, value.into_inner()));
+        rest => {
+            let inner = Spanned::new(offset..offset, DeValue::Table(DeTable::new()));
+            match table.entry(key).or_insert(inner).get_mut() {
+                DeValue::Table(inner) => set(inner, &section, rest, value, offset),
+                _ => Ok(()),
+            }
+        }
     }
+}
+
+/// The value with all its parts at this place.
+fn placed_at(offset: usize, value: DeValue<'_>) -> Spanned<DeValue<'_>> {
+    let value = match value {
+        DeValue::Array(items) => {
+            DeValue::Array(items.into_iter().map(|item| placed_at(offset, item.into_inner())).collect())
+        }
+        DeValue::Table(table) => {
+            let entries = table.into_iter().map(|(key, value)| {
+                (Spanned::new(offset..offset, key.into_inner()), placed_at(offset, value.into_inner()))
+            });
+            DeValue::Table(entries.collect())
+        }
+        other => other,
+    };
+    Spanned::new(offset..offset, value)
 }

@@ -26,7 +26,9 @@ fn every_key_can_come_from_the_environment() {
         // What is wrong for every kind: the error shows that the value has reached the reader.
         let wrong = "\u{1f6ab}";
         let errors = load(&files, BASE, &[(&key.variable().unwrap(), wrong)]).err().unwrap_or_default();
-        let begin = format!("{}: {}: ", key.variable().unwrap(), key.path());
+        // A section that exists only because of the variable lacks others.
+        let path = if key.scope.contains('[') { String::new() } else { format!("{}: ", key.path()) };
+        let begin = format!("{}: {path}", key.variable().unwrap());
         let takes_any_text = ["upstream.tls.server_name", "auth.kas.audience"].contains(&key.path().as_str());
         let is_reported = errors.iter().any(|error| error.starts_with(&begin));
         assert!(is_reported || takes_any_text, "{begin}{errors:?}");
@@ -73,7 +75,31 @@ fn mistakes_in_variables_name_the_variable() {
         ("RAILGATE_URL", "x", "sets no key; did you mean RAILGATE_UPSTREAM__URL"),
         ("RAILGATE_upstream__url", "x", "sets no key; "),
         ("RAILGATE_UPSTREAM", "x", "sets no key; "),
-        ("RAILGATE_LISTEN__ADDRESS", "x", "sets no key; "),
+        ("RAILGATE_LISTEN__ADDRESS", "x", "sets no key; did you mean RAILGATE_LISTEN__0__ADDRESS"),
+        ("RAILGATE_LISTEN__FIRST__ADDRESS", "x", "sets no key; did you mean RAILGATE_LISTEN__0__ADDRESS"),
+        ("RAILGATE_LISTEN__00__ADDRESS", "x", "sets no key; did you mean RAILGATE_LISTEN__0__ADDRESS"),
+        ("RAILGATE_LISTEN__-1__ADDRESS", "x", "sets no key; did you mean RAILGATE_LISTEN__0__ADDRESS"),
+        (
+            "RAILGATE_LISTEN__99999999999999999999__ADDRESS",
+            "x",
+            "sets no key; did you mean RAILGATE_LISTEN__0__",
+        ),
+        ("RAILGATE_LISTEN__0__ADRESS", "x", "sets no key; did you mean RAILGATE_LISTEN__0__ADDRESS"),
+        ("RAILGATE_LISTEN__0", "x", "sets no key; "),
+        ("RAILGATE_0__ADDRESS", "x", "sets no key; "),
+        ("RAILGATE_UPSTREAM__0__URL", "x", "sets no key; did you mean RAILGATE_UPSTREAM__URL"),
+        ("RAILGATE_LISTEN__0__ADDRESS", "x", "listen.address: expected an IP address"),
+        (
+            "RAILGATE_LISTEN__1__ADDRESS",
+            "127.0.0.1:1",
+            "listen.address: leaves a gap: the next section [[listen]] has the number 0",
+        ),
+        (
+            "RAILGATE_LISTEN__1000000000__ADDRESS",
+            "127.0.0.1:1",
+            "listen.address: leaves a gap: the next section [[listen]] has the number 0",
+        ),
+        ("RAILGATE_LISTEN", "[{ address = '127.0.0.1:1', tls = { z = 1 } }]", "listen.tls.z: unknown key"),
         ("RAILGATE_ZZZ", "x", "sets no key; a key such as upstream.url is set by RAILGATE_UPSTREAM__URL"),
         ("RAILGATE_UPSTREAM__URL", "", "upstream.url: "),
         ("RAILGATE_UPSTREAM__URL", "ftp://x", "upstream.url: must begin with http://"),
@@ -99,6 +125,53 @@ fn mistakes_in_variables_name_the_variable() {
     let pairs = vec![("RAILGATE_LOG__LEVEL".into(), bytes)];
     let ConfigError(errors) = parse_with("test.toml", &files.with_paths(BASE), pairs).unwrap_err();
     assert_eq!(errors[0].to_string(), "RAILGATE_LOG__LEVEL: log.level: holds bytes that are not UTF-8");
+}
+
+#[test]
+fn variables_set_the_keys_of_one_section_of_several() {
+    let files = Files::new();
+    let text = format!(
+        "{BASE}[[listen]]\naddress = '127.0.0.1:1'\nconnections = 5\n[[listen]]\naddress = '[::1]:1'"
+    );
+    let listen = |pairs: &[(&str, &str)]| {
+        let config = load(&files, &text, pairs)?.config;
+        Ok(config.listen.iter().map(|one| (one.address.to_string(), one.connections)).collect::<Vec<_>>())
+    };
+    let are = |listen: &[(&str, usize)]| -> Result<Vec<(String, usize)>, Vec<String>> {
+        Ok(listen.iter().map(|(address, connections)| ((*address).to_owned(), *connections)).collect())
+    };
+    // Of one that is there; and a new one behind the last, in the order of numbers.
+    let pairs = [("RAILGATE_LISTEN__0__ADDRESS", "127.0.0.1:2"), ("RAILGATE_LISTEN__1__CONNECTIONS", "7")];
+    assert_eq!(listen(&pairs), are(&[("127.0.0.1:2", 5), ("[::1]:1", 7)]));
+    let names: Vec<_> = (2..12).map(|number| format!("RAILGATE_LISTEN__{number}__ADDRESS")).collect();
+    let addresses: Vec<_> = (2..12).map(|number| format!("127.0.0.1:{number}")).collect();
+    let pairs: Vec<_> = names.iter().zip(&addresses).map(|(name, address)| (&**name, &**address)).collect();
+    let all: Vec<_> = addresses.iter().map(|address| (&**address, 10_000)).collect();
+    assert_eq!(listen(&pairs), are(&[&[("127.0.0.1:1", 5), ("[::1]:1", 10_000)][..], &all].concat()));
+    // Into a list that a variable has as a whole.
+    let whole = ("RAILGATE_LISTEN", "[{ address = '127.0.0.1:8' }]");
+    let pairs =
+        [("RAILGATE_LISTEN__0__CONNECTIONS", "9"), ("RAILGATE_LISTEN__1__ADDRESS", "127.0.0.1:9"), whole];
+    assert_eq!(listen(&pairs), are(&[("127.0.0.1:8", 9), ("127.0.0.1:9", 10_000)]));
+    // A gap, and mistakes: each names its variable.
+    let gap = [("RAILGATE_LISTEN__3__ADDRESS", "127.0.0.1:3")];
+    let expected = "RAILGATE_LISTEN__3__ADDRESS: listen.address: leaves a gap: the next section [[listen]] has the number 2";
+    assert_eq!(listen(&gap), Err(vec![expected.to_owned()]));
+    let pairs =
+        [("RAILGATE_LISTEN__0__CONNECTIONS", "x"), ("RAILGATE_LISTEN__2__TLS__KEY_FILE", "/none"), whole];
+    let errors = listen(&pairs).unwrap_err();
+    for begin in
+        ["RAILGATE_LISTEN__0__CONNECTIONS: listen.connections: ", "RAILGATE_LISTEN__2__TLS__KEY_FILE: listen"]
+    {
+        assert!(errors.iter().any(|error| error.starts_with(begin)), "{errors:?}");
+    }
+
+    let text = BASE.replace("url = ", "[[upstream.server]]\nurl = ");
+    let pairs =
+        [("RAILGATE_UPSTREAM__SERVER__0__BACKUP", "true"), ("RAILGATE_UPSTREAM__SERVER__1__URL", "http://b")];
+    let servers = load(&files, &text, &pairs).unwrap().config.upstream.servers;
+    let servers: Vec<_> = servers.iter().map(|server| (server.name(), server.is_backup)).collect();
+    assert_eq!(servers, [("127.0.0.1:8080".to_owned(), true), ("b:80".to_owned(), false)]);
 }
 
 /// Whatever a variable holds is a string of the same characters.
