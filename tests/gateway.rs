@@ -77,6 +77,7 @@ mod gateway {
     mod secret_overlap;
     mod secret_redaction;
     mod secret_rotation;
+    mod selinux;
     mod servers;
     mod service_manager;
     mod shadow;

@@ -1,8 +1,9 @@
-//! The files for containers, Kubernetes and releases, read as YAML and for the fields that matter. What runs them is
-//! not installed here. Their configurations are tested in `src/config/tests/shipped.rs`.
+//! The files for containers, Kubernetes and releases: linted, rendered, and read for the fields that matter. What runs
+//! them is not installed here. Their configurations are tested in `src/config/tests/shipped.rs`.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::process::Command;
 
 use yaml_rust2::{Yaml, YamlLoader};
 
@@ -22,6 +23,45 @@ fn only(name: &str) -> Yaml {
     let mut all = documents(name);
     assert_eq!(all.len(), 1, "{name}");
     all.remove(0)
+}
+
+/// Runs a program that has to succeed. Returns what it has printed.
+fn run(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).current_dir(env!("CARGO_MANIFEST_DIR")).output();
+    let output =
+        output.unwrap_or_else(|error| panic!("{program} cannot be run ({error}): tests/run installs it"));
+    let [out, err] = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+    assert!(output.status.success(), "{program} {arguments:?}: {out}{err}");
+    out
+}
+
+#[test]
+fn all_yaml_is_well_formed() {
+    let rules = "{line-length: disable, document-start: disable, truthy: {check-keys: false}}";
+    let options = format!("{{extends: default, rules: {rules}}}");
+    run("yamllint", &["--strict", "-d", &options, "deploy", ".github"]);
+    let files = run("yamllint", &["--list-files", "deploy", ".github"]);
+    assert!(files.lines().count() > 10, "{files}");
+}
+
+#[test]
+fn kustomize_renders_the_base() {
+    let rendered = run("kubectl", &["kustomize", "deploy/kubernetes/base"]);
+    let all = YamlLoader::load_from_str(&rendered).unwrap();
+    let mut kinds: Vec<_> = all.iter().map(|one| one["kind"].as_str().unwrap()).collect();
+    kinds.sort_unstable();
+    assert_eq!(kinds, ["ConfigMap", "Deployment", "NetworkPolicy", "PodDisruptionBudget", "Service"]);
+    let pod = &of_kind(&all, "Deployment")["spec"]["template"]["spec"];
+    // The name has a hash of the file, so that another configuration starts other pods.
+    let config_map = of_kind(&all, "ConfigMap");
+    let name = config_map["metadata"]["name"].as_str().unwrap();
+    let sources = named(&pod["volumes"], "config")["projected"]["sources"].as_vec().unwrap();
+    assert!(name.len() > "railgate-".len(), "{name}");
+    assert!(sources.iter().any(|source| source["configMap"]["name"].as_str() == Some(name)), "{rendered}");
+    let file = config_map["data"]["railgate.toml"].as_str().unwrap();
+    assert_eq!(file, read("deploy/kubernetes/base/railgate.toml"));
+    let image = named(&pod["containers"], "railgate")["image"].as_str().unwrap();
+    assert!(image.ends_with(concat!(":", env!("CARGO_PKG_VERSION"))), "{image}");
 }
 
 /// The one of this kind.

@@ -81,6 +81,7 @@ fn sections_name_what_operators_have_to_set_elsewhere() {
             &[
                 "AuthorizedKeysCommand",
                 "gitlab_shell_t",
+                "semodule -i railgate.pp",
                 "restorecon -R /run/railgate",
                 "semanage port -m -t http_cache_port_t -p tcp 8181",
                 "intermapper_port_t",

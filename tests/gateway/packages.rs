@@ -16,7 +16,9 @@ const REPOSITORY: &str = env!("CARGO_MANIFEST_DIR");
 const CONFIG: &str = "etc/railgate/railgate.toml";
 
 fn missing(program: &str, error: &std::io::Error) -> String {
-    format!("{program} cannot be run ({error}): tests/run installs it (packages dpkg, rpm and systemd)")
+    format!(
+        "{program} cannot be run ({error}): tests/run installs it (packages dpkg, rpm, rpmlint and systemd)"
+    )
 }
 
 /// Runs a program that has to succeed. Returns what it has printed.
@@ -200,6 +202,51 @@ fn the_rpm_has_the_same_files_and_keeps_the_configuration() {
     let parsed = run("rpmspec", &["--parse", "deploy/railgate.spec"]);
     let version = format!("Version:        {}", env!("CARGO_PKG_VERSION"));
     assert!(parsed.contains(&version), "the default of the recipe is the version of Cargo.toml: {parsed}");
+}
+
+/// What rpmlint says of a package or recipe: `E: name` for each error, and so on. Its exit code is of no use: it has no
+/// configuration for this.
+fn rpmlint(file: &str) -> BTreeSet<String> {
+    let output = Command::new("rpmlint").arg(file).current_dir(REPOSITORY).output();
+    let output = output.unwrap_or_else(|error| panic!("{}", missing("rpmlint", &error)));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(text.contains(" checked; "), "{text}");
+    let found = text.lines().filter_map(|line| {
+        let (_, found) = line.split_once(": E: ").or_else(|| line.split_once(": W: "))?;
+        let kind = if line.contains(": E: ") { "E" } else { "W" };
+        Some(format!("{kind}: {}", found.split_whitespace().next()?))
+    });
+    found.collect()
+}
+
+#[test]
+fn rpmlint_finds_nothing_but_what_is_meant() {
+    let dir = Scratch::new();
+    let of = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
+    let package = rpmlint(&package("rpm", &dir));
+    let meant = of(&[
+        // A repository signs; packager and group are SUSE's.
+        "E: no-signature",
+        "E: no-packager-tag",
+        "E: no-group-tag",
+        // Names in backtraces; and the units are below /usr/lib.
+        "W: unstripped-binary-or-object",
+        "W: only-non-binary-in-usr-lib",
+        // Debian's rpmlint knows neither gzip nor any license.
+        "W: manpage-not-compressed",
+        "W: no-manual-page-for-binary",
+        "W: invalid-license",
+    ]);
+    assert!(package.is_subset(&meant), "{package:?}");
+    let recipe = rpmlint("deploy/railgate.spec");
+    // The binary is built elsewhere, and systemd wants its files below /usr/lib.
+    let meant = of(&[
+        "W: no-buildroot-tag",
+        "W: no-%prep-section",
+        "W: no-%build-section",
+        "E: hardcoded-library-path",
+    ]);
+    assert!(recipe.is_subset(&meant), "{recipe:?}");
 }
 
 #[test]
