@@ -9,7 +9,7 @@ use super::key::KeyKind;
 use super::scalars::{DAY, GIBIBYTE, ZERO, duration, size};
 use super::units;
 use crate::auth;
-use crate::secret::files::{SecretFile, SecretRole};
+use crate::secret::files::{SecretFile, SecretRole, is_readable_by_all};
 use crate::secret::{KasSecret, SecretError, ShellSecret};
 
 /// A key, and the advice for a file that holds something else.
@@ -145,7 +145,17 @@ pub(super) fn secret<T>(
         document.secret_files.borrow_mut().push(SecretFile { role, path: file.value.clone() });
     }
     match load(&file.value) {
-        Ok(value) => Some(Located { value, key: file.key, offset: file.offset }),
+        Ok(value) => {
+            if is_readable_by_all(&file.value) {
+                let message = format!(
+                    "{} can be read by every user of this machine; let only the gateway's user or group read it (chmod o= \
+                     FILE; `defaultMode: 0440` for a volume of Kubernetes)",
+                    file.value.display()
+                );
+                document.warn(file.offset, &file.key, message);
+            }
+            Some(Located { value, key: file.key, offset: file.offset })
+        }
         Err(error) => {
             let advice = match &error {
                 SecretError::File(error) => error.advice(),

@@ -9,7 +9,7 @@ mod shipped;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU16, Ordering};
 
@@ -46,7 +46,8 @@ impl Files {
         static NEXT: AtomicU16 = AtomicU16::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let dir = std::env::temp_dir().join(format!("railgate-config-{}-{number}", std::process::id()));
-        fs::create_dir(&dir).unwrap();
+        // Readable by this user only, as a folder of secrets is to be.
+        fs::DirBuilder::new().mode(0o700).create(&dir).unwrap();
         let files = Self { dir };
         files.write("gitlab_shell_secret", "s3cret\n");
         files.write("admin_token", "t0ken\n");
@@ -211,6 +212,20 @@ rFV2ZnrsMae1AC/c4koXN256fHWaAiArnqwJi1hxSDBTDTEtl/g05weSzzGNQafu
 XkNJKbHk+w==
 -----END CERTIFICATE-----
 ";
+
+#[test]
+fn a_secret_that_every_user_can_read_gives_a_warning() {
+    let files = Files::new();
+    for (folder, file, is_readable) in
+        [(0o700, 0o644, false), (0o755, 0o644, true), (0o755, 0o640, false), (0o711, 0o604, true)]
+    {
+        fs::set_permissions(&files.dir, fs::Permissions::from_mode(folder)).unwrap();
+        files.set_mode("gitlab_shell_secret", file);
+        let warnings = files.warnings(BASE);
+        assert_eq!(warnings.len(), usize::from(is_readable), "{folder:o} {file:o}: {warnings:?}");
+        assert!(warnings.iter().all(|one| one.contains("can be read by every user of this machine")));
+    }
+}
 
 #[test]
 fn suspicious_settings_give_a_warning() {

@@ -323,14 +323,7 @@ fn without_values(text: &str) -> Vec<&str> {
 async fn metrics_are_compressed_only_for_clients_that_ask_for_gzip() {
     let harness = Harness::new().await;
     let admin = &harness.gateway.admin;
-    // Series that come later.
-    for secret in ["shell", "kas"] {
-        eventually("a fingerprint", async || {
-            let series = format!("railgate_secret_fingerprint{{secret=\"{secret}\"");
-            harness.metrics().await.contains(&series).then_some(())
-        })
-        .await;
-    }
+    harness.wait_for_fingerprints().await;
     let with = |path: &str, accepted: &str| get(path).header("Accept-Encoding", accepted);
     let plain = admin.send(&get("/metrics")).await;
     assert_eq!(plain.header("content-length"), Some(&*plain.body.len().to_string()));

@@ -335,6 +335,14 @@ impl Harness {
         self.gateway.metrics().await
     }
 
+    /// Waits for the series that come last, a moment after the start.
+    pub async fn wait_for_fingerprints(&self) {
+        for secret in ["shell", "kas"] {
+            let series = format!("railgate_secret_fingerprint{{secret=\"{secret}\"");
+            eventually("a fingerprint", async || self.metrics().await.contains(&series).then_some(())).await;
+        }
+    }
+
     /// See [`RunningGateway::metric`].
     pub async fn metric(&self, series: &str) -> Option<usize> {
         self.gateway.metric(series).await

@@ -25,6 +25,7 @@ async fn harness_with_traffic() -> Harness {
     harness.rails.respond_always(Reply::hang_up());
     harness.send(&Request::post("allowed").with_secret().json("{}")).await;
     harness.wait_for_metric("railgate_requests_in_flight", 0).await;
+    harness.wait_for_fingerprints().await;
     harness
 }
 
