@@ -1,30 +1,32 @@
 //! The life of the process: binds the sockets, starts the threads, and drains them at the end.
 
+mod background;
 mod live;
+mod operators;
 mod restart;
 mod secrets;
 mod sockets;
+mod upgrade;
 mod worker;
 
-use std::future::pending;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use self::live::{Live, Shared, WorkerStack};
+use self::operators::{DRAIN_GRACE, EndOfService, Operators};
 use self::restart::WarmRestart;
 use self::sockets::BoundSockets;
 pub use self::sockets::file_demand;
-use self::worker::{HooksThread, Worker};
+use self::upgrade::{NextProcess, Predecessor};
+use self::worker::{Ending, HooksThread, Worker};
 use crate::admin::{Admin, OperatorPermits, Status};
 use crate::body::unverified::UnverifiedBodies;
-use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::GatewayConfig;
 use crate::heartbeat::{Heartbeat, Heartbeats};
@@ -33,10 +35,9 @@ use crate::log::LogCounters;
 use crate::metrics::{MetricSources, Metrics};
 use crate::reload::{Reload, ReloadStatus};
 use crate::server::{
-    BoundSocket, HttpServer, InheritedSockets, Listener, ServerLimits, ServerTls, watch_certificates,
+    BoundSocket, HttpServer, InheritedSockets, PassedSockets, ServerTls, watch_certificates,
 };
 use crate::service_manager::ServiceManager;
-use crate::stack;
 use crate::upstream::HealthChecker;
 
 /// A gateway whose sockets are bound, but that does not accept yet.
@@ -44,13 +45,17 @@ use crate::upstream::HealthChecker;
 pub struct Gateway {
     workers: Vec<Worker>,
     addresses: Vec<String>,
-    admin: (BoundSocket, Admin),
-    hooks: Option<HooksThread>,
+    operators: Operators,
     live: Arc<Live>,
     checks: watch::Receiver<Arc<HealthChecker>>,
     /// Of the listeners with TLS, with their names.
     certificates: Vec<(String, ServerTls)>,
     heartbeats: Arc<Heartbeats>,
+    /// Where the next process asks for the sockets.
+    upgrade: Option<BoundSocket>,
+    passed: PassedSockets,
+    predecessor: Option<Predecessor>,
+    outdated: Vec<String>,
 }
 
 fn hooks_thread(((socket, hooks), heartbeat): ((BoundSocket, Hooks), &Arc<Heartbeat>)) -> HooksThread {
@@ -116,12 +121,15 @@ impl Gateway {
         Ok(Self {
             workers,
             addresses,
-            admin: (sockets.admin, admin),
-            hooks,
+            operators: Operators { socket: sockets.admin, admin, hooks },
             live,
             checks,
             certificates,
             heartbeats,
+            upgrade: sockets.upgrade,
+            passed: sockets.passed,
+            predecessor: sockets.predecessor,
+            outdated: sockets.outdated,
         })
     }
 
@@ -151,74 +159,70 @@ impl Gateway {
 
     /// The address of the listener for System Hooks, if there is one.
     pub fn hooks_address(&self) -> io::Result<Option<String>> {
-        self.hooks.as_ref().map(|hooks| hooks.socket.address()).transpose()
+        self.operators.hooks.as_ref().map(|hooks| hooks.socket.address()).transpose()
     }
 
     /// The address of the admin listener.
     pub fn admin_address(&self) -> io::Result<String> {
-        self.admin.0.address()
+        self.operators.socket.address()
     }
 
-    /// Serves until `shutdown` is cancelled, then drains: it is not ready any more, accepts no new connections,
-    /// and running requests may finish within `limits.drain_timeout`. Returns true if all of them did.
+    /// Serves until `shutdown` is cancelled, or until another process has taken over; then drains: it is not ready any
+    /// more, accepts no new connections, and running requests may finish within `limits.drain_timeout`. Returns true
+    /// if all of them did.
     ///
     /// Requests are answered on the threads of the workers, hooks on a thread of their own. The caller's runtime
     /// answers operators, runs health checks, and has the caller's own tasks, such as signals. So no task
     /// may block it.
     pub async fn run(self, shutdown: CancellationToken) -> io::Result<bool> {
-        let Self {
-            workers,
-            addresses,
-            admin: (socket, admin),
-            hooks,
-            live,
-            checks,
-            certificates,
-            heartbeats,
-        } = self;
+        let Self { workers, addresses, operators, live, checks, certificates, heartbeats, .. } = self;
         let manager = live.manager();
-        let (readiness, cache) = (Arc::clone(&admin.readiness), Arc::clone(&admin.cache));
-        let status = Arc::clone(&admin.status);
+        let (readiness, cache) = (Arc::clone(&operators.admin.readiness), Arc::clone(&live.shared.cache));
+        let status = Arc::clone(&operators.admin.status);
+        let predecessor = match self.predecessor {
+            Some(predecessor) => predecessor.wait_until_saved().await,
+            None => None,
+        };
         // Before operators or hooks can purge anything.
         if let Some(warm) = WarmRestart::new(&live.config()) {
             warm.load(Arc::clone(&cache)).await;
         }
-        log_ready(&addresses, &socket, hooks.as_ref())?;
-        // The admin listener outlives the others, to say that they are draining.
-        let limits = ServerLimits { drain_timeout: ADMIN_DRAIN_TIMEOUT, ..ServerLimits::default() };
-        let admin_server = HttpServer::new(limits);
-        admin_server.serve(Listener::new(socket)?, stack::admin::build(admin));
-        // With a server of its own: a client of one listener must not be able to block the other.
-        let hooks_end = CancellationToken::new();
-        let hooks = hooks.map(|hooks| hooks.start(HttpServer::new(limits), hooks_end.clone())).transpose()?;
-        let hooks_end = hooks_end.drop_guard();
-        let mut background = start_background((&live, checks), &status, (&manager, &heartbeats));
-        background.spawn(watch_certificates(certificates));
-        let mut running = Vec::new();
-        for worker in workers {
-            running.push(worker.start(shutdown.clone())?);
+        let ending = Arc::<Ending>::default();
+        // Also if this is dropped.
+        let end = ending.began.clone().drop_guard();
+        let running = start_workers(workers, &ending)?;
+        if let Some(predecessor) = predecessor {
+            predecessor.replace().await;
         }
-        let count = running.len();
-        readiness.set(true);
-        manager.ready();
-        shutdown.cancelled().await;
+        log_ready(&addresses, &operators)?;
+        let kept = keep_sockets(&manager, &self.passed, &self.outdated).await;
+        let next = NextProcess::new(self.upgrade, self.passed)?;
+        let mut background = background::start((&live, checks), &status, (&manager, &heartbeats));
+        background.spawn(watch_certificates(certificates));
+        let started = || {
+            readiness.set(true);
+            manager.ready();
+        };
+        let end_of_service = operators.serve((&live, &next), started, &shutdown).await?;
         readiness.set(false);
         status.end_events();
         manager.stopping();
-        let end_timeout = live.shared.limits.load().drain_timeout + DRAIN_GRACE;
-        // A thread that hangs must not keep the process alive for ever.
-        let ended = tokio::time::timeout(end_timeout, join_all(running)).await.unwrap_or_default();
-        let in_time = ended.len() == count && ended.into_iter().all(|in_time| in_time.unwrap_or(false));
-        drop(hooks_end);
-        if let Some(ended) = hooks {
-            let _ = tokio::time::timeout(DRAIN_GRACE, ended).await;
+        let is_replaced = matches!(end_of_service, EndOfService::Replaced);
+        let grace = if is_replaced { REPLACED_GRACE } else { kept };
+        // It is set once.
+        let _ = ending.grace.set(grace);
+        // Before the workers close theirs.
+        drop(next);
+        drop(end);
+        let in_time = wait_for_workers(running, live.shared.limits.load().drain_timeout).await;
+        if let EndOfService::Stopped(operators) = end_of_service {
+            operators.stop().await;
         }
-        admin_server.drain().await;
         background.shutdown().await;
         // Purges go on after their clients have disconnected, and purged entries must not be saved.
         cache.wait_for_blocking_tasks().await;
-        // By the secret of now.
-        if let Some(warm) = WarmRestart::new(&live.config()) {
+        // By the secret of now. What is in use is with the process that has taken over.
+        if let Some(warm) = WarmRestart::new(&live.config()).filter(|_| !is_replaced) {
             warm.save(Arc::clone(&cache)).await;
         }
         // Freeing a million entries takes seconds; the caller does not wait for it.
@@ -227,33 +231,63 @@ impl Gateway {
     }
 }
 
-fn log_ready(clients: &[String], admin: &BoundSocket, hooks: Option<&HooksThread>) -> io::Result<()> {
+/// How long a connection without a request may have another one, if new connections go to the next process meanwhile.
+const REPLACED_GRACE: Duration = Duration::from_secs(5);
+/// The same if new connections wait for the next process.
+const KEPT_GRACE: Duration = Duration::from_secs(1);
+
+fn start_workers(workers: Vec<Worker>, ending: &Arc<Ending>) -> io::Result<Vec<oneshot::Receiver<bool>>> {
+    workers.into_iter().map(|worker| worker.start(Arc::clone(ending))).collect()
+}
+
+/// Whether all requests have ended in time.
+async fn wait_for_workers(running: Vec<oneshot::Receiver<bool>>, drain_timeout: Duration) -> bool {
+    let count = running.len();
+    // A thread that hangs must not keep the process alive for ever.
+    let ended = tokio::time::timeout(drain_timeout + DRAIN_GRACE, join_all(running)).await;
+    let ended = ended.unwrap_or_default();
+    ended.len() == count && ended.into_iter().all(|in_time| in_time.unwrap_or(false))
+}
+
+/// Gives the sockets to the service manager, if it keeps them for the next process. Returns how long connections may
+/// have another request at the end.
+async fn keep_sockets(manager: &ServiceManager, passed: &PassedSockets, outdated: &[String]) -> Duration {
+    for name in outdated {
+        manager.forget(name);
+    }
+    if !manager.has_store() {
+        passed.own_files();
+        return if passed.is_held_by_systemd() { KEPT_GRACE } else { Duration::ZERO };
+    }
+    passed.leave_files();
+    for (name, sockets) in passed.to_be_kept() {
+        for tries in 0.. {
+            match manager.keep(name, &sockets) {
+                Ok(()) => break,
+                // It reads its messages when it has time.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && tries < 100 => {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                Err(error) => {
+                    tracing::warn!(%error, name, "the service manager does not keep a socket; a restart will refuse connections");
+                    break;
+                }
+            }
+        }
+    }
+    KEPT_GRACE
+}
+
+fn log_ready(clients: &[String], operators: &Operators) -> io::Result<()> {
+    let hooks = operators.hooks.as_ref();
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         listen = clients.join(", "),
-        admin = admin.address()?,
+        admin = operators.socket.address()?,
         hooks = hooks.map(|hooks| hooks.socket.address()).transpose()?,
         "ready"
     );
     Ok(())
-}
-
-/// Starts what runs beside the requests until it is shut down.
-fn start_background(
-    (live, checks): (&Arc<Live>, watch::Receiver<Arc<HealthChecker>>),
-    status: &Arc<Status>,
-    (manager, heartbeats): (&ServiceManager, &Arc<Heartbeats>),
-) -> JoinSet<()> {
-    let mut background = JoinSet::new();
-    background.spawn(run_cache_maintenance(Arc::clone(&live.shared.cache)));
-    background.spawn(run_health_checks(checks));
-    background.spawn(poll_secrets(Arc::clone(live)));
-    background.spawn(Arc::clone(status).run());
-    let feeding = manager.clone().feed_watchdog(Arc::clone(heartbeats));
-    background.spawn(async move { match feeding.await {} });
-    let heartbeats = Arc::clone(heartbeats);
-    background.spawn(async move { match heartbeats.watch().await {} });
-    background
 }
 
 /// The heartbeats of the workers and, last, of the thread for hooks, if there is one.
@@ -262,8 +296,6 @@ fn heartbeats(settings: &GatewayConfig) -> Arc<Heartbeats> {
     let threads = threads.chain(settings.hooks.is_some().then(|| "hooks".to_owned()));
     Arc::new(Heartbeats(threads.map(Heartbeat::new).collect()))
 }
-
-const ADMIN_DRAIN_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// The workers that have a share of the sockets.
 fn workers(sockets: &mut BoundSockets, live: &Live, heartbeats: &Heartbeats) -> Vec<Worker> {
@@ -276,43 +308,4 @@ fn workers(sockets: &mut BoundSockets, live: &Live, heartbeats: &Heartbeats) -> 
         fills: stack.parts.fills.clone(),
     };
     running.workers.iter().zip(&heartbeats.0).map(worker).collect()
-}
-
-/// How much longer than `limits.drain_timeout` a thread may take to end before it is taken for one that hangs.
-const DRAIN_GRACE: Duration = Duration::from_secs(5);
-
-/// moka has no thread of its own: without this, an idle gateway would keep dead entries. With many entries this
-/// takes long, so it runs on a thread for blocking work.
-async fn run_cache_maintenance(cache: Arc<Cache>) {
-    loop {
-        let _ = cache.run_blocking(Cache::run_maintenance).await;
-        tokio::time::sleep(Duration::from_secs(1)).await;
-    }
-}
-
-/// Checks the servers that are configured now.
-async fn run_health_checks(mut checks: watch::Receiver<Arc<HealthChecker>>) {
-    loop {
-        let checker = Arc::clone(&checks.borrow_and_update());
-        let changed = tokio::select! {
-            () = async { checker.run().await; pending().await } => return,
-            changed = checks.changed() => changed,
-        };
-        if changed.is_err() {
-            return;
-        }
-    }
-}
-
-/// How often the files of secrets are looked at.
-const SECRET_POLL_INTERVAL: Duration = Duration::from_secs(2);
-
-/// The files may be on a disk that hangs, so a thread for blocking work reads them.
-async fn poll_secrets(live: Arc<Live>) {
-    loop {
-        let live = Arc::clone(&live);
-        // It fails only by a panic.
-        let _ = tokio::task::spawn_blocking(move || live.poll_secrets()).await;
-        tokio::time::sleep(SECRET_POLL_INTERVAL).await;
-    }
 }

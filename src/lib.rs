@@ -17,7 +17,7 @@
 //! [`gateway`] binds the sockets, and starts and stops the threads. [`config`] reads the settings, [`metrics`]
 //! exposes the counters. [`admin`] answers operators, and [`hooks`] receives changes from GitLab; both can only
 //! remove entries of the cache. Operators can also drain servers of Rails. [`service_manager`] tells systemd how the
-//! gateway is.
+//! gateway is, and lets it keep the sockets.
 //!
 //! # Invariants
 //!

@@ -16,6 +16,7 @@ mod limiter;
 mod listen;
 mod listen_address;
 pub mod open_files;
+mod passing;
 mod peers;
 mod preamble;
 mod proxy_header;
@@ -52,6 +53,7 @@ use self::limiter::ConnectionLimiter;
 use self::listen::ListenerKind;
 pub use self::listen::{BoundSocket, DEFAULT_OPERATOR_CONNECTIONS, ListenOptions, ListenSettings, Listener};
 pub use self::listen_address::{ListenAddress, SocketOwner};
+pub use self::passing::PassedSockets;
 pub use self::peers::{AllowedPeers, ConnectionRefusal, Networks, TrustedProxies};
 pub use self::registry::ConnectionHandle;
 use self::registry::{ConnectionRegistry, ServerPhase};
@@ -255,16 +257,27 @@ impl HttpServer {
     /// Stops accepting, lets running requests finish, and closes the remaining connections after
     /// `limits.drain_timeout`. Returns true if none remained.
     pub async fn drain(&self) -> bool {
+        self.drain_after(Duration::ZERO).await
+    }
+
+    /// The same; but at first, for up to `grace`, each connection may have another request. A client that sends one
+    /// just as its idle connection is closed would have to take that for a failure. Of use only if other processes
+    /// accept the connections that come next.
+    pub async fn drain_after(&self, grace: Duration) -> bool {
         self.stop_accepting.cancel();
         self.accept_tasks.close();
         self.accept_tasks.wait().await;
-        self.registry.enter(ServerPhase::Draining);
+        let drain_timeout = self.limits.load().drain_timeout;
+        let end = tokio::time::Instant::now() + drain_timeout;
+        let grace = grace.min(drain_timeout / 2);
+        self.registry.enter(if grace.is_zero() { ServerPhase::Draining } else { ServerPhase::Leaving });
         // Only now: a client that finds the socket closed can rely on it that all connections drain.
         self.listeners.lock().clear();
-        let in_time =
-            tokio::time::timeout(self.limits.load().drain_timeout, self.registry.wait_until_empty())
-                .await
-                .is_ok();
+        if !grace.is_zero() {
+            let _ = tokio::time::timeout(grace, self.registry.wait_until_empty()).await;
+            self.registry.enter(ServerPhase::Draining);
+        }
+        let in_time = tokio::time::timeout_at(end, self.registry.wait_until_empty()).await.is_ok();
         self.registry.enter(ServerPhase::Stopped);
         self.registry.wait_until_empty().await;
         in_time

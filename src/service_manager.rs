@@ -6,12 +6,16 @@
 
 use std::convert::Infallible;
 use std::ffi::OsStr;
-use std::io;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::BorrowedFd;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::Arc;
 use std::time::Duration;
+
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, sendmsg_addr};
 
 use crate::clock;
 use crate::heartbeat::{Heartbeat, Heartbeats};
@@ -22,6 +26,8 @@ pub struct ServiceManager {
     socket: Option<Arc<Socket>>,
     /// Without a word for so long, it takes the gateway for one that hangs.
     watchdog: Option<Duration>,
+    /// How many descriptors it keeps for the next process.
+    store: usize,
 }
 
 #[derive(Debug)]
@@ -44,7 +50,55 @@ impl ServiceManager {
         let socket = UnixDatagram::unbound()?;
         socket.set_nonblocking(true)?;
         let watchdog = watchdog.filter(|watchdog| !watchdog.is_zero());
-        Ok(Self { socket: Some(Arc::new(Socket { socket, manager })), watchdog })
+        Ok(Self { socket: Some(Arc::new(Socket { socket, manager })), watchdog, store: 0 })
+    }
+
+    /// The same, which keeps so many descriptors (`FileDescriptorStoreMax=`).
+    #[must_use]
+    pub fn with_store(self, store: usize) -> Self {
+        Self { store, ..self }
+    }
+
+    /// Whether it keeps descriptors for the next process.
+    pub fn has_store(&self) -> bool {
+        self.socket.is_some() && self.store > 0
+    }
+
+    /// Gives it the sockets of one listener to keep; the next process gets them by this name. Those that it has already
+    /// are not kept twice. An error if it cannot be told now; then it may be tried again.
+    pub fn keep(&self, name: &str, sockets: &[BorrowedFd<'_>]) -> io::Result<()> {
+        // The kernel passes no more than 253 at once.
+        for some in sockets.chunks(MAX_PASSED) {
+            self.send_with(&format!("FDSTORE=1\nFDNAME={name}\nFDPOLL=0"), some)?;
+        }
+        Ok(())
+    }
+
+    /// Lets it close what it keeps by this name.
+    pub fn forget(&self, name: &str) {
+        self.send(&format!("FDSTOREREMOVE=1\nFDNAME={name}"));
+    }
+
+    fn send_with(&self, message: &str, sockets: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let Some(Socket { socket, manager }) = self.socket.as_deref() else { return Ok(()) };
+        let manager = match (manager.as_pathname(), manager.as_abstract_name()) {
+            (Some(path), _) => SocketAddrUnix::new(path)?,
+            (None, Some(name)) => SocketAddrUnix::new_abstract_name(name)?,
+            (None, None) => return Err(io::ErrorKind::InvalidInput.into()),
+        };
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_PASSED))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        if !ancillary.push(SendAncillaryMessage::ScmRights(sockets)) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        sendmsg_addr(
+            socket,
+            &manager,
+            &[IoSlice::new(message.as_bytes())],
+            &mut ancillary,
+            SendFlags::NOSIGNAL,
+        )?;
+        Ok(())
     }
 
     /// The gateway accepts requests: at the start, and after [`ServiceManager::reloading`].
@@ -96,6 +150,9 @@ impl ServiceManager {
         }
     }
 }
+
+/// Descriptors in one message.
+const MAX_PASSED: usize = 128;
 
 const MIN_INTERVAL: Duration = Duration::from_millis(10);
 

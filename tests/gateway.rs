@@ -97,5 +97,6 @@ mod gateway {
     mod unreachable_causes;
     mod unread_log;
     mod unverified_bodies;
+    mod upgrade;
     mod warm_restart;
 }

@@ -56,6 +56,12 @@ impl Default for Lifetimes {
 }
 
 impl Lifetimes {
+    /// Nothing is kept.
+    pub fn none() -> Self {
+        let (authorized_keys, discover) = (Lifetime::default(), Lifetime::default());
+        Self { authorized_keys, discover, check: Duration::ZERO, jitter_percent: 0 }
+    }
+
     /// The greatest age at which an entry of this kind is usable, which bounds how long it stays in memory.
     pub fn max_age(&self, kind: EntryKind) -> Duration {
         let endpoints = [Caching::AuthorizedKeys, Caching::Discover, Caching::Check];

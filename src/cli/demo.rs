@@ -132,6 +132,7 @@ fn config(options: &Options, secrets: &Secrets, rails_at: &str) -> io::Result<Ga
         },
         cache: cache::CacheSettings { shadow, ..cache::CacheSettings::default() },
         secrets: SecretSettings::default(),
+        upgrade_socket: None,
         limits: ServerLimits::default(),
         log: LogSettings::default(),
     })

@@ -10,7 +10,9 @@ pub(super) fn service_manager() -> ServiceManager {
     let Some(socket) = std::env::var_os("NOTIFY_SOCKET") else { return ServiceManager::default() };
     let variable = |name| std::env::var(name).ok();
     let watchdog = watchdog(variable("WATCHDOG_USEC"), variable("WATCHDOG_PID"), std::process::id());
-    ServiceManager::at(&socket, watchdog).unwrap_or_else(|error| {
+    // Set by systemd 254 and later, and by deploy/railgate.service for earlier ones.
+    let store = variable("FDSTORE").and_then(|count| count.parse().ok()).unwrap_or_default();
+    ServiceManager::at(&socket, watchdog).map(|manager| manager.with_store(store)).unwrap_or_else(|error| {
         tracing::warn!(%error, socket = ?socket, "NOTIFY_SOCKET cannot be used, so the service manager is told nothing");
         ServiceManager::default()
     })

@@ -32,6 +32,8 @@ pub struct GatewayConfig {
     pub limits: server::ServerLimits,
     /// What is logged.
     pub log: LogSettings,
+    /// The socket by which the next process takes over. Without it, an upgrade takes a restart.
+    pub upgrade_socket: Option<server::ListenAddress>,
 }
 
 /// Where the secrets come from.

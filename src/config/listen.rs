@@ -252,5 +252,27 @@ pub(super) fn hooks(
     })
 }
 
+/// `upgrade.socket`, which only processes of the gateway's user may use.
+pub(super) fn upgrade_socket(
+    document: &Document<'_>,
+    root: &mut Section<'_, '_>,
+    own: &[ListenAddress],
+) -> Option<ListenAddress> {
+    let mut section = root.section("upgrade")?;
+    let expected = format!("the absolute path of a socket, of at most {MAX_SOCKET_PATH} bytes");
+    let path = section.string("socket", &expected, |text| {
+        let is_path = text.starts_with('/') && !text.ends_with('/') && !text.contains('\0');
+        (is_path && text.len() <= MAX_SOCKET_PATH).then(|| PathBuf::from(text))
+    });
+    section.reject_unknown_keys();
+    let path = path?;
+    let address = ListenAddress::Unix { path: path.value, mode: 0o600, owner: SocketOwner::default() };
+    if own.iter().any(|other| other.conflicts_with(&address)) {
+        let message = "is the address of a listener already; choose another path";
+        document.error(path.offset, &path.key, message);
+    }
+    Some(address)
+}
+
 /// Longer than a read replica lags behind.
 const DEFAULT_SETTLE: Duration = Duration::from_secs(5);

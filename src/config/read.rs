@@ -37,6 +37,7 @@ pub(super) fn config(document: &Document<'_>) -> Option<GatewayConfig> {
         document.warn(0, "limits.drain_timeout", message);
     }
     let log = log(&mut root);
+    let upgrade_socket = listen::upgrade_socket(document, &mut root, &own);
     root.reject_unknown_keys();
     let (
         upstream::UpstreamSection { settings: upstream, credential, secret, forward_prefixes },
@@ -62,6 +63,7 @@ pub(super) fn config(document: &Document<'_>) -> Option<GatewayConfig> {
         cache,
         limits,
         log,
+        upgrade_socket,
     })
 }
 

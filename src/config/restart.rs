@@ -23,6 +23,7 @@ impl GatewayConfig {
         }
         keep! {
             "workers": workers;
+            "upgrade.socket": upgrade_socket;
             "admin.address": admin.address;
             "admin.connections": admin.connections;
             "auth.shell.max_unverified": auth.max_unverified;

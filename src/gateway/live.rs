@@ -18,7 +18,7 @@ use super::secrets::Secrets;
 use crate::admin::AdminAccess;
 use crate::auth::Authenticator;
 use crate::body::unverified::UnverifiedBodies;
-use crate::cache::Cache;
+use crate::cache::{Cache, Lifetimes};
 use crate::clock::Clock;
 use crate::config::{self, ConfigError, GatewayConfig};
 use crate::header::via::Pseudonym;
@@ -54,6 +54,8 @@ pub(crate) struct Running {
     pub(crate) config: GatewayConfig,
     pub(crate) secrets: Secrets,
     pub(crate) workers: Vec<WorkerStack>,
+    /// Another process has taken over, and is told of what is purged.
+    is_replaced: bool,
 }
 
 /// The stack of one worker, and what it was made of.
@@ -108,7 +110,7 @@ impl Live {
             };
             let workers = (0..config.workers).map(worker).collect();
             let secrets = Secrets::new(&config, Arc::clone(&shared.secret_statuses));
-            let running = Mutex::new(Running { config, secrets, workers });
+            let running = Mutex::new(Running { config, secrets, workers, is_replaced: false });
             let (file, manager, reload) = (OnceLock::new(), OnceLock::new(), Mutex::default());
             Self { file, manager, status, running, reload, shared, log }
         })
@@ -128,7 +130,10 @@ impl Live {
     fn apply(&self, mut new: GatewayConfig) -> Vec<&'static str> {
         let mut running = self.running.lock();
         let restart_needed = new.keep_until_restart(&running.config, self.shared.cache.max_ages());
-        let Running { config, secrets, workers } = &mut *running;
+        if running.is_replaced {
+            new.cache.lifetimes = Lifetimes::none();
+        }
+        let Running { config, secrets, workers, .. } = &mut *running;
         secrets.note_replaced(config, &new);
         let is_another_gitlab = may_be_another_gitlab(&config.upstream, &new.upstream);
         let upstream = &self.shared.upstream;
@@ -158,6 +163,18 @@ impl Live {
         secrets.watch(&config.secrets.files);
         self.shared.publish(config, secrets);
         restart_needed
+    }
+
+    /// From now on nothing is answered from the cache: another process is told of what is purged.
+    pub(crate) fn end_caching(&self) {
+        let mut running = self.running.lock();
+        running.is_replaced = true;
+        for WorkerStack { cell, parts } in &mut running.workers {
+            parts.cache_settings.lifetimes = Lifetimes::none();
+            cell.replace(stack::build(parts.clone()));
+        }
+        // Those that wait for an answer that was on its way do not get it from here either.
+        self.shared.cache.invalidate_all();
     }
 
     /// Looks at the files of the secrets. Reads files and takes up to some 100 ms of CPU time, so it is not for a thread

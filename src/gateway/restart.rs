@@ -57,6 +57,16 @@ impl WarmRestart {
         .await;
     }
 
+    /// Removes what was saved, since this process goes on, and purges.
+    pub(crate) async fn discard(self) {
+        run_blocking(move || {
+            if let Err(error) = std::fs::remove_file(self.file.path()) {
+                tracing::warn!(path = %self.file.path().display(), %error, "the saved cache could not be removed");
+            }
+        })
+        .await;
+    }
+
     /// Saves the cache.
     pub(crate) async fn save(self, cache: Arc<Cache>) {
         run_blocking(move || {

@@ -1,46 +1,74 @@
-//! The sockets of all listeners, bound or taken over from systemd.
+//! The sockets of all listeners, bound or taken over from another process.
 
 use std::io;
 use std::sync::Arc;
 
+use super::upgrade::Predecessor;
 use crate::config::GatewayConfig;
 use crate::server::open_files::{self, FileDemand};
-use crate::server::{BoundSocket, Capacity, InheritedSockets, ListenSettings, ServerTls};
+use crate::server::{
+    BoundSocket, Capacity, InheritedSockets, ListenAddress, ListenSettings, PassedSockets, ServerTls,
+};
 
 /// The sockets of the gateway, before its threads share them.
 pub(super) struct BoundSockets {
-    /// For each `[[listen]]`, one share per worker.
-    shares: Vec<std::vec::IntoIter<BoundSocket>>,
+    /// For each worker, its shares of all `[[listen]]`.
+    workers: std::vec::IntoIter<Vec<BoundSocket>>,
     pub(super) clients: Vec<Arc<Capacity>>,
     pub(super) admin: BoundSocket,
     pub(super) hooks: Option<BoundSocket>,
+    /// Where the next process asks for all of these.
+    pub(super) upgrade: Option<BoundSocket>,
+    pub(super) passed: PassedSockets,
+    /// The process that serves them until this one does.
+    pub(super) predecessor: Option<Predecessor>,
+    /// Names of sockets that were kept for this process, and that it does not need.
+    pub(super) outdated: Vec<String>,
 }
 
 impl BoundSockets {
     pub(super) fn bind(settings: &GatewayConfig, mut inherited: InheritedSockets) -> io::Result<Self> {
-        let (mut shares, mut clients) = (Vec::new(), Vec::new());
+        let predecessor = find_predecessor(settings, &mut inherited)?;
+        let mut workers: Vec<_> = (0..settings.workers).map(|_| Vec::new()).collect();
+        let (mut passed, mut clients) = (PassedSockets::default(), Vec::new());
         for (listen, connections) in settings.listen.iter().zip(connections_within_open_files(settings)) {
             let count = (connections, settings.workers);
             let options = Arc::new(listen.options.clone());
             let bound = BoundSocket::open(&listen.address, count, &mut inherited)?;
             let bound: Vec<_> = bound.into_iter().map(|share| share.with_options(&options)).collect();
+            passed.add(&listen.address, &bound)?;
             clients.extend(bound.first().map(|share| Arc::clone(share.capacity())));
-            shares.push(bound.into_iter());
+            // Of a gateway with more workers before, there are more than workers.
+            for (at, share) in bound.into_iter().enumerate() {
+                if let Some(of_worker) = workers.get_mut(at % settings.workers.max(1)) {
+                    of_worker.push(share);
+                }
+            }
         }
-        let mut one = |address, connections| {
+        let mut one = |address: &ListenAddress, connections| {
             let mut bound = BoundSocket::open(address, (connections, 1), &mut inherited)?;
+            passed.add(address, &bound)?;
             bound.pop().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))
         };
         let admin = one(&settings.admin.address, settings.admin.connections)?;
         let hooks =
             settings.hooks.as_ref().map(|hooks| one(&hooks.address, hooks.connections)).transpose()?;
+        let upgrade = settings.upgrade_socket.as_ref();
+        let upgrade =
+            upgrade.map(|address| BoundSocket::open(address, (1, 1), &mut inherited)).transpose()?;
+        let upgrade = upgrade.and_then(|mut bound| bound.pop());
+        for (address, socket) in settings.upgrade_socket.iter().zip(&upgrade) {
+            passed.add_upgrade(address, socket)?;
+        }
         for name in inherited.names() {
             tracing::warn!(
                 name,
                 "systemd has passed a socket that no listener has as its address, systemd:NAME"
             );
         }
-        Ok(Self { shares, clients, admin, hooks })
+        let outdated = inherited.outdated().into_iter().collect();
+        let workers = workers.into_iter();
+        Ok(Self { workers, clients, admin, hooks, upgrade, passed, predecessor, outdated })
     }
 
     /// Of the listeners for clients, with their names.
@@ -58,8 +86,19 @@ impl BoundSockets {
 
     /// The sockets of the next worker.
     pub(super) fn next_share(&mut self) -> Vec<BoundSocket> {
-        self.shares.iter_mut().filter_map(Iterator::next).collect()
+        self.workers.next().unwrap_or_default()
     }
+}
+
+/// Takes the sockets of the process that serves at present, if there is one.
+fn find_predecessor(
+    settings: &GatewayConfig,
+    inherited: &mut InheritedSockets,
+) -> io::Result<Option<Predecessor>> {
+    let Some(ListenAddress::Unix { path, .. }) = &settings.upgrade_socket else { return Ok(None) };
+    let Some((predecessor, sockets)) = Predecessor::find(path)? else { return Ok(None) };
+    inherited.extend(sockets);
+    Ok(Some(predecessor))
 }
 
 /// How many connections each listener for clients may have: as configured, or fewer, so that the open files

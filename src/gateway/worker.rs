@@ -25,7 +25,7 @@
 //! accepts the next connection.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::runtime::{self, Runtime};
@@ -39,6 +39,14 @@ use crate::server::{BoundSocket, HttpServer, Listener};
 use crate::stack::reloadable::{Reloadable, StackCell};
 use crate::stack::{self, Stack};
 use crate::write_batch;
+
+/// How the workers end.
+#[derive(Debug, Default)]
+pub(crate) struct Ending {
+    pub(crate) began: CancellationToken,
+    /// How long connections may have another request. Set before.
+    pub(crate) grace: OnceLock<Duration>,
+}
 
 /// A worker that has not been started.
 #[derive(Debug)]
@@ -54,14 +62,17 @@ pub(crate) struct Worker {
 impl Worker {
     /// Where clients connect, with the ports that the system chose.
     pub(crate) fn addresses(&self) -> io::Result<Vec<String>> {
-        self.sockets.iter().map(BoundSocket::address).collect()
+        let mut addresses = self.sockets.iter().map(BoundSocket::address).collect::<io::Result<Vec<_>>>()?;
+        // Of a gateway with more workers before.
+        addresses.dedup();
+        Ok(addresses)
     }
 
-    /// Starts the thread, which serves until `shutdown`, then drains. It sends true at its end
+    /// Starts the thread, which serves until the end, then drains. It sends true at its end
     /// if all requests were finished in time.
-    pub(crate) fn start(self, shutdown: CancellationToken) -> io::Result<oneshot::Receiver<bool>> {
+    pub(crate) fn start(self, ending: Arc<Ending>) -> io::Result<oneshot::Receiver<bool>> {
         let (server, cell, fills) = (self.server, self.cell, self.fills);
-        start(self.heartbeat, self.sockets, |listeners| serve(listeners, server, cell, fills, shutdown))
+        start(self.heartbeat, self.sockets, |listeners| serve(listeners, server, cell, fills, ending))
     }
 }
 
@@ -75,7 +86,13 @@ pub(crate) struct HooksThread {
 }
 
 impl HooksThread {
-    /// As [`Worker::start`].
+    /// The same once more, to be started again.
+    pub(crate) fn try_clone(&self) -> io::Result<Self> {
+        let (heartbeat, hooks) = (Arc::clone(&self.heartbeat), self.hooks.clone());
+        Ok(Self { heartbeat, socket: self.socket.try_clone()?, hooks })
+    }
+
+    /// As [`Worker::start`], until `shutdown`.
     pub(crate) fn start(
         self,
         server: HttpServer,
@@ -131,13 +148,13 @@ async fn serve(
     server: HttpServer,
     cell: Arc<StackCell<Stack>>,
     fills: TaskTracker,
-    shutdown: CancellationToken,
+    ending: Arc<Ending>,
 ) -> bool {
     for listener in listeners {
         server.serve(listener, Reloadable::new(&cell));
     }
-    shutdown.cancelled().await;
-    let in_time = server.drain().await;
+    ending.began.cancelled().await;
+    let in_time = server.drain_after(ending.grace.get().copied().unwrap_or_default()).await;
     // The requests that waited for these fills are answered or dropped by now.
     fills.close();
     let _ = tokio::time::timeout(FILL_DRAIN_TIMEOUT, fills.wait()).await;

@@ -62,7 +62,7 @@ where
             *this.has_task = true;
         }
         match this.registration.state().phase() {
-            ServerPhase::Open => {}
+            ServerPhase::Open | ServerPhase::Leaving => {}
             ServerPhase::Draining if *this.is_draining => {}
             ServerPhase::Draining => {
                 *this.is_draining = true;
@@ -166,8 +166,11 @@ where
                 connection.set_awaits_body(false);
             }
         }
-        let response = ready!(progress);
+        let mut response = ready!(progress);
         let connection = this.connection.take();
+        if connection.as_ref().is_some_and(|connection| connection.phase() != ServerPhase::Open) {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
         Poll::Ready(Ok(response.map(|body| TrackedBody { body, connection, is_response_pending: false })))
     }
 }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -56,6 +57,8 @@ pub struct BoundSocket {
     kind: BoundSocketKind,
     limiter: Arc<ConnectionLimiter>,
     options: Arc<ListenOptions>,
+    /// Shares the queue of another share.
+    is_copy: bool,
 }
 
 #[derive(Debug)]
@@ -64,6 +67,9 @@ enum BoundSocketKind {
     /// Without a file that is the gateway's to remove if systemd holds the socket.
     Unix(Option<Arc<SocketFile>>, std::os::unix::net::UnixListener),
 }
+
+/// Sockets that are bound: the number of those that have a queue of their own, then all of them, these first.
+type Opened = (usize, Vec<BoundSocketKind>);
 
 /// A socket that accepts on the runtime of one thread.
 #[derive(Debug)]
@@ -97,18 +103,40 @@ impl BoundSocket {
     }
 
     /// As [`bind_shared`](Self::bind_shared), for so many connections and shares; or takes a socket over that was
-    /// bound by systemd.
+    /// bound by systemd, or by a gateway before. Of those there may be more than shares, and all have to be served.
     pub fn open(
         address: &ListenAddress,
         (connections, shares): (usize, usize),
         inherited: &mut InheritedSockets,
     ) -> io::Result<Vec<Self>> {
-        let kinds = Self::open_kinds(address, shares, inherited)?;
+        let (own, kinds) = Self::open_kinds(address, shares, inherited)?;
         let Some(first) = kinds.first() else { return Ok(Vec::new()) };
         let capacity = Capacity::new(first.address()?, connections, !first.is_local_only());
         let (limiter, options) = (ConnectionLimiter::new(capacity), Arc::<ListenOptions>::default());
-        let share = |kind| Self { kind, limiter: Arc::clone(&limiter), options: Arc::clone(&options) };
-        Ok(kinds.into_iter().map(share).collect())
+        let share = |(at, kind)| Self {
+            kind,
+            limiter: Arc::clone(&limiter),
+            options: Arc::clone(&options),
+            is_copy: at >= own,
+        };
+        Ok(kinds.into_iter().enumerate().map(share).collect())
+    }
+
+    /// Another descriptor of the socket, to be passed on, and its file. `None` if another share has the same queue.
+    pub(super) fn to_be_passed(&self) -> io::Result<Option<(OwnedFd, Option<&Arc<SocketFile>>)>> {
+        if self.is_copy {
+            return Ok(None);
+        }
+        Ok(Some(match &self.kind {
+            BoundSocketKind::Tcp(socket) => (socket.try_clone()?.into(), None),
+            BoundSocketKind::Unix(file, socket) => (socket.try_clone()?.into(), file.as_ref()),
+        }))
+    }
+
+    /// The same socket again, for another listener of the same connections.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        let (limiter, options) = (Arc::clone(&self.limiter), Arc::clone(&self.options));
+        Ok(Self { kind: self.kind.try_clone()?, limiter, options, is_copy: true })
     }
 
     /// The same socket with these options.
@@ -121,11 +149,15 @@ impl BoundSocket {
         address: &ListenAddress,
         shares: usize,
         inherited: &mut InheritedSockets,
-    ) -> io::Result<Vec<BoundSocketKind>> {
+    ) -> io::Result<Opened> {
+        let passed = inherited.take_bound(address);
         let bound = match address {
+            ListenAddress::Tcp(_) if !passed.is_empty() => adopt(passed, shares, None),
             ListenAddress::Tcp(address) => bind_tcp(*address, shares),
-            ListenAddress::Unix { path, mode, owner } => bind_unix(path, (*mode, *owner), shares),
-            ListenAddress::Systemd(name) => inherited.take(name).and_then(|socket| adopt(socket, shares)),
+            ListenAddress::Unix { path, mode, owner } => open_unix(path, (*mode, *owner), shares, passed),
+            ListenAddress::Systemd(name) => {
+                inherited.take(name).and_then(|socket| adopt(vec![socket], shares, None))
+            }
         };
         bound.map_err(|error| {
             let advice = match error.kind() {
@@ -161,6 +193,13 @@ impl BoundSocket {
 }
 
 impl BoundSocketKind {
+    fn try_clone(&self) -> io::Result<Self> {
+        Ok(match self {
+            Self::Tcp(socket) => Self::Tcp(socket.try_clone()?),
+            Self::Unix(file, socket) => Self::Unix(file.clone(), socket.try_clone()?),
+        })
+    }
+
     fn address(&self) -> io::Result<String> {
         match self {
             Self::Tcp(socket) => Ok(socket.local_addr()?.to_string()),
@@ -197,7 +236,7 @@ impl Listener {
 /// With `SO_REUSEPORT` each share has a queue of its own, and the kernel distributes connections among
 /// them. The first share gets the option only once it is bound: so a port that another process
 /// listens on is an error, even if that process is a gateway, too.
-fn bind_tcp(address: SocketAddr, shares: usize) -> io::Result<Vec<BoundSocketKind>> {
+fn bind_tcp(address: SocketAddr, shares: usize) -> io::Result<Opened> {
     let open = || {
         let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_nonblocking(true)?;
@@ -222,39 +261,53 @@ fn bind_tcp(address: SocketAddr, shares: usize) -> io::Result<Vec<BoundSocketKin
     for socket in &sockets {
         socket.listen(BACKLOG)?;
     }
-    Ok(sockets.into_iter().map(|socket| BoundSocketKind::Tcp(socket.into())).collect())
+    Ok((sockets.len(), sockets.into_iter().map(|socket| BoundSocketKind::Tcp(socket.into())).collect()))
 }
 
-/// A path has one socket with one queue; idle threads accept from it.
-fn bind_unix(
+/// Binds it, or takes it over if there is still a file by which clients connect. A path has one socket with one queue;
+/// idle threads accept from it.
+fn open_unix(
     path: &Path,
     (mode, owner): (u32, SocketOwner),
     shares: usize,
-) -> io::Result<Vec<BoundSocketKind>> {
+    passed: Vec<InheritedSocket>,
+) -> io::Result<Opened> {
     // Released once it listens, so that no other process takes it for a stale one before.
     let _lock = unix_socket::lock_folder(path);
+    if !passed.is_empty()
+        && let Some(file) = unix_socket::adopt(path, mode, owner)?
+    {
+        return adopt(passed, shares, Some(&Arc::new(file)));
+    }
     let (file, socket) = unix_socket::bind(path, mode, owner)?;
-    let file = Arc::new(file);
     socket.listen(BACKLOG)?;
-    let share = || Ok(BoundSocketKind::Unix(Some(Arc::clone(&file)), socket.try_clone()?.into()));
-    (0..shares).map(|_| share()).collect()
+    adopt(vec![InheritedSocket::Unix(socket.into())], shares, Some(&Arc::new(file)))
 }
 
-/// All threads accept from the one queue of the socket: connections that wait in it when the gateway ends are those
-/// of its successor.
-fn adopt(socket: InheritedSocket, shares: usize) -> io::Result<Vec<BoundSocketKind>> {
-    match socket {
-        InheritedSocket::Tcp(socket) => {
-            // systemd leaves it blocking.
-            socket.set_nonblocking(true)?;
-            SockRef::from(&socket).set_tcp_nodelay(true)?;
-            (0..shares).map(|_| Ok(BoundSocketKind::Tcp(socket.try_clone()?))).collect()
-        }
-        InheritedSocket::Unix(socket) => {
-            socket.set_nonblocking(true)?;
-            (0..shares).map(|_| Ok(BoundSocketKind::Unix(None, socket.try_clone()?))).collect()
-        }
+/// Threads without a socket of their own accept from the queue of another: connections that wait in a queue when the
+/// gateway ends are those of its successor.
+fn adopt(sockets: Vec<InheritedSocket>, shares: usize, file: Option<&Arc<SocketFile>>) -> io::Result<Opened> {
+    let own = sockets.len();
+    let mut kinds = Vec::new();
+    for socket in sockets {
+        kinds.push(match socket {
+            InheritedSocket::Tcp(socket) => {
+                // systemd leaves it blocking.
+                socket.set_nonblocking(true)?;
+                SockRef::from(&socket).set_tcp_nodelay(true)?;
+                BoundSocketKind::Tcp(socket)
+            }
+            InheritedSocket::Unix(socket) => {
+                socket.set_nonblocking(true)?;
+                BoundSocketKind::Unix(file.cloned(), socket)
+            }
+        });
     }
+    for copied in 0..shares.saturating_sub(own) {
+        let copy = kinds.get(copied).map(BoundSocketKind::try_clone).transpose()?;
+        kinds.extend(copy);
+    }
+    Ok((own, kinds))
 }
 
 #[cfg(test)]

@@ -32,6 +32,22 @@ pub struct SocketOwner {
 }
 
 impl ListenAddress {
+    /// Under which a socket of this address is passed from one process to the next. Of a socket of systemd, its own
+    /// name; else only characters that `FDNAME=` may have.
+    pub(super) fn passed_name(&self) -> String {
+        if let Self::Systemd(name) = self {
+            return name.clone();
+        }
+        let mut name = PASSED_PREFIX.to_owned();
+        for byte in self.to_string().bytes() {
+            match byte {
+                b':' | b'%' | ..=b' ' | 0x7f.. => name.push_str(&format!("%{byte:02X}")),
+                _ => name.push(char::from(byte)),
+            }
+        }
+        name
+    }
+
     /// Whether the two cannot be listened on at the same time. Port 0 stands for any free port.
     pub fn conflicts_with(&self, other: &Self) -> bool {
         match (self, other) {
@@ -49,6 +65,9 @@ impl ListenAddress {
         }
     }
 }
+
+/// The names of sockets that a gateway has bound itself begin with this.
+pub(super) const PASSED_PREFIX: &str = "railgate.";
 
 impl fmt::Display for ListenAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -32,10 +32,12 @@ pub(super) struct ConnectionRegistry {
 pub(super) enum ServerPhase {
     /// Accept requests.
     Open = 0,
+    /// Close after the next request: its response says so, so that its client connects again, to the next process.
+    Leaving = 1,
     /// Close once the running request is answered.
-    Draining = 1,
+    Draining = 2,
     /// Close now.
-    Stopped = 2,
+    Stopped = 3,
 }
 
 impl ConnectionRegistry {
@@ -65,7 +67,8 @@ impl ConnectionRegistry {
     fn phase(&self) -> ServerPhase {
         match self.phase.load(Ordering::Acquire) {
             0 => ServerPhase::Open,
-            1 => ServerPhase::Draining,
+            1 => ServerPhase::Leaving,
+            2 => ServerPhase::Draining,
             _ => ServerPhase::Stopped,
         }
     }

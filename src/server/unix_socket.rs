@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
@@ -18,14 +19,29 @@ pub(super) fn bind(path: &Path, mode: u32, owner: SocketOwner) -> io::Result<(So
     let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
     socket.bind(&socket2::SockAddr::unix(path)?)?;
-    let file = SocketFile { path: path.to_owned(), file_id: file_id(path)? };
+    let file = SocketFile { path: path.to_owned(), file_id: file_id(path)?, is_left: AtomicBool::new(false) };
     // Before it listens, so that no peer connects by the permissions of the umask. The owner first: who has given the
     // file away may not be allowed to change its permissions.
+    give(path, mode, owner)?;
+    Ok((file, socket))
+}
+
+/// The file of a socket that another process has bound; `None` if there is none any more, so that no client could
+/// connect. It is left there until this process [owns](SocketFile::own) it.
+pub(super) fn adopt(path: &Path, mode: u32, owner: SocketOwner) -> io::Result<Option<SocketFile>> {
+    if !std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
+        return Ok(None);
+    }
+    give(path, mode, owner)?;
+    Ok(Some(SocketFile { path: path.to_owned(), file_id: file_id(path)?, is_left: AtomicBool::new(true) }))
+}
+
+fn give(path: &Path, mode: u32, owner: SocketOwner) -> io::Result<()> {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
     if owner != SocketOwner::default() {
         std::os::unix::fs::chown(path, owner.user, owner.group).map_err(|error| not_given(owner, &error))?;
     }
-    Ok((file, socket))
+    Ok(())
 }
 
 fn not_given(owner: SocketOwner, error: &io::Error) -> io::Error {
@@ -85,6 +101,20 @@ fn remove_stale(path: &Path) -> io::Result<()> {
 pub(super) struct SocketFile {
     pub(super) path: PathBuf,
     file_id: (u64, u64),
+    /// Another process serves or keeps the socket, and the file is left to it.
+    is_left: AtomicBool,
+}
+
+impl SocketFile {
+    /// The socket outlives this process, so its file stays.
+    pub(super) fn leave(&self) {
+        self.is_left.store(true, Ordering::Relaxed);
+    }
+
+    /// The file ends with this process.
+    pub(super) fn own(&self) {
+        self.is_left.store(false, Ordering::Relaxed);
+    }
 }
 
 /// The device and the inode, which are unique as long as the socket is open.
@@ -95,7 +125,9 @@ fn file_id(path: &Path) -> io::Result<(u64, u64)> {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if file_id(&self.path).is_ok_and(|found| found == self.file_id) {
+        if !self.is_left.load(Ordering::Relaxed)
+            && file_id(&self.path).is_ok_and(|found| found == self.file_id)
+        {
             let _ = std::fs::remove_file(&self.path);
         }
     }

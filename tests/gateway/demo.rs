@@ -37,6 +37,11 @@ impl Process {
         Self { child, printed }
     }
 
+    /// One whose output is elsewhere.
+    pub fn of(child: Child) -> Self {
+        Self { child, printed: Arc::default() }
+    }
+
     /// Runs a command line on a terminal of its own (`script` makes one), with these variables.
     fn spawn_on_terminal(line: &str, variables: &[(&str, &str)]) -> Self {
         let mut command = Command::new("script");

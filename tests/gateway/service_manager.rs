@@ -254,6 +254,9 @@ fn the_unit_and_the_gateway_agree() {
         "StartLimitIntervalSec=0",
         "Restart=on-failure",
         "RestartSec=5s",
+        // The sockets are kept over a restart, and the gateway is told so.
+        "FileDescriptorStoreMax=512",
+        "Environment=FDSTORE=512",
         // Longer than limits.drain_timeout.
         "TimeoutStopSec=40s",
     ] {

@@ -16,7 +16,7 @@ fn expected(text: &str) -> Vec<String> {
 }
 
 const MISTAKES: &str = r#"colour = "red"
-#^ colour: unknown key; known here: workers, listen, admin, hooks, upstream, auth, cache, limits, log
+#^ colour: unknown key; known here: workers, listen, admin, hooks, upstream, auth, cache, limits, log, upgrade
 
 [[listen]]
 #^ listen.address: is required: an IP address with a port, unix: and an absolute path, or systemd: and a name, such as "127.0.0.1:8181"
@@ -50,6 +50,10 @@ hosts = ["railgate", "railgate:9181"]
 #^ admin.hosts: "railgate:9181" is not a host name; list names without a port, such as ["railgate.example"] (addresses and localhost are always accepted)
 address = "127.0.0.1:8181"
 #^ admin.address: 127.0.0.1:8181 is the address of a [[listen]] already; choose another port
+
+[upgrade]
+socket = "upgrade.sock"
+#^ upgrade.socket: expected the absolute path of a socket, of at most 107 bytes, found "upgrade.sock"
 
 [upstream]
 url = "ftp://rails"

@@ -30,6 +30,7 @@ fn the_annotated_file_has_the_defaults() {
         cache,
         limits,
         log,
+        upgrade_socket,
     } = annotated;
     assert!(
         admin.token.is_none() && admin.hosts.is_empty() && hooks.is_none() && upstream_credential.is_none()
@@ -49,7 +50,7 @@ fn the_annotated_file_has_the_defaults() {
     assert_eq!(cache, cache::CacheSettings::default());
     assert_eq!((secrets.overlap, secrets.files.len()), (SecretSettings::default().overlap, 1));
     assert_eq!(limits, ServerLimits::default());
-    assert_eq!(log, LogSettings::default());
+    assert_eq!((log, upgrade_socket), (LogSettings::default(), None));
 }
 
 #[test]
@@ -71,6 +72,8 @@ fn every_key_of_the_annotated_file_is_accepted() {
     let options = &settings.listen[0].options;
     assert!(options.tls.is_some() && options.allow_peers.is_some() && options.trusted_proxies.is_some());
     assert_eq!(settings.admin.address, owned("/run/railgate/admin.sock"));
+    let upgrade = settings.upgrade_socket.map(|address| address.to_string());
+    assert_eq!(upgrade.as_deref(), Some("unix:/run/railgate/upgrade.sock"));
     assert!(settings.admin.token.is_some() && settings.admin.hosts == ["railgate.example"]);
     let hooks = settings.hooks.unwrap();
     assert_eq!(hooks.address, owned("/run/railgate/hooks.sock"));
