@@ -268,7 +268,7 @@ impl HttpServer {
         self.accept_tasks.close();
         self.accept_tasks.wait().await;
         let drain_timeout = self.limits.load().drain_timeout;
-        let end = tokio::time::Instant::now() + drain_timeout;
+        let end = deadline_timer::now() + drain_timeout;
         let grace = grace.min(drain_timeout / 2);
         self.registry.enter(if grace.is_zero() { ServerPhase::Draining } else { ServerPhase::Leaving });
         // Only now: a client that finds the socket closed can rely on it that all connections drain.

@@ -12,10 +12,11 @@ pub(super) fn service_manager() -> ServiceManager {
     let watchdog = watchdog(variable("WATCHDOG_USEC"), variable("WATCHDOG_PID"), std::process::id());
     // Set by systemd 254 and later, and by deploy/railgate.service for earlier ones.
     let store = variable("FDSTORE").and_then(|count| count.parse().ok()).unwrap_or_default();
-    ServiceManager::at(&socket, watchdog).map(|manager| manager.with_store(store)).unwrap_or_else(|error| {
+    let found = ServiceManager::at(&socket, watchdog).unwrap_or_else(|error| {
         tracing::warn!(%error, socket = ?socket, "NOTIFY_SOCKET cannot be used, so the service manager is told nothing");
         ServiceManager::default()
-    })
+    });
+    found.with_store(store)
 }
 
 fn watchdog(microseconds: Option<String>, for_process: Option<String>, own: u32) -> Option<Duration> {

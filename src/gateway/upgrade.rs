@@ -55,6 +55,9 @@ pub(crate) struct UpgradeListener {
 #[derive(Debug)]
 pub(crate) struct Successor(Channel);
 
+/// A socket, and the name by which it is known.
+type NamedSocket = (String, OwnedFd);
+
 /// The process before, which still serves.
 #[derive(Debug)]
 pub(crate) struct Predecessor(Channel);
@@ -190,7 +193,7 @@ async fn hand_over(live: &Live, successor: Successor, shutdown: &CancellationTok
 
 impl Predecessor {
     /// The process at this socket with its sockets, if there is one. Blocks, for ten seconds at most.
-    pub(crate) fn find(path: &Path) -> io::Result<Option<(Self, Vec<(String, OwnedFd)>)>> {
+    pub(crate) fn find(path: &Path) -> io::Result<Option<(Self, Vec<NamedSocket>)>> {
         let stream = match UnixStream::connect(path) {
             Ok(stream) => stream,
             // Binding says what else is wrong with the path.
@@ -211,7 +214,7 @@ impl Predecessor {
         found.map(Some).map_err(explained)
     }
 
-    fn ask(stream: UnixStream) -> io::Result<(Self, Vec<(String, OwnedFd)>)> {
+    fn ask(stream: UnixStream) -> io::Result<(Self, Vec<NamedSocket>)> {
         let mut channel = Channel::new(stream)?;
         channel.send(VERSION)?;
         let mut sockets = Vec::new();

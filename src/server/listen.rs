@@ -70,6 +70,8 @@ enum BoundSocketKind {
 
 /// Sockets that are bound: the number of those that have a queue of their own, then all of them, these first.
 type Opened = (usize, Vec<BoundSocketKind>);
+/// Another descriptor of a socket, and its file.
+type PassedShare<'s> = (OwnedFd, Option<&'s Arc<SocketFile>>);
 
 /// A socket that accepts on the runtime of one thread.
 #[derive(Debug)]
@@ -123,7 +125,7 @@ impl BoundSocket {
     }
 
     /// Another descriptor of the socket, to be passed on, and its file. `None` if another share has the same queue.
-    pub(super) fn to_be_passed(&self) -> io::Result<Option<(OwnedFd, Option<&Arc<SocketFile>>)>> {
+    pub(super) fn to_be_passed(&self) -> io::Result<Option<PassedShare<'_>>> {
         if self.is_copy {
             return Ok(None);
         }

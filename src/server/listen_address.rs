@@ -1,6 +1,6 @@
 //! The addresses to listen on.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -41,7 +41,8 @@ impl ListenAddress {
         let mut name = PASSED_PREFIX.to_owned();
         for byte in self.to_string().bytes() {
             match byte {
-                b':' | b'%' | ..=b' ' | 0x7f.. => name.push_str(&format!("%{byte:02X}")),
+                // Writing to memory cannot fail.
+                b':' | b'%' | ..=b' ' | 0x7f.. => drop(write!(name, "%{byte:02X}")),
                 _ => name.push(char::from(byte)),
             }
         }

@@ -51,7 +51,7 @@ impl Load {
                         match exchange(&address, &mut kept, is_kept, &request).await {
                             Ok(()) => drop(answered.fetch_add(1, Ordering::Relaxed)),
                             Err(error) => {
-                                failures.lock().unwrap().push(format!("{address:?} {is_kept}: {error}"))
+                                failures.lock().unwrap().push(format!("{address:?} {is_kept}: {error}"));
                             }
                         }
                     }

@@ -237,7 +237,7 @@ fn unknown_keys_have_a_hint() {
             "[discover]\nttl = '1s'\n",
             &[
                 "test.toml:5: discover: unknown key; known here: workers, listen, admin, hooks, upstream, auth, cache, \
-               limits, log; there is cache.discover",
+               limits, log, upgrade; there is cache.discover",
             ],
         ),
     ] {
