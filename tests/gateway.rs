@@ -54,6 +54,7 @@ mod gateway {
     mod hooks;
     mod hpack;
     mod http2;
+    mod image;
     mod inspect;
     mod kas_auth;
     mod kas_burst;
