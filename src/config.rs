@@ -21,6 +21,7 @@ mod scalars;
 mod schema;
 mod servers;
 mod show;
+mod traces;
 mod units;
 mod unknown;
 mod upstream;

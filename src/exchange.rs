@@ -25,6 +25,8 @@ use crate::refusal::Refusal;
 use crate::request_span::RequestSpan;
 use crate::route::RouteMatch;
 use crate::server::ConnectionHandle;
+use crate::trace::{ActiveSpan, RequestTrace};
+use crate::trace_context::SpanId;
 use crate::upstream::{self, WaitPolicy};
 
 /// A request whose head has been read.
@@ -195,6 +197,26 @@ pub struct RequestInfo {
     pub failure_origin: Option<FailureOrigin>,
     /// The error with its causes; for the log alone, since it may name what clients must not know.
     pub error: Option<String>,
+    /// Its trace.
+    pub trace: RequestTrace,
+}
+
+impl RequestInfo {
+    /// Notes what the cache did, which is now.
+    pub fn set_cache(&mut self, outcome: CacheOutcome) {
+        self.cache = outcome;
+        if let Some(record) = self.trace.record() {
+            record.cache_ended_at = Some(record.span.now());
+        }
+    }
+
+    /// Notes whose credential was accepted, which is now.
+    pub fn set_caller(&mut self, caller: CallerKind) {
+        self.caller = caller;
+        if let Some(record) = self.trace.record() {
+            record.authenticated_at = Some(record.span.now());
+        }
+    }
 }
 
 /// A handle on a request's info, shared by the layers and by a fill that outlives them.
@@ -213,6 +235,11 @@ impl SharedRequestInfo {
     pub fn record_failure(&self, failure: &Failure) {
         self.update(|info| {
             info.failure = Some(failure.as_str());
+            if let (Failure::Unauthorized(_) | Failure::UnauthorizedKas(_), Some(record)) =
+                (failure, info.trace.record())
+            {
+                record.authenticated_at = Some(record.span.now());
+            }
             info.failure_origin = Some(failure.origin());
             match failure {
                 Failure::Unauthorized(rejection) | Failure::UnauthorizedKas(rejection) => {
@@ -224,6 +251,20 @@ impl SharedRequestInfo {
                 _ => {}
             }
         });
+    }
+
+    /// From now on the request waits for Rails on behalf of the cache.
+    pub fn begin_cache_span(&self) {
+        if let Some(record) = self.lock().trace.record() {
+            record.cache = Some((SpanId::random(), record.span.now()));
+        }
+    }
+
+    /// The info of a request to Rails that this one causes, but does not wait for, and its span, if it is sampled.
+    pub fn of_background(&self, name: &'static str) -> (Self, Option<ActiveSpan>) {
+        let (trace, span) = self.lock().trace.of_background(name);
+        let info = RequestInfo { trace, ..RequestInfo::default() };
+        (Self { info: Arc::new(Mutex::new(info)) }, span)
     }
 
     /// What is known so far. The info is locked as long as the guard lives.

@@ -6,6 +6,7 @@ mod operators;
 mod restart;
 mod secrets;
 mod sockets;
+mod traces;
 mod upgrade;
 mod worker;
 
@@ -100,6 +101,7 @@ impl Gateway {
             log: Arc::clone(&log),
             reload: Arc::clone(&status),
             secrets: Arc::clone(&shared.secret_statuses),
+            spans: Arc::clone(&shared.tracing.queue),
             heartbeats: Arc::clone(&heartbeats),
         }));
         let live = Live::new(settings, (shared, &bodies), &metrics, (status, Arc::clone(&log)));
@@ -199,6 +201,7 @@ impl Gateway {
         let next = NextProcess::new(self.upgrade, self.passed)?;
         let mut background = background::start((&live, checks), &status, (&manager, &heartbeats));
         background.spawn(watch_certificates(certificates));
+        let exporter = live.shared.tracing.start();
         let started = || {
             readiness.set(true);
             manager.ready();
@@ -215,6 +218,7 @@ impl Gateway {
         drop(next);
         drop(end);
         let in_time = wait_for_workers(running, live.shared.limits.load().drain_timeout).await;
+        exporter.flush().await;
         if let EndOfService::Stopped(operators) = end_of_service {
             operators.stop().await;
         }

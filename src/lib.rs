@@ -15,7 +15,7 @@
 //!    Rails is unreachable, and for the limits of their class.
 //!
 //! [`gateway`] binds the sockets, and starts and stops the threads. [`config`] reads the settings, [`metrics`]
-//! exposes the counters. [`admin`] answers operators, and [`hooks`] receives changes from GitLab; both can only
+//! exposes the counters, and [`otlp`] exports what [`trace`] records of sampled requests. [`admin`] answers operators, and [`hooks`] receives changes from GitLab; both can only
 //! remove entries of the cache. Operators can also drain servers of Rails. [`service_manager`] tells systemd how the
 //! gateway is, and lets it keep the sockets.
 //!
@@ -44,6 +44,7 @@
 //! | a credential of a caller | `Authenticator` in `src/auth.rs`; of an operator: `src/admin/dispatch.rs`; of a hook: `src/hooks/credential.rs` |
 //! | a metric | `src/metrics/worker.rs` if it is of a request, else `src/metrics/sources.rs` |
 //! | the log line of a request | `src/layer/observe/access_log.rs` |
+//! | which requests are traced | `Tracer::begin` in `src/trace.rs`; their spans: `src/layer/observe/spans.rs`, and `src/upstream/request/spans.rs` for those of requests to Rails |
 //! | what bounds a client that shows no credential | [`route::Class::Other`] |
 //! | the files to touch to add any of these | `tests/README.md` |
 
@@ -68,6 +69,7 @@ pub mod json_response;
 pub mod layer;
 pub mod log;
 pub mod metrics;
+pub mod otlp;
 pub mod params;
 pub mod progress;
 pub mod refusal;
@@ -79,6 +81,8 @@ pub mod server;
 pub mod service_manager;
 pub mod stack;
 pub mod strict_base64;
+pub mod trace;
+pub mod trace_context;
 pub mod upstream;
 pub mod write_batch;
 

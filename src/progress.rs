@@ -1,11 +1,13 @@
 //! How far a request to Rails has come, for the callers who wait for its answer: they have to tell a Rails that
 //! fails from one that is busy.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+
+use crate::trace_context::TraceContext;
 
 /// How long a look-up without an answer says that a server is silent. Longer than the pause between two tries of
 /// GitLab Shell.
@@ -87,9 +89,22 @@ impl LastAnswer {
 #[derive(Debug, Default)]
 pub struct Progress {
     sent: Mutex<Option<(Instant, Arc<LastAnswer>)>>,
+    /// The span that it belongs to.
+    trace: OnceLock<TraceContext>,
 }
 
 impl Progress {
+    /// Names the span that it belongs to, if it is sampled.
+    pub fn set_trace(&self, span: TraceContext) {
+        // There is one leader.
+        let _ = self.trace.set(span);
+    }
+
+    /// That span.
+    pub fn trace(&self) -> Option<TraceContext> {
+        self.trace.get().copied()
+    }
+
     /// It is being sent, perhaps again.
     pub fn record_sent(&self, now: Instant, to: &Arc<LastAnswer>) {
         *self.sent.lock() = Some((now, Arc::clone(to)));

@@ -309,6 +309,15 @@ pub fn is_known_segment(segment: &str) -> bool {
     WORDS.contains(segment)
 }
 
+/// The paths of an endpoint as one template, such as `/api/v4/internal/ci/job_router/jobs/:id`.
+pub fn template(id: &str) -> Option<String> {
+    TABLE
+        .iter()
+        .chain([&OTHER_INTERNAL])
+        .find(|route| route.id == id)
+        .map(|route| format!("{PREFIX}{}", route.path))
+}
+
 /// The path without a trailing slash and without a format suffix (`.json`) on its last segment.
 fn without_format(path: &str) -> &str {
     let path = path.strip_suffix('/').unwrap_or(path);

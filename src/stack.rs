@@ -32,6 +32,7 @@ use crate::layer::sanitize::{Sanitize, SanitizeLayer};
 use crate::layer::serve_cached::{ServeCached, ServeCachedLayer};
 use crate::metrics::WorkerMetrics;
 use crate::secret::refresh::SecretRefresher;
+use crate::trace::Tracer;
 use crate::upstream::Upstream;
 
 /// The whole gateway as one service.
@@ -60,6 +61,8 @@ pub struct StackParts {
     pub worker_metrics: Arc<WorkerMetrics>,
     /// Whether successful requests are logged, too.
     pub log_requests: bool,
+    /// Decides which requests are traced, if any are.
+    pub tracer: Option<Tracer>,
     /// Tells the requests that this gateway has sent itself.
     pub pseudonym: Pseudonym,
     /// [`Clock::System`], except in tests.
@@ -81,13 +84,14 @@ pub fn build(parts: StackParts) -> Stack {
         forward_prefixes,
         worker_metrics,
         log_requests,
+        tracer,
         pseudonym,
         clock,
         fills,
     } = parts;
     ServiceBuilder::new()
         // Outermost: sees every request and every response, including failed and abandoned ones.
-        .layer(ObserveLayer::new(worker_metrics, clock.clone(), log_requests))
+        .layer(ObserveLayer::new(worker_metrics, clock.clone(), log_requests, tracer))
         // Right below, so that every failure further down becomes a response, and is observed.
         .layer(RescueLayer)
         // Before path and headers are interpreted: they must have one meaning.

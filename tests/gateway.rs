@@ -22,6 +22,7 @@ mod gateway {
     mod certificates;
     mod client;
     mod clock_skew;
+    mod collector;
     mod credentials;
     mod fake_rails;
     mod harness;
@@ -93,6 +94,7 @@ mod gateway {
     mod tls;
     mod tolerated_requests;
     mod tolerated_responses;
+    mod traces;
     mod trailers;
     mod unauthenticated_clients;
     mod unreachable_causes;

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use self::house::imports::{File, Imports, is_test};
 
 /// Every top-level module and its rank. A module imports only modules of lower ranks.
-const RANKS: [(&str, u8); 36] = [
+const RANKS: [(&str, u8); 39] = [
     ("authority", 0),
     ("body", 1),
     ("certificates", 1),
@@ -30,13 +30,15 @@ const RANKS: [(&str, u8); 36] = [
     ("heartbeat", 0),
     ("histogram", 0),
     ("params", 0),
-    ("progress", 0),
+    ("progress", 1),
     ("refusal", 0),
     ("reload", 0),
     ("request_span", 1),
     ("secret", 1),
     ("service_manager", 1),
     ("strict_base64", 0),
+    ("trace", 1),
+    ("trace_context", 0),
     ("write_batch", 0),
     ("route", 1),
     ("auth", 2),
@@ -44,6 +46,7 @@ const RANKS: [(&str, u8); 36] = [
     ("server", 2),
     ("upstream", 2),
     ("failure", 3),
+    ("otlp", 3),
     ("hooks", 4),
     ("exchange", 4),
     ("metrics", 5),

@@ -134,6 +134,7 @@ fn config(options: &Options, secrets: &Secrets, rails_at: &str) -> io::Result<Ga
         secrets: SecretSettings::default(),
         upgrade_socket: None,
         limits: ServerLimits::default(),
+        tracing: None,
         log: LogSettings::default(),
     })
 }

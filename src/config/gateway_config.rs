@@ -34,6 +34,8 @@ pub struct GatewayConfig {
     pub log: LogSettings,
     /// The socket by which the next process takes over. Without it, an upgrade takes a restart.
     pub upgrade_socket: Option<server::ListenAddress>,
+    /// Which requests are traced. Without it, none is.
+    pub tracing: Option<crate::otlp::TracingSettings>,
 }
 
 /// Where the secrets come from.

@@ -22,6 +22,8 @@ pub(super) struct KeyRead {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum KeyKind {
     Integer(Range<u64>),
+    /// A number from 0 to 1.
+    Fraction,
     Boolean,
     Text,
     Duration(RangeInclusive<Duration>),

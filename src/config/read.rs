@@ -4,7 +4,7 @@ use super::document::{Document, Section};
 use super::gateway_config::{AdminSettings, GatewayConfig, LogFormat, LogSettings, SecretSettings};
 use super::key::KeyRead;
 use super::scalars::{HOUR, MILLISECOND, ZERO, as_usize, duration, size};
-use super::{auth, cache, listen, upstream};
+use super::{auth, cache, listen, traces, upstream};
 use crate::auth::upstream_credential::UpstreamCredential;
 use crate::route::Class;
 use crate::server::{ListenSettings, ServerLimits};
@@ -38,6 +38,7 @@ pub(super) fn config(document: &Document<'_>) -> Option<GatewayConfig> {
     }
     let log = log(&mut root);
     let upgrade_socket = listen::upgrade_socket(document, &mut root, &own);
+    let tracing = traces::tracing(document, &mut root, &own);
     root.reject_unknown_keys();
     let (
         upstream::UpstreamSection { settings: upstream, credential, secret, forward_prefixes },
@@ -64,6 +65,7 @@ pub(super) fn config(document: &Document<'_>) -> Option<GatewayConfig> {
         limits,
         log,
         upgrade_socket,
+        tracing,
     })
 }
 

@@ -36,6 +36,7 @@ fn property(key: &KeyRead, keys: &[KeyRead]) -> Map<String, Value> {
         KeyKind::Integer(range) => {
             json!({ "type": "integer", "minimum": range.start, "maximum": range.end.saturating_sub(1) })
         }
+        KeyKind::Fraction => json!({ "type": "number", "minimum": 0, "maximum": 1 }),
         KeyKind::Boolean => json!({ "type": "boolean" }),
         KeyKind::Text => json!({ "type": "string" }),
         KeyKind::Duration(_) => json!({ "type": "string", "pattern": "^[0-9]+(ms|s|m|h)$" }),
@@ -57,7 +58,9 @@ fn property(key: &KeyRead, keys: &[KeyRead]) -> Map<String, Value> {
 fn default(kind: &KeyKind, value: &str) -> Option<Value> {
     match kind {
         KeyKind::Text | KeyKind::Duration(_) | KeyKind::Size(_) | KeyKind::Choice(_) => Some(json!(value)),
-        KeyKind::Integer(_) | KeyKind::Boolean | KeyKind::StringList => serde_json::from_str(value).ok(),
+        KeyKind::Integer(_) | KeyKind::Fraction | KeyKind::Boolean | KeyKind::StringList => {
+            serde_json::from_str(value).ok()
+        }
         KeyKind::Section | KeyKind::SectionArray => None,
     }
 }

@@ -49,7 +49,8 @@ pub(super) fn servers(
     for (url, _) in &targets {
         check_zone(document, url);
     }
-    let tls = tls_of_each(document, tls_section, &targets, protocol);
+    let urls: Vec<_> = targets.iter().map(|(url, _)| url.clone()).collect();
+    let tls = tls_of_each(document, tls_section, "upstream.tls", &urls, protocol);
     let servers = targets.into_iter().zip(tls?).map(|((url, is_backup), tls)| UpstreamServerSettings {
         target: url.value,
         tls,
@@ -132,21 +133,22 @@ fn check_zone(document: &Document<'_>, url: &Located<UpstreamTarget>) {
     }
 }
 
-/// The TLS settings of each server. Certificates are read here, so that mistakes in them are reported before
+/// The TLS settings of each server, by the section of this name. Certificates are read here, so that mistakes in them are reported before
 /// anything runs.
-fn tls_of_each(
+pub(super) fn tls_of_each(
     document: &Document<'_>,
     section: Option<Section<'_, '_>>,
-    servers: &[(Located<UpstreamTarget>, bool)],
+    section_name: &str,
+    servers: &[Located<UpstreamTarget>],
     protocol: Protocol,
 ) -> Option<Vec<Option<Tls>>> {
     let offset = section.as_ref().map(Section::offset);
     let (mut name, mut roots, mut identity) = (None, None, None);
     if let Some(mut section) = section {
-        let mut files = TlsFiles { document, section: &mut section };
+        let mut files = TlsFiles { document, section: &mut section, name: section_name };
         roots = files.file("ca_file", certificates::read_authorities);
         if roots.as_ref().is_some_and(TrustedAuthorities::has_version_1) {
-            document.warn(files.section.offset(), "upstream.tls.ca_file", VERSION_1);
+            document.warn(files.section.offset(), &files.section.name("ca_file"), VERSION_1);
         }
         identity = files.identity();
         name = section.string("server_name", "a host name or an IP address", |text| Some(text.to_owned()));
@@ -154,15 +156,15 @@ fn tls_of_each(
     }
     if let Some(offset) = offset
         && !servers.is_empty()
-        && servers.iter().all(|(url, _)| !url.value.is_tls)
+        && servers.iter().all(|url| !url.value.is_tls)
     {
         let message = "is for a url that begins with https://, and there is none; drop the section";
-        document.error(offset, "upstream.tls", message);
+        document.error(offset, section_name, message);
     }
     let name = name.as_ref().map(|name| name.value.as_str());
     let mut trusted = None;
     let mut settings = Vec::new();
-    for (url, _) in servers {
+    for url in servers {
         let UpstreamTarget { is_tls: true, address: UpstreamAddress::Tcp(host, _), .. } = &url.value else {
             settings.push(None);
             continue;
@@ -170,7 +172,7 @@ fn tls_of_each(
         let tls = trusted_roots(&mut trusted, roots.as_ref()).and_then(|roots| {
             Tls::new(roots, identity.as_ref(), name.unwrap_or(without_zone(host)), protocol)
         });
-        let (offset, key) = offset.map_or((url.offset, url.key.as_str()), |offset| (offset, "upstream.tls"));
+        let (offset, key) = offset.map_or((url.offset, url.key.as_str()), |offset| (offset, section_name));
         settings.push(Some(tls.map_err(|error| document.error(offset, key, error.to_string())).ok()?));
     }
     Some(settings)
@@ -194,10 +196,11 @@ fn trusted_roots(
     Ok(cached.insert(roots).clone())
 }
 
-/// The files that `[upstream.tls]` names.
+/// The files that a section names.
 struct TlsFiles<'a, 'd, 't> {
     document: &'a Document<'t>,
     section: &'a mut Section<'d, 't>,
+    name: &'a str,
 }
 
 impl TlsFiles<'_, '_, '_> {
@@ -217,7 +220,7 @@ impl TlsFiles<'_, '_, '_> {
         let has = ["certificate_file", "key_file"].map(|key| self.section.has(key));
         if has == [true, false] || has == [false, true] {
             let message = "certificate_file and key_file go together; name both or none";
-            self.document.error(self.section.offset(), "upstream.tls", message);
+            self.document.error(self.section.offset(), self.name, message);
         }
         let chain = self.file("certificate_file", certificates::read_certificates);
         let key = self.file("key_file", certificates::read_key);

@@ -61,6 +61,11 @@ impl Files {
         files.write("client.pem", &cert.pem());
         files.write("client.key", &signing_key.serialize_pem());
         files.write("tls.pem", &cert.pem());
+        files.write("collector-ca.pem", &cert.pem());
+        files.write(
+            "tracing.headers",
+            "# For the collector.\n\nAuthorization: Bearer c0llector\r\nX-Scope-OrgID:a\n",
+        );
         files.write("tls.key", &signing_key.serialize_pem());
         files.set_mode("tls.key", 0o640);
         files

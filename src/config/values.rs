@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use toml::de::DeValue;
+
 use super::document::{Located, Section, describe, white_space_hint};
 use super::key::KeyKind;
 
@@ -65,6 +67,21 @@ impl Section<'_, '_> {
                     describe(value)
                 )),
             }
+        })
+    }
+
+    /// A number from 0 to 1.
+    pub(super) fn fraction(&mut self, key: &'static str) -> Option<Located<f64>> {
+        self.take_kind(key, KeyKind::Fraction, |value| {
+            let text = match value {
+                DeValue::Float(number) => Some(number.as_str()),
+                DeValue::Integer(number) if number.radix() == 10 => Some(number.as_str()),
+                _ => None,
+            };
+            let number = text.and_then(|text| text.replace('_', "").parse().ok());
+            number.filter(|number| (0.0..=1.0).contains(number)).ok_or_else(|| {
+                format!("expected a number from 0 to 1, such as 0.01, found {}", describe(value))
+            })
         })
     }
 

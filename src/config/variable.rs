@@ -114,7 +114,7 @@ fn full_name(path: &[Step]) -> String {
 /// error says what it expects.
 fn to_toml(text: &str, kind: &KeyKind) -> Result<String, String> {
     match kind {
-        KeyKind::Integer(_) | KeyKind::Boolean => {
+        KeyKind::Integer(_) | KeyKind::Fraction | KeyKind::Boolean => {
             Ok(normalized(text).unwrap_or_else(|| key::text_to_toml(text)))
         }
         KeyKind::StringList | KeyKind::SectionArray => {

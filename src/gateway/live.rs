@@ -15,6 +15,7 @@ use tokio_util::task::TaskTracker;
 
 use super::restart::may_be_another_gitlab;
 use super::secrets::Secrets;
+use super::traces::Tracing;
 use crate::admin::AdminAccess;
 use crate::auth::Authenticator;
 use crate::body::unverified::UnverifiedBodies;
@@ -78,6 +79,7 @@ pub(crate) struct Shared {
     pub(crate) cache: Arc<Cache>,
     pub(crate) secret_statuses: Arc<SecretStatuses>,
     pub(crate) checks: watch::Sender<Arc<HealthChecker>>,
+    pub(crate) tracing: Tracing,
 }
 
 impl Live {
@@ -102,6 +104,7 @@ impl Live {
                     forward_prefixes: config.forward_prefixes.clone(),
                     worker_metrics: metrics.add_worker(),
                     log_requests: config.log.requests,
+                    tracer: shared.tracing.tracer(&config),
                     pseudonym: pseudonym.clone(),
                     clock: Clock::System,
                     fills: TaskTracker::new(),
@@ -145,6 +148,7 @@ impl Live {
                 upstream_credential: new.upstream_credential.clone(),
                 forward_prefixes: new.forward_prefixes.clone(),
                 log_requests: new.log.requests,
+                tracer: self.shared.tracing.tracer(&new),
                 ..parts.clone()
             };
             cell.replace(stack::build(parts.clone()));
@@ -159,6 +163,7 @@ impl Live {
         self.shared.checks.send_replace(Arc::new(HealthChecker::new(&new.upstream, upstream)));
         self.shared.limits.store(Arc::new(new.limits));
         self.log.switch.set_level(new.log.level);
+        self.shared.tracing.reload(&new);
         *config = new;
         secrets.watch(&config.secrets.files);
         self.shared.publish(config, secrets);
@@ -225,6 +230,7 @@ impl Shared {
             cache,
             secret_statuses: Arc::default(),
             checks,
+            tracing: Tracing::new(config),
         };
         (shared, checker)
     }

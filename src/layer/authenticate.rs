@@ -205,7 +205,7 @@ fn authenticated(routed: Routed, caller: Caller, key: Option<Key>, known_body: K
     if matches!(caller.kind(), CallerKind::SharedSecret | CallerKind::ShellJwt | CallerKind::Kas) {
         exchange.connection.trust();
     }
-    exchange.info.update(|info| info.caller = caller.kind());
+    exchange.info.update(|info| info.set_caller(caller.kind()));
     Authenticated {
         exchange,
         route_match,

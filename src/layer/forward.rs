@@ -14,6 +14,7 @@ use tower::Service;
 
 use self::detached::run_detached;
 use super::BoxedResponse;
+use super::observe::{filtered, known_method};
 use crate::auth::CallerKind;
 use crate::auth::upstream_credential::UpstreamCredential;
 use crate::body::Body;
@@ -25,6 +26,8 @@ use crate::header::{self, REQUEST_ID};
 use crate::params;
 use crate::request_span::RequestSpan;
 use crate::route::{Access, Caching, Class, Effect};
+use crate::trace::{RequestTrace, SendTrace};
+use crate::trace_context::{TRACEPARENT, TRACESTATE};
 use crate::upstream::{SendOptions, SendReport, SendStage, Signer, Upstream, WaitPolicy};
 
 /// A shorter wait is not reported.
@@ -109,6 +112,7 @@ impl Service<Authenticated> for Forward {
                 )
             }),
             signer,
+            trace: continue_trace(&info, &mut request),
         };
         let tasks = stage.is_some().then(|| shared.tasks.clone());
         match stage.zip(tasks) {
@@ -132,6 +136,27 @@ impl Service<Authenticated> for Forward {
                 record(&info, took, report);
                 Ok(outcome?)
             }),
+        }
+    }
+}
+
+/// Tells Rails which trace the request belongs to. If it is sampled, each time that it is sent has a span, whose id
+/// Rails gets then.
+fn continue_trace(info: &SharedRequestInfo, request: &mut Request<Body>) -> Option<Arc<SendTrace>> {
+    let info = info.lock();
+    match &info.trace {
+        RequestTrace::Off | RequestTrace::NotSampled(None) => None,
+        RequestTrace::NotSampled(Some(context)) => {
+            request.headers_mut().insert(TRACEPARENT.clone(), context.to_value());
+            None
+        }
+        RequestTrace::Sampled(record) => {
+            match &record.tracestate {
+                Some(state) => request.headers_mut().insert(TRACESTATE.clone(), state.clone()),
+                None => request.headers_mut().remove(&TRACESTATE),
+            };
+            let (method, target) = (known_method(request.method()), filtered(request.uri()));
+            Some(Arc::new(SendTrace::new(record.parent_of_requests(), method, target)))
         }
     }
 }

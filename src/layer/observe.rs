@@ -13,7 +13,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http::header;
-use http::{Method, Response, StatusCode};
+use http::{Method, Response, StatusCode, Version};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tower::{Layer, Service};
@@ -25,12 +25,15 @@ use crate::failure::{Failure, FailureOrigin};
 use crate::header::REQUEST_ID;
 use crate::metrics::{FinishedRequest, WorkerMetrics};
 use crate::server::Inbound;
+use crate::trace::{RequestTrace, Tracer};
 use crate::upstream;
 
 mod access_log;
 mod in_flight;
+mod spans;
 
 pub use self::access_log::ACCESS_LOG;
+pub(super) use self::access_log::{filtered, known_method};
 use self::in_flight::{InFlightRequest, Shared};
 
 /// Puts [`Observe`] in front of a service.
@@ -47,9 +50,15 @@ pub struct Observe<S> {
 }
 
 impl ObserveLayer {
-    /// Counts in `worker_metrics`; logs every request, or only those that fail in the gateway.
-    pub fn new(worker_metrics: Arc<WorkerMetrics>, clock: Clock, logs_all: bool) -> Self {
-        Self { shared: Arc::new(Shared { worker_metrics, clock, logs_all }) }
+    /// Counts in `worker_metrics`; logs every request, or only those that fail in the gateway; traces those that
+    /// `tracer` samples.
+    pub fn new(
+        worker_metrics: Arc<WorkerMetrics>,
+        clock: Clock,
+        logs_all: bool,
+        tracer: Option<Tracer>,
+    ) -> Self {
+        Self { shared: Arc::new(Shared { worker_metrics, clock, logs_all, tracer }) }
     }
 }
 
@@ -75,8 +84,11 @@ where
 
     fn call(&mut self, inbound: Inbound) -> Self::Future {
         let Inbound { request, refusal, peer, remote_ip, scheme, connection } = inbound;
-        let exchange =
+        let mut exchange =
             Exchange { refusal, scheme, ..Exchange::new(request.map(Body::from), peer, connection) };
+        if let Some(tracer) = &self.shared.tracer {
+            begin_trace(tracer, &mut exchange);
+        }
         let request = InFlightRequest {
             shared: Arc::clone(&self.shared),
             info: exchange.info.clone(),
@@ -99,9 +111,10 @@ impl InFlightRequest {
     /// Rails has failed.
     fn finish(self, is_sent: bool) {
         self.shared.worker_metrics.in_flight.fetch_sub(1, Ordering::Relaxed);
-        let info = self.info.lock();
+        let mut info = self.info.lock();
         let client_stayed = is_sent || info.failure_origin == Some(FailureOrigin::Upstream);
-        let took = self.shared.clock.now().saturating_duration_since(self.started);
+        let ended = self.shared.clock.now();
+        let took = ended.saturating_duration_since(self.started);
         self.shared.worker_metrics.record(&FinishedRequest {
             info: &info,
             request_id: &self.request_id,
@@ -110,7 +123,26 @@ impl InFlightRequest {
             duration: took,
         });
         access_log::write(&self, &info, took, client_stayed);
+        if let RequestTrace::Sampled(record) = std::mem::take(&mut info.trace) {
+            spans::export(&self, &info, *record, ended, client_stayed);
+        }
     }
+}
+
+/// Out of line, since most gateways trace nothing.
+#[cold]
+fn begin_trace(tracer: &Tracer, exchange: &mut Exchange) {
+    let mut trace = tracer.begin(exchange.request.headers_mut());
+    if let Some(record) = trace.record() {
+        let version = match exchange.request.version() {
+            Version::HTTP_10 => "1.0",
+            Version::HTTP_2 => "2",
+            _ => "1.1",
+        };
+        record.of_arrival.push(("network.protocol.version", version.into()));
+        record.of_arrival.push(("url.scheme", exchange.scheme.as_str().into()));
+    }
+    exchange.info.update(|info| info.trace = trace);
 }
 
 pin_project! {

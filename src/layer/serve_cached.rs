@@ -211,13 +211,16 @@ where
         };
         outage.record_refresh(now);
         // Its own record: the caller's request has been answered.
-        let info = SharedRequestInfo::default();
+        let (info, span) = call.exchange.info.of_background("refresh");
         call.exchange.info = info.clone();
         call.wait_policy = WaitPolicy::Never;
         let fill = self.fill(call, guard);
         let cache = Arc::clone(&self.shared.cache);
         self.shared.fills.spawn(async move {
             let has_failed = is_no_answer(&fill.await);
+            if let Some(span) = span {
+                span.end(has_failed.then(String::new));
+            }
             cache.count_refresh(match info.lock().cache {
                 CacheOutcome::Stored => RefreshOutcome::Stored,
                 _ if has_failed => RefreshOutcome::Failed,
@@ -229,12 +232,18 @@ where
 
     /// Compares the entry that was just served with what Rails says, in the background.
     fn shadow_check(&mut self, mut call: Authenticated, key: Key, cached: Arc<Entry>) {
-        call.exchange.info = SharedRequestInfo::default();
+        let (info, trace) = call.exchange.info.of_background("shadow check");
+        call.exchange.info = info;
         call.wait_policy = WaitPolicy::Never;
         let span = call.exchange.span(&call.route_match);
         let inner = self.send_on(fill::fill_request(call, self.shared.settings.max_body));
         let check = shadow_check::shadow_check(inner, key, cached, Arc::clone(&self.shared));
-        self.shared.fills.spawn(span.around(check));
+        self.shared.fills.spawn(span.around(async move {
+            check.await;
+            if let Some(trace) = trace {
+                trace.end(None);
+            }
+        }));
     }
 
     /// Asks Rails, or waits for the caller who does. With `has_stale`, a stale entry is served if Rails
@@ -253,6 +262,7 @@ where
         match shared.cache.lead_or_follow(key, now) {
             LeaderOrFollower::Hit(hit) => immediate(Ok(replay(&hit.entry, CacheOutcome::Hit, now, &info))),
             LeaderOrFollower::Leader(guard) => {
+                info.begin_cache_span();
                 let stale = stale(guard.progress());
                 // In a task of its own, so that the followers do not depend on the leader staying
                 // connected.
@@ -266,6 +276,7 @@ where
                 Either::Right(Either::Right(Box::pin(span.around(or_stale(result, stale, shared, info)))))
             }
             LeaderOrFollower::Follower(waiter) => {
+                info.begin_cache_span();
                 let inner = self.inner.clone();
                 let stale = stale(waiter.progress());
                 call.received_at = Some(now);
@@ -281,6 +292,9 @@ where
         guard: FillGuard,
     ) -> impl Future<Output = LayerResult> + use<S> {
         call.progress = Some(Arc::clone(guard.progress()));
+        if let Some(record) = call.exchange.info.lock().trace.record() {
+            guard.progress().set_trace(record.parent_of_requests().context);
+        }
         let caching = call.route_match.route.caching;
         let span = call.exchange.span(&call.route_match);
         let info = call.exchange.info.clone();
@@ -302,7 +316,11 @@ where
     S: Service<Authenticated, Response = Response<Body>, Error = Failure>,
 {
     let info = call.exchange.info.clone();
+    let progress = Arc::clone(waiter.progress());
     let outcome = tokio::time::timeout(shared.settings.wait, waiter.outcome()).await;
+    if let Some(record) = info.lock().trace.record() {
+        record.shared_with = progress.trace();
+    }
     match outcome.unwrap_or(FillOutcome::NotShared) {
         // It may have expired since, or by a clock that was set ahead while it came.
         FillOutcome::Stored(entry) if !shared.cache.has_expired(&entry) => {

@@ -89,7 +89,7 @@ where
 
 #[tokio::test]
 async fn all_layers_but_two_are_ready_when_the_next_one_is() {
-    let observe = ObserveLayer::new(Arc::default(), Clock::System, false);
+    let observe = ObserveLayer::new(Arc::default(), Clock::System, false, None);
     let observe = layer_fn(|inner: MockService<Exchange>| {
         observe.layer(inner.map_err(|failure| -> Infallible { unreachable!("{failure}") }))
     });

@@ -24,6 +24,7 @@ use crate::reload::ReloadStatus;
 use crate::route::{Caching, Class};
 use crate::secret::status::SecretStatuses;
 use crate::server::{Capacity, ServerTls};
+use crate::trace::SpanQueue;
 use crate::upstream::{ClassAdmission, UpstreamState};
 
 mod listeners;
@@ -49,6 +50,8 @@ pub struct MetricSources {
     pub reload: Arc<ReloadStatus>,
     /// What may be told of the secrets.
     pub secrets: Arc<SecretStatuses>,
+    /// Spans of traces, and what became of them.
+    pub spans: Arc<SpanQueue>,
     /// When each thread last responded.
     pub heartbeats: Arc<Heartbeats>,
     /// The listeners for clients.
@@ -71,6 +74,8 @@ impl Collector for MetricSources {
         listeners::encode_certificates(&self.certificates, &mut encoder)?;
         self.encode_queues(&mut encoder)?;
         self.encode_threads(&mut encoder)?;
+        let spans = ("tracing_spans", "Spans of sampled requests, by what became of them");
+        encode_counters(&mut encoder, spans, "result", self.spans.results())?;
         reload::encode(&self.reload, &self.secrets.all(), &mut encoder)?;
         servers::encode(&self.upstream.servers(), &mut encoder)
     }

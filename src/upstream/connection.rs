@@ -24,6 +24,7 @@ mod head_state;
 mod http1;
 mod http2;
 mod limits;
+pub(super) mod plain_client;
 pub(super) mod protocol;
 pub(super) mod stats;
 mod stream;
@@ -75,6 +76,11 @@ impl ServerConnections {
             idle: (all.max_idle, all.idle_timeout),
         };
         Self { pool, made_by }
+    }
+
+    /// That of the URL of the server.
+    pub(super) fn scheme(&self) -> &'static str {
+        if self.made_by.target.is_tls { "https" } else { "http" }
     }
 
     /// Whether the others were made by the same settings.

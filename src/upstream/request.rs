@@ -7,4 +7,5 @@ mod framing;
 pub(super) mod options;
 pub(super) mod replay;
 mod send;
+mod spans;
 mod wait;

@@ -29,7 +29,13 @@ fn every_key_can_come_from_the_environment() {
         // A section that exists only because of the variable lacks others.
         let path = if key.scope.contains('[') { String::new() } else { format!("{}: ", key.path()) };
         let begin = format!("{}: {path}", key.variable().unwrap());
-        let takes_any_text = ["upstream.tls.server_name", "auth.kas.audience"].contains(&key.path().as_str());
+        let any_text = [
+            "upstream.tls.server_name",
+            "auth.kas.audience",
+            "tracing.service_name",
+            "tracing.tls.server_name",
+        ];
+        let takes_any_text = any_text.contains(&key.path().as_str());
         let is_reported = errors.iter().any(|error| error.starts_with(&begin));
         assert!(is_reported || takes_any_text, "{begin}{errors:?}");
     }
@@ -237,7 +243,7 @@ fn unknown_keys_have_a_hint() {
             "[discover]\nttl = '1s'\n",
             &[
                 "test.toml:5: discover: unknown key; known here: workers, listen, admin, hooks, upstream, auth, cache, \
-               limits, log, upgrade; there is cache.discover",
+               limits, log, upgrade, tracing; there is cache.discover",
             ],
         ),
     ] {

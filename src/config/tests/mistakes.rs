@@ -16,7 +16,7 @@ fn expected(text: &str) -> Vec<String> {
 }
 
 const MISTAKES: &str = r#"colour = "red"
-#^ colour: unknown key; known here: workers, listen, admin, hooks, upstream, auth, cache, limits, log, upgrade
+#^ colour: unknown key; known here: workers, listen, admin, hooks, upstream, auth, cache, limits, log, upgrade, tracing
 
 [[listen]]
 #^ listen.address: is required: an IP address with a port, unix: and an absolute path, or systemd: and a name, such as "127.0.0.1:8181"
@@ -423,4 +423,89 @@ fn the_rest_of_a_broken_file_is_still_read() {
 fn a_missing_file_is_reported() {
     let errors = load(Path::new("/nowhere/railgate.toml")).unwrap_err().to_string();
     assert!(errors.starts_with("/nowhere/railgate.toml: cannot be read: No such file"), "{errors}");
+}
+
+#[test]
+fn tracing_needs_a_collector_and_usable_headers() {
+    let files = Files::new();
+    for (name, text) in [
+        ("no_colon", "Authorization Bearer hidden\n"),
+        ("no_name", "a: b\n: hidden\n"),
+        ("bad_name", "\n\nX Key: hidden\n"),
+        ("control", "X-Key: hidd\u{1}en\n"),
+        ("own", "Content-Type: hidden\n"),
+    ] {
+        files.write(name, text);
+    }
+    let url = "endpoint = 'http://127.0.0.1:4318'\n";
+    for (text, expected) in [
+        ("", "tracing.endpoint: is required in [tracing]: where the collector takes OTLP over HTTP"),
+        (
+            "endpoint = '127.0.0.1:4318'",
+            "tracing.endpoint: must begin with http://, https:// or http+unix://",
+        ),
+        ("endpoint = 4318", "tracing.endpoint: expected a URL in quotes, such as \"http://127.0.0.1:4318\""),
+        (
+            "endpoint = 'http://127.0.0.1:8181'",
+            "tracing.endpoint: leads to the gateway's own listener on 127.0.0.1:8181",
+        ),
+        (
+            "URLsample_ratio = 2",
+            "tracing.sample_ratio: expected a number from 0 to 1, such as 0.01, found the number 2",
+        ),
+        (
+            "URLsample_ratio = -0.1",
+            "tracing.sample_ratio: expected a number from 0 to 1, such as 0.01, found",
+        ),
+        ("URLsample_ratio = nan", "tracing.sample_ratio: expected a number from 0 to 1, such as 0.01, found"),
+        (
+            "URLsample_ratio = '1%'",
+            "tracing.sample_ratio: expected a number from 0 to 1, such as 0.01, found",
+        ),
+        ("URLsample_ratio = 0x1", "tracing.sample_ratio: expected a number from 0 to 1, such as 0.01, found"),
+        ("URLservice_name = ''", "tracing.service_name: expected a name of 1 to 255 characters"),
+        ("URLqueue = 0", "tracing.queue: expected a whole number from 1 to 1000000"),
+        ("URLtimeout = '0s'", "tracing.timeout: expected a duration from 1ms to 1h"),
+        ("URLprotocol = 'grpc'", "tracing.protocol: unknown key; known here: endpoint, tls, sample_ratio"),
+        ("URLheaders_file = 'DIR/missing'", "tracing.headers_file: DIR/missing cannot be read"),
+        (
+            "URLheaders_file = 'DIR/no_colon'",
+            "tracing.headers_file: DIR/no_colon has no header in line 1; write NAME: VALUE",
+        ),
+        (
+            "URLheaders_file = 'DIR/no_name'",
+            "tracing.headers_file: DIR/no_name has no header in line 2; write NAME: VALUE",
+        ),
+        (
+            "URLheaders_file = 'DIR/bad_name'",
+            "tracing.headers_file: DIR/bad_name has no header in line 3; write NAME: VALUE",
+        ),
+        (
+            "URLheaders_file = 'DIR/control'",
+            "tracing.headers_file: DIR/control has no header in line 1; write NAME: VALUE",
+        ),
+        (
+            "URLheaders_file = 'DIR/own'",
+            "tracing.headers_file: DIR/own sets content-type in line 1, which the gateway sets itself",
+        ),
+        ("URL[tracing.tls]", "tracing.tls: is for a url that begins with https://"),
+        (
+            "endpoint = 'https://c:4318'\n[tracing.tls]\nca_file = 'DIR/client.key'",
+            "tracing.tls.ca_file: DIR/client.key holds no certificate",
+        ),
+        (
+            "endpoint = 'https://c:4318'\n[tracing.tls]\nkey_file = 'DIR/client.key'",
+            "tracing.tls: certificate_file and key_file go together",
+        ),
+    ] {
+        let text = format!("{BASE}[tracing]\n{}", text.replace("URL", url));
+        let errors = files.errors(&text);
+        assert!(errors.len() == 1 && errors[0].contains(expected), "{text}\n{errors:?}");
+        assert!(!errors[0].contains("hidd"), "{errors:?}");
+    }
+    for (ratio, expected) in [("0", 0.0), ("1", 1.0), ("1.0", 1.0), ("0.25", 0.25), ("1e-3", 0.001)] {
+        let config = files.load(&format!("{BASE}[tracing]\n{url}sample_ratio = {ratio}"));
+        let ratio = config.tracing.unwrap().sample_ratio;
+        assert!((ratio - expected).abs() < 1e-12, "{ratio}");
+    }
 }

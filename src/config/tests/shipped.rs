@@ -31,6 +31,7 @@ fn the_annotated_file_has_the_defaults() {
         limits,
         log,
         upgrade_socket,
+        tracing,
     } = annotated;
     assert!(
         admin.token.is_none() && admin.hosts.is_empty() && hooks.is_none() && upstream_credential.is_none()
@@ -50,6 +51,7 @@ fn the_annotated_file_has_the_defaults() {
     assert_eq!(cache, cache::CacheSettings::default());
     assert_eq!((secrets.overlap, secrets.files.len()), (SecretSettings::default().overlap, 1));
     assert_eq!(limits, ServerLimits::default());
+    assert!(tracing.is_none());
     assert_eq!((log, upgrade_socket), (LogSettings::default(), None));
 }
 
@@ -59,6 +61,7 @@ fn every_key_of_the_annotated_file_is_accepted() {
     let text = uncommented()
         .replace("127.0.0.1:9181", "unix:/run/railgate/admin.sock")
         .replace("127.0.0.1:8282", "unix:/run/railgate/hooks.sock")
+        .replace("http://127.0.0.1:4318", "https://127.0.0.1:4318")
         // Either one server or several.
         .replace("url = \"http+unix://%2Fvar%2Fopt%2Fgitlab%2Fgitlab-workhorse%2Fsockets%2Fsocket\"\n", "");
     let settings = Files::new().load(&text);
@@ -88,6 +91,11 @@ fn every_key_of_the_annotated_file_is_accepted() {
         shown(upstream::EjectionSettings::default(), upstream::HealthCheckSettings::default())
     );
     assert_eq!(settings.upstream.host.as_deref(), Some("gitlab.example.com"));
+    let tracing = settings.tracing.unwrap();
+    assert!(tracing.collector.tls.is_some() && tracing.sample_ratio < 0.011 && tracing.queue == 2048);
+    assert_eq!(tracing.headers["authorization"], "Bearer c0llector");
+    assert_eq!(tracing.headers["x-scope-orgid"], "a");
+    assert!(!format!("{tracing:?}").contains("c0llector"));
     assert_eq!(settings.auth.kas.unwrap().audience.as_deref(), Some("gitlab"));
 }
 

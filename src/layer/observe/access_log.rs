@@ -33,10 +33,10 @@ const SHOWN: [(&str, ValueCheck); 7] = [
 const FILTERED: &str = "[FILTERED]";
 
 /// Bytes of a `User-Agent` that are logged. Those of GitLab's components have fewer than 100.
-const MAX_USER_AGENT: usize = 256;
+pub(super) const MAX_USER_AGENT: usize = 256;
 
 /// Bytes of an error that are logged. Some errors quote the other side, certificates included.
-const MAX_ERROR: usize = 1024;
+pub(super) const MAX_ERROR: usize = 1024;
 
 /// Writes the line: at error if the gateway is responsible for a failure, at warn if Rails is, else at info.
 pub(super) fn write(request: &InFlightRequest, info: &RequestInfo, took: Duration, client_stayed: bool) {
@@ -46,6 +46,7 @@ pub(super) fn write(request: &InFlightRequest, info: &RequestInfo, took: Duratio
             tracing::$level!(
                 target: ACCESS_LOG,
                 correlation_id = request.request_id.as_str(),
+                trace_id = info.trace.sampled_id().map(tracing::field::display),
                 method = known_method(&request.method),
                 uri = filtered(&request.uri),
                 status = if client_stayed { request.status.map(|status| status.as_u16()) } else { Some(499) },
@@ -77,7 +78,7 @@ pub(super) fn write(request: &InFlightRequest, info: &RequestInfo, took: Duratio
 }
 
 /// The path and the query, without the parts that are not known to be harmless.
-fn filtered(uri: &Uri) -> String {
+pub(in crate::layer) fn filtered(uri: &Uri) -> String {
     let mut shown = String::with_capacity(128);
     push_parts(&mut shown, uri.path().split('/'), ["", "/"], push_segment);
     if let Some(query) = uri.query() {
@@ -175,7 +176,7 @@ fn is_typed_id(value: &str) -> bool {
 }
 
 /// A method that is in use; any other word could be anything.
-fn known_method(method: &Method) -> &str {
+pub(in crate::layer) fn known_method(method: &Method) -> &str {
     let known = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", REFUSED];
     known.into_iter().find(|known| *known == method.as_str()).unwrap_or(FILTERED)
 }

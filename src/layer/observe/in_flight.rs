@@ -11,6 +11,7 @@ use crate::clock::Clock;
 use crate::exchange::SharedRequestInfo;
 use crate::header::RequestId;
 use crate::metrics::WorkerMetrics;
+use crate::trace::Tracer;
 
 /// What is kept of a request until its response is sent.
 #[derive(Debug)]
@@ -33,4 +34,6 @@ pub(super) struct Shared {
     pub(super) clock: Clock,
     /// Whether successful requests are logged too.
     pub(super) logs_all: bool,
+    /// Decides which requests are sampled, if any are.
+    pub(super) tracer: Option<Tracer>,
 }

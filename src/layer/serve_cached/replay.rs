@@ -18,7 +18,7 @@ pub(super) fn replay_shared(
     shared: &ServeCachedShared,
     info: &SharedRequestInfo,
 ) -> Response<Body> {
-    info.update(|info| info.cache = CacheOutcome::Shared);
+    info.update(|info| info.set_cache(CacheOutcome::Shared));
     entry.to_response(entry.age(shared.clock.now()), CacheOutcome::Shared.cache_status()).map(Body::from)
 }
 
@@ -29,7 +29,7 @@ pub(super) fn replay(
     now: Instant,
     info: &SharedRequestInfo,
 ) -> Response<Body> {
-    info.update(|info| info.cache = outcome);
+    info.update(|info| info.set_cache(outcome));
     let mut status = BytesMut::with_capacity(64);
     status.extend_from_slice(b"railgate; hit; ttl=");
     status.extend_from_slice(itoa::Buffer::new().format(entry.remaining_ttl_s(now)).as_bytes());
@@ -48,7 +48,7 @@ pub(super) fn with_cache_status(
     outcome: CacheOutcome,
     info: &SharedRequestInfo,
 ) -> Response<Body> {
-    info.update(|info| info.cache = outcome);
+    info.update(|info| info.set_cache(outcome));
     response.headers_mut().append(CACHE_STATUS.clone(), outcome.cache_status());
     response
 }

@@ -17,6 +17,7 @@ use crate::metrics::{MetricSources, Metrics};
 use crate::reload::{Reload, ReloadError, ReloadStatus, Reloaded};
 use crate::secret::{BearerToken, ShellSecret};
 use crate::stack::testing::{EventLog, connect, exchange};
+use crate::trace::SpanQueue;
 use crate::upstream::{UpstreamSettings, UpstreamState, UpstreamTarget};
 
 type OperationRequest = Request<Limited<Incoming>>;
@@ -47,6 +48,7 @@ fn admin() -> Admin {
         log: Arc::default(),
         reload: Arc::new(ReloadStatus::new(0)),
         secrets: Arc::default(),
+        spans: Arc::new(SpanQueue::new(1)),
         heartbeats: Arc::clone(&heartbeats),
         clients: Vec::new(),
         others: Vec::new(),

@@ -17,6 +17,7 @@ use super::stream::{UpstreamSocket, UpstreamStream};
 use super::target::UpstreamAddress;
 use super::tls::Tls;
 use crate::clock::Clock;
+use crate::trace::{ActiveSpan, SpanKind, SpanParent};
 use crate::upstream::settings::UpstreamServerSettings;
 
 /// Makes connections to one address.
@@ -127,6 +128,19 @@ impl Connector {
             *self.preferred.lock() = Some((address, Clock::System.now() + PREFERRED_TTL));
         }
     }
+}
+
+/// Makes a connection, with a span if the request that needs it is sampled.
+pub(super) async fn traced<T>(
+    parent: Option<&SpanParent>,
+    connect: impl Future<Output = Result<T, ConnectError>>,
+) -> Result<T, ConnectError> {
+    let span = parent.map(|parent| ActiveSpan::begin(parent, "connect", SpanKind::Internal));
+    let outcome = connect.await;
+    if let Some(span) = span {
+        span.end(outcome.as_ref().err().map(ToString::to_string));
+    }
+    outcome
 }
 
 /// How long an address that accepted is tried before one that was silent.

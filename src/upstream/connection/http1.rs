@@ -22,7 +22,7 @@ use hyper::client::conn::http1;
 use parking_lot::Mutex;
 use tokio::task::AbortHandle;
 
-use super::connector::Connector;
+use super::connector::{Connector, traced};
 use super::error::{ConnectError, ExchangeError, SendError};
 use super::head_state::HeadState;
 use super::limits::http1_builder;
@@ -96,7 +96,7 @@ impl Http1Pool {
                 },
             }
         }
-        match Box::pin(self.connect()).await {
+        match Box::pin(traced(request.extensions().get(), self.connect())).await {
             Ok(pooled) => pooled.send_first(request, sending).await,
             Err(error) => Err(SendError::Connect(error, request)),
         }
@@ -117,7 +117,7 @@ impl Http1Pool {
         sending: &BodyTransfer,
     ) -> Result<Response<Body>, SendError> {
         request.headers_mut().append(header::CONNECTION, HeaderValue::from_static("close"));
-        match Box::pin(self.connect_unpooled()).await {
+        match Box::pin(traced(request.extensions().get(), self.connect_unpooled())).await {
             Ok(pooled) => pooled.send_first(request, sending).await,
             Err(error) => Err(SendError::Connect(error, request)),
         }

@@ -15,7 +15,7 @@ use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::sync::Mutex;
 
-use super::connector::Connector;
+use super::connector::{Connector, traced};
 use super::error::{ConnectError, ExchangeError, SendError};
 use super::limits::HEAD_BUFFER;
 use super::stats::ConnectionStats;
@@ -23,6 +23,7 @@ use super::stream::UpstreamStream;
 use crate::body::{Body, BodyDriver};
 use crate::header::mark_credentials;
 use crate::route::Class;
+use crate::trace::SpanParent;
 
 /// How often an idle or silent connection is checked with a PING, and how long the answer may take.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
@@ -74,7 +75,7 @@ impl Http2Connections {
     ) -> Result<Response<Body>, SendError> {
         let mut request = self.to_http2(request);
         for _ in 0..MAX_CONNECTION_TRIES {
-            let mut sender = match self.sender(class).await {
+            let mut sender = match self.sender(class, request.extensions().get()).await {
                 Ok(sender) => sender,
                 Err(error) => return Err(SendError::Connect(error, Box::new(request))),
             };
@@ -127,10 +128,10 @@ impl Http2Connections {
 
     /// Makes a connection for the class, if there is none.
     pub(super) async fn preconnect(&self, class: Class) -> Result<(), ConnectError> {
-        self.sender(class).await.map(drop)
+        self.sender(class, None).await.map(drop)
     }
 
-    async fn sender(&self, class: Class) -> Result<Sender, ConnectError> {
+    async fn sender(&self, class: Class, parent: Option<&SpanParent>) -> Result<Sender, ConnectError> {
         let slot = class.of(&self.slots);
         let failures = slot.failures.load(Ordering::Relaxed);
         let mut sender = slot.sender.lock().await;
@@ -142,7 +143,7 @@ impl Http2Connections {
         {
             return Err(error.for_waiters(None));
         }
-        let (new, connection) = self.connect().await.inspect_err(|error| {
+        let (new, connection) = traced(parent, self.connect()).await.inspect_err(|error| {
             *slot.failure.lock() = Some(error.clone());
             slot.failures.fetch_add(1, Ordering::Relaxed);
         })?;

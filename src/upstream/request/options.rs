@@ -9,6 +9,7 @@ use http::header::HeaderMap;
 
 use crate::progress::Progress;
 use crate::route::Class;
+use crate::trace::SendTrace;
 
 /// What the sender has to know of a request beyond the request itself.
 #[derive(Clone, Debug)]
@@ -36,6 +37,8 @@ pub struct SendOptions {
     pub signer: Option<Signer>,
     /// Where it is noted whether Rails has the request, if it goes on without its client from then on.
     pub stage: Option<Arc<SendStage>>,
+    /// Makes its spans, if it is sampled.
+    pub trace: Option<Arc<SendTrace>>,
 }
 
 /// How far a request has come whose client may leave.
@@ -96,6 +99,7 @@ impl Default for SendOptions {
             credential_expires_in: None,
             signer: None,
             stage: None,
+            trace: None,
         }
     }
 }

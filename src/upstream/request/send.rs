@@ -13,6 +13,7 @@ use super::deadlines::Deadlines;
 use super::framing::prepare_framing;
 use super::options::{SendOptions, SendReport, Signer};
 use super::replay::ReplayCopy;
+use super::spans::{begin_attempt, begin_wait, end_attempt, end_wait};
 use crate::body::Body;
 use crate::clock::Clock;
 use crate::route::Class;
@@ -226,7 +227,10 @@ impl<'r> RetryLoop<'r> {
             if let Some(progress) = &self.options.progress {
                 progress.record_sent(sent, server.state.health.last_answer());
             }
-            match server.attempt(request, self.options, deadlines).await {
+            let span = begin_attempt(self.options, server, &mut request);
+            let outcome = server.attempt(request, self.options, deadlines).await;
+            end_attempt(span, &outcome);
+            match outcome {
                 Err(AttemptError::NotSent(error, unsent)) => {
                     server.state.count_unreachable(&error);
                     let earlier = unreachable.map(|(error, _)| error);
@@ -320,8 +324,10 @@ impl<'r> RetryLoop<'r> {
     }
 
     async fn wait_for_rails(&mut self) -> Result<(), Error> {
-        self.connected_to =
-            self.upstream.wait_for_rails(self.options.class, &self.deadlines, self.report).await?;
+        let span = begin_wait(self.options, "hold");
+        let waited = self.upstream.wait_for_rails(self.options.class, &self.deadlines, self.report).await;
+        end_wait(span, &waited);
+        self.connected_to = waited?;
         self.tried = ServerSet::default();
         Ok(())
     }

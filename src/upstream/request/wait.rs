@@ -7,6 +7,7 @@ use http::Response;
 use super::connect_failure::ConnectFailure;
 use super::deadlines::Deadlines;
 use super::options::{SendOptions, SendReport, WaitPolicy};
+use super::spans::{begin_wait, end_wait};
 use crate::body::Permit;
 use crate::clock::Clock;
 use crate::route::Class;
@@ -48,15 +49,17 @@ impl Upstream {
         {
             return Ok(permit);
         }
-        let begun = now();
+        let (begun, span) = (now(), begin_wait(options, "queue"));
         let permit =
             Box::pin(deadlines.within_send_by(class.admit(options.wait_policy != WaitPolicy::Never))).await;
         report.waited += now().saturating_duration_since(begun);
-        match permit {
+        let admitted = match permit {
             Some(Ok(permit)) if !deadlines.has_total_ended() => Ok(permit),
             Some(Err(shed)) => Err(Error::Shed(shed)),
             _ => Err(self.deadline_error(deadlines)),
-        }
+        };
+        end_wait(span, &admitted);
+        admitted
     }
 
     /// Waits until Rails is reachable again, and returns the index of a server that accepts connections. `None` if

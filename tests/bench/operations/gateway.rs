@@ -185,6 +185,7 @@ impl Gateway {
             forward_prefixes: Vec::new(),
             worker_metrics: Arc::new(WorkerMetrics::default()),
             log_requests: false,
+            tracer: None,
             pseudonym: railgate::header::via::Pseudonym::random(),
             clock: Clock::Manual(ManualClock::at(Clock::System.unix_seconds())),
             fills: TaskTracker::new(),
