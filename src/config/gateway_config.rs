@@ -1,5 +1,6 @@
 //! The result of reading a configuration: one field for each module that has settings.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::secret::files::SecretFile;
@@ -35,7 +36,7 @@ pub struct GatewayConfig {
     /// The socket by which the next process takes over. Without it, an upgrade takes a restart.
     pub upgrade_socket: Option<server::ListenAddress>,
     /// Which requests are traced. Without it, none is.
-    pub tracing: Option<crate::otlp::TracingSettings>,
+    pub tracing: Option<Arc<crate::otlp::TracingSettings>>,
 }
 
 /// Where the secrets come from.

@@ -1,6 +1,7 @@
 //! `[tracing]`: which requests are traced, and where their spans are sent.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
@@ -22,7 +23,7 @@ pub(super) fn tracing(
     document: &Document<'_>,
     root: &mut Section<'_, '_>,
     own: &[ListenAddress],
-) -> Option<TracingSettings> {
+) -> Option<Arc<TracingSettings>> {
     let mut section = root.section("tracing")?;
     if !section.has("endpoint") {
         let message = "is required in [tracing]: where the collector takes OTLP over HTTP, such as \"http://127.0.0.1:4318\"";
@@ -60,7 +61,7 @@ pub(super) fn tracing(
         document.error(endpoint.offset, &endpoint.key, message);
     }
     let tls = tls?.into_iter().next()?;
-    Some(TracingSettings {
+    Some(Arc::new(TracingSettings {
         collector: UpstreamServerSettings { target: endpoint.value, tls, is_backup: false },
         headers,
         sample_ratio,
@@ -68,7 +69,7 @@ pub(super) fn tracing(
         timeout,
         interval,
         queue,
-    })
+    }))
 }
 
 /// The headers in a file, one in each line. Their values are not quoted in errors, since they may be secret.

@@ -38,7 +38,7 @@ impl Tracing {
     /// By these settings from now on.
     pub(crate) fn reload(&self, config: &GatewayConfig) {
         self.queue.set_max(config.tracing.as_ref().map_or(0, |settings| settings.queue));
-        self.settings.send_replace(config.tracing.clone().map(Arc::new));
+        self.settings.send_replace(config.tracing.clone());
     }
 
     /// What decides on the requests of a worker.
