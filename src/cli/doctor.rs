@@ -1,10 +1,13 @@
 //! `railgate doctor`: looks at this machine, sends each server of Rails the requests that an experienced operator
 //! would try first, looks at the counters of a running gateway, and prints what is wrong and what to do.
 
+mod alerts;
 mod diagnose;
 mod finding;
 mod machine;
+mod prometheus;
 mod running;
+mod scrape;
 
 use std::net::IpAddr;
 use std::process::ExitCode;
@@ -24,6 +27,7 @@ use serde_json::{Value, json};
 
 use self::diagnose::{ProbeCredential, ProbeResponse, ProbeResults};
 use self::finding::{Finding, Level};
+use self::scrape::Scrape;
 use super::client;
 use super::config_file::ConfigFile;
 use super::output::{print_config_error, print_line};
@@ -38,6 +42,9 @@ pub(super) struct Options {
     /// Print the findings as JSON
     #[arg(long)]
     json: bool,
+    /// Ask the Prometheus at this URL for its alerts, too
+    #[arg(long, value_name = "URL")]
+    prometheus: Option<String>,
 }
 
 /// What was found so far. As text, each finding is printed at once.
@@ -92,6 +99,9 @@ pub(super) fn main(options: &Options) -> ExitCode {
     }
     let subject = format!("the gateway on {}", config.admin.address);
     report.add(&subject, examine_gateway(config));
+    if let Some(url) = &options.prometheus {
+        report.add(&format!("the alerts of {url}"), prometheus::examine(url));
+    }
     report.end()
 }
 
@@ -103,7 +113,11 @@ fn examine_gateway(config: &GatewayConfig) -> Vec<Finding> {
     });
     match metrics {
         Ok((StatusCode::OK, text)) => {
-            running::findings(&String::from_utf8_lossy(&text), config.hooks.is_some())
+            let text = String::from_utf8_lossy(&text);
+            let scrape = Scrape::parse(&text);
+            let mut found = running::findings(&scrape, config.hooks.is_some());
+            found.extend(alerts::findings(&scrape, since_epoch().as_secs_f64()));
+            found
         }
         Ok((status, _)) => {
             vec![Finding::failed(
@@ -216,7 +230,10 @@ fn advice_for(error: &Error) -> String {
     error.hint().unwrap_or(advice).to_owned()
 }
 
+fn since_epoch() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
 fn now() -> i64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(now.as_secs()).unwrap_or(i64::MAX)
+    i64::try_from(since_epoch().as_secs()).unwrap_or(i64::MAX)
 }

@@ -8,9 +8,10 @@ use socket2::{Domain, Socket, Type};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::certificates::CertificateAuthority;
-use super::client::{Address, Request};
+use super::client::{Address, Request, eventually};
+use super::demo::Process;
 use super::fake_rails::{FakeRails, ROOT_KEY, ReceivedRequest, Reply, gitlab};
-use super::harness::{Scratch, Setup};
+use super::harness::{Harness, Scratch, Setup};
 
 struct Operator {
     dir: Scratch,
@@ -25,16 +26,19 @@ impl Operator {
 
     /// Runs the command. Returns whether it succeeded, and its output.
     async fn examine(&self, upstream: &str, more: &str) -> (bool, String) {
+        self.examine_with(&self.config(upstream, more), &[]).await
+    }
+
+    fn config(&self, upstream: &str, more: &str) -> String {
         let secret = self.dir.file("shell_secret");
         // Where no gateway runs.
         let admin = self.dir.file("none.sock");
-        let config = format!(
+        format!(
             "{upstream}\n[auth.shell]\nsecret_file = '{}'\naccept = ['jwt', 'shared_secret']\n[admin]\naddress = \
              'unix:{}'\n{more}",
             secret.display(),
             admin.display()
-        );
-        self.examine_with(&config, &[]).await
+        )
     }
 
     async fn examine_with(&self, config: &str, options: &[&str]) -> (bool, String) {
@@ -253,4 +257,85 @@ async fn a_running_gateway_is_examined() {
     harness.wait_for_metric(same, 1).await;
     let (is_healthy, output) = operator.examine_with(&config, &[]).await;
     assert!(is_healthy && output.contains("all 1 answers from memory"), "{output}");
+}
+
+/// A gateway with a certificate that expires tomorrow, and its configuration as the doctor needs it.
+async fn with_old_certificate() -> (Harness, String) {
+    let setup = Setup::new();
+    let files = CertificateAuthority::new().issue_for_days(&setup.dir, "localhost", -80..1);
+    let [certificate, key] = files.map(|file| file.display().to_string());
+    let setup = setup.tcp(format!("tls = {{ certificate_file = {certificate:?}, key_file = {key:?} }}"));
+    let rails = FakeRails::listen_tcp().await;
+    let config = setup.config(&rails.address);
+    let harness = setup.start_with(rails);
+    let Address::Tcp(admin) = &harness.gateway.admin else { unreachable!() };
+    let config = config.replace("admin.address = \"127.0.0.1:0\"", &format!("admin.address = '{admin}'"));
+    (harness, config)
+}
+
+#[tokio::test]
+async fn alerts_that_hold_are_named_with_their_rows() {
+    let (harness, config) = with_old_certificate().await;
+    let Address::Tcp(listener) = &harness.gateway.tcp else { unreachable!() };
+    let (is_healthy, output) = Operator::new().examine_with(&config, &[]).await;
+    for words in [
+        format!("RailgateCertificateExpires: the certificate of {listener} expires in 1.0 days"),
+        "its row of \"At 3 a.m.\" is deploy/README.md#certificate".to_owned(),
+    ] {
+        assert!(!is_healthy && output.contains(&words), "{output}");
+    }
+    assert_eq!(output.matches("Railgate").count(), 1, "{output}");
+}
+
+/// Debian's, with the rules of `deploy/prometheus`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_prometheus_is_asked_for_its_alerts() {
+    let (harness, config) = with_old_certificate().await;
+    let operator = Operator::new();
+    let Address::Tcp(admin) = &harness.gateway.admin else { unreachable!() };
+    let rules = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/prometheus/railgate.rules.yaml");
+    let settings = format!(
+        "global: {{scrape_interval: 1s, evaluation_interval: 1s}}\nrule_files: [{rules:?}]\nscrape_configs: \
+         [{{job_name: railgate, static_configs: [{{targets: [\"{admin}\"]}}]}}]\n"
+    );
+    let (file, data) = (operator.dir.file("prometheus.yml"), operator.dir.file("data"));
+    fs::write(&file, settings).unwrap();
+    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut command = Command::new("prometheus");
+    command.arg(format!("--config.file={}", file.display()));
+    command.arg(format!("--storage.tsdb.path={}", data.display()));
+    command.arg(format!("--web.listen-address={address}"));
+    let prometheus = Process::spawn_piped(command);
+    let url = format!("http://{address}");
+    let options = ["--prometheus", &url];
+    let (is_healthy, output) = eventually(&prometheus.printed(), async || {
+        let found = operator.examine_with(&config, &options).await;
+        found.1.contains("RailgateCertificateExpires: The certificate of").then_some(found)
+    })
+    .await;
+    assert!(!is_healthy && output.contains("is deploy/README.md#certificate"), "{output}");
+    assert!(output.contains(&format!("the alerts of {url}:")), "{output}");
+}
+
+#[tokio::test]
+async fn a_prometheus_that_does_not_answer_is_reported() {
+    let operator = Operator::new();
+    let rails = FakeRails::listen_tcp().await;
+    let upstream = format!("upstream.url = '{}'", rails.address.url());
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let other = rails_with(|_| Reply::json(200, "{}")).await;
+    let refusing =
+        rails_with(|_| Reply::json(422, r#"{"status":"error","error":"no such\u001b type"}"#)).await;
+    let empty = rails_with(|_| Reply::json(200, r#"{"data":{"groups":[]}}"#)).await;
+    for (url, words) in [
+        (format!("http://{closed}"), "it cannot be asked: "),
+        ("ftp://prometheus".to_owned(), "must begin with http://"),
+        (other.address.url(), "it is no Prometheus"),
+        (refusing.address.url(), "it does not tell its alerts: 422 Unprocessable Entity: no such type"),
+        (empty.address.url(), "it has no alerts of railgate"),
+    ] {
+        let config = operator.config(&upstream, "");
+        let (is_healthy, output) = operator.examine_with(&config, &["--prometheus", &url]).await;
+        assert!(!is_healthy && output.contains(words), "{url}: {output}");
+    }
 }

@@ -1,32 +1,26 @@
 //! What a running gateway with this configuration counts.
 
 use super::finding::Finding;
+use super::scrape::Scrape;
 
-/// By the text of its `/metrics`. `has_hooks`: the configuration has `[hooks]`.
-pub(super) fn findings(metrics: &str, has_hooks: bool) -> Vec<Finding> {
-    let sum = |name: &str, label: &str| sum(metrics, name, label);
+/// By its `/metrics`. `has_hooks`: the configuration has `[hooks]`.
+pub(super) fn findings(scrape: &Scrape<'_>, has_hooks: bool) -> Vec<Finding> {
+    let sum = |name: &str| scrape.sum(name);
+    let compared = |result| scrape.sum_where("railgate_shadow_checks_total", "result", result);
     let mut found = Vec::new();
     if has_hooks {
-        found.push(check_hooks(sum("railgate_hooks_total", ""), sum("railgate_hooks_refused_total", "")));
+        found.push(check_hooks(sum("railgate_hooks_total"), sum("railgate_hooks_refused_total")));
     }
-    let wrong: f64 =
-        ["revoked", "changed", "new"].iter().map(|result| sum("railgate_shadow_checks_total", result)).sum();
-    let failed = sum("railgate_shadow_checks_total", "failed");
-    found.push(check_cache(wrong, sum("railgate_shadow_checks_total", "") - failed));
-    if sum("railgate_upstream_away", "") > 0.0 {
-        found.push(Finding::failed(
-            "the running gateway finds Rails away",
-            "see the findings about its servers, and \"At 3 a.m.\" in deploy/README.md",
-        ));
-    }
-    let stalls = sum("railgate_thread_stalls_total", "");
+    let wrong: f64 = ["revoked", "changed", "new"].into_iter().map(compared).sum();
+    found.push(check_cache(wrong, sum("railgate_shadow_checks_total") - compared("failed")));
+    let stalls = sum("railgate_thread_stalls_total");
     if stalls > 0.0 {
         found.push(Finding::warning(
             format!("threads of the running gateway have hung {stalls} times"),
             Some("its log names them: `a thread hangs`"),
         ));
     }
-    let dropped = sum("railgate_log_dropped_total", "");
+    let dropped = sum("railgate_log_dropped_total");
     if dropped > 0.0 {
         found.push(Finding::warning(
             format!("{dropped} lines of its log were dropped, since nothing read them fast enough"),
@@ -72,18 +66,6 @@ fn check_cache(wrong: f64, compared: f64) -> Finding {
     }
 }
 
-/// The sum of the series of this name that have `label` as the value of some label, or of all if it is empty.
-fn sum(metrics: &str, name: &str, label: &str) -> f64 {
-    let series = metrics.lines().filter_map(|line| {
-        let rest = line.strip_prefix(name)?;
-        let (labels, value) = rest.rsplit_once(' ')?;
-        let is_of_name = labels.is_empty() || labels.starts_with('{');
-        let is_chosen = label.is_empty() || labels.contains(&format!("=\"{label}\""));
-        (is_of_name && is_chosen).then(|| value.parse::<f64>().ok())?
-    });
-    series.sum()
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::finding::Level;
@@ -114,13 +96,12 @@ mod tests {
                 Level::Warning,
                 "1 of 10 answers",
             ),
-            ("railgate_upstream_away 1\n", Level::Failed, "finds Rails away"),
             ("railgate_thread_stalls_total{thread=\"worker-0\"} 1\n", Level::Warning, "have hung 1 times"),
         ] {
-            let found = findings(metrics, true);
+            let found = findings(&Scrape::parse(metrics), true);
             let is_there = |finding: &Finding| finding.level == level && finding.summary.contains(words);
             assert!(found.iter().any(is_there), "{words}: {found:?}");
         }
-        assert!(!findings("", false).iter().any(|finding| finding.summary.contains("Hook")));
+        assert!(!findings(&Scrape::parse(""), false).iter().any(|finding| finding.summary.contains("Hook")));
     }
 }
