@@ -186,7 +186,7 @@ impl Gateway {
             None => None,
         };
         // Before operators or hooks can purge anything.
-        if let Some(warm) = WarmRestart::new(&live.config()) {
+        if let Some(warm) = live.config().as_ref().and_then(WarmRestart::new) {
             warm.load(Arc::clone(&cache)).await;
         }
         let ending = Arc::<Ending>::default();
@@ -226,7 +226,7 @@ impl Gateway {
         // Purges go on after their clients have disconnected, and purged entries must not be saved.
         cache.wait_for_blocking_tasks().await;
         // By the secret of now. What is in use is with the process that has taken over.
-        if let Some(warm) = WarmRestart::new(&live.config()).filter(|_| !is_replaced) {
+        if let Some(warm) = live.config().as_ref().and_then(WarmRestart::new).filter(|_| !is_replaced) {
             warm.save(Arc::clone(&cache)).await;
         }
         // Freeing a million entries takes seconds; the caller does not wait for it.
@@ -312,4 +312,28 @@ fn workers(sockets: &mut BoundSockets, live: &Live, heartbeats: &Heartbeats) -> 
         fills: stack.parts.fills.clone(),
     };
     running.workers.iter().zip(&heartbeats.0).map(worker).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Where the secret is looked for on a disk that hangs, too.
+    #[test]
+    fn the_end_does_not_wait_for_files_that_are_being_read() {
+        let secret = std::env::temp_dir().join(format!("railgate-hanging-{}", std::process::id()));
+        std::fs::write(&secret, "s3cret").unwrap();
+        let text = format!(
+            "upstream.url = \"http://127.0.0.1:1\"\nauth.shell.secret_file = {secret:?}\n\
+             listen = [{{ address = \"127.0.0.1:0\" }}]\nadmin.address = \"127.0.0.1:0\""
+        );
+        let config = crate::config::parse("test.toml", &text).unwrap().config;
+        std::fs::remove_file(secret).unwrap();
+        let gateway = Gateway::bind(config, Arc::default()).unwrap();
+        assert!(gateway.live.config().is_some());
+        let reading = gateway.live.running.lock();
+        let other = std::thread::scope(|scope| scope.spawn(|| gateway.live.config()).join().unwrap());
+        drop(reading);
+        assert!(other.is_none());
+    }
 }

@@ -7,6 +7,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
@@ -92,10 +93,11 @@ impl Live {
     ) -> Arc<Self> {
         let pseudonym = Pseudonym::random();
         Arc::new_cyclic(|live: &Weak<Self>| {
+            let refresher = SecretRefresher::new(Weak::<Self>::clone(live));
             let worker = |_| {
                 let parts = StackParts {
                     auth: Arc::clone(&shared.auth),
-                    secrets: SecretRefresher::new(Weak::<Self>::clone(live)),
+                    secrets: refresher.clone(),
                     bodies: Arc::clone(bodies),
                     cache: Arc::clone(&shared.cache),
                     cache_settings: config.cache.clone(),
@@ -124,9 +126,13 @@ impl Live {
         self.manager.get().cloned().unwrap_or_default()
     }
 
-    /// What is in effect now.
-    pub(crate) fn config(&self) -> GatewayConfig {
-        self.running.lock().config.clone()
+    /// What is in effect now. `None` if the files of secrets are being read just now, and their disk hangs.
+    pub(crate) fn config(&self) -> Option<GatewayConfig> {
+        let running = self.running.try_lock_for(MAX_LOCK_WAIT);
+        if running.is_none() {
+            tracing::error!("files of secrets cannot be read to their end: does their disk hang?");
+        }
+        running.map(|running| running.config.clone())
     }
 
     /// Takes over a configuration, and returns the keys that need a restart for that.
@@ -286,6 +292,9 @@ impl RefreshSecrets for Live {
         self.check_secrets(false);
     }
 }
+
+/// For files of secrets that are being read.
+const MAX_LOCK_WAIT: Duration = Duration::from_secs(1);
 
 /// Who may use the admin listener.
 fn admin_access(config: &GatewayConfig, is_local_only: bool) -> AdminAccess {

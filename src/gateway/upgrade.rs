@@ -165,7 +165,7 @@ impl NextProcess {
 async fn hand_over(live: &Live, successor: Successor, shutdown: &CancellationToken) -> bool {
     let (cache, process) = (&live.shared.cache, successor.process());
     cache.wait_for_blocking_tasks().await;
-    let warm = WarmRestart::new(&live.config());
+    let warm = live.config().as_ref().and_then(WarmRestart::new);
     if let Some(warm) = warm.clone() {
         warm.save(Arc::clone(cache)).await;
     }

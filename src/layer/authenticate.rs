@@ -22,6 +22,7 @@ use crate::exchange::{Authenticated, KnownBody, Routed};
 use crate::failure::Failure;
 use crate::params::Params;
 use crate::secret::refresh::SecretRefresher;
+use crate::server::ConnectionHandle;
 use crate::upstream::WaitPolicy;
 
 /// Puts [`Authenticate`] in front of a service.
@@ -93,20 +94,30 @@ where
                 let key = Key::new(routed.route_match.route.caching, &query);
                 Either::Right(Either::Left(self.inner.call(authenticated(routed, caller, key, known_body))))
             }
+            AuthOutcome::Rejected(Rejection::Wrong) => {
+                let retry = self.retry();
+                let known_body = if has_body { KnownBody::Unknown } else { KnownBody::None };
+                let call = async move { retry.with_current_secrets(routed, (encoding, known_body)).await };
+                Either::Right(Either::Right(Box::pin(call)))
+            }
             AuthOutcome::Rejected(rejection) => {
                 immediate(Err(Failure::unauthorized(routed.route_match.route.access, rejection)))
             }
             AuthOutcome::BodyNeeded => {
-                // A clone takes the place of the service, so that what that has reserved is free while the
-                // body is read; then the future reserves for itself.
-                let inner = self.inner.clone();
-                self.inner = inner.clone();
-                let (checker, bodies) = (self.checker.clone(), Arc::clone(&self.bodies));
-                Either::Right(Either::Right(Box::pin(read_and_authenticate(
-                    inner, checker, bodies, routed, encoding,
-                ))))
+                let retry = self.retry();
+                Either::Right(Either::Right(Box::pin(async move { retry.with_body(routed, encoding).await })))
             }
         }
+    }
+}
+
+impl<S: Clone> Authenticate<S> {
+    /// A clone takes the place of the service, so that what that has reserved is free meanwhile; then the future
+    /// reserves for itself.
+    fn retry(&mut self) -> Retry<S> {
+        let inner = self.inner.clone();
+        self.inner = inner.clone();
+        Retry { inner, checker: self.checker.clone(), bodies: Arc::clone(&self.bodies) }
     }
 }
 
@@ -149,18 +160,14 @@ fn query(routed: &Routed) -> &[u8] {
 }
 
 impl Checker {
-    /// A credential that was made with a secret of a moment from now is no wrong one.
     fn check(&self, routed: &Routed, query: &Params<'_>, body: AuthBody<'_>) -> AuthOutcome {
-        let auth = self.auth.load();
-        let outcome = check_credential(&auth, routed, query, body, &self.clock);
-        if matches!(outcome, AuthOutcome::Rejected(Rejection::Wrong)) {
-            self.secrets.refresh();
-            let current = self.auth.load();
-            if !Arc::ptr_eq(&auth, &current) {
-                return check_credential(&current, routed, query, body, &self.clock);
-            }
-        }
-        outcome
+        check_credential(&self.auth.load(), routed, query, body, &self.clock)
+    }
+
+    /// A credential that was made with a secret of a moment from now is no wrong one: looks at the files of secrets.
+    async fn look_at_secrets(&self, connection: ConnectionHandle) {
+        let _looks = connection.working_locally();
+        self.secrets.refresh().await;
     }
 }
 
@@ -219,36 +226,65 @@ fn authenticated(routed: Routed, caller: Caller, key: Option<Key>, known_body: K
     }
 }
 
-/// Reads the body, authenticates again, and forwards the body unchanged.
-async fn read_and_authenticate<S>(
+/// Authenticates a caller who needs more than a look at the head.
+struct Retry<S> {
     inner: S,
     checker: Checker,
     bodies: Arc<UnverifiedBodies>,
-    mut routed: Routed,
-    encoding: Option<BodyEncoding>,
-) -> super::LayerResult
+}
+
+impl<S> Retry<S>
 where
     S: Service<Authenticated, Response = http::Response<Body>, Error = Failure>,
 {
-    let body = std::mem::take(routed.exchange.request.body_mut());
-    let body_read = routed.exchange.connection.working_locally();
-    let max_body = checker.auth.load().max_body;
-    let read = bodies.read(body, max_body).await?;
-    drop(body_read);
-    let (body, known_body) = match encoding {
-        Some(BodyEncoding::Urlencoded) => (AuthBody::Form(&read), KnownBody::Form(read.clone())),
-        Some(BodyEncoding::Json) => (AuthBody::Json(&read), KnownBody::Unknown),
-        None => (AuthBody::Irrelevant, KnownBody::Unknown),
-    };
-    let query = Params::parse(query(&routed));
-    match checker.check(&routed, &query, body) {
-        AuthOutcome::Accepted(caller) => {
-            let key = Key::new(routed.route_match.route.caching, &query);
-            *routed.exchange.request.body_mut() = Body::from(read);
-            inner.oneshot(authenticated(routed, caller, key, known_body)).await
+    /// Authenticates again once the files of secrets were looked at.
+    async fn with_current_secrets(
+        self,
+        routed: Routed,
+        (encoding, known_body): (Option<BodyEncoding>, KnownBody),
+    ) -> super::LayerResult {
+        self.checker.look_at_secrets(routed.exchange.connection.clone()).await;
+        let body = if encoding.is_some() { AuthBody::Unread } else { AuthBody::Irrelevant };
+        let query = Params::parse(query(&routed));
+        match self.checker.check(&routed, &query, body) {
+            AuthOutcome::Accepted(caller) => {
+                let key = Key::new(routed.route_match.route.caching, &query);
+                self.inner.oneshot(authenticated(routed, caller, key, known_body)).await
+            }
+            AuthOutcome::Rejected(rejection) => {
+                Err(Failure::unauthorized(routed.route_match.route.access, rejection))
+            }
+            AuthOutcome::BodyNeeded => self.with_body(routed, encoding).await,
         }
-        AuthOutcome::Rejected(rejection) => Err(Failure::Unauthorized(rejection)),
-        AuthOutcome::BodyNeeded => Err(Failure::Unauthorized(Rejection::Missing)),
+    }
+
+    /// Reads the body, authenticates again, and forwards the body unchanged.
+    async fn with_body(self, mut routed: Routed, encoding: Option<BodyEncoding>) -> super::LayerResult {
+        let body = std::mem::take(routed.exchange.request.body_mut());
+        let body_read = routed.exchange.connection.working_locally();
+        let max_body = self.checker.auth.load().max_body;
+        let read = self.bodies.read(body, max_body).await?;
+        drop(body_read);
+        let (body, known_body) = match encoding {
+            Some(BodyEncoding::Urlencoded) => (AuthBody::Form(&read), KnownBody::Form(read.clone())),
+            Some(BodyEncoding::Json) => (AuthBody::Json(&read), KnownBody::Unknown),
+            None => (AuthBody::Irrelevant, KnownBody::Unknown),
+        };
+        let mut outcome = self.checker.check(&routed, &Params::parse(query(&routed)), body);
+        if matches!(outcome, AuthOutcome::Rejected(Rejection::Wrong)) {
+            self.checker.look_at_secrets(routed.exchange.connection.clone()).await;
+            outcome = self.checker.check(&routed, &Params::parse(query(&routed)), body);
+        }
+        match outcome {
+            AuthOutcome::Accepted(caller) => {
+                let query = Params::parse(query(&routed));
+                let key = Key::new(routed.route_match.route.caching, &query);
+                *routed.exchange.request.body_mut() = Body::from(read);
+                self.inner.oneshot(authenticated(routed, caller, key, known_body)).await
+            }
+            AuthOutcome::Rejected(rejection) => Err(Failure::Unauthorized(rejection)),
+            AuthOutcome::BodyNeeded => Err(Failure::Unauthorized(Rejection::Missing)),
+        }
     }
 }
 

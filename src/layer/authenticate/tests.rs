@@ -5,9 +5,11 @@ use crate::exchange::Exchange;
 use crate::layer::testing::{MockHandle, is_idle, mock_service};
 use crate::route;
 use crate::secret::ShellSecret;
+use crate::secret::refresh::RefreshSecrets;
 use crate::server::ConnectionHandle;
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 const MAX_BODY: usize = 64;
 
@@ -27,6 +29,39 @@ fn layer() -> AuthenticateLayer {
         bodies,
         SecretRefresher::default(),
     )
+}
+
+/// Hangs until the test has ended, or for so long that it fails.
+#[derive(Debug)]
+struct HangingDisk {
+    end: std::sync::Mutex<std::sync::mpsc::Receiver<()>>,
+    has_ended: AtomicBool,
+}
+
+impl RefreshSecrets for HangingDisk {
+    fn refresh(&self) {
+        let _ = self.end.lock().unwrap().recv_timeout(std::time::Duration::from_secs(10));
+        self.has_ended.store(true, Ordering::Relaxed);
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_secret_is_refused_while_the_disk_with_the_right_one_hangs() {
+    let (_goes_on, end) = std::sync::mpsc::channel();
+    let disk = Arc::new(HangingDisk { end: std::sync::Mutex::new(end), has_ended: AtomicBool::new(false) });
+    let mut layer = layer();
+    let watcher: std::sync::Weak<dyn RefreshSecrets> = Arc::<HangingDisk>::downgrade(&disk);
+    layer.checker.secrets = SecretRefresher::new(watcher);
+    let wrong = ("gitlab-shared-secret", "YW5vdGhlcg==");
+    for call in [
+        routed(Method::GET, "/check", &[wrong], ""),
+        routed(Method::POST, "/allowed", &[FORM], "secret_token=bad"),
+    ] {
+        let (inner, _handle): (_, MockHandle<Authenticated>) = mock_service();
+        let outcome = layer.layer(inner).oneshot(call).await;
+        assert!(matches!(outcome, Err(Failure::Unauthorized(Rejection::Wrong))), "{outcome:?}");
+    }
+    assert!(!disk.has_ended.load(Ordering::Relaxed));
 }
 
 fn routed(method: Method, path: &str, headers: &[(&str, &str)], body: &str) -> Routed {
