@@ -70,16 +70,19 @@ impl Excerpt {
     }
 }
 
-/// A secret that was written into the file by mistake, or a password in a URL, is not shown.
+/// A secret that was written into the file by mistake, or a password in a URL, is not shown, nor what is behind it.
 fn without_secrets(line: &str) -> String {
-    let Some((key, value)) = line.split_once('=') else { return line.to_owned() };
-    let key_name = key.trim().to_ascii_lowercase();
-    let is_path = key_name.ends_with("_file");
-    let has_secret_name = ["secret", "token", "password", "key"].iter().any(|word| key_name.contains(word));
-    if has_secret_name && !is_path || value.contains('@') || value.contains("whsec_") {
-        return format!("{key}= …");
-    }
-    line.to_owned()
+    let assignments = line.match_indices('=').filter_map(|(at, _)| line.split_at_checked(at));
+    let may_show = |(before, value): &(&str, &str)| {
+        let name = before.trim_end().trim_end_matches(['"', '\'']);
+        let name = name.rsplit(|c: char| !c.is_alphanumeric() && !matches!(c, '_' | '-' | '.')).next();
+        let name = name.unwrap_or_default().to_ascii_lowercase();
+        let has_secret_name = ["secret", "token", "password", "key"].iter().any(|word| name.contains(word));
+        let is_path = name.ends_with("_file");
+        (!has_secret_name || is_path) && !value.contains('@') && !value.contains("whsec_")
+    };
+    let hidden = { assignments }.find(|assignment| !may_show(assignment));
+    hidden.map_or_else(|| line.to_owned(), |(before, _)| format!("{before}= …"))
 }
 
 impl fmt::Display for Excerpt {
@@ -122,8 +125,15 @@ mod tests {
 
     #[test]
     fn a_secret_is_not_shown() {
-        for line in ["secret = \"s3cret\"", "hook_token='s3cret'", "url = \"http://u:s3cret@h\""] {
-            let key = line.split(['=', ' ']).next().unwrap();
+        for (line, key) in [
+            ("secret = \"s3cret\"", "secret"),
+            ("hook_token='s3cret'", "hook_token"),
+            ("url = \"http://u:s3cret@h\"", "url"),
+            ("upstream = { url = \"http://u:s3cret@h\" }", "upstream"),
+            ("shell = { secret = \"s3cret\" }", "secret"),
+            ("shell = { secret_file = \"f\", \"secret\" = \"s3cret\" }", "shell"),
+            ("url = \"http://a\", auth.token=\"s3cret\"", "url"),
+        ] {
             let shown = shown(line, key, key).unwrap();
             assert!(!shown.contains("s3cret") && shown.contains('^') && shown.contains('…'), "{shown}");
         }

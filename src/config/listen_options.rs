@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 
 use super::accounts;
 use super::document::{Document, Located, Section};
@@ -119,11 +119,23 @@ fn network(text: &str) -> Result<IpNet, String> {
     })?;
     let exact = network.trunc();
     if exact == network {
-        Ok(network)
+        Ok(without_mapping(network))
     } else {
         Err(format!("{text:?} has bits beyond its prefix; write \"{exact}\""))
     }
 }
+
+/// An IPv4 network that is written as one of IPv6, as `[::]` shows its peers, is compared with what it stands for.
+fn without_mapping(network: IpNet) -> IpNet {
+    let IpNet::V6(mapped) = network else { return network };
+    let address = mapped.addr().to_ipv4_mapped();
+    let prefix = mapped.prefix_len().checked_sub(MAPPED_PREFIX);
+    let unmapped = address.zip(prefix).and_then(|(address, prefix)| Ipv4Net::new(address, prefix).ok());
+    unmapped.map_or(network, IpNet::V4)
+}
+
+/// Of `::ffff:0:0/96`.
+const MAPPED_PREFIX: u8 = 96;
 
 /// `[listen.tls]`. Certificates are read here, so that mistakes in them are reported before anything runs.
 fn tls(document: &Document<'_>, mut section: Section<'_, '_>) -> Option<ServerTls> {
@@ -217,4 +229,27 @@ fn validity_warning(tls: &ServerTls, now: i64) -> Option<String> {
 /// Whether users other than the owner and its group may read it.
 fn is_open_to_all(file: &Path) -> bool {
     std::fs::metadata(file).is_ok_and(|metadata| metadata.permissions().mode() & 0o004 != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn networks_are_compared_as_what_they_stand_for() {
+        for (text, expected) in [
+            ("10.0.0.0/8", "10.0.0.0/8"),
+            ("::ffff:10.0.0.0/104", "10.0.0.0/8"),
+            ("::ffff:0:0/96", "0.0.0.0/0"),
+            ("::ffff:192.0.2.7/128", "192.0.2.7/32"),
+            ("::ffff:192.0.2.7", "192.0.2.7/32"),
+            ("2001:db8::/32", "2001:db8::/32"),
+            ("::/0", "::/0"),
+        ] {
+            assert_eq!(network(text), Ok(expected.parse().unwrap()), "{text}");
+        }
+        for text in ["10.0.0.1/8", "::ffff:10.0.0.1/104", "10.0.0.0/33", "::/129", "fe80::1%eth0", "a"] {
+            assert!(network(text).is_err(), "{text}");
+        }
+    }
 }
