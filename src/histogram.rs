@@ -41,6 +41,12 @@ impl<const N: usize> Default for Histogram<N> {
 }
 
 impl<const N: usize> Histogram<N> {
+    /// Which bucket a duration belongs to, counted from the lowest.
+    pub fn bucket_of(duration: Duration, bounds: &Bounds<N>) -> usize {
+        let ns = nanoseconds(duration);
+        bounds.iter().position(|bound| ns <= *bound).unwrap_or(N)
+    }
+
     /// Counts a duration, on any thread.
     pub fn observe(&self, duration: Duration, bounds: &Bounds<N>) {
         let ns = nanoseconds(duration);
@@ -124,6 +130,8 @@ mod tests {
             assert_eq!(count, 6);
             let counts: Vec<u64> = buckets.iter().map(|(_, count)| *count).collect();
             assert_eq!(counts, [2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 2]);
+            let bucket = |us| Histogram::bucket_of(Duration::from_micros(us), &UPSTREAM_BOUNDS);
+            assert_eq!([1, 1_000, 1_001, 60_000_000, 60_000_001].map(bucket), [0, 0, 1, 11, 12]);
             assert_eq!(buckets.first().map(|(bound, _)| *bound), Some(0.001));
             assert_eq!(buckets.last().map(|(bound, _)| *bound), Some(f64::INFINITY));
         }

@@ -3,6 +3,7 @@
 //! closed enums, so that no caller can make new series.
 
 mod encode;
+mod exemplars;
 mod exposition;
 mod process;
 mod sources;
@@ -83,7 +84,10 @@ impl Metrics {
         let mut text = String::new();
         // Writing to a String cannot fail.
         let _ = prometheus_client::encoding::text::encode(&mut text, &self.registry);
-        format.convert(text)
+        match format {
+            ExpositionFormat::OpenMetrics => exemplars::append(text, &self.workers.sum().exemplars),
+            ExpositionFormat::Text => format.convert(text),
+        }
     }
 }
 

@@ -94,6 +94,7 @@ mod gateway {
     mod tls;
     mod tolerated_requests;
     mod tolerated_responses;
+    mod trace_export;
     mod traces;
     mod trailers;
     mod unauthenticated_clients;

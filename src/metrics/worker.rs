@@ -8,11 +8,13 @@ use std::time::Duration;
 use http::StatusCode;
 use parking_lot::Mutex;
 
+use super::exemplars::{self, BucketKey, Exemplar, ExemplarFamily, Exemplars};
 use crate::auth::{CallerKind, Rejection};
 use crate::clock::Clock;
 use crate::exchange::{CacheOutcome, RequestInfo};
 use crate::header::RequestId;
 use crate::histogram::{Bounds, Histogram, UPSTREAM_BOUNDS, micros};
+use crate::trace_context::TraceId;
 
 /// A request that has ended, for its counters.
 #[derive(Debug)]
@@ -85,6 +87,7 @@ pub(super) struct RequestMetrics {
     pub(super) auth_refusals: MapBy<&'static str, u64>,
     pub(super) failures: MapBy<&'static str, u64>,
     pub(super) clients_gone: u64,
+    pub(super) exemplars: Exemplars,
     /// From the oldest to the latest.
     pub(super) last_failed: VecDeque<FailedRequest>,
 }
@@ -137,6 +140,27 @@ impl RequestMetrics {
             });
         }
         self.clients_gone += u64::from(!client_stayed);
+        if let Some(trace_id) = info.trace.sampled_id() {
+            self.keep_exemplars(info, *duration, trace_id);
+        }
+    }
+
+    #[cold]
+    fn keep_exemplars(&mut self, info: &RequestInfo, duration: Duration, trace_id: TraceId) {
+        let (route, at) = (info.route.unwrap_or("none"), Clock::System.unix_time());
+        let mut keep = |bucket: BucketKey, value| {
+            self.exemplars.insert(bucket, Exemplar { trace_id, value, at });
+        };
+        if matches!(info.cache, CacheOutcome::Hit | CacheOutcome::StaleWhileRevalidate) {
+            keep((ExemplarFamily::Hit, "", Histogram::bucket_of(duration, &HIT_BOUNDS)), duration);
+        }
+        for (family, value) in
+            [(ExemplarFamily::Upstream, info.upstream_time), (ExemplarFamily::Queue, info.queue_time)]
+        {
+            if let Some(value) = value {
+                keep((family, route, Histogram::bucket_of(value, &UPSTREAM_BOUNDS)), value);
+            }
+        }
     }
 
     fn keep_failed(&mut self, request: FailedRequest) {
@@ -158,6 +182,7 @@ impl RequestMetrics {
         add_each(&mut self.auth_refusals, &other.auth_refusals);
         add_each(&mut self.failures, &other.failures);
         self.clients_gone += other.clients_gone;
+        exemplars::add(&mut self.exemplars, &other.exemplars);
         self.last_failed.extend(other.last_failed.iter().cloned());
     }
 }

@@ -83,6 +83,11 @@ impl Collector {
         let id = id.await;
         self.spans().into_iter().filter(|span| span.trace == id).collect()
     }
+
+    /// Waits for a span of this name.
+    pub async fn span_named(&self, name: &str) -> SeenSpan {
+        eventually(name, async || self.spans().into_iter().find(|span| span.name == name)).await
+    }
 }
 
 /// The spans in a request.

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::client::{Request, eventually};
+use super::collector::Collector;
 use super::fake_rails::{Reply, UNKNOWN_KEY};
 use super::harness::Harness;
 
@@ -138,4 +139,65 @@ async fn both_formats_show_the_same_series() {
     let head =
         harness.gateway.admin.send(&Request::new("HEAD", "/metrics").header("Accept", prometheus)).await;
     assert_eq!(head.header("content-type"), Some(OPENMETRICS));
+}
+
+/// A part of a line of `OpenMetrics`: series, value, and the exemplar's trace, value and time.
+fn exemplar(line: &str) -> Option<(&str, &str, f64, f64)> {
+    let (sample, exemplar) = line.split_once(" # {trace_id=\"")?;
+    let (series, count) = sample.rsplit_once(' ').unwrap();
+    assert!(count.parse::<u64>().is_ok(), "{line}");
+    let (trace, rest) = exemplar.split_once("\"} ").unwrap();
+    assert!(trace.len() == 32 && trace.bytes().all(|b| b.is_ascii_hexdigit()), "{line}");
+    let (value, time) = rest.split_once(' ').unwrap();
+    Some((series, trace, value.parse().unwrap(), time.parse().unwrap()))
+}
+
+#[tokio::test]
+async fn exemplars_lead_from_a_bucket_to_a_trace_in_openmetrics_alone() {
+    let collector = Collector::start().await;
+    let harness = collector.harness().await;
+    let trace = "0af7651916cd43dd8448eb211c80319c";
+    let traced = |request: Request| request.header("traceparent", &format!("00-{trace}-b7ad6b7169203331-01"));
+    let other = |request: Request| {
+        request.header("traceparent", "00-11111111111111111111111111111111-b7ad6b7169203331-00")
+    };
+    for request in [
+        traced(Request::get("discover?key_id=1").with_secret()),
+        traced(Request::get("discover?key_id=1").with_secret()),
+        // Not sampled, so it leaves none.
+        other(Request::get("discover?key_id=1").with_secret()),
+        other(Request::post("allowed").with_secret().json("{}")),
+    ] {
+        assert_eq!(harness.send(&request).await.status, 200);
+    }
+    harness.wait_for_metric("railgate_requests_in_flight", 0).await;
+    let scrape = async |accept: &str| {
+        let request = Request::new("GET", "/metrics").header("Accept", accept);
+        let response = harness.gateway.admin.send(&request).await;
+        (response.header("content-type").unwrap().to_owned(), response.text().to_owned())
+    };
+    let (kind, classic) = scrape("text/plain").await;
+    assert!(kind == CLASSIC && !classic.contains(" # ") && !classic.contains(trace), "{classic}");
+    parse(&classic);
+    let (kind, open) = scrape("application/openmetrics-text").await;
+    assert!(kind == OPENMETRICS && open.ends_with("# EOF\n"));
+    let found: Vec<_> = open.lines().filter_map(exemplar).collect();
+    let names: Vec<_> = found.iter().map(|(series, ..)| series.split('{').next().unwrap()).collect();
+    assert_eq!(names, ["railgate_hit_duration_seconds_bucket", "railgate_upstream_duration_seconds_bucket"]);
+    let mut lower = 0.0;
+    for line in open.lines().filter(|line| !line.starts_with('#')) {
+        let label = |name: &str| Some(line.split_once(&format!("{name}=\""))?.1.split('"').next().unwrap());
+        let upper = label("le").map(|le| le.parse().unwrap_or(f64::INFINITY));
+        if let Some((series, id, value, time)) = exemplar(line) {
+            assert_eq!(id, trace);
+            assert!(lower < value && value <= upper.unwrap(), "{lower} {line}");
+            let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs_f64();
+            assert!((time - now).abs() < 300.0, "{line}");
+            assert!(!series.contains("route=") || label("route") == Some("discover"), "{line}");
+        }
+        lower = upper.filter(|upper| upper.is_finite()).unwrap_or(0.0);
+    }
+    // But for the exemplars, it is what it was.
+    let without: String = open.lines().flat_map(|line| [line.split(" # {").next().unwrap(), "\n"]).collect();
+    assert!(without.contains("railgate_hit_duration_seconds_count 2\n"), "{without}");
 }

@@ -1,10 +1,15 @@
 //! Traces: which requests are sampled, what Rails is told, and the spans that are made.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
+use serde_json::json;
 
-use super::client::Request;
-use super::collector::{Collector, assert_nested, named, resource_of};
-use super::fake_rails::ReceivedRequest;
+use super::client::{Address, Request, eventually};
+use super::collector::{Collector, SeenSpan, assert_nested, named, resource_of};
+use super::credentials::{SHELL_HEADER, SHELL_SECRET, shell_token};
+use super::fake_rails::{Latch, ROOT_KEY, ReceivedRequest, Reply, gitlab};
+use super::harness::{RunningGateway, Setup};
 use super::log;
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
@@ -127,4 +132,298 @@ async fn a_hit_a_miss_and_a_bypass_show_what_the_cache_did() {
     assert_nested(&spans);
     let names: Vec<_> = spans.iter().map(|span| span.name.as_str()).collect();
     assert_eq!(names, ["GET", "authenticate", "GET /api/v4/internal/discover"]);
+}
+
+#[tokio::test]
+async fn a_caller_that_does_not_sample_is_followed() {
+    let collector = Collector::start().await;
+    for (ratio, is_sampled) in [("0", false), ("1", true)] {
+        let harness = collector.setup().set("tracing.sample_ratio", ratio).start().await;
+        // What the caller says passes as it is, whatever the ratio.
+        let request = allowed("not-sampled")
+            .header("traceparent", &traceparent("00"))
+            .header("tracestate", "rojo=1")
+            .header("tracestate", "congo=2");
+        let (_, seen) = harness.send_forwarded(&request).await;
+        assert_eq!(seen.header("traceparent"), Some(traceparent("00").as_str()));
+        assert_eq!(seen.header_values("tracestate"), ["rojo=1", "congo=2"]);
+        assert!(log::wait_for_request_line("not-sampled").await.get("trace_id").is_none());
+        // And what says nothing is decided here, once for all that follow.
+        let (_, seen) = harness.send_forwarded(&allowed(&format!("of-itself-{ratio}"))).await;
+        let (trace, _, flags) = told(&seen);
+        assert_eq!(flags, if is_sampled { "03" } else { "02" });
+        let line = log::wait_for_request_line(&format!("of-itself-{ratio}")).await;
+        assert_eq!(line["trace_id"].as_str(), is_sampled.then_some(trace.as_str()));
+        harness.send(&discover("sampled").header("traceparent", &traceparent("01"))).await;
+        collector.trace_of("sampled").await;
+    }
+    for span in collector.spans() {
+        let id = span.attribute("correlation_id");
+        assert!(id != Some("not-sampled") && id != Some("of-itself-0"), "{span:#?}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_traceparent_begins_a_new_trace_without_the_old_state() {
+    let collector = Collector::start().await;
+    let harness = collector.harness().await;
+    let long = format!("{}-{}", traceparent("01"), "0".repeat(4_000));
+    for (nth, bad) in [
+        "",
+        "x",
+        &traceparent("01").to_uppercase(),
+        &traceparent("01").replacen("00-", "ff-", 1),
+        &traceparent("01").replace(TRACE, &"0".repeat(32)),
+        &traceparent("01").replace(CALLER, &"0".repeat(16)),
+        &format!("{}-more", traceparent("01")),
+        &long,
+        "\u{e9}\u{e9}",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let request =
+            allowed(&format!("hostile-{nth}")).header("traceparent", bad).header("tracestate", "rojo=1");
+        let (response, seen) = harness.send_forwarded(&request).await;
+        assert_eq!(response.status, 200, "{bad}");
+        let (trace, _, flags) = told(&seen);
+        assert!(trace != TRACE && flags == "03", "{}", seen.head);
+        assert_eq!(seen.header_values("tracestate"), Vec::<&str>::new(), "{bad}");
+    }
+    let twice = allowed("twice")
+        .header("traceparent", &traceparent("01"))
+        .header("traceparent", &traceparent("00"))
+        .header("tracestate", "rojo=1");
+    let (_, seen) = harness.send_forwarded(&twice).await;
+    assert_ne!(told(&seen).0, TRACE);
+    assert_eq!(seen.header("tracestate"), None);
+    // A state that cannot be read costs the trace nothing else.
+    let many = (0..33).map(|nth| format!("k{nth}=v")).collect::<Vec<_>>().join(",");
+    for bad in [many.as_str(), "rojo", "Rojo=1", "rojo=1,rojo=2", "=", &format!("a={}", "v".repeat(257))] {
+        let request =
+            allowed("bad-state").header("traceparent", &traceparent("01")).header("tracestate", bad);
+        let (_, seen) = harness.send_forwarded(&request).await;
+        assert_eq!((told(&seen).0.as_str(), seen.header("tracestate")), (TRACE, None), "{bad}");
+    }
+}
+
+/// A refresh belongs to no caller, and must not say that it does.
+#[tokio::test]
+async fn a_refresh_has_a_trace_of_its_own_that_links_to_its_cause() {
+    let collector = Collector::start().await;
+    let setup = collector.setup().text("cache.discover.ttl", "1ms");
+    let harness = setup.text("cache.discover.stale_while_revalidate", "1h").start().await;
+    harness.send(&discover("before")).await;
+    tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    let request =
+        discover("traced-stale").header("traceparent", &traceparent("01")).header("tracestate", "a=1");
+    let response = harness.send(&request).await;
+    assert!(response.cache_status().contains("stale_while_revalidate"), "{response}");
+    harness.rails.wait_for_requests(2).await;
+    let seen = harness.rails.last_request();
+    let (trace, parent, flags) = told(&seen);
+    assert!(trace != TRACE && flags == "03", "{}", seen.head);
+    assert_eq!(seen.header("tracestate"), None, "it is of the other trace");
+    let spans = collector.trace_of("traced-stale").await;
+    assert_nested(&spans);
+    assert_eq!(named(&spans, "cache").attribute("railgate.cache"), Some("stale_while_revalidate"));
+    let server = named(&spans, "GET /api/v4/internal/discover").id.clone();
+    let refresh = collector.span_named("refresh").await;
+    assert_eq!((refresh.trace.as_str(), refresh.parent.as_str()), (trace.as_str(), ""));
+    assert_eq!(refresh.links, [(TRACE.to_owned(), server)]);
+    let own: Vec<_> = collector.spans().into_iter().filter(|span| span.trace == trace).collect();
+    assert_nested(&own);
+    assert_eq!((&named(&own, "GET").parent, &named(&own, "GET").id), (&refresh.id, &parent));
+}
+
+/// One request to Rails is in one trace; the others link to it.
+#[tokio::test]
+async fn a_caller_that_shares_an_answer_links_to_the_request_that_brought_it() {
+    let collector = Collector::start().await;
+    let harness = collector.harness().await;
+    let latch = Latch::closed();
+    let waiting = latch.clone();
+    harness.rails.respond_with(move |request| gitlab(request).after(&waiting));
+    let mut leader =
+        harness.start_request(&discover("leader").header("traceparent", &traceparent("01"))).await;
+    harness.rails.wait_for_requests(1).await;
+    let mut follower = harness.start_request(&discover("follower")).await;
+    harness.wait_for_metric("railgate_requests_in_flight", 2).await;
+    latch.open();
+    leader.read_response().await;
+    let shared = follower.read_response().await;
+    assert_eq!(shared.cache_status(), "railgate; fwd=miss; collapsed");
+    assert_eq!(harness.rails.request_count(), 1);
+    let (first, second) = (collector.trace_of("leader").await, collector.trace_of("follower").await);
+    assert_nested(&first);
+    assert_nested(&second);
+    let cache = named(&second, "cache");
+    assert_eq!(cache.attribute("railgate.cache"), Some("shared"));
+    assert_eq!(cache.links, [(TRACE.to_owned(), named(&first, "cache").id.clone())]);
+    assert_ne!(second[0].trace, TRACE);
+    assert!(second.iter().all(|span| span.kind != SpanKind::Client), "{second:#?}");
+}
+
+#[tokio::test]
+async fn a_refusal_says_why() {
+    let collector = Collector::start().await;
+    let harness = collector.harness().await;
+    harness
+        .send(&Request::get("discover?key_id=1").header("X-Request-Id", "refused"))
+        .await
+        .assert_unauthorized();
+    let spans = collector.trace_of("refused").await;
+    assert_nested(&spans);
+    let authentication = named(&spans, "authenticate");
+    assert_eq!(authentication.attribute("error.type"), Some("missing"));
+    assert!(authentication.error.is_some());
+    let server = named(&spans, "GET /api/v4/internal/discover");
+    assert_eq!(server.attribute("error.type"), Some("unauthorized"));
+    // It is the client's mistake.
+    assert_eq!((server.attribute("http.response.status_code"), &server.error), (Some("401"), &None));
+    assert_eq!(spans.len(), 2, "{spans:#?}");
+
+    harness.send(&Request::get("check;a").header("X-Request-Id", "ambiguous")).await.assert_failure(400);
+    let spans = collector.trace_of("ambiguous").await;
+    let [server] = &spans[..] else { panic!("{spans:#?}") };
+    assert_eq!((server.name.as_str(), server.attribute("http.route")), ("GET", None));
+}
+
+#[tokio::test]
+async fn each_time_that_a_request_is_sent_has_a_span() {
+    let collector = Collector::start().await;
+    let harness = collector.setup().set("upstream.resend_percent", 100).start().await;
+    harness.rails.respond_with(|request| if request.nth == 0 { Reply::hang_up() } else { gitlab(request) });
+    let response = harness.send(&discover("resent")).await;
+    assert_eq!(response.status, 200, "{response}");
+    let spans = collector.trace_of("resent").await;
+    assert_nested(&spans);
+    let attempts: Vec<_> = spans.iter().filter(|span| span.kind == SpanKind::Client).collect();
+    let [first, second] = attempts[..] else { panic!("{spans:#?}") };
+    assert_eq!(first.attribute("error.type"), Some("upstream_broke_off"));
+    assert!(first.error.is_some() && second.error.is_none() && first.end <= second.start);
+    assert_eq!(second.attribute("http.request.resend_count"), Some("1"));
+    let told: Vec<_> = harness.rails.requests().iter().map(|seen| told(seen).1).collect();
+    assert_eq!(told, [first.id.as_str(), second.id.as_str()], "each has a parent of its own");
+    let server = named(&spans, "GET /api/v4/internal/discover");
+    assert_eq!(server.attribute("railgate.resent"), Some("true"));
+}
+
+#[tokio::test]
+async fn failures_are_in_the_spans_in_which_they_happened() {
+    let collector = Collector::start().await;
+    let harness = collector.harness().await;
+    harness.rails.respond_always(Reply::hang_up());
+    harness.send(&allowed("broken")).await.assert_failure(502);
+    let spans = collector.trace_of("broken").await;
+    assert_nested(&spans);
+    let server = named(&spans, "POST /api/v4/internal/allowed");
+    assert_eq!(server.attribute("error.type"), Some("upstream_broke_off"));
+    assert!(server.error.as_ref().is_some_and(|error| !error.is_empty()), "{server:#?}");
+    assert_eq!(named(&spans, "POST").attribute("error.type"), Some("upstream_broke_off"));
+
+    harness.rails.respond_always(Reply::json(500, "{}"));
+    harness.send(&allowed("internal")).await;
+    let spans = collector.trace_of("internal").await;
+    for name in ["POST /api/v4/internal/allowed", "POST"] {
+        let span = named(&spans, name);
+        assert_eq!((span.attribute("error.type"), span.error.is_some()), (Some("500"), true), "{span:#?}");
+    }
+
+    // Nothing listens there.
+    let gateway = RunningGateway::start(collector.setup().settings(&Address::parse("127.0.0.1:1")));
+    gateway.tcp.send(&allowed("away")).await.assert_failure(503);
+    let spans = collector.trace_of("away").await;
+    assert_nested(&spans);
+    assert_eq!(named(&spans, "POST").attribute("error.type"), Some("connect"));
+    assert!(named(&spans, "connect").error.as_ref().is_some_and(|error| error.contains("refused")));
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_ends_its_spans() {
+    let collector = Collector::start().await;
+    let harness = collector.harness().await;
+    harness.rails.respond_always(Reply::silence());
+    let connection = harness.start_request(&allowed("left")).await;
+    harness.rails.wait_for_requests(1).await;
+    drop(connection);
+    let server = |span: &SeenSpan| span.attribute("correlation_id") == Some("left");
+    let trace = eventually("the span", async || collector.spans().into_iter().find(server)).await.trace;
+    // The request to Rails ends a moment later.
+    let attempt =
+        async || collector.spans().into_iter().find(|span| span.trace == trace && span.name == "POST");
+    let attempt = eventually("the span of the request to Rails", attempt).await;
+    assert_eq!(attempt.error.as_deref(), Some("given up"));
+    let spans = collector.trace_of("left").await;
+    let server = named(&spans, "POST /api/v4/internal/allowed");
+    assert_eq!(server.attribute("railgate.client_left"), Some("true"));
+}
+
+#[tokio::test]
+async fn a_wait_for_a_permit_has_a_span() {
+    let collector = Collector::start().await;
+    let setup = collector.setup().set("upstream.classes.access.concurrency", 1);
+    let harness = setup.text("upstream.classes.access.queue_timeout", "10m").start().await;
+    let latch = Latch::closed();
+    let held = latch.clone();
+    harness.rails.respond_with(move |request| gitlab(request).after(&held));
+    let mut first = harness.start_request(&allowed("first")).await;
+    harness.rails.wait_for_requests(1).await;
+    let mut second = harness.start_request(&allowed("second")).await;
+    harness.wait_for_metric(r#"railgate_upstream_queue{class="access"}"#, 1).await;
+    latch.open();
+    assert_eq!((first.read_response().await.status, second.read_response().await.status), (200, 200));
+    let spans = collector.trace_of("second").await;
+    assert_nested(&spans);
+    let (queue, attempt) = (named(&spans, "queue"), named(&spans, "POST"));
+    assert!(queue.end <= attempt.start && queue.error.is_none(), "{spans:#?}");
+    assert!(collector.trace_of("first").await.iter().all(|span| span.name != "queue"));
+}
+
+/// The bytes themselves are searched, whatever they mean.
+#[tokio::test]
+async fn nothing_secret_is_exported() {
+    let collector = Collector::start().await;
+    let file = Setup::new();
+    std::fs::write(file.dir.file("headers"), "Authorization: Bearer of-the-collector\n").unwrap();
+    let setup = collector.setup().text("tracing.headers_file", file.dir.file("headers").to_str().unwrap());
+    let harness = setup.start().await;
+    let token = shell_token(&json!({}));
+    let requests = [
+        Request::get(&format!("authorized_keys?key={ROOT_KEY}")).with_secret(),
+        Request::get(&format!("authorized_keys?key={ROOT_KEY}")).with_secret(),
+        Request::get(&format!("authorized_keys?key={ROOT_KEY}&secret_token={SHELL_SECRET}")),
+        Request::get(&format!("authorized_keys?key={ROOT_KEY};secret_token={SHELL_SECRET}")),
+        Request::get("discover?username=canary-user").with_secret(),
+        Request::get("canary-path/canary-more?canary=1").with_secret(),
+        Request::post("allowed").form(&format!("secret_token={SHELL_SECRET}&changes=canary-body")),
+        Request::post("allowed").header(SHELL_HEADER, &token).json(r#"{"canary":"canary-body"}"#),
+        Request::new("CANARY", "/api/v4/internal/check").with_secret(),
+        Request::get("check")
+            .with_secret()
+            .header("Cookie", "canary-cookie")
+            .header("X-Canary", "canary-header"),
+    ];
+    let count = requests.len();
+    for (nth, request) in requests.into_iter().enumerate() {
+        harness.send(&request.header("X-Request-Id", &format!("secret-{nth}"))).await;
+    }
+    for nth in 0..count {
+        collector.trace_of(&format!("secret-{nth}")).await;
+    }
+    let encoded = STANDARD.encode(SHELL_SECRET);
+    let key: String = ROOT_KEY.chars().skip(24).take(24).collect();
+    for request in collector.server.requests() {
+        assert_eq!(request.header("authorization"), Some("Bearer of-the-collector"));
+        let bytes = String::from_utf8_lossy(&request.body).to_ascii_lowercase();
+        let parts = token.split('.').skip(1).map(str::to_owned);
+        for secret in [SHELL_SECRET.to_owned(), encoded.clone(), key.clone(), "canary".to_owned()]
+            .into_iter()
+            .chain(parts)
+        {
+            assert!(!bytes.contains(&secret.to_ascii_lowercase()), "{secret} in {bytes}");
+        }
+    }
+    let lines = log::since(0);
+    assert!(!lines.contains("of-the-collector"));
 }
