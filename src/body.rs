@@ -86,6 +86,9 @@ pub trait BodyDriver: fmt::Debug + Send {
     /// Reads from the connection until it would block.
     fn drive(&mut self, cx: &mut Context<'_>);
 
+    /// Called for each part of the body that was received.
+    fn has_received(&mut self) {}
+
     /// Called once the whole body was received. Dropping the driver before that aborts the transfer.
     fn release(self: Box<Self>);
 }
@@ -101,6 +104,14 @@ impl Body {
         let mut body = Self { stream: Some(stream), driver: Some(driver), ..Self::default() };
         body.release_at_end();
         body
+    }
+
+    /// What a client sends; driven only over HTTP/2.
+    pub fn received(stream: Incoming, driver: Option<Box<dyn BodyDriver>>) -> Self {
+        match driver {
+            None => Self::from(stream),
+            Some(driver) => Self::driven(stream, driver),
+        }
     }
 
     /// Holds `permit` until the whole body was received, fails if no bytes arrive for `idle_timeout`, or if the
@@ -148,6 +159,9 @@ impl Body {
         if let (Poll::Pending, Some(driver)) = (&frame, &mut self.driver) {
             driver.drive(cx);
             frame = Pin::new(stream).poll_frame(cx);
+        }
+        if let (Poll::Ready(_), Some(driver)) = (&frame, &mut self.driver) {
+            driver.has_received();
         }
         match &frame {
             Poll::Ready(None) => {

@@ -10,6 +10,7 @@ mod connection;
 mod deadline_timer;
 mod gate;
 mod hangup;
+mod http2;
 mod inbound;
 mod inherited;
 mod limiter;
@@ -26,28 +27,22 @@ mod tls;
 mod unix_socket;
 pub(crate) mod wire;
 
-use std::convert::Infallible;
-use std::error::Error as StdError;
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use bytes::Bytes;
 use futures_util::future::Either;
-use http::Response;
-use http_body::Body as HttpBody;
 use parking_lot::Mutex;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tower::Service;
 
 pub use self::capacity::Capacity;
 use self::capacity::ConnectionPermit;
-pub use self::inbound::{Inbound, Peer};
+pub use self::inbound::{Inbound, Peer, RequestService};
 pub use self::inherited::InheritedSockets;
 use self::limiter::ConnectionLimiter;
 use self::listen::ListenerKind;
@@ -140,13 +135,7 @@ impl HttpServer {
     /// Accepts connections on `listener` until the server drains. All of them share the service: if each had a
     /// clone, an idle connection would keep what its clone has reserved when it was asked for readiness. It is asked
     /// for each request, and a request that it is not ready for is answered with 503.
-    pub fn serve<S, B>(&self, listener: Listener, service: S)
-    where
-        S: Service<Inbound, Response = Response<B>, Error = Infallible> + Send + 'static,
-        S::Future: Send,
-        B: HttpBody<Data = Bytes> + Send + 'static,
-        B::Error: Into<Box<dyn StdError + Send + Sync>>,
-    {
+    pub fn serve<S: RequestService>(&self, listener: Listener, service: S) {
         listener.limiter.add_registry(&self.registry);
         let server = self.clone();
         let service = Arc::new(Mutex::new(service));
@@ -159,13 +148,7 @@ impl HttpServer {
         });
     }
 
-    async fn accept<S, B>(&self, listener: &Listener, service: &Arc<Mutex<S>>)
-    where
-        S: Service<Inbound, Response = Response<B>, Error = Infallible> + Send + 'static,
-        S::Future: Send,
-        B: HttpBody<Data = Bytes> + Send + 'static,
-        B::Error: Into<Box<dyn StdError + Send + Sync>>,
-    {
+    async fn accept<S: RequestService>(&self, listener: &Listener, service: &Arc<Mutex<S>>) {
         loop {
             let accepted = match &listener.kind {
                 ListenerKind::Tcp(listener) => {
@@ -194,12 +177,12 @@ impl HttpServer {
             // After accepting, not before: a listener without new connections would hold a permit for nothing.
             if is_local || !limiter.capacity().accepts_remote_peers() {
                 let permit = limiter.acquire(is_local).await;
-                self.start((socket, peer), permit, &listener.options, service);
+                self.start((socket, peer), permit, &listener.terms(), service);
                 continue;
             }
             // It does not wait here: the next one may be local, and permits are reserved for those.
             match self.permit_or_waiting_slot(limiter).await {
-                Some(Either::Left(permit)) => self.start((socket, peer), permit, &listener.options, service),
+                Some(Either::Left(permit)) => self.start((socket, peer), permit, &listener.terms(), service),
                 Some(Either::Right(slot)) => self.queue_connection((socket, peer), slot, listener, service),
                 None => limiter.capacity().count_rejected(),
             }
@@ -227,29 +210,24 @@ impl HttpServer {
     }
 
     /// Lets a connection wait for a permit while others are accepted.
-    fn queue_connection<S, B>(
+    fn queue_connection<S: RequestService>(
         &self,
         accepted: Accepted,
         slot: OwnedSemaphorePermit,
         listener: &Listener,
         service: &Arc<Mutex<S>>,
-    ) where
-        S: Service<Inbound, Response = Response<B>, Error = Infallible> + Send + 'static,
-        S::Future: Send,
-        B: HttpBody<Data = Bytes> + Send + 'static,
-        B::Error: Into<Box<dyn StdError + Send + Sync>>,
-    {
+    ) {
         let (server, service) = (self.clone(), Arc::clone(service));
-        let (limiter, options) = (Arc::clone(&listener.limiter), Arc::clone(&listener.options));
+        let terms = listener.terms();
         self.accept_tasks.spawn(async move {
             let permit = tokio::select! {
                 () = server.stop_accepting.cancelled() => return,
-                permit = tokio::time::timeout(WAITING_TIMEOUT, limiter.acquire(false)) => permit,
+                permit = tokio::time::timeout(WAITING_TIMEOUT, terms.limiter.acquire(false)) => permit,
             };
             drop(slot);
             match permit {
-                Ok(permit) => server.start(accepted, permit, &options, &service),
-                Err(_) => limiter.capacity().count_rejected(),
+                Ok(permit) => server.start(accepted, permit, &terms, &service),
+                Err(_) => terms.limiter.capacity().count_rejected(),
             }
         });
     }

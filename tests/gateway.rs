@@ -25,6 +25,7 @@ mod gateway {
     mod collector;
     mod credentials;
     mod fake_rails;
+    mod frames;
     mod harness;
     mod log;
 
@@ -55,6 +56,8 @@ mod gateway {
     mod hooks;
     mod hpack;
     mod http2;
+    mod http2_attacks;
+    mod http2_clients;
     mod image;
     mod inspect;
     mod kas_auth;

@@ -1,5 +1,5 @@
 //! What a `[[listen]]` demands of its peers, and what it believes to them: `[listen.tls]`, `allow_peers`,
-//! `trusted_proxies`, `proxy_protocol`.
+//! `trusted_proxies`, `proxy_protocol`, `http2`.
 
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt as _;
@@ -23,7 +23,8 @@ pub(super) fn options(
     section: &mut Section<'_, '_>,
     address: Option<&ListenAddress>,
 ) -> ListenOptions {
-    let tls = section.section("tls").and_then(|section| tls(document, section));
+    let http2 = section.boolean("http2").is_some_and(|flag| flag.value);
+    let tls = section.section("tls").and_then(|section| tls(document, section, http2));
     let allow_peers = section.string_list("allow_peers");
     let allow_peers = allow_peers.map(|entries| allowed_peers(document, &entries, address));
     let proxies = section.string_list("trusted_proxies");
@@ -51,6 +52,7 @@ pub(super) fn options(
         allow_peers,
         trusted_proxies: proxies.map(Arc::new),
         proxy_protocol: proxy_protocol.is_some(),
+        http2,
     }
 }
 
@@ -138,7 +140,7 @@ fn without_mapping(network: IpNet) -> IpNet {
 const MAPPED_PREFIX: u8 = 96;
 
 /// `[listen.tls]`. Certificates are read here, so that mistakes in them are reported before anything runs.
-fn tls(document: &Document<'_>, mut section: Section<'_, '_>) -> Option<ServerTls> {
+fn tls(document: &Document<'_>, mut section: Section<'_, '_>, http2: bool) -> Option<ServerTls> {
     let mut file = |key, is_required: bool| {
         let has = section.has(key);
         if is_required && !has {
@@ -168,6 +170,7 @@ fn tls(document: &Document<'_>, mut section: Section<'_, '_>) -> Option<ServerTl
         key_file: key.value.clone(),
         client_ca_file: authority.as_ref().map(|file| file.value.clone()),
         min_version: min_version.map_or_else(TlsVersion::default, |version| version.value),
+        http2,
     };
     match ServerTls::load(settings) {
         Ok(tls) => {

@@ -94,7 +94,7 @@ pub(super) struct ClientSide {
 
 impl ClientSide {
     /// The client of a request: its address, and the scheme of its URL.
-    fn of(&self, headers: &HeaderMap) -> (Option<IpAddr>, ClientScheme) {
+    pub(super) fn of(&self, headers: &HeaderMap) -> (Option<IpAddr>, ClientScheme) {
         let Some(proxies) = &self.proxies else { return (self.peer, self.scheme) };
         let is_proxy = |address| proxies.networks.contains(address);
         let scheme = forwarded::scheme_behind(headers).unwrap_or(self.scheme);
@@ -123,7 +123,8 @@ where
         let connection = ConnectionHandle::new(&self.connection);
         let refusal = wire::refusal_in(&request);
         let (remote_ip, scheme) = self.client.of(request.headers());
-        let inbound = Inbound { request, refusal, peer: self.client.peer, remote_ip, scheme, connection };
+        let peer = self.client.peer;
+        let inbound = Inbound { request, body_driver: None, refusal, peer, remote_ip, scheme, connection };
         let mut service = self.service.lock();
         // Nothing waits for readiness here, so nothing is to be woken.
         let is_ready = service.poll_ready(&mut Context::from_waker(Waker::noop())).is_ready();
@@ -176,7 +177,7 @@ where
 }
 
 /// The response of a service that is not ready.
-fn not_ready() -> Response<Full<Bytes>> {
+pub(super) fn not_ready() -> Response<Full<Bytes>> {
     tracing::warn!("the service is not ready for a request, which is answered with 503");
     let body =
         Bytes::from_static(br#"{"message":"GitLab is busy at the moment. Please try again shortly."}"#);

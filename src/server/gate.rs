@@ -267,7 +267,7 @@ impl NextState {
 }
 
 /// Turns `progress` into an error if it was pending for `limit`.
-fn or_timed_out<T>(
+pub(super) fn or_timed_out<T>(
     progress: Poll<io::Result<T>>,
     timer: &mut DeadlineTimer,
     limit: Duration,

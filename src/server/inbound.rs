@@ -1,19 +1,49 @@
 //! A request as the server passes it to its service.
 
+use std::convert::Infallible;
+use std::error::Error as StdError;
 use std::net::IpAddr;
 
-use http::Request;
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body as HttpBody;
 use hyper::body::Incoming;
+use tower::Service;
 
 use super::registry::ConnectionHandle;
+use crate::body::BodyDriver;
 use crate::header::ClientScheme;
 use crate::refusal::Refusal;
+
+/// What answers the requests of a server.
+pub trait RequestService:
+    Service<
+        Inbound,
+        Response = Response<<Self as RequestService>::Body>,
+        Error = Infallible,
+        Future: Send + 'static,
+    > + Send
+    + 'static
+{
+    /// Of the responses.
+    type Body: HttpBody<Data = Bytes, Error: Into<Box<dyn StdError + Send + Sync>>> + Send + 'static;
+}
+
+impl<S, B> RequestService for S
+where
+    S: Service<Inbound, Response = Response<B>, Error = Infallible, Future: Send + 'static> + Send + 'static,
+    B: HttpBody<Data = Bytes, Error: Into<Box<dyn StdError + Send + Sync>>> + Send + 'static,
+{
+    type Body = B;
+}
 
 /// A request with its client connection.
 #[derive(Debug)]
 pub struct Inbound {
     /// As hyper has read it, behind the gate.
     pub request: Request<Incoming>,
+    /// Has to be driven while the body of `request` is read.
+    pub body_driver: Option<Box<dyn BodyDriver>>,
     /// Why the gate has refused the request, whose head is not in `request` then. The service answers with it.
     pub refusal: Option<Refusal>,
     /// The peer's address, or the one that a PROXY header has in its place; `None` on a unix socket.

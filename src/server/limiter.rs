@@ -71,9 +71,18 @@ impl ConnectionLimiter {
         self.acquire_or_evict(false)
     }
 
+    /// The same for one of a peer that is known.
+    pub(super) fn try_acquire_as(self: &Arc<Self>, is_trusted: bool) -> Option<ConnectionPermit> {
+        self.acquire_or_evict(is_trusted)
+    }
+
     /// Waits for a permit. `is_local`: the peer is on this machine.
     pub(super) async fn acquire(self: &Arc<Self>, is_local: bool) -> ConnectionPermit {
-        let is_trusted = is_local && self.capacity.accepts_remote_peers();
+        self.acquire_as(is_local && self.capacity.accepts_remote_peers()).await
+    }
+
+    /// Waits for a permit.
+    pub(super) async fn acquire_as(self: &Arc<Self>, is_trusted: bool) -> ConnectionPermit {
         if let Some(permit) = self.capacity.try_take(self.capacity.untrusted_limit()) {
             return permit;
         }
@@ -131,7 +140,7 @@ impl ConnectionLimiter {
         let (mut untrusted, mut idle, mut trusted) = (0, Vec::new(), Vec::new());
         for registry in &*self.registries.lock() {
             registry.for_each_connection(&self.capacity, |state| {
-                untrusted += usize::from(!state.is_trusted());
+                untrusted += if state.is_trusted() { 0 } else { state.places() };
                 let list = if state.is_trusted() { &mut trusted } else { &mut idle };
                 list.extend(state.eviction_order().map(|since| (since, Arc::downgrade(state))));
             });

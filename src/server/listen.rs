@@ -39,12 +39,14 @@ pub struct ListenOptions {
     pub trusted_proxies: Option<Arc<TrustedProxies>>,
     /// Each connection begins with a PROXY header, and only trusted proxies may connect.
     pub proxy_protocol: bool,
+    /// Clients may speak HTTP/2: if they choose it by ALPN in TLS, or else begin with its preface.
+    pub http2: bool,
 }
 
 impl ListenOptions {
-    /// Whether a connection begins with something else than HTTP.
+    /// Whether a connection begins with something else than HTTP/1, or may.
     pub(super) fn has_preamble(&self) -> bool {
-        self.tls.is_some() || self.proxy_protocol
+        self.tls.is_some() || self.proxy_protocol || self.http2
     }
 }
 
@@ -77,6 +79,13 @@ type PassedShare<'s> = (OwnedFd, Option<&'s Arc<SocketFile>>);
 #[derive(Debug)]
 pub struct Listener {
     pub(super) kind: ListenerKind,
+    pub(super) limiter: Arc<ConnectionLimiter>,
+    pub(super) options: Arc<ListenOptions>,
+}
+
+/// What holds for the connections of a listener.
+#[derive(Clone, Debug)]
+pub(super) struct ListenTerms {
     pub(super) limiter: Arc<ConnectionLimiter>,
     pub(super) options: Arc<ListenOptions>,
 }
@@ -232,6 +241,10 @@ impl Listener {
             BoundSocketKind::Unix(file, socket) => ListenerKind::Unix(file, UnixListener::from_std(socket)?),
         };
         Ok(Self { kind, limiter: socket.limiter, options: socket.options })
+    }
+
+    pub(super) fn terms(&self) -> ListenTerms {
+        ListenTerms { limiter: Arc::clone(&self.limiter), options: Arc::clone(&self.options) }
     }
 }
 

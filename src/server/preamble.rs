@@ -1,4 +1,5 @@
-//! What some connections begin with before HTTP: a PROXY header, a TLS handshake. Both have a deadline.
+//! What some connections begin with before HTTP: a PROXY header, a TLS handshake, or the preface of HTTP/2, which
+//! tells it from HTTP/1. Each has a deadline.
 //!
 //! Such a connection is behind a pointer from then on, so that there is one kind of them; a plain one is not.
 
@@ -14,13 +15,27 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio_rustls::server::TlsStream;
 
 use super::hangup::DetectHangup;
+use super::http2::PREFACE;
 use super::listen::ListenOptions;
 use super::peers::ConnectionRefusal;
 use super::proxy_header;
 use super::registry::Registration;
+use super::tls::ALPN_HTTP2;
 
 /// A connection that is ready for HTTP.
-pub(super) type PreparedSocket = Box<dyn DetectHangup + Send>;
+pub(super) struct Prepared {
+    pub(super) socket: Box<dyn DetectHangup + Send>,
+    /// The address of the client.
+    pub(super) peer: Option<IpAddr>,
+    pub(super) protocol: Protocol,
+}
+
+/// What a client speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Protocol {
+    Http1,
+    Http2,
+}
 
 /// Why a connection was closed before HTTP.
 #[derive(Debug)]
@@ -29,14 +44,14 @@ pub(super) struct PreambleError {
     pub(super) error: io::Error,
 }
 
-/// Reads the header and shakes hands, each within `limit`, as far as the listener demands it. Returns the address
-/// of the client, too.
+/// Reads the header and shakes hands, each within `limit`, as far as the listener demands it. `None` if the
+/// peer sends nothing at all.
 pub(super) async fn prepare(
     socket: impl DetectHangup + Send + 'static,
     peer: Option<IpAddr>,
     options: &ListenOptions,
     limit: Duration,
-) -> Result<(PreparedSocket, Option<IpAddr>), PreambleError> {
+) -> Result<Option<Prepared>, PreambleError> {
     let (mut socket, mut peer) = (WithReadAhead { socket, read_ahead: BytesMut::new() }, peer);
     if options.proxy_protocol {
         let is_proxy = options.trusted_proxies.as_ref().is_some_and(|proxies| proxies.trust(peer));
@@ -51,10 +66,39 @@ pub(super) async fn prepare(
         let refused = |error| PreambleError { refusal: ConnectionRefusal::ProxyHeader, error };
         peer = client.map_err(refused)?.or(peer);
     }
-    let Some(tls) = &options.tls else { return Ok((Box::new(socket), peer)) };
+    let Some(tls) = &options.tls else {
+        let protocol = if options.http2 {
+            tokio::time::timeout(limit, read_preface(&mut socket)).await.ok()
+        } else {
+            Some(Protocol::Http1)
+        };
+        return Ok(protocol.map(|protocol| Prepared { socket: Box::new(socket), peer, protocol }));
+    };
     match within(limit, tls.acceptor().accept(socket)).await {
-        Ok(stream) => Ok((Box::new(TlsSocket(stream)), peer)),
+        Ok(stream) => {
+            let is_http2 = stream.get_ref().1.alpn_protocol() == Some(ALPN_HTTP2);
+            let protocol = if is_http2 { Protocol::Http2 } else { Protocol::Http1 };
+            Ok(Some(Prepared { socket: Box::new(TlsSocket(stream)), peer, protocol }))
+        }
         Err(error) => Err(PreambleError { refusal: ConnectionRefusal::Tls, error }),
+    }
+}
+
+/// Reads until it is clear what the client speaks. What was read is read again as HTTP. The first byte nearly always
+/// suffices: no method of GitLab's clients begins as the preface does but `POST`, `PUT` and `PATCH`.
+async fn read_preface<S: DetectHangup>(socket: &mut WithReadAhead<S>) -> Protocol {
+    loop {
+        let length = socket.read_ahead.len().min(PREFACE.len());
+        match (socket.read_ahead.get(..length), PREFACE.get(length..)) {
+            (read, Some([])) if read == Some(PREFACE) => return Protocol::Http2,
+            (read, Some([_, ..])) if read == PREFACE.get(..length) => {}
+            _ => return Protocol::Http1,
+        }
+        match socket.socket.read_buf(&mut socket.read_ahead).await {
+            Ok(1..) => {}
+            // As HTTP/1, whose gate knows what to do with a connection that ends.
+            Ok(0) | Err(_) => return Protocol::Http1,
+        }
     }
 }
 

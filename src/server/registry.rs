@@ -56,6 +56,7 @@ impl ConnectionRegistry {
             has_unsent: AtomicBool::new(false),
             awaits_body: AtomicBool::new(false),
             is_eviction_requested: AtomicBool::new(false),
+            more_places: AtomicU32::new(0),
             idle_since: AtomicU64::new(capacity.age_at(now())),
             last_request: AtomicU64::new(capacity.age_at(now())),
             capacity,
@@ -157,6 +158,8 @@ pub(super) struct ConnectionState {
     /// The connection waits for the peer to send the rest of a request's body.
     awaits_body: AtomicBool,
     is_eviction_requested: AtomicBool,
+    /// Streams that count as connections, beside this one.
+    more_places: AtomicU32,
     /// When the end of a response was last sent, or the peer connected, in nanoseconds since the start of
     /// `capacity`.
     idle_since: AtomicU64,
@@ -205,6 +208,28 @@ impl ConnectionState {
     /// When the last response ended, or the peer connected.
     pub(super) fn idle_since(&self) -> Instant {
         self.capacity.started() + Duration::from_nanos(self.idle_since.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn age_at(&self, now: Instant) -> u64 {
+        self.capacity.age_at(now)
+    }
+
+    /// The time that has this age.
+    pub(super) fn time_at(&self, age: u64) -> Instant {
+        self.capacity.started() + Duration::from_nanos(age)
+    }
+
+    pub(super) fn add_place(&self) {
+        self.more_places.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn remove_place(&self) {
+        self.more_places.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// As how many connections this one counts.
+    pub(super) fn places(&self) -> usize {
+        1 + self.more_places.load(Ordering::Relaxed) as usize
     }
 
     pub(super) fn has_active_requests(&self) -> bool {

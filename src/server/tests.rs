@@ -1,5 +1,8 @@
+use std::convert::Infallible;
 use std::future::Future;
 
+use bytes::Bytes;
+use http::Response;
 use http_body_util::Full;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 use tokio::time::{Instant, sleep};
@@ -25,8 +28,7 @@ where
 /// A connection to a server with this service.
 fn connect_to<S>(service: &Arc<Mutex<S>>, buffer: usize) -> DuplexStream
 where
-    S: Service<Inbound, Response = Response<Full<Bytes>>, Error = Infallible> + Send + 'static,
-    S::Future: Send,
+    S: RequestService,
 {
     let (peer, socket) = duplex(buffer);
     let limits = ServerLimits { first_byte_timeout: IDLE, idle_timeout: IDLE, ..ServerLimits::default() };

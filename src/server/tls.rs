@@ -29,6 +29,8 @@ pub struct ServerTlsSettings {
     pub client_ca_file: Option<PathBuf>,
     /// Default: 1.2.
     pub min_version: TlsVersion,
+    /// Offer HTTP/2 beside HTTP/1.1. Default: false.
+    pub http2: bool,
 }
 
 /// A version of TLS. Older ones are not spoken.
@@ -130,8 +132,11 @@ impl ServerTls {
     }
 }
 
+/// The name of HTTP/2 in ALPN.
+pub(super) const ALPN_HTTP2: &[u8] = b"h2";
+
 fn load(settings: &ServerTlsSettings) -> Result<LoadedTls, ServerTlsError> {
-    let ServerTlsSettings { certificate_file, key_file, client_ca_file, min_version } = settings;
+    let ServerTlsSettings { certificate_file, key_file, client_ca_file, min_version, http2 } = settings;
     let of = |key, file: &Path| {
         let file = file.to_owned();
         move |error| ServerTlsError { key, file, error }
@@ -162,8 +167,8 @@ fn load(settings: &ServerTlsSettings) -> Result<LoadedTls, ServerTlsError> {
     };
     let config = builder.with_single_cert(chain, key).map_err(TlsError::Identity);
     let mut config = config.map_err(of("key_file", key_file))?;
-    // HTTP/2 is not spoken here.
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let protocols: &[&[u8]] = if *http2 { &[ALPN_HTTP2, b"http/1.1"] } else { &[b"http/1.1"] };
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
     Ok(LoadedTls { config: Arc::new(config), not_before, not_after })
 }
 

@@ -100,16 +100,28 @@ fn validate_request_line(line: &[u8], max_target: usize) -> Result<(bool, bool),
     if method.is_empty() || !is_token(method) {
         return Err(Refusal::RequestLine);
     }
-    let is_plain = method.len() <= MAX_METHOD && method.iter().all(u8::is_ascii_uppercase);
-    if !is_plain || matches!(method, b"CONNECT" | b"TRACE" | b"PRI") {
-        return Err(Refusal::Method);
-    }
+    validate_method(method)?;
     if target.is_empty() || !matches!(version, b"HTTP/1.1" | b"HTTP/1.0") {
         return Err(Refusal::RequestLine);
     }
     if !target.starts_with(b"/") && after_scheme(target).is_none() {
         return Err(Refusal::NotOriginForm);
     }
+    validate_target(target, max_target)?;
+    let needs_rewrite = !target.starts_with(b"/") || target.starts_with(b"//");
+    Ok((version == b"HTTP/1.1", needs_rewrite))
+}
+
+pub(super) fn validate_method(method: &[u8]) -> Result<(), Refusal> {
+    let is_plain = method.len() <= MAX_METHOD && method.iter().all(u8::is_ascii_uppercase);
+    if !is_plain || matches!(method, b"CONNECT" | b"TRACE" | b"PRI") {
+        return Err(Refusal::Method);
+    }
+    Ok(())
+}
+
+/// The bytes and the length of a target, in whatever form.
+pub(super) fn validate_target(target: &[u8], max_target: usize) -> Result<(), Refusal> {
     let (path, query) = target.split_at(memchr(b'?', target).unwrap_or(target.len()));
     if !is_path(path) || !is_query(query) {
         return Err(Refusal::Target);
@@ -117,8 +129,7 @@ fn validate_request_line(line: &[u8], max_target: usize) -> Result<(bool, bool),
     if path.len() > MAX_PATH || query.len() + MIN_PATH_ROOM > max_target || target.len() > max_target {
         return Err(Refusal::TargetTooLong);
     }
-    let needs_rewrite = !target.starts_with(b"/") || target.starts_with(b"//");
-    Ok((version == b"HTTP/1.1", needs_rewrite))
+    Ok(())
 }
 
 /// The part of a target in absolute-form from its authority on.
@@ -164,10 +175,16 @@ fn names_host(behind: &[u8], authority: &[u8]) -> bool {
         (None, _) if behind.starts_with(b"HTTP/1.0\r") => authority,
         _ => return false,
     };
+    are_same_host(host, authority, 80)
+}
+
+/// Whether two authorities, of a URL or a `Host`, are valid and mean the same.
+pub(super) fn are_same_host(one: &[u8], other: &[u8], default_port: u16) -> bool {
     let known = |text| std::str::from_utf8(text).ok().and_then(authority::parse_host_header);
-    match (known(host), known(authority)) {
+    match (known(one), known(other)) {
         (Some((host, port)), Some((named, named_port))) => {
-            host.eq_ignore_ascii_case(named) && port.unwrap_or(80) == named_port.unwrap_or(80)
+            host.eq_ignore_ascii_case(named)
+                && port.unwrap_or(default_port) == named_port.unwrap_or(default_port)
         }
         _ => false,
     }
@@ -188,7 +205,7 @@ const MAX_PATH: usize = 7 * 1024;
 const MIN_PATH_ROOM: usize = 1024;
 /// The longest target that Puma accepts as it is built by default.
 pub(crate) const DEFAULT_TARGET: usize = 11 * 1024;
-const MAX_HEADER_NAME: usize = 256;
+pub(super) const MAX_HEADER_NAME: usize = 256;
 
 /// The header fields that frame a message. An `Upgrade` is not one of them: a server may ignore the offer (RFC
 /// 9110 §7.8), and this one does.
@@ -234,7 +251,7 @@ impl FramingHeaders {
 }
 
 /// RFC 9110 §8.6: only digits; at most 18, so that no reader overflows.
-fn parse_length(value: &[u8]) -> Result<u64, Refusal> {
+pub(super) fn parse_length(value: &[u8]) -> Result<u64, Refusal> {
     if !(1..=18).contains(&value.len()) || !value.iter().all(u8::is_ascii_digit) {
         return Err(Refusal::ContentLength);
     }
@@ -309,6 +326,14 @@ pub(crate) const REFUSED: &str = "RAILGATE-REFUSED";
 pub(super) fn refused_head(refusal: Refusal) -> Vec<u8> {
     format!("{REFUSED} /{} HTTP/1.1\r\nhost: refused\r\nconnection: close\r\n\r\n", refusal.as_str())
         .into_bytes()
+}
+
+/// Turns a request into one that stands for its refusal, as the head of [`refused_head`] does.
+pub(super) fn to_refused(head: &mut http::request::Parts, refusal: Refusal) {
+    head.method = http::Method::from_bytes(REFUSED.as_bytes()).unwrap_or_default();
+    head.uri = format!("/{}", refusal.as_str()).parse().unwrap_or_default();
+    head.headers.clear();
+    head.headers.insert(http::header::HOST, http::HeaderValue::from_static("refused"));
 }
 
 /// The refusal that the head of a request was made for by [`refused_head`].

@@ -123,6 +123,12 @@ impl Connection {
         Ok(Self { stream, unread: BytesMut::new() })
     }
 
+    /// For a client that reads by itself.
+    pub fn into_stream(self) -> Box<dyn Stream> {
+        assert!(self.unread.is_empty());
+        self.stream
+    }
+
     /// Writes, and ignores a peer that has stopped reading: its response tells.
     pub async fn write(&mut self, bytes: &[u8]) {
         let _ = within_deadline("the peer to read", self.stream.write_all(bytes)).await;
@@ -259,6 +265,14 @@ impl Connection {
     /// Reads the next bytes, at least one.
     pub async fn read_some(&mut self) -> Vec<u8> {
         assert!(!self.unread.is_empty() || self.read_more().await, "the peer closed the connection");
+        self.unread.split().to_vec()
+    }
+
+    /// Reads what comes next; nothing at the end.
+    pub async fn read_some_or_end(&mut self) -> Vec<u8> {
+        if self.unread.is_empty() {
+            self.read_more().await;
+        }
         self.unread.split().to_vec()
     }
 

@@ -1,0 +1,279 @@
+//! A connection that speaks HTTP/2: by ALPN in TLS, or by its preface on a plain listener.
+//!
+//! hyper and h2 read and write the frames. What they do not bound is bounded here, so that a peer gets from a
+//! connection of many streams no more than from as many connections of HTTP/1: [`gate`] counts frames and has their
+//! deadlines, [`head`] judges heads as those of HTTP/1 are judged, [`streams`] has the deadlines of each stream. A
+//! stream beside others takes a place of the listener, as one more connection.
+
+mod frames;
+mod gate;
+mod head;
+mod streams;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use futures_util::future::Either;
+use futures_util::stream::FuturesUnordered;
+use http::{Request, Response, header};
+use hyper::body::Incoming;
+use hyper::server::conn::http2;
+use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
+use pin_project_lite::pin_project;
+use tokio::sync::Semaphore;
+
+pub(super) use self::frames::PREFACE;
+use self::gate::FrameGate;
+use self::streams::{
+    OwnedStreams, RequestBodyWatch, Stream, StreamBody, StreamExecutor, StreamTask, Streams,
+};
+use super::WAITING_TIMEOUT;
+use super::capacity::ConnectionPermit;
+use super::connection::{ClientSide, not_ready};
+use super::deadline_timer::DeadlineTimer;
+use super::gate::GateLimits;
+use super::hangup::DetectHangup;
+use super::inbound::{Inbound, RequestService};
+use super::limiter::ConnectionLimiter;
+use super::registry::{ConnectionHandle, Registration, ServerPhase};
+use super::wire::{self, HeadLimits};
+
+/// Streams of one connection at one time. A client that knows the limit lets further requests wait.
+const MAX_STREAMS: u32 = 100;
+/// Bytes of a body that a client may send before they are read: about what a connection of HTTP/1 has in its buffer.
+const STREAM_WINDOW: u32 = 32 * 1024;
+/// The same for all streams together, so that none has to wait for the window of another one.
+const CONNECTION_WINDOW: u32 = MAX_STREAMS * STREAM_WINDOW;
+/// Bytes of a response that wait to be written.
+const SEND_BUFFER: usize = 64 * 1024;
+/// What a field counts beyond its name and value in HTTP/2 (RFC 9113 §6.5.2).
+const FIELD_OVERHEAD: usize = 32;
+/// Fields that a head has beyond those that are counted here.
+const PSEUDO_FIELDS: usize = 4;
+/// How long a connection without streams may go on once it was told to end.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Where a connection gets places for its streams.
+#[derive(Clone, Debug)]
+pub(super) struct StreamPlaces {
+    pub(super) limiter: Arc<ConnectionLimiter>,
+    /// For those that wait for a place, as connections do.
+    pub(super) waiting_slots: Arc<Semaphore>,
+}
+
+pin_project! {
+    /// Ends when the peer or hyper closes it, when the server stops, or when it is evicted.
+    pub(super) struct Http2Connection<I, S>
+    where
+        S: RequestService,
+    {
+        #[pin]
+        http: http2::Connection<TokioIo<FrameGate<I>>, StreamService<S>, StreamExecutor>,
+        streams: OwnedStreams,
+        running: FuturesUnordered<StreamTask>,
+        registration: Registration,
+        idle_timeout: Duration,
+        idle_timer: DeadlineTimer,
+        has_task: bool,
+        // The peer was told that it may begin no more streams.
+        is_closing: bool,
+    }
+}
+
+/// Serves a connection whose peer is about to send its preface.
+pub(super) fn connection<I, S>(
+    socket: I,
+    registration: Registration,
+    limits: GateLimits,
+    client: ClientSide,
+    (service, places): (Arc<Mutex<S>>, StreamPlaces),
+) -> Http2Connection<I, S>
+where
+    I: DetectHangup + 'static,
+    S: RequestService,
+{
+    let state = registration.state();
+    let streams = Streams::new(Arc::clone(state), limits.idle_timeout);
+    let gate = FrameGate::new(socket, limits, Arc::clone(state));
+    let list_size = limits.head.bytes + FIELD_OVERHEAD * (limits.head.headers + PSEUDO_FIELDS);
+    let shared =
+        Arc::new(Shared { service, client, limits: limits.head, streams: Arc::clone(&streams), places });
+    let http = http2::Builder::new(StreamExecutor(Arc::clone(&streams)))
+        .max_concurrent_streams(MAX_STREAMS)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(SEND_BUFFER)
+        // So that the stack answers a head that is too large, unless it is so by far.
+        .max_header_list_size(u32::try_from(list_size).unwrap_or(u32::MAX))
+        .serve_connection(TokioIo::new(gate), StreamService(shared));
+    Http2Connection {
+        http,
+        streams: OwnedStreams(streams),
+        running: FuturesUnordered::new(),
+        registration,
+        idle_timeout: limits.idle_timeout,
+        idle_timer: DeadlineTimer::default(),
+        has_task: false,
+        is_closing: false,
+    }
+}
+
+impl<I, S> Future for Http2Connection<I, S>
+where
+    I: DetectHangup + 'static,
+    S: RequestService,
+{
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let mut this = self.project();
+        if !std::mem::replace(this.has_task, true) {
+            this.registration.set_task(cx);
+        }
+        let state = this.registration.state();
+        match state.phase() {
+            ServerPhase::Open => {}
+            ServerPhase::Leaving | ServerPhase::Draining if *this.is_closing => {}
+            // A client that has just connected would have done so for nothing.
+            ServerPhase::Leaving if !this.streams.0.have_begun() => {}
+            ServerPhase::Leaving | ServerPhase::Draining => {
+                *this.is_closing = true;
+                this.idle_timer.clear();
+                this.http.as_mut().graceful_shutdown();
+            }
+            ServerPhase::Stopped => return Poll::Ready(()),
+        }
+        loop {
+            if let Poll::Ready(outcome) = this.http.as_mut().poll(cx) {
+                if let Err(error) = outcome {
+                    tracing::debug!(%error, "connection ended early");
+                }
+                return Poll::Ready(());
+            }
+            this.running.extend(this.streams.0.take_new());
+            while let Poll::Ready(Some(())) = this.running.poll_next_unpin(cx) {}
+            if state.must_close() {
+                return Poll::Ready(());
+            }
+            if state.has_active_requests() {
+                this.idle_timer.clear();
+                return Poll::Pending;
+            }
+            let is_over = if *this.is_closing {
+                this.idle_timer.is_expired(CLOSE_TIMEOUT, cx)
+            } else {
+                this.idle_timer.is_expired_since(state.idle_since(), *this.idle_timeout, cx)
+            };
+            match (is_over, *this.is_closing) {
+                (false, _) => return Poll::Pending,
+                (true, true) => return Poll::Ready(()),
+                (true, false) => {
+                    *this.is_closing = true;
+                    this.idle_timer.clear();
+                    this.http.as_mut().graceful_shutdown();
+                }
+            }
+        }
+    }
+}
+
+/// Passes the requests of one connection to the service that all connections share.
+pub(super) struct StreamService<S>(Arc<Shared<S>>);
+
+struct Shared<S> {
+    service: Arc<Mutex<S>>,
+    client: ClientSide,
+    limits: HeadLimits,
+    streams: Arc<Streams>,
+    places: StreamPlaces,
+}
+
+type Answer<B> = Result<Response<StreamBody<B>>, h2::Error>;
+
+impl<S: RequestService> hyper::service::Service<Request<Incoming>> for StreamService<S> {
+    type Response = Response<StreamBody<S::Body>>;
+    /// Resets the stream.
+    type Error = h2::Error;
+    type Future = Pin<Box<dyn Future<Output = Answer<S::Body>> + Send>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let (stream, has_others) = self.0.streams.begin();
+        Box::pin(answer(Arc::clone(&self.0), request, stream, has_others))
+    }
+}
+
+async fn answer<S: RequestService>(
+    shared: Arc<Shared<S>>,
+    request: Request<Incoming>,
+    stream: Arc<Stream>,
+    has_others: bool,
+) -> Answer<S::Body> {
+    if has_others {
+        let permit = shared.permit().await;
+        // The client may send it again: nothing was done.
+        stream.hold(permit.ok_or_else(|| h2::Error::from(h2::Reason::REFUSED_STREAM))?);
+    }
+    let pending = shared.call(request, &stream);
+    let response = match pending {
+        Some(pending) => match pending.await {
+            Ok(response) => response.map(Either::Left),
+            Err(never) => match never {},
+        },
+        None => not_ready().map(Either::Right),
+    };
+    stream.set_answered();
+    let mut response = response.map(|body| StreamBody { body, stream });
+    // Of HTTP/1; hyper would remove it with a warning.
+    response.headers_mut().remove(header::CONNECTION);
+    Ok(response)
+}
+
+impl<S: RequestService> Shared<S> {
+    /// A place among the connections of the listener, as a new connection of the same peer would get it.
+    async fn permit(&self) -> Option<ConnectionPermit> {
+        let limiter = &self.places.limiter;
+        let is_trusted = self.streams.connection().is_trusted();
+        if let Some(permit) = limiter.try_acquire_as(is_trusted) {
+            return Some(permit);
+        }
+        let permit = match Arc::clone(&self.places.waiting_slots).try_acquire_owned() {
+            Ok(_slot) => tokio::time::timeout(WAITING_TIMEOUT, limiter.acquire_as(is_trusted)).await.ok(),
+            Err(_) => None,
+        };
+        if permit.is_none() {
+            limiter.capacity().count_rejected();
+        }
+        permit
+    }
+
+    /// `None` if the service is not ready.
+    fn call(&self, request: Request<Incoming>, stream: &Arc<Stream>) -> Option<S::Future> {
+        let (mut head, body) = request.into_parts();
+        let refusal = head::to_http1_form(&mut head, self.limits).err();
+        if let Some(refusal) = refusal {
+            wire::to_refused(&mut head, refusal);
+        }
+        let (remote_ip, scheme) = self.client.of(&head.headers);
+        let inbound = Inbound {
+            request: Request::from_parts(head, body),
+            body_driver: Some(Box::new(RequestBodyWatch(Arc::clone(stream)))),
+            refusal,
+            peer: self.client.peer,
+            remote_ip,
+            scheme,
+            connection: ConnectionHandle::new(self.streams.connection()),
+        };
+        let mut service = self.service.lock();
+        // Nothing waits for readiness here, so nothing is to be woken.
+        let is_ready = service.poll_ready(&mut Context::from_waker(Waker::noop())).is_ready();
+        is_ready.then(|| service.call(inbound))
+    }
+}
+
+#[cfg(test)]
+mod tests;
