@@ -13,6 +13,7 @@ use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, sendmsg_addr};
@@ -28,7 +29,12 @@ pub struct ServiceManager {
     watchdog: Option<Duration>,
     /// How many descriptors it keeps for the next process.
     store: usize,
+    phase: Arc<AtomicU8>,
 }
+
+/// What it was told last, as numbers; 0 is nothing yet.
+const SERVING: u8 = 1;
+const STOPPING: u8 = 2;
 
 #[derive(Debug)]
 struct Socket {
@@ -50,7 +56,8 @@ impl ServiceManager {
         let socket = UnixDatagram::unbound()?;
         socket.set_nonblocking(true)?;
         let watchdog = watchdog.filter(|watchdog| !watchdog.is_zero());
-        Ok(Self { socket: Some(Arc::new(Socket { socket, manager })), watchdog, store: 0 })
+        let socket = Some(Arc::new(Socket { socket, manager }));
+        Ok(Self { socket, watchdog, ..Self::default() })
     }
 
     /// The same, which keeps so many descriptors (`FileDescriptorStoreMax=`).
@@ -101,14 +108,26 @@ impl ServiceManager {
         Ok(())
     }
 
-    /// The gateway accepts requests: at the start, and after [`ServiceManager::reloading`].
+    /// The gateway accepts requests.
     pub fn ready(&self) {
+        self.phase.store(SERVING, Ordering::Relaxed);
         self.send(&format!("READY=1\nSTATUS={RUNNING}"));
     }
 
-    /// The gateway reads its configuration again, until [`ServiceManager::ready`]. The service manager waits for that
+    /// The gateway has read its configuration again, or has failed to. Before it accepts requests, and once it drains,
+    /// this says nothing of that.
+    pub fn reloaded(&self) {
+        if self.phase.load(Ordering::Relaxed) == SERVING {
+            self.ready();
+        }
+    }
+
+    /// The gateway reads its configuration again, until [`ServiceManager::reloaded`]. The service manager waits for that
     /// also if nothing has changed because of a mistake.
     pub fn reloading(&self) {
+        if self.phase.load(Ordering::Relaxed) != SERVING {
+            return;
+        }
         // The time lets it tell this reload from one that it has not asked for yet.
         let now = clock::monotonic_microseconds();
         self.send(&format!("RELOADING=1\nMONOTONIC_USEC={now}\nSTATUS=Reads its configuration again"));
@@ -116,6 +135,7 @@ impl ServiceManager {
 
     /// The gateway drains, and then ends.
     pub fn stopping(&self) {
+        self.phase.store(STOPPING, Ordering::Relaxed);
         self.send("STOPPING=1\nSTATUS=Drains: running requests may finish, new connections are refused");
     }
 
@@ -170,6 +190,30 @@ mod tests {
         assert_eq!(message[..length], *b"READY=1\nSTATUS=Accepts requests");
     }
 
+    /// Else it would start what waits for the gateway too early, and show one that drains as running.
+    #[test]
+    fn a_reload_before_the_start_and_during_the_end_is_not_told() {
+        let name = format!("railgate-test-phases-{}", std::process::id());
+        let socket = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
+        let manager = ServiceManager::at(format!("@{name}").as_ref(), None).unwrap();
+        let reload = || {
+            manager.reloading();
+            manager.reloaded();
+        };
+        reload();
+        manager.ready();
+        reload();
+        manager.stopping();
+        reload();
+        socket.set_nonblocking(true).unwrap();
+        let mut message = [0; 100];
+        let words = std::iter::from_fn(|| {
+            let length = socket.recv(&mut message).ok()?;
+            Some(String::from_utf8_lossy(&message[..length]).split('=').next().unwrap().to_owned())
+        });
+        assert_eq!(words.collect::<Vec<_>>(), ["READY", "RELOADING", "READY", "STOPPING"]);
+    }
+
     #[test]
     fn what_is_no_address_is_an_error() {
         for address in ["", "relative", "vsock:2:1234"] {
@@ -189,6 +233,6 @@ mod tests {
                 manager.stopping();
             }
         }
-        ServiceManager::default().reloading();
+        ServiceManager::default().stopping();
     }
 }

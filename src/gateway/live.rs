@@ -195,7 +195,7 @@ impl Live {
         // Without the lock, since it takes a while.
         while let Some((role, secret)) = self.secret_without_fingerprint() {
             let fingerprint = secret.fingerprint();
-            self.shared.secret_statuses.update(role, |status| status.fingerprint = Some(fingerprint));
+            self.running.lock().secrets.set_fingerprint(role, &secret, fingerprint);
         }
     }
 
@@ -257,7 +257,7 @@ impl Reload for Live {
         let _one_at_a_time = self.reload.lock();
         self.manager().reloading();
         let outcome = self.reload_from(file);
-        self.manager().ready();
+        self.manager().reloaded();
         outcome
     }
 }

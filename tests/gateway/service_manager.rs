@@ -161,11 +161,12 @@ async fn a_reload_is_announced_with_its_time_and_ended() {
     let dir = Scratch::new();
     let supervisor = Supervisor::listen(&dir);
     let manager = ServiceManager::at(supervisor.path.as_os_str(), None).unwrap();
-    manager.reloading();
     manager.ready();
-    supervisor.wait_for("READY=1", 1).await;
+    manager.reloading();
+    manager.reloaded();
+    supervisor.wait_for("READY=1", 2).await;
     let messages = supervisor.messages.lock().unwrap().clone();
-    let [reloading, ready] = &messages[..] else { panic!("{messages:?}") };
+    let [_, reloading, ready] = &messages[..] else { panic!("{messages:?}") };
     let mut lines = reloading.lines();
     assert_eq!(lines.next(), Some("RELOADING=1"));
     let time = lines.next().and_then(|line| line.strip_prefix("MONOTONIC_USEC=")?.parse::<u64>().ok());
