@@ -118,6 +118,16 @@ impl Secrets {
         Some((missing.file.role, missing.loaded.clone()?))
     }
 
+    /// Takes note of the fingerprint of a secret, if that is still in use: another one may have come meanwhile.
+    pub(crate) fn set_fingerprint(&self, role: SecretRole, of: &LoadedSecret, fingerprint: String) {
+        let is_in_use = |watched: &WatchedFile| {
+            watched.file.role == role && watched.loaded.as_ref().is_some_and(|loaded| loaded.is_same(of))
+        };
+        if self.files.iter().any(is_in_use) {
+            self.statuses.update(role, |status| status.fingerprint = Some(fingerprint));
+        }
+    }
+
     /// Authenticates callers by the secrets of `config`, and by those before.
     pub(crate) fn authenticator(&self, config: &GatewayConfig) -> Authenticator {
         let mut auth = Authenticator::new(config.auth.clone());
@@ -252,5 +262,33 @@ fn set(config: &mut GatewayConfig, role: SecretRole, secret: LoadedSecret) {
         }
         // A role has one kind of secret.
         (_, LoadedSecret::Shell(_)) => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_fingerprint_of_a_secret_that_was_replaced_meanwhile_is_dropped() {
+        let file = std::env::temp_dir().join(format!("railgate-fingerprint-{}", std::process::id()));
+        std::fs::write(&file, "one").unwrap();
+        let text = format!("upstream.url = \"http://127.0.0.1:1\"\nauth.shell.secret_file = {file:?}");
+        let mut config = crate::config::parse("test.toml", &text).unwrap().config;
+        let statuses = Arc::<SecretStatuses>::default();
+        let mut secrets = Secrets::new(&config, Arc::clone(&statuses));
+        secrets.check(&mut config, true);
+        let (role, one) = secrets.secret_without_fingerprint().unwrap();
+        let new = file.with_extension("new");
+        std::fs::write(&new, "other").unwrap();
+        std::fs::rename(new, &file).unwrap();
+        assert!(secrets.check(&mut config, false));
+        secrets.set_fingerprint(role, &one, one.fingerprint());
+        let (role, other) = secrets.secret_without_fingerprint().unwrap();
+        assert!(!other.is_same(&one));
+        secrets.set_fingerprint(role, &other, other.fingerprint());
+        std::fs::remove_file(file).unwrap();
+        assert_eq!(statuses.all()[0].fingerprint, Some(other.fingerprint()));
+        assert!(secrets.secret_without_fingerprint().is_none());
     }
 }
