@@ -120,6 +120,11 @@ impl CallerKind {
             Self::LeftToRails => "left_to_rails",
         }
     }
+
+    /// Whether the gateway has verified a credential.
+    pub const fn has_credential(self) -> bool {
+        matches!(self, Self::SharedSecret | Self::ShellJwt | Self::Kas)
+    }
 }
 
 /// The result of authentication.

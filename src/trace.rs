@@ -48,6 +48,8 @@ pub struct TraceRecord {
     pub span: SpanParent,
     /// Attributes that were known when the request arrived.
     pub of_arrival: Vec<(&'static str, AttributeValue)>,
+    /// It would be sampled without the word of its caller, too.
+    is_own_choice: bool,
     /// The span that has sent the request.
     pub parent: Option<SpanId>,
     /// What Rails gets as `tracestate`.
@@ -79,6 +81,7 @@ impl Tracer {
             }
             let span = self.span(caller.child());
             return RequestTrace::Sampled(Box::new(TraceRecord {
+                is_own_choice: self.is_chosen(caller.trace_id),
                 parent: Some(caller.span_id),
                 tracestate: tracestate(headers),
                 ..TraceRecord::new(span)
@@ -88,13 +91,17 @@ impl Tracer {
         headers.remove(&TRACEPARENT);
         headers.remove(&TRACESTATE);
         let trace_id = TraceId::random();
-        let is_sampled = trace_id.sampling_number() < self.threshold;
+        let is_sampled = self.is_chosen(trace_id);
         let context = TraceContext::root(trace_id, is_sampled);
         if is_sampled {
             RequestTrace::Sampled(Box::new(TraceRecord::new(self.span(context))))
         } else {
             RequestTrace::NotSampled(Some(context))
         }
+    }
+
+    fn is_chosen(&self, trace_id: TraceId) -> bool {
+        trace_id.sampling_number() < self.threshold
     }
 
     fn span(&self, context: TraceContext) -> SpanParent {
@@ -109,6 +116,7 @@ impl TraceRecord {
         Self {
             span,
             of_arrival: Vec::new(),
+            is_own_choice: true,
             parent: None,
             tracestate: None,
             authenticated_at: None,
@@ -133,6 +141,14 @@ impl RequestTrace {
         match self {
             Self::Sampled(record) => Some(record),
             Self::Off | Self::NotSampled(_) => None,
+        }
+    }
+
+    /// Ends the record if it is only there because its caller wants so. For callers that show no credential: whoever can
+    /// connect could fill the queue of spans otherwise.
+    pub fn distrust_caller(&mut self) {
+        if matches!(self, Self::Sampled(record) if !record.is_own_choice) {
+            *self = Self::NotSampled(None);
         }
     }
 

@@ -143,7 +143,10 @@ impl Service<Authenticated> for Forward {
 /// Tells Rails which trace the request belongs to. If it is sampled, each time that it is sent has a span, whose id
 /// Rails gets then.
 fn continue_trace(info: &SharedRequestInfo, request: &mut Request<Body>) -> Option<Arc<SendTrace>> {
-    let info = info.lock();
+    let mut info = info.lock();
+    if !info.caller.has_credential() {
+        info.trace.distrust_caller();
+    }
     match &info.trace {
         RequestTrace::Off | RequestTrace::NotSampled(None) => None,
         RequestTrace::NotSampled(Some(context)) => {

@@ -112,6 +112,9 @@ impl InFlightRequest {
     fn finish(self, is_sent: bool) {
         self.shared.worker_metrics.in_flight.fetch_sub(1, Ordering::Relaxed);
         let mut info = self.info.lock();
+        if !info.caller.has_credential() {
+            info.trace.distrust_caller();
+        }
         let client_stayed = is_sent || info.failure_origin == Some(FailureOrigin::Upstream);
         let ended = self.shared.clock.now();
         let took = ended.saturating_duration_since(self.started);

@@ -287,6 +287,14 @@ async fn a_refusal_says_why() {
     let spans = collector.trace_of("ambiguous").await;
     let [server] = &spans[..] else { panic!("{spans:#?}") };
     assert_eq!((server.name.as_str(), server.attribute("http.route")), ("GET", None));
+
+    harness
+        .send(&Request::new("ODD", "/api/v4/internal/check").with_secret().header("X-Request-Id", "odd"))
+        .await;
+    let spans = collector.trace_of("odd").await;
+    let server = spans.iter().find(|span| span.kind == SpanKind::Server).unwrap();
+    assert_eq!(server.attribute("http.request.method"), Some("_OTHER"));
+    assert!(server.name.starts_with("HTTP"), "{server:#?}");
 }
 
 #[tokio::test]
@@ -426,4 +434,30 @@ async fn nothing_secret_is_exported() {
     }
     let lines = log::since(0);
     assert!(!lines.contains("of-the-collector"));
+}
+
+/// Whoever can connect could fill the collector otherwise.
+#[tokio::test]
+async fn a_client_without_a_credential_cannot_have_its_requests_sampled() {
+    let collector = Collector::start().await;
+    let harness = collector.setup().set("tracing.sample_ratio", 0).start().await;
+    let traced = |request: Request, id: &str| {
+        let request = request.header("traceparent", &traceparent("01")).header("tracestate", "rojo=1");
+        request.header("X-Request-Id", id)
+    };
+    let wrong = Request::get("discover?key_id=1").header("Gitlab-Shared-Secret", "eHh4");
+    harness.send(&traced(wrong, "untrusted-1")).await.assert_unauthorized();
+    harness.send(&traced(Request::get("check;a"), "untrusted-2")).await.assert_failure(400);
+    // Rails decides about this one, and about its trace too.
+    let (_, seen) = harness.send_forwarded(&traced(Request::get("pages/status"), "untrusted-3")).await;
+    assert_eq!(seen.header("traceparent"), Some(traceparent("01").as_str()));
+    assert_eq!(seen.header("tracestate"), Some("rojo=1"));
+    for nth in 1..=3 {
+        let line = log::wait_for_request_line(&format!("untrusted-{nth}")).await;
+        assert!(line.get("trace_id").is_none(), "{line}");
+    }
+    harness.send(&traced(Request::get("discover?key_id=1").with_secret(), "trusted")).await;
+    collector.trace_of("trusted").await;
+    let others = collector.spans().into_iter().filter(|span| span.kind == SpanKind::Server);
+    assert_eq!(others.count(), 1, "{:#?}", collector.spans());
 }

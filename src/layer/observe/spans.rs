@@ -6,6 +6,8 @@
 
 use std::time::Instant;
 
+use http::Method;
+
 use super::access_log::{MAX_ERROR, MAX_USER_AGENT, filtered, known_method};
 use super::in_flight::InFlightRequest;
 use crate::auth::Rejection;
@@ -13,6 +15,7 @@ use crate::exchange::{CacheOutcome, RequestInfo};
 use crate::failure::FailureOrigin;
 use crate::log::truncated;
 use crate::route;
+use crate::server::wire::REFUSED;
 use crate::trace::{AttributeValue, Span, TraceRecord};
 
 /// Queues them. `end` is when the request has ended.
@@ -66,6 +69,13 @@ fn cache(info: &RequestInfo, record: &TraceRecord, end: Instant) -> Option<Span>
     Some(span)
 }
 
+/// What the conventions call a method that is not known.
+const OTHER: &str = "_OTHER";
+
+fn standard_method(method: &Method) -> &str {
+    Some(known_method(method)).filter(|known| *known == method.as_str() && *known != REFUSED).unwrap_or(OTHER)
+}
+
 fn own(
     request: &InFlightRequest,
     info: &RequestInfo,
@@ -73,8 +83,10 @@ fn own(
     end: Instant,
     client_stayed: bool,
 ) -> Span {
-    let (method, template) = (known_method(&request.method), info.route.and_then(route::template));
-    let name = template.as_ref().map_or_else(|| method.to_owned(), |template| format!("{method} {template}"));
+    let (method, template) = (standard_method(&request.method), info.route.and_then(route::template));
+    let of_name = if method == OTHER { "HTTP" } else { method };
+    let name =
+        template.as_ref().map_or_else(|| of_name.to_owned(), |template| format!("{of_name} {template}"));
     let mut span = record.span.own(name, record.parent, request.started, end);
     let attributes = &mut span.attributes;
     attributes.extend(record.of_arrival);
