@@ -66,6 +66,8 @@ impl Exporter {
         let (mut settings, stop) = (self.settings.clone(), self.stop.clone());
         loop {
             let current = settings.borrow_and_update().clone();
+            // Nothing is known of this collector.
+            self.is_well = true;
             let exports = async {
                 match &current {
                     Some(current) => self.export_by(current).await,

@@ -17,6 +17,7 @@ use super::stream::{UpstreamSocket, UpstreamStream};
 use super::target::UpstreamAddress;
 use super::tls::Tls;
 use crate::clock::Clock;
+use crate::log::truncated;
 use crate::trace::{ActiveSpan, SpanKind, SpanParent};
 use crate::upstream::settings::UpstreamServerSettings;
 
@@ -138,7 +139,8 @@ pub(super) async fn traced<T>(
     let span = parent.map(|parent| ActiveSpan::begin(parent, "connect", SpanKind::Internal));
     let outcome = connect.await;
     if let Some(span) = span {
-        span.end(outcome.as_ref().err().map(ToString::to_string));
+        // Some errors quote the other side, certificates included.
+        span.end(outcome.as_ref().err().map(|error| truncated(&error.to_string(), 1024).into_owned()));
     }
     outcome
 }

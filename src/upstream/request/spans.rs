@@ -5,10 +5,18 @@ use http::{Request, Response};
 use super::attempt::AttemptError;
 use super::options::SendOptions;
 use crate::body::Body;
+use crate::log::truncated;
 use crate::trace::ActiveSpan;
 use crate::trace_context::TRACEPARENT;
 use crate::upstream::error::Error;
 use crate::upstream::servers::server::UpstreamServer;
+
+/// Bytes of an error. Some quote the other side, certificates included.
+const MAX_ERROR: usize = 1024;
+
+fn shortened(error: &str) -> String {
+    truncated(error, MAX_ERROR).into_owned()
+}
 
 /// The span of a wait.
 pub(super) fn begin_wait(options: &SendOptions, name: &'static str) -> Option<ActiveSpan> {
@@ -20,7 +28,7 @@ pub(super) fn end_wait<T>(span: Option<ActiveSpan>, outcome: &Result<T, Error>) 
         if let Err(error) = outcome {
             span.set("error.type", error.as_str());
         }
-        span.end(outcome.as_ref().err().map(Error::chain));
+        span.end(outcome.as_ref().err().map(|error| shortened(&error.chain())));
     }
 }
 
@@ -47,8 +55,12 @@ pub(super) fn end_attempt(span: Option<ActiveSpan>, outcome: &Result<Response<Bo
             let is_error = status.is_client_error() || status.is_server_error();
             (is_error.then(|| status.as_str().to_owned()), is_error.then(String::new))
         }
-        Err(AttemptError::NotSent(error, _)) => (Some("connect".to_owned()), Some(error.to_string())),
-        Err(AttemptError::Failed(error)) => (Some(error.as_str().to_owned()), Some(error.chain())),
+        Err(AttemptError::NotSent(error, _)) => {
+            (Some("connect".to_owned()), Some(shortened(&error.to_string())))
+        }
+        Err(AttemptError::Failed(error)) => {
+            (Some(error.as_str().to_owned()), Some(shortened(&error.chain())))
+        }
     };
     if let Some(kind) = kind {
         span.set("error.type", kind);
