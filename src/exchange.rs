@@ -24,7 +24,7 @@ use crate::progress::Progress;
 use crate::refusal::Refusal;
 use crate::request_span::RequestSpan;
 use crate::route::RouteMatch;
-use crate::server::ConnectionHandle;
+use crate::server::{AcceptedCallers, ConnectionHandle};
 use crate::trace::{ActiveSpan, RequestTrace};
 use crate::trace_context::SpanId;
 use crate::upstream::{self, WaitPolicy};
@@ -40,6 +40,8 @@ pub struct Exchange {
     pub peer: Option<IpAddr>,
     /// Of the URL that the client has asked for.
     pub scheme: ClientScheme,
+    /// Whose requests the listener takes; `None`: all.
+    pub accept: Option<AcceptedCallers>,
     /// The client connection.
     pub connection: ConnectionHandle,
     /// Correlates the logs of caller, gateway and Rails.
@@ -53,7 +55,7 @@ impl Exchange {
     pub fn new(request: Request<Body>, peer: Option<IpAddr>, connection: ConnectionHandle) -> Self {
         let request_id = RequestId::from_headers(request.headers());
         let (scheme, info) = (ClientScheme::default(), SharedRequestInfo::default());
-        Self { request, refusal: None, peer, scheme, connection, request_id, info }
+        Self { request, refusal: None, peer, scheme, accept: None, connection, request_id, info }
     }
 
     /// Names the request in events about it.

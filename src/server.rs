@@ -4,6 +4,7 @@
 //! last: passing a request to another thread would cost a wake-up. All connections of a server
 //! share one service. It knows HTTP framing (the gate), but not what a request means.
 
+mod callers;
 mod capacity;
 mod charset;
 mod connection;
@@ -40,6 +41,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub use self::callers::AcceptedCallers;
 pub use self::capacity::Capacity;
 use self::capacity::ConnectionPermit;
 pub use self::inbound::{Inbound, Peer, RequestService};

@@ -63,6 +63,7 @@ mod gateway {
     mod kas_auth;
     mod kas_burst;
     mod large_bodies;
+    mod listener_callers;
     mod listener_peers;
     mod listener_tls;
     mod listeners;

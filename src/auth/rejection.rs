@@ -21,6 +21,8 @@ pub enum Rejection {
     Ambiguous,
     /// A kas call, but no kas secret is configured.
     NotConfigured,
+    /// Callers of this kind are not for the listener.
+    NotAcceptedHere,
 }
 
 impl Rejection {
@@ -36,6 +38,7 @@ impl Rejection {
             Self::Malformed => "malformed",
             Self::Ambiguous => "ambiguous",
             Self::NotConfigured => "not_configured",
+            Self::NotAcceptedHere => "not_accepted_here",
         }
     }
 }

@@ -73,8 +73,9 @@ pub(super) fn admin_listener(address: &ListenAddress) -> Result<Upstream, String
 fn url(address: &ListenAddress) -> Result<String, String> {
     Ok(match address {
         ListenAddress::Systemd(_) => {
-            return Err("is a socket of systemd, whose address is not in this file; use a file for this command in which it \
-                        is what the .socket unit has as ListenStream="
+            return Err("is a socket of systemd, whose address is not in this file; for this command, set \
+                        RAILGATE_ADMIN__ADDRESS to what the .socket unit has as ListenStream=, an IP address with a port or \
+                        unix: and a path"
                 .to_owned());
         }
         ListenAddress::Tcp(address) => {

@@ -1,5 +1,5 @@
 //! What a `[[listen]]` demands of its peers, and what it believes to them: `[listen.tls]`, `allow_peers`,
-//! `trusted_proxies`, `proxy_protocol`, `http2`.
+//! `trusted_proxies`, `proxy_protocol`, `http2`, `accept`.
 
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt as _;
@@ -13,8 +13,8 @@ use super::document::{Document, Located, Section};
 use crate::certificates::TlsError;
 use crate::clock::Clock;
 use crate::server::{
-    AllowedPeers, ListenAddress, ListenOptions, Networks, ServerTls, ServerTlsError, ServerTlsSettings,
-    TlsVersion, TrustedProxies,
+    AcceptedCallers, AllowedPeers, ListenAddress, ListenOptions, Networks, ServerTls, ServerTlsError,
+    ServerTlsSettings, TlsVersion, TrustedProxies,
 };
 
 /// `address`: that of the listener, if it is valid.
@@ -47,13 +47,35 @@ pub(super) fn options(
             document.error(key.offset, &key.key, message);
         }
     }
+    let accept = section.string_list("accept").map(|names| accepted_callers(document, &names));
     ListenOptions {
         tls,
         allow_peers,
         trusted_proxies: proxies.map(Arc::new),
         proxy_protocol: proxy_protocol.is_some(),
         http2,
+        accept,
     }
+}
+
+fn accepted_callers(document: &Document<'_>, names: &Located<Vec<String>>) -> AcceptedCallers {
+    let mut accept = AcceptedCallers::default();
+    if names.value.is_empty() {
+        let message = "is empty, so every request would be refused; drop the key to accept all callers";
+        document.error(names.offset, &names.key, message);
+    }
+    for name in &names.value {
+        match &**name {
+            "shell" => accept.shell = true,
+            "kas" => accept.kas = true,
+            "rails" => accept.rails = true,
+            other => {
+                let message = format!("unknown caller {other:?}; known are \"shell\", \"kas\" and \"rails\"");
+                document.error(names.offset, &names.key, message);
+            }
+        }
+    }
+    accept
 }
 
 fn allowed_peers(

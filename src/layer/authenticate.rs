@@ -21,6 +21,7 @@ use crate::clock::Clock;
 use crate::exchange::{Authenticated, KnownBody, Routed};
 use crate::failure::Failure;
 use crate::params::Params;
+use crate::route::Access;
 use crate::secret::refresh::SecretRefresher;
 use crate::server::ConnectionHandle;
 use crate::upstream::WaitPolicy;
@@ -160,7 +161,26 @@ fn query(routed: &Routed) -> &[u8] {
 }
 
 impl Checker {
+    /// Also judges whether the caller is one for the listener, before its body is read.
     fn check(&self, routed: &Routed, query: &Params<'_>, body: AuthBody<'_>) -> AuthOutcome {
+        let Some(accept) = routed.exchange.accept else { return self.check_anywhere(routed, query, body) };
+        let refused = AuthOutcome::Rejected(Rejection::NotAcceptedHere);
+        let access = routed.route_match.route.access;
+        if access != Access::Rails && !accept.include(access) {
+            return refused;
+        }
+        match self.check_anywhere(routed, query, body) {
+            AuthOutcome::Accepted(caller) => {
+                // A shell may show its credential where Rails judges, too.
+                let is_of_shell = matches!(caller.kind(), CallerKind::SharedSecret | CallerKind::ShellJwt);
+                let of = if is_of_shell { Access::Shell } else { access };
+                if accept.include(of) { AuthOutcome::Accepted(caller) } else { refused }
+            }
+            outcome => outcome,
+        }
+    }
+
+    fn check_anywhere(&self, routed: &Routed, query: &Params<'_>, body: AuthBody<'_>) -> AuthOutcome {
         check_credential(&self.auth.load(), routed, query, body, &self.clock)
     }
 

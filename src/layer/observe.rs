@@ -83,9 +83,9 @@ where
     }
 
     fn call(&mut self, inbound: Inbound) -> Self::Future {
-        let Inbound { request, body_driver, refusal, peer, remote_ip, scheme, connection } = inbound;
+        let Inbound { request, body_driver, refusal, peer, remote_ip, scheme, accept, connection } = inbound;
         let request = request.map(|stream| Body::received(stream, body_driver));
-        let mut exchange = Exchange { refusal, scheme, ..Exchange::new(request, peer, connection) };
+        let mut exchange = Exchange { refusal, scheme, accept, ..Exchange::new(request, peer, connection) };
         if let Some(tracer) = &self.shared.tracer {
             begin_trace(tracer, &mut exchange);
         }

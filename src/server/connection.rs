@@ -21,6 +21,7 @@ use parking_lot::Mutex;
 use pin_project_lite::pin_project;
 use tower::Service;
 
+use super::callers::AcceptedCallers;
 use super::gate::Gate;
 use super::hangup::DetectHangup;
 use super::inbound::Inbound;
@@ -88,6 +89,8 @@ pub(super) struct ClientSide {
     /// Its address, or that of the proxy that speaks for it.
     pub(super) peer: Option<IpAddr>,
     pub(super) scheme: ClientScheme,
+    /// Whose requests the listener takes; `None`: all.
+    pub(super) accept: Option<AcceptedCallers>,
     /// Only if the peer is one of them: then its requests say who the client is.
     pub(super) proxies: Option<Arc<TrustedProxies>>,
 }
@@ -124,7 +127,9 @@ where
         let refusal = wire::refusal_in(&request);
         let (remote_ip, scheme) = self.client.of(request.headers());
         let peer = self.client.peer;
-        let inbound = Inbound { request, body_driver: None, refusal, peer, remote_ip, scheme, connection };
+        let accept = self.client.accept;
+        let inbound =
+            Inbound { request, body_driver: None, refusal, peer, remote_ip, scheme, accept, connection };
         let mut service = self.service.lock();
         // Nothing waits for readiness here, so nothing is to be woken.
         let is_ready = service.poll_ready(&mut Context::from_waker(Waker::noop())).is_ready();

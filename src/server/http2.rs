@@ -227,7 +227,7 @@ async fn answer<S: RequestService>(
         None => not_ready().map(Either::Right),
     };
     stream.set_answered();
-    let mut response = response.map(|body| StreamBody { body, stream });
+    let mut response = response.map(|body| StreamBody::new(body, stream));
     // Of HTTP/1; hyper would remove it with a warning.
     response.headers_mut().remove(header::CONNECTION);
     Ok(response)
@@ -266,6 +266,7 @@ impl<S: RequestService> Shared<S> {
             peer: self.client.peer,
             remote_ip,
             scheme,
+            accept: self.client.accept,
             connection: ConnectionHandle::new(self.streams.connection()),
         };
         let mut service = self.service.lock();

@@ -10,6 +10,7 @@ use http_body::Body as HttpBody;
 use hyper::body::Incoming;
 use tower::Service;
 
+use super::callers::AcceptedCallers;
 use super::registry::ConnectionHandle;
 use crate::body::BodyDriver;
 use crate::header::ClientScheme;
@@ -52,6 +53,8 @@ pub struct Inbound {
     pub remote_ip: Option<IpAddr>,
     /// Of the URL that the client has asked for, as far as the gateway or a trusted proxy knows.
     pub scheme: ClientScheme,
+    /// Whose requests the listener takes; `None`: all.
+    pub accept: Option<AcceptedCallers>,
     /// Where the service reports trust.
     pub connection: ConnectionHandle,
 }

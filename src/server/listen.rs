@@ -9,6 +9,7 @@ use std::sync::Arc;
 use socket2::{Domain, Protocol, SockRef, Type};
 use tokio::net::{TcpListener, UnixListener};
 
+use super::callers::AcceptedCallers;
 use super::capacity::Capacity;
 use super::inherited::{InheritedSocket, InheritedSockets};
 use super::limiter::ConnectionLimiter;
@@ -41,6 +42,8 @@ pub struct ListenOptions {
     pub proxy_protocol: bool,
     /// Clients may speak HTTP/2: if they choose it by ALPN in TLS, or else begin with its preface.
     pub http2: bool,
+    /// Other callers are refused here, whatever their credential.
+    pub accept: Option<AcceptedCallers>,
 }
 
 impl ListenOptions {

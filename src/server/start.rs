@@ -146,6 +146,6 @@ impl ClientSide {
     fn new(peer: Option<IpAddr>, options: &ListenOptions) -> Self {
         let scheme = if options.tls.is_some() { ClientScheme::Https } else { ClientScheme::Http };
         let proxies = options.trusted_proxies.as_ref().filter(|proxies| proxies.trust(peer)).map(Arc::clone);
-        Self { peer, scheme, proxies }
+        Self { peer, scheme, accept: options.accept, proxies }
     }
 }

@@ -34,7 +34,7 @@ where
     let limits = ServerLimits { first_byte_timeout: IDLE, idle_timeout: IDLE, ..ServerLimits::default() };
     let (server, capacity) = (HttpServer::new(limits), Capacity::new("test", 1, false));
     let permit = capacity.try_take(1).unwrap();
-    let client = ClientSide { peer: None, scheme: ClientScheme::Http, proxies: None };
+    let client = ClientSide { peer: None, scheme: ClientScheme::Http, accept: None, proxies: None };
     server.spawn(socket, server.registry.register(permit, true), client, service);
     peer
 }

@@ -216,12 +216,17 @@ async fn a_name_that_was_not_passed_is_an_error_with_the_names_that_were() {
     let config = config.replace("admin.address = \"127.0.0.1:0\"", "admin.address = \"systemd:admin\"");
     let file = supervisor.dir.file("admin.toml");
     fs::write(&file, config).unwrap();
-    let output = Command::new(env!("CARGO_BIN_EXE_railgate"))
-        .arg("servers")
-        .arg("--config")
-        .arg(file)
-        .output()
-        .unwrap();
-    let printed = String::from_utf8(output.stderr).unwrap();
+    let print = |address: Option<&str>| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_railgate"));
+        command.arg("servers").arg("--config").arg(&file);
+        command.envs(address.map(|address| ("RAILGATE_ADMIN__ADDRESS", address)));
+        String::from_utf8(command.output().unwrap().stderr).unwrap()
+    };
+    let printed = print(None);
     assert!(printed.contains("admin.address systemd:admin: is a socket of systemd"), "{printed}");
+    assert!(printed.contains("set RAILGATE_ADMIN__ADDRESS to what"), "{printed}");
+    // They are told.
+    let nobody = format!("unix:{}", supervisor.dir.file("nobody.sock").display());
+    let printed = print(Some(&nobody));
+    assert!(printed.contains(&format!("no response from a gateway on admin.address {nobody}")), "{printed}");
 }

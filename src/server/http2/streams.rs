@@ -10,7 +10,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -242,8 +242,19 @@ pin_project! {
     /// The body of a response, which waits for the peer from one frame to the next, unless the next is not there.
     pub(in super::super) struct StreamBody<B> {
         #[pin]
-        pub(super) body: Either<B, Full<Bytes>>,
-        pub(super) stream: Arc<Stream>,
+        body: Either<B, Full<Bytes>>,
+        // Of the last frame.
+        rest: Bytes,
+        stream: Arc<Stream>,
+    }
+}
+
+/// h2 buffers whatever it is given, and no deadline is known to it: it gets no more at a time.
+const MAX_PIECE: usize = 16 * 1024;
+
+impl<B> StreamBody<B> {
+    pub(super) fn new(body: Either<B, Full<Bytes>>, stream: Arc<Stream>) -> Self {
+        Self { body, rest: Bytes::new(), stream }
     }
 }
 
@@ -256,29 +267,49 @@ impl<B: HttpBody<Data = Bytes>> HttpBody for StreamBody<B> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let this = self.project();
-        let progress = match this.body.as_pin_mut() {
-            Either::Left(body) => body.poll_frame(cx),
-            Either::Right(full) => full.poll_frame(cx).map_err(|never| match never {}),
-        };
-        if progress.is_pending() {
-            this.stream.end_waiting();
+        let mut frame = if this.rest.is_empty() {
+            let progress = match this.body.as_pin_mut() {
+                Either::Left(body) => body.poll_frame(cx),
+                Either::Right(full) => full.poll_frame(cx).map_err(|never| match never {}),
+            };
+            if progress.is_pending() {
+                this.stream.end_waiting();
+            }
+            ready!(progress)
         } else {
-            this.stream.begin_waiting();
+            Some(Ok(Frame::data(std::mem::take(this.rest))))
+        };
+        this.stream.begin_waiting();
+        if let Some(Ok(frame)) = &mut frame
+            && let Some(data) = frame.data_mut()
+            && data.len() > MAX_PIECE
+        {
+            *this.rest = data.split_off(MAX_PIECE);
         }
-        progress
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.body {
-            Either::Left(body) => body.is_end_stream(),
-            Either::Right(full) => full.is_end_stream(),
-        }
+        self.rest.is_empty()
+            && match &self.body {
+                Either::Left(body) => body.is_end_stream(),
+                Either::Right(full) => full.is_end_stream(),
+            }
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.body {
-            Either::Left(body) => body.size_hint(),
-            Either::Right(full) => full.size_hint(),
+        let (rest, body) = (
+            self.rest.len() as u64,
+            match &self.body {
+                Either::Left(body) => body.size_hint(),
+                Either::Right(full) => full.size_hint(),
+            },
+        );
+        let mut hint = SizeHint::new();
+        if let Some(upper) = body.upper() {
+            hint.set_upper(upper.saturating_add(rest));
         }
+        hint.set_lower(body.lower().saturating_add(rest));
+        hint
     }
 }

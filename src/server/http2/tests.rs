@@ -48,6 +48,11 @@ fn begin() -> Vec<u8> {
 
 /// A connection to a server that answers each request after this time.
 fn connect(takes: Duration) -> DuplexStream {
+    connect_for(takes, Bytes::from_static(b"ok"))
+}
+
+/// The same with this answer.
+fn connect_for(takes: Duration, answer: Bytes) -> DuplexStream {
     let (peer, socket) = duplex(1 << 20);
     let limits = GateLimits {
         head: HeadLimits { bytes: 32 * 1024, headers: 100, target: wire::DEFAULT_TARGET },
@@ -55,14 +60,17 @@ fn connect(takes: Duration) -> DuplexStream {
         head_timeout: HEAD,
         idle_timeout: IDLE,
     };
-    let service = tower::service_fn(move |_: Inbound| async move {
-        sleep(takes).await;
-        Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"ok"))))
+    let service = tower::service_fn(move |_: Inbound| {
+        let answer = answer.clone();
+        async move {
+            sleep(takes).await;
+            Ok::<_, Infallible>(Response::new(Full::new(answer)))
+        }
     });
     let limiter = ConnectionLimiter::new(Capacity::new("test", 1_000, false));
     let permit = limiter.try_acquire().unwrap();
     let registration = Arc::<ConnectionRegistry>::default().register(permit, true);
-    let client = ClientSide { peer: None, scheme: ClientScheme::Http, proxies: None };
+    let client = ClientSide { peer: None, scheme: ClientScheme::Http, accept: None, proxies: None };
     let places = StreamPlaces { limiter, waiting_slots: Arc::new(Semaphore::new(0)) };
     tokio::spawn(connection(socket, registration, limits, client, (Arc::new(Mutex::new(service)), places)));
     peer
@@ -207,4 +215,29 @@ async fn a_request_that_takes_its_time_keeps_its_connection() {
     let (took, answer) = closed_after(&mut peer, IDLE * 9).await.unwrap();
     assert!(took >= IDLE * 6, "{took:?}");
     assert!(kinds(&answer).contains(&HEADERS));
+}
+
+/// The client gives room for a byte, once in a while for another one, or for all.
+#[tokio::test(start_paused = true)]
+async fn a_response_that_the_client_gives_no_room_for_is_given_up() {
+    const LENGTH: usize = 100_000;
+    for (pause, room, is_whole) in
+        [(IDLE, 0, false), (IDLE / 2, 30_000, true), (Duration::ZERO, LENGTH, true)]
+    {
+        let mut peer = connect_for(Duration::ZERO, Bytes::from(vec![b'x'; LENGTH]));
+        let settings = frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 1]);
+        let windows = frame(WINDOW_UPDATE, 0, 0, &1_000_000_u32.to_be_bytes());
+        peer.write_all(&[PREFACE, &settings, &windows, &get(1)].concat()).await.unwrap();
+        if room > 0 {
+            for _ in 0..LENGTH.div_ceil(room) {
+                sleep(pause).await;
+                let window = frame(WINDOW_UPDATE, 0, 1, &u32::try_from(room).unwrap().to_be_bytes());
+                peer.write_all(&window).await.unwrap();
+            }
+        }
+        let (_, answer) = closed_after(&mut peer, IDLE * 9).await.unwrap();
+        assert_eq!(!kinds(&answer).contains(&RST_STREAM), is_whole, "{room}");
+        let received = answer.split(|byte| *byte == b'x').count() - 1;
+        assert!(if is_whole { received >= LENGTH } else { received < 100 }, "{received} with {room}");
+    }
 }
