@@ -35,7 +35,7 @@ use std::path::Path;
 pub use self::diagnostic::{Diagnostic, Excerpt};
 use self::document::Document;
 pub use self::explain::explain;
-pub use self::gateway_config::{AdminSettings, GatewayConfig, LogFormat, LogSettings, SecretSettings};
+pub use self::gateway_config::{AdminSettings, GatewayConfig, LogSettings, SecretSettings};
 pub use self::schema::schema;
 use crate::file;
 

@@ -2,7 +2,7 @@
 //! The library emits `tracing` events; where they go and how they look is up to the binary.
 
 use std::borrow::Cow;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use tracing::Level;
 
@@ -105,33 +105,56 @@ impl LogCounters {
     }
 }
 
-/// From which level on lines are written; it can be changed at any time.
-#[derive(Debug)]
-pub struct LogSwitch(AtomicU8);
+/// The form of a log line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One JSON object per line.
+    Json,
+    /// For people.
+    Pretty,
+}
 
-/// In the order of the numbers in [`LogSwitch`].
+/// From which level on lines are written, and how; both can be changed at any time.
+#[derive(Debug)]
+pub struct LogSwitch {
+    /// A place in [`LEVELS`].
+    level: AtomicU8,
+    is_pretty: AtomicBool,
+}
+
+/// In the order of the numbers in [`LogSwitch`], of which 2 is the default.
 const LEVELS: [Level; 5] = [Level::ERROR, Level::WARN, Level::INFO, Level::DEBUG, Level::TRACE];
 
 impl Default for LogSwitch {
     fn default() -> Self {
-        Self(AtomicU8::new(2))
+        Self { level: AtomicU8::new(2), is_pretty: AtomicBool::new(false) }
     }
 }
 
 impl LogSwitch {
     /// Less important events are not written.
     pub fn level(&self) -> Level {
-        LEVELS.get(usize::from(self.0.load(Ordering::Relaxed))).copied().unwrap_or(Level::INFO)
+        LEVELS.get(usize::from(self.level.load(Ordering::Relaxed))).copied().unwrap_or(Level::INFO)
     }
 
     /// Changes the level, of events that are written already, too.
     pub fn set_level(&self, level: Level) {
         let number = LEVELS.iter().position(|one| *one == level).unwrap_or_default();
         let number = u8::try_from(number).unwrap_or_default();
-        if self.0.swap(number, Ordering::Relaxed) != number {
+        if self.level.swap(number, Ordering::Relaxed) != number {
             // Each place that logs remembers whether its events are wanted.
             tracing::callsite::rebuild_interest_cache();
         }
+    }
+
+    /// How lines are written from now on.
+    pub fn set_format(&self, format: LogFormat) {
+        self.is_pretty.store(format == LogFormat::Pretty, Ordering::Relaxed);
+    }
+
+    /// How lines are written.
+    pub fn format(&self) -> LogFormat {
+        if self.is_pretty.load(Ordering::Relaxed) { LogFormat::Pretty } else { LogFormat::Json }
     }
 
     /// The level of this name, as the configuration writes it.

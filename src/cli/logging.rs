@@ -3,6 +3,7 @@
 //! A thread that logs only adds a line to a queue ([`queue`]); one thread writes them ([`writer`]).
 
 mod events;
+mod format;
 mod json;
 mod level;
 mod panics;
@@ -15,12 +16,13 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anstream::{AutoStream, ColorChoice};
-use railgate::config::{LogFormat, LogSettings};
-use railgate::log::LogCounters;
+use railgate::config::LogSettings;
+use railgate::log::{LogCounters, LogFormat};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 pub(super) use self::events::UNLIMITED;
+use self::format::FormatLayer;
 use self::json::JsonLayer;
 use self::level::LevelLayer;
 pub(super) use self::queue::LogQueue;
@@ -37,14 +39,13 @@ struct Running {
 /// Writes the log to standard output from now on, panics included. Lines that are left out are counted.
 pub(super) fn init(log: &LogSettings, counts: &Arc<LogCounters>) -> std::io::Result<()> {
     counts.switch.set_level(log.level);
+    counts.switch.set_format(log.format);
     let Running { queue, filter } = run(counts)?;
-    let (queue, filter) = (Arc::clone(queue), Arc::clone(filter));
-    let subscriber =
-        tracing_subscriber::registry().with(LevelLayer(Arc::clone(counts))).with(RepeatFilterLayer(filter));
-    match log.format {
-        LogFormat::Json => subscriber.with(JsonLayer::new(queue)).init(),
-        LogFormat::Pretty => subscriber.with(pretty::layer(queue, has_colours())).init(),
-    }
+    let (level, repeated) = (LevelLayer(Arc::clone(counts)), RepeatFilterLayer(Arc::clone(filter)));
+    let json = FormatLayer::new(JsonLayer::new(Arc::clone(queue)), LogFormat::Json, counts);
+    let pretty = pretty::layer(Arc::clone(queue), has_colours());
+    let pretty = FormatLayer::new(pretty, LogFormat::Pretty, counts);
+    tracing_subscriber::registry().with(level).with(repeated).with(json).with(pretty).init();
     panics::log();
     Ok(())
 }

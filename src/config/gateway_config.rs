@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::log::LogFormat;
 use crate::secret::files::SecretFile;
 use crate::server;
 
@@ -76,15 +77,6 @@ pub struct LogSettings {
     pub level: tracing::Level,
     /// Successful requests are logged too. Default: true.
     pub requests: bool,
-}
-
-/// The form of a log line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogFormat {
-    /// One JSON object per line.
-    Json,
-    /// For people.
-    Pretty,
 }
 
 impl Default for LogSettings {

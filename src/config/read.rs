@@ -1,11 +1,12 @@
 //! The top level of the file, `[limits]` and `[log]`, and the warnings that concern several sections.
 
 use super::document::{Document, Section};
-use super::gateway_config::{AdminSettings, GatewayConfig, LogFormat, LogSettings, SecretSettings};
+use super::gateway_config::{AdminSettings, GatewayConfig, LogSettings, SecretSettings};
 use super::key::KeyRead;
 use super::scalars::{HOUR, MILLISECOND, ZERO, as_usize, duration, size};
 use super::{auth, cache, listen, traces, upstream};
 use crate::auth::upstream_credential::UpstreamCredential;
+use crate::log::LogFormat;
 use crate::route::Class;
 use crate::server::{ListenSettings, ServerLimits};
 

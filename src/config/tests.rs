@@ -4,6 +4,7 @@ mod files;
 mod keys;
 mod listeners;
 mod mistakes;
+mod restart;
 mod sections;
 mod shipped;
 
@@ -382,7 +383,7 @@ fn every_choice_is_accepted() {
         assert_eq!(files.load(&format!("{BASE}[log]\nlevel = '{word}'")).log.level, level);
     }
     let log = files.load(&format!("{BASE}[log]\nformat = 'pretty'\nrequests = false")).log;
-    assert_eq!((log.format, log.requests), (LogFormat::Pretty, false));
+    assert_eq!((log.format, log.requests), (crate::log::LogFormat::Pretty, false));
     for (accept, jwt, shared_secret) in [("'jwt'", true, false), ("'shared_secret'", false, true)] {
         let auth = files.load(&format!("{BASE}accept = [{accept}]")).auth;
         assert_eq!((auth.accept_jwt, auth.accept_shared_secret), (jwt, shared_secret));

@@ -150,7 +150,7 @@ impl Live {
         for WorkerStack { cell, parts } in workers {
             *parts = StackParts {
                 cache_settings: new.cache.clone(),
-                upstream: Arc::new(parts.upstream.reloaded(&new.upstream)),
+                upstream: parts.upstream.reloaded(&new.upstream),
                 upstream_credential: new.upstream_credential.clone(),
                 forward_prefixes: new.forward_prefixes.clone(),
                 log_requests: new.log.requests,
@@ -169,6 +169,7 @@ impl Live {
         self.shared.checks.send_replace(Arc::new(HealthChecker::new(&new.upstream, upstream)));
         self.shared.limits.store(Arc::new(new.limits));
         self.log.switch.set_level(new.log.level);
+        self.log.switch.set_format(new.log.format);
         self.shared.tracing.reload(&new);
         *config = new;
         secrets.watch(&config.secrets.files);
@@ -271,8 +272,9 @@ impl Live {
             tracing::error!(why, "the configuration was not changed: the file has mistakes");
             ReloadError::Mistakes(mistakes)
         })?;
-        let warnings: Vec<String> = loaded.warnings.iter().map(ToString::to_string).collect();
+        let mut warnings: Vec<String> = loaded.warnings.iter().map(ToString::to_string).collect();
         let restart_needed = self.apply(loaded.config);
+        warnings.extend(self.reload_certificates());
         self.status.record_success(Clock::System.unix_seconds());
         for warning in &warnings {
             tracing::warn!(warning, "configuration");
@@ -284,6 +286,22 @@ impl Live {
             tracing::warn!(restart_needed, "the configuration was read again; these keys take a restart");
         }
         Ok(Reloaded { restart_needed, warnings })
+    }
+}
+
+impl Live {
+    /// Reads the certificates of the listeners again, at once. Returns what is wrong with those that cannot be used: they
+    /// were changed since the configuration was read, which reads them too.
+    fn reload_certificates(&self) -> Vec<String> {
+        let listeners = self.config().map(|config| config.listen).unwrap_or_default();
+        let with_tls =
+            listeners.iter().filter_map(|listen| Some((&listen.address, listen.options.tls.as_ref()?)));
+        let failed = with_tls.filter_map(|(address, tls)| Some((address, tls.reload().err()?)));
+        failed
+            .map(|(address, error)| {
+                format!("listen.tls.{} of {address}: {error}; the one before stays in use", error.key)
+            })
+            .collect()
     }
 }
 

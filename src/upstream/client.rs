@@ -1,6 +1,6 @@
 //! The client of Rails, one for each worker thread. `request` sends its requests.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use http::Uri;
@@ -24,6 +24,8 @@ pub struct Upstream {
     pub(super) may_resend_unread: bool,
     pub(super) limits: Arc<UpstreamLimits>,
     pub(super) state: Arc<UpstreamState>,
+    /// With the settings that are in effect now, if these are others.
+    successor: OnceLock<Arc<Self>>,
 }
 
 impl Upstream {
@@ -35,16 +37,32 @@ impl Upstream {
     }
 
     /// The same with other settings, which the state has taken over. Connections to a server that stays are kept,
-    /// unless it is to be reached in another way now.
+    /// unless it is to be reached in another way now. Requests that wait for Rails go to the servers of the new one.
     #[must_use]
-    pub fn reloaded(&self, settings: &UpstreamSettings) -> Self {
+    pub fn reloaded(&self, settings: &UpstreamSettings) -> Arc<Self> {
         let mut servers = UpstreamServer::all(settings, &self.state.servers());
         for server in &mut servers {
             if let Some(known) = self.servers.iter().find(|known| known.name == server.name) {
                 server.take_connections_of(known);
             }
         }
-        Self::with_servers(servers, settings, Arc::clone(&self.state))
+        let new = Arc::new(Self::with_servers(servers, settings, Arc::clone(&self.state)));
+        // It is replaced once.
+        let _ = self.successor.set(Arc::clone(&new));
+        new
+    }
+
+    /// The one whose settings are in effect now, unless it has another relative URL root, which is in the targets of
+    /// requests already.
+    pub(super) fn current(&self) -> &Self {
+        let mut current = self;
+        while let Some(next) = current.successor.get() {
+            if next.root != self.root {
+                break;
+            }
+            current = next;
+        }
+        current
     }
 
     fn with_servers(
@@ -62,6 +80,7 @@ impl Upstream {
             max_held: settings.max_held,
             limits: state.limits(),
             state,
+            successor: OnceLock::new(),
         }
     }
 

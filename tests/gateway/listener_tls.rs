@@ -298,6 +298,44 @@ async fn a_renewed_certificate_is_used_for_new_connections() {
     assert!(gateway.tcp.connect_tls(&knows_new).await.is_err());
 }
 
+/// Without the two seconds that a changed file takes.
+#[tokio::test]
+async fn a_reload_reads_certificates_at_once_and_names_one_that_cannot_be_used() {
+    let (old, new) = (CertificateAuthority::new(), CertificateAuthority::new());
+    let setup = Setup::new();
+    let files = old.issue_to_files(&setup.dir, "localhost");
+    let rails = FakeRails::listen_tcp().await;
+    let text = setup.config(&rails.address).replace(
+        "[[listen]]\naddress = \"127",
+        &format!("[[listen]]\n{}\naddress = \"127", tls_line(&files, "")),
+    );
+    let file = setup.dir.file("railgate.toml");
+    fs::write(&file, text).unwrap();
+    let gateway = RunningGateway::start_with_file(&file);
+    let (knows_old, knows_new) = (old.client_config(None), new.client_config(None));
+    assert!(gateway.tcp.connect_tls(&knows_old).await.is_ok());
+    let reload = Request::new("POST", "/reload").json("");
+
+    let good = fs::read(&files[0]).unwrap();
+    fs::write(&files[0], &good[..good.len() / 2]).unwrap();
+    let logged = log::position();
+    let answer = gateway.admin.send(&reload).await;
+    assert_eq!(
+        (answer.status, answer.json()["mistakes"][0]["key"].as_str()),
+        (422, Some("listen.tls.certificate_file"))
+    );
+    assert!(log::since(logged).contains("the configuration was not changed"), "{}", log::since(logged));
+    gateway.wait_for_metric("railgate_config_last_reload_successful", 0).await;
+    assert!(gateway.tcp.connect_tls(&knows_old).await.is_ok(), "the one before stays");
+
+    // In the same files.
+    assert_eq!(new.issue_to_files(&setup.dir, "localhost"), files);
+    let answer = gateway.admin.send(&reload).await;
+    assert_eq!((answer.status, answer.json()["restart_needed"].clone()), (200, serde_json::json!([])));
+    assert!(gateway.tcp.connect_tls(&knows_new).await.is_ok());
+    assert!(gateway.tcp.connect_tls(&knows_old).await.is_err());
+}
+
 #[tokio::test]
 async fn the_cache_is_shared_with_other_listeners() {
     let (harness, trusting) = start("").await;

@@ -274,6 +274,36 @@ async fn limits_of_a_class_change_for_requests_that_run() {
     }
 }
 
+/// Rails has moved while it was away: what waits for it is not left to wait at the place where it was.
+#[tokio::test]
+async fn requests_that_wait_for_rails_go_to_where_it_is_now() {
+    let setup = Setup::new().set("workers", 1).text("upstream.classes.access.hold", "10m");
+    let (before, after) = (FakeRails::listen_tcp().await, FakeRails::listen_tcp().await);
+    let file = setup.dir.file("railgate.toml");
+    std::fs::write(&file, setup.config(&before.address)).unwrap();
+    let gateway = RunningGateway::start_with_file(&file);
+    drop(before);
+    let mut waiting = Vec::new();
+    for count in 1..=5 {
+        let mut connection = gateway.tcp.connect().await;
+        connection.write(&Request::post("allowed").with_secret().to_bytes("close")).await;
+        gateway.wait_for_metric("railgate_upstream_held", count).await;
+        waiting.push(connection);
+    }
+    // Not there either: the requests go on waiting.
+    let nowhere = FakeRails::listen_tcp().await;
+    std::fs::write(&file, setup.config(&nowhere.address)).unwrap();
+    drop(nowhere);
+    assert_eq!(reload(&gateway.admin).await.status, 200);
+    std::fs::write(&file, setup.config(&after.address)).unwrap();
+    assert_eq!(reload(&gateway.admin).await.status, 200);
+    for mut connection in waiting {
+        assert_eq!(connection.read_response().await.status, 200);
+    }
+    assert_eq!(after.request_count(), 5);
+    gateway.wait_for_metric("railgate_upstream_held", 0).await;
+}
+
 #[tokio::test]
 async fn reloading_takes_the_rights_of_an_operator() {
     let setup = Setup::new();

@@ -177,6 +177,44 @@ async fn a_reload_is_announced_with_its_time_and_ended() {
     assert!(time > Some(0) && ready.starts_with("READY=1\n"), "{messages:?}");
 }
 
+/// Of the process itself, also after a reload that changes nothing because of a mistake: else the service manager would
+/// wait for the end of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_announces_its_reloads_and_ends_them() {
+    let rails = FakeRails::listen_tcp().await;
+    let setup = Setup::new();
+    let supervisor = Supervisor::listen(&setup.dir);
+    let socket = supervisor.path.display().to_string();
+    let gateway = run(&setup, &rails, &[("NOTIFY_SOCKET", &socket)]);
+    supervisor.wait_for("READY=1", 1).await;
+    let file = setup.dir.file("railgate.toml");
+    let good = std::fs::read_to_string(&file).unwrap();
+    let mut last: u64 = 0;
+    for (count, (text, expected)) in [
+        (good.clone(), "the configuration was read again, and is in effect"),
+        (format!("{good}\nnonsense = 1\n"), "the configuration was not changed"),
+        (
+            format!("log.format = \"pretty\"\n{good}"),
+            "INFO the configuration was read again, and is in effect",
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        std::fs::write(&file, text).unwrap();
+        gateway.signal("-HUP");
+        supervisor.wait_for("READY=1", count + 2).await;
+        let messages = supervisor.messages.lock().unwrap().clone();
+        let [.., reloading, ready] = &messages[..] else { panic!("{messages:?}") };
+        let mut lines = reloading.lines();
+        assert_eq!(lines.next(), Some("RELOADING=1"), "{messages:?}");
+        let time = lines.next().and_then(|line| line.strip_prefix("MONOTONIC_USEC=")?.parse().ok()).unwrap();
+        assert!(time > last && ready.starts_with("READY=1\n"), "{messages:?}");
+        last = time;
+        gateway.wait_for_output(expected).await;
+    }
+}
+
 /// The unit, with the binary of the tests, in a folder of its own.
 fn unit_for_this_binary(dir: &Scratch) -> PathBuf {
     let unit = std::fs::read_to_string(UNIT).unwrap();

@@ -11,7 +11,7 @@ fn variables(pairs: &[(&str, &str)]) -> Vec<(OsString, OsString)> {
 }
 
 /// What the file and these variables give.
-fn load(files: &Files, text: &str, pairs: &[(&str, &str)]) -> Result<LoadedConfig, Vec<String>> {
+pub(super) fn load(files: &Files, text: &str, pairs: &[(&str, &str)]) -> Result<LoadedConfig, Vec<String>> {
     let shown = |error: ConfigError| error.0.iter().map(Diagnostic::to_string).collect::<Vec<_>>();
     parse_with("test.toml", &files.with_paths(text), variables(pairs)).map_err(shown)
 }
@@ -61,7 +61,8 @@ fn variables_override_the_file() {
     assert_eq!(crate::route::Class::Lookup.of(&config.upstream.classes).hold.as_secs(), 2);
     assert!(config.auth.accept_jwt && !config.auth.accept_shared_secret);
     assert_eq!(config.cache.max_entries, 1_000);
-    let expected = LogSettings { format: LogFormat::Pretty, level: tracing::Level::WARN, requests: false };
+    let expected =
+        LogSettings { format: crate::log::LogFormat::Pretty, level: tracing::Level::WARN, requests: false };
     assert_eq!(config.log, expected);
     let listen: Vec<_> = config.listen.iter().map(|one| (one.address.to_string(), one.connections)).collect();
     assert_eq!(listen, [("127.0.0.1:1".to_owned(), 10_000), ("127.0.0.1:2".to_owned(), 5)]);

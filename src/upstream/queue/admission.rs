@@ -102,24 +102,28 @@ impl ClassAdmission {
         Self { settings, permits, burst, counts: Arc::default() }
     }
 
-    /// Requests that have a permit, or wait for one, count under the new limits too, unless these are for a burst, or
-    /// were: then those that run are left out.
+    /// Requests that have a permit, or wait for one, count under the new limits too. What was used of a burst stays used.
     fn reloaded(&self, settings: ClassSettings) -> Self {
         let (had, has) = (self.settings.concurrency, settings.concurrency);
-        let sustained = (self.settings.sustained_concurrency, settings.sustained_concurrency);
-        let mut new = Self::new(settings);
-        new.counts = Arc::clone(&self.counts);
-        if had == has && sustained.0 == sustained.1 {
-            (new.permits, new.burst) = (Arc::clone(&self.permits), self.burst.clone());
-        } else if self.burst.is_none() && new.burst.is_none() {
-            new.permits = Arc::clone(&self.permits);
+        let is_for_bursts = settings.sustained_concurrency < has;
+        let (permits, counts) = (Arc::clone(&self.permits), Arc::clone(&self.counts));
+        let burst = if let Some(burst) = &self.burst {
+            burst.reload(has, settings.sustained_concurrency);
+            if !is_for_bursts {
+                // It counts no more requests.
+                self.take_away(burst.release_surplus());
+            }
+            is_for_bursts.then(|| Arc::clone(burst))
+        } else {
             if has > had {
-                self.permits.add_permits(has - had);
+                permits.add_permits(has - had);
             } else {
                 self.take_away(had - has);
             }
-        }
-        new
+            let limit = || BurstLimit::new(Arc::clone(&permits), has, settings.sustained_concurrency);
+            is_for_bursts.then(|| Arc::new(limit()))
+        };
+        Self { settings, permits, burst, counts }
     }
 
     /// Permits that requests hold are taken away when they come back, before other requests get them.
@@ -291,6 +295,40 @@ mod tests {
         assert_eq!(begun.elapsed(), Duration::ZERO);
         drop(permits);
         assert!(first.await.is_ok());
+    }
+
+    /// Limits that come, go and come back, while requests run: there are always as many permits as the last ones say.
+    #[tokio::test(start_paused = true)]
+    async fn other_limits_hold_for_requests_that_run() {
+        let with = |concurrency, sustained_concurrency| ClassSettings {
+            concurrency,
+            sustained_concurrency,
+            ..crate::upstream::settings::DEFAULT_CLASS
+        };
+        let all = |admission: &ClassAdmission| {
+            std::iter::from_fn(|| admission.try_admit()).take(100).collect::<Vec<_>>()
+        };
+        for kinds in [
+            [(6, 6), (4, 4), (5, 5)],
+            [(6, 6), (4, 1), (5, 5)],
+            [(6, 1), (4, 4), (5, 2)],
+            [(6, 1), (4, 2), (9, 3)],
+        ] {
+            let [first, second, third] = kinds.map(|(concurrency, sustained)| with(concurrency, sustained));
+            let before = ClassAdmission::new(first);
+            let running = all(&before);
+            assert_eq!(running.len(), 6, "{kinds:?}");
+            let fewer = before.reloaded(second);
+            // A task takes permits away when they come back.
+            tokio::task::yield_now().await;
+            assert_eq!(all(&fewer).len(), 0, "{kinds:?}");
+            let more = fewer.reloaded(third);
+            let free = all(&more);
+            assert_eq!(free.len(), third.concurrency.saturating_sub(6), "{kinds:?}: six run already");
+            drop((free, running));
+            tokio::task::yield_now().await;
+            assert_eq!(all(&more).len(), third.concurrency, "{kinds:?}");
+        }
     }
 
     #[tokio::test]

@@ -21,21 +21,21 @@ const MAX_DEBT: Duration = Duration::from_secs(300);
 #[derive(Debug)]
 pub(super) struct BurstLimit {
     permits: Arc<Semaphore>,
-    concurrency: usize,
-    sustained_concurrency: usize,
     state: Mutex<State>,
 }
 
 #[derive(Debug)]
 struct State {
+    concurrency: usize,
+    sustained_concurrency: usize,
     /// What is left, in microseconds; negative is a debt.
     left: i64,
     /// Up to when `left` is right. `None` before the first request.
     at: Option<Instant>,
     /// Requests that have a permit.
     in_flight: usize,
-    /// Permits that are out of circulation.
-    withheld: usize,
+    /// Permits that are free, or that requests have.
+    circulating: usize,
     /// From when nothing is left until all is refilled, so that a flood does not get a small burst again and again.
     is_exhausted: bool,
 }
@@ -50,10 +50,34 @@ pub(super) struct BurstPermit {
 impl BurstLimit {
     /// Of a class whose `concurrency` permits are in `permits`.
     pub(super) fn new(permits: Arc<Semaphore>, concurrency: usize, sustained_concurrency: usize) -> Self {
-        let left = micros(BURST);
-        let state = State { left, at: None, in_flight: 0, withheld: 0, is_exhausted: false };
-        let sustained_concurrency = sustained_concurrency.clamp(1, concurrency.max(1));
-        Self { permits, concurrency, sustained_concurrency, state: Mutex::new(state) }
+        let state = State {
+            concurrency,
+            sustained_concurrency: sustained(concurrency, sustained_concurrency),
+            left: micros(BURST),
+            at: None,
+            in_flight: 0,
+            circulating: concurrency,
+            is_exhausted: false,
+        };
+        Self { permits, state: Mutex::new(state) }
+    }
+
+    /// Other limits from now on, also for requests that have a permit. What was used of the allowance stays used:
+    /// whoever makes the gateway read its configuration again gives nobody a new burst.
+    pub(super) fn reload(&self, concurrency: usize, sustained_concurrency: usize) {
+        let mut state = self.state.lock();
+        self.advance(&mut state, Clock::System.now());
+        state.concurrency = concurrency;
+        state.sustained_concurrency = sustained(concurrency, sustained_concurrency);
+        self.adjust(&mut state);
+    }
+
+    /// How many permits are still to be taken away, which is the caller's to do from now on.
+    pub(super) fn release_surplus(&self) -> usize {
+        let mut state = self.state.lock();
+        let surplus = state.circulating.saturating_sub(state.limit());
+        state.circulating -= surplus;
+        surplus
     }
 
     /// Takes note of a request that has got a permit.
@@ -73,12 +97,7 @@ impl BurstLimit {
     pub(super) fn limit(&self) -> usize {
         let mut state = self.state.lock();
         self.advance(&mut state, Clock::System.now());
-        if state.is_exhausted { self.sustained_concurrency } else { self.concurrency }
-    }
-
-    /// How many permits are out of circulation while nothing is left.
-    fn most_withheld(&self) -> usize {
-        self.concurrency.saturating_sub(self.sustained_concurrency)
+        state.limit()
     }
 
     fn advance(&self, state: &mut State, now: Instant) {
@@ -86,19 +105,40 @@ impl BurstLimit {
         let at = state.at.map_or(now, |at| at.max(now));
         let elapsed = state.at.map_or(0, |before| micros(at.saturating_duration_since(before)));
         state.at = Some(at);
-        let rate = signed(self.sustained_concurrency).saturating_sub(signed(state.in_flight));
+        let rate = signed(state.sustained_concurrency).saturating_sub(signed(state.in_flight));
         state.left = state
             .left
             .saturating_add(elapsed.saturating_mul(rate))
             .clamp(micros(MAX_DEBT).saturating_neg(), micros(BURST));
-        if state.left <= 0 && !state.is_exhausted {
+        if state.left <= 0 {
             state.is_exhausted = true;
-            state.withheld = self.permits.forget_permits(self.most_withheld());
-        } else if state.left >= micros(BURST) && state.is_exhausted {
+        } else if state.left >= micros(BURST) {
             state.is_exhausted = false;
-            self.permits.add_permits(std::mem::take(&mut state.withheld));
+        }
+        self.adjust(state);
+    }
+
+    /// Brings permits into circulation, or takes free ones out of it, so that there are as many as the limit says.
+    fn adjust(&self, state: &mut State) {
+        let limit = state.limit();
+        if state.circulating < limit {
+            self.permits.add_permits(limit - state.circulating);
+            state.circulating = limit;
+        } else if state.circulating > limit {
+            state.circulating -= self.permits.forget_permits(state.circulating - limit);
         }
     }
+}
+
+impl State {
+    /// How many requests may have a permit at present.
+    fn limit(&self) -> usize {
+        if self.is_exhausted { self.sustained_concurrency } else { self.concurrency }
+    }
+}
+
+fn sustained(concurrency: usize, sustained_concurrency: usize) -> usize {
+    sustained_concurrency.clamp(1, concurrency.max(1))
 }
 
 impl Drop for BurstPermit {
@@ -106,12 +146,11 @@ impl Drop for BurstPermit {
         let mut state = self.limit.state.lock();
         self.limit.advance(&mut state, Clock::System.now());
         state.in_flight = state.in_flight.saturating_sub(1);
-        if state.is_exhausted
-            && state.withheld < self.limit.most_withheld()
+        if state.circulating > state.limit()
             && let Some(permit) = self.permit.take()
         {
             permit.forget();
-            state.withheld += 1;
+            state.circulating -= 1;
         }
     }
 }
@@ -181,6 +220,39 @@ mod tests {
         assert_eq!(limit.limit(), 1);
         tokio::time::advance(SECOND).await;
         assert_eq!(limit.limit(), 16);
+    }
+
+    /// A flood must not be helped by reading the configuration again.
+    #[tokio::test(start_paused = true)]
+    async fn other_limits_give_no_new_burst_and_count_the_requests_that_run() {
+        let limit = limit(16, 2);
+        let mut burst = limit.admit_all();
+        tokio::time::advance(SECOND * 5).await;
+        assert_eq!(limit.limit(), 2);
+        for (concurrency, sustained) in [(16, 3), (32, 4), (8, 1), (16, 2)] {
+            limit.reload(concurrency, sustained);
+            assert_eq!((limit.limit(), limit.in_flight()), (sustained, 16));
+            assert_eq!(limit.admit_all().len(), 0, "16 run already");
+        }
+        burst.truncate(3);
+        assert_eq!(limit.admit_all().len(), 0);
+        drop(burst);
+        assert_eq!(limit.admit_all().len(), 2);
+        // All is refilled: the new limits are those of a burst.
+        limit.reload(8, 4);
+        tokio::time::advance(SECOND * 60).await;
+        assert_eq!((limit.limit(), limit.admit_all().len()), (8, 8));
+        // Fewer than run.
+        let running = limit.admit_all();
+        limit.reload(3, 3);
+        assert_eq!((limit.limit(), limit.admit_all().len()), (3, 0));
+        drop(running);
+        let running = limit.admit_all();
+        assert_eq!(running.len(), 3);
+        limit.reload(1, 1);
+        assert_eq!([limit.release_surplus(), limit.release_surplus()], [2, 0]);
+        drop(running);
+        assert_eq!(limit.admit_all().len(), 3, "the caller has not taken them away");
     }
 
     #[tokio::test(start_paused = true)]

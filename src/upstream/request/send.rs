@@ -121,6 +121,8 @@ impl<'r> RetryLoop<'r> {
             Box::pin(self.wait_for_rails()).await?;
         }
         loop {
+            // Another one after a wait.
+            let upstream = self.upstream;
             let admission = upstream.limits.admission.of(self.options.class);
             let permit = upstream.admit(admission, self.options, &self.deadlines, self.report).await?;
             self.set_with_rails(true);
@@ -327,7 +329,7 @@ impl<'r> RetryLoop<'r> {
         let span = begin_wait(self.options, "hold");
         let waited = self.upstream.wait_for_rails(self.options.class, &self.deadlines, self.report).await;
         end_wait(span, &waited);
-        self.connected_to = waited?;
+        (self.upstream, self.connected_to) = waited?;
         self.tried = ServerSet::default();
         Ok(())
     }

@@ -62,14 +62,15 @@ impl Upstream {
         admitted
     }
 
-    /// Waits until Rails is reachable again, and returns the index of a server that accepts connections. `None` if
-    /// time is over and the request may be sent to a proxy all the same.
+    /// Waits until Rails is reachable again, and returns the index of a server that accepts connections, and whose it
+    /// is: that of the settings that are in effect by then. `None` if time is over and the request may be sent to a proxy
+    /// all the same.
     pub(super) async fn wait_for_rails(
         &self,
         class: Class,
         deadlines: &Deadlines,
         report: &mut SendReport,
-    ) -> Result<Option<usize>, Error> {
+    ) -> Result<(&Self, Option<usize>), Error> {
         let begun = now();
         let waited = self.wait_until_reachable(class, deadlines).await;
         report.waited += now().saturating_duration_since(begun);
@@ -82,12 +83,16 @@ impl Upstream {
         }
         match waited {
             // The proxy's own response is as good as ours, and perhaps only the probe fails.
-            Err(Error::Connect(..)) if self.state.hold.proxy_reports_away() => Ok(None),
-            waited => waited.map(Some),
+            Err(Error::Connect(..)) if self.state.hold.proxy_reports_away() => Ok((self.current(), None)),
+            waited => waited.map(|(upstream, index)| (upstream, Some(index))),
         }
     }
 
-    async fn wait_until_reachable(&self, class: Class, deadlines: &Deadlines) -> Result<usize, Error> {
+    async fn wait_until_reachable(
+        &self,
+        class: Class,
+        deadlines: &Deadlines,
+    ) -> Result<(&Self, usize), Error> {
         let UpstreamState { hold, reachability, .. } = &*self.state;
         let max_held = self.max_held_of(class);
         let entry = if deadlines.tries_once {
@@ -110,8 +115,10 @@ impl Upstream {
                     return Err(self.deadline_error(deadlines));
                 }
             }
-            let unreachable = match deadlines.within_hold_or_once(self.connect_to_any(class)).await {
-                Some(Ok(index)) => return Ok(index),
+            // Those of now, each time.
+            let current = self.current();
+            let unreachable = match deadlines.within_hold_or_once(current.connect_to_any(class)).await {
+                Some(Ok(index)) => return Ok((current, index)),
                 Some(Err(unreachable)) if unreachable.is_transient() => unreachable,
                 Some(Err(unreachable)) => return Err(unreachable.into()),
                 None => return Err(self.deadline_error(deadlines)),
