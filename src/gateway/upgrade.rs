@@ -5,8 +5,8 @@
 //! |---|---|
 //! | says its version | passes its listening sockets |
 //! | `bound`: it has read and bound all that it needs | ends to answer operators and hooks, so that nothing is purged any more; saves the cache; `saved` |
-//! | loads the cache, accepts clients; `serving` | accepts no more, answers nothing from its cache any more; `yours` |
-//! | answers operators and hooks | drains |
+//! | loads the cache, accepts clients; `serving` | answers nothing from its cache any more; `yours` |
+//! | answers operators and hooks | accepts no more, and drains |
 //!
 //! Up to `bound` a failure of the next process changes nothing. Until `serving` this process serves clients, and takes
 //! operators and hooks back if the next one fails. After that, the next one needs it for nothing.

@@ -230,7 +230,8 @@ async fn a_process_that_was_replaced_answers_nothing_from_its_cache() {
     let answer = kept.exchange(&user()).await;
     assert_eq!((answer.status, answer.is_hit(), rails.request_count()), (200, false, 3), "{answer}");
     assert_eq!(answer.header("connection"), Some("close"), "{answer}");
-    assert!(next.tcp.send(&user()).await.is_hit(), "the next one has what was saved");
+    // The one before may have accepted a connection just before it ended to.
+    eventually("what was saved", async || next.tcp.send(&user()).await.is_hit().then_some(())).await;
     // What runs ends where it began.
     latch.open();
     assert_eq!(slow.read_response().await.status, 200);
