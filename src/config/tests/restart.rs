@@ -35,7 +35,7 @@ fn candidates(key: &KeyRead, files: &Files) -> Vec<String> {
         KeyKind::Size(_) => texts(&["5KiB", "20KiB", "2MiB", "3MiB", "200MiB"]),
         KeyKind::Section | KeyKind::SectionArray => Vec::new(),
         KeyKind::StringList => {
-            texts(&["[\"jwt\"]", "[\"10.9.0.0/16\"]", "[\"/other/\"]", "[\"other.example\"]"])
+            texts(&["[\"jwt\"]", "[\"kas\"]", "[\"10.9.0.0/16\"]", "[\"/other/\"]", "[\"other.example\"]"])
         }
         KeyKind::Text if key.name.ends_with("_file") => {
             let copies = fs::read_dir(&files.dir).unwrap().map(|entry| entry.unwrap().path());
