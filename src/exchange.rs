@@ -52,6 +52,7 @@ pub struct Exchange {
 
 impl Exchange {
     /// Takes the request id from the headers, or generates one.
+    #[inline]
     pub fn new(request: Request<Body>, peer: Option<IpAddr>, connection: ConnectionHandle) -> Self {
         let request_id = RequestId::from_headers(request.headers());
         let (scheme, info) = (ClientScheme::default(), SharedRequestInfo::default());

@@ -84,6 +84,7 @@ where
         self.inner.poll_ready(cx)
     }
 
+    #[inline(always)]
     fn call(&mut self, routed: Routed) -> Self::Future {
         let has_body = !routed.exchange.request.body().is_end_stream();
         let encoding = has_body.then(|| BodyEncoding::of(&routed.exchange.request)).flatten();

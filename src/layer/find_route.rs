@@ -63,6 +63,7 @@ where
         self.inner.poll_ready(cx)
     }
 
+    #[inline(always)]
     fn call(&mut self, mut exchange: Exchange) -> Self::Future {
         let request = &mut exchange.request;
         if let Some(stripped) = self.paths.without_root(request.uri()) {

@@ -82,6 +82,7 @@ where
         self.inner.poll_ready(cx)
     }
 
+    #[inline(always)]
     fn call(&mut self, inbound: Inbound) -> Self::Future {
         let Inbound { request, body_driver, refusal, peer, remote_ip, scheme, accept, connection } = inbound;
         let request = request.map(|stream| Body::received(stream, body_driver));
@@ -169,6 +170,7 @@ pin_project! {
 impl<F: Future<Output = Result<Response<Body>, Infallible>>> Future for ResponseFuture<F> {
     type Output = Result<Response<ResponseBody>, Infallible>;
 
+    #[inline(always)]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let Ok(mut response) = ready!(this.response.poll(cx));

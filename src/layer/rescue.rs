@@ -73,6 +73,7 @@ where
         Poll::Ready(Ok(()))
     }
 
+    #[inline(always)]
     fn call(&mut self, exchange: Exchange) -> Self::Future {
         let info = exchange.info.clone();
         let readiness = mem::replace(&mut self.readiness, Err(Failure::Overloaded));

@@ -63,6 +63,7 @@ where
         self.inner.poll_ready(cx)
     }
 
+    #[inline(always)]
     fn call(&mut self, mut exchange: Exchange) -> Self::Future {
         match validate(&exchange, &self.root) {
             Ok(()) => {
