@@ -8,6 +8,7 @@ mod callers;
 mod capacity;
 mod charset;
 mod connection;
+mod connection_handle;
 mod deadline_timer;
 mod gate;
 mod hangup;
@@ -44,6 +45,7 @@ use tokio_util::task::TaskTracker;
 pub use self::callers::AcceptedCallers;
 pub use self::capacity::Capacity;
 use self::capacity::ConnectionPermit;
+pub use self::connection_handle::ConnectionHandle;
 pub use self::inbound::{Inbound, Peer, RequestService};
 pub use self::inherited::InheritedSockets;
 use self::limiter::ConnectionLimiter;
@@ -52,7 +54,6 @@ pub use self::listen::{BoundSocket, DEFAULT_OPERATOR_CONNECTIONS, ListenOptions,
 pub use self::listen_address::{ListenAddress, SocketOwner};
 pub use self::passing::PassedSockets;
 pub use self::peers::{AllowedPeers, ConnectionRefusal, Networks, TrustedProxies};
-pub use self::registry::ConnectionHandle;
 use self::registry::{ConnectionRegistry, ServerPhase};
 pub use self::tls::{ServerTls, ServerTlsError, ServerTlsSettings, TlsVersion, watch as watch_certificates};
 

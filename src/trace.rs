@@ -25,6 +25,8 @@ use crate::trace_context::{SpanId, TRACEPARENT, TRACESTATE, TraceContext, TraceI
 pub struct Tracer {
     queue: Arc<SpanQueue>,
     clock: Clock,
+    /// When it began to decide.
+    since: Instant,
     /// Traces whose sampling number is below this are sampled.
     threshold: u64,
 }
@@ -54,6 +56,8 @@ pub struct TraceRecord {
     pub parent: Option<SpanId>,
     /// What Rails gets as `tracestate`.
     pub tracestate: Option<HeaderValue>,
+    /// When its connection was accepted, if it is the first request there.
+    pub accepted_at: Option<Instant>,
     /// When the credential was accepted, or refused.
     pub authenticated_at: Option<Instant>,
     /// The span of a request that has asked Rails, or waited for one that did, on behalf of the cache.
@@ -70,7 +74,13 @@ impl Tracer {
         // As the samplers of OpenTelemetry do, so that the gateways and callers that decide alike agree.
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
         let threshold = (ratio.clamp(0.0, 1.0) * (1_u64 << 63) as f64) as u64;
-        Self { queue, clock, threshold }
+        let since = clock.now();
+        Self { queue, clock, since, threshold }
+    }
+
+    /// Whether a connection that was accepted at this time has had no request that was not traced.
+    pub fn has_seen_all_since(&self, accepted_at: Instant) -> bool {
+        accepted_at >= self.since
     }
 
     /// Decides on a request. What cannot be used of its fields is removed.
@@ -119,6 +129,7 @@ impl TraceRecord {
             is_own_choice: true,
             parent: None,
             tracestate: None,
+            accepted_at: None,
             authenticated_at: None,
             cache: None,
             cache_ended_at: None,

@@ -137,12 +137,15 @@ impl InFlightRequest {
 #[cold]
 fn begin_trace(tracer: &Tracer, exchange: &mut Exchange) {
     let mut trace = tracer.begin(exchange.request.headers_mut());
+    // Whether it is sampled or not: else a later request would be taken for the first one.
+    let accepted_at = exchange.connection.take_accepted().filter(|at| tracer.has_seen_all_since(*at));
     if let Some(record) = trace.record() {
         let version = match exchange.request.version() {
             Version::HTTP_10 => "1.0",
             Version::HTTP_2 => "2",
             _ => "1.1",
         };
+        record.accepted_at = accepted_at;
         record.of_arrival.push(("network.protocol.version", version.into()));
         record.of_arrival.push(("url.scheme", exchange.scheme.as_str().into()));
     }

@@ -22,11 +22,12 @@ use pin_project_lite::pin_project;
 use tower::Service;
 
 use super::callers::AcceptedCallers;
+use super::connection_handle::ConnectionHandle;
 use super::gate::Gate;
 use super::hangup::DetectHangup;
 use super::inbound::Inbound;
 use super::peers::TrustedProxies;
-use super::registry::{ConnectionHandle, ConnectionState, Registration, ServerPhase};
+use super::registry::{ConnectionState, Registration, ServerPhase};
 use super::wire;
 use crate::header::{ClientScheme, forwarded};
 

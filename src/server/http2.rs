@@ -35,12 +35,13 @@ use self::streams::{
 use super::WAITING_TIMEOUT;
 use super::capacity::ConnectionPermit;
 use super::connection::{ClientSide, not_ready};
+use super::connection_handle::ConnectionHandle;
 use super::deadline_timer::DeadlineTimer;
 use super::gate::GateLimits;
 use super::hangup::DetectHangup;
 use super::inbound::{Inbound, RequestService};
 use super::limiter::ConnectionLimiter;
-use super::registry::{ConnectionHandle, Registration, ServerPhase};
+use super::registry::{Registration, ServerPhase};
 use super::wire::{self, HeadLimits};
 
 /// Streams of one connection at one time. A client that knows the limit lets further requests wait.

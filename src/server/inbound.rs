@@ -11,7 +11,7 @@ use hyper::body::Incoming;
 use tower::Service;
 
 use super::callers::AcceptedCallers;
-use super::registry::ConnectionHandle;
+use super::connection_handle::ConnectionHandle;
 use crate::body::BodyDriver;
 use crate::header::ClientScheme;
 use crate::refusal::Refusal;

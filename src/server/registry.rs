@@ -46,6 +46,7 @@ impl ConnectionRegistry {
         let mut connections = self.connections.lock();
         let entry = connections.vacant_entry();
         let capacity = Arc::clone(permit.capacity());
+        let age = capacity.age_at(now());
         let state = Arc::new(ConnectionState {
             registry: Arc::clone(self),
             index: entry.key(),
@@ -57,8 +58,9 @@ impl ConnectionRegistry {
             awaits_body: AtomicBool::new(false),
             is_eviction_requested: AtomicBool::new(false),
             more_places: AtomicU32::new(0),
-            idle_since: AtomicU64::new(capacity.age_at(now())),
-            last_request: AtomicU64::new(capacity.age_at(now())),
+            accepted: AtomicU64::new(age),
+            idle_since: AtomicU64::new(age),
+            last_request: AtomicU64::new(age),
             capacity,
         });
         entry.insert((Waker::noop().clone(), Arc::clone(&state)));
@@ -160,13 +162,17 @@ pub(super) struct ConnectionState {
     is_eviction_requested: AtomicBool,
     /// Streams that count as connections, beside this one.
     more_places: AtomicU32,
-    /// When the end of a response was last sent, or the peer connected, in nanoseconds since the start of
-    /// `capacity`.
+    /// When the peer connected, in nanoseconds since the start of `capacity`, or [`TAKEN`].
+    accepted: AtomicU64,
+    /// When the end of a response was last sent, or the peer connected, in the same unit.
     idle_since: AtomicU64,
     /// When a request last started or finished, or the peer connected, in the same unit: the oldest connection is
     /// evicted first. Reading a response slowly does not change it.
     last_request: AtomicU64,
 }
+
+/// The time of the accept was asked for already.
+const TAKEN: u64 = u64::MAX;
 
 impl ConnectionState {
     pub(super) fn phase(&self) -> ServerPhase {
@@ -282,6 +288,21 @@ impl ConnectionState {
         }
     }
 
+    /// When the peer connected; only the first time that this is asked.
+    pub(super) fn take_accepted(&self) -> Option<Instant> {
+        let age = self.accepted.swap(TAKEN, Ordering::Relaxed);
+        (age != TAKEN).then(|| self.time_at(age))
+    }
+
+    /// The peer has shown a credential.
+    pub(super) fn trust(&self) {
+        self.is_trusted.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn set_working_locally(&self, is_working_locally: bool) {
+        self.is_working_locally.store(is_working_locally, Ordering::Relaxed);
+    }
+
     fn is_eviction_requested(&self) -> bool {
         self.is_eviction_requested.load(Ordering::Relaxed)
     }
@@ -298,45 +319,5 @@ impl ConnectionState {
             return false;
         }
         true
-    }
-}
-
-/// A request's view of its client connection; without one in tests.
-#[derive(Clone, Debug, Default)]
-pub struct ConnectionHandle(Option<Arc<ConnectionState>>);
-
-impl ConnectionHandle {
-    pub(super) fn new(state: &Arc<ConnectionState>) -> Self {
-        Self(Some(Arc::clone(state)))
-    }
-
-    /// The peer has shown a valid credential: when the listener is full, its connection is
-    /// among the last to be closed.
-    pub fn trust(&self) {
-        if let Some(state) = &self.0 {
-            state.is_trusted.store(true, Ordering::Relaxed);
-        }
-    }
-
-    /// The gateway reads the request's body, or collects the response from its own memory, until the guard is
-    /// dropped. A request that waits for nothing else is not aborted if the peer has closed its sending side after
-    /// it.
-    pub fn working_locally(&self) -> LocalWorkGuard {
-        if let Some(state) = &self.0 {
-            state.is_working_locally.store(true, Ordering::Relaxed);
-        }
-        LocalWorkGuard(self.clone())
-    }
-}
-
-/// See [`ConnectionHandle::working_locally`].
-#[derive(Debug)]
-pub struct LocalWorkGuard(ConnectionHandle);
-
-impl Drop for LocalWorkGuard {
-    fn drop(&mut self) {
-        if let Some(state) = &self.0.0 {
-            state.is_working_locally.store(false, Ordering::Relaxed);
-        }
     }
 }

@@ -71,9 +71,15 @@ impl Collector {
         self.server.requests().iter().flat_map(spans_of).collect()
     }
 
-    /// Waits for the trace of the request with this correlation id. Its own span is the last one of it that is made,
-    /// except for those of what goes on without it.
+    /// Waits for the trace of the request with this correlation id, without the accept of its connection.
     pub async fn trace_of(&self, correlation_id: &str) -> Vec<SeenSpan> {
+        let all = self.whole_trace_of(correlation_id).await;
+        all.into_iter().filter(|span| span.name != "accept").collect()
+    }
+
+    /// The same with it. The request's own span is the last one of it that is made, except for those of what goes on
+    /// without it.
+    pub async fn whole_trace_of(&self, correlation_id: &str) -> Vec<SeenSpan> {
         let id = eventually("the trace of a request", async || {
             let of_request = |span: &SeenSpan| {
                 span.attributes.get("correlation_id").is_some_and(|id| id == correlation_id)

@@ -9,6 +9,7 @@ use tokio::task::JoinHandle;
 
 use super::certificates::CertificateAuthority;
 use super::client::{Address, Request, eventually, noise};
+use super::collector::{Collector, assert_nested, named};
 use super::fake_rails::{Latch, ReceivedRequest, Reply};
 use super::frames::{self, FrameClient};
 use super::harness::{Harness, Setup};
@@ -373,5 +374,21 @@ async fn unauthenticated_streams_take_no_more_places_than_connections_would() {
     let allowed = Request::post("allowed").with_secret().json("{}");
     for pending in [known.send(&allowed), known.send(&allowed)] {
         assert_eq!(pending.await.unwrap().unwrap().0, 200);
+    }
+}
+
+#[tokio::test]
+async fn each_stream_has_a_trace_and_the_first_one_shows_the_accept() {
+    let collector = Collector::start().await;
+    let harness = collector.setup().tcp("http2 = true").start().await;
+    let client = Client::connect(&harness.gateway.tcp).await;
+    for (id, is_first) in [("stream-1", true), ("stream-2", false)] {
+        let request = Request::get("discover?key_id=1").with_secret().header("X-Request-Id", id);
+        assert_eq!(client.exchange(&request).await.0, 200);
+        assert_nested(&collector.trace_of(id).await);
+        let spans = collector.whole_trace_of(id).await;
+        let server = named(&spans, "GET /api/v4/internal/discover");
+        assert_eq!(server.attribute("network.protocol.version"), Some("2"));
+        assert_eq!(spans.iter().any(|span| span.name == "accept"), is_first, "{spans:#?}");
     }
 }

@@ -6,6 +6,7 @@ use serde_json::json;
 use socket2::{Domain, Socket, Type};
 
 use super::client::{Address, Connection, Request, Response, eventually};
+use super::collector::{Collector, assert_nested, named};
 use super::credentials::{KAS_HEADER, kas_token, now};
 use super::fake_rails::{Behavior, FakeRails, ROOT_KEY, Reply, gitlab};
 use super::harness::{RunningGateway, Setup};
@@ -347,4 +348,20 @@ async fn the_cause_is_logged_for_all_who_wait_for_one_lookup() {
     for id in ids {
         assert_cause_logged(id).await;
     }
+}
+
+#[tokio::test]
+async fn the_wait_of_a_held_request_is_in_its_trace() {
+    let collector = Collector::start().await;
+    let harness = Harness::new(collector.setup().text("upstream.hold", "10m"));
+    let mut waiting = harness.request(&allowed().header("X-Request-Id", "held")).await;
+    harness.gateway.wait_for_metric(HELD, 1).await;
+    let (_gateway, _rails) = harness.start_rails();
+    assert_eq!(waiting.read_response().await.status, 200);
+    let spans = collector.trace_of("held").await;
+    assert_nested(&spans);
+    let (server, hold) = (named(&spans, "POST /api/v4/internal/allowed"), named(&spans, "hold"));
+    assert_eq!(hold.parent, server.id);
+    let answered = spans.iter().find(|span| span.attribute("http.response.status_code") == Some("200"));
+    assert!(answered.is_some_and(|attempt| attempt.name == "POST" && hold.end <= attempt.end), "{spans:#?}");
 }

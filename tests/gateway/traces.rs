@@ -94,7 +94,7 @@ async fn the_trace_of_a_caller_goes_on_to_rails() {
     assert_eq!(resource["service.version"], env!("CARGO_PKG_VERSION"));
     let line = log::wait_for_request_line("traced-pass").await;
     assert_eq!(line["trace_id"], TRACE);
-    harness.wait_for_metric(r#"railgate_tracing_spans_total{result="exported"}"#, spans.len()).await;
+    harness.wait_for_metric(r#"railgate_tracing_spans_total{result="exported"}"#, spans.len() + 1).await;
 }
 
 /// Over a kept connection there is none to make.
@@ -460,4 +460,50 @@ async fn a_client_without_a_credential_cannot_have_its_requests_sampled() {
     collector.trace_of("trusted").await;
     let others = collector.spans().into_iter().filter(|span| span.kind == SpanKind::Server);
     assert_eq!(others.count(), 1, "{:#?}", collector.spans());
+}
+
+/// It comes before the request, of which it is a part all the same.
+#[tokio::test]
+async fn the_first_request_of_a_connection_shows_its_accept() {
+    let collector = Collector::start().await;
+    let harness = collector.harness().await;
+    let mut connection = harness.gateway.tcp.connect().await;
+    for (id, is_first) in [("first", true), ("second", false)] {
+        connection.write(&discover(id).to_bytes("keep-alive")).await;
+        assert_eq!(connection.read_response().await.status, 200);
+        let spans = collector.whole_trace_of(id).await;
+        let server = named(&spans, "GET /api/v4/internal/discover");
+        let accepts: Vec<_> = spans.iter().filter(|span| span.name == "accept").collect();
+        assert_eq!(accepts.len(), usize::from(is_first), "{spans:#?}");
+        for accept in accepts {
+            assert_eq!(accept.parent, server.id);
+            assert!(accept.start <= accept.end && accept.end <= server.start, "{spans:#?}");
+        }
+    }
+    // Not that of a request before, which was not sampled.
+    let mut connection = harness.gateway.tcp.connect().await;
+    let unsampled = discover("unsampled").header("traceparent", &traceparent("00"));
+    for request in [unsampled, discover("sampled")] {
+        connection.write(&request.to_bytes("keep-alive")).await;
+        assert_eq!(connection.read_response().await.status, 200);
+    }
+    let spans = collector.whole_trace_of("sampled").await;
+    assert!(spans.iter().all(|span| span.name != "accept"), "{spans:#?}");
+}
+
+#[tokio::test]
+async fn comparisons_with_rails_have_traces_of_their_own() {
+    let collector = Collector::start().await;
+    let setup = collector.setup().set("cache.shadow.one_in", 1).set("cache.shadow.max_per_second", 10_000);
+    let harness = setup.text("cache.shadow.slow", "1h").start().await;
+    harness.send(&discover("kept")).await;
+    let hit = harness.send(&discover("compared").header("traceparent", &traceparent("01"))).await;
+    assert!(hit.is_hit(), "{hit}");
+    let check = collector.span_named("shadow check").await;
+    let cause = collector.trace_of("compared").await;
+    let server = named(&cause, "GET /api/v4/internal/discover");
+    assert_eq!((check.parent.as_str(), &check.links), ("", &vec![(TRACE.to_owned(), server.id.clone())]));
+    assert_ne!(check.trace, TRACE);
+    let (trace, _, _) = told(&harness.rails.last_request());
+    assert_eq!(trace, check.trace);
 }

@@ -26,7 +26,11 @@ pub(super) fn export(
     end: Instant,
     client_stayed: bool,
 ) {
-    let mut spans = Vec::with_capacity(3);
+    let mut spans = Vec::with_capacity(4);
+    if let Some(accepted) = record.accepted_at {
+        // It belongs to the request, but comes before it: with the handshake of TLS, and the wait for the head.
+        spans.push(record.span.part("accept", accepted, request.started));
+    }
     if let Some(until) = record.authenticated_at {
         spans.push(authentication(request, info, &record, until));
     }

@@ -2,7 +2,8 @@ use std::task::{Context, Waker};
 
 use futures_util::FutureExt as _;
 
-use super::super::registry::{ConnectionHandle, Registration};
+use super::super::connection_handle::ConnectionHandle;
+use super::super::registry::Registration;
 use super::*;
 
 /// A listener with its connections, all of them idle, the first one for the longest.
