@@ -157,7 +157,7 @@ impl HttpServer {
                 ListenerKind::Tcp(listener) => {
                     listener.accept().await.map(|(socket, peer)| (Either::Left(socket), Some(peer.ip())))
                 }
-                ListenerKind::Unix(_, listener) => {
+                ListenerKind::Unix(listener, _) => {
                     listener.accept().await.map(|(socket, _)| (Either::Right(socket), None))
                 }
             };

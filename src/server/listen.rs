@@ -69,14 +69,14 @@ pub struct BoundSocket {
 #[derive(Debug)]
 enum BoundSocketKind {
     Tcp(std::net::TcpListener),
-    /// Without a file that is the gateway's to remove if systemd holds the socket.
-    Unix(Option<Arc<SocketFile>>, std::os::unix::net::UnixListener),
+    /// Without a file if it is a socket of systemd. The file comes last, since it is dropped after the socket.
+    Unix(std::os::unix::net::UnixListener, Option<Arc<SocketFile>>),
 }
 
 /// Sockets that are bound: the number of those that have a queue of their own, then all of them, these first.
 type Opened = (usize, Vec<BoundSocketKind>);
-/// Another descriptor of a socket, and its file.
-type PassedShare<'s> = (OwnedFd, Option<&'s Arc<SocketFile>>);
+/// Another descriptor of a socket, and then its file.
+pub(super) type PassedShare = (OwnedFd, Option<Arc<SocketFile>>);
 
 /// A socket that accepts on the runtime of one thread.
 #[derive(Debug)]
@@ -96,9 +96,8 @@ pub(super) struct ListenTerms {
 #[derive(Debug)]
 pub(super) enum ListenerKind {
     Tcp(TcpListener),
-    /// Its file is removed before the last share is closed: a successor that found the file without a listener
-    /// would replace it, and its new file would be removed then.
-    Unix(#[expect(dead_code, reason = "there to be dropped")] Option<Arc<SocketFile>>, UnixListener),
+    /// The file is dropped after the socket.
+    Unix(UnixListener, #[expect(dead_code, reason = "there to be dropped")] Option<Arc<SocketFile>>),
 }
 
 /// How many connections may wait to be accepted: CI starts many `ssh` connections at once.
@@ -137,13 +136,13 @@ impl BoundSocket {
     }
 
     /// Another descriptor of the socket, to be passed on, and its file. `None` if another share has the same queue.
-    pub(super) fn to_be_passed(&self) -> io::Result<Option<PassedShare<'_>>> {
+    pub(super) fn to_be_passed(&self) -> io::Result<Option<PassedShare>> {
         if self.is_copy {
             return Ok(None);
         }
         Ok(Some(match &self.kind {
             BoundSocketKind::Tcp(socket) => (socket.try_clone()?.into(), None),
-            BoundSocketKind::Unix(file, socket) => (socket.try_clone()?.into(), file.as_ref()),
+            BoundSocketKind::Unix(socket, file) => (socket.try_clone()?.into(), file.clone()),
         }))
     }
 
@@ -210,15 +209,15 @@ impl BoundSocketKind {
     fn try_clone(&self) -> io::Result<Self> {
         Ok(match self {
             Self::Tcp(socket) => Self::Tcp(socket.try_clone()?),
-            Self::Unix(file, socket) => Self::Unix(file.clone(), socket.try_clone()?),
+            Self::Unix(socket, file) => Self::Unix(socket.try_clone()?, file.clone()),
         })
     }
 
     fn address(&self) -> io::Result<String> {
         match self {
             Self::Tcp(socket) => Ok(socket.local_addr()?.to_string()),
-            Self::Unix(Some(file), _) => Ok(format!("unix:{}", file.path.display())),
-            Self::Unix(None, socket) => {
+            Self::Unix(_, Some(file)) => Ok(format!("unix:{}", file.path.display())),
+            Self::Unix(socket, None) => {
                 let address = socket.local_addr()?;
                 let path = address.as_pathname().unwrap_or(Path::new("@"));
                 Ok(format!("unix:{}", path.display()))
@@ -241,7 +240,7 @@ impl Listener {
     pub fn new(socket: BoundSocket) -> io::Result<Self> {
         let kind = match socket.kind {
             BoundSocketKind::Tcp(socket) => ListenerKind::Tcp(TcpListener::from_std(socket)?),
-            BoundSocketKind::Unix(file, socket) => ListenerKind::Unix(file, UnixListener::from_std(socket)?),
+            BoundSocketKind::Unix(socket, file) => ListenerKind::Unix(UnixListener::from_std(socket)?, file),
         };
         Ok(Self { kind, limiter: socket.limiter, options: socket.options })
     }
@@ -290,16 +289,19 @@ fn open_unix(
     shares: usize,
     passed: Vec<InheritedSocket>,
 ) -> io::Result<Opened> {
-    // Released once it listens, so that no other process takes it for a stale one before.
-    let _lock = unix_socket::lock_folder(path);
     if !passed.is_empty()
-        && let Some(file) = unix_socket::adopt(path, mode, owner)?
+        && let Some(file) = SocketFile::find(path)?
     {
-        return adopt(passed, shares, Some(&Arc::new(file)));
+        let adopted = adopt(passed, shares, Some(&Arc::new(file)))?;
+        unix_socket::give(path, mode, owner)?;
+        return Ok(adopted);
     }
-    let (file, socket) = unix_socket::bind(path, mode, owner)?;
-    socket.listen(BACKLOG)?;
-    adopt(vec![InheritedSocket::Unix(socket.into())], shares, Some(&Arc::new(file)))
+    // Until it listens, so that no other process takes it for a stale one before.
+    let lock = unix_socket::lock_folder(path);
+    let socket = unix_socket::bind(path, mode, owner, BACKLOG)?;
+    let file = SocketFile::find(path)?.map(Arc::new);
+    drop(lock);
+    adopt(vec![InheritedSocket::Unix(socket.into())], shares, file.as_ref())
 }
 
 /// Threads without a socket of their own accept from the queue of another: connections that wait in a queue when the
@@ -317,7 +319,7 @@ fn adopt(sockets: Vec<InheritedSocket>, shares: usize, file: Option<&Arc<SocketF
             }
             InheritedSocket::Unix(socket) => {
                 socket.set_nonblocking(true)?;
-                BoundSocketKind::Unix(file.cloned(), socket)
+                BoundSocketKind::Unix(socket, file.cloned())
             }
         });
     }
@@ -329,140 +331,4 @@ fn adopt(sockets: Vec<InheritedSocket>, shares: usize, file: Option<&Arc<SocketF
 }
 
 #[cfg(test)]
-mod tests {
-    use std::fs;
-    use std::os::unix::fs::symlink;
-    use std::os::unix::net::{UnixListener, UnixStream};
-
-    use std::os::unix::fs::PermissionsExt as _;
-    use std::time::Duration;
-
-    use super::*;
-    use crate::server::unix_socket::lock_folder;
-
-    fn unix(path: &Path) -> ListenAddress {
-        ListenAddress::Unix { path: path.to_owned(), mode: 0o600, owner: SocketOwner::default() }
-    }
-
-    type Replace = fn(&Path);
-
-    #[test]
-    fn a_socket_removes_its_own_file_and_no_other() {
-        let path = std::env::temp_dir().join(format!("railgate-socket-{}", std::process::id()));
-        let address = unix(&path);
-        let replacements: [(&str, Replace, bool); 7] = [
-            ("nothing", |_| {}, false),
-            ("gone", |path| fs::remove_file(path).unwrap(), false),
-            (
-                "a socket",
-                |path| {
-                    fs::remove_file(path).unwrap();
-                    drop(UnixListener::bind(path).unwrap());
-                },
-                true,
-            ),
-            (
-                "a socket that is moved there",
-                |path| {
-                    let other = path.with_extension("other");
-                    drop(UnixListener::bind(&other).unwrap());
-                    fs::rename(other, path).unwrap();
-                },
-                true,
-            ),
-            (
-                "a file",
-                |path| {
-                    fs::remove_file(path).unwrap();
-                    fs::write(path, "mine").unwrap();
-                },
-                true,
-            ),
-            (
-                "a link to itself elsewhere",
-                |path| {
-                    let other = path.with_extension("other");
-                    fs::rename(path, &other).unwrap();
-                    symlink(other, path).unwrap();
-                },
-                true,
-            ),
-            (
-                "other permissions",
-                |path| {
-                    fs::set_permissions(path, fs::Permissions::from_mode(0o666)).unwrap();
-                },
-                false,
-            ),
-        ];
-        for (what, replace, is_left) in replacements {
-            let shares = BoundSocket::bind_shared(&address, 1, 3).unwrap();
-            assert!(UnixStream::connect(&path).is_ok(), "{what}");
-            replace(&path);
-            drop(shares);
-            assert_eq!(fs::symlink_metadata(&path).is_ok(), is_left, "{what}");
-            for left in [path.clone(), path.with_extension("other")] {
-                let _ = fs::remove_file(left);
-            }
-        }
-    }
-
-    #[test]
-    fn a_socket_with_a_full_queue_is_in_use() {
-        let path = std::env::temp_dir().join(format!("railgate-full-{}", std::process::id()));
-        let address = socket2::SockAddr::unix(&path).unwrap();
-        let connect = || {
-            let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
-            socket.set_nonblocking(true).unwrap();
-            socket.connect(&address).map(|()| socket)
-        };
-        let hanging = socket2::Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
-        hanging.bind(&address).unwrap();
-        hanging.listen(0).unwrap();
-        let mut waiting = Vec::new();
-        while let Ok(socket) = connect() {
-            waiting.push(socket);
-        }
-        let address = unix(&path);
-        assert_eq!(BoundSocket::bind(&address, 1).unwrap_err().kind(), io::ErrorKind::AddrInUse);
-        assert!(path.exists());
-        fs::remove_file(path).unwrap();
-    }
-
-    #[test]
-    fn a_successor_keeps_its_file() {
-        let path = std::env::temp_dir().join(format!("railgate-successor-{}", std::process::id()));
-        let address = unix(&path);
-        let first = BoundSocket::bind(&address, 1).unwrap();
-        assert_eq!(BoundSocket::bind(&address, 1).unwrap_err().kind(), io::ErrorKind::AddrInUse);
-        fs::remove_file(&path).unwrap();
-        let second = BoundSocket::bind(&address, 1).unwrap();
-        drop(first);
-        assert!(UnixStream::connect(&path).is_ok());
-        drop(second);
-        assert!(!path.exists());
-    }
-
-    /// Else it could find the socket stale, then remove that of a process that has listened since.
-    #[test]
-    fn binding_waits_for_another_process_that_binds_in_the_same_folder() {
-        let folder = std::env::temp_dir().join(format!("railgate-folder-{}", std::process::id()));
-        fs::create_dir(&folder).unwrap();
-        let path = folder.join("socket");
-        let address = unix(&path);
-        drop(UnixListener::bind(&path).unwrap());
-        let lock = lock_folder(&path).unwrap();
-        std::thread::scope(|scope| {
-            let late = scope.spawn(|| BoundSocket::bind(&address, 1));
-            // Time to go wrong: nothing depends on it if all is right.
-            std::thread::sleep(Duration::from_millis(100));
-            fs::remove_file(&path).unwrap();
-            let first = UnixListener::bind(&path).unwrap();
-            drop(lock);
-            assert_eq!(late.join().unwrap().unwrap_err().kind(), io::ErrorKind::AddrInUse);
-            assert!(UnixStream::connect(&path).is_ok());
-            drop(first);
-        });
-        fs::remove_dir_all(folder).unwrap();
-    }
-}
+mod tests;

@@ -1,28 +1,25 @@
 //! The listening sockets of this process, for one that keeps them or goes on with them.
 
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Weak};
+use std::os::fd::{AsFd as _, BorrowedFd};
 
 use tokio::net::UnixStream;
 
-use super::listen::{BoundSocket, Listener, ListenerKind};
+use super::listen::{BoundSocket, Listener, ListenerKind, PassedShare};
 use super::listen_address::ListenAddress;
-use super::unix_socket::SocketFile;
 
 /// Descriptors of listening sockets beside those that accept. As long as they are here, no client finds the sockets
 /// closed.
 #[derive(Debug, Default)]
 pub struct PassedSockets {
     sockets: Vec<PassedSocket>,
-    files: Vec<Weak<SocketFile>>,
     is_held_by_systemd: bool,
 }
 
 #[derive(Debug)]
 struct PassedSocket {
     name: String,
-    sockets: Vec<OwnedFd>,
+    shares: Vec<PassedShare>,
     /// Also to a service manager: it was bound here, and is of use without a process.
     may_be_kept: bool,
 }
@@ -31,7 +28,7 @@ impl Listener {
     /// Accepts a connection on a unix socket.
     pub async fn accept_unix(&self) -> io::Result<UnixStream> {
         match &self.kind {
-            ListenerKind::Unix(_, listener) => Ok(listener.accept().await?.0),
+            ListenerKind::Unix(listener, _) => Ok(listener.accept().await?.0),
             ListenerKind::Tcp(_) => Err(io::ErrorKind::Unsupported.into()),
         }
     }
@@ -51,13 +48,11 @@ impl PassedSockets {
     }
 
     fn push(&mut self, address: &ListenAddress, shares: &[BoundSocket], may_be_kept: bool) -> io::Result<()> {
-        let mut sockets = Vec::new();
+        let mut passed = Vec::new();
         for share in shares {
-            let Some((socket, file)) = share.to_be_passed()? else { continue };
-            sockets.push(socket);
-            self.files.extend(file.map(Arc::downgrade));
+            passed.extend(share.to_be_passed()?);
         }
-        self.sockets.push(PassedSocket { name: address.passed_name(), sockets, may_be_kept });
+        self.sockets.push(PassedSocket { name: address.passed_name(), shares: passed, may_be_kept });
         Ok(())
     }
 
@@ -75,20 +70,10 @@ impl PassedSockets {
     pub fn to_be_kept(&self) -> impl Iterator<Item = (&str, Vec<BorrowedFd<'_>>)> {
         self.sockets.iter().filter(|passed| passed.may_be_kept).map(PassedSocket::borrowed)
     }
-
-    /// The sockets outlive this process, so their files stay.
-    pub fn leave_files(&self) {
-        self.files.iter().filter_map(Weak::upgrade).for_each(|file| file.leave());
-    }
-
-    /// The sockets end with this process, and so do their files.
-    pub fn own_files(&self) {
-        self.files.iter().filter_map(Weak::upgrade).for_each(|file| file.own());
-    }
 }
 
 impl PassedSocket {
     fn borrowed(&self) -> (&str, Vec<BorrowedFd<'_>>) {
-        (&self.name, self.sockets.iter().map(OwnedFd::as_fd).collect())
+        (&self.name, self.shares.iter().map(|(socket, _)| socket.as_fd()).collect())
     }
 }

@@ -1,10 +1,9 @@
 //! The file of a unix socket: who may connect through it, and which one may be replaced or removed.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
@@ -13,30 +12,23 @@ use socket2::{Domain, Type};
 
 use super::listen_address::SocketOwner;
 
-/// Binds a socket with these permissions and owners. It does not listen yet.
-pub(super) fn bind(path: &Path, mode: u32, owner: SocketOwner) -> io::Result<(SocketFile, socket2::Socket)> {
+/// Binds a socket with these permissions and owners, and listens.
+pub(super) fn bind(path: &Path, mode: u32, owner: SocketOwner, backlog: i32) -> io::Result<socket2::Socket> {
     remove_stale(path)?;
     let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
     socket.bind(&socket2::SockAddr::unix(path)?)?;
-    let file = SocketFile { path: path.to_owned(), file_id: file_id(path)?, is_left: AtomicBool::new(false) };
-    // Before it listens, so that no peer connects by the permissions of the umask. The owner first: who has given the
-    // file away may not be allowed to change its permissions.
-    give(path, mode, owner)?;
-    Ok((file, socket))
-}
-
-/// The file of a socket that another process has bound; `None` if there is none any more, so that no client could
-/// connect. It is left there until this process [owns](SocketFile::own) it.
-pub(super) fn adopt(path: &Path, mode: u32, owner: SocketOwner) -> io::Result<Option<SocketFile>> {
-    if !std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
-        return Ok(None);
+    // Before it listens, so that no peer connects by the permissions of the umask.
+    let listening = give(path, mode, owner).and_then(|()| socket.listen(backlog));
+    if listening.is_err() {
+        let _ = std::fs::remove_file(path);
     }
-    give(path, mode, owner)?;
-    Ok(Some(SocketFile { path: path.to_owned(), file_id: file_id(path)?, is_left: AtomicBool::new(true) }))
+    listening.map(|()| socket)
 }
 
-fn give(path: &Path, mode: u32, owner: SocketOwner) -> io::Result<()> {
+/// Gives the file of a socket these permissions and owners. The owner comes last: who has given the file away may not be
+/// allowed to change its permissions.
+pub(super) fn give(path: &Path, mode: u32, owner: SocketOwner) -> io::Result<()> {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
     if owner != SocketOwner::default() {
         std::os::unix::fs::chown(path, owner.user, owner.group).map_err(|error| not_given(owner, &error))?;
@@ -74,7 +66,7 @@ pub(super) fn lock_folder(path: &Path) -> Option<File> {
 const LOCK_TRIES: u32 = 1_000;
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
-/// Removes a socket that no process listens on: it is left over from a crash. Any other file is kept.
+/// Removes a socket that no process has: it is left over from a crash. Any other file is kept.
 fn remove_stale(path: &Path) -> io::Result<()> {
     let kind = match std::fs::symlink_metadata(path) {
         Ok(metadata) => metadata.file_type(),
@@ -84,51 +76,55 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     if !kind.is_socket() {
         return Err(io::Error::new(io::ErrorKind::AlreadyExists, "the path exists and is not a socket"));
     }
-    let probe = socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    // Does not block on a queue that is full because the listening process hangs.
-    probe.set_nonblocking(true)?;
-    match probe.connect(&socket2::SockAddr::unix(path)?) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path),
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(io::ErrorKind::AddrInUse.into()),
-        Ok(()) => Err(io::ErrorKind::AddrInUse.into()),
-        Err(error) => Err(error),
+    if is_in_use(path)? { Err(io::ErrorKind::AddrInUse.into()) } else { std::fs::remove_file(path) }
+}
+
+/// Whether a process has the socket of this file. It is asked for by a socket of another type, which the system refuses
+/// in two ways: so no process gets a connection to accept, and one that hangs is asked for nothing.
+fn is_in_use(path: &Path) -> io::Result<bool> {
+    let probe = socket2::Socket::new(Domain::UNIX, Type::DGRAM, None)?;
+    match probe.connect(&socket2::SockAddr::unix(path)?).map_err(|error| (error.raw_os_error(), error)) {
+        Err((Some(code), _)) if code == Errno::CONNREFUSED.raw_os_error() => Ok(false),
+        Err((Some(code), _)) if code == Errno::PROTOTYPE.raw_os_error() => Ok(true),
+        Ok(()) => Ok(true),
+        Err((_, error)) => Err(error),
     }
 }
 
-/// The file of a unix socket; removed when dropped, unless another file has its path by then, such as that of
-/// a successor that was started after the file was removed by hand.
+/// The file of a unix socket. It is dropped once this process has closed the socket, and removes the file if that was the
+/// last process that had it: a successor to which the socket was passed may have it, or a service manager that keeps it.
+/// So the file stays as long as clients can connect, however those end. A file that was put in its place is none of its
+/// business.
 #[derive(Debug)]
 pub(super) struct SocketFile {
     pub(super) path: PathBuf,
     file_id: (u64, u64),
-    /// Another process serves or keeps the socket, and the file is left to it.
-    is_left: AtomicBool,
 }
 
 impl SocketFile {
-    /// The socket outlives this process, so its file stays.
-    pub(super) fn leave(&self) {
-        self.is_left.store(true, Ordering::Relaxed);
-    }
-
-    /// The file ends with this process.
-    pub(super) fn own(&self) {
-        self.is_left.store(false, Ordering::Relaxed);
+    /// `None` if there is no socket at this path.
+    pub(super) fn find(path: &Path) -> io::Result<Option<Self>> {
+        match std::fs::symlink_metadata(path) {
+            Ok(found) if found.file_type().is_socket() => {
+                Ok(Some(Self { path: path.to_owned(), file_id: file_id(&found) }))
+            }
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(None),
+        }
     }
 }
 
-/// The device and the inode, which are unique as long as the socket is open.
-fn file_id(path: &Path) -> io::Result<(u64, u64)> {
-    let metadata = std::fs::symlink_metadata(path)?;
-    Ok((metadata.dev(), metadata.ino()))
+/// The device and the inode.
+fn file_id(metadata: &Metadata) -> (u64, u64) {
+    (metadata.dev(), metadata.ino())
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if !self.is_left.load(Ordering::Relaxed)
-            && file_id(&self.path).is_ok_and(|found| found == self.file_id)
-        {
-            let _ = std::fs::remove_file(&self.path);
+        let _lock = lock_folder(&self.path);
+        // A file that has got the number of this one since then is a socket in use, or of use to nobody.
+        if std::fs::symlink_metadata(&self.path).is_ok_and(|found| file_id(&found) == self.file_id) {
+            let _ = remove_stale(&self.path);
         }
     }
 }
