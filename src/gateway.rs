@@ -25,7 +25,7 @@ use self::restart::WarmRestart;
 use self::sockets::BoundSockets;
 pub use self::sockets::file_demand;
 use self::upgrade::{NextProcess, Predecessor};
-use self::worker::{Ending, HooksThread, Worker};
+use self::worker::{HooksThread, Worker, WorkerPhases};
 use crate::admin::{Admin, OperatorPermits, Status};
 use crate::body::unverified::UnverifiedBodies;
 use crate::clock::Clock;
@@ -181,21 +181,10 @@ impl Gateway {
         let manager = live.manager();
         let (readiness, cache) = (Arc::clone(&operators.admin.readiness), Arc::clone(&live.shared.cache));
         let status = Arc::clone(&operators.admin.status);
-        let predecessor = match self.predecessor {
-            Some(predecessor) => predecessor.wait_until_saved().await,
-            None => None,
-        };
-        // Before operators or hooks can purge anything.
-        if let Some(warm) = live.config().as_ref().and_then(WarmRestart::new) {
-            warm.load(Arc::clone(&cache)).await;
-        }
-        let ending = Arc::<Ending>::default();
+        let phases = Arc::<WorkerPhases>::default();
         // Also if this is dropped.
-        let end = ending.began.clone().drop_guard();
-        let running = start_workers(workers, &ending)?;
-        if let Some(predecessor) = predecessor {
-            predecessor.replace().await;
-        }
+        let end = phases.end.clone().drop_guard();
+        let running = begin((workers, &phases), &live, self.predecessor, &shutdown).await?;
         log_ready(&addresses, &operators)?;
         let kept = keep_sockets(&manager, &self.passed, &self.outdated).await;
         let next = NextProcess::new(self.upgrade, self.passed)?;
@@ -213,7 +202,7 @@ impl Gateway {
         let is_replaced = matches!(end_of_service, EndOfService::Replaced);
         let grace = if is_replaced { REPLACED_GRACE } else { kept };
         // It is set once.
-        let _ = ending.grace.set(grace);
+        let _ = phases.grace.set(grace);
         // Before the workers close theirs.
         drop(next);
         drop(end);
@@ -240,12 +229,46 @@ const REPLACED_GRACE: Duration = Duration::from_secs(5);
 /// The same if new connections wait for the next process.
 const KEPT_GRACE: Duration = Duration::from_secs(1);
 
-fn start_workers(workers: Vec<Worker>, ending: &Arc<Ending>) -> io::Result<Vec<oneshot::Receiver<bool>>> {
-    workers.into_iter().map(|worker| worker.start(Arc::clone(ending))).collect()
+/// The ends of the workers.
+type RunningWorkers = Vec<oneshot::Receiver<bool>>;
+
+/// Loads the cache and starts the workers. If there is a process before, they accept once that one has no more to say: an
+/// error if it goes on.
+async fn begin(
+    (workers, phases): (Vec<Worker>, &Arc<WorkerPhases>),
+    live: &Live,
+    predecessor: Option<Predecessor>,
+    shutdown: &CancellationToken,
+) -> io::Result<RunningWorkers> {
+    let predecessor = match predecessor {
+        Some(predecessor) => predecessor.wait_until_saved(shutdown).await?,
+        None => None,
+    };
+    // Before operators or hooks can purge anything.
+    if let Some(warm) = live.config().as_ref().and_then(WarmRestart::new) {
+        warm.load(Arc::clone(&live.shared.cache)).await;
+    }
+    let running = start_workers(workers, phases)?;
+    if let Some(predecessor) = predecessor
+        && let Err(error) = predecessor.replace(shutdown).await
+    {
+        phases.end.cancel();
+        wait_for_workers(running, Duration::ZERO).await;
+        return Err(error);
+    }
+    phases.accept.cancel();
+    Ok(running)
+}
+
+fn start_workers(workers: Vec<Worker>, phases: &Arc<WorkerPhases>) -> io::Result<RunningWorkers> {
+    let start = |worker: Worker| worker.start(Arc::clone(phases));
+    let cannot =
+        |error: io::Error| io::Error::new(error.kind(), format!("cannot start the workers: {error}"));
+    workers.into_iter().map(start).collect::<io::Result<_>>().map_err(cannot)
 }
 
 /// Whether all requests have ended in time.
-async fn wait_for_workers(running: Vec<oneshot::Receiver<bool>>, drain_timeout: Duration) -> bool {
+async fn wait_for_workers(running: RunningWorkers, drain_timeout: Duration) -> bool {
     let count = running.len();
     // A thread that hangs must not keep the process alive for ever.
     let ended = tokio::time::timeout(drain_timeout + DRAIN_GRACE, join_all(running)).await;
@@ -260,10 +283,8 @@ async fn keep_sockets(manager: &ServiceManager, passed: &PassedSockets, outdated
         manager.forget(name);
     }
     if !manager.has_store() {
-        passed.own_files();
         return if passed.is_held_by_systemd() { KEPT_GRACE } else { Duration::ZERO };
     }
-    passed.leave_files();
     for (name, sockets) in passed.to_be_kept() {
         for tries in 0.. {
             match manager.keep(name, &sockets) {
@@ -317,23 +338,53 @@ fn workers(sockets: &mut BoundSockets, live: &Live, heartbeats: &Heartbeats) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::reload::ReloadError;
 
-    /// Where the secret is looked for on a disk that hangs, too.
-    #[test]
-    fn the_end_does_not_wait_for_files_that_are_being_read() {
-        let secret = std::env::temp_dir().join(format!("railgate-hanging-{}", std::process::id()));
+    /// A gateway whose secret is `s3cret`, with the file of that.
+    fn gateway(name: &str) -> (Gateway, GatewayConfig, PathBuf) {
+        let secret = std::env::temp_dir().join(format!("railgate-{name}-{}", std::process::id()));
         std::fs::write(&secret, "s3cret").unwrap();
         let text = format!(
             "upstream.url = \"http://127.0.0.1:1\"\nauth.shell.secret_file = {secret:?}\n\
              listen = [{{ address = \"127.0.0.1:0\" }}]\nadmin.address = \"127.0.0.1:0\""
         );
         let config = crate::config::parse("test.toml", &text).unwrap().config;
+        (Gateway::bind(config.clone(), Arc::default()).unwrap(), config, secret)
+    }
+
+    /// Where the secret is looked for on a disk that hangs, too.
+    #[test]
+    fn the_end_does_not_wait_for_files_that_are_being_read() {
+        let (gateway, _, secret) = gateway("hanging");
         std::fs::remove_file(secret).unwrap();
-        let gateway = Gateway::bind(config, Arc::default()).unwrap();
         assert!(gateway.live.config().is_some());
         let reading = gateway.live.running.lock();
         let other = std::thread::scope(|scope| scope.spawn(|| gateway.live.config()).join().unwrap());
         drop(reading);
         assert!(other.is_none());
+    }
+
+    /// Each would keep one of the few that operators may have at one time.
+    #[test]
+    fn a_reload_does_not_wait_for_another_one_whose_disk_hangs() {
+        let (gateway, _, secret) = gateway("busy");
+        std::fs::remove_file(&secret).unwrap();
+        gateway.reload_from(secret);
+        let reading = gateway.live.reload.lock();
+        let other = std::thread::scope(|scope| scope.spawn(|| gateway.live.reload()).join().unwrap());
+        assert_eq!(other, Err(ReloadError::Busy));
+        drop(reading);
+        assert!(matches!(gateway.live.reload(), Err(ReloadError::Mistakes(_))));
+    }
+
+    /// Else it would be refused until the files are looked at the next time.
+    #[test]
+    fn a_secret_that_is_replaced_during_a_reload_is_in_use_after_it() {
+        let (gateway, read_before, secret) = gateway("replaced");
+        std::fs::write(secret.with_extension("new"), "an0ther").unwrap();
+        std::fs::rename(secret.with_extension("new"), &secret).unwrap();
+        gateway.live.apply(read_before);
+        std::fs::remove_file(secret).unwrap();
+        assert!(gateway.live.config().unwrap().auth.shell_secret.matches(b"an0ther"));
     }
 }

@@ -51,6 +51,7 @@ mod gateway {
     mod first_run;
     mod framing;
     mod half_closed;
+    mod hand_over;
     mod headers;
     mod hook_install;
     mod hooks;

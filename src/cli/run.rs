@@ -115,7 +115,7 @@ async fn run(
             );
             ExitCode::FAILURE
         }
-        Err(error) => fail(&format!("cannot start the workers: {error}")),
+        Err(error) => fail(&error.to_string()),
     }
 }
 

@@ -20,14 +20,14 @@ use super::traces::Tracing;
 use crate::admin::AdminAccess;
 use crate::auth::Authenticator;
 use crate::body::unverified::UnverifiedBodies;
-use crate::cache::{Cache, Lifetimes};
+use crate::cache::{Cache, CacheSettings, Lifetimes};
 use crate::clock::Clock;
-use crate::config::{self, ConfigError, GatewayConfig};
+use crate::config::{self, GatewayConfig};
 use crate::header::via::Pseudonym;
 use crate::hooks::{HookCounters, Hooks};
 use crate::log::LogCounters;
 use crate::metrics::Metrics;
-use crate::reload::{Mistake, Reload, ReloadError, ReloadStatus, Reloaded};
+use crate::reload::{Reload, ReloadError, ReloadStatus, Reloaded};
 use crate::secret::files::{LoadedSecret, SecretRole};
 use crate::secret::refresh::{RefreshSecrets, SecretRefresher};
 use crate::secret::status::SecretStatuses;
@@ -136,20 +136,17 @@ impl Live {
     }
 
     /// Takes over a configuration, and returns the keys that need a restart for that.
-    fn apply(&self, mut new: GatewayConfig) -> Vec<&'static str> {
+    pub(super) fn apply(&self, mut new: GatewayConfig) -> Vec<&'static str> {
         let mut running = self.running.lock();
         let restart_needed = new.keep_until_restart(&running.config, self.shared.cache.max_ages());
-        if running.is_replaced {
-            new.cache.lifetimes = Lifetimes::none();
-        }
-        let Running { config, secrets, workers, .. } = &mut *running;
+        let Running { config, secrets, workers, is_replaced } = &mut *running;
         secrets.note_replaced(config, &new);
         let is_another_gitlab = may_be_another_gitlab(&config.upstream, &new.upstream);
         let upstream = &self.shared.upstream;
         upstream.reload(&new.upstream);
         for WorkerStack { cell, parts } in workers {
             *parts = StackParts {
-                cache_settings: new.cache.clone(),
+                cache_settings: cache_settings(&new, *is_replaced),
                 upstream: parts.upstream.reloaded(&new.upstream),
                 upstream_credential: new.upstream_credential.clone(),
                 forward_prefixes: new.forward_prefixes.clone(),
@@ -174,19 +171,32 @@ impl Live {
         *config = new;
         secrets.watch(&config.secrets.files);
         self.shared.publish(config, secrets);
+        drop(running);
+        // Their files may have changed since the configuration was read.
+        self.check_secrets(true);
         restart_needed
     }
 
     /// From now on nothing is answered from the cache: another process is told of what is purged.
     pub(crate) fn end_caching(&self) {
-        let mut running = self.running.lock();
-        running.is_replaced = true;
-        for WorkerStack { cell, parts } in &mut running.workers {
-            parts.cache_settings.lifetimes = Lifetimes::none();
-            cell.replace(stack::build(parts.clone()));
-        }
+        self.set_replaced(true);
         // Those that wait for an answer that was on its way do not get it from here either.
         self.shared.cache.invalidate_all();
+    }
+
+    /// Answers from the cache again, which is empty: the other process has failed.
+    pub(crate) fn resume_caching(&self) {
+        self.set_replaced(false);
+    }
+
+    fn set_replaced(&self, is_replaced: bool) {
+        let mut running = self.running.lock();
+        running.is_replaced = is_replaced;
+        let Running { config, workers, .. } = &mut *running;
+        for WorkerStack { cell, parts } in workers {
+            parts.cache_settings = cache_settings(config, is_replaced);
+            cell.replace(stack::build(parts.clone()));
+        }
     }
 
     /// Looks at the files of the secrets. Reads files and takes up to some 100 ms of CPU time, so it is not for a thread
@@ -255,7 +265,12 @@ impl Shared {
 impl Reload for Live {
     fn reload(&self) -> Result<Reloaded, ReloadError> {
         let file = self.file.get().ok_or(ReloadError::NoFile)?;
-        let _one_at_a_time = self.reload.lock();
+        let Some(_one_at_a_time) = self.reload.try_lock_for(MAX_LOCK_WAIT) else {
+            tracing::error!(
+                "the configuration was not read again: another reload still reads it; does its disk hang?"
+            );
+            return Err(ReloadError::Busy);
+        };
         self.manager().reloading();
         let outcome = self.reload_from(file);
         self.manager().reloaded();
@@ -267,7 +282,7 @@ impl Live {
     fn reload_from(&self, file: &Path) -> Result<Reloaded, ReloadError> {
         let loaded = config::load(file).map_err(|error| {
             self.status.record_failure();
-            let mistakes = mistakes(error);
+            let mistakes: Vec<_> = error.0.into_iter().map(|diagnostic| diagnostic.mistake).collect();
             let why = mistakes.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
             tracing::error!(why, "the configuration was not changed: the file has mistakes");
             ReloadError::Mistakes(mistakes)
@@ -311,20 +326,16 @@ impl RefreshSecrets for Live {
     }
 }
 
-/// For files of secrets that are being read.
+/// For files that are being read.
 const MAX_LOCK_WAIT: Duration = Duration::from_secs(1);
+
+/// Without lifetimes, nothing is kept, nor answered from what was.
+fn cache_settings(config: &GatewayConfig, is_replaced: bool) -> CacheSettings {
+    let kept = config.cache.clone();
+    if is_replaced { CacheSettings { lifetimes: Lifetimes::none(), ..kept } } else { kept }
+}
 
 /// Who may use the admin listener.
 fn admin_access(config: &GatewayConfig, is_local_only: bool) -> AdminAccess {
     AdminAccess { is_local_only, token: config.admin.token.clone(), hosts: config.admin.hosts.clone() }
-}
-
-fn mistakes(ConfigError(all): ConfigError) -> Vec<Mistake> {
-    let mistake = |one: config::Diagnostic| Mistake {
-        file: one.file,
-        line: one.line,
-        key: one.key,
-        message: one.message,
-    };
-    all.into_iter().map(mistake).collect()
 }

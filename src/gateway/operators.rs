@@ -32,6 +32,7 @@ pub(super) struct RunningOperators {
 pub(super) enum EndOfService {
     /// As it was told. The admin listener outlives the others, to say that they are draining.
     Stopped(RunningOperators),
+    /// Another process goes on with the sockets, and answers operators and hooks.
     Replaced,
 }
 
@@ -47,7 +48,14 @@ impl Operators {
             let running = self.start()?;
             started();
             let successor = tokio::select! {
-                () = shutdown.cancelled() => return Ok(EndOfService::Stopped(running)),
+                () = shutdown.cancelled() => {
+                    if !next.is_asked() {
+                        return Ok(EndOfService::Stopped(running));
+                    }
+                    running.stop().await;
+                    next.end(live);
+                    return Ok(EndOfService::Replaced);
+                }
                 successor = next.wait() => successor,
             };
             running.stop().await;

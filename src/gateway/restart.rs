@@ -4,6 +4,7 @@
 //! back. While it is loaded, clients wait: the kernel has accepted their connections. While it is saved,
 //! there is no listener any more.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -60,7 +61,9 @@ impl WarmRestart {
     /// Removes what was saved, since this process goes on, and purges.
     pub(crate) async fn discard(self) {
         run_blocking(move || {
-            if let Err(error) = std::fs::remove_file(self.file.path()) {
+            let removed = std::fs::remove_file(self.file.path());
+            // The other process has taken it, or this one could not write it.
+            if let Err(error) = removed.or_else(ignore_not_found) {
                 tracing::warn!(path = %self.file.path().display(), %error, "the saved cache could not be removed");
             }
         })
@@ -98,6 +101,10 @@ pub(crate) fn may_be_another_gitlab(one: &UpstreamSettings, other: &UpstreamSett
 
 fn now() -> SnapshotTime {
     SnapshotTime { instant: Clock::System.now(), unix: Clock::System.unix_time() }
+}
+
+fn ignore_not_found(error: io::Error) -> io::Result<()> {
+    if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
 }
 
 /// A million entries take seconds.

@@ -40,10 +40,13 @@ use crate::stack::reloadable::{Reloadable, StackCell};
 use crate::stack::{self, Stack};
 use crate::write_batch;
 
-/// How the workers end.
+/// What tells the workers how far the gateway is.
 #[derive(Debug, Default)]
-pub(crate) struct Ending {
-    pub(crate) began: CancellationToken,
+pub(crate) struct WorkerPhases {
+    /// They accept from then on.
+    pub(crate) accept: CancellationToken,
+    /// They drain from then on.
+    pub(crate) end: CancellationToken,
     /// How long connections may have another request. Set before.
     pub(crate) grace: OnceLock<Duration>,
 }
@@ -68,11 +71,11 @@ impl Worker {
         Ok(addresses)
     }
 
-    /// Starts the thread, which serves until the end, then drains. It sends true at its end
+    /// Starts the thread, which serves when it is told to until it is told to end, then drains. It sends true at its end
     /// if all requests were finished in time.
-    pub(crate) fn start(self, ending: Arc<Ending>) -> io::Result<oneshot::Receiver<bool>> {
+    pub(crate) fn start(self, phases: Arc<WorkerPhases>) -> io::Result<oneshot::Receiver<bool>> {
         let (server, cell, fills) = (self.server, self.cell, self.fills);
-        start(self.heartbeat, self.sockets, |listeners| serve(listeners, server, cell, fills, ending))
+        start(self.heartbeat, self.sockets, |listeners| serve(listeners, server, cell, fills, phases))
     }
 }
 
@@ -148,13 +151,16 @@ async fn serve(
     server: HttpServer,
     cell: Arc<StackCell<Stack>>,
     fills: TaskTracker,
-    ending: Arc<Ending>,
+    phases: Arc<WorkerPhases>,
 ) -> bool {
+    if phases.end.run_until_cancelled(phases.accept.cancelled()).await.is_none() {
+        return true;
+    }
     for listener in listeners {
         server.serve(listener, Reloadable::new(&cell));
     }
-    ending.began.cancelled().await;
-    let in_time = server.drain_after(ending.grace.get().copied().unwrap_or_default()).await;
+    phases.end.cancelled().await;
+    let in_time = server.drain_after(phases.grace.get().copied().unwrap_or_default()).await;
     // The requests that waited for these fills are answered or dropped by now.
     fills.close();
     let _ = tokio::time::timeout(FILL_DRAIN_TIMEOUT, fills.wait()).await;

@@ -69,6 +69,10 @@ impl Process {
         assert!(Command::new("kill").arg(name).arg(pid).status().unwrap().success());
     }
 
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
     pub async fn wait_for_end(&mut self) -> ExitStatus {
         eventually("the process to end", || ready(self.child.try_wait().unwrap())).await
     }

@@ -101,7 +101,7 @@ async fn exchange(
     Ok(())
 }
 
-fn user() -> Request {
+pub fn user() -> Request {
     Request::get("discover?username=root").with_secret()
 }
 
@@ -110,15 +110,15 @@ fn allowed() -> Request {
 }
 
 /// `railgate run` with a configuration of its own.
-struct Gateway {
-    process: Process,
-    tcp: Address,
-    admin: Address,
+pub struct Gateway {
+    pub process: Process,
+    pub tcp: Address,
+    pub admin: Address,
     hooks: Option<Address>,
 }
 
 impl Gateway {
-    async fn start(setup: &Setup, config: &str) -> Self {
+    pub async fn start(setup: &Setup, config: &str) -> Self {
         let file = setup.dir.file("railgate.toml");
         fs::write(&file, config).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_railgate"));
@@ -132,26 +132,27 @@ impl Gateway {
             Some(process.printed()).filter(|printed| printed.ends_with('\n'))
         })
         .await;
+        let (tcp, admin, hooks) = Self::addresses(&printed);
+        Self { process, tcp, admin, hooks }
+    }
+
+    /// The first one for clients, that for operators, and that for hooks, in the log.
+    pub fn addresses(printed: &str) -> (Address, Address, Option<Address>) {
         let line = printed.lines().find(|line| line.contains("\"message\":\"ready\"")).unwrap();
         let line: Value = serde_json::from_str(line).unwrap();
         let tcp = line["listen"].as_str().unwrap().split(", ").next().unwrap();
-        let hooks = line["hooks"].as_str().map(Address::parse);
-        Self {
-            tcp: Address::parse(tcp),
-            admin: Address::parse(line["admin"].as_str().unwrap()),
-            hooks,
-            process,
-        }
+        let admin = Address::parse(line["admin"].as_str().unwrap());
+        (Address::parse(tcp), admin, line["hooks"].as_str().map(Address::parse))
     }
 
-    async fn end(mut self) -> String {
+    pub async fn end(mut self) -> String {
         let code = self.process.wait_for_end().await;
         assert!(code.success(), "{code}: {}", self.process.printed());
         self.process.printed()
     }
 }
 
-fn setup() -> Setup {
+pub fn setup() -> Setup {
     let setup = Setup::new();
     let file = |name: &str| setup.dir.file(name).display().to_string();
     let (snapshot, socket, token) = (file("cache"), file("upgrade.sock"), file("hook_token"));
@@ -387,11 +388,8 @@ impl Store {
         .await;
         let printed =
             eventually("a whole line", async || Some(read()).filter(|text| text.ends_with('\n'))).await;
-        let line = printed.lines().find(|line| line.contains("\"message\":\"ready\"")).unwrap();
-        let line: Value = serde_json::from_str(line).unwrap();
-        let tcp = line["listen"].as_str().unwrap().split(", ").next().unwrap();
-        let admin = Address::parse(line["admin"].as_str().unwrap());
-        Gateway { process: Process::of(child), tcp: Address::parse(tcp), admin, hooks: None }
+        let (tcp, admin, hooks) = Gateway::addresses(&printed);
+        Gateway { process: Process::of(child), tcp, admin, hooks }
     }
 }
 

@@ -3,17 +3,34 @@
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
+use std::net::Shutdown;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use rustix::net::sockopt::socket_peercred;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::sockopt::{set_socket_passcred, socket_peercred};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, recvmsg, sendmsg,
+    SendFlags, recvmsg, send, sendmsg,
 };
+use rustix::process::{PidfdFlags, pidfd_open};
 
 use crate::clock::Clock;
+
+// The words of the next process, and the answers.
+pub(super) const VERSION: &str = "railgate upgrade 1";
+pub(super) const END: &str = "end";
+pub(super) const BOUND: &str = "bound";
+pub(super) const SAVED: &str = "saved";
+pub(super) const SERVING: &str = "serving";
+pub(super) const YOURS: &str = "yours";
+/// In place of any answer.
+pub(super) const ENDING: &str = "ending";
+
+/// How long the next process may take to read its configuration and to bind, and each to save or load a cache of
+/// millions of answers.
+pub(super) const WORK_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Blocks, for a bounded time.
 #[derive(Debug)]
@@ -22,9 +39,15 @@ pub(super) struct Channel {
     received: Vec<u8>,
     /// In the order of the lines that they belong to.
     sockets: VecDeque<OwnedFd>,
-    /// The other process.
+    /// The number of the other process, as far as is known.
     pub(super) process: i32,
+    /// The other process itself (`pidfd_open(2)`), if it is watched.
+    peer: Option<OwnedFd>,
 }
+
+/// Ends a connection while it is waited for, and when it is dropped.
+#[derive(Debug)]
+pub(super) struct Hangup(UnixStream);
 
 /// What the other process says.
 #[derive(Debug)]
@@ -51,7 +74,46 @@ impl Channel {
         stream.set_nonblocking(false)?;
         stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
         let process = peer.pid.as_raw_nonzero().get();
-        Ok(Self { stream, received: Vec::new(), sockets: VecDeque::new(), process })
+        Ok(Self { stream, received: Vec::new(), sockets: VecDeque::new(), process, peer: None })
+    }
+
+    /// Has the system name the sender of each word: the credentials of the connection may be those of a process that was at
+    /// the socket earlier. A number that belongs to another process by the time that it is looked up does no harm: the
+    /// sender has ended then.
+    pub(super) fn watch_peer(&self) -> io::Result<()> {
+        Ok(set_socket_passcred(&self.stream, true)?)
+    }
+
+    /// Whether the system says that the other process is gone, after it has closed the connection: it may be on its way.
+    pub(super) fn has_peer_ended(&self, within: Duration) -> bool {
+        let Some(peer) = &self.peer else { return false };
+        let within = Timespec::try_from(within).ok();
+        poll(&mut [PollFd::new(peer, PollFlags::IN)], within.as_ref()).is_ok_and(|ended| ended > 0)
+    }
+
+    pub(super) fn hangup(&self) -> io::Result<Hangup> {
+        Ok(Hangup(self.stream.try_clone()?))
+    }
+
+    /// Does this on a thread for blocking work.
+    pub(super) async fn run<T: Send + 'static>(
+        mut self,
+        work: impl FnOnce(&mut Self) -> T + Send + 'static,
+    ) -> io::Result<(Self, T)> {
+        let work = move || {
+            let done = work(&mut self);
+            (self, done)
+        };
+        tokio::task::spawn_blocking(work).await.map_err(io::Error::other)
+    }
+
+    /// The same with something that fails or not; then the connection ends.
+    pub(super) async fn try_run(
+        self,
+        work: impl FnOnce(&mut Self) -> io::Result<()> + Send + 'static,
+    ) -> io::Result<Self> {
+        let (channel, done) = self.run(work).await?;
+        done.map(|()| channel)
     }
 
     pub(super) fn send(&self, word: &str) -> io::Result<()> {
@@ -78,6 +140,19 @@ impl Channel {
         if sent < line.len() { Err(io::ErrorKind::WriteZero.into()) } else { Ok(()) }
     }
 
+    /// The next line, which should be `due`, if it comes `within` this time. After an error the other side can say nothing
+    /// more: it knows that what it says was not heard.
+    pub(super) fn receive_last(&mut self, due: &str, within: Duration) -> io::Result<Line> {
+        tracing::debug!(process = self.process, due, "waits for a word of the other process");
+        let received = self.receive(within);
+        if !received.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::TimedOut) {
+            return received;
+        }
+        self.stream.shutdown(Shutdown::Read)?;
+        // What came just before that.
+        self.receive(ANSWER_TIMEOUT).or(received)
+    }
+
     /// The next line, if it comes `within` this time.
     pub(super) fn receive(&mut self, within: Duration) -> io::Result<Line> {
         let end = Clock::System.now() + within;
@@ -99,10 +174,10 @@ impl Channel {
     fn read_until(&mut self, end: Instant) -> io::Result<()> {
         let left = end.saturating_duration_since(Clock::System.now());
         if left.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
+            return Err(timed_out());
         }
         self.stream.set_read_timeout(Some(left))?;
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2), ScmCredentials(1))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let mut bytes = [0; 256];
         let received = recvmsg(
@@ -115,29 +190,53 @@ impl Channel {
             Ok(received) => received.bytes,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                return Err(io::ErrorKind::TimedOut.into());
+                return Err(timed_out());
             }
             Err(error) => return Err(error),
         };
-        for message in ancillary.drain() {
-            if let RecvAncillaryMessage::ScmRights(sockets) = message {
-                self.sockets.extend(sockets);
-            }
-        }
         if count == 0 {
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it has closed the connection"));
+        }
+        for message in ancillary.drain() {
+            match message {
+                RecvAncillaryMessage::ScmRights(sockets) => self.sockets.extend(sockets),
+                RecvAncillaryMessage::ScmCredentials(sender) if self.peer.is_none() => {
+                    self.process = sender.pid.as_raw_nonzero().get();
+                    // Without it, as in kernels before 5.3, no end is ever certain.
+                    self.peer = pidfd_open(sender.pid, PidfdFlags::empty()).ok();
+                }
+                _ => {}
+            }
         }
         self.received.extend_from_slice(bytes.get(..count).unwrap_or_default());
         Ok(())
     }
 
-    /// Waits for this word.
+    /// Waits for this word, as [`Self::receive_last`] does.
     pub(super) fn expect(&mut self, word: &str, within: Duration) -> io::Result<()> {
-        match self.receive(within)? {
+        match self.receive_last(word, within)? {
             Line::Word(received) if received == word => Ok(()),
             other => Err(unexpected(&format!("{other:?} instead of {word:?}"))),
         }
     }
+}
+
+impl Hangup {
+    /// Says this, if the other side has room for it, and ends the connection.
+    pub(super) fn say(self, word: &str) {
+        let line = format!("{word}\n");
+        let _ = send(&self.0, line.as_bytes(), SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+    }
+}
+
+impl Drop for Hangup {
+    fn drop(&mut self) {
+        let _ = self.0.shutdown(Shutdown::Both);
+    }
+}
+
+fn timed_out() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "no answer in time")
 }
 
 pub(super) fn unexpected(what: &str) -> io::Error {
