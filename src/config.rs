@@ -38,6 +38,7 @@ pub use self::explain::explain;
 pub use self::gateway_config::{AdminSettings, GatewayConfig, LogSettings, SecretSettings};
 pub use self::schema::schema;
 use crate::file;
+use crate::reload::Mistake;
 
 /// A configuration that can be used.
 #[derive(Clone, Debug)]
@@ -84,7 +85,7 @@ pub fn show(path: &Path) -> Result<String, ConfigError> {
 fn read_text(path: &Path) -> Result<String, ConfigError> {
     let error = |line, message| {
         let (file, key) = (path.display().to_string(), String::new());
-        ConfigError(vec![Diagnostic { file, line, key, message, excerpt: None }])
+        ConfigError(vec![Mistake { file, line, key, message }.into()])
     };
     let bytes = file::read(path, MAX_CONFIG).map_err(|cause| {
         error(None, format!("{cause}; {}; --config takes the path of a TOML file", cause.advice()))
@@ -155,11 +156,13 @@ fn parse_admin(
 ) -> Result<AdminSettings, ConfigError> {
     // A variable that sets no key is a mistake in another section, as far as is known.
     let (variables, mut errors) = variable::read(environment, read::keys);
-    errors.retain(|error| !error.key.is_empty());
+    errors.retain(|error| !error.mistake.key.is_empty());
     let document = Document::new(file, text, &variables, read::keys);
     let admin = read::admin(&document);
     errors.extend(document.into_diagnostics().0);
-    errors.retain(|error| error.key.is_empty() || error.key == "admin" || error.key.starts_with("admin."));
+    errors.retain(|Diagnostic { mistake: Mistake { key, .. }, .. }| {
+        key.is_empty() || key == "admin" || key.starts_with("admin.")
+    });
     if errors.is_empty() { Ok(admin) } else { Err(ConfigError(errors)) }
 }
 

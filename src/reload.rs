@@ -24,29 +24,35 @@ pub struct Reloaded {
 pub enum ReloadError {
     /// The configuration is not from a file.
     NoFile,
+    /// The file is still being read for another reload.
+    Busy,
     /// Every mistake in the file.
     Mistakes(Vec<Mistake>),
 }
 
-/// A mistake in a configuration file.
+/// A mistake in a configuration, or what is probably one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mistake {
-    /// The file.
+    /// The file, as it was named on the command line, or the name of a variable of the environment.
     pub file: String,
-    /// Counted from 1. `None` if the whole file is concerned.
+    /// Counted from 1. `None` if the whole file is concerned, or a variable.
     pub line: Option<usize>,
-    /// The full name of the key. Empty if none is concerned.
+    /// The full name of the key, such as `cache.discover.ttl`. Empty if none is concerned.
     pub key: String,
     /// What is wrong, and what to do.
     pub message: String,
 }
 
+impl Mistake {
+    /// The file with the line, or the variable.
+    pub fn place(&self) -> String {
+        self.line.map_or_else(|| self.file.clone(), |line| format!("{}:{line}", self.file))
+    }
+}
+
 impl fmt::Display for Mistake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:", self.file)?;
-        if let Some(line) = self.line {
-            write!(f, "{line}:")?;
-        }
+        write!(f, "{}:", self.place())?;
         if !self.key.is_empty() {
             write!(f, " {}:", self.key)?;
         }

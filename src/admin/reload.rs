@@ -21,6 +21,10 @@ pub(super) fn reload(reload: &dyn Reload, body: &[u8]) -> (StatusCode, Value) {
             StatusCode::CONFLICT,
             json!({ "message": "409 Conflict: this gateway was not started with a configuration file" }),
         ),
+        Err(ReloadError::Busy) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            json!({ "message": "503 Service Unavailable: another reload still reads the files; does their disk hang?" }),
+        ),
         Err(ReloadError::Mistakes(mistakes)) => (
             StatusCode::UNPROCESSABLE_ENTITY,
             json!({

@@ -2,38 +2,26 @@
 
 use std::fmt;
 
+use crate::reload::Mistake;
+
 /// One mistake in a configuration, or one warning about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Diagnostic {
-    /// As it was named on the command line, or the name of a variable of the environment.
-    pub file: String,
-    /// Counted from 1. `None` if the whole file is concerned, or a variable.
-    pub line: Option<usize>,
-    /// The full name, such as `cache.discover.ttl`. Empty if no key is concerned.
-    pub key: String,
-    /// What is wrong, and what to do.
-    pub message: String,
-    /// The line itself, for [`Diagnostic::excerpt`].
+    /// What is wrong, and where.
+    pub mistake: Mistake,
+    /// The line itself.
     pub excerpt: Option<Excerpt>,
 }
 
-impl Diagnostic {
-    /// The file with the line, or the variable.
-    pub(super) fn place(&self) -> String {
-        self.line.map_or_else(|| self.file.clone(), |line| format!("{}:{line}", self.file))
+impl From<Mistake> for Diagnostic {
+    fn from(mistake: Mistake) -> Self {
+        Self { mistake, excerpt: None }
     }
 }
 
 impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:", self.file)?;
-        if let Some(line) = self.line {
-            write!(f, "{line}:")?;
-        }
-        if !self.key.is_empty() {
-            write!(f, " {}:", self.key)?;
-        }
-        write!(f, " {}", self.message)
+        self.mistake.fmt(f)
     }
 }
 

@@ -12,6 +12,7 @@ use super::diagnostic::{Diagnostic, Excerpt};
 use super::key::{GivenValue, KeyKind, KeyRead, join, to_toml, without_indexes};
 use super::unknown;
 use super::variable::Variable;
+use crate::reload::Mistake;
 
 /// A file that is being read.
 #[derive(Debug)]
@@ -101,12 +102,15 @@ impl<'t> Document<'t> {
     fn diagnostic(&self, offset: usize, key: &str, message: String) -> Diagnostic {
         let key = without_indexes(key);
         if let Some(variable) = self.variable(offset) {
-            return Diagnostic { file: variable.name.clone(), line: None, key, message, excerpt: None };
+            return Mistake { file: variable.name.clone(), line: None, key, message }.into();
         }
         let excerpt = Excerpt::new(self.text, offset, &key);
         let before = self.text.get(..offset).unwrap_or(self.text);
         let line = before.bytes().filter(|b| *b == b'\n').count() + 1;
-        Diagnostic { file: self.file.to_owned(), line: Some(line), key, message, excerpt }
+        Diagnostic {
+            mistake: Mistake { file: self.file.to_owned(), line: Some(line), key, message },
+            excerpt,
+        }
     }
 
     /// Reports the unknown keys of a table whose name is wrong, but whose meaning is known.
@@ -137,7 +141,7 @@ impl<'t> Document<'t> {
     /// Errors, in the order of the file, and warnings.
     pub(super) fn into_diagnostics(self) -> (Vec<Diagnostic>, Vec<Diagnostic>) {
         let mut errors = self.errors.into_inner();
-        errors.sort_by_key(|error| error.line);
+        errors.sort_by_key(|error| error.mistake.line);
         (errors, self.warnings.into_inner())
     }
 
@@ -182,7 +186,7 @@ impl<'d, 't> Section<'d, 't> {
         let entry = self.entries.remove(key);
         let given = entry.as_ref().map(|(span, value)| GivenValue {
             toml: to_toml(value.get_ref()),
-            origin: self.document.diagnostic(span.start, "", String::new()).place(),
+            origin: self.document.diagnostic(span.start, "", String::new()).mistake.place(),
         });
         self.document.keys.borrow_mut().push(KeyRead {
             scope: self.path.clone(),

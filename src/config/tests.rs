@@ -1,4 +1,5 @@
 mod admin;
+mod all_mistakes;
 mod documented;
 mod files;
 mod keys;

@@ -10,6 +10,7 @@ use toml::de::{DeArray, DeTable, DeValue};
 use super::diagnostic::Diagnostic;
 use super::key::{self, KeyKind, KeyRead, PREFIX, join};
 use super::unknown;
+use crate::reload::Mistake;
 
 /// A variable that sets a key.
 #[derive(Clone, Debug)]
@@ -47,7 +48,7 @@ pub(super) fn read(
             Ok(variable) => variables.push(variable),
             Err((key, message)) => {
                 let file = name.to_owned();
-                mistakes.push(Diagnostic { file, line: None, key, message, excerpt: None });
+                mistakes.push(Mistake { file, line: None, key, message }.into());
             }
         }
     }

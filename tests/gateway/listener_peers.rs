@@ -164,8 +164,8 @@ async fn a_proxy_on_a_unix_socket_can_be_trusted() {
 }
 
 fn of_listener(diagnostics: &[config::Diagnostic]) -> Vec<String> {
-    let of_listener = diagnostics.iter().filter(|one| one.key.starts_with("listen."));
-    of_listener.map(|one| format!("{}: {}", one.key, one.message)).collect()
+    let of_listener = diagnostics.iter().filter(|one| one.mistake.key.starts_with("listen."));
+    of_listener.map(|one| format!("{}: {}", one.mistake.key, one.mistake.message)).collect()
 }
 
 #[tokio::test]

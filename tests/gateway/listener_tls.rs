@@ -375,8 +375,9 @@ async fn unusable_certificates_are_refused_before_the_start() {
             Ok(loaded) => loaded.warnings,
             Err(config::ConfigError(errors)) => errors,
         };
-        let of_listener = all.iter().filter(|one| one.key.starts_with("listen."));
-        let shown = of_listener.map(|one| format!("{}: {}", one.key, one.message).replace(&dir, "DIR"));
+        let of_listener = all.iter().filter(|one| one.mistake.key.starts_with("listen."));
+        let shown = of_listener
+            .map(|one| format!("{}: {}", one.mistake.key, one.mistake.message).replace(&dir, "DIR"));
         shown.collect::<Vec<_>>().join("\n")
     };
     let tls = |certificate: &str, key: &str| {

@@ -84,9 +84,14 @@ fn each_row_has_the_range() {
         };
         // No key takes a number below zero, so the reader says what it takes.
         let ConfigError(errors) = parse("", &format!("{header}\n{name} = -0.5")).unwrap_err();
-        let error = errors.iter().find(|error| error.key == join(&path, name)).unwrap();
-        if let Some(taken) = bounds(error.message.split_once(" from ").map_or("", |(_, rest)| rest)) {
-            assert_eq!(bounds(&range.replace('`', "")), Some(taken), "{key}: {range}, not {}", error.message);
+        let error = errors.iter().find(|error| error.mistake.key == join(&path, name)).unwrap();
+        if let Some(taken) = bounds(error.mistake.message.split_once(" from ").map_or("", |(_, rest)| rest)) {
+            assert_eq!(
+                bounds(&range.replace('`', "")),
+                Some(taken),
+                "{key}: {range}, not {}",
+                error.mistake.message
+            );
             compared += 1;
         }
     }
