@@ -29,7 +29,7 @@ const RETRY_PAUSES: [Duration; 4] =
 #[derive(Debug)]
 pub struct Exporter {
     queue: Arc<SpanQueue>,
-    settings: watch::Receiver<Option<Arc<TracingSettings>>>,
+    settings: watch::Receiver<Option<Arc<ExportSettings>>>,
     stop: CancellationToken,
     /// The collector took the last batch, as far as is known; so a change is told, and not each failure.
     is_well: bool,
@@ -54,7 +54,7 @@ impl Exporter {
     /// Exports what comes into the queue, by the settings of the day, until `stop`.
     pub fn new(
         queue: Arc<SpanQueue>,
-        settings: watch::Receiver<Option<Arc<TracingSettings>>>,
+        settings: watch::Receiver<Option<Arc<ExportSettings>>>,
         stop: CancellationToken,
     ) -> Self {
         let instance = format!("{:016x}", fastrand::u64(..));
@@ -82,7 +82,7 @@ impl Exporter {
         }
     }
 
-    async fn export_by(&mut self, settings: &TracingSettings) {
+    async fn export_by(&mut self, settings: &ExportSettings) {
         let resource = Resource::new(&settings.service_name, &self.instance);
         let (collector, stop) = (Collector::new(settings), self.stop.clone());
         loop {

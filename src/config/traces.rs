@@ -9,7 +9,7 @@ use super::document::{Document, Located, Section};
 use super::scalars::{HOUR, MILLISECOND, as_usize, duration};
 use super::{own_listeners, servers};
 use crate::file;
-use crate::otlp::{self, TracingSettings};
+use crate::otlp::{self, CollectorHeaders, ExportSettings, TracingSettings};
 use crate::server::ListenAddress;
 use crate::upstream::{UpstreamServerSettings, UpstreamTarget};
 
@@ -61,15 +61,14 @@ pub(super) fn tracing(
         document.error(endpoint.offset, &endpoint.key, message);
     }
     let tls = tls?.into_iter().next()?;
-    Some(Arc::new(TracingSettings {
+    let export = Arc::new(ExportSettings {
         collector: UpstreamServerSettings { target: endpoint.value, tls, is_backup: false },
-        headers,
-        sample_ratio,
+        headers: CollectorHeaders(headers),
         service_name: service_name.map_or_else(|| otlp::DEFAULT_SERVICE_NAME.to_owned(), |name| name.value),
         timeout,
         interval,
-        queue,
-    }))
+    });
+    Some(Arc::new(TracingSettings { export, sample_ratio, queue }))
 }
 
 /// The headers in a file, one in each line. Their values are not quoted in errors, since they may be secret.

@@ -9,14 +9,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::config::GatewayConfig;
-use crate::otlp::{BATCH, Exporter, TracingSettings};
+use crate::otlp::{BATCH, ExportSettings, Exporter};
 use crate::trace::{SpanQueue, Tracer};
 
 /// The queue of spans, and where its exporter finds the settings.
 #[derive(Debug)]
 pub(crate) struct Tracing {
     pub(crate) queue: Arc<SpanQueue>,
-    settings: watch::Sender<Option<Arc<TracingSettings>>>,
+    settings: watch::Sender<Option<Arc<ExportSettings>>>,
 }
 
 /// The task that exports.
@@ -35,10 +35,17 @@ impl Tracing {
         tracing
     }
 
-    /// By these settings from now on.
+    /// By these settings from now on. A batch that is being exported goes on if it would be exported alike.
     pub(crate) fn reload(&self, config: &GatewayConfig) {
         self.queue.set_max(config.tracing.as_ref().map_or(0, |settings| settings.queue));
-        self.settings.send_replace(config.tracing.clone());
+        let new = config.tracing.as_ref().map(|settings| Arc::clone(&settings.export));
+        self.settings.send_if_modified(|current| {
+            let is_changed = *current != new;
+            if is_changed {
+                *current = new;
+            }
+            is_changed
+        });
     }
 
     /// What decides on the requests of a worker.

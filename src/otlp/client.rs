@@ -9,7 +9,7 @@ use http::{Method, Request, Response, StatusCode, Uri};
 use prost::Message as _;
 
 use super::messages::ExportResponse;
-use super::settings::TracingSettings;
+use super::settings::ExportSettings;
 use crate::body::{Body, Collected};
 use crate::log::truncated;
 use crate::upstream::{PlainClient, UpstreamTarget};
@@ -54,13 +54,13 @@ pub(super) enum ExportError {
 }
 
 impl Collector {
-    pub(super) fn new(settings: &TracingSettings) -> Self {
+    pub(super) fn new(settings: &ExportSettings) -> Self {
         let UpstreamTarget { address, root, .. } = &settings.collector.target;
         Self {
             name: address.to_string(),
             client: PlainClient::new(&settings.collector, settings.timeout),
             uri: Uri::try_from(format!("{root}/v1/traces")).unwrap_or(Uri::from_static("/v1/traces")),
-            headers: settings.headers.clone(),
+            headers: settings.headers.0.clone(),
             timeout: settings.timeout,
         }
     }

@@ -1,29 +1,58 @@
 //! Where spans go, and which requests have any.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::HeaderMap;
+use http::header::{HeaderMap, HeaderValue};
+use subtle::ConstantTimeEq as _;
 
 use crate::upstream::UpstreamServerSettings;
 
 /// `[tracing]` of the configuration.
 #[derive(Clone, Debug)]
 pub struct TracingSettings {
-    /// The collector. The path below which it takes `v1/traces` is the root of its target.
-    pub collector: UpstreamServerSettings,
-    /// Sent with each request; values are sensitive.
-    pub headers: HeaderMap,
+    /// Where spans are sent.
+    pub export: Arc<ExportSettings>,
     /// Which part of the traces that begin here are sampled, 0 to 1.
     pub sample_ratio: f64,
+    /// How many spans may wait.
+    pub queue: usize,
+}
+
+/// How spans are exported. Two that are equal export alike.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExportSettings {
+    /// The collector. The path below which it takes `v1/traces` is the root of its target.
+    pub collector: UpstreamServerSettings,
+    /// Sent with each request.
+    pub headers: CollectorHeaders,
     /// `service.name` of the resource.
     pub service_name: String,
     /// How long one try to send a batch may take.
     pub timeout: Duration,
     /// After how long a batch is sent that is not full.
     pub interval: Duration,
-    /// How many spans may wait.
-    pub queue: usize,
 }
+
+/// What the collector wants to see, such as a credential: the values are sensitive, and compared in constant time.
+#[derive(Clone, Debug, Default)]
+pub struct CollectorHeaders(pub HeaderMap);
+
+impl PartialEq for CollectorHeaders {
+    fn eq(&self, other: &Self) -> bool {
+        let (Self(one), Self(other)) = (self, other);
+        one.len() == other.len()
+            && one.keys().all(|name| {
+                let (one, other) = (one.get_all(name), other.get_all(name));
+                let is_same = |(one, other): (&HeaderValue, &HeaderValue)| -> bool {
+                    one.as_bytes().ct_eq(other.as_bytes()).into()
+                };
+                one.iter().count() == other.iter().count() && one.iter().zip(other).all(is_same)
+            })
+    }
+}
+
+impl Eq for CollectorHeaders {}
 
 /// Default of `tracing.sample_ratio`.
 pub const DEFAULT_SAMPLE_RATIO: f64 = 0.01;

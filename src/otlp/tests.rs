@@ -35,3 +35,24 @@ fn an_error_says_what_to_look_at_and_whether_to_try_again() {
         assert_eq!(error.is_transient(), is_transient, "{error}");
     }
 }
+
+#[test]
+fn headers_are_the_same_if_all_their_values_are() {
+    let headers = |pairs: &[(&'static str, &'static str)]| {
+        let pairs = pairs.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()));
+        CollectorHeaders(pairs.collect::<http::HeaderMap>())
+    };
+    let one = headers(&[("a", "1"), ("b", "2"), ("b", "3")]);
+    assert_eq!(one, headers(&[("b", "2"), ("b", "3"), ("a", "1")]));
+    for other in [
+        &[][..],
+        &[("a", "1"), ("b", "2")],
+        &[("a", "1"), ("b", "3"), ("b", "2")],
+        &[("a", "1"), ("a", "2"), ("b", "3")],
+        &[("a", "1"), ("b", "2"), ("b", "4")],
+        &[("a", "1"), ("b", "2"), ("c", "3")],
+        &[("a", "1"), ("b", "2"), ("b", "3"), ("c", "4")],
+    ] {
+        assert_ne!(one, headers(other), "{other:?}");
+    }
+}

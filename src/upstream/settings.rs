@@ -88,7 +88,7 @@ impl UpstreamSettings {
 pub const MAX_SERVERS: usize = 64;
 
 /// One server in the configuration: `upstream.url`, or a `[[upstream.server]]`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamServerSettings {
     /// Where it listens.
     pub target: UpstreamTarget,

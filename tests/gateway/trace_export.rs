@@ -220,6 +220,59 @@ async fn a_reload_begins_moves_and_ends_the_export() {
     gateway.wait_for_metric(EXPORTED, 3 * SPANS).await;
 }
 
+/// Else the batch on its way would be lost with each reload.
+#[tokio::test]
+async fn an_export_goes_on_during_a_reload_unless_the_collector_is_another() {
+    let (rails, first, second) =
+        (FakeRails::listen_tcp().await, Collector::start().await, Collector::start().await);
+    let headers = Setup::new();
+    let (file, credential) = (headers.dir.file("railgate.toml"), headers.dir.file("headers"));
+    std::fs::write(&credential, "Authorization: Bearer one").unwrap();
+    let text = headers.config(&rails.address);
+    let write = |collector: &Collector, ratio: &str| {
+        let (url, credential) = (collector.server.address.url(), credential.display());
+        let tracing = format!(
+            "tracing.endpoint = \"{url}\"\ntracing.sample_ratio = {ratio}\ntracing.interval = \"5ms\"\n\
+             tracing.headers_file = \"{credential}\"\ntracing.timeout = \"10m\""
+        );
+        std::fs::write(&file, format!("{tracing}\n{text}")).unwrap();
+    };
+    write(&first, "1");
+    let gateway = RunningGateway::start_with_file(&file);
+    let reload = async || {
+        let response = gateway.admin.send(&Request::new("POST", "/reload").json("")).await;
+        assert_eq!(response.status, 200, "{response}");
+    };
+    let latch = Latch::closed();
+    first.server.respond_always(accepted().after(&latch));
+    gateway.tcp.send(&refused("slow")).await;
+    first.server.wait_for_requests(1).await;
+    // Not a matter of the export: the same file was read again, or another part is sampled.
+    for ratio in ["1", "0.5", "1"] {
+        write(&first, ratio);
+        reload().await;
+    }
+    latch.open();
+    gateway.wait_for_metric(EXPORTED, SPANS).await;
+    assert_eq!((gateway.metric(FAILED).await, first.server.request_count()), (Some(0), 1));
+
+    // Another credential, and another endpoint: at once, whatever becomes of the batch.
+    for (nth, next) in [(2, &first), (3, &second)] {
+        let never = Latch::closed();
+        first.server.respond_always(accepted().after(&never));
+        gateway.tcp.send(&refused("lost")).await;
+        first.server.wait_for_requests(nth).await;
+        first.server.respond_always(accepted());
+        std::fs::write(&credential, format!("Authorization: Bearer {nth}")).unwrap();
+        write(next, "1");
+        reload().await;
+        gateway.wait_for_metric(FAILED, (nth - 1) * SPANS).await;
+    }
+    gateway.tcp.send(&refused("moved")).await;
+    second.trace_of("moved").await;
+    assert_eq!(second.server.last_request().header("authorization"), Some("Bearer 3"));
+}
+
 #[tokio::test]
 async fn a_collector_may_be_behind_tls_a_path_and_a_unix_socket() {
     let scratch = Setup::new();

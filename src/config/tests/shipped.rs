@@ -92,9 +92,9 @@ fn every_key_of_the_annotated_file_is_accepted() {
     );
     assert_eq!(settings.upstream.host.as_deref(), Some("gitlab.example.com"));
     let tracing = settings.tracing.unwrap();
-    assert!(tracing.collector.tls.is_some() && tracing.sample_ratio < 0.011 && tracing.queue == 2048);
-    assert_eq!(tracing.headers["authorization"], "Bearer c0llector");
-    assert_eq!(tracing.headers["x-scope-orgid"], "a");
+    assert!(tracing.export.collector.tls.is_some() && tracing.sample_ratio < 0.011 && tracing.queue == 2048);
+    assert_eq!(tracing.export.headers.0["authorization"], "Bearer c0llector");
+    assert_eq!(tracing.export.headers.0["x-scope-orgid"], "a");
     assert!(!format!("{tracing:?}").contains("c0llector"));
     assert_eq!(settings.auth.kas.unwrap().audience.as_deref(), Some("gitlab"));
 }
@@ -139,8 +139,8 @@ pub(super) fn collect_known_keys(path: &str, keys: &mut BTreeSet<String>) {
         if path.is_empty() { vec![String::new()] } else { vec![format!("[{path}]"), format!("[[{path}]]")] };
     let lists = headers.iter().find_map(|header| {
         let ConfigError(errors) = parse("", &format!("{header}\n{UNKNOWN} = 1")).unwrap_err();
-        let unknown = errors.into_iter().find(|error| error.key == join(path, UNKNOWN))?;
-        Some(unknown.message.strip_prefix("unknown key; known here: ")?.to_owned())
+        let unknown = errors.into_iter().find(|error| error.mistake.key == join(path, UNKNOWN))?;
+        Some(unknown.mistake.message.strip_prefix("unknown key; known here: ")?.to_owned())
     });
     match lists {
         Some(list) => list.split(", ").for_each(|key| collect_known_keys(&join(path, key), keys)),

@@ -75,6 +75,14 @@ impl TlsIdentity {
     }
 }
 
+impl PartialEq for Tls {
+    fn eq(&self, other: &Self) -> bool {
+        (self.made_of, self.protocol) == (other.made_of, other.protocol)
+    }
+}
+
+impl Eq for Tls {}
+
 impl fmt::Display for Tls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.name.to_str())
