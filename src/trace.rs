@@ -1,8 +1,8 @@
 //! Traces: which requests are sampled, and the spans that are made of those.
 //!
-//! The decision is made when a request arrives: that of its caller counts, and without one, chance. Nothing is recorded
-//! of a request that is not sampled. Spans go into a queue, from which [`otlp`](crate::otlp) exports them; while that
-//! is full, they are dropped and counted.
+//! The decision is made when a request arrives: that of its caller counts if that shows a credential, else chance.
+//! Nothing is recorded of a request that is not sampled. Spans go into a queue, from which [`otlp`](crate::otlp)
+//! exports them; while that is full, they are dropped and counted.
 
 mod active;
 mod queue;
@@ -50,9 +50,9 @@ pub struct TraceRecord {
     pub span: SpanParent,
     /// Attributes that were known when the request arrived.
     pub of_arrival: Vec<(&'static str, AttributeValue)>,
-    /// It would be sampled without the word of its caller, too.
-    is_own_choice: bool,
-    /// The span that has sent the request.
+    /// The trace that it has if its caller is not to be trusted; `None`: it is not sampled then.
+    own_trace: Option<TraceContext>,
+    /// The span of the caller that has sent the request.
     pub parent: Option<SpanId>,
     /// What Rails gets as `tracestate`.
     pub tracestate: Option<HeaderValue>,
@@ -91,7 +91,7 @@ impl Tracer {
             }
             let span = self.span(caller.child());
             return RequestTrace::Sampled(Box::new(TraceRecord {
-                is_own_choice: self.is_chosen(caller.trace_id),
+                own_trace: Some(self.begin_own()).filter(TraceContext::is_sampled),
                 parent: Some(caller.span_id),
                 tracestate: tracestate(headers),
                 ..TraceRecord::new(span)
@@ -100,18 +100,18 @@ impl Tracer {
         // The state of a trace is worth nothing without its ids.
         headers.remove(&TRACEPARENT);
         headers.remove(&TRACESTATE);
-        let trace_id = TraceId::random();
-        let is_sampled = self.is_chosen(trace_id);
-        let context = TraceContext::root(trace_id, is_sampled);
-        if is_sampled {
+        let context = self.begin_own();
+        if context.is_sampled() {
             RequestTrace::Sampled(Box::new(TraceRecord::new(self.span(context))))
         } else {
             RequestTrace::NotSampled(Some(context))
         }
     }
 
-    fn is_chosen(&self, trace_id: TraceId) -> bool {
-        trace_id.sampling_number() < self.threshold
+    /// A trace that begins here. Chance decides whether it is sampled, and no caller has a hand in that.
+    fn begin_own(&self) -> TraceContext {
+        let trace_id = TraceId::random();
+        TraceContext::root(trace_id, trace_id.sampling_number() < self.threshold)
     }
 
     fn span(&self, context: TraceContext) -> SpanParent {
@@ -126,7 +126,7 @@ impl TraceRecord {
         Self {
             span,
             of_arrival: Vec::new(),
-            is_own_choice: true,
+            own_trace: None,
             parent: None,
             tracestate: None,
             accepted_at: None,
@@ -155,11 +155,16 @@ impl RequestTrace {
         }
     }
 
-    /// Ends the record if it is only there because its caller wants so. For callers that show no credential: whoever can
-    /// connect could fill the queue of spans otherwise.
+    /// Decides without the word of the caller. For callers that show no credential: whoever can connect could fill the
+    /// queue of spans otherwise, and add spans to the traces of others.
     pub fn distrust_caller(&mut self) {
-        if matches!(self, Self::Sampled(record) if !record.is_own_choice) {
-            *self = Self::NotSampled(None);
+        let Self::Sampled(record) = self else { return };
+        if record.parent.take().is_none() {
+            return;
+        }
+        match record.own_trace.take() {
+            Some(own) => (record.span.context, record.tracestate) = (own, None),
+            None => *self = Self::NotSampled(None),
         }
     }
 

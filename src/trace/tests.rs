@@ -59,6 +59,43 @@ fn about_the_ratio_of_new_traces_is_sampled() {
     assert!((2_200..2_800).contains(&sampled), "{sampled}");
 }
 
+/// Whoever can connect can send any of these. With the same id again and again, each has the odds of any other request.
+#[test]
+fn a_caller_that_is_not_trusted_cannot_choose_to_be_sampled() {
+    let (tracer, ..) = tracer(0.25);
+    // By the first id the ratio would always decide for it, and by the second one never.
+    for id in ["00000000000000010000000000000000", "0000000000000001ffffffffffffffff"] {
+        let value = format!("00-{id}-b7ad6b7169203331-01");
+        let mut sampled = 0;
+        for _ in 0..10_000 {
+            let mut headers = headers(&[("traceparent", &value), ("tracestate", "a=1")]);
+            let mut trace = tracer.begin(&mut headers);
+            let believed = trace.sampled_id().unwrap();
+            assert!(value.contains(&believed.to_string()), "{believed}");
+            trace.distrust_caller();
+            // Once more, as when it is refused after it was forwarded.
+            let first = trace.sampled_id();
+            trace.distrust_caller();
+            assert_eq!(trace.sampled_id(), first);
+            match trace {
+                RequestTrace::Sampled(record) => {
+                    sampled += 1;
+                    assert_ne!(record.span.context.trace_id, believed);
+                    assert!(record.parent.is_none() && record.tracestate.is_none(), "{record:?}");
+                }
+                RequestTrace::NotSampled(None) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!((2_200..2_800).contains(&sampled), "{value}: {sampled}");
+    }
+    // Without a trace of its caller, a request keeps what was decided.
+    let mut own = self::tracer(1.0).0.begin(&mut HeaderMap::new());
+    let id = own.sampled_id();
+    own.distrust_caller();
+    assert!(id.is_some() && own.sampled_id() == id);
+}
+
 #[test]
 fn a_span_has_the_times_of_the_monotonic_clock() {
     let (tracer, queue, clock) = tracer(1.0);
