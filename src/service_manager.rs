@@ -72,8 +72,16 @@ impl ServiceManager {
     }
 
     /// Gives it the sockets of one listener to keep; the next process gets them by this name. Those that it has already
-    /// are not kept twice. An error if it cannot be told now; then it may be tried again.
+    /// are not kept twice. An error if it cannot be told now ([`io::ErrorKind::WouldBlock`]); then it may be tried again. An
+    /// error, too, if it would not take the name.
     pub fn keep(&self, name: &str, sockets: &[BorrowedFd<'_>]) -> io::Result<()> {
+        if name.len() > MAX_NAME {
+            let message = format!(
+                "its name has {} bytes, and systemd takes {MAX_NAME}; choose a shorter path, or one with fewer special characters",
+                name.len()
+            );
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+        }
         // The kernel passes no more than 253 at once.
         for some in sockets.chunks(MAX_PASSED) {
             self.send_with(&format!("FDSTORE=1\nFDNAME={name}\nFDPOLL=0"), some)?;
@@ -171,6 +179,9 @@ impl ServiceManager {
     }
 }
 
+/// Bytes of a name, for systemd (`FDNAME_MAX`). It would give the sockets another name then.
+const MAX_NAME: usize = 255;
+
 /// Descriptors in one message.
 const MAX_PASSED: usize = 128;
 
@@ -178,6 +189,8 @@ const MIN_INTERVAL: Duration = Duration::from_millis(10);
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd as _;
+
     use super::*;
 
     #[test]
@@ -220,6 +233,22 @@ mod tests {
             assert!(ServiceManager::at(address.as_ref(), None).is_err(), "{address}");
         }
         assert!(ServiceManager::at(format!("/{}", "x".repeat(200)).as_ref(), None).is_err());
+    }
+
+    /// systemd would keep it by the name `stored`, and no process would know it by that.
+    #[test]
+    fn a_socket_whose_name_is_too_long_is_not_kept() {
+        let name = format!("railgate-test-names-{}", std::process::id());
+        let socket = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
+        let manager = ServiceManager::at(format!("@{name}").as_ref(), None).unwrap().with_store(1);
+        let keep = |length| manager.keep(&"x".repeat(length), &[socket.as_fd()]);
+        assert_eq!(keep(256).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        socket.set_nonblocking(true).unwrap();
+        assert!(socket.recv(&mut [0; 100]).is_err());
+        keep(255).unwrap();
+        let mut message = [0; 400];
+        let length = socket.recv(&mut message).unwrap();
+        assert!(message[..length].starts_with(b"FDSTORE=1\nFDNAME=xxx"));
     }
 
     /// Also one that is never read from, and one that is not there.
