@@ -8,7 +8,9 @@ use http::{Method, Request, StatusCode, header};
 use railgate::body::{Body, Collected};
 use railgate::secret::BearerToken;
 use railgate::server::ListenAddress;
-use railgate::upstream::{SendOptions, SendReport, Upstream, UpstreamSettings, UpstreamTarget};
+use railgate::upstream::{
+    SendOptions, SendReport, Upstream, UpstreamAddress, UpstreamSettings, UpstreamTarget,
+};
 use serde_json::Value;
 
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
@@ -60,6 +62,16 @@ pub(super) async fn fetch(
         Ok(Ok(Collected::TooLong(_))) => Err("the answer is too long".to_owned()),
         Ok(Err(error)) => Err(format!("the answer broke off: {error}")),
         Err(_) => Err("the answer was not complete in time".to_owned()),
+    }
+}
+
+/// Whether others could read what is sent to it.
+pub(super) fn is_readable_on_the_way(target: &UpstreamTarget) -> bool {
+    match &target.address {
+        UpstreamAddress::Tcp(host, _) if !target.is_tls => {
+            host != "localhost" && !host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+        }
+        _ => false,
     }
 }
 

@@ -10,6 +10,7 @@ mod running;
 mod scrape;
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -45,6 +46,9 @@ pub(super) struct Options {
     /// Ask the Prometheus at this URL for its alerts, too
     #[arg(long, value_name = "URL")]
     prometheus: Option<String>,
+    /// A file with the token that this Prometheus wants, as `Authorization: Bearer`
+    #[arg(long, value_name = "FILE", requires = "prometheus")]
+    prometheus_token_file: Option<PathBuf>,
 }
 
 /// What was found so far. As text, each finding is printed at once.
@@ -100,7 +104,10 @@ pub(super) fn main(options: &Options) -> ExitCode {
     let subject = format!("the gateway on {}", config.admin.address);
     report.add(&subject, examine_gateway(config));
     if let Some(url) = &options.prometheus {
-        report.add(&format!("the alerts of {url}"), prometheus::examine(url));
+        report.add(
+            &format!("the alerts of {url}"),
+            prometheus::examine(url, options.prometheus_token_file.as_deref()),
+        );
     }
     report.end()
 }

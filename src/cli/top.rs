@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::client;
 use super::config_file::ConfigFile;
-use super::output::{print_config_error, print_error, print_line};
+use super::output::{clear_screen, print_config_error, print_error, print_line, quoted};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
@@ -24,8 +24,6 @@ pub(super) struct Options {
 const INTERVAL: Duration = Duration::from_secs(2);
 /// For the figures to arrive.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// Moves to the first line, and empties the screen below.
-const CLEAR: &str = "\x1b[H\x1b[J";
 
 /// Goes on until Ctrl-C, or until the gateway does not answer.
 pub(super) fn main(options: &Options) -> ExitCode {
@@ -56,7 +54,10 @@ async fn watch(admin: &AdminSettings, is_once: bool) -> Result<(), String> {
             return Err(format!("it has no figures ({status}); is it a gateway of this version?"));
         }
         let picture = render(&now, before.as_ref());
-        print_line(&if is_once { picture } else { format!("{CLEAR}{picture}") });
+        if !is_once {
+            clear_screen();
+        }
+        print_line(&picture);
         if is_once {
             return Ok(());
         }
@@ -150,10 +151,9 @@ fn figure(value: &Value, pointer: &str) -> String {
     number(value, pointer).to_string()
 }
 
-/// Nothing that a terminal would obey.
 fn text(value: &Value, pointer: &str) -> String {
     match value.pointer(pointer) {
-        Some(Value::String(text)) => text.chars().filter(|c| !c.is_control()).collect(),
+        Some(Value::String(text)) => quoted(text),
         Some(Value::Null) | None => "-".to_owned(),
         Some(other) => other.to_string(),
     }

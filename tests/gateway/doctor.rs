@@ -339,3 +339,37 @@ async fn a_prometheus_that_does_not_answer_is_reported() {
         assert!(!is_healthy && output.contains(words), "{url}: {output}");
     }
 }
+
+#[tokio::test]
+async fn a_prometheus_may_want_a_token() {
+    let operator = Operator::new();
+    let rails = FakeRails::listen_tcp().await;
+    let config = operator.config(&format!("upstream.url = '{}'", rails.address.url()), "");
+    let prometheus = rails_with(|request| match request.header("authorization") {
+        Some("Bearer t0ken") => Reply::json(200, r#"{"data":{"groups":[]}}"#),
+        Some(_) => Reply::json(403, "{}"),
+        None => Reply::json(401, "{}"),
+    })
+    .await;
+    let url = prometheus.address.url();
+    let file = |name: &str, text: &str| {
+        let file = operator.dir.file(name);
+        fs::write(&file, text).unwrap();
+        file.display().to_string()
+    };
+    let (right, wrong, empty) = (file("right", "t0ken\n"), file("wrong", "0ther"), file("empty", ""));
+    let on_the_way = "http://prometheus.example.com:9090";
+    for (url, token, words) in [
+        (url.as_str(), Some(&right), "it has no alerts of railgate"),
+        (&url, Some(&wrong), "without a token that it accepts"),
+        (&url, None, "--prometheus-token-file"),
+        (&url, Some(&empty), "--prometheus-token-file"),
+        (on_the_way, Some(&right), "the token would be sent unencrypted; use https://"),
+    ] {
+        let mut options = vec!["--prometheus", url];
+        options.extend(token.iter().flat_map(|token| ["--prometheus-token-file", token.as_str()]));
+        let (is_healthy, output) = operator.examine_with(&config, &options).await;
+        assert!(!is_healthy && output.contains(words), "{url} {token:?}: {output}");
+        assert!(!output.contains("t0ken"), "{output}");
+    }
+}

@@ -11,6 +11,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc2822;
 
 use super::finding::{Finding, Level};
+use crate::cli::output::quoted;
 
 /// Seconds by which clocks may differ without a warning. `Date` has whole seconds, and the response took some time.
 const MAX_CLOCK_DIFFERENCE: i64 = 5;
@@ -112,7 +113,7 @@ fn check_response(response: &ProbeResponse) -> Finding {
     match status {
         200 if json.get("api_version").is_some() => {
             let version = json.get("gitlab_version").and_then(Value::as_str).unwrap_or("of unknown version");
-            Finding::ok(format!("GitLab {version} answers `check`"))
+            Finding::ok(format!("GitLab {} answers `check`", quoted(version)))
         }
         401 if json.get("message").or(json.get("error")).is_some() => Finding::ok("a GitLab answers `check`"),
         300..=399 => Finding::failed(

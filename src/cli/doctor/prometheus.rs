@@ -1,9 +1,11 @@
 //! What a Prometheus that has the rules of `deploy/prometheus` says of its alerts, with their history.
 
+use std::path::Path;
 use std::time::Duration;
 
 use http::{Method, StatusCode};
 use railgate::certificates;
+use railgate::secret::BearerToken;
 use railgate::upstream::tls::Tls;
 use railgate::upstream::{
     self, Protocol, Upstream, UpstreamAddress, UpstreamServerSettings, UpstreamSettings, UpstreamTarget,
@@ -13,6 +15,7 @@ use serde_json::Value;
 use super::alerts::firing;
 use super::finding::Finding;
 use crate::cli::client;
+use crate::cli::output::quoted;
 
 /// For the whole answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -20,23 +23,36 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_ALERTS: usize = 100;
 const RULES: &str = "load deploy/prometheus/railgate.rules.yaml there; its head says how";
 
-/// Asks the Prometheus at this URL.
-pub(super) fn examine(url: &str) -> Vec<Finding> {
+/// Asks the Prometheus at this URL, with the token in this file.
+pub(super) fn examine(url: &str, token_file: Option<&Path>) -> Vec<Finding> {
+    let load = |file: &Path| {
+        BearerToken::load(file)
+            .map_err(|error| format!("--prometheus-token-file {}: {error}", file.display()))
+    };
+    let token = match token_file.map(load).transpose() {
+        Ok(token) => token,
+        Err(error) => return vec![Finding::failed(error, "write the token alone into that file")],
+    };
     let asked = client::block_on(async {
-        let prometheus = connect(url)?;
+        let prometheus = connect(url, token.is_some())?;
         // Since Prometheus 2.12. It also has the alerts that do not fire, so that rules that are not loaded are noticed.
         let path = "/api/v1/rules?type=alert";
         let answer =
-            tokio::time::timeout(TIMEOUT, client::send(&prometheus, Method::GET, path, None, "")).await;
+            tokio::time::timeout(TIMEOUT, client::send(&prometheus, Method::GET, path, token.as_ref(), ""))
+                .await;
         answer.unwrap_or_else(|_| Err(format!("no answer within {} s", TIMEOUT.as_secs())))
     });
     match asked {
         Ok((StatusCode::OK, answer)) => findings(&answer),
+        Ok((StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, _)) => vec![Finding::failed(
+            "it does not tell its alerts without a token that it accepts",
+            "name the file of one with --prometheus-token-file",
+        )],
         Ok((status, answer)) => {
             let why = answer
                 .get("error")
                 .and_then(Value::as_str)
-                .map(|why| format!(": {}", printable(why)))
+                .map(|why| format!(": {}", quoted(why)))
                 .unwrap_or_default();
             vec![Finding::failed(
                 format!("it does not tell its alerts: {status}{why}"),
@@ -47,8 +63,11 @@ pub(super) fn examine(url: &str) -> Vec<Finding> {
     }
 }
 
-fn connect(url: &str) -> Result<Upstream, String> {
+fn connect(url: &str, has_token: bool) -> Result<Upstream, String> {
     let target = UpstreamTarget::parse(url).map_err(|error| error.to_string())?;
+    if has_token && client::is_readable_on_the_way(&target) {
+        return Err("the token would be sent unencrypted; use https://".to_owned());
+    }
     let tls = match &target {
         UpstreamTarget { is_tls: true, address: UpstreamAddress::Tcp(host, _), .. } => {
             let roots = certificates::system_authorities().map_err(|error| error.to_string())?;
@@ -70,14 +89,13 @@ fn findings(answer: &Value) -> Vec<Finding> {
         return vec![Finding::failed("it is no Prometheus", "is --prometheus right?")];
     };
     let rules = groups.iter().filter_map(|group| group["rules"].as_array()).flatten();
-    let name =
-        |rule: &Value| rule["name"].as_str().filter(|name| name.starts_with("Railgate")).map(printable);
+    let name = |rule: &Value| rule["name"].as_str().filter(|name| name.starts_with("Railgate")).map(quoted);
     let rules: Vec<_> = rules.filter_map(|rule| Some((name(rule)?, rule))).collect();
     if rules.is_empty() {
         return vec![Finding::failed("it has no alerts of railgate", RULES)];
     }
     let broken = rules.iter().filter(|(_, rule)| rule["health"] == "err").map(|(name, rule)| {
-        let why = printable(rule["lastError"].as_str().unwrap_or_default());
+        let why = quoted(rule["lastError"].as_str().unwrap_or_default());
         Finding::warning(format!("{name} cannot be evaluated: {why}"), None)
     });
     let mut found: Vec<_> = broken.collect();
@@ -93,7 +111,7 @@ fn findings(answer: &Value) -> Vec<Finding> {
 }
 
 fn describe(name: &str, alert: &Value) -> Finding {
-    let text = |path: &str| printable(alert.pointer(path).and_then(Value::as_str).unwrap_or_default());
+    let text = |path: &str| quoted(alert.pointer(path).and_then(Value::as_str).unwrap_or_default());
     let (what, runbook) = (text("/annotations/summary"), text("/annotations/runbook"));
     let found = firing(name, text("/labels/severity") == "page", &what, &runbook);
     if alert["state"] == "firing" {
@@ -101,12 +119,6 @@ fn describe(name: &str, alert: &Value) -> Finding {
     }
     let advice = found.advice.unwrap_or_default();
     Finding::note(format!("{} (not for long enough to fire)", found.summary), &advice)
-}
-
-/// Labels may have come from anywhere.
-fn printable(text: &str) -> String {
-    const MAX: usize = 500;
-    text.chars().filter(|character| !character.is_control()).take(MAX).collect()
 }
 
 #[cfg(test)]

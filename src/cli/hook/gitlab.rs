@@ -12,6 +12,7 @@ use railgate::upstream::{self, Protocol, Upstream, UpstreamAddress, UpstreamServ
 use serde_json::{Map, Value, json};
 
 use crate::cli::client;
+use crate::cli::output::quoted;
 
 pub(super) struct Gitlab {
     url: String,
@@ -61,7 +62,7 @@ impl Gitlab {
                         .map_err(|error| format!("--gitlab {url}: {error}"))?,
                 )
             }
-            UpstreamTarget { address: UpstreamAddress::Tcp(host, _), .. } if !is_loopback(host) => {
+            target if client::is_readable_on_the_way(target) => {
                 return Err(format!("--gitlab {url}: would send the API token unencrypted; use https://"));
             }
             _ => None,
@@ -129,7 +130,7 @@ impl Gitlab {
         let (status, answer) = self.request(Method::GET, "/api/v4/version", "").await?;
         let version = answer.get("version").and_then(Value::as_str).filter(|_| status.is_success());
         let major = |version: &str| version.split('.').next()?.parse().ok();
-        Ok(version.and_then(|version| Some((major(version)?, version.to_owned()))))
+        Ok(version.and_then(|version| Some((major(version)?, quoted(version)))))
     }
 
     /// Sets the tokens of the existing hook, if this GitLab can change one.
@@ -189,8 +190,8 @@ fn check_status(gitlab: &Gitlab, (status, answer): (StatusCode, Value)) -> Resul
     }
     let message = match answer.get("message").or_else(|| answer.get("error")) {
         None | Some(Value::Null) => String::new(),
-        Some(Value::String(message)) => format!(": {message}"),
-        Some(other) => format!(": {other}"),
+        Some(Value::String(message)) => format!(": {}", quoted(message)),
+        Some(other) => format!(": {}", quoted(&other.to_string())),
     };
     let advice = match status {
         StatusCode::UNAUTHORIZED => "the API token is wrong, revoked or expired",
@@ -221,8 +222,4 @@ fn check_length(signing: &SigningToken) -> Result<(), String> {
          `printf 'whsec_%s\\n' \"$(openssl rand -base64 {SIGNING_KEY_LEN})\"` prints",
         signing.length()
     ))
-}
-
-fn is_loopback(host: &str) -> bool {
-    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }

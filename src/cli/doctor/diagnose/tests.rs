@@ -42,6 +42,11 @@ fn report(results: &ProbeResults) -> (Level, String) {
 fn other_servers_and_failures_are_recognized() {
     for (response, level, text) in [
         (response(200, &[], CHECK), Level::Ok, "GitLab 18.10.0 answers"),
+        (
+            response(200, &[], r#"{"api_version":"v4","gitlab_version":"18\u001b[2J\n  ok: 19"}"#),
+            Level::Ok,
+            "GitLab 18[2J  ok: 19 answers",
+        ),
         (response(200, &[], r#"{"api_version":"v4","redis":false}"#), Level::Warning, "cannot reach Redis"),
         (
             response(200, &[("content-type", "text/html")], "<html>"),
