@@ -14,7 +14,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::client::{Address, Request, eventually};
 use super::demo::Process;
-use super::fake_rails::FakeRails;
+use super::fake_rails::{FakeRails, Latch, Reply};
 use super::harness::Setup;
 use super::upgrade::{Gateway, setup, user};
 
@@ -182,25 +182,63 @@ async fn whoever_ends_during_a_hand_over_one_process_goes_on_or_none() {
     }
 }
 
+/// Asks for the sockets, as the next process does.
+fn ask(setup: &Setup) -> UnixStream {
+    let mut next = UnixStream::connect(setup.dir.file("upgrade.sock")).unwrap();
+    next.write_all(b"railgate upgrade 1\n").unwrap();
+    listen_until("end", &mut next);
+    next
+}
+
+fn listen_until(word: &str, next: &mut UnixStream) {
+    let (mut said, end) = (String::new(), format!("{word}\n"));
+    while !said.ends_with(&end) {
+        let mut byte = [0];
+        next.read_exact(&mut byte).unwrap_or_else(|error| panic!("{error} after {said:?}"));
+        said.push(char::from(byte[0]));
+    }
+}
+
+/// It may have to wait for long requests: who goes on with its sockets need not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_drains_says_so_to_the_next_one_at_once() {
+    for said in ["", "bound\n"] {
+        let (setup, rails) = (setup().text("limits.drain_timeout", "1h"), FakeRails::listen_tcp().await);
+        let mut before = Gateway::start(&setup, &setup.config(&rails.address)).await;
+        let latch = Latch::closed();
+        rails.respond_always(Reply::json(200, "{}").after(&latch));
+        let mut slow = before.tcp.connect().await;
+        slow.write(&Request::post("allowed").with_secret().json("{}").to_bytes("close")).await;
+        rails.wait_for_requests(1).await;
+        let mut next = ask(&setup);
+        next.write_all(said.as_bytes()).unwrap();
+        if !said.is_empty() {
+            listen_until("saved", &mut next);
+        }
+        before.process.signal("-TERM");
+        listen_until("ending", &mut next);
+        assert!(!before.process.has_ended());
+        latch.open();
+        assert_eq!(slow.read_response().await.status, 200);
+        before.end().await;
+        assert!(!setup.socket().exists() && !setup.dir.file("upgrade.sock").exists());
+    }
+}
+
 /// It has said that it serves, and does not hear the answer: it has given up, or has died.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_process_that_is_not_heard_at_the_end_goes_on_and_keeps_answers_again() {
     let (setup, rails) = (setup(), FakeRails::listen_tcp().await);
     let before = Gateway::start(&setup, &setup.config(&rails.address)).await;
     assert_eq!(before.tcp.send(&user()).await.status, 200);
-    let mut next = UnixStream::connect(setup.dir.file("upgrade.sock")).unwrap();
-    next.write_all(b"railgate upgrade 1\nbound\n").unwrap();
-    let mut said = String::new();
-    while !said.ends_with("saved\n") {
-        let mut byte = [0];
-        next.read_exact(&mut byte).unwrap();
-        said.push(char::from(byte[0]));
-    }
+    let mut next = ask(&setup);
+    next.write_all(b"bound\n").unwrap();
+    listen_until("saved", &mut next);
     assert!(setup.dir.file("cache").exists());
     next.shutdown(Shutdown::Read).unwrap();
     next.write_all(b"serving\n").unwrap();
     before.process.wait_for_output("another process has failed to take over; this one goes on").await;
-    assert!(!setup.dir.file("cache").exists());
+    eventually("no saved cache", async || (!setup.dir.file("cache").exists()).then_some(())).await;
     let live = before.admin.send(&Request::new("GET", "/live")).await;
     assert_eq!(live.status, 200, "{live}");
     eventually("an answer from memory", async || before.tcp.send(&user()).await.is_hit().then_some(())).await;

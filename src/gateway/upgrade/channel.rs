@@ -14,7 +14,7 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, recvmsg, send, sendmsg,
 };
-use rustix::process::{PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::clock::Clock;
 
@@ -89,6 +89,12 @@ impl Channel {
         let Some(peer) = &self.peer else { return false };
         let within = Timespec::try_from(within).ok();
         poll(&mut [PollFd::new(peer, PollFlags::IN)], within.as_ref()).is_ok_and(|ended| ended > 0)
+    }
+
+    /// Waits for the process that was last known by that number.
+    pub(super) fn wait_for_exit(&mut self, within: Duration) {
+        self.peer = Pid::from_raw(self.process).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+        self.has_peer_ended(within);
     }
 
     pub(super) fn hangup(&self) -> io::Result<Hangup> {

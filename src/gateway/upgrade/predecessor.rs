@@ -22,14 +22,15 @@ type NamedSocket = (String, OwnedFd);
 /// The process before, which still serves. It hears at once if this is dropped.
 #[derive(Debug)]
 pub(in crate::gateway) struct Predecessor {
-    pub(super) channel: Channel,
+    channel: Channel,
     hangup: Hangup,
-    /// For one answer, and for the system to end a process whose connection is closed.
+    /// For one answer.
     pub(super) timeout: Duration,
 }
 
 impl Predecessor {
-    /// The process at this socket with its sockets, if there is one. Blocks, for ten seconds at most.
+    /// The process at this socket with its sockets, if there is one. Blocks, for an answer and an end of that process at
+    /// most.
     pub(in crate::gateway) fn find(path: &Path) -> io::Result<Option<(Self, Vec<NamedSocket>)>> {
         let stream = match UnixStream::connect(path) {
             Ok(stream) => stream,
@@ -39,10 +40,13 @@ impl Predecessor {
                 return Ok(None);
             }
         };
-        match Self::ask(stream) {
-            Ok(found) => Ok(Some(found)),
+        let mut channel = Channel::new(stream)?;
+        match ask(&mut channel) {
+            Ok(sockets) => Ok(Some((Self::new(channel)?, sockets))),
             Err(error) if UnixStream::connect(path).is_err() => {
-                tracing::info!(%error, "the process at upgrade.socket has ended meanwhile");
+                tracing::info!(%error, "the process at upgrade.socket ends just now");
+                // It may have other sockets until then.
+                channel.wait_for_exit(ANSWER_TIMEOUT);
                 Ok(None)
             }
             Err(error) => Err(io::Error::new(
@@ -56,25 +60,9 @@ impl Predecessor {
         }
     }
 
-    pub(super) fn ask(stream: UnixStream) -> io::Result<(Self, Vec<NamedSocket>)> {
-        let mut channel = Channel::new(stream)?;
-        channel.watch_peer()?;
-        channel.send(VERSION)?;
-        let mut sockets = Vec::new();
-        loop {
-            match channel.receive(ANSWER_TIMEOUT)? {
-                Line::Socket(name, socket) if sockets.len() < MAX_SOCKETS => sockets.push((name, socket)),
-                Line::Word(word) if word == END => break,
-                Line::Word(word) if word == ENDING => {
-                    let message = "it ends just now; start this process again";
-                    return Err(io::Error::new(io::ErrorKind::ConnectionAborted, message));
-                }
-                other => return Err(unexpected(&format!("{other:?}"))),
-            }
-        }
-        tracing::info!(process = channel.process, sockets = sockets.len(), "takes over from another process");
+    pub(super) fn new(channel: Channel) -> io::Result<Self> {
         let hangup = channel.hangup()?;
-        Ok((Self { channel, hangup, timeout: WORK_TIMEOUT }, sockets))
+        Ok(Self { channel, hangup, timeout: WORK_TIMEOUT })
     }
 
     /// All is read and bound. Waits until the process before has saved its cache. `None` if it has ended, or is about to:
@@ -116,7 +104,8 @@ impl Predecessor {
             }
             Ok(other) => format!("it has said {other:?} in place of {due:?}"),
             Err(error) => {
-                if channel.run(move |channel| channel.has_peer_ended(timeout)).await?.1 {
+                let patience = timeout.min(ANSWER_TIMEOUT);
+                if channel.run(move |channel| channel.has_peer_ended(patience)).await?.1 {
                     tracing::warn!(process, %error, "the process before is gone; this one goes on alone");
                     return Ok(None);
                 }
@@ -125,6 +114,26 @@ impl Predecessor {
         };
         Err(goes_on(process, &why))
     }
+}
+
+/// Asks for the sockets.
+pub(super) fn ask(channel: &mut Channel) -> io::Result<Vec<NamedSocket>> {
+    channel.watch_peer()?;
+    channel.send(VERSION)?;
+    let mut sockets = Vec::new();
+    loop {
+        match channel.receive(ANSWER_TIMEOUT)? {
+            Line::Socket(name, socket) if sockets.len() < MAX_SOCKETS => sockets.push((name, socket)),
+            Line::Word(word) if word == END => break,
+            Line::Word(word) if word == ENDING => {
+                let message = "it ends just now; start this process again";
+                return Err(io::Error::new(io::ErrorKind::ConnectionAborted, message));
+            }
+            other => return Err(unexpected(&format!("{other:?}"))),
+        }
+    }
+    tracing::info!(process = channel.process, sockets = sockets.len(), "takes over from another process");
+    Ok(sockets)
 }
 
 fn goes_on(process: i32, why: &str) -> io::Error {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::channel::{Channel, Line};
+use super::predecessor::ask;
 use super::*;
 
 /// A process that takes part by a script, and has ended once this is dropped.
@@ -26,8 +27,10 @@ fn predecessor(script: &str, timeout: Duration) -> (Peer, Predecessor) {
     let (read, write) = (Stdio::from(other.try_clone().unwrap()), Stdio::from(other));
     let script = format!("read version; echo end; read word; {script}");
     let child = Command::new("sh").args(["-c", &script]).stdin(read).stdout(write).spawn().unwrap();
-    let (mut predecessor, sockets) = Predecessor::ask(own).unwrap();
-    assert_eq!((sockets.len(), predecessor.channel.process), (0, i32::try_from(child.id()).unwrap()));
+    let mut channel = Channel::new(own).unwrap();
+    let sockets = ask(&mut channel).unwrap();
+    assert_eq!((sockets.len(), channel.process), (0, i32::try_from(child.id()).unwrap()));
+    let mut predecessor = Predecessor::new(channel).unwrap();
     predecessor.timeout = timeout;
     (Peer(child), predecessor)
 }
