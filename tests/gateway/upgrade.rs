@@ -228,9 +228,14 @@ async fn a_process_that_was_replaced_answers_nothing_from_its_cache() {
     rails.wait_for_requests(2).await;
 
     let next = Gateway::start(&setup, &config).await;
-    let answer = kept.exchange(&user()).await;
-    assert_eq!((answer.status, answer.is_hit(), rails.request_count()), (200, false, 3), "{answer}");
-    assert_eq!(answer.header("connection"), Some("close"), "{answer}");
+    // It hands over first, and drains then.
+    for count in 3.. {
+        let answer = kept.exchange(&user()).await;
+        assert_eq!((answer.status, answer.is_hit(), rails.request_count()), (200, false, count), "{answer}");
+        if answer.header("connection") == Some("close") {
+            break;
+        }
+    }
     // The one before may have accepted a connection just before it ended to.
     eventually("what was saved", async || next.tcp.send(&user()).await.is_hit().then_some(())).await;
     // What runs ends where it began.
