@@ -28,6 +28,7 @@ mod start;
 mod tls;
 mod unix_socket;
 pub(crate) mod wire;
+mod write_deadline;
 
 use std::io;
 use std::net::IpAddr;

@@ -9,11 +9,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
-use futures_util::future::Either;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Request, Response, StatusCode};
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use http_body_util::Full;
+use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -37,6 +36,7 @@ pin_project! {
     where
         S: Service<Inbound, Response = Response<B>, Error = Infallible>,
         B: HttpBody<Data = Bytes>,
+        B::Error: Into<Box<dyn StdError + Send + Sync>>,
         B: 'static,
     {
         #[pin]
@@ -118,6 +118,7 @@ impl<S, B> hyper::service::Service<Request<Incoming>> for ConnectionService<S>
 where
     S: Service<Inbound, Response = Response<B>, Error = Infallible>,
     B: HttpBody<Data = Bytes>,
+    B::Error: Into<Box<dyn StdError + Send + Sync>>,
 {
     type Response = Response<TrackedBody<B>>;
     type Error = Infallible;
@@ -215,19 +216,20 @@ pin_project! {
     }
 }
 
-impl<B: HttpBody<Data = Bytes>> HttpBody for TrackedBody<B> {
+impl<B> HttpBody for TrackedBody<B>
+where
+    B: HttpBody<Data = Bytes>,
+    B::Error: Into<Box<dyn StdError + Send + Sync>>,
+{
     type Data = Bytes;
-    type Error = B::Error;
+    type Error = Box<dyn StdError + Send + Sync>;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let this = self.project();
-        let progress = match this.body.as_pin_mut() {
-            Either::Left(body) => body.poll_frame(cx),
-            Either::Right(full) => full.poll_frame(cx).map_err(|never| match never {}),
-        };
+        let progress = this.body.poll_frame(cx);
         let is_response_pending = progress.is_pending();
         if is_response_pending != *this.is_response_pending
             && let Some(connection) = this.connection
@@ -239,16 +241,10 @@ impl<B: HttpBody<Data = Bytes>> HttpBody for TrackedBody<B> {
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.body {
-            Either::Left(body) => body.is_end_stream(),
-            Either::Right(full) => full.is_end_stream(),
-        }
+        self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.body {
-            Either::Left(body) => body.size_hint(),
-            Either::Right(full) => full.size_hint(),
-        }
+        self.body.size_hint()
     }
 }

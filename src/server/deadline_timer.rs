@@ -8,8 +8,9 @@
 //! the head of a request nor its body.
 
 use std::future::Future as _;
+use std::io;
 use std::pin::Pin;
-use std::task::Context;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::time::{Instant, Sleep};
@@ -46,6 +47,23 @@ impl DeadlineTimer {
     pub(super) fn is_expired_since(&mut self, since: Instant, limit: Duration, cx: &mut Context<'_>) -> bool {
         self.deadline = Some(since + limit);
         self.is_expired(limit, cx)
+    }
+
+    /// Turns `progress` into an error if it was pending for `limit`.
+    pub(super) fn limit<T>(
+        &mut self,
+        progress: Poll<io::Result<T>>,
+        limit: Duration,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<T>> {
+        match progress {
+            Poll::Pending if self.is_expired(limit, cx) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(progress) => {
+                self.clear();
+                Poll::Ready(progress)
+            }
+        }
     }
 
     /// Ends the wait, and wakes the task within `limit`, so that it can begin the next one.

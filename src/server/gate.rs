@@ -17,7 +17,6 @@ mod write;
 
 use std::io;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Buf as _, BytesMut};
@@ -26,6 +25,7 @@ use memchr::memchr;
 use super::deadline_timer::DeadlineTimer;
 use super::registry::ConnectionState;
 use super::wire::{self, Framing, Head, HeadLimits, HeadReader};
+use super::write_deadline::WriteDeadline;
 use crate::refusal::Refusal;
 use crate::write_batch::WritePacer;
 
@@ -39,8 +39,7 @@ pub(super) struct Gate<I> {
     limits: GateLimits,
     /// For a head to begin, to end, or for more of a body. When it expires, the connection is closed.
     read_deadline: DeadlineTimer,
-    /// For the peer to read what it is sent.
-    write_deadline: DeadlineTimer,
+    write_deadline: WriteDeadline,
     /// Tells whether a request is being answered, and whether the server drains. A draining server
     /// does not wait for a first head. Later ones are left to hyper, which takes the end of the
     /// input during a request for a client that has disconnected.
@@ -48,7 +47,6 @@ pub(super) struct Gate<I> {
     has_begun: bool,
     /// The socket wakes this task when it can be read, also at its end.
     is_read_pending: bool,
-    has_unsent: bool,
     /// What was written waits in the socket's own layer, TLS.
     is_flush_pending: bool,
     /// As last set in `connection`.
@@ -111,11 +109,10 @@ impl<I> Gate<I> {
             state: GateState::Head(HeadReader::default()),
             limits,
             read_deadline: DeadlineTimer::default(),
-            write_deadline: DeadlineTimer::default(),
+            write_deadline: WriteDeadline::new(limits.idle_timeout, Arc::clone(&connection)),
             connection,
             has_begun: false,
             is_read_pending: false,
-            has_unsent: false,
             is_flush_pending: false,
             awaits_body: false,
             pacer: WritePacer::default(),
@@ -262,23 +259,6 @@ impl NextState {
             Self::ChunkEnd => GateState::ChunkEnd,
             Self::Trailer(seen) => GateState::Trailer { seen },
             Self::End => GateState::End,
-        }
-    }
-}
-
-/// Turns `progress` into an error if it was pending for `limit`.
-pub(super) fn or_timed_out<T>(
-    progress: Poll<io::Result<T>>,
-    timer: &mut DeadlineTimer,
-    limit: Duration,
-    cx: &mut Context<'_>,
-) -> Poll<io::Result<T>> {
-    match progress {
-        Poll::Pending if timer.is_expired(limit, cx) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
-        Poll::Pending => Poll::Pending,
-        Poll::Ready(progress) => {
-            timer.clear();
-            Poll::Ready(progress)
         }
     }
 }

@@ -16,10 +16,11 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::StreamExt as _;
-use futures_util::future::Either;
 use futures_util::stream::FuturesUnordered;
 use http::{Request, Response, header};
+use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper_util::rt::TokioIo;
@@ -194,10 +195,13 @@ struct Shared<S> {
     places: StreamPlaces,
 }
 
-type Answer<B> = Result<Response<StreamBody<B>>, h2::Error>;
+/// The body of the stack's response, or of [`not_ready`].
+type AnswerBody<B> = StreamBody<Either<B, Full<Bytes>>>;
+
+type Answer<B> = Result<Response<AnswerBody<B>>, h2::Error>;
 
 impl<S: RequestService> hyper::service::Service<Request<Incoming>> for StreamService<S> {
-    type Response = Response<StreamBody<S::Body>>;
+    type Response = Response<AnswerBody<S::Body>>;
     /// Resets the stream.
     type Error = h2::Error;
     type Future = Pin<Box<dyn Future<Output = Answer<S::Body>> + Send>>;

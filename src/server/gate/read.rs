@@ -8,7 +8,7 @@ use bytes::Buf as _;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio_util::io::poll_read_buf;
 
-use super::{Framing, Gate, GateState, Head, HeadReader, NextState, or_timed_out};
+use super::{Framing, Gate, GateState, Head, HeadReader, NextState};
 use crate::refusal::Refusal;
 
 const READ_SIZE: usize = 8 * 1024;
@@ -41,7 +41,7 @@ impl<I: AsyncRead + Unpin> Gate<I> {
                 }
                 let progress = gate.deliver(cx, out);
                 gate.set_awaits_body(progress.is_pending());
-                return or_timed_out(progress, &mut gate.read_deadline, gate.limits.idle_timeout, cx);
+                return gate.read_deadline.limit(progress, gate.limits.idle_timeout, cx);
             }
             let in_head = matches!(gate.state, GateState::Head(_));
             let is_first = gate.buffer.is_empty();
@@ -81,7 +81,7 @@ impl<I: AsyncRead + Unpin> Gate<I> {
     /// gets a response that is available at once. A pending response is given up: the system does not tell such a
     /// client from one that has disconnected.
     fn is_sending(&self) -> bool {
-        let is_answering = self.connection.has_active_requests() || self.has_unsent;
+        let is_answering = self.connection.has_active_requests() || self.write_deadline.has_unsent();
         is_answering && !self.connection.is_response_pending()
     }
 

@@ -7,31 +7,15 @@ use std::task::{Context, Poll, ready};
 use tokio::io::AsyncWrite;
 
 use super::super::hangup::DetectHangup;
-use super::{Gate, or_timed_out};
+use super::Gate;
 
 impl<I> Gate<I> {
     fn poll_turn_to_write(&mut self, bytes: usize, cx: &Context<'_>) -> Poll<()> {
         let progress = self.pacer.poll_ready(bytes, cx);
         if progress.is_pending() {
-            self.set_unsent(true);
+            self.write_deadline.set_unsent(true);
         }
         progress
-    }
-
-    /// For the stack, a response is sent once hyper has it; the connection is idle only once the peer reads it.
-    fn after_write<T>(&mut self, progress: Poll<io::Result<T>>, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
-        if progress.is_ready() && self.write_deadline.is_armed() {
-            self.connection.reset_idle();
-        }
-        self.set_unsent(progress.is_pending());
-        or_timed_out(progress, &mut self.write_deadline, self.limits.idle_timeout, cx)
-    }
-
-    fn set_unsent(&mut self, has_unsent: bool) {
-        if self.has_unsent != has_unsent {
-            self.has_unsent = has_unsent;
-            self.connection.set_unsent(has_unsent);
-        }
     }
 }
 
@@ -40,7 +24,7 @@ impl<I: DetectHangup> AsyncWrite for Gate<I> {
         let gate = self.get_mut();
         ready!(gate.poll_turn_to_write(buf.len(), cx));
         let progress = Pin::new(&mut gate.io).poll_write(cx, buf);
-        gate.after_write(progress, cx)
+        gate.write_deadline.after_write(progress, cx)
     }
 
     /// hyper calls this at the end of each of its polls.
@@ -62,7 +46,7 @@ impl<I: DetectHangup> AsyncWrite for Gate<I> {
         // Only TLS keeps bytes back that were written.
         if progress.is_pending() || gate.is_flush_pending {
             gate.is_flush_pending = progress.is_pending();
-            return gate.after_write(progress, cx);
+            return gate.write_deadline.after_write(progress, cx);
         }
         progress
     }
@@ -74,8 +58,7 @@ impl<I: DetectHangup> AsyncWrite for Gate<I> {
             return Poll::Ready(Ok(()));
         }
         let progress = Pin::new(&mut gate.io).poll_shutdown(cx);
-        // TLS says farewell, and the peer may read nothing.
-        or_timed_out(progress, &mut gate.write_deadline, gate.limits.idle_timeout, cx)
+        gate.write_deadline.after_shutdown(progress, cx)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -90,6 +73,6 @@ impl<I: DetectHangup> AsyncWrite for Gate<I> {
         let gate = self.get_mut();
         ready!(gate.poll_turn_to_write(bufs.iter().map(|buf| buf.len()).sum(), cx));
         let progress = Pin::new(&mut gate.io).poll_write_vectored(cx, bufs);
-        gate.after_write(progress, cx)
+        gate.write_deadline.after_write(progress, cx)
     }
 }

@@ -11,9 +11,10 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::super::deadline_timer::{DeadlineTimer, now};
-use super::super::gate::{GateLimits, or_timed_out};
+use super::super::gate::GateLimits;
 use super::super::hangup::DetectHangup;
 use super::super::registry::ConnectionState;
+use super::super::write_deadline::WriteDeadline;
 use super::frames::{FrameBudget, FrameFollower};
 
 /// A socket whose frames are counted, and have deadlines.
@@ -26,9 +27,7 @@ pub(in super::super) struct FrameGate<I> {
     /// The frame that the read deadline is of.
     pending_frame: u64,
     read_deadline: DeadlineTimer,
-    write_deadline: DeadlineTimer,
-    connection: Arc<ConnectionState>,
-    has_unsent: bool,
+    write_deadline: WriteDeadline,
 }
 
 impl<I> FrameGate<I> {
@@ -40,9 +39,7 @@ impl<I> FrameGate<I> {
             budget: FrameBudget::new(now()),
             pending_frame: 0,
             read_deadline: DeadlineTimer::default(),
-            write_deadline: DeadlineTimer::default(),
-            connection,
-            has_unsent: false,
+            write_deadline: WriteDeadline::new(limits.idle_timeout, connection),
         }
     }
 
@@ -75,15 +72,14 @@ impl<I> FrameGate<I> {
         self.read_deadline.is_expired(limit, cx)
     }
 
-    fn after_write<T>(&mut self, progress: Poll<io::Result<T>>, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
-        if progress.is_ready() && self.write_deadline.is_armed() {
-            self.connection.reset_idle();
-        }
-        if self.has_unsent != progress.is_pending() {
-            self.has_unsent = progress.is_pending();
-            self.connection.set_unsent(self.has_unsent);
-        }
-        or_timed_out(progress, &mut self.write_deadline, self.limits.idle_timeout, cx)
+    fn after_write(
+        &mut self,
+        progress: Poll<io::Result<usize>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
+        let written = ready!(self.write_deadline.after_write(progress, cx))?;
+        self.budget.earn(written);
+        Poll::Ready(Ok(written))
     }
 }
 
@@ -104,17 +100,15 @@ impl<I: DetectHangup> AsyncWrite for FrameGate<I> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let gate = self.get_mut();
         let progress = Pin::new(&mut gate.io).poll_write(cx, buf);
-        let written = ready!(gate.after_write(progress, cx))?;
-        gate.budget.earn(written);
-        Poll::Ready(Ok(written))
+        gate.after_write(progress, cx)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let gate = self.get_mut();
         let progress = Pin::new(&mut gate.io).poll_flush(cx);
         // Only TLS keeps bytes back that were written.
-        if progress.is_pending() || gate.has_unsent {
-            return gate.after_write(progress, cx);
+        if progress.is_pending() || gate.write_deadline.has_unsent() {
+            return gate.write_deadline.after_write(progress, cx);
         }
         progress
     }
@@ -122,7 +116,7 @@ impl<I: DetectHangup> AsyncWrite for FrameGate<I> {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let gate = self.get_mut();
         let progress = Pin::new(&mut gate.io).poll_shutdown(cx);
-        or_timed_out(progress, &mut gate.write_deadline, gate.limits.idle_timeout, cx)
+        gate.write_deadline.after_shutdown(progress, cx)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -136,8 +130,6 @@ impl<I: DetectHangup> AsyncWrite for FrameGate<I> {
     ) -> Poll<io::Result<usize>> {
         let gate = self.get_mut();
         let progress = Pin::new(&mut gate.io).poll_write_vectored(cx, bufs);
-        let written = ready!(gate.after_write(progress, cx))?;
-        gate.budget.earn(written);
-        Poll::Ready(Ok(written))
+        gate.after_write(progress, cx)
     }
 }

@@ -14,9 +14,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::future::Either;
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use http_body_util::Full;
 use parking_lot::Mutex;
 use pin_project_lite::pin_project;
 
@@ -242,7 +240,7 @@ pin_project! {
     /// The body of a response, which waits for the peer from one frame to the next, unless the next is not there.
     pub(in super::super) struct StreamBody<B> {
         #[pin]
-        body: Either<B, Full<Bytes>>,
+        body: B,
         // Of the last frame.
         rest: Bytes,
         stream: Arc<Stream>,
@@ -253,7 +251,7 @@ pin_project! {
 const MAX_PIECE: usize = 16 * 1024;
 
 impl<B> StreamBody<B> {
-    pub(super) fn new(body: Either<B, Full<Bytes>>, stream: Arc<Stream>) -> Self {
+    pub(super) fn new(body: B, stream: Arc<Stream>) -> Self {
         Self { body, rest: Bytes::new(), stream }
     }
 }
@@ -268,10 +266,7 @@ impl<B: HttpBody<Data = Bytes>> HttpBody for StreamBody<B> {
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let this = self.project();
         let mut frame = if this.rest.is_empty() {
-            let progress = match this.body.as_pin_mut() {
-                Either::Left(body) => body.poll_frame(cx),
-                Either::Right(full) => full.poll_frame(cx).map_err(|never| match never {}),
-            };
+            let progress = this.body.poll_frame(cx);
             if progress.is_pending() {
                 this.stream.end_waiting();
             }
@@ -290,21 +285,11 @@ impl<B: HttpBody<Data = Bytes>> HttpBody for StreamBody<B> {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.rest.is_empty()
-            && match &self.body {
-                Either::Left(body) => body.is_end_stream(),
-                Either::Right(full) => full.is_end_stream(),
-            }
+        self.rest.is_empty() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        let (rest, body) = (
-            self.rest.len() as u64,
-            match &self.body {
-                Either::Left(body) => body.size_hint(),
-                Either::Right(full) => full.size_hint(),
-            },
-        );
+        let (rest, body) = (self.rest.len() as u64, self.body.size_hint());
         let mut hint = SizeHint::new();
         if let Some(upper) = body.upper() {
             hint.set_upper(upper.saturating_add(rest));
