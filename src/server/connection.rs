@@ -171,7 +171,7 @@ where
             connection.set_response_pending(is_response_pending);
             // Once there is a response, the connection does not wait for the rest of the body.
             if !is_response_pending {
-                connection.set_awaits_body(false);
+                connection.set_awaits_peer(false);
             }
         }
         let mut response = ready!(progress);

@@ -236,7 +236,7 @@ impl<I> Gate<I> {
     fn set_awaits_body(&mut self, awaits_body: bool) {
         if self.awaits_body != awaits_body {
             self.awaits_body = awaits_body;
-            self.connection.set_awaits_body(awaits_body);
+            self.connection.set_awaits_peer(awaits_body);
         }
     }
 

@@ -3,11 +3,13 @@
 //! hyper and h2 read and write the frames. What they do not bound is bounded here, so that a peer gets from a
 //! connection of many streams no more than from as many connections of HTTP/1: [`gate`] counts frames and has their
 //! deadlines, [`head`] judges heads as those of HTTP/1 are judged, [`streams`] has the deadlines of each stream. A
-//! stream beside others takes a place of the listener, as one more connection.
+//! stream beside others takes a place of the listener, as one more connection ([`places`]).
 
 mod frames;
 mod gate;
 mod head;
+mod places;
+mod stream;
 mod streams;
 
 use std::future::Future;
@@ -27,17 +29,16 @@ use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use pin_project_lite::pin_project;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 pub(super) use self::frames::PREFACE;
-use self::gate::FrameGate;
-use self::streams::{
-    OwnedStreams, RequestBodyWatch, Stream, StreamBody, StreamExecutor, StreamTask, Streams,
-};
+use self::gate::{CLOSE_TIMEOUT, FrameGate};
+use self::stream::{RequestBodyWatch, Stream, StreamBody};
+use self::streams::{OwnedStreams, StreamExecutor, StreamTask, Streams};
 use super::WAITING_TIMEOUT;
-use super::capacity::ConnectionPermit;
 use super::connection::{ClientSide, not_ready};
 use super::connection_handle::ConnectionHandle;
-use super::deadline_timer::DeadlineTimer;
+use super::deadline_timer::{DeadlineTimer, now};
 use super::gate::GateLimits;
 use super::hangup::DetectHangup;
 use super::inbound::{Inbound, RequestService};
@@ -57,8 +58,6 @@ const SEND_BUFFER: usize = 64 * 1024;
 const FIELD_OVERHEAD: usize = 32;
 /// Fields that a head has beyond those that are counted here.
 const PSEUDO_FIELDS: usize = 4;
-/// How long a connection without streams may go on once it was told to end.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Where a connection gets places for its streams.
 #[derive(Clone, Debug)]
@@ -82,8 +81,8 @@ pin_project! {
         idle_timeout: Duration,
         idle_timer: DeadlineTimer,
         has_task: bool,
-        // The peer was told that it may begin no more streams.
-        is_closing: bool,
+        // When the peer was told that it may begin no more streams.
+        closing_since: Option<Instant>,
     }
 }
 
@@ -101,7 +100,7 @@ where
 {
     let state = registration.state();
     let streams = Streams::new(Arc::clone(state), limits.idle_timeout);
-    let gate = FrameGate::new(socket, limits, Arc::clone(state));
+    let gate = FrameGate::new(socket, limits, Arc::clone(&streams));
     let list_size = limits.head.bytes + FIELD_OVERHEAD * (limits.head.headers + PSEUDO_FIELDS);
     let shared =
         Arc::new(Shared { service, client, limits: limits.head, streams: Arc::clone(&streams), places });
@@ -121,7 +120,7 @@ where
         idle_timeout: limits.idle_timeout,
         idle_timer: DeadlineTimer::default(),
         has_task: false,
-        is_closing: false,
+        closing_since: None,
     }
 }
 
@@ -138,19 +137,18 @@ where
             this.registration.set_task(cx);
         }
         let state = this.registration.state();
-        match state.phase() {
-            ServerPhase::Open => {}
-            ServerPhase::Leaving | ServerPhase::Draining if *this.is_closing => {}
+        let mut must_end = match state.phase() {
+            ServerPhase::Open => false,
             // A client that has just connected would have done so for nothing.
-            ServerPhase::Leaving if !this.streams.0.have_begun() => {}
-            ServerPhase::Leaving | ServerPhase::Draining => {
-                *this.is_closing = true;
-                this.idle_timer.clear();
+            ServerPhase::Leaving => this.streams.0.have_begun(),
+            ServerPhase::Draining => true,
+            ServerPhase::Stopped => return Poll::Ready(()),
+        };
+        loop {
+            if must_end && this.closing_since.is_none() {
+                *this.closing_since = Some(now());
                 this.http.as_mut().graceful_shutdown();
             }
-            ServerPhase::Stopped => return Poll::Ready(()),
-        }
-        loop {
             if let Poll::Ready(outcome) = this.http.as_mut().poll(cx) {
                 if let Err(error) = outcome {
                     tracing::debug!(%error, "connection ended early");
@@ -159,27 +157,26 @@ where
             }
             this.running.extend(this.streams.0.take_new());
             while let Poll::Ready(Some(())) = this.running.poll_next_unpin(cx) {}
-            if state.must_close() {
+            if this.streams.0.evict() {
                 return Poll::Ready(());
             }
             if state.has_active_requests() {
-                this.idle_timer.clear();
                 return Poll::Pending;
             }
-            let is_over = if *this.is_closing {
-                this.idle_timer.is_expired(CLOSE_TIMEOUT, cx)
-            } else {
-                this.idle_timer.is_expired_since(state.idle_since(), *this.idle_timeout, cx)
-            };
-            match (is_over, *this.is_closing) {
-                (false, _) => return Poll::Pending,
-                (true, true) => return Poll::Ready(()),
-                (true, false) => {
-                    *this.is_closing = true;
-                    this.idle_timer.clear();
-                    this.http.as_mut().graceful_shutdown();
+            let (since, limit) = match *this.closing_since {
+                None => (state.idle_since(), *this.idle_timeout),
+                // The peer may still have to receive the end of an answer.
+                Some(since) => {
+                    (since.max(state.idle_since()).max(this.streams.0.last_progress()), CLOSE_TIMEOUT)
                 }
+            };
+            if !this.idle_timer.is_expired_since(since, limit, cx) {
+                return Poll::Pending;
             }
+            if this.closing_since.is_some() {
+                return Poll::Ready(());
+            }
+            must_end = true;
         }
     }
 }
@@ -207,8 +204,8 @@ impl<S: RequestService> hyper::service::Service<Request<Incoming>> for StreamSer
     type Future = Pin<Box<dyn Future<Output = Answer<S::Body>> + Send>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let (stream, has_others) = self.0.streams.begin();
-        Box::pin(answer(Arc::clone(&self.0), request, stream, has_others))
+        let (stream, has_place) = self.0.streams.begin();
+        Box::pin(answer(Arc::clone(&self.0), request, stream, has_place))
     }
 }
 
@@ -216,12 +213,11 @@ async fn answer<S: RequestService>(
     shared: Arc<Shared<S>>,
     request: Request<Incoming>,
     stream: Arc<Stream>,
-    has_others: bool,
+    has_place: bool,
 ) -> Answer<S::Body> {
-    if has_others {
-        let permit = shared.permit().await;
+    if !has_place && !shared.find_place(&stream).await {
         // The client may send it again: nothing was done.
-        stream.hold(permit.ok_or_else(|| h2::Error::from(h2::Reason::REFUSED_STREAM))?);
+        return Err(h2::Reason::REFUSED_STREAM.into());
     }
     let pending = shared.call(request, &stream);
     let response = match pending {
@@ -239,21 +235,28 @@ async fn answer<S: RequestService>(
 }
 
 impl<S: RequestService> Shared<S> {
-    /// A place among the connections of the listener, as a new connection of the same peer would get it.
-    async fn permit(&self) -> Option<ConnectionPermit> {
-        let limiter = &self.places.limiter;
-        let is_trusted = self.streams.connection().is_trusted();
-        if let Some(permit) = limiter.try_acquire_as(is_trusted) {
-            return Some(permit);
-        }
-        let permit = match Arc::clone(&self.places.waiting_slots).try_acquire_owned() {
-            Ok(_slot) => tokio::time::timeout(WAITING_TIMEOUT, limiter.acquire_as(is_trusted)).await.ok(),
-            Err(_) => None,
+    /// Waits for a place among the connections of the listener, as a new connection of the same peer would, or for that
+    /// of the connection itself. Returns whether the stream has one.
+    async fn find_place(&self, stream: &Arc<Stream>) -> bool {
+        let (limiter, streams) = (&self.places.limiter, &self.streams);
+        let is_trusted = streams.connection().is_trusted();
+        let has_place = if let Ok(_slot) = Arc::clone(&self.places.waiting_slots).try_acquire_owned() {
+            let wait = async {
+                tokio::select! {
+                    biased;
+                    () = streams.take_first_place(stream) => {}
+                    permit = limiter.acquire_as(is_trusted) => streams.add_place(stream, permit),
+                }
+            };
+            tokio::time::timeout(WAITING_TIMEOUT, wait).await.is_ok()
+        } else {
+            let permit = limiter.try_acquire_as(is_trusted);
+            permit.map(|permit| streams.add_place(stream, permit)).is_some()
         };
-        if permit.is_none() {
+        if !has_place {
             limiter.capacity().count_rejected();
         }
-        permit
+        has_place
     }
 
     /// `None` if the service is not ready.

@@ -3,7 +3,7 @@
 //! Each listener has its own limit, for all threads together. When it is reached, the connection that has
 //! been idle for the longest is closed. A quarter of the permits is reserved for trusted peers: those that
 //! have shown a credential, and local ones if remote peers can connect, too. Trusted connections are also the
-//! last to be closed.
+//! last to be closed. A stream of HTTP/2 beside others of its connection is one more connection here.
 //!
 //! Counting trusted connections takes a scan of all connections, since a request with a valid credential
 //! only sets a flag in its connection's state. Scans are made only while more than three quarters of the
@@ -140,7 +140,7 @@ impl ConnectionLimiter {
         let (mut untrusted, mut idle, mut trusted) = (0, Vec::new(), Vec::new());
         for registry in &*self.registries.lock() {
             registry.for_each_connection(&self.capacity, |state| {
-                untrusted += if state.is_trusted() { 0 } else { state.places() };
+                untrusted += usize::from(!state.is_trusted());
                 let list = if state.is_trusted() { &mut trusted } else { &mut idle };
                 list.extend(state.eviction_order().map(|since| (since, Arc::downgrade(state))));
             });
@@ -171,8 +171,11 @@ impl ConnectionLimiter {
             self.scan(&mut plan, false);
             plan.scanned = Some(now);
         }
-        if let Some(candidate) = plan.next_candidate(true) {
-            candidate.evict();
+        while let Some(candidate) = plan.next_candidate(true) {
+            // A stream has no socket of its own.
+            if !candidate.is_stream() {
+                return candidate.evict();
+            }
         }
     }
 }

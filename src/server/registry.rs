@@ -43,6 +43,25 @@ pub(super) enum ServerPhase {
 impl ConnectionRegistry {
     /// Adds a connection. It can be woken only after [`Registration::set_task`].
     pub(super) fn register(self: &Arc<Self>, permit: ConnectionPermit, is_local: bool) -> Registration {
+        self.add(permit, is_local, None)
+    }
+
+    /// Adds a stream of a connection that counts as one more, with its request, and is woken by the same task.
+    pub(super) fn register_stream(
+        connection: &Arc<ConnectionState>,
+        permit: ConnectionPermit,
+    ) -> Registration {
+        let registration = connection.registry.add(permit, false, Some(Arc::clone(connection)));
+        registration.state.request_started();
+        registration
+    }
+
+    fn add(
+        self: &Arc<Self>,
+        permit: ConnectionPermit,
+        is_local: bool,
+        connection: Option<Arc<ConnectionState>>,
+    ) -> Registration {
         let mut connections = self.connections.lock();
         let entry = connections.vacant_entry();
         let capacity = Arc::clone(permit.capacity());
@@ -50,14 +69,14 @@ impl ConnectionRegistry {
         let state = Arc::new(ConnectionState {
             registry: Arc::clone(self),
             index: entry.key(),
+            connection,
             is_trusted: AtomicBool::new(is_local && capacity.accepts_remote_peers()),
             active_requests: AtomicU32::new(0),
             is_response_pending: AtomicBool::new(false),
             is_working_locally: AtomicBool::new(false),
             has_unsent: AtomicBool::new(false),
-            awaits_body: AtomicBool::new(false),
+            awaits_peer: AtomicBool::new(false),
             is_eviction_requested: AtomicBool::new(false),
-            more_places: AtomicU32::new(0),
             accepted: AtomicU64::new(age),
             idle_since: AtomicU64::new(age),
             last_request: AtomicU64::new(age),
@@ -141,12 +160,15 @@ impl Drop for Registration {
     }
 }
 
-/// The state of one connection, written by its own task and read by others.
+/// The state of one connection, written by its own task and read by others. A stream of HTTP/2 beside others has one,
+/// too.
 #[derive(Debug)]
 pub(super) struct ConnectionState {
     registry: Arc<ConnectionRegistry>,
     index: usize,
     capacity: Arc<Capacity>,
+    /// If this is a stream that counts as a connection: the connection that it is a stream of.
+    connection: Option<Arc<ConnectionState>>,
     /// The peer has shown a credential, or is local on a listener that remote peers can reach.
     is_trusted: AtomicBool,
     /// Requests that were read and whose responses are not sent yet.
@@ -157,11 +179,10 @@ pub(super) struct ConnectionState {
     is_working_locally: AtomicBool,
     /// Bytes wait to be written to the socket.
     has_unsent: AtomicBool,
-    /// The connection waits for the peer to send the rest of a request's body.
-    awaits_body: AtomicBool,
+    /// The connection waits for the peer to send the rest of a request's body or, over HTTP/2, to read more of a
+    /// response.
+    awaits_peer: AtomicBool,
     is_eviction_requested: AtomicBool,
-    /// Streams that count as connections, beside this one.
-    more_places: AtomicU32,
     /// When the peer connected, in nanoseconds since the start of `capacity`, or [`TAKEN`].
     accepted: AtomicU64,
     /// When the end of a response was last sent, or the peer connected, in the same unit.
@@ -177,6 +198,11 @@ const TAKEN: u64 = u64::MAX;
 impl ConnectionState {
     pub(super) fn phase(&self) -> ServerPhase {
         self.registry.phase()
+    }
+
+    /// Whether it only counts as a connection.
+    pub(super) fn is_stream(&self) -> bool {
+        self.connection.is_some()
     }
 
     pub(super) fn is_draining(&self) -> bool {
@@ -225,17 +251,13 @@ impl ConnectionState {
         self.capacity.started() + Duration::from_nanos(age)
     }
 
-    pub(super) fn add_place(&self) {
-        self.more_places.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(super) fn remove_place(&self) {
-        self.more_places.fetch_sub(1, Ordering::Relaxed);
-    }
-
-    /// As how many connections this one counts.
-    pub(super) fn places(&self) -> usize {
-        1 + self.more_places.load(Ordering::Relaxed) as usize
+    /// A stream that had a place of its own goes on in that of the connection, in place of one that is over. If either
+    /// was asked to go, it is the place that is given up.
+    pub(super) fn take_over(&self, stream: &Self) {
+        self.last_request.store(stream.last_request.load(Ordering::Relaxed), Ordering::Relaxed);
+        let (own, other) = (self.is_eviction_requested(), stream.is_eviction_requested());
+        self.is_eviction_requested.store(own && other, Ordering::Relaxed);
+        stream.is_eviction_requested.store(own || other, Ordering::Relaxed);
     }
 
     pub(super) fn has_active_requests(&self) -> bool {
@@ -255,8 +277,8 @@ impl ConnectionState {
         self.has_unsent.store(has_unsent, Ordering::Relaxed);
     }
 
-    pub(super) fn set_awaits_body(&self, awaits_body: bool) {
-        self.awaits_body.store(awaits_body, Ordering::Relaxed);
+    pub(super) fn set_awaits_peer(&self, awaits_peer: bool) {
+        self.awaits_peer.store(awaits_peer, Ordering::Relaxed);
     }
 
     /// Whether the connection may be evicted. An untrusted peer is idle, too, while it has to send the rest of a
@@ -265,11 +287,12 @@ impl ConnectionState {
         if self.is_trusted() {
             return !self.has_active_requests() && !self.has_unsent.load(Ordering::Relaxed);
         }
-        !self.has_active_requests() || self.awaits_body.load(Ordering::Relaxed)
+        !self.has_active_requests() || self.awaits_peer.load(Ordering::Relaxed)
     }
 
     pub(super) fn is_trusted(&self) -> bool {
-        self.is_trusted.load(Ordering::Relaxed)
+        let of_connection = |connection: &Arc<Self>| connection.is_trusted();
+        self.is_trusted.load(Ordering::Relaxed) || self.connection.as_ref().is_some_and(of_connection)
     }
 
     /// When its last request began or ended, in nanoseconds since the start of `capacity`; `None` while it is busy, or
@@ -278,11 +301,12 @@ impl ConnectionState {
         (self.is_idle() && !self.is_eviction_requested()).then(|| self.last_request.load(Ordering::Relaxed))
     }
 
-    /// Asks the connection to close.
+    /// Asks the connection to close, or the stream to end.
     pub(super) fn evict(self: &Arc<Self>) {
         self.is_eviction_requested.store(true, Ordering::Relaxed);
-        if let Some((waker, state)) = self.registry.connections.lock().get(self.index)
-            && Arc::ptr_eq(state, self)
+        let connection = self.connection.as_ref().unwrap_or(self);
+        if let Some((waker, state)) = self.registry.connections.lock().get(connection.index)
+            && Arc::ptr_eq(state, connection)
         {
             waker.wake_by_ref();
         }

@@ -89,6 +89,15 @@ impl Address {
         Connection { stream, unread: BytesMut::new() }
     }
 
+    /// Connects over TCP with a small buffer for what the peer sends.
+    pub async fn connect_with_small_buffer(&self) -> Connection {
+        let Self::Tcp(address) = self else { panic!("{self:?}") };
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4_096).unwrap();
+        let stream = Box::new(within_deadline("a connection", socket.connect(*address)).await.unwrap());
+        Connection { stream, unread: BytesMut::new() }
+    }
+
     pub async fn connect(&self) -> Connection {
         within_deadline("a connection", self.try_connect())
             .await

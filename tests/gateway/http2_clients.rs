@@ -13,6 +13,7 @@ use super::collector::{Collector, assert_nested, named};
 use super::fake_rails::{Latch, ReceivedRequest, Reply};
 use super::frames::{self, FrameClient};
 use super::harness::{Harness, Setup};
+use super::log;
 
 fn setup() -> Setup {
     Setup::new().tcp("http2 = true").unix("http2 = true")
@@ -313,6 +314,36 @@ async fn streams_in_flight_are_answered_while_the_gateway_drains() {
     assert!(harness.gateway.wait_for_end().await, "nothing had to be dropped");
 }
 
+/// The gateway has written all of it, and the client has not received it yet, while it still says something.
+#[tokio::test]
+async fn the_end_of_a_connection_does_not_cut_off_its_last_answer() {
+    const LENGTH: usize = 200_000;
+    let mut harness = setup().start().await;
+    let latch = Latch::closed();
+    harness.rails.respond_always(Reply::new(200, "", vec![b'x'; LENGTH]).after(&latch));
+    let windows = [(4, 1 << 30)];
+    let connection = harness.gateway.tcp.connect_with_small_buffer().await;
+    let mut client = FrameClient::start(connection, &windows).await;
+    client.send(frames::WINDOW_UPDATE, 0, 0, &(1_u32 << 30).to_be_bytes()).await;
+    client.send_request(1, &frames::request("GET", "/api/v4/internal/nobody", &[])).await;
+    harness.rails.wait_for_requests(1).await;
+    harness.gateway.drain();
+    // This tells the gateway that its GOAWAY has arrived.
+    let ping = client.read_until(frames::PING).await.unwrap();
+    client.send(frames::PING, frames::ACK, 0, &ping.payload).await;
+    latch.open();
+    let mut received = 0;
+    while let Some(frame) = client.read_frame().await {
+        if frame.kind == frames::DATA {
+            received += frame.payload.len();
+            client.send(frames::WINDOW_UPDATE, 0, 0, &1_000_u32.to_be_bytes()).await;
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    }
+    assert_eq!(received, LENGTH);
+    assert!(harness.gateway.wait_for_end().await);
+}
+
 #[tokio::test]
 async fn a_request_that_is_given_up_is_dropped() {
     let harness = setup().start().await;
@@ -385,6 +416,97 @@ async fn unauthenticated_streams_take_no_more_places_than_connections_would() {
     for pending in [known.send(&allowed), known.send(&allowed)] {
         assert_eq!(pending.await.unwrap().unwrap().0, 200);
     }
+}
+
+/// As many newcomers as if each stream were a connection, whichever of them has begun first.
+#[tokio::test]
+async fn a_busy_stream_keeps_no_places_for_others_that_wait_for_their_client() {
+    for is_first in [true, false] {
+        let harness = setup().tcp("connections = 16").start().await;
+        let latch = Latch::closed();
+        let held = latch.clone();
+        harness.rails.respond_with(move |_| Reply::json(200, "{}").after(&held));
+        let since = log::position();
+        let Address::Tcp(address) = &harness.gateway.tcp else { unreachable!("it is TCP") };
+        let mut flood = FrameClient::connect(&harness.gateway.tcp).await;
+        let busy = if is_first { 1 } else { 29 };
+        let fields = [("content-length", "9"), ("content-type", "application/json")];
+        for stream in (1..30).step_by(2) {
+            if stream == busy {
+                flood.send_request(stream, &frames::request("GET", "/api/v4/internal/nobody", &[])).await;
+            } else {
+                let fields = frames::request("POST", "/api/v4/internal/allowed", &fields);
+                flood.send(frames::HEADERS, frames::END_HEADERS, stream, &frames::block(&fields)).await;
+            }
+        }
+        harness.rails.wait_for_requests(1).await;
+        harness.wait_for_metric("railgate_client_connections", 12).await;
+        let mut newcomers = Vec::new();
+        for count in 1..=8 {
+            let mut newcomer = harness.gateway.tcp.connect().await;
+            newcomer.write(&Request::get("nobody").to_bytes("close")).await;
+            harness.rails.wait_for_requests(1 + count).await;
+            newcomers.push(newcomer);
+        }
+        latch.open();
+        for newcomer in &mut newcomers {
+            assert_eq!(newcomer.read_response().await.status, 200);
+        }
+        // Meanwhile, others were reset.
+        let series = |name: &str| format!("railgate_listener_{name}{{listener=\"{address}\"}}");
+        let evictions = harness.metric(&series("evictions_total")).await.unwrap();
+        let (mut resets, mut is_answered) = (0, false);
+        while !is_answered || resets < evictions {
+            let frame = flood.read_frame().await.unwrap();
+            resets += usize::from(frame.kind == frames::RST_STREAM);
+            if frame.kind == frames::RST_STREAM {
+                assert!(frame.stream != busy && frame.payload == 8_u32.to_be_bytes(), "{frame:?}");
+            }
+            is_answered |= frame.kind == frames::HEADERS && frame.stream == busy;
+        }
+        // Three of the fifteen streams have found no place at first.
+        assert!(resets >= 8 + 3, "{resets}");
+        assert_eq!(harness.metric(&series("turned_away_total")).await, Some(0));
+        assert_eq!(harness.metric(&series("evictions_total")).await, Some(resets));
+        let lines = log::since(since);
+        let is_warning =
+            |line: &&str| line.contains("a listener is full") && line.contains(&address.to_string());
+        assert_eq!(lines.lines().filter(is_warning).count(), 1, "{lines}");
+    }
+}
+
+/// Over HTTP/1, the one is answered by a `100 Continue`, and the other is refused.
+#[tokio::test]
+async fn no_interim_answer_is_sent_and_a_fragment_is_cut_off() {
+    let harness = setup().start().await;
+    let secret = Request::get("check").with_secret().headers.remove(0);
+    let secret = (secret.0.to_ascii_lowercase(), secret.1);
+    let secret = (&*secret.0, &*secret.1);
+    let mut client = FrameClient::connect(&harness.gateway.tcp).await;
+    let fields = [secret, ("content-length", "2"), ("expect", "100-continue")];
+    let fields = frames::request("POST", "/api/v4/internal/allowed", &fields);
+    client.send(frames::HEADERS, frames::END_HEADERS, 1, &frames::block(&fields)).await;
+    harness.wait_for_metric("railgate_requests_in_flight", 1).await;
+    client.send(frames::PING, 0, 0, &[7; 8]).await;
+    loop {
+        let frame = client.read_frame().await.unwrap();
+        assert_ne!(frame.kind, frames::HEADERS, "{frame:?}");
+        if frame.kind == frames::PING && frame.payload == [7; 8] {
+            break;
+        }
+    }
+    client.send(frames::DATA, frames::END_STREAM, 1, b"{}").await;
+    assert_eq!(client.outcome(1).await.status(), Some(200));
+    assert_eq!(harness.rails.last_request().header("expect"), None);
+
+    let target = "/api/v4/internal/discover?key_id=1";
+    let with_fragment = format!("{target}#/../../users");
+    let mut one = harness.gateway.tcp.connect().await;
+    one.exchange(&Request::new("GET", &with_fragment).with_secret()).await.assert_failure(400);
+    let mut client = FrameClient::connect(&harness.gateway.tcp).await;
+    client.send_request(1, &frames::request("GET", &with_fragment, &[secret])).await;
+    assert_eq!(client.outcome(1).await.status(), Some(200));
+    assert_eq!(harness.rails.last_request().target, target);
 }
 
 #[tokio::test]

@@ -19,18 +19,27 @@ pub(super) fn encode(
     encoder: &mut DescriptorEncoder<'_>,
 ) -> fmt::Result {
     let open = ConstGauge::new(clients.iter().map(|listener| listener.open()).sum::<usize>());
-    encode_single(encoder, "client_connections", "Connections of clients", &open)?;
+    let help =
+        "Connections of clients; a stream of HTTP/2 beside others of its connection counts as one more";
+    encode_single(encoder, "client_connections", help, &open)?;
     let accepted = ConstCounter::new(clients.iter().map(|listener| listener.accepted()).sum::<u64>());
-    encode_single(encoder, "client_connections_accepted", "Connections accepted from clients", &accepted)?;
+    let help = "Connections accepted from clients, with streams that count as such";
+    encode_single(encoder, "client_connections_accepted", help, &accepted)?;
     let all: Vec<&Capacity> = clients.iter().chain(others).map(Arc::as_ref).collect();
-    let open = ("listener_connections", "Connections that are open on a listener");
+    let open =
+        ("listener_connections", "Connections that are open on a listener, with streams that count as such");
     encode_each(&all, encoder, open, |listener| ConstGauge::new(listener.open()))?;
     let limit = ("listener_max_connections", "Connections that may be open on a listener");
     encode_each(&all, encoder, limit, |listener| ConstGauge::new(listener.max_connections()))?;
-    let evicted = ("listener_evictions", "Connections that were closed to make room for others");
+    let evicted = (
+        "listener_evictions",
+        "Connections that were closed, and streams that were reset, to make room for others",
+    );
     encode_each(&all, encoder, evicted, |listener| ConstCounter::new(listener.evicted()))?;
-    let turned_away =
-        ("listener_turned_away", "Connections that were closed at once, since the listener was full");
+    let turned_away = (
+        "listener_turned_away",
+        "Connections that were closed, and streams that were refused, since the listener was full",
+    );
     encode_each(&all, encoder, turned_away, |listener| ConstCounter::new(listener.rejected()))?;
     let help = "Connections that were closed before HTTP, by why: a peer or a PROXY header that is not allowed, or TLS";
     let mut family = encoder.encode_descriptor("listener_refused", help, None, MetricType::Counter)?;

@@ -40,10 +40,15 @@ pub(super) struct FrameFollower {
 }
 
 impl FrameFollower {
-    /// In front of the preface.
-    pub(super) fn new() -> Self {
+    /// In front of the preface of a client.
+    pub(super) fn of_client() -> Self {
+        Self { preface_left: PREFACE.len(), ..Self::of_server() }
+    }
+
+    /// In front of the first frame of a server.
+    pub(super) fn of_server() -> Self {
         Self {
-            preface_left: PREFACE.len(),
+            preface_left: 0,
             head: [0; FRAME_HEAD],
             head_length: 0,
             kind: DATA,
@@ -78,6 +83,14 @@ impl FrameFollower {
                 self.end_frame();
             }
         }
+    }
+
+    /// The same for what the server sends. Returns whether a part of an answer is in `bytes`.
+    pub(super) fn follow_answers(&mut self, bytes: &[u8]) -> bool {
+        let is_of_answer = |kind| matches!(kind, DATA | HEADERS | CONTINUATION);
+        let mut has_answer = !bytes.is_empty() && self.payload_left > 0 && is_of_answer(self.kind);
+        self.follow(bytes, |frame| has_answer |= is_of_answer(frame.kind));
+        has_answer
     }
 
     fn begin_frame(&mut self) -> FrameHead {

@@ -1,27 +1,26 @@
 //! The streams of one connection: each is a request. They run in the task of their connection, so that all of them end
 //! with it.
 //!
-//! A stream waits for its peer while more of a request's body, or room for more of a response, has to come from there.
-//! One that has waited for `limits.idle_timeout` is reset. A connection all of whose streams wait may be closed for
-//! another one, as one of HTTP/1 in the same place may.
+//! One that has waited for its peer for `limits.idle_timeout` is reset, and so is one whose place is given to another
+//! connection.
 
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::task::{Context, Poll, ready};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body::{Body as HttpBody, Frame, SizeHint};
 use parking_lot::Mutex;
-use pin_project_lite::pin_project;
+use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use super::super::capacity::ConnectionPermit;
 use super::super::deadline_timer::{DeadlineTimer, now};
-use super::super::registry::ConnectionState;
-use crate::body::BodyDriver;
+use super::super::registry::{ConnectionRegistry, ConnectionState};
+use super::places::Places;
+use super::stream::Stream;
 
 type BoxedFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
 
@@ -31,9 +30,11 @@ pub(super) struct Streams {
     connection: Arc<ConnectionState>,
     idle_timeout: Duration,
     have_begun: AtomicBool,
-    active: AtomicU32,
-    /// How many of them wait for the peer.
-    waiting: AtomicU32,
+    places: Mutex<Places>,
+    /// The place of the connection has become free.
+    place_freed: Notify,
+    /// When an answer last made progress, in nanoseconds since the start of the capacity.
+    progress_at: AtomicU64,
     /// Those that have begun, and are not polled yet.
     new: Mutex<Vec<StreamTask>>,
     /// The stream that hyper makes a future for next.
@@ -42,9 +43,16 @@ pub(super) struct Streams {
 
 impl Streams {
     pub(super) fn new(connection: Arc<ConnectionState>, idle_timeout: Duration) -> Arc<Self> {
-        let (active, waiting, have_begun) = (AtomicU32::new(0), AtomicU32::new(0), AtomicBool::new(false));
-        let (new, called) = (Mutex::default(), Mutex::default());
-        Arc::new(Self { connection, idle_timeout, have_begun, active, waiting, new, called })
+        Arc::new(Self {
+            connection,
+            idle_timeout,
+            have_begun: AtomicBool::new(false),
+            places: Mutex::default(),
+            place_freed: Notify::new(),
+            progress_at: AtomicU64::new(0),
+            new: Mutex::default(),
+            called: Mutex::default(),
+        })
     }
 
     pub(super) fn connection(&self) -> &Arc<ConnectionState> {
@@ -56,21 +64,55 @@ impl Streams {
         self.have_begun.load(Ordering::Relaxed)
     }
 
-    /// Begins a stream. Returns whether others are active.
+    /// Begins a stream. Returns whether it has a place: that of the connection, if no other stream is in it.
     pub(super) fn begin(self: &Arc<Self>) -> (Arc<Stream>, bool) {
-        let has_others = self.active.fetch_add(1, Ordering::Relaxed) > 0;
         self.have_begun.store(true, Ordering::Relaxed);
-        self.connection.request_started();
-        let stream = Arc::new(Stream {
-            streams: Arc::clone(self),
-            waiting_since: AtomicU64::new(0),
-            is_answered: AtomicBool::new(false),
-            is_over: AtomicBool::new(false),
-            permit: Mutex::default(),
-        });
-        *self.called.lock() = Some(StreamGuard(Arc::clone(&stream)));
-        self.update();
-        (stream, has_others)
+        let stream = Arc::new(Stream::new(&self.connection));
+        *self.called.lock() = Some(StreamGuard { streams: Arc::clone(self), stream: Arc::clone(&stream) });
+        let has_place = self.places.lock().take_first(&stream, &self.connection);
+        (stream, has_place)
+    }
+
+    /// Waits for the place of the connection.
+    pub(super) async fn take_first_place(&self, stream: &Arc<Stream>) {
+        loop {
+            let freed = self.place_freed.notified();
+            if self.places.lock().take_first(stream, &self.connection) {
+                return;
+            }
+            freed.await;
+        }
+    }
+
+    /// Gives a stream a place of its own, as that of one more connection.
+    pub(super) fn add_place(&self, stream: &Arc<Stream>, permit: ConnectionPermit) {
+        let registration = ConnectionRegistry::register_stream(&self.connection, permit);
+        self.places.lock().add(stream, registration);
+    }
+
+    fn leave(&self, stream: &Arc<Stream>) {
+        let mut places = self.places.lock();
+        let given_up = places.leave(stream, &self.connection);
+        if places.are_free() {
+            self.place_freed.notify_one();
+        }
+        drop(places);
+        drop(given_up);
+    }
+
+    /// Gives the places of streams to those who have asked for them. Returns whether the connection itself has to close.
+    pub(super) fn evict(&self) -> bool {
+        self.places.lock().evict(&self.connection)
+    }
+
+    /// A part of an answer was sent, or the peer has said something at the end.
+    pub(super) fn record_progress(&self) {
+        self.progress_at.store(self.connection.age_at(now()), Ordering::Relaxed);
+    }
+
+    /// When that was last so.
+    pub(super) fn last_progress(&self) -> Instant {
+        self.connection.time_at(self.progress_at.load(Ordering::Relaxed))
     }
 
     /// The streams that have begun since the last call.
@@ -82,11 +124,6 @@ impl Streams {
     fn clear(&self) {
         let (new, called) = (self.take_new(), self.called.lock().take());
         drop((new, called));
-    }
-
-    fn update(&self) {
-        let active = self.active.load(Ordering::Relaxed);
-        self.connection.set_awaits_body(active > 0 && self.waiting.load(Ordering::Relaxed) >= active);
     }
 }
 
@@ -100,63 +137,16 @@ impl Drop for OwnedStreams {
     }
 }
 
-/// One request and its response.
-#[derive(Debug)]
-pub(super) struct Stream {
-    streams: Arc<Streams>,
-    /// In nanoseconds since the start of the capacity; 0: it does not wait for the peer.
-    waiting_since: AtomicU64,
-    is_answered: AtomicBool,
-    is_over: AtomicBool,
-    /// Beyond that of the connection.
-    permit: Mutex<Option<ConnectionPermit>>,
-}
-
-impl Stream {
-    /// Counts as one more connection until the stream ends.
-    pub(super) fn hold(&self, permit: ConnectionPermit) {
-        if self.permit.lock().replace(permit).is_none() {
-            self.streams.connection.add_place();
-        }
-    }
-
-    fn begin_waiting(&self) {
-        let now = self.streams.connection.age_at(now()).max(1);
-        if !self.is_over.load(Ordering::Relaxed) && self.waiting_since.swap(now, Ordering::Relaxed) == 0 {
-            self.streams.waiting.fetch_add(1, Ordering::Relaxed);
-            self.streams.update();
-        }
-    }
-
-    fn end_waiting(&self) {
-        if self.waiting_since.swap(0, Ordering::Relaxed) != 0 {
-            self.streams.waiting.fetch_sub(1, Ordering::Relaxed);
-            self.streams.update();
-        }
-    }
-
-    /// From now on, only the peer's reading matters.
-    pub(super) fn set_answered(&self) {
-        self.is_answered.store(true, Ordering::Relaxed);
-        self.begin_waiting();
-    }
-}
-
 /// Ends a stream when it is dropped, even if its body is still held elsewhere.
 #[derive(Debug)]
-struct StreamGuard(Arc<Stream>);
+struct StreamGuard {
+    streams: Arc<Streams>,
+    stream: Arc<Stream>,
+}
 
 impl Drop for StreamGuard {
     fn drop(&mut self) {
-        let stream = &self.0;
-        stream.is_over.store(true, Ordering::Relaxed);
-        stream.end_waiting();
-        if stream.permit.lock().take().is_some() {
-            stream.streams.connection.remove_place();
-        }
-        stream.streams.active.fetch_sub(1, Ordering::Relaxed);
-        stream.streams.connection.request_finished();
-        stream.streams.update();
+        self.streams.leave(&self.stream);
     }
 }
 
@@ -172,7 +162,7 @@ impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for StreamE
     }
 }
 
-/// Runs a stream, as long as it does not wait for its peer for too long. Dropping it resets the stream.
+/// Runs a stream until it is reset, or has waited for its peer for too long. Dropping it resets the stream.
 pub(super) struct StreamTask {
     future: BoxedFuture,
     guard: Option<StreamGuard>,
@@ -190,111 +180,19 @@ impl Future for StreamTask {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let task = self.get_mut();
-        if task.future.as_mut().poll(cx).is_ready() {
+        let is_reset = task.guard.as_ref().is_some_and(|guard| guard.stream.is_reset(cx));
+        if is_reset || task.future.as_mut().poll(cx).is_ready() {
             return Poll::Ready(());
         }
-        let Some(StreamGuard(stream)) = &task.guard else { return Poll::Pending };
-        let limit = stream.streams.idle_timeout;
-        match stream.waiting_since.load(Ordering::Relaxed) {
+        let Some(StreamGuard { streams, stream }) = &task.guard else { return Poll::Pending };
+        match stream.waiting_since() {
             // Another task may read the body, and begin to wait.
-            0 => task.timer.wake_within(limit, cx),
-            since => {
-                let since = stream.streams.connection.time_at(since);
-                if task.timer.is_expired_since(since, limit, cx) {
-                    return Poll::Ready(());
-                }
+            None => task.timer.wake_within(streams.idle_timeout, cx),
+            Some(since) if task.timer.is_expired_since(since, streams.idle_timeout, cx) => {
+                return Poll::Ready(());
             }
+            Some(_) => {}
         }
         Poll::Pending
-    }
-}
-
-/// Watches the body of a request.
-#[derive(Debug)]
-pub(super) struct RequestBodyWatch(pub(super) Arc<Stream>);
-
-impl BodyDriver for RequestBodyWatch {
-    fn drive(&mut self, _: &mut Context<'_>) {
-        let stream = &self.0;
-        if !stream.is_answered.load(Ordering::Relaxed) && stream.waiting_since.load(Ordering::Relaxed) == 0 {
-            stream.begin_waiting();
-        }
-    }
-
-    fn has_received(&mut self) {
-        if !self.0.is_answered.load(Ordering::Relaxed) {
-            self.0.end_waiting();
-        }
-    }
-
-    fn release(self: Box<Self>) {}
-}
-
-impl Drop for RequestBodyWatch {
-    fn drop(&mut self) {
-        self.has_received();
-    }
-}
-
-pin_project! {
-    /// The body of a response, which waits for the peer from one frame to the next, unless the next is not there.
-    pub(in super::super) struct StreamBody<B> {
-        #[pin]
-        body: B,
-        // Of the last frame.
-        rest: Bytes,
-        stream: Arc<Stream>,
-    }
-}
-
-/// h2 buffers whatever it is given, and no deadline is known to it: it gets no more at a time.
-const MAX_PIECE: usize = 16 * 1024;
-
-impl<B> StreamBody<B> {
-    pub(super) fn new(body: B, stream: Arc<Stream>) -> Self {
-        Self { body, rest: Bytes::new(), stream }
-    }
-}
-
-impl<B: HttpBody<Data = Bytes>> HttpBody for StreamBody<B> {
-    type Data = Bytes;
-    type Error = B::Error;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-        let this = self.project();
-        let mut frame = if this.rest.is_empty() {
-            let progress = this.body.poll_frame(cx);
-            if progress.is_pending() {
-                this.stream.end_waiting();
-            }
-            ready!(progress)
-        } else {
-            Some(Ok(Frame::data(std::mem::take(this.rest))))
-        };
-        this.stream.begin_waiting();
-        if let Some(Ok(frame)) = &mut frame
-            && let Some(data) = frame.data_mut()
-            && data.len() > MAX_PIECE
-        {
-            *this.rest = data.split_off(MAX_PIECE);
-        }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.rest.is_empty() && self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        let (rest, body) = (self.rest.len() as u64, self.body.size_hint());
-        let mut hint = SizeHint::new();
-        if let Some(upper) = body.upper() {
-            hint.set_upper(upper.saturating_add(rest));
-        }
-        hint.set_lower(body.lower().saturating_add(rest));
-        hint
     }
 }

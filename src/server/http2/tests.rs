@@ -1,13 +1,14 @@
 use std::convert::Infallible;
 
 use bytes::Bytes;
-use http_body_util::Full;
+use http_body_util::{BodyExt as _, Full};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 use tokio::time::{Instant, sleep};
 
 use super::super::capacity::Capacity;
 use super::super::registry::ConnectionRegistry;
 use super::*;
+use crate::body::Body;
 use crate::header::ClientScheme;
 
 const IDLE: Duration = Duration::from_secs(75);
@@ -46,6 +47,70 @@ fn begin() -> Vec<u8> {
     [PREFACE, &frame(SETTINGS, 0, 0, &[])].concat()
 }
 
+/// How the server of a test answers, and what it has for connections.
+struct Server {
+    takes: Duration,
+    answer: Bytes,
+    /// Before it answers. Else bodies are left.
+    reads_bodies: bool,
+    trusts: bool,
+    limiter: Arc<ConnectionLimiter>,
+    /// Streams that may wait for a place.
+    waiting: usize,
+    registry: Arc<ConnectionRegistry>,
+}
+
+impl Server {
+    fn new(takes: Duration, connections: usize) -> Self {
+        let limiter = ConnectionLimiter::new(Capacity::new("test", connections, false));
+        let registry = Arc::default();
+        limiter.add_registry(&registry);
+        let answer = Bytes::from_static(b"ok");
+        Self { takes, answer, reads_bodies: false, trusts: false, limiter, waiting: 0, registry }
+    }
+
+    fn connect(&self) -> DuplexStream {
+        let (peer, socket) = duplex(1 << 20);
+        let limits = GateLimits {
+            head: HeadLimits { bytes: 32 * 1024, headers: 100, target: wire::DEFAULT_TARGET },
+            first_byte_timeout: Duration::from_secs(5),
+            head_timeout: HEAD,
+            idle_timeout: IDLE,
+        };
+        let &Self { takes, reads_bodies, trusts, .. } = self;
+        let answer = self.answer.clone();
+        let service = tower::service_fn(move |inbound: Inbound| {
+            let answer = answer.clone();
+            async move {
+                if trusts {
+                    inbound.connection.trust();
+                }
+                if reads_bodies {
+                    let _ = Body::received(inbound.request.into_body(), inbound.body_driver).collect().await;
+                }
+                sleep(takes).await;
+                Ok::<_, Infallible>(Response::new(Full::new(answer)))
+            }
+        });
+        let permit = self.limiter.try_acquire().unwrap();
+        let registration = self.registry.register(permit, true);
+        let client = ClientSide { peer: None, scheme: ClientScheme::Http, accept: None, proxies: None };
+        let waiting_slots = Arc::new(Semaphore::new(self.waiting));
+        let places = StreamPlaces { limiter: Arc::clone(&self.limiter), waiting_slots };
+        let service = (Arc::new(Mutex::new(service)), places);
+        tokio::spawn(connection(socket, registration, limits, client, service));
+        peer
+    }
+
+    /// Another connection, whose request is being answered. `None` if it gets no place.
+    async fn newcomer(&self) -> Option<Registration> {
+        let permit = tokio::time::timeout(Duration::from_secs(5), self.limiter.acquire(false)).await.ok()?;
+        let registration = self.registry.register(permit, false);
+        registration.state().request_started();
+        Some(registration)
+    }
+}
+
 /// A connection to a server that answers each request after this time.
 fn connect(takes: Duration) -> DuplexStream {
     connect_for(takes, Bytes::from_static(b"ok"))
@@ -53,27 +118,7 @@ fn connect(takes: Duration) -> DuplexStream {
 
 /// The same with this answer.
 fn connect_for(takes: Duration, answer: Bytes) -> DuplexStream {
-    let (peer, socket) = duplex(1 << 20);
-    let limits = GateLimits {
-        head: HeadLimits { bytes: 32 * 1024, headers: 100, target: wire::DEFAULT_TARGET },
-        first_byte_timeout: Duration::from_secs(5),
-        head_timeout: HEAD,
-        idle_timeout: IDLE,
-    };
-    let service = tower::service_fn(move |_: Inbound| {
-        let answer = answer.clone();
-        async move {
-            sleep(takes).await;
-            Ok::<_, Infallible>(Response::new(Full::new(answer)))
-        }
-    });
-    let limiter = ConnectionLimiter::new(Capacity::new("test", 1_000, false));
-    let permit = limiter.try_acquire().unwrap();
-    let registration = Arc::<ConnectionRegistry>::default().register(permit, true);
-    let client = ClientSide { peer: None, scheme: ClientScheme::Http, accept: None, proxies: None };
-    let places = StreamPlaces { limiter, waiting_slots: Arc::new(Semaphore::new(0)) };
-    tokio::spawn(connection(socket, registration, limits, client, (Arc::new(Mutex::new(service)), places)));
-    peer
+    Server { answer, ..Server::new(takes, 1_000) }.connect()
 }
 
 /// How long it takes until the server closes the connection, and what it sends meanwhile.
@@ -83,13 +128,25 @@ async fn closed_after(peer: &mut DuplexStream, limit: Duration) -> Option<(Durat
     Some((begun.elapsed(), bytes))
 }
 
-fn kinds(mut bytes: &[u8]) -> Vec<u8> {
-    let mut kinds = Vec::new();
-    while let [a, b, c, kind, _, _, _, _, _, rest @ ..] = bytes {
-        kinds.push(*kind);
+fn kinds(bytes: &[u8]) -> Vec<u8> {
+    frames(bytes).into_iter().map(|(kind, _)| kind).collect()
+}
+
+/// Their kinds and streams.
+fn frames(mut bytes: &[u8]) -> Vec<(u8, u32)> {
+    let mut frames = Vec::new();
+    while let [a, b, c, kind, _, d, e, f, g, rest @ ..] = bytes {
+        frames.push((*kind, u32::from_be_bytes([*d, *e, *f, *g])));
         bytes = &rest[usize::from(*a) << 16 | usize::from(*b) << 8 | usize::from(*c)..];
     }
-    kinds
+    frames
+}
+
+/// The streams with frames of this kind among those that have come.
+async fn streams_with(kind: u8, peer: &mut DuplexStream) -> Vec<u32> {
+    let mut bytes = Vec::new();
+    while let Ok(Ok(1..)) = tokio::time::timeout(Duration::ZERO, peer.read_buf(&mut bytes)).await {}
+    frames(&bytes).into_iter().filter(|(is, _)| *is == kind).map(|(_, stream)| stream).collect()
 }
 
 type Round = fn(u32) -> Vec<u8>;
@@ -239,5 +296,140 @@ async fn a_response_that_the_client_gives_no_room_for_is_given_up() {
         assert_eq!(!kinds(&answer).contains(&RST_STREAM), is_whole, "{room}");
         let received = answer.split(|byte| *byte == b'x').count() - 1;
         assert!(if is_whole { received >= LENGTH } else { received < 100 }, "{received} with {room}");
+    }
+}
+
+/// Of the answer, the last piece is in the buffers of h2 when nothing else of the connection goes on. The client gives
+/// room for a thousand bytes at a time, or for most of the answer and then for nothing more. It acknowledges nothing.
+#[tokio::test(start_paused = true)]
+async fn at_the_end_an_answer_has_as_long_as_its_client_reads() {
+    const LENGTH: usize = 20_008;
+    let pause = Duration::from_millis(700);
+    for (first, room, is_whole) in [(1_000, 1_000, true), (17_000, 0, false)] {
+        let server = Server { answer: Bytes::from(vec![b'x'; LENGTH]), ..Server::new(Duration::ZERO, 9) };
+        let mut peer = server.connect();
+        let settings = frame(SETTINGS, 0, 0, &[&[0, 4][..], &u32::to_be_bytes(first)].concat());
+        peer.write_all(&[PREFACE, &settings, &get(1)].concat()).await.unwrap();
+        sleep(Duration::from_millis(1)).await;
+        server.registry.enter(ServerPhase::Draining);
+        let begun = Instant::now();
+        for _ in 0..if room > 0 { LENGTH / 1_000 } else { 0 } {
+            sleep(pause).await;
+            peer.write_all(&frame(WINDOW_UPDATE, 0, 1, &u32::to_be_bytes(room))).await.unwrap();
+        }
+        let (took, answer) = closed_after(&mut peer, IDLE).await.unwrap();
+        let all = begun.elapsed();
+        assert!(took >= CLOSE_TIMEOUT / 2 && took < CLOSE_TIMEOUT * 2, "{took:?} of {all:?}");
+        let received = answer.split(|byte| *byte == b'x').count() - 1;
+        assert_eq!(received, if is_whole { LENGTH } else { first as usize });
+    }
+}
+
+/// The server has said all, and the client does not close: whatever it sends, it has some time, and no more.
+#[tokio::test(start_paused = true)]
+async fn a_client_that_does_not_close_at_the_end_is_left() {
+    for (pause, least, most) in
+        [(IDLE * 2, CLOSE_TIMEOUT, CLOSE_TIMEOUT * 2), (CLOSE_TIMEOUT / 2, IDLE, IDLE + HEAD)]
+    {
+        let server = Server::new(Duration::ZERO, 9);
+        let mut peer = server.connect();
+        peer.write_all(&[begin(), get(1), frame(GOAWAY, 0, 0, &[0; 8])].concat()).await.unwrap();
+        let (took, answer) = closed_after(&mut peer, IDLE).await.unwrap();
+        assert!(took < CLOSE_TIMEOUT && kinds(&answer).contains(&HEADERS), "{took:?}");
+        let begun = Instant::now();
+        let talk = async {
+            loop {
+                sleep(pause).await;
+                let _ = peer.write_all(&frame(PING, 0, 0, &[0; 8])).await;
+            }
+        };
+        tokio::select! {
+            () = server.registry.wait_until_empty() => {}
+            () = talk => unreachable!("it goes on for ever"),
+        }
+        let took = begun.elapsed();
+        assert!(took >= least && took < most, "{took:?}");
+    }
+}
+
+/// Twelve of the sixteen places are for connections without a credential.
+#[tokio::test(start_paused = true)]
+async fn streams_that_wait_for_their_client_give_way_and_a_busy_one_does_not() {
+    for busy in [0_u32, 5, 11] {
+        let mut server = Server::new(IDLE / 2, 16);
+        server.reads_bodies = true;
+        let mut peer = server.connect();
+        peer.write_all(&begin()).await.unwrap();
+        for at in 0..12 {
+            let stream = 2 * at + 1;
+            peer.write_all(&if at == busy { get(stream) } else { post(stream) }).await.unwrap();
+            sleep(Duration::from_millis(1)).await;
+        }
+        let capacity = server.limiter.capacity();
+        assert_eq!((capacity.open(), capacity.evicted()), (12, 0));
+        let mut ended = Vec::new();
+        let mut newcomers = Vec::new();
+        for count in 1..=11 {
+            newcomers.push(server.newcomer().await.unwrap());
+            ended.extend(streams_with(RST_STREAM, &mut peer).await);
+            assert_eq!((capacity.open(), capacity.evicted()), (12, count), "{ended:?}");
+        }
+        // Those that have begun first end first.
+        let waiting: Vec<u32> = (0..12).filter(|at| *at != busy).map(|at| 2 * at + 1).collect();
+        assert_eq!(ended, waiting);
+        assert!(server.newcomer().await.is_none(), "the place of the connection is in use");
+        sleep(IDLE / 2).await;
+        assert_eq!(streams_with(HEADERS, &mut peer).await, [2 * busy + 1], "it is answered");
+        // Now it is idle.
+        assert!(server.newcomer().await.is_some());
+        assert_eq!(peer.read(&mut [0; 9]).await.unwrap(), 0);
+    }
+}
+
+/// As a connection of HTTP/1 with a credential and a body that does not go on.
+#[tokio::test(start_paused = true)]
+async fn streams_of_a_trusted_connection_do_not_give_way() {
+    let mut server = Server::new(Duration::ZERO, 16);
+    (server.reads_bodies, server.trusts) = (true, true);
+    let mut peer = server.connect();
+    peer.write_all(&begin()).await.unwrap();
+    peer.write_all(&(0..16).flat_map(|at| post(2 * at + 1)).collect::<Vec<_>>()).await.unwrap();
+    sleep(Duration::from_millis(1)).await;
+    assert_eq!(server.limiter.capacity().open(), 16);
+    assert!(server.newcomer().await.is_none());
+    assert_eq!(streams_with(RST_STREAM, &mut peer).await, [0_u32; 0]);
+    assert_eq!(server.limiter.capacity().evicted(), 0);
+}
+
+/// A connection whose only place is that of a stream that waits is closed, whatever else waits for a place.
+#[tokio::test(start_paused = true)]
+async fn streams_that_wait_for_a_place_keep_none() {
+    let mut server = Server::new(IDLE, 2);
+    (server.reads_bodies, server.waiting) = (true, 64);
+    let busy = server.newcomer().await.unwrap();
+    busy.state().trust();
+    let mut peer = server.connect();
+    peer.write_all(&[begin(), post(1), get(3), get(5)].concat()).await.unwrap();
+    sleep(Duration::from_millis(1)).await;
+    let begun = Instant::now();
+    assert!(server.newcomer().await.is_some());
+    assert!(begun.elapsed() < Duration::from_secs(1));
+    assert!(closed_after(&mut peer, IDLE).await.is_some());
+}
+
+/// They get the place of the connection one after the other.
+#[tokio::test(start_paused = true)]
+async fn the_place_of_a_connection_serves_its_streams_by_turns() {
+    let takes = Duration::from_secs(1);
+    let mut server = Server::new(takes, 1);
+    server.waiting = 2;
+    let mut peer = server.connect();
+    peer.write_all(&[begin(), get(1), get(3), get(5), get(7)].concat()).await.unwrap();
+    sleep(takes / 2).await;
+    assert_eq!(streams_with(RST_STREAM, &mut peer).await, [7], "no more may wait");
+    for stream in [1, 3, 5] {
+        sleep(takes).await;
+        assert_eq!(streams_with(HEADERS, &mut peer).await, [stream]);
+        assert_eq!((server.limiter.capacity().open(), server.limiter.capacity().evicted()), (1, 0));
     }
 }

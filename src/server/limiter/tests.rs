@@ -115,7 +115,7 @@ async fn an_untrusted_peer_keeps_no_permit_by_being_slow() {
     listener.open[0].state().set_unsent(true);
     listener.open[1].state().request_started();
     assert!(listener.accepts(false, Some(0)).await, "it does not read");
-    listener.open[1].state().set_awaits_body(true);
+    listener.open[1].state().set_awaits_peer(true);
     listener.open[0].state().request_started();
     listener.open[2].state().request_started();
     assert!(listener.accepts(false, Some(1)).await, "it does not send");
@@ -158,6 +158,34 @@ async fn busy_connections_are_not_evicted() {
     tokio::time::advance(SCAN_INTERVAL).await;
     assert!(acquired.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
     assert!(listener.open[1].state().must_close(), "it is asked again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn streams_count_as_connections_but_have_no_socket_to_give() {
+    let mut listener = Listener::new(8, false);
+    listener.fill(1).await;
+    listener.open[0].state().request_started();
+    let mut streams = Vec::new();
+    for _ in 0..4 {
+        let permit = listener.limiter.try_acquire().unwrap();
+        streams.push(ConnectionRegistry::register_stream(listener.open[0].state(), permit));
+    }
+    streams[1].state().set_awaits_peer(true);
+    tokio::time::advance(Duration::from_secs(1)).await;
+    listener.fill(1).await;
+    // Six are untrusted.
+    assert_eq!(listener.limiter.capacity().open(), 6);
+    listener.limiter.evict_one();
+    assert!(listener.open[1].state().must_close() && !streams[1].state().must_close());
+    tokio::time::advance(SCAN_INTERVAL).await;
+    assert!(listener.limiter.try_acquire().is_none());
+    let asked: Vec<bool> = streams.iter().map(|stream| stream.state().must_close()).collect();
+    assert_eq!(asked, [false, true, false, false]);
+    // With a credential of one of them, all of them are trusted.
+    listener.trust(0);
+    assert!(!streams[1].state().must_close() && streams[2].state().is_trusted());
+    tokio::time::advance(SCAN_INTERVAL).await;
+    assert!(listener.accepts(false, None).await, "one is untrusted");
 }
 
 #[tokio::test(start_paused = true)]
