@@ -359,9 +359,11 @@ mod tests {
         std::fs::remove_file(secret).unwrap();
         assert!(gateway.live.config().is_some());
         let reading = gateway.live.running.lock();
-        let other = std::thread::scope(|scope| scope.spawn(|| gateway.live.config()).join().unwrap());
+        let other = || (gateway.live.config().is_none(), gateway.live.end_caching().is_err());
+        let hangs = std::thread::scope(|scope| scope.spawn(other).join().unwrap());
         drop(reading);
-        assert!(other.is_none());
+        assert_eq!(hangs, (true, true));
+        assert!(gateway.live.end_caching().is_ok());
     }
 
     /// Each would keep one of the few that operators may have at one time.

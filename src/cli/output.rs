@@ -29,8 +29,9 @@ fn escaped(text: &str) -> Cow<'_, str> {
     if !text.contains(is_obeyed) {
         return Cow::Borrowed(text);
     }
+    // All of them are below U+0100, and this is an escape in JSON and TOML, too.
     let escape = |character: char| {
-        if is_obeyed(character) { character.escape_default().to_string() } else { character.to_string() }
+        if is_obeyed(character) { format!("\\u{:04x}", u32::from(character)) } else { character.to_string() }
     };
     Cow::Owned(text.chars().map(escape).collect())
 }
@@ -61,17 +62,23 @@ fn print_diagnostic(kind: &str, diagnostic: &Diagnostic) {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
 
     #[test]
     fn nothing_is_printed_that_a_terminal_would_obey() {
         for (text, expected) in [
             ("plain: é …\n\ttwo", "plain: é …\n\ttwo"),
-            ("a\x1b[2Jb\r\x07", "a\\u{1b}[2Jb\\r\\u{7}"),
-            ("\u{9b}31m\x7f", "\\u{9b}31m\\u{7f}"),
+            ("a\x1b[2Jb\r\x07", r"a\u001b[2Jb\u000d\u0007"),
+            ("\u{9b}31m\x7f", r"\u009b31m\u007f"),
         ] {
             assert_eq!(escaped(text), expected);
         }
+        // JSON escapes some of them itself, and stays JSON with the others.
+        let said = json!({ "said": (0..0x100).filter_map(char::from_u32).collect::<String>() });
+        let printed = format!("{said:#}");
+        assert_eq!(serde_json::from_str::<Value>(&escaped(&printed)).unwrap(), said);
         assert_eq!(quoted("18.1\n  ok: all\x1b[2J"), "18.1  ok: all[2J");
         assert_eq!(quoted(&"é".repeat(1_000)).chars().count(), 500);
     }

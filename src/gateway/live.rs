@@ -5,12 +5,13 @@
 //! end with what they began with. The cache, the counters and the connections of clients stay, and so do the
 //! connections to servers of Rails that stay.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
@@ -128,11 +129,16 @@ impl Live {
 
     /// What is in effect now. `None` if the files of secrets are being read just now, and their disk hangs.
     pub(crate) fn config(&self) -> Option<GatewayConfig> {
+        self.try_lock().map(|running| running.config.clone())
+    }
+
+    /// For a thread with an event loop, which must not hang with a disk.
+    fn try_lock(&self) -> Option<MutexGuard<'_, Running>> {
         let running = self.running.try_lock_for(MAX_LOCK_WAIT);
         if running.is_none() {
             tracing::error!("files of secrets cannot be read to their end: does their disk hang?");
         }
-        running.map(|running| running.config.clone())
+        running
     }
 
     /// Takes over a configuration, and returns the keys that need a restart for that.
@@ -177,26 +183,29 @@ impl Live {
         restart_needed
     }
 
-    /// From now on nothing is answered from the cache: another process is told of what is purged.
-    pub(crate) fn end_caching(&self) {
-        self.set_replaced(true);
+    /// From now on nothing is answered from the cache: another process is told of what is purged. An error if files of
+    /// secrets are being read just now, and their disk hangs; then all is as before.
+    pub(crate) fn end_caching(&self) -> io::Result<()> {
+        self.set_replaced(true)?;
         // Those that wait for an answer that was on its way do not get it from here either.
         self.shared.cache.invalidate_all();
+        Ok(())
     }
 
-    /// Answers from the cache again, which is empty: the other process has failed.
-    pub(crate) fn resume_caching(&self) {
-        self.set_replaced(false);
+    /// Answers from the cache again, which is empty: the other process has failed. The same error.
+    pub(crate) fn resume_caching(&self) -> io::Result<()> {
+        self.set_replaced(false)
     }
 
-    fn set_replaced(&self, is_replaced: bool) {
-        let mut running = self.running.lock();
+    fn set_replaced(&self, is_replaced: bool) -> io::Result<()> {
+        let mut running = self.try_lock().ok_or(io::ErrorKind::TimedOut)?;
         running.is_replaced = is_replaced;
         let Running { config, workers, .. } = &mut *running;
         for WorkerStack { cell, parts } in workers {
             parts.cache_settings = cache_settings(config, is_replaced);
             cell.replace(stack::build(parts.clone()));
         }
+        Ok(())
     }
 
     /// Looks at the files of the secrets. Reads files and takes up to some 100 ms of CPU time, so it is not for a thread

@@ -289,15 +289,16 @@ fn open_unix(
     shares: usize,
     passed: Vec<InheritedSocket>,
 ) -> io::Result<Opened> {
+    // Until it listens, so that no other process takes it for a stale one before, nor changes the mode to find that out.
+    let lock = unix_socket::lock_folder(path);
     if !passed.is_empty()
         && let Some(file) = SocketFile::find(path)?
     {
-        let adopted = adopt(passed, shares, Some(&Arc::new(file)))?;
-        unix_socket::give(path, mode, owner)?;
-        return Ok(adopted);
+        let given = unix_socket::give(path, mode, owner);
+        drop(lock);
+        given?;
+        return adopt(passed, shares, Some(&Arc::new(file)));
     }
-    // Until it listens, so that no other process takes it for a stale one before.
-    let lock = unix_socket::lock_folder(path);
     let socket = unix_socket::bind(path, mode, owner, BACKLOG)?;
     let file = SocketFile::find(path)?.map(Arc::new);
     drop(lock);

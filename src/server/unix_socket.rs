@@ -58,7 +58,7 @@ pub(super) fn lock_folder(path: &Path) -> Option<File> {
             Err(_) => return None,
         }
     }
-    tracing::warn!(socket = %path.display(), "another program locks the folder of the socket; bound without the lock");
+    tracing::warn!(socket = %path.display(), "another program locks the folder of the socket, which is used without the lock");
     None
 }
 
@@ -79,9 +79,28 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     if is_in_use(path)? { Err(io::ErrorKind::AddrInUse.into()) } else { std::fs::remove_file(path) }
 }
 
-/// Whether a process has the socket of this file. It is asked for by a socket of another type, which the system refuses
-/// in two ways: so no process gets a connection to accept, and one that hangs is asked for nothing.
+/// Whether a process has the socket of this file. Only who may write to the file may ask for that, and a mode such as 0060
+/// denies it to the owner itself, which then allows it for as long as it asks.
 fn is_in_use(path: &Path) -> io::Result<bool> {
+    let denied = match probe(path) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => error,
+        known => return known,
+    };
+    let mode = std::fs::symlink_metadata(path)?.permissions().mode();
+    let set_mode = |mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode));
+    if mode & OWNER_MAY_WRITE != 0 || set_mode(mode | OWNER_MAY_WRITE).is_err() {
+        return Err(denied);
+    }
+    let is_in_use = probe(path);
+    set_mode(mode)?;
+    is_in_use
+}
+
+const OWNER_MAY_WRITE: u32 = 0o200;
+
+/// Asks with a socket of another type, which the system refuses in two ways: so no process gets a connection to accept, and
+/// one that hangs is asked for nothing.
+fn probe(path: &Path) -> io::Result<bool> {
     let probe = socket2::Socket::new(Domain::UNIX, Type::DGRAM, None)?;
     match probe.connect(&socket2::SockAddr::unix(path)?).map_err(|error| (error.raw_os_error(), error)) {
         Err((Some(code), _)) if code == Errno::CONNREFUSED.raw_os_error() => Ok(false),

@@ -75,13 +75,18 @@ impl NextProcess {
 
     /// Tells the process that has asked for the sockets that this one ends: it need not wait for it.
     pub(in crate::gateway) fn end(&self, live: &Live) {
+        let Some(hangup) = self.asked_by.lock().take() else { return };
         // As if it had taken over, which it does now.
-        live.end_caching();
-        if let Some(hangup) = self.asked_by.lock().take() {
-            hangup.say(ENDING);
-            tracing::info!(
-                "another process has asked for the sockets, and goes on with them; this one drains"
-            );
+        match live.end_caching() {
+            Ok(()) => {
+                hangup.say(ENDING);
+                tracing::info!(
+                    "another process has asked for the sockets, and goes on with them; this one drains"
+                );
+            }
+            Err(error) => {
+                tracing::error!(%error, "another process has asked for the sockets, and is not told that this one drains");
+            }
         }
     }
 
@@ -135,10 +140,10 @@ fn pass(channel: &mut Channel, sockets: &PassedSockets) -> io::Result<()> {
 async fn release(live: &Live, serving: io::Result<Successor>) -> io::Result<()> {
     let successor = serving?;
     // First, since the other one answers operators once it has heard that.
-    live.end_caching();
+    live.end_caching()?;
     let released = successor.0.try_run(|channel| channel.send(YOURS)).await;
     if released.is_err() {
-        live.resume_caching();
+        live.resume_caching()?;
     }
     released.map(drop)
 }

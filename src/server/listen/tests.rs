@@ -3,6 +3,8 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Duration;
 
+use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+
 use super::*;
 use crate::server::PassedSockets;
 use crate::server::unix_socket::lock_folder;
@@ -72,6 +74,35 @@ fn a_socket_removes_its_own_file_and_no_other() {
             let _ = fs::remove_file(left);
         }
     }
+}
+
+/// The system lets only who may write to a socket see whether it is in use.
+#[test]
+fn a_socket_that_even_its_owner_may_not_write_to_is_removed_or_replaced_like_others() {
+    let path = std::env::temp_dir().join(format!("railgate-modes-{}", std::process::id()));
+    let aside = path.with_extension("aside");
+    // On a thread of its own, which is not root's any more.
+    let test = || {
+        let mut own = capabilities(None).unwrap();
+        own.effective.remove(CapabilitySet::DAC_OVERRIDE);
+        set_capabilities(None, own).unwrap();
+        for mode in [0o060, 0o200, 0] {
+            let address = ListenAddress::Unix { path: path.clone(), mode, owner: SocketOwner::default() };
+            let bound = BoundSocket::bind(&address, 1).unwrap();
+            assert_eq!(UnixStream::connect(&path).is_ok(), mode == 0o200, "{mode:o}");
+            let error = BoundSocket::bind(&address, 1).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::AddrInUse, "{mode:o}");
+            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, mode);
+            // As after a crash.
+            fs::rename(&path, &aside).unwrap();
+            drop(bound);
+            fs::rename(&aside, &path).unwrap();
+            let bound = BoundSocket::bind(&address, 1).unwrap();
+            drop(bound);
+            assert!(!path.exists(), "{mode:o}");
+        }
+    };
+    std::thread::scope(|scope| scope.spawn(test).join().unwrap());
 }
 
 #[test]
