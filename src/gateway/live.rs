@@ -183,21 +183,10 @@ impl Live {
         restart_needed
     }
 
-    /// From now on nothing is answered from the cache: another process is told of what is purged. An error if files of
-    /// secrets are being read just now, and their disk hangs; then all is as before.
-    pub(crate) fn end_caching(&self) -> io::Result<()> {
-        self.set_replaced(true)?;
-        // Those that wait for an answer that was on its way do not get it from here either.
-        self.shared.cache.invalidate_all();
-        Ok(())
-    }
-
-    /// Answers from the cache again, which is empty: the other process has failed. The same error.
-    pub(crate) fn resume_caching(&self) -> io::Result<()> {
-        self.set_replaced(false)
-    }
-
-    fn set_replaced(&self, is_replaced: bool) -> io::Result<()> {
+    /// While it is replaced, nothing is answered from the cache: another process is told of what is purged. If that one
+    /// fails, it is not replaced any more, and the cache is empty. An error if files of secrets are being read just now, and
+    /// their disk hangs; then all is as before.
+    pub(crate) fn set_replaced(&self, is_replaced: bool) -> io::Result<()> {
         let mut running = self.try_lock().ok_or(io::ErrorKind::TimedOut)?;
         running.is_replaced = is_replaced;
         let Running { config, workers, .. } = &mut *running;
@@ -205,6 +194,9 @@ impl Live {
             parts.cache_settings = cache_settings(config, is_replaced);
             cell.replace(stack::build(parts.clone()));
         }
+        drop(running);
+        // Those that wait for an answer that was on its way do not get it from here either.
+        self.shared.cache.invalidate_all();
         Ok(())
     }
 
@@ -273,8 +265,15 @@ impl Shared {
 
 impl Reload for Live {
     fn reload(&self) -> Result<Reloaded, ReloadError> {
+        self.reload_within(MAX_RELOAD_WAIT)
+    }
+}
+
+impl Live {
+    /// Reads the configuration again, once another reload has ended, if that takes no longer than `wait`.
+    pub(super) fn reload_within(&self, wait: Duration) -> Result<Reloaded, ReloadError> {
         let file = self.file.get().ok_or(ReloadError::NoFile)?;
-        let Some(_one_at_a_time) = self.reload.try_lock_for(MAX_LOCK_WAIT) else {
+        let Some(_one_at_a_time) = self.reload.try_lock_for(wait) else {
             tracing::error!(
                 "the configuration was not read again: another reload still reads it; does its disk hang?"
             );
@@ -285,9 +284,7 @@ impl Reload for Live {
         self.manager().reloaded();
         outcome
     }
-}
 
-impl Live {
     fn reload_from(&self, file: &Path) -> Result<Reloaded, ReloadError> {
         let loaded = config::load(file).map_err(|error| {
             self.status.record_failure();
@@ -311,9 +308,7 @@ impl Live {
         }
         Ok(Reloaded { restart_needed, warnings })
     }
-}
 
-impl Live {
     /// Reads the certificates of the listeners again, at once. Returns what is wrong with those that cannot be used: they
     /// were changed since the configuration was read, which reads them too.
     fn reload_certificates(&self) -> Vec<String> {
@@ -337,6 +332,8 @@ impl RefreshSecrets for Live {
 
 /// For files that are being read.
 const MAX_LOCK_WAIT: Duration = Duration::from_secs(1);
+/// For another reload: a long file on a busy machine takes a second or two.
+const MAX_RELOAD_WAIT: Duration = Duration::from_secs(10);
 
 /// Without lifetimes, nothing is kept, nor answered from what was.
 fn cache_settings(config: &GatewayConfig, is_replaced: bool) -> CacheSettings {

@@ -77,7 +77,7 @@ impl NextProcess {
     pub(in crate::gateway) fn end(&self, live: &Live) {
         let Some(hangup) = self.asked_by.lock().take() else { return };
         // As if it had taken over, which it does now.
-        match live.end_caching() {
+        match live.set_replaced(true) {
             Ok(()) => {
                 hangup.say(ENDING);
                 tracing::info!(
@@ -140,10 +140,10 @@ fn pass(channel: &mut Channel, sockets: &PassedSockets) -> io::Result<()> {
 async fn release(live: &Live, serving: io::Result<Successor>) -> io::Result<()> {
     let successor = serving?;
     // First, since the other one answers operators once it has heard that.
-    live.end_caching()?;
+    live.set_replaced(true)?;
     let released = successor.0.try_run(|channel| channel.send(YOURS)).await;
     if released.is_err() {
-        live.resume_caching()?;
+        live.set_replaced(false)?;
     }
     released.map(drop)
 }
