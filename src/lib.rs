@@ -60,6 +60,7 @@ pub mod counters;
 pub mod exchange;
 pub mod failure;
 pub mod file;
+pub mod fleet;
 pub mod gateway;
 pub mod header;
 pub mod heartbeat;

@@ -163,6 +163,32 @@ impl fmt::Debug for BearerToken {
     }
 }
 
+/// The password of a user of Valkey.
+pub struct Password(Zeroizing<Vec<u8>>);
+
+impl Password {
+    /// Reads the password: the file's text without one trailing line break.
+    pub fn load(path: &Path) -> Result<Self, SecretError> {
+        let text = read(path)?;
+        let password = chomp(&text);
+        if password.is_empty() {
+            return Err(SecretError::Empty);
+        }
+        Ok(Self(Zeroizing::new(password.to_vec())))
+    }
+
+    /// The password itself, to be sent to Valkey.
+    pub fn expose(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Password {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Password([redacted])")
+    }
+}
+
 /// The key by which GitLab signs its webhooks (Standard Webhooks: `whsec_` and Base64).
 #[derive(Clone)]
 pub struct SigningToken {

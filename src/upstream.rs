@@ -21,6 +21,7 @@ mod state;
 pub use self::client::Upstream;
 pub use self::connection::cause::UnreachableCause;
 pub use self::connection::error::{ConnectError, ExchangeError};
+pub(crate) use self::connection::happy_eyeballs;
 pub use self::connection::plain_client::PlainClient;
 pub use self::connection::protocol::Protocol;
 pub use self::connection::target::{

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use self::house::imports::{File, Imports, is_test};
 
 /// Every top-level module and its rank. A module imports only modules of lower ranks.
-const RANKS: [(&str, u8); 39] = [
+const RANKS: [(&str, u8); 40] = [
     ("authority", 0),
     ("body", 1),
     ("certificates", 1),
@@ -46,6 +46,7 @@ const RANKS: [(&str, u8); 39] = [
     ("server", 2),
     ("upstream", 2),
     ("failure", 3),
+    ("fleet", 3),
     ("otlp", 3),
     ("hooks", 4),
     ("exchange", 4),

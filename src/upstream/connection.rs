@@ -19,7 +19,7 @@ use crate::route::Class;
 pub(super) mod cause;
 mod connector;
 pub(super) mod error;
-mod happy_eyeballs;
+pub(crate) mod happy_eyeballs;
 mod head_state;
 mod http1;
 mod http2;

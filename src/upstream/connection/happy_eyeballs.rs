@@ -26,7 +26,7 @@ const MAX_LISTED: usize = 8;
 /// Resolves a name and opens a connection to one of its addresses with `open`, all of it within `within`. The
 /// address `first` is tried first, if the name still has it. With the connection comes what became of the
 /// addresses before it; an error lists every address and its cause.
-pub(super) async fn connect<T, F>(
+pub(crate) async fn connect<T, F>(
     host: &str,
     port: u16,
     first: Option<SocketAddr>,
@@ -125,13 +125,13 @@ where
 }
 
 /// The error of an attempt that took all of its time.
-pub(super) fn timed_out(within: Duration) -> ConnectError {
+pub(crate) fn timed_out(within: Duration) -> ConnectError {
     ConnectError::timed_out(format!("no connection within {within:?}"))
 }
 
 /// Addresses that could not be connected to, and why.
 #[derive(Debug)]
-pub(super) struct FailedAddresses(Vec<(SocketAddr, ConnectError)>);
+pub(crate) struct FailedAddresses(Vec<(SocketAddr, ConnectError)>);
 
 impl FailedAddresses {
     pub(super) fn is_empty(&self) -> bool {

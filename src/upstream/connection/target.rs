@@ -20,7 +20,7 @@ pub struct UpstreamTarget {
 }
 
 /// Where to connect.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum UpstreamAddress {
     /// Host and port; the name is resolved at every connect, to all its addresses. An address may have a zone,
     /// as in `fe80::1%eth0`.
@@ -109,6 +109,11 @@ pub(in crate::upstream) fn join_root(root: &str, uri: Uri) -> Option<Uri> {
 }
 
 impl UpstreamAddress {
+    /// A host, perhaps with a port behind a colon. An IPv6 address has brackets.
+    pub fn parse_tcp(text: &str, default_port: u16) -> Result<Self, TargetError> {
+        tcp(text, default_port)
+    }
+
     /// Whether the server is on this machine.
     pub(in crate::upstream) fn is_local(&self) -> bool {
         match self {

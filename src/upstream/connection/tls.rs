@@ -130,12 +130,37 @@ impl Tls {
         &self,
         stream: TcpStream,
     ) -> Result<TlsStream<TcpStream>, ConnectError> {
-        let connector = TlsConnector::from(Arc::clone(&self.config));
-        let stream = connector.connect(self.name.clone(), stream).await.map_err(ConnectError::handshake)?;
+        let stream = self.handshake(self.name.clone(), stream).await?;
         // HTTP/1.1 is spoken without negotiation.
         if self.protocol == Protocol::Http2 && stream.get_ref().1.alpn_protocol() != Some(HTTP2) {
             return Err(ConnectError::tls("it does not speak HTTP/2"));
         }
         Ok(stream)
+    }
+
+    /// For another protocol than HTTP, which is spoken without negotiation.
+    pub(crate) fn without_alpn(mut self) -> Self {
+        Arc::make_mut(&mut self.config).alpn_protocols.clear();
+        self
+    }
+
+    /// A connection to a server that has to prove to be `name`, whatever name the settings have.
+    pub(crate) async fn connect_as(
+        &self,
+        name: &str,
+        stream: TcpStream,
+    ) -> Result<TlsStream<TcpStream>, ConnectError> {
+        let name = ServerName::try_from(name.to_owned())
+            .map_err(|_| ConnectError::tls(TlsError::Name(name.to_owned()).to_string()))?;
+        self.handshake(name, stream).await
+    }
+
+    async fn handshake(
+        &self,
+        name: ServerName<'static>,
+        stream: TcpStream,
+    ) -> Result<TlsStream<TcpStream>, ConnectError> {
+        let connector = TlsConnector::from(Arc::clone(&self.config));
+        connector.connect(name, stream).await.map_err(ConnectError::handshake)
     }
 }
