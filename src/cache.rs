@@ -8,7 +8,8 @@
 //!
 //! Two fences keep a wrong answer out. A *flight* (one request to Rails for a key that many wait
 //! for) may store only while it is registered, and an invalidation or a [`purge`] fences it off; both
-//! happen under one lock. A *generation* on every entry makes whatever began before a flush unusable.
+//! happen under one lock. A *generation* on every entry makes whatever began before a flush unusable, and what
+//! began before a purge may have been missed doubted ([`trust`]).
 
 mod counters;
 mod entry;
@@ -27,9 +28,9 @@ pub mod shadow;
 pub mod snapshot;
 pub mod storable;
 mod store;
+mod trust;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use http::StatusCode;
@@ -50,6 +51,7 @@ use self::outage::Outage;
 pub use self::settings::CacheSettings;
 use self::shadow::Shadow;
 use self::store::{Store, StoreLimits, build_store, entry_bytes};
+use self::trust::Trust;
 use crate::clock::Clock;
 use crate::route::Caching;
 
@@ -70,7 +72,7 @@ pub struct Cache {
     shadow: Shadow,
     blocking_tasks: TaskTracker,
     header_interner: HeaderInterner,
-    generation: AtomicU64,
+    trust: Trust,
     counters: Arc<CacheCounters>,
     /// When a refusal in unknown words was logged last.
     doubt_logged: Mutex<Option<Instant>>,
@@ -100,7 +102,7 @@ impl Cache {
             shadow: Shadow::new(settings.shadow),
             blocking_tasks: TaskTracker::new(),
             header_interner: HeaderInterner::default(),
-            generation: AtomicU64::new(0),
+            trust: Trust::default(),
             counters,
             doubt_logged: Mutex::default(),
             clock,
@@ -116,23 +118,27 @@ impl Cache {
     pub fn lookup(&self, key: &Key, now: Instant) -> Option<Hit> {
         [&self.positive, &self.negative].into_iter().find_map(|store| {
             let entry = store.get(key)?;
-            let freshness = self.freshness(&entry, now)?;
-            Some(Hit { entry, freshness })
+            let (freshness, age_limits) = self.freshness(&entry, now)?;
+            Some(Hit { entry, freshness, age_limits })
         })
     }
 
-    fn freshness(&self, entry: &Entry, now: Instant) -> Option<Freshness> {
-        entry.freshness(now, self.generation()).filter(|_| !self.has_expired(entry))
+    /// What an entry may be used for at `now`, and up to which ages; `None` if for nothing any more.
+    fn freshness(&self, entry: &Entry, now: Instant) -> Option<(Freshness, AgeLimits)> {
+        let age_limits = entry.age_limits();
+        let usable = if self.trust.is_trusted(entry.generation) {
+            (age_limits.freshness(entry.age(now))?, age_limits)
+        } else {
+            let age_limits = self.trust.limit(entry.generation, age_limits)?;
+            (trust::untrusted(age_limits.freshness(entry.age(now))?), age_limits)
+        };
+        Some(usable).filter(|_| !self.has_expired(entry))
     }
 
     /// Whether the expiry date in the answer has passed by the wall clock, so that it must not be served,
     /// however young it is. [`Self::lookup`] has checked it already.
     pub fn has_expired(&self, entry: &Entry) -> bool {
         entry.has_expired(|| self.clock.unix_seconds())
-    }
-
-    fn generation(&self) -> u64 {
-        self.generation.load(Ordering::Acquire)
     }
 
     /// The outage state of an endpoint. One endpoint that fails alone says nothing of the others.
@@ -181,11 +187,26 @@ impl Cache {
 
     /// Drops everything, and every answer that is on its way.
     pub fn invalidate_all(&self) {
-        self.generation.fetch_add(1, Ordering::AcqRel);
+        self.trust.flush();
         // Whoever asks from now on does not wait for them.
         self.flights.fence_off_matching(|_| true);
         self.positive.invalidate_all();
         self.negative.invalidate_all();
+    }
+
+    /// A purge may have been missed: what Rails was asked for before is used only if Rails fails, and is not
+    /// refreshed behind a caller's back. Negative answers become unusable. Callers who come later do not wait
+    /// for flights that are under way; what those bring is stored as doubted, unless another flight for the
+    /// same key has begun.
+    pub fn doubt_all(&self) {
+        self.trust.doubt();
+    }
+
+    /// With `Some`, purges are not heard of from now on: answers are fresh for no longer than that since Rails
+    /// was asked, and beyond that as if [doubted](Self::doubt_all). With `None`, they are: what is stored is
+    /// trusted as before, unless a doubt has come meanwhile.
+    pub fn set_alone(&self, alone_ttl: Option<Duration>) {
+        self.trust.set_alone(alone_ttl);
     }
 
     /// Whether an entry would fit into its store if that were empty.

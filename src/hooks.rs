@@ -198,7 +198,7 @@ impl Hooks {
             return;
         }
         let (cache, mut settle) = (Arc::clone(&self.cache), self.settings.load().settle);
-        let named = cache.purge_by_key(&event.outdated);
+        let named = cache.purge_by_key(&event.outdated, PurgeMode::Hard);
         if self.tasks.len() >= MAX_SETTLING && !settle.is_zero() {
             tracing::warn!("too many hooks at one time; what they make wrong is not dropped once more");
             settle = Duration::ZERO;

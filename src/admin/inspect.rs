@@ -44,6 +44,7 @@ fn entry(entry: &EntryInfo) -> Value {
             Some(Freshness::Fresh) => "fresh",
             Some(Freshness::StaleWhileRevalidate) => "stale_while_revalidate",
             Some(Freshness::StaleIfError) => "stale_if_error",
+            Some(Freshness::Doubted) => "doubted",
             None => "gone",
         },
         "age_s": entry.age.as_secs(),

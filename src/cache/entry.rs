@@ -41,7 +41,7 @@ pub struct Entry {
     pub(super) expires_at: u32,
     /// The id of the key row or user that the answer is about; 0 if there is none.
     pub(super) subject_id: u64,
-    /// The cache's when Rails was asked: a flush since then makes the entry unusable.
+    /// When Rails was asked, by what may take the entry's trust away: see [`trust`](super::trust).
     pub(super) generation: u64,
 }
 
@@ -52,6 +52,15 @@ pub struct Hit {
     pub entry: Arc<Entry>,
     /// What it may be used for.
     pub freshness: Freshness,
+    /// Up to which ages.
+    pub(super) age_limits: AgeLimits,
+}
+
+impl Hit {
+    /// Whole seconds for which it stays fresh; below 0 once it is stale.
+    pub fn remaining_ttl_s(&self, now: Instant) -> i64 {
+        self.age_limits.remaining_ttl_s(self.entry.age(now))
+    }
 }
 
 /// No expiry date, or one after the year 2105. A number, so that an entry takes no more memory for it.
@@ -106,11 +115,6 @@ impl Entry {
         self.body.len() + self.etag.as_ref().map_or(0, HeaderValue::len) + self.unshared_header_bytes
     }
 
-    /// What it may be used for at `now`; `None` if for nothing any more.
-    pub fn freshness(&self, now: Instant, generation: u64) -> Option<Freshness> {
-        self.age_limits().freshness(self.age(now)).filter(|_| self.generation == generation)
-    }
-
     /// Whether the expiry date in the answer has passed by the wall clock. Its age alone does not say so: that
     /// clock may have been set ahead, or the machine been suspended, since it came. `now` (Unix seconds) is
     /// only called if need be.
@@ -123,7 +127,8 @@ impl Entry {
         self.expires_at
     }
 
-    fn age_limits(&self) -> AgeLimits {
+    /// Up to which ages it may be used, as far as it says itself.
+    pub(super) fn age_limits(&self) -> AgeLimits {
         match self.marks.load(Ordering::Relaxed) {
             0 => self.age_limits,
             marks if marks & MARKED_STALE == 0 => self.lasting_age_limits(),
@@ -140,11 +145,6 @@ impl Entry {
     /// Whether there is an age at which it may be used although it is not fresh.
     pub(super) fn is_ever_usable_stale(&self) -> bool {
         self.lasting_age_limits().without_fresh().is_ever_usable()
-    }
-
-    /// Whole seconds for which it stays fresh; below 0 once it is stale.
-    pub fn remaining_ttl_s(&self, now: Instant) -> i64 {
-        self.age_limits().remaining_ttl_s(self.age(now))
     }
 
     /// From now on it is not fresh any more.

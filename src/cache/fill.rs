@@ -44,14 +44,13 @@ impl Cache {
     /// Joins the flight for `key`, or begins it. Looks once more under the lock, so that of any
     /// number of callers who missed, exactly one becomes the leader.
     pub fn lead_or_follow(self: &Arc<Self>, key: &Key, now: Instant) -> LeaderOrFollower {
-        match self.flights.join(key, || self.lookup_fresh(key, now)) {
+        match self.flights.join(key, self.trust.begin_flight(), || self.lookup_fresh(key, now)) {
             FlightRole::Hit(hit) => LeaderOrFollower::Hit(hit),
             FlightRole::Follower(waiter) => LeaderOrFollower::Follower(waiter),
             FlightRole::Leader(flight) => LeaderOrFollower::Leader(FillGuard {
                 cache: Arc::clone(self),
                 key: key.clone(),
                 requested_at: now,
-                generation: self.generation(),
                 flight,
             }),
         }
@@ -82,7 +81,6 @@ pub struct FillGuard {
     key: Key,
     /// When Rails was asked: the age of the answer counts from here.
     requested_at: Instant,
-    generation: u64,
     flight: Flight,
 }
 
@@ -96,14 +94,14 @@ impl FillGuard {
         body: &[u8],
         storable: Storable,
     ) -> Result<(), NoStoreReason> {
-        let context = (&self.cache.header_interner, self.generation);
+        let context = (&self.cache.header_interner, self.flight.generation());
         let entry = Arc::new(Entry::new(status, headers, body, storable, self.requested_at, context));
         if !self.cache.fits_into_store(&self.key, &entry) {
             self.drop_entry();
             return Err(NoStoreReason::TooLarge);
         }
         let stored = self.cache.flights.unregister(&self.key, &self.flight, || {
-            let is_current = self.cache.generation() == self.generation;
+            let is_current = self.cache.trust.is_usable(self.flight.generation());
             if is_current {
                 self.cache.insert(self.key.clone(), Arc::clone(&entry));
             }

@@ -56,16 +56,22 @@ pub(super) struct Flights {
 }
 
 impl Flights {
-    /// Joins the flight for `key`; if there is none, and no entry either, registers a new one.
-    pub(super) fn join(&self, key: &Key, lookup: impl FnOnce() -> Option<Hit>) -> FlightRole {
+    /// Joins the flight for `key`; if there is none, and no entry either, registers a new one of `generation`.
+    /// That fences off one of before `joinable_from`.
+    pub(super) fn join(
+        &self,
+        key: &Key,
+        (generation, joinable_from): (u64, u64),
+        lookup: impl FnOnce() -> Option<Hit>,
+    ) -> FlightRole {
         let mut waiters = self.waiters.lock();
-        if let Some(waiter) = waiters.get(key) {
+        if let Some(waiter) = waiters.get(key).filter(|waiter| waiter.generation >= joinable_from) {
             return FlightRole::Follower(waiter.clone());
         }
         if let Some(hit) = lookup() {
             return FlightRole::Hit(hit);
         }
-        let flight = Flight::default();
+        let flight = Flight::new(generation);
         waiters.insert(key.clone(), flight.waiter());
         FlightRole::Leader(flight)
     }
@@ -109,17 +115,21 @@ impl Flights {
 pub(super) struct Flight {
     outcome: watch::Sender<Option<FillOutcome>>,
     progress: Arc<Progress>,
-}
-
-impl Default for Flight {
-    fn default() -> Self {
-        Self { outcome: watch::Sender::new(None), progress: Arc::default() }
-    }
+    generation: u64,
 }
 
 impl Flight {
+    fn new(generation: u64) -> Self {
+        Self { outcome: watch::Sender::new(None), progress: Arc::default(), generation }
+    }
+
     fn waiter(&self) -> FillWaiter {
-        FillWaiter { outcome: self.outcome.subscribe(), progress: Arc::clone(&self.progress) }
+        let (outcome, progress) = (self.outcome.subscribe(), Arc::clone(&self.progress));
+        FillWaiter { outcome, progress, generation: self.generation }
+    }
+
+    pub(super) fn generation(&self) -> u64 {
+        self.generation
     }
 
     fn is_awaited_by(&self, waiter: &FillWaiter) -> bool {
@@ -141,6 +151,7 @@ impl Flight {
 pub struct FillWaiter {
     outcome: watch::Receiver<Option<FillOutcome>>,
     progress: Arc<Progress>,
+    generation: u64,
 }
 
 impl FillWaiter {

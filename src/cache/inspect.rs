@@ -79,15 +79,19 @@ impl Cache {
     /// The first `limit` of the entries that match, and how many match.
     pub fn inspect(&self, selector: &Selector, now: Instant, limit: usize) -> (Vec<EntryInfo>, usize) {
         let matches = self.find_matches(std::slice::from_ref(selector));
-        let shown = matches.iter().take(limit).map(|(key, entry)| EntryInfo {
-            key: key.display_name(),
-            caching: key.caching(),
-            kind: entry.kind,
-            freshness: self.freshness(entry, now),
-            age: entry.age(now),
-            remaining_ttl_s: entry.remaining_ttl_s(now),
-            hits: entry.hits(),
-            subject_id: entry.subject_id(),
+        let shown = matches.iter().take(limit).map(|(key, entry)| {
+            let (age, usable) = (entry.age(now), self.freshness(entry, now));
+            let age_limits = usable.map_or_else(|| entry.age_limits(), |(_, age_limits)| age_limits);
+            EntryInfo {
+                key: key.display_name(),
+                caching: key.caching(),
+                kind: entry.kind,
+                freshness: usable.map(|(freshness, _)| freshness),
+                age,
+                remaining_ttl_s: age_limits.remaining_ttl_s(age),
+                hits: entry.hits(),
+                subject_id: entry.subject_id(),
+            }
         });
         (shown.collect(), matches.len())
     }

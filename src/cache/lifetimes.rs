@@ -112,6 +112,8 @@ pub enum Freshness {
     StaleWhileRevalidate,
     /// May be served if Rails fails.
     StaleIfError,
+    /// The same, but not while Rails is just coming back: a purge of it may have been missed.
+    Doubted,
 }
 
 impl AgeLimits {
@@ -154,6 +156,18 @@ impl AgeLimits {
     #[must_use]
     pub fn without_fresh(self) -> Self {
         Self { fresh: 0, ..self }
+    }
+
+    /// Fresh for no longer than this.
+    #[must_use]
+    pub fn with_fresh_at_most(self, age: Duration) -> Self {
+        Self { fresh: Self::new(age, age, age).fresh.min(self.fresh), ..self }
+    }
+
+    /// For an answer that may not be used while Rails is asked again.
+    #[must_use]
+    pub fn without_stale_while_revalidate(self) -> Self {
+        Self { stale_while_revalidate: 0, ..self }
     }
 
     /// For an answer that may not be used if Rails fails.
@@ -256,6 +270,7 @@ mod tests {
                 Some(Freshness::Fresh) => prop_assert!(age < ms(ttl)),
                 Some(Freshness::StaleWhileRevalidate) => prop_assert!(age < ms(ttl + revalidate)),
                 Some(Freshness::StaleIfError) => prop_assert!(age < ms(ttl + on_error)),
+                Some(Freshness::Doubted) => prop_assert!(false, "an age alone raises no doubt"),
                 None => prop_assert!(whole.capped_at(ms(end)).freshness(age).is_none()),
             }
             prop_assert!(freshness.is_none() || age < ms(end));

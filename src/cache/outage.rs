@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::lifetimes::Freshness;
 use crate::route::Caching;
 
 /// How long after a request no other one is sent to a Rails that fails.
@@ -94,13 +95,20 @@ impl Outage {
         }
     }
 
-    /// Whether a stale answer is to be served without waiting for Rails.
+    /// Whether stale answers are served without waiting for Rails.
     pub fn is_active(&self, now: Instant) -> bool {
         match self.state.lock().phase {
             OutagePhase::Up => false,
             OutagePhase::Failing { last_failure, .. } => now < last_failure + FAILURE_MEMORY,
             OutagePhase::Recovering { until, .. } => now < until,
         }
+    }
+
+    /// Whether an answer that is usable for this, and not fresh, is served without waiting for Rails. A doubted one
+    /// is not while Rails is coming back, slow as it may be.
+    pub fn serves_at_once(&self, freshness: Freshness, now: Instant) -> bool {
+        let is_recovering = || matches!(self.state.lock().phase, OutagePhase::Recovering { .. });
+        self.is_active(now) && !(freshness == Freshness::Doubted && is_recovering())
     }
 
     /// Whether a stale answer may be refreshed. While Rails fails, one request per `RETRY_INTERVAL` is sent.

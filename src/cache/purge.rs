@@ -120,10 +120,13 @@ impl Selector {
 }
 
 impl Cache {
-    /// The part of a [`Self::purge`] that takes no time: drops the entry under the very key that a selector
-    /// names, and fences off every flight that may match. Says how many entries there were.
-    pub fn purge_by_key(&self, selectors: &[Selector]) -> usize {
+    /// The part of a [`Self::purge`] that takes no time: fences off every flight that may match, and if it is
+    /// hard, drops the entry under the very key that a selector names. Says how many entries there were.
+    pub fn purge_by_key(&self, selectors: &[Selector], mode: PurgeMode) -> usize {
         self.flights.fence_off_matching(|key| selectors.iter().any(|selector| selector.may_match(key)));
+        if mode == PurgeMode::Soft {
+            return 0;
+        }
         let keys = selectors.iter().filter_map(|selector| match selector {
             Selector::SshKey(digest) => Some(Key::SshKey(*digest)),
             Selector::KeyId(id) => Some(Key::UserOfKey(*id)),

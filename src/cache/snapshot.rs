@@ -108,7 +108,14 @@ impl Cache {
         for (key, entry) in &self.positive {
             // The state of the instance is out of date within a second.
             if *key != Key::Instance && self.freshness(&entry, now).is_some() {
-                writer.write_entry(&key, &entry, now)?;
+                let lasting = entry.lasting_age_limits();
+                // The file has no other word for a doubt.
+                let age_limits = if self.trust.is_trusted(entry.generation) {
+                    lasting
+                } else {
+                    self.trust.limit(entry.generation, lasting).unwrap_or(lasting)
+                };
+                writer.write_entry(&key, (&entry, age_limits), now)?;
                 count += 1;
             }
         }
@@ -158,7 +165,8 @@ impl Cache {
             // Longer ago than this clock goes back: too old for anything.
             let requested_at = now.instant.checked_sub(saved.age.saturating_add(saved_ago));
             let entry = requested_at.and_then(|requested_at| {
-                let entry = restore_entry(&saved, headers, (requested_at, age_limits), self.generation())?;
+                let entry =
+                    restore_entry(&saved, headers, (requested_at, age_limits), self.trust.generation())?;
                 if mark_stale {
                     entry.mark_stale();
                 }

@@ -3,6 +3,7 @@ use crate::cache::fill::{FillGuard, LeaderOrFollower, RefreshAttempt};
 use crate::cache::storable::{NoStoreReason, Storable};
 use crate::clock::{Clock, ManualClock};
 use http::{HeaderMap, StatusCode};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Fresh for a minute, and never used stale.

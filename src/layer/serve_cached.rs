@@ -133,7 +133,7 @@ where
         match self.shared.cache.lookup(&key, now) {
             None => self.fetch(call, &key, false, now),
             Some(hit) if hit.freshness == Freshness::Fresh => {
-                let response = replay(&hit.entry, CacheOutcome::Hit, now, &call.exchange.info);
+                let response = replay(&hit, CacheOutcome::Hit, now, &call.exchange.info);
                 if self.shared.cache.shadow().sample() && self.shared.may_shadow_check(&key, now) {
                     self.shadow_check(call, key, hit.entry);
                 }
@@ -190,11 +190,11 @@ where
     ) -> ServeCachedFuture<SentOn<S::Future>> {
         let outage = self.shared.cache.outage(key.caching());
         let outcome = match hit.freshness {
-            _ if outage.is_active(now) => CacheOutcome::StaleIfError,
-            Freshness::StaleIfError => return self.fetch(call, key, true, now),
+            freshness if outage.serves_at_once(freshness, now) => CacheOutcome::StaleIfError,
+            Freshness::StaleIfError | Freshness::Doubted => return self.fetch(call, key, true, now),
             Freshness::Fresh | Freshness::StaleWhileRevalidate => CacheOutcome::StaleWhileRevalidate,
         };
-        let response = replay(&hit.entry, outcome, now, &call.exchange.info);
+        let response = replay(&hit, outcome, now, &call.exchange.info);
         if outage.may_refresh(now) {
             self.refresh(call, key, now);
         }
@@ -260,7 +260,7 @@ where
         let span = call.exchange.span(&call.route_match);
         let stale = |progress: &Arc<Progress>| has_stale.then(|| (key.clone(), Arc::clone(progress)));
         match shared.cache.lead_or_follow(key, now) {
-            LeaderOrFollower::Hit(hit) => immediate(Ok(replay(&hit.entry, CacheOutcome::Hit, now, &info))),
+            LeaderOrFollower::Hit(hit) => immediate(Ok(replay(&hit, CacheOutcome::Hit, now, &info))),
             LeaderOrFollower::Leader(guard) => {
                 info.begin_cache_span();
                 let stale = stale(guard.progress());
@@ -329,8 +329,8 @@ where
         FillOutcome::Failed(error, text) => Err(Failure::SharedFill(error, text)),
         FillOutcome::Stored(_) | FillOutcome::NotShared => {
             // If Rails has just failed to answer, callers with a stale entry do not ask it, too.
-            if let Some(entry) = has_stale.then(|| shared.lookup_in_outage(&key)).flatten() {
-                return Ok(replay(&entry, CacheOutcome::StaleIfError, shared.clock.now(), &info));
+            if let Some(hit) = has_stale.then(|| shared.lookup_in_outage(&key)).flatten() {
+                return Ok(replay(&hit, CacheOutcome::StaleIfError, shared.clock.now(), &info));
             }
             ask_for_plain_answer(&mut call);
             let response = invalidate_if_refused(inner.oneshot(call).await?, &key, &shared).await?;

@@ -127,7 +127,10 @@ fn purge_by_key_drops_named_entries_without_a_search() {
         (Selector::All, &[]),
     ] {
         let (cache, keys) = filled();
-        assert_eq!(cache.purge_by_key(&[selector.clone(), selector.clone()]), dropped.len(), "{selector:?}");
+        let twice = [selector.clone(), selector.clone()];
+        assert_eq!(cache.purge_by_key(&twice, PurgeMode::Soft), 0, "{selector:?}");
+        assert!(keys.iter().all(|key| cache.lookup(key, Instant::now()).is_some()), "{selector:?}");
+        assert_eq!(cache.purge_by_key(&twice, PurgeMode::Hard), dropped.len(), "{selector:?}");
         for (index, key) in keys.iter().enumerate() {
             let is_stored = cache.lookup(key, Instant::now()).is_some();
             assert_eq!(is_stored, !dropped.contains(&index), "{selector:?}: {key:?}");

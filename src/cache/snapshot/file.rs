@@ -189,7 +189,12 @@ impl SnapshotWriter {
         Ok(())
     }
 
-    pub(super) fn write_entry(&mut self, key: &Key, entry: &Entry, now: Instant) -> io::Result<()> {
+    pub(super) fn write_entry(
+        &mut self,
+        key: &Key,
+        (entry, age_limits): (&Entry, AgeLimits),
+        now: Instant,
+    ) -> io::Result<()> {
         let next = self.header_maps.len();
         let shared = || (next, Arc::clone(&entry.headers));
         let header_map = self.header_maps.entry(Arc::as_ptr(&entry.headers)).or_insert_with(shared).0;
@@ -208,7 +213,7 @@ impl SnapshotWriter {
             etag: entry.etag.as_ref().map(|etag| serde_bytes::Bytes::new(etag.as_bytes())),
             body: serde_bytes::Bytes::new(entry.body()),
             age: entry.age(now),
-            age_limits: entry.lasting_age_limits(),
+            age_limits,
             is_marked_stale: entry.is_marked_stale(),
             hits: entry.hits(),
             expires_at: entry.expires_at(),

@@ -190,6 +190,21 @@ fn loaded_entries_are_stale_if_changes_may_have_been_missed() {
     assert_eq!(s.load().0.lookup(&KEY, s.now().instant).unwrap().freshness, Freshness::StaleWhileRevalidate);
 }
 
+#[test]
+fn a_restart_ends_no_doubt() {
+    let s = Fixture::new();
+    s.keep(&KEY, EntryKind::Positive, USER);
+    s.cache.doubt_all();
+    s.keep(&Key::SshKey([9; 32]), EntryKind::Positive, "a row");
+    s.save();
+    let (cache, _) = s.load();
+    let freshness = |key, age| cache.lookup(key, s.now().instant + seconds(age)).map(|hit| hit.freshness);
+    for (age, trusted) in [(0, Freshness::Fresh), (60, Freshness::StaleWhileRevalidate)] {
+        assert_eq!(freshness(&KEY, age), Some(Freshness::StaleIfError), "{age}");
+        assert_eq!(freshness(&Key::SshKey([9; 32]), age), Some(trusted));
+    }
+}
+
 /// With hooks configured, and no use of stale answers.
 #[test]
 fn entries_that_may_not_be_used_stale_are_left_out() {

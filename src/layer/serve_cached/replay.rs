@@ -8,7 +8,7 @@ use http::header::HeaderValue;
 
 use super::shared::ServeCachedShared;
 use crate::body::Body;
-use crate::cache::Entry;
+use crate::cache::{Entry, Hit};
 use crate::exchange::{CacheOutcome, SharedRequestInfo};
 use crate::header::CACHE_STATUS;
 
@@ -24,7 +24,7 @@ pub(super) fn replay_shared(
 
 /// An entry that was found in memory.
 pub(super) fn replay(
-    entry: &Entry,
+    hit: &Hit,
     outcome: CacheOutcome,
     now: Instant,
     info: &SharedRequestInfo,
@@ -32,14 +32,14 @@ pub(super) fn replay(
     info.update(|info| info.set_cache(outcome));
     let mut status = BytesMut::with_capacity(64);
     status.extend_from_slice(b"railgate; hit; ttl=");
-    status.extend_from_slice(itoa::Buffer::new().format(entry.remaining_ttl_s(now)).as_bytes());
+    status.extend_from_slice(itoa::Buffer::new().format(hit.remaining_ttl_s(now)).as_bytes());
     status.extend_from_slice(match outcome {
         CacheOutcome::StaleWhileRevalidate => b"; detail=stale_while_revalidate",
         CacheOutcome::StaleIfError => b"; detail=stale_if_error",
         _ => b"",
     });
     let status = HeaderValue::from_maybe_shared(status.freeze()).unwrap_or(outcome.cache_status());
-    entry.to_response(entry.age(now), status).map(Body::from)
+    hit.entry.to_response(hit.entry.age(now), status).map(Body::from)
 }
 
 /// RFC 9211 §2: every cache on the way appends its own, the nearest to the client last.

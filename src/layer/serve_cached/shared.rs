@@ -6,7 +6,7 @@ use std::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use crate::body::{Body, Collected};
-use crate::cache::{Cache, CacheSettings, Entry, Key};
+use crate::cache::{Cache, CacheSettings, Hit, Key};
 use crate::clock::Clock;
 use crate::route::Caching;
 use crate::upstream;
@@ -30,10 +30,9 @@ impl ServeCachedShared {
         is_checkable && self.cache.shadow().try_spend(now)
     }
 
-    pub(super) fn lookup_in_outage(&self, key: &Key) -> Option<Arc<Entry>> {
-        let now = self.clock.now();
-        let is_outage = self.cache.outage(key.caching()).is_active(now);
-        self.cache.lookup(key, now).filter(|_| is_outage).map(|hit| hit.entry)
+    pub(super) fn lookup_in_outage(&self, key: &Key) -> Option<Hit> {
+        let (now, outage) = (self.clock.now(), self.cache.outage(key.caching()));
+        self.cache.lookup(key, now).filter(|hit| outage.serves_at_once(hit.freshness, now))
     }
 }
 

@@ -35,9 +35,9 @@ pub(super) async fn or_stale(
     match (shared.cache.lookup(&key, now), result) {
         // Another request may have refreshed it meanwhile.
         (Some(hit), _) if hit.freshness == Freshness::Fresh => {
-            Ok(replay(&hit.entry, CacheOutcome::Hit, now, &info))
+            Ok(replay(&hit, CacheOutcome::Hit, now, &info))
         }
-        (Some(hit), _) => Ok(replay(&hit.entry, CacheOutcome::StaleIfError, now, &info)),
+        (Some(hit), _) => Ok(replay(&hit, CacheOutcome::StaleIfError, now, &info)),
         (None, Some(result)) => result,
         (None, None) => inner.await,
     }

@@ -7,6 +7,7 @@ use crate::layer::testing::settle;
 use crate::progress::LastAnswer;
 use crate::upstream::{ShedReason, TimeLimit};
 
+mod doubted;
 mod unusable;
 
 const PATH: &str = "/discover?key_id=7";
