@@ -1,5 +1,11 @@
 //! Several gateways of one GitLab, which tell each other what to drop, by way of a Valkey or Redis.
 
 pub mod connection;
+pub mod counters;
+pub mod follower;
+pub mod keys;
+pub mod message;
+pub mod outbox;
 pub mod settings;
 pub mod stream;
+pub mod ticket;

@@ -109,8 +109,8 @@ pub enum Access {
     Rails,
 }
 
-/// Whether, and as what, an endpoint's responses may be cached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Whether, and as what, an endpoint's responses may be cached. Gateways tell each other the variants by their order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 pub enum Caching {
     /// Not at all: the response is secret, or the request has an effect.
     Never,

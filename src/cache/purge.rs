@@ -17,8 +17,8 @@ use super::entry::Entry;
 use super::key::Key;
 use crate::route::Caching;
 
-/// Which answers to purge or to show.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Which answers to purge or to show. Gateways tell each other the variants by their order.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 pub enum Selector {
     /// About this SSH key: SHA-256 of its blob.
     SshKey([u8; 32]),
@@ -35,8 +35,8 @@ pub enum Selector {
     All,
 }
 
-/// What a purge does with the entries that match.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a purge does with the entries that match. Gateways tell each other the variants by their order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 pub enum PurgeMode {
     /// They are dropped.
     Hard,

@@ -1,0 +1,236 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::cache::purge::{PurgeMode, Selector};
+use crate::fleet::keys::FleetKeys;
+use crate::fleet::stream::Envelope;
+use crate::secret::ShellSecret;
+
+const NOW_MS: u64 = 1_800_000_000_000;
+
+fn seal() -> MessageSeal {
+    let secret = ShellSecret::from_text(b"s3cret").unwrap();
+    MessageSeal::new(&FleetKeys::new(&secret, "rails", "").unwrap()).unwrap()
+}
+
+fn purge(key_id: u64) -> Purge {
+    Purge::new(&[Selector::KeyId(key_id)], PurgeMode::Hard, Duration::ZERO, Duration::ZERO)
+}
+
+fn at(milliseconds: u64) -> StreamId {
+    StreamId::from_milliseconds(milliseconds)
+}
+
+fn server(life: &str) -> Option<Identity> {
+    Some(Identity { run_id: life.to_owned(), replid: "1".to_owned() })
+}
+
+/// An entry of `seal`'s process. Purges are about the key with their number.
+fn entry(seal: &MessageSeal, milliseconds: u64, number: u64, message: &Message) -> Entry {
+    Entry { id: at(milliseconds), envelope: seal.seal(number, message) }
+}
+
+fn says(seal: &MessageSeal, milliseconds: u64, number: u64) -> Entry {
+    entry(seal, milliseconds, number, &Message::Purge(purge(number)))
+}
+
+/// A follower that has begun behind entry 10, its own seal, and that of another process.
+fn following() -> (Follower, MessageSeal, MessageSeal) {
+    let (own, other) = (seal(), seal());
+    let mut follower = Follower::new(own.publisher());
+    assert!(follower.connected(server("a")));
+    assert_eq!(follower.begin(Some(at(10)), NOW_MS), [News::Doubt(DoubtReason::Start)]);
+    (follower, own, other)
+}
+
+fn poll(follower: &mut Follower, own: &MessageSeal, entries: &[Entry]) -> Vec<News> {
+    follower.polled((entries, true), own, (Instant::now(), NOW_MS))
+}
+
+#[test]
+fn purges_of_others_are_heard_once_and_in_order() {
+    let (mut follower, own, other) = following();
+    let entries = [says(&other, 11, 1), says(&own, 12, 1), says(&other, 13, 2), says(&other, 14, 1)];
+    let news = poll(&mut follower, &own, &entries);
+    assert_eq!(
+        news,
+        [News::Purge(at(11), purge(1)), News::Echo(at(12), 1, purge(1)), News::Purge(at(13), purge(2))]
+    );
+    assert_eq!(follower.read_from(), at(14));
+    assert_eq!(poll(&mut follower, &own, &[]), []);
+}
+
+#[test]
+fn another_life_of_the_server_is_doubted_behind_a_new_anchor() {
+    for (identity, is_anew) in [(server("a"), false), (server("b"), true), (None, true)] {
+        let (mut follower, own, _) = following();
+        assert_eq!(follower.connected(identity.clone()), is_anew, "{identity:?}");
+        if is_anew {
+            assert!(follower.is_without_anchor());
+            assert_eq!(follower.begin(Some(at(5)), NOW_MS), [News::Doubt(DoubtReason::Server)]);
+            assert_eq!(follower.read_from(), at(5));
+        } else {
+            assert_eq!(follower.read_from(), at(10));
+        }
+        assert_eq!(poll(&mut follower, &own, &[]), []);
+    }
+    // A server that does not say which one it is may be another one each time.
+    let (mut follower, ..) = following();
+    for _ in 0..2 {
+        assert!(follower.connected(None));
+        follower.begin(Some(at(10)), NOW_MS);
+    }
+}
+
+#[test]
+fn a_lost_anchor_is_doubted_once_there_is_a_new_one() {
+    let (mut follower, own, other) = following();
+    let news = follower.polled((&[says(&other, 11, 1)], false), &own, (Instant::now(), NOW_MS));
+    assert_eq!(news, [News::Purge(at(11), purge(1))], "what came is heard");
+    assert!(follower.is_without_anchor());
+    assert!(follower.connected(server("a")), "a connection that ends meanwhile does not save it");
+    assert_eq!(follower.begin(Some(at(12)), NOW_MS), [News::Doubt(DoubtReason::Anchor)]);
+    assert!(!follower.connected(server("a")));
+}
+
+#[test]
+fn an_empty_stream_proves_nothing_until_it_has_an_entry() {
+    let (own, other) = (seal(), seal());
+    let mut follower = Follower::new(own.publisher());
+    follower.connected(server("a"));
+    assert_eq!(follower.begin(None, NOW_MS), []);
+    assert!(follower.is_without_anchor() && follower.read_from() == StreamId::default());
+    assert_eq!(follower.polled((&[], false), &own, (Instant::now(), NOW_MS)), []);
+    let entries = [says(&other, 11, 1), entry(&own, 12, 0, &Message::Hello)];
+    let news = follower.polled((&entries, false), &own, (Instant::now(), NOW_MS));
+    assert_eq!(news, [News::Purge(at(11), purge(1)), News::Doubt(DoubtReason::Start)]);
+    assert_eq!(follower.read_from(), at(12));
+}
+
+#[test]
+fn a_missing_message_is_doubted_and_heard_if_it_comes_after_all() {
+    let (mut follower, own, other) = following();
+    assert_eq!(poll(&mut follower, &own, &[says(&other, 11, 40)]).len(), 1, "the first one sets the count");
+    let doubt = News::Doubt(DoubtReason::Counter);
+    let news = poll(&mut follower, &own, &[says(&other, 12, 44), says(&other, 13, 45)]);
+    assert_eq!(news, [News::Purge(at(12), purge(44)), News::Purge(at(13), purge(45)), doubt]);
+    let late = [42, 42, 44, 41, 43, 43].map(|number| says(&other, 14, number));
+    let numbers = poll(&mut follower, &own, &late).into_iter().map(|news| match news {
+        News::Purge(_, purge) => purge.selectors,
+        news => unreachable!("{news:?}"),
+    });
+    assert_eq!(numbers.collect::<Vec<_>>(), [42, 41, 43].map(|number| vec![Selector::KeyId(number)]));
+}
+
+/// Nothing follows the last message of a process by which its loss could be noticed.
+#[test]
+fn a_hello_and_a_bye_tell_of_a_missing_last_message() {
+    for message in [Message::Hello, Message::Bye] {
+        for (number, doubted) in [(3, false), (4, true)] {
+            let (mut follower, own, other) = following();
+            poll(&mut follower, &own, &[says(&other, 11, 3)]);
+            let news = poll(&mut follower, &own, &[entry(&other, 12, number, &message)]);
+            let expected = if doubted { vec![News::Doubt(DoubtReason::Counter)] } else { Vec::new() };
+            assert_eq!(news, expected, "{message:?} {number}");
+        }
+    }
+}
+
+#[test]
+fn members_come_with_their_first_word_and_go_with_a_bye_or_after_an_hour() {
+    let (mut follower, own, other) = following();
+    let (third, begin) = (seal(), Instant::now());
+    let entries = [entry(&other, 11, 0, &Message::Hello), says(&third, 12, 7), says(&own, 13, 1)];
+    follower.polled((&entries, true), &own, (begin, NOW_MS));
+    let members = follower.members();
+    let mut expected = [(other.publisher(), 0), (third.publisher(), 7)];
+    expected.sort_unstable();
+    assert_eq!(members.iter().map(|member| (member.publisher, member.purges)).collect::<Vec<_>>(), expected);
+    follower.polled((&[entry(&third, 14, 7, &Message::Bye)], true), &own, (begin, NOW_MS));
+    assert_eq!(follower.members().len(), 1);
+    follower.polled((&[], true), &own, (begin + MEMBER_TIMEOUT + Duration::from_secs(1), NOW_MS));
+    assert_eq!(follower.members(), []);
+}
+
+#[test]
+fn entries_of_others_are_counted_and_break_no_chain() {
+    let (mut follower, own, other) = following();
+    let message = Message::Purge(purge(2));
+    let forged = Envelope { number: 2, ..other.seal(9, &message).unwrap() };
+    let entries = [
+        says(&other, 11, 1),
+        Entry { id: at(12), envelope: None },
+        Entry { id: at(13), envelope: Some(forged) },
+        says(&other, 14, 2),
+    ];
+    let news = poll(&mut follower, &own, &entries);
+    let purge = |at_ms, number| News::Purge(at(at_ms), purge(number));
+    let [fields, sealed] = [Unreadable::Fields, Unreadable::Seal].map(News::Unreadable);
+    assert_eq!(news, [purge(11, 1), fields, sealed, purge(14, 2)]);
+}
+
+#[test]
+fn entries_from_far_ahead_are_doubted_once() {
+    let (mut follower, own, other) = following();
+    let poll_at = |follower: &mut Follower, milliseconds, number| {
+        poll(follower, &own, &[says(&other, milliseconds, number)]).pop()
+    };
+    assert_eq!(
+        poll_at(&mut follower, NOW_MS + FAR_AHEAD_MS, 1),
+        None.or(Some(News::Purge(at(NOW_MS + FAR_AHEAD_MS), purge(1))))
+    );
+    let far = poll_at(&mut follower, NOW_MS + FAR_AHEAD_MS + 1, 2);
+    assert_eq!(far, Some(News::Doubt(DoubtReason::Future)));
+    assert_eq!(poll_at(&mut follower, u64::MAX, 3), Some(News::Purge(at(u64::MAX), purge(3))));
+}
+
+#[test]
+fn what_is_read_again_is_dropped_again_and_tells_who_is_there() {
+    let (mut follower, own, other) = following();
+    let entries = [says(&other, 7, 1), says(&own, 8, 1), entry(&other, 9, 1, &Message::Hello)];
+    for _ in 0..2 {
+        assert_eq!(
+            follower.reread(&entries, &own, Instant::now()),
+            [News::Purge(at(7), purge(1))],
+            "but not what is this process' own"
+        );
+    }
+    assert_eq!(follower.members().len(), 1);
+    assert_eq!(follower.read_from(), at(10));
+    assert_eq!(poll(&mut follower, &own, &[says(&other, 11, 2)]), [News::Purge(at(11), purge(2))]);
+}
+
+proptest! {
+    /// Whatever comes twice, late, or not at all: every number that comes is heard exactly once, and after each message it is
+    /// known whether any lower one is missing.
+    #[test]
+    fn numbers_are_heard_once_and_gaps_are_noticed(numbers in prop::collection::vec(1u64..60, 1..200)) {
+        let mut heard = Heard { last: 0, missing: Vec::new(), at: Instant::now() };
+        let mut seen = std::collections::BTreeSet::new();
+        for number in numbers {
+            let last = seen.last().copied().unwrap_or(0);
+            let (is_new, has_gap) = heard.note(number, true);
+            prop_assert_eq!(is_new, seen.insert(number));
+            prop_assert_eq!(has_gap, number > last + 1);
+            let missing: Vec<u64> = heard.missing.iter().cloned().flatten().collect();
+            let expected: Vec<u64> = (1..heard.last).filter(|number| !seen.contains(number)).collect();
+            prop_assert_eq!(missing, expected);
+        }
+    }
+
+    /// With more gaps than are remembered, some is heard twice, and nothing is left out.
+    #[test]
+    fn many_gaps_leave_nothing_out(gaps in prop::collection::vec(2u64..5, MAX_GAPS + 1..200)) {
+        let mut heard = Heard { last: 0, missing: Vec::new(), at: Instant::now() };
+        let mut seen = std::collections::BTreeSet::new();
+        for gap in gaps {
+            heard.note(heard.last + gap, true);
+            seen.insert(heard.last);
+            prop_assert!(heard.missing.len() <= MAX_GAPS);
+        }
+        for number in 1..heard.last {
+            let (is_new, _) = heard.note(number, true);
+            prop_assert!(is_new || seen.contains(&number), "{number}");
+        }
+    }
+}

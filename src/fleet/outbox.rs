@@ -1,0 +1,202 @@
+//! What this process tells the fleet, until it is sure that it was heard. Pure: time comes in as an argument.
+//!
+//! Valkey may lose what it has taken: a server that is killed, the last second of its file; a fail-over, what its
+//! replica did not have yet. No reader can see that, and only the publisher still has the content. So what was told stays here for
+//! [`KEPT_FOR`], and what is missing at another server is told again, with the same number, before anything new.
+//!
+//! What has no number yet may still share a message with what comes later, or become part of one purge of everything, if Valkey is away
+//! for long. So numbers have no gaps, whatever happens here.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use super::counters::Told;
+use super::message::Purge;
+use super::stream::StreamId;
+
+/// How many purges can wait for Valkey; and how many can be kept after it has taken them.
+pub const MAX_PURGES: usize = 10_000;
+
+/// How long what was told is kept. Servers lose the last seconds. What is older is on disk, at the replicas, or
+/// trimmed: telling that again would drop good answers at every gateway, and those that could not listen for so long
+/// doubt what they keep anyway.
+pub const KEPT_FOR: Duration = Duration::from_secs(300);
+
+/// A purge, when it was accepted, and who waits for its outcome.
+#[derive(Debug)]
+struct Accepted {
+    purge: Purge,
+    since: Instant,
+    callers: Vec<oneshot::Sender<Told>>,
+}
+
+/// A purge that has got a number, and so may be known to others.
+#[derive(Debug)]
+struct Numbered {
+    number: u64,
+    accepted: Accepted,
+    /// Where it is in the stream; `None` if it has to be sent.
+    id: Option<StreamId>,
+    /// How many polls this process had completed when Valkey had taken it.
+    polls: u64,
+    /// It has come back from the stream.
+    is_heard: bool,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    /// In the order of their numbers, which have no gaps.
+    numbered: VecDeque<Numbered>,
+    waiting: VecDeque<Accepted>,
+    last_number: u64,
+}
+
+impl Outbox {
+    /// Takes over a purge. Returns what will tell its outcome, and how many became one of everything for want of room.
+    pub fn accept(&mut self, purge: Purge, now: Instant) -> (oneshot::Receiver<Told>, usize) {
+        let (caller, told) = oneshot::channel();
+        let collapsed = if self.waiting.len() >= MAX_PURGES { self.collapse() } else { 0 };
+        if let Some(last) = self.waiting.back_mut()
+            && last.purge.absorb(&purge)
+        {
+            last.callers.push(caller);
+        } else {
+            self.waiting.push_back(Accepted { purge, since: now, callers: vec![caller] });
+        }
+        (told, collapsed)
+    }
+
+    /// The older half becomes one.
+    fn collapse(&mut self) -> usize {
+        let newer = self.waiting.split_off(self.waiting.len() / 2);
+        let older = std::mem::replace(&mut self.waiting, newer);
+        let count = older.len();
+        let one = older.into_iter().reduce(|mut one, later| {
+            one.purge.collapse(&later.purge);
+            one.callers.extend(later.callers);
+            one
+        });
+        self.waiting.extend(one);
+        self.waiting.rotate_right(1);
+        count
+    }
+
+    /// Whether there is something to send, and all of it new.
+    pub fn is_next_new(&self) -> bool {
+        !self.waiting.is_empty() && self.numbered.iter().all(|one| one.id.is_some())
+    }
+
+    /// The message to send now, with its number, and whether it was sent before. To be called for each try: whatever
+    /// comes back from the stream from now on is the echo of this one.
+    pub fn next_to_send(&mut self) -> Option<(u64, Purge, bool)> {
+        let again = self.numbered.iter_mut().find(|one| one.id.is_none());
+        if let Some(one) = again {
+            one.is_heard = false;
+            return Some((one.number, one.accepted.purge.clone(), true));
+        }
+        let accepted = self.waiting.pop_front()?;
+        self.last_number += 1;
+        let (number, purge) = (self.last_number, accepted.purge.clone());
+        self.numbered.push_back(Numbered { number, accepted, id: None, polls: 0, is_heard: false });
+        Some((number, purge, false))
+    }
+
+    /// Valkey has taken it. `told` says whether as many replicas as are asked for have it.
+    pub fn taken(&mut self, number: u64, id: StreamId, polls: u64, told: Told) {
+        let Some(one) = self.numbered_mut(number) else { return };
+        (one.id, one.polls) = (Some(id), polls);
+        one.accepted.answer(told);
+    }
+
+    /// It has come back from the stream: Valkey has it, whether its reply has arrived or not.
+    pub fn heard(&mut self, number: u64, id: StreamId, polls: u64) {
+        let Some(one) = self.numbered_mut(number) else { return };
+        one.is_heard = true;
+        if one.id.is_none() {
+            (one.id, one.polls) = (Some(id), polls);
+        }
+    }
+
+    /// Whether it is in the stream, as far as is known, though no reply may have come.
+    pub fn is_taken(&self, number: u64) -> bool {
+        self.numbered.iter().any(|one| one.number == number && one.id.is_some())
+    }
+
+    /// Valkey has refused what was to be sent: nobody has to wait for it.
+    pub fn refused(&mut self) {
+        self.numbered
+            .iter_mut()
+            .filter(|one| one.id.is_none())
+            .for_each(|one| one.accepted.answer(Told::Queued));
+        self.waiting.iter_mut().for_each(|one| one.answer(Told::Queued));
+    }
+
+    /// What has to be looked for at another server. Forgets what is too old for that.
+    pub fn to_look_for(&mut self, now: Instant) -> Vec<(u64, StreamId)> {
+        self.forget(now);
+        self.numbered.iter().filter_map(|one| Some((one.number, one.id?))).collect()
+    }
+
+    /// It was looked for, and found or not. If not, it is to be sent again.
+    pub fn looked_for(&mut self, number: u64, is_found: bool) {
+        let Some(one) = self.numbered_mut(number) else { return };
+        if is_found {
+            // The reader may have begun behind it.
+            one.is_heard = true;
+        } else {
+            one.id = None;
+        }
+    }
+
+    /// Whether something that Valkey has taken did not come back although two polls began since: then the reader and the
+    /// publisher do not talk to the same server, or somebody has removed it.
+    pub fn is_unheard(&self, polls: u64) -> bool {
+        self.numbered.iter().any(|one| one.id.is_some() && !one.is_heard && polls >= one.polls + 2)
+    }
+
+    /// Forgets what cannot be lost any more.
+    pub fn forget(&mut self, now: Instant) {
+        let is_old = |one: &Numbered| now.saturating_duration_since(one.accepted.since) > KEPT_FOR;
+        while let Some(first) = self.numbered.front() {
+            let is_surplus = self.numbered.len() > MAX_PURGES;
+            if first.id.is_none() || !(is_old(first) || is_surplus) {
+                break;
+            }
+            self.numbered.pop_front();
+        }
+    }
+
+    /// The number of the last purge that others may know of.
+    pub fn last_number(&self) -> u64 {
+        self.last_number
+    }
+
+    /// How many messages Valkey has not taken, and since when the oldest waits.
+    pub fn untold(&self) -> (usize, Option<Instant>) {
+        let numbered = self.numbered.iter().filter(|one| one.id.is_none()).map(|one| one.accepted.since);
+        let all = numbered.chain(self.waiting.iter().map(|one| one.since));
+        all.fold((0, None), |(count, oldest), since| {
+            (count + 1, Some(oldest.map_or(since, |oldest: Instant| oldest.min(since))))
+        })
+    }
+
+    fn numbered_mut(&mut self, number: u64) -> Option<&mut Numbered> {
+        let first = self.numbered.front()?.number;
+        self.numbered.get_mut(usize::try_from(number.checked_sub(first)?).ok()?)
+    }
+}
+
+impl Accepted {
+    fn answer(&mut self, told: Told) {
+        for caller in self.callers.drain(..) {
+            // It may have gone.
+            let _ = caller.send(told);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

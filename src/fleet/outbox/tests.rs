@@ -1,0 +1,235 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::cache::purge::{PurgeMode, Selector};
+
+fn purge(key_id: u64, mode: PurgeMode) -> Purge {
+    Purge::new(&[Selector::KeyId(key_id)], mode, Duration::ZERO, Duration::ZERO)
+}
+
+/// Modes alternate, so that no two share a message.
+fn accept(outbox: &mut Outbox, key_id: u64, now: Instant) -> oneshot::Receiver<Told> {
+    let mode = if key_id.is_multiple_of(2) { PurgeMode::Hard } else { PurgeMode::Soft };
+    outbox.accept(purge(key_id, mode), now).0
+}
+
+fn id(milliseconds: u64) -> StreamId {
+    StreamId::from_milliseconds(milliseconds)
+}
+
+fn answer(ticket: &mut oneshot::Receiver<Told>) -> Option<Told> {
+    ticket.try_recv().ok()
+}
+
+/// Sends one, which Valkey takes.
+fn tell(outbox: &mut Outbox) -> Option<u64> {
+    let (number, _, _) = outbox.next_to_send()?;
+    outbox.taken(number, id(number), 0, Told::Told);
+    Some(number)
+}
+
+#[test]
+fn purges_are_numbered_in_order_and_their_callers_are_told() {
+    let (mut outbox, now) = (Outbox::default(), Instant::now());
+    assert!(!outbox.is_next_new());
+    let mut tickets: Vec<oneshot::Receiver<Told>> =
+        (0..3).map(|key_id| accept(&mut outbox, key_id, now)).collect();
+    assert_eq!((outbox.untold(), outbox.is_next_new()), ((3, Some(now)), true));
+    let (number, sent, is_again) = outbox.next_to_send().unwrap();
+    assert_eq!((number, sent, is_again), (1, purge(0, PurgeMode::Hard), false));
+    // No reply: the same once more, and not the next one.
+    assert!(!outbox.is_next_new());
+    assert_eq!(outbox.next_to_send().unwrap(), (1, purge(0, PurgeMode::Hard), true));
+    assert_eq!(answer(&mut tickets[0]), None);
+    outbox.taken(1, id(1), 0, Told::Unconfirmed);
+    assert_eq!(answer(&mut tickets[0]), Some(Told::Unconfirmed));
+    assert_eq!(tell(&mut outbox), Some(2));
+    assert_eq!(answer(&mut tickets[1]), Some(Told::Told));
+    assert_eq!((tell(&mut outbox), tell(&mut outbox), outbox.last_number()), (Some(3), None, 3));
+    assert_eq!(outbox.untold(), (0, None));
+}
+
+#[test]
+fn what_waits_shares_a_message_but_not_with_one_that_was_sent() {
+    let (mut outbox, begin) = (Outbox::default(), Instant::now());
+    let later = begin + Duration::from_secs(1);
+    let mut tickets: Vec<oneshot::Receiver<Told>> = [begin, later, later]
+        .into_iter()
+        .zip(0..)
+        .map(|(at, key_id)| {
+            let ticket = outbox.accept(purge(key_id, PurgeMode::Hard), at).0;
+            if key_id == 0 {
+                outbox.next_to_send();
+            }
+            ticket
+        })
+        .collect();
+    assert_eq!(outbox.untold(), (2, Some(begin)), "the oldest counts");
+    assert_eq!(tell(&mut outbox), Some(1));
+    let (number, sent, _) = outbox.next_to_send().unwrap();
+    assert_eq!((number, sent.selectors), (2, vec![Selector::KeyId(1), Selector::KeyId(2)]));
+    outbox.taken(2, id(2), 0, Told::Told);
+    assert!(tickets.iter_mut().all(|ticket| answer(ticket) == Some(Told::Told)));
+}
+
+/// The reply may be lost, or come after the echo.
+#[test]
+fn an_echo_proves_that_valkey_has_it() {
+    let (mut outbox, now) = (Outbox::default(), Instant::now());
+    let _tickets: Vec<oneshot::Receiver<Told>> =
+        (0..2).map(|key_id| accept(&mut outbox, key_id, now)).collect();
+    let (number, ..) = outbox.next_to_send().unwrap();
+    outbox.heard(number, id(7), 3);
+    assert!(outbox.is_taken(number) && !outbox.is_unheard(99));
+    // Its late reply does not undo that.
+    outbox.taken(number, id(7), 3, Told::Told);
+    assert!(!outbox.is_unheard(99));
+    assert_eq!(outbox.next_to_send().unwrap().0, 2, "it is not sent again");
+}
+
+#[test]
+fn what_does_not_come_back_within_two_polls_is_unheard() {
+    let (mut outbox, now) = (Outbox::default(), Instant::now());
+    let _ticket = accept(&mut outbox, 0, now);
+    let (number, ..) = outbox.next_to_send().unwrap();
+    assert!(!outbox.is_unheard(99), "Valkey has not taken it");
+    outbox.taken(number, id(1), 10, Told::Told);
+    assert_eq!([10, 11, 12].map(|polls| outbox.is_unheard(polls)), [false, false, true]);
+    outbox.heard(number, id(1), 12);
+    assert!(!outbox.is_unheard(99));
+    // An echo of what was lost, and is sent again, counts anew.
+    outbox.looked_for(number, false);
+    outbox.next_to_send().unwrap();
+    outbox.taken(number, id(2), 20, Told::Told);
+    assert!(outbox.is_unheard(22));
+    // It is there; the reader may have begun behind it.
+    outbox.looked_for(number, true);
+    assert!(!outbox.is_unheard(99));
+}
+
+#[test]
+fn what_is_lost_is_told_again_in_order_and_before_anything_new() {
+    let (mut outbox, now) = (Outbox::default(), Instant::now());
+    let _tickets: Vec<oneshot::Receiver<Told>> =
+        (0..6).map(|key_id| accept(&mut outbox, key_id, now)).collect();
+    assert_eq!((0..5).filter_map(|_| tell(&mut outbox)).count(), 5);
+    let looked_for = outbox.to_look_for(now);
+    assert_eq!(looked_for, (1..=5).map(|number| (number, id(number))).collect::<Vec<_>>());
+    for (number, _) in looked_for {
+        outbox.looked_for(number, number < 3);
+    }
+    let sent: Vec<_> = std::iter::from_fn(|| {
+        let (number, purge, is_again) = outbox.next_to_send()?;
+        outbox.taken(number, id(number), 0, Told::Told);
+        Some((number, purge.selectors[0].clone(), is_again))
+    })
+    .collect();
+    let key = Selector::KeyId;
+    assert_eq!(sent, [(3, key(2), true), (4, key(3), true), (5, key(4), true), (6, key(5), false)]);
+}
+
+#[test]
+fn what_cannot_be_lost_any_more_is_forgotten() {
+    let (mut outbox, begin) = (Outbox::default(), Instant::now());
+    for key_id in 0..3 {
+        drop(accept(&mut outbox, key_id, begin + Duration::from_secs(key_id)));
+    }
+    assert_eq!((0..2).filter_map(|_| tell(&mut outbox)).count(), 2);
+    outbox.next_to_send();
+    let late = begin + KEPT_FOR;
+    assert_eq!(outbox.to_look_for(late).len(), 2);
+    assert_eq!(outbox.to_look_for(late + Duration::from_millis(1)).len(), 1);
+    assert_eq!(outbox.to_look_for(late + KEPT_FOR).len(), 0);
+    assert_eq!(outbox.next_to_send().unwrap().0, 3, "but not what Valkey has never taken");
+}
+
+#[test]
+fn an_overflow_becomes_one_of_everything_and_numbers_have_no_gap() {
+    let (mut outbox, begin) = (Outbox::default(), Instant::now());
+    let mut first = accept(&mut outbox, 1, begin);
+    outbox.next_to_send();
+    let count = MAX_PURGES as u64;
+    let mut collapsed = 0;
+    for key_id in 2..count + 3 {
+        let mode = if key_id.is_multiple_of(2) { PurgeMode::Hard } else { PurgeMode::Soft };
+        collapsed += outbox.accept(purge(key_id, mode), begin + Duration::from_secs(key_id)).1;
+    }
+    assert_eq!(collapsed, MAX_PURGES / 2);
+    assert_eq!(outbox.untold(), (MAX_PURGES / 2 + 3, Some(begin)));
+    outbox.refused();
+    assert_eq!(answer(&mut first), Some(Told::Queued));
+    assert_eq!(tell(&mut outbox), Some(1));
+    let (number, all, _) = outbox.next_to_send().unwrap();
+    assert_eq!((number, &all.selectors[..], all.mode), (2, &[Selector::All][..], PurgeMode::Hard));
+    outbox.taken(2, id(2), 0, Told::Told);
+    let next = outbox.next_to_send().unwrap();
+    assert_eq!((next.0, next.1.selectors), (3, vec![Selector::KeyId(count / 2 + 2)]));
+}
+
+#[test]
+fn soft_purges_stay_soft_when_they_collapse() {
+    let (mut outbox, now) = (Outbox::default(), Instant::now());
+    for _ in 0..MAX_PURGES {
+        // Too many selectors to share a message.
+        let selectors: Vec<Selector> = (0..200).map(Selector::UserId).collect();
+        outbox.accept(Purge::new(&selectors, PurgeMode::Soft, Duration::ZERO, Duration::ZERO), now);
+    }
+    assert!(outbox.accept(purge(1, PurgeMode::Soft), now).1 > 0);
+    let (_, all, _) = outbox.next_to_send().unwrap();
+    assert_eq!((all.selectors, all.mode), (vec![Selector::All], PurgeMode::Soft));
+}
+
+proptest! {
+    /// Whatever replies and echoes get lost: a model stream ends up with every purge, and each first appearance is in the
+    /// order of acceptance.
+    #[test]
+    fn every_purge_reaches_the_stream_in_order(steps in prop::collection::vec((0u8..6, any::<prop::sample::Index>()), 1..200)) {
+        let (mut outbox, now) = (Outbox::default(), Instant::now());
+        let (mut stream, mut accepted) = (Vec::<(u64, u64)>::new(), 0_u64);
+        let mut next_id = 0;
+        for (step, at) in steps {
+            match step {
+                0 | 1 => {
+                    drop(accept(&mut outbox, accepted, now));
+                    accepted += 1;
+                }
+                2 | 3 => {
+                    if let Some((number, ..)) = outbox.next_to_send() {
+                        next_id += 1;
+                        stream.push((number, next_id));
+                        if step == 2 {
+                            outbox.taken(number, id(next_id), 0, Told::Told);
+                        }
+                    }
+                }
+                4 => {
+                    if !stream.is_empty() {
+                        let (number, place) = *at.get(&stream);
+                        outbox.heard(number, id(place), 0);
+                    }
+                }
+                _ => {
+                    // A fail-over that loses the tail.
+                    stream.truncate(at.index(stream.len() + 1));
+                    look_for_all(&mut outbox, &stream, now);
+                }
+            }
+        }
+        look_for_all(&mut outbox, &stream, now);
+        while let Some((number, ..)) = outbox.next_to_send() {
+            next_id += 1;
+            stream.push((number, next_id));
+            outbox.taken(number, id(next_id), 0, Told::Told);
+        }
+        let mut numbers: Vec<u64> = stream.iter().map(|(number, _)| *number).collect();
+        numbers.sort_unstable();
+        numbers.dedup();
+        prop_assert_eq!(numbers, (1..=accepted).collect::<Vec<_>>());
+    }
+}
+
+fn look_for_all(outbox: &mut Outbox, stream: &[(u64, u64)], now: Instant) {
+    for (number, place) in outbox.to_look_for(now) {
+        outbox.looked_for(number, stream.iter().any(|(_, at)| id(*at) == place));
+    }
+}
