@@ -28,6 +28,7 @@ mod gateway {
     mod frames;
     mod harness;
     mod log;
+    mod valkey;
 
     // The tests.
     mod admin;
@@ -49,6 +50,8 @@ mod gateway {
     mod draining;
     mod early_responses;
     mod first_run;
+    mod fleet_connection;
+    mod fleet_servers;
     mod framing;
     mod half_closed;
     mod hand_over;
