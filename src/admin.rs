@@ -30,6 +30,7 @@ pub use self::dispatch::DispatchLayer;
 pub use self::operations::{MAX_BODY, Operations, unreadable_body};
 pub use self::status::{EventStream, Status};
 use crate::cache::Cache;
+use crate::fleet::Fleet;
 use crate::heartbeat::Heartbeats;
 use crate::json_response::{internal_error, json};
 use crate::log::LogCounters;
@@ -49,6 +50,8 @@ pub struct Admin {
     pub readiness: Arc<Readiness>,
     /// For `/inspect` and `/purge`.
     pub cache: Arc<Cache>,
+    /// For `/purge`: the others drop it, too.
+    pub fleet: Fleet,
     /// Who may do what.
     pub access: Arc<ArcSwap<AdminAccess>>,
     /// For `/reload`.

@@ -1,6 +1,7 @@
 //! The life of the process: binds the sockets, starts the threads, and drains them at the end.
 
 mod background;
+mod fleet;
 mod live;
 mod operators;
 mod restart;
@@ -19,6 +20,7 @@ use futures_util::future::join_all;
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+pub use self::fleet::fleet_keys;
 use self::live::{Live, Shared, WorkerStack};
 use self::operators::{DRAIN_GRACE, EndOfService, Operators};
 use self::restart::WarmRestart;
@@ -83,7 +85,7 @@ impl Gateway {
     fn build(settings: GatewayConfig, log: Arc<LogCounters>, mut sockets: BoundSockets) -> io::Result<Self> {
         let certificates = sockets.certificates(&settings);
         let hook_counts = Arc::<HookCounters>::default();
-        let (shared, checks) = Shared::new(&settings, sockets.admin.is_local_only(), &hook_counts);
+        let (shared, checks) = Shared::new(&settings, sockets.admin.is_local_only(), &hook_counts)?;
         let (upstream, cache) = (Arc::clone(&shared.upstream), Arc::clone(&shared.cache));
         let hooks = shared.hooks.clone();
         let bodies = Arc::new(UnverifiedBodies::new(settings.auth.max_unverified));
@@ -114,6 +116,7 @@ impl Gateway {
             upstream,
             readiness: Arc::default(),
             cache,
+            fleet: live.shared.fleet.clone(),
             access: Arc::clone(&live.shared.admin),
             reload: Arc::<Live>::clone(&live),
             log,
@@ -182,6 +185,7 @@ impl Gateway {
         let (readiness, cache) = (Arc::clone(&operators.admin.readiness), Arc::clone(&live.shared.cache));
         let status = Arc::clone(&operators.admin.status);
         let phases = Arc::<WorkerPhases>::default();
+        let fleet = live.shared.fleet.clone();
         // Also if this is dropped.
         let end = phases.end.clone().drop_guard();
         let running = begin((workers, &phases), &live, self.predecessor, &shutdown).await?;
@@ -213,6 +217,9 @@ impl Gateway {
         }
         background.shutdown().await;
         // Purges go on after their clients have disconnected, and purged entries must not be saved.
+        cache.wait_for_blocking_tasks().await;
+        // They may have told something.
+        fleet.end().await;
         cache.wait_for_blocking_tasks().await;
         // By the secret of now. What is in use is with the process that has taken over.
         if let Some(warm) = live.config().as_ref().and_then(WarmRestart::new).filter(|_| !is_replaced) {
@@ -248,6 +255,8 @@ async fn begin(
     if let Some(warm) = live.config().as_ref().and_then(WarmRestart::new) {
         warm.load(Arc::clone(&live.shared.cache)).await;
     }
+    // What was loaded is doubted: purges may have been missed.
+    live.shared.fleet.start();
     let running = start_workers(workers, phases)?;
     if let Some(predecessor) = predecessor
         && let Err(error) = predecessor.replace(shutdown).await

@@ -37,6 +37,9 @@ use crate::cache::Cache;
 use crate::cache::purge::{PurgeMode, Selector};
 use crate::clock::Clock;
 use crate::counters::Counters;
+use crate::fleet::Fleet;
+use crate::fleet::counters::Told;
+use crate::fleet::ticket::Ticket;
 use crate::server::Peer;
 
 /// The path of the hooks.
@@ -82,6 +85,7 @@ pub struct HookCounters {
 pub struct Hooks {
     settings: Arc<ArcSwap<HooksSettings>>,
     cache: Arc<Cache>,
+    fleet: Fleet,
     counts: Arc<HookCounters>,
     clock: Clock,
     /// Permits to read a large unverified body.
@@ -93,6 +97,18 @@ pub struct Hooks {
 type Reply = (StatusCode, &'static str);
 
 const DONE: Reply = (StatusCode::OK, "ok");
+
+/// GitLab shows it to administrators who look at what became of an event. It would send another status again.
+const fn done(told: Told) -> Reply {
+    let message = match told {
+        Told::Off => return DONE,
+        Told::Told => "ok, and told to the fleet",
+        Told::Unconfirmed => "ok, and told to the fleet; not all replicas of Valkey have it yet",
+        Told::Queued => "ok, and queued for the fleet: Valkey does not take it now",
+    };
+    (StatusCode::OK, message)
+}
+
 const UNREADABLE_EVENT: Reply =
     (StatusCode::BAD_REQUEST, "400 Bad Request: the event is incomplete, too slow or too large");
 
@@ -104,12 +120,18 @@ fn to_response((status, message): Reply) -> Response<Full<Bytes>> {
 }
 
 impl Hooks {
-    /// A service that purges entries of `cache`.
-    pub fn new(settings: HooksSettings, cache: Arc<Cache>, counts: Arc<HookCounters>, clock: Clock) -> Self {
+    /// A service that purges entries of `cache`, and of all gateways of `fleet`.
+    pub fn new(
+        settings: HooksSettings,
+        (cache, fleet): (Arc<Cache>, Fleet),
+        counts: Arc<HookCounters>,
+        clock: Clock,
+    ) -> Self {
         let large = Arc::new(Semaphore::new(MAX_LARGE_READS));
         Self {
             settings: Arc::new(ArcSwap::from_pointee(settings)),
             cache,
+            fleet,
             counts,
             clock,
             large,
@@ -157,8 +179,7 @@ impl Hooks {
         match Event::parse(&body) {
             Some(event) => {
                 drop(body);
-                self.purge_outdated(event).await;
-                DONE
+                done(self.purge_outdated(event).await)
             }
             None => (StatusCode::BAD_REQUEST, "400 Bad Request: not an event of a System Hook in JSON"),
         }
@@ -192,47 +213,56 @@ impl Hooks {
         )
     }
 
-    async fn purge_outdated(&self, event: Event) {
+    async fn purge_outdated(&self, event: Event) -> Told {
         self.counts.events.increment(event.kind);
         if event.outdated.is_empty() {
-            return;
+            return Told::Off;
         }
         let (cache, mut settle) = (Arc::clone(&self.cache), self.settings.load().settle);
         let named = cache.purge_by_key(&event.outdated, PurgeMode::Hard);
+        // At once: the others look through their entries themselves, and this task may end with its thread.
+        let ticket = self.fleet.tell(&event.outdated, PurgeMode::Hard, settle);
+        let fleet = Some((self.fleet.clone(), settle));
         if self.tasks.len() >= MAX_SETTLING && !settle.is_zero() {
             tracing::warn!("too many hooks at one time; what they make wrong is not dropped once more");
             settle = Duration::ZERO;
         }
         let (done, purged) = oneshot::channel();
         let purging = async move {
-            let again = purge_all(&cache, event.kind, event.outdated, named).await;
+            let (again, more) = purge_all(&cache, fleet, event.kind, event.outdated, named).await;
             // The response may have been sent already.
-            let _ = done.send(());
+            let _ = done.send(more);
             if !settle.is_zero() {
                 tokio::time::sleep(settle).await;
-                purge_all(&cache, event.kind, again, 0).await;
+                purge_all(&cache, None, event.kind, again, 0).await;
             }
         };
         self.tasks.spawn(purging.in_current_span());
-        let _ = tokio::time::timeout(RESPONSE_TIMEOUT, purged).await;
+        let more = tokio::time::timeout(RESPONSE_TIMEOUT, purged).await;
+        // They are told in this order.
+        more.ok().and_then(Result::ok).flatten().unwrap_or(ticket).outcome().await
     }
 }
 
 /// Purges on a thread of its own, since it may have to scan a million entries. Returns the selectors of the
 /// second purge: the same, and the keys that were known to be a user's, which is no longer known once its entries
-/// are purged.
+/// are purged. The fleet is told of those keys, on that thread: they are told whatever becomes of the task.
 async fn purge_all(
     cache: &Arc<Cache>,
+    fleet: Option<(Fleet, Duration)>,
     kind: EventKind,
     outdated: Vec<Selector>,
     named: usize,
-) -> Vec<Selector> {
+) -> (Vec<Selector>, Option<Ticket>) {
     let span = Span::current();
     let purge = cache.run_blocking(move |cache| {
         let _entered = span.entered();
         let purged = cache.purge(&outdated, PurgeMode::Hard);
         tracing::info!(purged = named + purged.entries, event = kind.as_str(), "hook");
-        outdated.into_iter().chain(purged.key_row_ids.into_iter().map(Selector::KeyId)).collect()
+        let keys: Vec<Selector> = purged.key_row_ids.into_iter().map(Selector::KeyId).collect();
+        let fleet = fleet.filter(|_| !keys.is_empty());
+        let ticket = fleet.map(|(fleet, settle)| fleet.tell(&keys, PurgeMode::Hard, settle));
+        (outdated.into_iter().chain(keys).collect(), ticket)
     });
     purge.await.unwrap_or_default()
 }
@@ -294,7 +324,7 @@ mod tests {
                 settle: Duration::ZERO,
             };
             let cache = Cache::new(&cache::CacheSettings::default());
-            let hooks = Hooks::new(settings, cache, Arc::default(), Clock::System);
+            let hooks = Hooks::new(settings, (cache, Fleet::default()), Arc::default(), Clock::System);
             let event = Event { kind: EventKind::UserDestroy, outdated: vec![Selector::All] };
             let responded = tokio::time::timeout(Duration::from_secs(60), hooks.purge_outdated(event)).await;
             assert!(responded.is_ok() && hooks.tasks.len() == 1, "it goes on after the response");

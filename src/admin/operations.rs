@@ -61,26 +61,37 @@ where
     let Ok(Ok(body)) = tokio::time::timeout(BODY_TIMEOUT, body.collect()).await else {
         return unreadable_body();
     };
-    let (body, upstream) = (body.to_bytes(), Arc::clone(&admin.upstream));
+    let (body, upstream, fleet) = (body.to_bytes(), Arc::clone(&admin.upstream), admin.fleet.clone());
     // Where one is set, the layers above demand it.
     let has_token = admin.access.load().token.is_some();
     let (log, reloader) = (Arc::clone(&admin.log), Arc::clone(&admin.reload));
     let running = admin.run_blocking(&admin.permits.operations, move |cache| {
         let path = head.uri.path();
+        let mut ticket = None;
         let (status, json) = match (path, body.is_empty()) {
             ("/servers", _) => servers::servers(&upstream, &body, Clock::System.now()),
             ("/reload", _) => reload::reload(&*reloader, &body),
             ("/log", _) => reload::log(&log, &body),
             ("/inspect", true) => (StatusCode::OK, inspect::inspect_all(cache)),
             ("/inspect", false) => inspect::inspect(cache, &body),
-            _ => purge::purge(cache, &body),
+            _ => {
+                let (status, json, told) = purge::purge(cache, &fleet, &body);
+                ticket = told;
+                (status, json)
+            }
         };
         if audit::is_change(path, &body) {
             audit::log_change(has_token, &body, status);
         }
-        (status, json.to_string())
+        (status, json, ticket)
     });
-    running.await.map_or_else(internal_error, |(status, body)| json(status, body))
+    let Some((status, mut body, ticket)) = running.await else { return internal_error() };
+    if let Some(ticket) = ticket
+        && let Some(fields) = body.as_object_mut()
+    {
+        fields.insert("fleet".to_owned(), ticket.outcome().await.as_str().into());
+    }
+    json(status, body.to_string())
 }
 
 /// The response to a request whose body could not be read to its end.

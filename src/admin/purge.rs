@@ -1,22 +1,37 @@
 //! `POST /purge`: its JSON body and response.
 
+use std::time::Duration;
+
 use http::StatusCode;
 use serde_json::{Map, Value, json};
 
 use crate::cache::Cache;
 use crate::cache::purge::{PurgeMode, Selector};
+use crate::fleet::Fleet;
+use crate::fleet::ticket::Ticket;
 use crate::route::Caching;
 
-/// Purges the entries that `body` selects.
-pub(super) fn purge(cache: &Cache, body: &[u8]) -> (StatusCode, Value) {
+/// Purges the entries that `body` selects, here and at all gateways of the fleet. The ticket tells what becomes of the
+/// latter, if the body is valid.
+pub(super) fn purge(cache: &Cache, fleet: &Fleet, body: &[u8]) -> (StatusCode, Value, Option<Ticket>) {
     match parse(body) {
         Ok((selector, mode)) => {
-            let purged = cache.purge(std::slice::from_ref(&selector), mode).entries;
+            let selectors = std::slice::from_ref(&selector);
+            // An answer that is on its way here must not be stored once the others have dropped theirs. They do not wait until
+            // all entries were looked through here.
+            let named = cache.purge_by_key(selectors, mode);
+            let ticket = fleet.tell(selectors, mode, Duration::ZERO);
+            let found = cache.purge(selectors, mode);
+            let keys: Vec<Selector> = found.key_row_ids.into_iter().map(Selector::KeyId).collect();
+            // Those of a user, which the others may not know. They are told in this order.
+            let ticket = if keys.is_empty() { ticket } else { fleet.tell(&keys, mode, Duration::ZERO) };
+            let purged = named + found.entries;
             tracing::info!(purged, what = name(&selector), soft = mode == PurgeMode::Soft, "purged");
-            (StatusCode::OK, json!({ "purged": purged }))
+            (StatusCode::OK, json!({ "purged": purged }), Some(ticket))
         }
         Err(message) => {
-            (StatusCode::BAD_REQUEST, json!({ "message": format!("400 Bad Request: {message}") }))
+            let message = json!({ "message": format!("400 Bad Request: {message}") });
+            (StatusCode::BAD_REQUEST, message, None)
         }
     }
 }

@@ -94,7 +94,11 @@ pub(super) fn purge(options: PurgeOptions) -> ExitCode {
         selector.insert("soft".to_owned(), Value::Bool(true));
     }
     call(&options.file, "/purge", &Value::Object(selector).to_string(), |response| {
-        Some(format!("{} answers purged", response.get("purged")?.as_u64()?))
+        let purged = response.get("purged")?.as_u64()?;
+        Some(match response.get("fleet").and_then(Value::as_str) {
+            None | Some("off") => format!("{purged} answers purged"),
+            Some(fleet) => format!("{purged} answers purged here; fleet: {fleet}"),
+        })
     })
 }
 

@@ -133,6 +133,7 @@ fn config(options: &Options, secrets: &Secrets, rails_at: &str) -> io::Result<Ga
         cache: cache::CacheSettings { shadow, ..cache::CacheSettings::default() },
         secrets: SecretSettings::default(),
         upgrade_socket: None,
+        fleet: None,
         limits: ServerLimits::default(),
         tracing: None,
         log: LogSettings::default(),

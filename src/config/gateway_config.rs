@@ -38,6 +38,8 @@ pub struct GatewayConfig {
     pub upgrade_socket: Option<server::ListenAddress>,
     /// Which requests are traced. Without it, none is.
     pub tracing: Option<Arc<crate::otlp::TracingSettings>>,
+    /// The other gateways of this GitLab. Without it, this one is alone.
+    pub fleet: Option<Arc<crate::fleet::settings::FleetSettings>>,
 }
 
 /// Where the secrets come from.

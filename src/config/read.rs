@@ -67,6 +67,7 @@ pub(super) fn config(document: &Document<'_>) -> Option<GatewayConfig> {
         log,
         upgrade_socket,
         tracing,
+        fleet: None,
     })
 }
 

@@ -15,6 +15,7 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
+use super::fleet;
 use super::restart::may_be_another_gitlab;
 use super::secrets::Secrets;
 use super::traces::Tracing;
@@ -24,6 +25,7 @@ use crate::body::unverified::UnverifiedBodies;
 use crate::cache::{Cache, CacheSettings, Lifetimes};
 use crate::clock::Clock;
 use crate::config::{self, GatewayConfig};
+use crate::fleet::Fleet;
 use crate::header::via::Pseudonym;
 use crate::hooks::{HookCounters, Hooks};
 use crate::log::LogCounters;
@@ -79,6 +81,7 @@ pub(crate) struct Shared {
     pub(crate) limits: Arc<ArcSwap<ServerLimits>>,
     pub(crate) upstream: Arc<UpstreamState>,
     pub(crate) cache: Arc<Cache>,
+    pub(crate) fleet: Fleet,
     pub(crate) secret_statuses: Arc<SecretStatuses>,
     pub(crate) checks: watch::Sender<Arc<HealthChecker>>,
     pub(crate) tracing: Tracing,
@@ -230,14 +233,15 @@ impl Shared {
         config: &GatewayConfig,
         admin_is_local: bool,
         hook_counts: &Arc<HookCounters>,
-    ) -> (Self, watch::Receiver<Arc<HealthChecker>>) {
+    ) -> io::Result<(Self, watch::Receiver<Arc<HealthChecker>>)> {
         let upstream = Arc::new(UpstreamState::new(&config.upstream));
         let (checks, checker) = watch::channel(Arc::new(HealthChecker::new(&config.upstream, &upstream)));
         let cache = Cache::new(&config.cache);
-        let hooks = config
-            .hooks
-            .clone()
-            .map(|hooks| Hooks::new(hooks, Arc::clone(&cache), Arc::clone(hook_counts), Clock::System));
+        let fleet = fleet::join(config, &cache)?;
+        let hooks = config.hooks.clone().map(|hooks| {
+            let cleaned = (Arc::clone(&cache), fleet.clone());
+            Hooks::new(hooks, cleaned, Arc::clone(hook_counts), Clock::System)
+        });
         let shared = Self {
             auth: Arc::new(ArcSwap::from_pointee(Authenticator::new(config.auth.clone()))),
             admin: Arc::new(ArcSwap::from_pointee(admin_access(config, admin_is_local))),
@@ -246,11 +250,12 @@ impl Shared {
             limits: Arc::new(ArcSwap::from_pointee(config.limits)),
             upstream,
             cache,
+            fleet,
             secret_statuses: Arc::default(),
             checks,
             tracing: Tracing::new(config),
         };
-        (shared, checker)
+        Ok((shared, checker))
     }
 
     /// Callers are authenticated by these from now on.

@@ -83,14 +83,15 @@ impl WarmRestart {
     }
 }
 
-/// Everything by which two Rails can differ, for each server.
 fn server_identities(upstream: &UpstreamSettings) -> Vec<String> {
+    upstream.servers.iter().map(|server| server_identity(upstream, server)).collect()
+}
+
+/// Everything by which two Rails can differ.
+pub(super) fn server_identity(upstream: &UpstreamSettings, server: &UpstreamServerSettings) -> String {
     let host = upstream.host.as_deref().unwrap_or_default();
-    let identity = |server: &UpstreamServerSettings| {
-        let tls = server.tls.as_ref().map(|tls| format!("{tls}"));
-        format!("{}\0{}\0{host}\0{}", server.name(), server.target.root, tls.unwrap_or_default())
-    };
-    upstream.servers.iter().map(identity).collect()
+    let tls = server.tls.as_ref().map(|tls| format!("{tls}"));
+    format!("{}\0{}\0{host}\0{}", server.name(), server.target.root, tls.unwrap_or_default())
 }
 
 /// Whether these may be servers of another GitLab than those: they have none in common.

@@ -126,7 +126,7 @@ async fn purged_entries_are_not_restored() {
     harness.send(&user()).await;
     let purge = Request::new("POST", "/purge").json(&json!({ "ssh_key": ROOT_KEY }).to_string());
     restart(&mut harness, settings.clone()).await;
-    assert_eq!(harness.gateway.admin.send(&purge).await.json(), json!({"purged": 1}));
+    assert_eq!(harness.gateway.admin.send(&purge).await.json(), json!({"purged": 1, "fleet": "off"}));
     restart(&mut harness, settings).await;
     let (response, asked) = harness.send_counting(&key()).await;
     assert_eq!((response.is_hit(), asked), (false, 1), "{response}");

@@ -165,5 +165,6 @@ fn each_key_is_taken_over_or_named() {
         log: _,
         upgrade_socket: _,
         tracing: _,
+        fleet: _,
     } = files.load(BASE);
 }

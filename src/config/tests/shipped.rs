@@ -32,7 +32,9 @@ fn the_annotated_file_has_the_defaults() {
         log,
         upgrade_socket,
         tracing,
+        fleet,
     } = annotated;
+    assert!(fleet.is_none());
     assert!(
         admin.token.is_none() && admin.hosts.is_empty() && hooks.is_none() && upstream_credential.is_none()
     );

@@ -12,6 +12,7 @@ use crate::admin::{AdminAccess, OperatorPermits, Status};
 use crate::auth::{AuthSettings, Authenticator};
 use crate::body::unverified::UnverifiedBodies;
 use crate::cache::{Cache, CacheSettings};
+use crate::fleet::Fleet;
 use crate::heartbeat::Heartbeats;
 use crate::metrics::{MetricSources, Metrics};
 use crate::reload::{Reload, ReloadError, ReloadStatus, Reloaded};
@@ -60,6 +61,7 @@ fn admin() -> Admin {
         upstream,
         readiness: Arc::default(),
         cache,
+        fleet: Fleet::default(),
         access: Arc::new(ArcSwap::from_pointee(AdminAccess {
             is_local_only: true,
             token: Some(BearerToken::from_text(b"t0ken").unwrap()),

@@ -8,6 +8,7 @@ use tower::service_fn;
 use super::*;
 use crate::cache::{Cache, CacheSettings};
 use crate::clock::Clock;
+use crate::fleet::Fleet;
 use crate::hooks::{HooksSettings, PreviousHookSecrets};
 use crate::secret::BearerToken;
 use crate::server::ListenAddress;
@@ -24,7 +25,12 @@ fn hooks() -> Hooks {
         previous: PreviousHookSecrets::default(),
         settle: Duration::ZERO,
     };
-    Hooks::new(settings, Cache::new(&CacheSettings::default()), Arc::default(), Clock::System)
+    Hooks::new(
+        settings,
+        (Cache::new(&CacheSettings::default()), Fleet::default()),
+        Arc::default(),
+        Clock::System,
+    )
 }
 
 #[tokio::test]

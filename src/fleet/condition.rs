@@ -1,0 +1,117 @@
+//! Whether this gateway hears the fleet, and the fleet hears it. Pure: time comes in as an argument.
+
+use std::time::{Duration, Instant};
+
+use crate::counters::label;
+
+/// What a gateway can promise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum FleetPhase {
+    /// It has not heard anything since it began: answers are kept for `alone_ttl` only, and what it brought from before
+    /// is doubted.
+    Joining = 0,
+    /// It hears what the others tell, and they hear what it tells.
+    Following = 1,
+    /// It hears the others, and cannot tell them anything: Valkey is full, or does not let it write. The others may give old answers.
+    Untold = 2,
+    /// It does not hear the others: answers are kept for `alone_ttl` only.
+    Alone = 3,
+}
+
+impl FleetPhase {
+    /// In the order of their discriminants.
+    pub const ALL: [Self; 4] = [Self::Joining, Self::Following, Self::Untold, Self::Alone];
+
+    /// In metrics, logs and on the status page.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Joining => "joining",
+            Self::Following => "following",
+            Self::Untold => "untold",
+            Self::Alone => "alone",
+        }
+    }
+}
+
+label!(FleetPhase);
+
+/// When all was heard last.
+#[derive(Debug, Default)]
+pub(super) struct Condition {
+    /// The end of the last poll that was complete.
+    complete_at: Option<Instant>,
+    /// Whether all is heard and dropped.
+    is_following: bool,
+}
+
+impl Condition {
+    /// A poll has brought all that there is. Returns whether the gateway is not alone any more: for that, what it heard
+    /// has to be dropped, too.
+    pub(super) fn complete(&mut self, now: Instant, is_all_dropped: bool) -> bool {
+        self.complete_at = Some(now);
+        let begins = !self.is_following && is_all_dropped;
+        self.is_following |= begins;
+        begins
+    }
+
+    /// Returns whether the gateway is alone from now on.
+    pub(super) fn check(&mut self, now: Instant, alone_after: Duration) -> bool {
+        let ends = self.is_following && self.silent_for(now).is_none_or(|silent| silent >= alone_after);
+        self.is_following &= !ends;
+        ends
+    }
+
+    /// How long ago all was heard; `None` if never.
+    pub(super) fn silent_for(&self, now: Instant) -> Option<Duration> {
+        Some(now.saturating_duration_since(self.complete_at?))
+    }
+
+    /// `untold_for` is how long the oldest purge has waited for Valkey.
+    pub(super) fn phase(&self, untold_for: Option<Duration>, alone_after: Duration) -> FleetPhase {
+        match (self.complete_at, self.is_following) {
+            (None, _) => FleetPhase::Joining,
+            (Some(_), false) => FleetPhase::Alone,
+            (Some(_), true) if untold_for.is_some_and(|waited| waited >= alone_after) => FleetPhase::Untold,
+            (Some(_), true) => FleetPhase::Following,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const AFTER: Duration = Duration::from_secs(2);
+
+    #[test]
+    fn a_gateway_is_alone_from_alone_after_on_until_all_is_heard_and_dropped() {
+        let (mut condition, begin) = (Condition::default(), Instant::now());
+        let at = |ms| begin + Duration::from_millis(ms);
+        assert_eq!(condition.phase(None, AFTER), FleetPhase::Joining);
+        assert!(!condition.check(at(9_000), AFTER), "it has not been anything else");
+        assert!(condition.complete(at(10_000), true));
+        assert_eq!(condition.phase(None, AFTER), FleetPhase::Following);
+        assert!(!condition.complete(at(10_500), false), "it is still following while it drops something");
+        assert!(!condition.check(at(12_499), AFTER) && condition.check(at(12_500), AFTER));
+        assert_eq!(condition.phase(None, AFTER), FleetPhase::Alone);
+        assert!(!condition.check(at(13_000), AFTER), "it is told once");
+        assert!(!condition.complete(at(14_000), false));
+        assert_eq!(condition.phase(None, AFTER), FleetPhase::Alone, "something is not dropped yet");
+        assert_eq!(condition.silent_for(at(14_001)), Some(Duration::from_millis(1)));
+        assert!(condition.complete(at(14_500), true));
+        assert_eq!(condition.phase(None, AFTER), FleetPhase::Following);
+    }
+
+    #[test]
+    fn who_is_heard_by_nobody_says_so() {
+        let (mut condition, now) = (Condition::default(), Instant::now());
+        let short = AFTER.saturating_sub(Duration::from_millis(1));
+        assert_eq!(condition.phase(Some(AFTER), AFTER), FleetPhase::Joining);
+        condition.complete(now, true);
+        assert_eq!(condition.phase(Some(short), AFTER), FleetPhase::Following);
+        assert_eq!(condition.phase(Some(AFTER), AFTER), FleetPhase::Untold);
+        condition.check(now + AFTER, AFTER);
+        assert_eq!(condition.phase(Some(AFTER), AFTER), FleetPhase::Alone);
+    }
+}

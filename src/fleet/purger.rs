@@ -1,0 +1,192 @@
+//! Drops what other gateways say is to be dropped, in the order of the stream, on a thread for blocking work: it may have to
+//! look through a million entries. Purges that come meanwhile share the next look.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use super::counters::{DoubtReason, FleetCounters};
+use super::message::Purge;
+use crate::cache::Cache;
+use crate::cache::purge::{PurgeMode, Selector};
+use crate::clock::Clock;
+
+/// How many purges can wait. With more, all that is kept is doubted.
+const MAX_PURGES: usize = 10_000;
+
+/// How many selectors are looked for at one time.
+const MAX_SELECTORS: usize = 1_000;
+
+/// How long nothing is done at most, if there is nothing to do.
+const LONGEST_REST: Duration = Duration::from_secs(3_600);
+
+/// Purges that were heard, and those to be done once more.
+#[derive(Debug)]
+pub(super) struct Purger {
+    cache: Arc<Cache>,
+    counters: Arc<FleetCounters>,
+    work: Mutex<Work>,
+    is_new: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Work {
+    heard: VecDeque<Purge>,
+    /// Some is being dropped.
+    is_busy: bool,
+    /// To be dropped again when Rails tells the truth for certain.
+    settling: BTreeMap<(Instant, u64), (Vec<Selector>, PurgeMode)>,
+    settle_count: u64,
+    /// When to doubt in place of dropping again.
+    doubt_at: Option<Instant>,
+}
+
+/// The next thing to do.
+enum Step {
+    Drop(Vec<Purge>),
+    DropAgain(Vec<Selector>, PurgeMode),
+    Doubt,
+    Rest(Instant),
+}
+
+impl Purger {
+    pub(super) fn new(cache: Arc<Cache>, counters: Arc<FleetCounters>) -> Self {
+        Self { cache, counters, work: Mutex::default(), is_new: Notify::new() }
+    }
+
+    /// Fences off at once the flights that may bring what the purge is about, and has it dropped.
+    pub(super) fn push(&self, purge: Purge, now: Instant) {
+        self.cache.purge_by_key(&purge.selectors, purge.mode);
+        let mut work = self.work.lock();
+        work.heard.push_back(purge);
+        let overflow = work.heard.len() > MAX_PURGES;
+        if overflow {
+            // The doubt stands for all of them, now and once Rails tells the truth.
+            let settle = work.heard.drain(..).map(|purge| purge.settle()).max().unwrap_or_default();
+            work.doubt_later(now + settle);
+        }
+        drop(work);
+        if overflow {
+            self.doubt(DoubtReason::Overflow);
+        }
+        self.is_new.notify_one();
+    }
+
+    /// A purge may have been missed.
+    pub(super) fn doubt(&self, reason: DoubtReason) {
+        self.cache.doubt_all();
+        self.counters.doubts.increment(reason);
+        tracing::warn!(
+            why = reason.as_str(),
+            "a purge of another gateway may have been missed: what is kept is used only if Rails fails"
+        );
+    }
+
+    /// At that time, doubts what is kept.
+    pub(super) fn doubt_later(&self, at: Instant) {
+        self.work.lock().doubt_later(at);
+        self.is_new.notify_one();
+    }
+
+    /// Whether all that was heard is dropped.
+    pub(super) fn is_idle(&self) -> bool {
+        let work = self.work.lock();
+        work.heard.is_empty() && !work.is_busy
+    }
+
+    /// Does the work, for as long as the gateway runs.
+    pub(super) async fn run(&self) {
+        loop {
+            let now = Clock::System.now();
+            let step = self.work.lock().next_step(now);
+            match step {
+                Step::Drop(purges) => self.drop_heard(purges).await,
+                Step::DropAgain(selectors, mode) => drop(self.drop_entries(selectors, mode).await),
+                Step::Doubt => self.doubt(DoubtReason::Overflow),
+                Step::Rest(until) => tokio::select! {
+                    () = self.is_new.notified() => {}
+                    () = tokio::time::sleep_until(until.into()) => {}
+                },
+            }
+        }
+    }
+
+    async fn drop_heard(&self, purges: Vec<Purge>) {
+        let mode = purges.first().map_or(PurgeMode::Hard, |purge| purge.mode);
+        let settle = purges.iter().map(Purge::settle).max().unwrap_or_default();
+        let (selectors, accepted): (Vec<_>, Vec<_>) =
+            purges.into_iter().map(|purge| (purge.selectors, purge.accepted_at_ms)).unzip();
+        let again = self.drop_entries(selectors.concat(), mode).await;
+        let unix = Clock::System.unix_time();
+        for accepted_at_ms in accepted {
+            self.counters.count_heard(unix.saturating_sub(Duration::from_millis(accepted_at_ms)));
+        }
+        let mut work = self.work.lock();
+        work.is_busy = false;
+        if !settle.is_zero() {
+            work.drop_later(Clock::System.now() + settle, again, mode);
+        }
+    }
+
+    /// Returns what to drop once more: the same, and the keys that were known to be a user's.
+    async fn drop_entries(&self, selectors: Vec<Selector>, mode: PurgeMode) -> Vec<Selector> {
+        let again = selectors.clone();
+        let dropped = self.cache.run_blocking(move |cache| cache.purge(&selectors, mode)).await;
+        let key_row_ids = dropped.unwrap_or_default().key_row_ids;
+        again.into_iter().chain(key_row_ids.into_iter().map(Selector::KeyId)).collect()
+    }
+}
+
+impl Work {
+    fn next_step(&mut self, now: Instant) -> Step {
+        if self.doubt_at.is_some_and(|at| now >= at) {
+            self.doubt_at = None;
+            return Step::Doubt;
+        }
+        if let Some(settled) = self.settling.first_entry()
+            && settled.key().0 <= now
+        {
+            let (selectors, mode) = settled.remove();
+            return Step::DropAgain(selectors, mode);
+        }
+        let purges = self.next_purges();
+        if !purges.is_empty() {
+            self.is_busy = true;
+            return Step::Drop(purges);
+        }
+        let settled_at = self.settling.first_key_value().map(|((at, _), _)| *at);
+        let until = settled_at.into_iter().chain(self.doubt_at).min();
+        Step::Rest(until.unwrap_or(now + LONGEST_REST))
+    }
+
+    /// Those that can share a look: of one mode, so that the order of hard and soft ones stays.
+    fn next_purges(&mut self) -> Vec<Purge> {
+        let Some(mode) = self.heard.front().map(|purge| purge.mode) else { return Vec::new() };
+        let mut selectors = 0;
+        let fitting = self.heard.iter().take_while(|purge| {
+            selectors += purge.selectors.len();
+            purge.mode == mode && selectors <= MAX_SELECTORS
+        });
+        let count = fitting.count().max(1);
+        self.heard.drain(..count).collect()
+    }
+
+    fn drop_later(&mut self, at: Instant, selectors: Vec<Selector>, mode: PurgeMode) {
+        if self.settling.len() >= MAX_PURGES {
+            self.doubt_later(at);
+            return;
+        }
+        self.settle_count += 1;
+        self.settling.insert((at, self.settle_count), (selectors, mode));
+    }
+
+    fn doubt_later(&mut self, at: Instant) {
+        self.doubt_at = Some(self.doubt_at.map_or(at, |other| other.max(at)));
+    }
+}
+
+#[cfg(test)]
+mod tests;

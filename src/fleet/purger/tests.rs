@@ -1,0 +1,144 @@
+use http::{HeaderMap, StatusCode};
+
+use super::*;
+use crate::cache::fill::LeaderOrFollower;
+use crate::cache::storable::{NoStoreReason, Storable};
+use crate::cache::{CacheSettings, EntryKind, Freshness, Key, Lifetimes};
+use crate::route::Caching;
+
+fn purger() -> Arc<Purger> {
+    Arc::new(Purger::new(Cache::new(&CacheSettings::default()), Arc::default()))
+}
+
+fn user(id: u64) -> Key {
+    Key::UserById(id)
+}
+
+/// Rails is asked now, and answers when this is called.
+fn ask(cache: &Arc<Cache>, id: u64) -> impl FnOnce() -> Result<(), NoStoreReason> + use<> {
+    let now = Clock::System.now();
+    let LeaderOrFollower::Leader(guard) = cache.lead_or_follow(&user(id), now) else { unreachable!("{id}") };
+    move || {
+        let age_limits = Lifetimes::default().age_limits(Caching::Discover, EntryKind::Positive);
+        let storable =
+            Storable { kind: EntryKind::Positive, age_limits, expires_at: None, subject_id: Some(id) };
+        guard.store(StatusCode::OK, &HeaderMap::new(), br#"{"username":"root"}"#, storable)
+    }
+}
+
+fn state(purger: &Purger, id: u64) -> Option<Freshness> {
+    purger.cache.lookup(&user(id), Clock::System.now()).map(|hit| hit.freshness)
+}
+
+fn purge(selector: Selector, mode: PurgeMode, settle_s: u64) -> Purge {
+    let (settle, at) = (Duration::from_secs(settle_s), Clock::System.unix_time());
+    Purge::new(&[selector], mode, settle, at)
+}
+
+/// Until there is nothing to do now.
+async fn work(purger: &Arc<Purger>) {
+    loop {
+        let step = purger.work.lock().next_step(Clock::System.now());
+        match step {
+            Step::Drop(heard) => purger.drop_heard(heard).await,
+            Step::DropAgain(selectors, mode) => drop(purger.drop_entries(selectors, mode).await),
+            Step::Doubt => purger.doubt(DoubtReason::Overflow),
+            Step::Rest(_) => return,
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_heard_is_dropped_and_once_more_after_it_has_settled() {
+    let purger = purger();
+    for id in [1, 2] {
+        ask(&purger.cache, id)().unwrap();
+    }
+    let on_its_way = ask(&purger.cache, 3);
+    purger.push(purge(Selector::Username("root".into()), PurgeMode::Hard, 5), Clock::System.now());
+    assert!(!purger.is_idle());
+    assert_eq!(on_its_way(), Err(NoStoreReason::Fenced), "flights are fenced off at once");
+    work(&purger).await;
+    assert!(purger.is_idle());
+    assert_eq!([1, 2, 3].map(|id| state(&purger, id)), [None; 3]);
+    assert_eq!(purger.counters.heard.load(std::sync::atomic::Ordering::Relaxed), 1);
+    // A replica of Rails' database that is behind.
+    ask(&purger.cache, 1)().unwrap();
+    tokio::time::advance(Duration::from_millis(4_900)).await;
+    work(&purger).await;
+    assert_eq!(state(&purger, 1), Some(Freshness::Fresh));
+    tokio::time::advance(Duration::from_millis(200)).await;
+    work(&purger).await;
+    assert_eq!(state(&purger, 1), None);
+    ask(&purger.cache, 1)().unwrap();
+    tokio::time::advance(Duration::from_secs(10)).await;
+    work(&purger).await;
+    assert_eq!(state(&purger, 1), Some(Freshness::Fresh), "only once more");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_soft_purge_by_key_drops_nothing() {
+    let purger = purger();
+    ask(&purger.cache, 1)().unwrap();
+    let on_its_way = ask(&purger.cache, 2);
+    purger.push(purge(Selector::UserId(1), PurgeMode::Soft, 0), Clock::System.now());
+    assert_eq!(state(&purger, 1), Some(Freshness::Fresh), "until it was looked for");
+    work(&purger).await;
+    assert_eq!(state(&purger, 1), Some(Freshness::StaleWhileRevalidate));
+    purger.push(purge(Selector::UserId(2), PurgeMode::Soft, 0), Clock::System.now());
+    assert_eq!(on_its_way(), Err(NoStoreReason::Fenced));
+}
+
+#[tokio::test(start_paused = true)]
+async fn more_than_can_wait_is_doubted_once_and_once_more_after_it_has_settled() {
+    let purger = purger();
+    ask(&purger.cache, 1)().unwrap();
+    let doubts = |purger: &Purger| purger.counters.doubts.get(DoubtReason::Overflow);
+    for id in 0..=10_000 {
+        assert_eq!(doubts(&purger), 0);
+        purger.push(purge(Selector::KeyId(id), PurgeMode::Hard, 5), Clock::System.now());
+    }
+    for id in 0..1_000 {
+        purger.push(purge(Selector::KeyId(id), PurgeMode::Hard, 0), Clock::System.now());
+    }
+    assert_eq!((doubts(&purger), state(&purger, 1)), (1, Some(Freshness::Doubted)));
+    work(&purger).await;
+    ask(&purger.cache, 1)().unwrap();
+    assert_eq!(state(&purger, 1), Some(Freshness::Fresh));
+    tokio::time::advance(Duration::from_secs(5)).await;
+    work(&purger).await;
+    assert_eq!((doubts(&purger), state(&purger, 1)), (2, Some(Freshness::Doubted)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_remembered_until_it_settles_is_doubted_then() {
+    let purger = purger();
+    let now = Clock::System.now();
+    let at = now + Duration::from_secs(5);
+    for _ in 0..=MAX_PURGES {
+        purger.work.lock().drop_later(at, vec![Selector::KeyId(7)], PurgeMode::Hard);
+    }
+    ask(&purger.cache, 1)().unwrap();
+    work(&purger).await;
+    assert_eq!(state(&purger, 1), Some(Freshness::Fresh));
+    tokio::time::advance(Duration::from_secs(5)).await;
+    assert!(matches!(purger.work.lock().next_step(Clock::System.now()), Step::Doubt));
+    assert!(matches!(purger.work.lock().next_step(Clock::System.now()), Step::DropAgain(..)));
+}
+
+#[test]
+fn purges_share_a_look_in_their_order() {
+    let mut work = Work::default();
+    let modes = [PurgeMode::Hard, PurgeMode::Hard, PurgeMode::Soft, PurgeMode::Hard];
+    work.heard.extend(modes.map(|mode| purge(Selector::All, mode, 0)));
+    let many: Vec<Selector> = (0..256).map(Selector::KeyId).collect();
+    let large = Purge::new(&many, PurgeMode::Hard, Duration::ZERO, Duration::ZERO);
+    work.heard.extend([(); 5].map(|()| large.clone()));
+    let looks: Vec<_> = std::iter::from_fn(|| {
+        let purges = work.next_purges();
+        Some((purges.first()?.mode, purges.len()))
+    })
+    .collect();
+    let (hard, soft) = (PurgeMode::Hard, PurgeMode::Soft);
+    assert_eq!(looks, [(hard, 2), (soft, 1), (hard, 4), (hard, 2)]);
+}

@@ -1,0 +1,154 @@
+//! Hears what the others tell, over a connection of its own: whatever else is sent over one that waits has to wait, too.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use super::backoff::Backoff;
+use super::bus::{ANOTHER_MASTER, Bus, End};
+use super::connection::{Connection, ConnectionError};
+use super::follower::News;
+use super::stream::{Poll, StreamId};
+use crate::clock::Clock;
+
+/// How many entries one poll brings at most. With fewer, it is complete. Halved when a reply is late: many of the largest
+/// messages take their time.
+const MAX_ENTRIES: usize = 256;
+
+/// How much of the stream is read again after a doubt. What Rails is asked for after the doubt may still be old, if what
+/// changed it was told before: it is dropped once more after its settle time, as by those who heard it at once.
+const REREAD: Duration = Duration::from_secs(60);
+const MAX_REREAD_PAGES: usize = 64;
+
+/// Wake-ups that bring something are no closer together: under load, one brings what many publishers have told.
+const COALESCE: Duration = Duration::from_millis(2);
+
+/// The first poll asks what there is, and does not wait.
+const NO_WAIT: Duration = Duration::from_millis(1);
+
+/// Listens for as long as the gateway runs.
+pub(super) async fn read(bus: Arc<Bus>) {
+    let mut reader = Reader { resets: bus.resets.subscribe(), bus, max_entries: MAX_ENTRIES };
+    let mut backoff = Backoff::default();
+    loop {
+        let Err(end) = reader.follow(&mut backoff).await;
+        if matches!(end, End::Failed(ConnectionError::Late(..))) {
+            reader.max_entries = (reader.max_entries / 2).max(1);
+        }
+        tokio::time::sleep(reader.bus.count_failure("reader", &end, &mut backoff)).await;
+    }
+}
+
+struct Reader {
+    bus: Arc<Bus>,
+    resets: watch::Receiver<u64>,
+    max_entries: usize,
+}
+
+impl Reader {
+    /// Over one connection, until that ends.
+    async fn follow(&mut self, backoff: &mut Backoff) -> Result<Infallible, End> {
+        let bus = Arc::clone(&self.bus);
+        self.resets.mark_unchanged();
+        let opened = bus.connect("railgate-reader", backoff).await?;
+        let connection = opened.connection;
+        let is_anew = bus.follower.lock().connected(opened.identity);
+        if is_anew {
+            self.begin(&connection, opened.last_id).await?;
+        }
+        let mut wait = NO_WAIT;
+        loop {
+            let (from, begin) = (bus.follower.lock().read_from(), Clock::System.now());
+            let poll = tokio::select! {
+                poll = connection.poll(&bus.stream, from, (wait, self.max_entries)) => poll?,
+                () = bus.servers.replaced(&opened.address) => return Err(ANOTHER_MASTER),
+                // The sender is in the bus.
+                _ = self.resets.changed() => return Err(End::GivenUp("the publisher is not heard")),
+            };
+            if !poll.is_master {
+                return Err(ConnectionError::NotMaster.into());
+            }
+            let is_complete = self.hear(&poll);
+            if bus.follower.lock().is_without_anchor() && from != StreamId::default() {
+                let last = connection.last_id(&bus.stream).await?;
+                self.begin(&connection, last).await?;
+            }
+            backoff.worked();
+            self.max_entries = (self.max_entries * 2).min(MAX_ENTRIES);
+            wait = if is_complete { bus.settings.poll } else { NO_WAIT };
+            if is_complete && !poll.entries.is_empty() {
+                tokio::time::sleep_until((begin + COALESCE).into()).await;
+            }
+        }
+    }
+
+    /// Returns whether these were all entries that there were.
+    fn hear(&self, poll: &Poll) -> bool {
+        let bus = &self.bus;
+        let now = Clock::System.now();
+        let (news, has_anchor) = {
+            let mut follower = bus.follower.lock();
+            let read = (&poll.entries[..], poll.anchor_found);
+            (follower.polled(read, &bus.seal, (now, unix_ms())), !follower.is_without_anchor())
+        };
+        self.apply(news, now);
+        let is_complete = poll.entries.len() < self.max_entries;
+        if is_complete && has_anchor {
+            bus.complete();
+        }
+        is_complete
+    }
+
+    /// Sets `last` as the new anchor, doubts what is kept, and hears what was told a short time before.
+    async fn begin(&self, connection: &Connection, last: Option<StreamId>) -> Result<(), ConnectionError> {
+        let bus = &self.bus;
+        let news = bus.follower.lock().begin(last, unix_ms());
+        self.apply(news, Clock::System.now());
+        bus.breaks.send_modify(|breaks| *breaks += 1);
+        if let Some(last) = last {
+            return self.reread(connection, last).await;
+        }
+        bus.needs_hello.store(true, Ordering::Release);
+        bus.to_send.notify_one();
+        Ok(())
+    }
+
+    async fn reread(&self, connection: &Connection, last: StreamId) -> Result<(), ConnectionError> {
+        let back = u64::try_from(REREAD.as_millis()).unwrap_or(u64::MAX);
+        let mut from = StreamId::from_milliseconds(last.milliseconds.saturating_sub(back));
+        for _ in 0..MAX_REREAD_PAGES {
+            let mut entries = connection.range(&self.bus.stream, from, MAX_ENTRIES).await?;
+            let is_last = entries.len() < MAX_ENTRIES;
+            entries.retain(|entry| entry.id <= last);
+            let now = Clock::System.now();
+            let news = self.bus.follower.lock().reread(&entries, &self.bus.seal, now);
+            self.apply(news, now);
+            match entries.last() {
+                Some(entry) if !is_last && entry.id < last => from = entry.id.next(),
+                _ => return Ok(()),
+            }
+        }
+        // As many purges as that: whatever Rails tells meanwhile is doubted.
+        self.bus.purger.doubt_later(Clock::System.now() + REREAD);
+        Ok(())
+    }
+
+    fn apply(&self, news: Vec<News>, now: Instant) {
+        let bus = &self.bus;
+        for one in news {
+            match one {
+                News::Purge(_, purge) => bus.purger.push(purge, now),
+                News::Echo(id, number, _) => bus.outbox.lock().heard(number, id, bus.polls()),
+                News::Doubt(reason) => bus.purger.doubt(reason),
+                News::Unreadable(what) => bus.counters.unreadable.increment(what),
+            }
+        }
+    }
+}
+
+fn unix_ms() -> u64 {
+    u64::try_from(Clock::System.unix_time().as_millis()).unwrap_or(u64::MAX)
+}
