@@ -9,6 +9,7 @@ mod cache;
 mod diagnostic;
 mod document;
 mod explain;
+mod fleet;
 mod gateway_config;
 mod key;
 mod listen;

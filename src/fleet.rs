@@ -14,6 +14,7 @@
 //! [`keys`] derives names and seals; [`message`] is what travels. `reader`, `publisher` and `purger` are the tasks.
 
 pub mod acl;
+pub mod address;
 mod backoff;
 mod bus;
 mod condition;

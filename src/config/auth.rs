@@ -141,6 +141,16 @@ pub(super) fn secret<T>(
 ) -> Option<Located<T>> {
     let file =
         section.string(key, "the path of a file", |text| (!text.is_empty()).then(|| PathBuf::from(text)))?;
+    load_secret(document, &file, advice, load)
+}
+
+/// The same for a key that was read.
+pub(super) fn load_secret<T>(
+    document: &Document<'_>,
+    file: &Located<PathBuf>,
+    advice: &str,
+    load: impl FnOnce(&Path) -> Result<T, SecretError>,
+) -> Option<Located<T>> {
     if let Some((_, role)) = ROLES.into_iter().find(|(name, _)| *name == file.key) {
         document.secret_files.borrow_mut().push(SecretFile { role, path: file.value.clone() });
     }
@@ -154,7 +164,7 @@ pub(super) fn secret<T>(
                 );
                 document.warn(file.offset, &file.key, message);
             }
-            Some(Located { value, key: file.key, offset: file.offset })
+            Some(Located { value, key: file.key.clone(), offset: file.offset })
         }
         Err(error) => {
             let advice = match &error {

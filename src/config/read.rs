@@ -4,7 +4,7 @@ use super::document::{Document, Section};
 use super::gateway_config::{AdminSettings, GatewayConfig, LogSettings, SecretSettings};
 use super::key::KeyRead;
 use super::scalars::{HOUR, MILLISECOND, ZERO, as_usize, duration, size};
-use super::{auth, cache, listen, traces, upstream};
+use super::{auth, cache, fleet, listen, traces, upstream};
 use crate::auth::upstream_credential::UpstreamCredential;
 use crate::log::LogFormat;
 use crate::route::Class;
@@ -40,6 +40,7 @@ pub(super) fn config(document: &Document<'_>) -> Option<GatewayConfig> {
     let log = log(&mut root);
     let upgrade_socket = listen::upgrade_socket(document, &mut root, &own);
     let tracing = traces::tracing(document, &mut root, &own);
+    let fleet = fleet::fleet(document, &mut root, &own);
     root.reject_unknown_keys();
     let (
         upstream::UpstreamSection { settings: upstream, credential, secret, forward_prefixes },
@@ -67,7 +68,7 @@ pub(super) fn config(document: &Document<'_>) -> Option<GatewayConfig> {
         log,
         upgrade_socket,
         tracing,
-        fleet: None,
+        fleet,
     })
 }
 

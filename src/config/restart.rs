@@ -33,6 +33,7 @@ impl GatewayConfig {
             "cache.max_refreshes": cache.max_refreshes;
             "cache.snapshot": cache.snapshot;
             "cache.shadow": cache.shadow;
+            "fleet": fleet;
         }
         keys.extend(self.keep_listeners(running));
         keys.extend(self.keep_hooks(running));

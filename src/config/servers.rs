@@ -178,7 +178,7 @@ pub(super) fn tls_of_each(
     Some(settings)
 }
 
-const VERSION_1: &str = "holds a certificate of X.509 version 1. An authority may have one, but if it is the server's own, \
+pub(super) const VERSION_1: &str = "holds a certificate of X.509 version 1. An authority may have one, but if it is the server's own, \
                          no connection can be made; make one of version 3, as with openssl req -x509 -addext \
                          subjectAltName=DNS:HOST";
 
@@ -197,15 +197,19 @@ fn trusted_roots(
 }
 
 /// The files that a section names.
-struct TlsFiles<'a, 'd, 't> {
-    document: &'a Document<'t>,
-    section: &'a mut Section<'d, 't>,
-    name: &'a str,
+pub(super) struct TlsFiles<'a, 'd, 't> {
+    pub(super) document: &'a Document<'t>,
+    pub(super) section: &'a mut Section<'d, 't>,
+    pub(super) name: &'a str,
 }
 
 impl TlsFiles<'_, '_, '_> {
     /// `None` if there is no such key, or if the file cannot be used, which is reported.
-    fn file<T>(&mut self, key: &'static str, load: impl FnOnce(&Path) -> Result<T, TlsError>) -> Option<T> {
+    pub(super) fn file<T>(
+        &mut self,
+        key: &'static str,
+        load: impl FnOnce(&Path) -> Result<T, TlsError>,
+    ) -> Option<T> {
         let file = self
             .section
             .string(key, "the path of a file", |text| (!text.is_empty()).then(|| PathBuf::from(text)))?;
@@ -216,7 +220,7 @@ impl TlsFiles<'_, '_, '_> {
             .ok()
     }
 
-    fn identity(&mut self) -> Option<ClientIdentity> {
+    pub(super) fn identity(&mut self) -> Option<ClientIdentity> {
         let has = ["certificate_file", "key_file"].map(|key| self.section.has(key));
         if has == [true, false] || has == [false, true] {
             let message = "certificate_file and key_file go together; name both or none";

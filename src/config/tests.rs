@@ -2,6 +2,7 @@ mod admin;
 mod all_mistakes;
 mod documented;
 mod files;
+mod fleet;
 mod keys;
 mod listeners;
 mod mistakes;
@@ -64,6 +65,9 @@ impl Files {
         files.write("client.key", &signing_key.serialize_pem());
         files.write("tls.pem", &cert.pem());
         files.write("collector-ca.pem", &cert.pem());
+        files.write("valkey-ca.pem", &cert.pem());
+        files.write("valkey_password", "v4lkey\n");
+        files.write("sentinel_password", "s3ntinel\n");
         files.write(
             "tracing.headers",
             "# For the collector.\n\nAuthorization: Bearer c0llector\r\nX-Scope-OrgID:a\n",

@@ -7,7 +7,7 @@ use crate::upstream::tls::Tls;
 use crate::upstream::{UpstreamAddress, without_zone};
 
 /// The section `[fleet]` of the configuration. Without it, the gateway is alone.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FleetSettings {
     /// Where Valkey is.
     pub servers: ValkeyServers,
@@ -79,7 +79,7 @@ pub struct ValkeyCredential {
 }
 
 /// TLS to Valkey.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FleetTls {
     tls: Tls,
     server_name: Option<String>,

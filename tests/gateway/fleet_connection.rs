@@ -106,7 +106,7 @@ async fn a_server_has_to_prove_its_name_by_a_trusted_authority() {
     let error = refused(&by_ip, &none, Some(&tls(&right, "127.0.0.1", None))).await;
     assert!(error.contains("not valid for name"), "{error}");
     let error = refused(&by_ip, &none, Some(&tls(&other, "127.0.0.1", Some("localhost")))).await;
-    assert!(error.contains("UnknownIssuer") || error.contains("signature"), "{error}");
+    assert!(error.contains("UnknownIssuer") || error.contains("BadSignature"), "{error}");
     // Sentinels name addresses, so the name may have to be said.
     let named = tls(&right, "127.0.0.1", Some("localhost"));
     Connection::open(&by_ip, &none, Some(&named), "test").await.unwrap().ping().await.unwrap();

@@ -16,7 +16,7 @@ pub(super) fn expected(text: &str) -> Vec<String> {
 }
 
 const MISTAKES: &str = r#"colour = "red"
-#^ colour: unknown key; known here: workers, listen, admin, hooks, upstream, auth, cache, limits, log, upgrade, tracing
+#^ colour: unknown key; known here: workers, listen, admin, hooks, upstream, auth, cache, limits, log, upgrade, tracing, fleet
 
 [[listen]]
 #^ listen.address: is required: an IP address with a port, unix: and an absolute path, or systemd: and a name, such as "127.0.0.1:8181"

@@ -34,6 +34,7 @@ fn every_key_can_come_from_the_environment() {
             "auth.kas.audience",
             "tracing.service_name",
             "tracing.tls.server_name",
+            "fleet.tls.server_name",
         ];
         let takes_any_text = any_text.contains(&key.path().as_str());
         let is_reported = errors.iter().any(|error| error.starts_with(&begin));
@@ -79,7 +80,7 @@ fn mistakes_in_variables_name_the_variable() {
     for (name, value, expected) in [
         ("RAILGATE_UPSTREAM__ULR", "x", "sets no key; did you mean RAILGATE_UPSTREAM__URL"),
         ("RAILGATE_UPSTREAM_URL", "x", "sets no key; did you mean RAILGATE_UPSTREAM__URL"),
-        ("RAILGATE_URL", "x", "sets no key; did you mean RAILGATE_UPSTREAM__URL"),
+        ("RAILGATE_URL", "x", "sets no key; did you mean RAILGATE_FLEET__URL or RAILGATE_UPSTREAM__URL"),
         ("RAILGATE_upstream__url", "x", "sets no key; "),
         ("RAILGATE_UPSTREAM", "x", "sets no key; "),
         ("RAILGATE_LISTEN__ADDRESS", "x", "sets no key; did you mean RAILGATE_LISTEN__0__ADDRESS"),
@@ -244,7 +245,7 @@ fn unknown_keys_have_a_hint() {
             "[discover]\nttl = '1s'\n",
             &[
                 "test.toml:5: discover: unknown key; known here: workers, listen, admin, hooks, upstream, auth, cache, \
-               limits, log, upgrade, tracing; there is cache.discover",
+               limits, log, upgrade, tracing, fleet; there is cache.discover",
             ],
         ),
     ] {

@@ -1,16 +1,19 @@
 //! What a reload takes over, and what it names instead: each key is one of the two.
 
 use super::keys::load;
-use super::shipped::uncommented;
+use super::shipped::{FLEET_URL, uncommented};
 use super::*;
 use crate::config::key::KeyKind;
 
 /// The annotated file with every key, each with a value, and with several servers of Rails; or, for the key of one, less.
 fn text_with(key: &KeyRead) -> String {
-    if key.path() == "upstream.url" {
-        return BASE.to_owned();
+    match key.path().as_str() {
+        "upstream.url" => return BASE.to_owned(),
+        "fleet.url" => return format!("{BASE}[fleet]\n{FLEET_URL}"),
+        _ => {}
     }
     uncommented()
+        .replace(FLEET_URL, "")
         .replace("127.0.0.1:9181", "unix:/run/railgate/admin.sock")
         .replace("127.0.0.1:8282", "unix:/run/railgate/hooks.sock")
         .replace("http://127.0.0.1:4318", "https://127.0.0.1:4318")
@@ -55,6 +58,7 @@ fn candidates(key: &KeyRead, files: &Files) -> Vec<String> {
             "1",
             "1.3",
             "http://10.9.9.9:80",
+            "redis://10.9.9.9",
             "https://10.9.9.9",
             "http://10.9.9.9:80/gitlab",
             "https://10.9.9.9/gitlab",
@@ -68,7 +72,7 @@ fn candidates(key: &KeyRead, files: &Files) -> Vec<String> {
 }
 
 /// What a restart takes, as the log and the answer name it.
-const RESTART: [&str; 16] = [
+const RESTART: [&str; 17] = [
     "admin.address",
     "admin.connections",
     "auth.shell.max_unverified",
@@ -78,6 +82,7 @@ const RESTART: [&str; 16] = [
     "cache.max_refreshes",
     "cache.shadow",
     "cache.snapshot",
+    "fleet",
     "hooks.address",
     "hooks.connections",
     "limits.connections",
@@ -88,7 +93,7 @@ const RESTART: [&str; 16] = [
 ];
 
 /// What is not shown, or does not change alone; it is part of what is taken over as a whole.
-const OPAQUE: [&str; 8] = [
+const OPAQUE: [&str; 11] = [
     "upstream.credential",
     "upstream.tls.ca_file",
     "upstream.tls.certificate_file",
@@ -97,6 +102,9 @@ const OPAQUE: [&str; 8] = [
     "tracing.tls.ca_file",
     "tracing.tls.certificate_file",
     "tracing.tls.key_file",
+    "fleet.tls.ca_file",
+    "fleet.tls.certificate_file",
+    "fleet.tls.key_file",
 ];
 
 #[test]

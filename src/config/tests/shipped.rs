@@ -10,6 +10,9 @@ pub(super) fn uncommented() -> String {
     lines.flat_map(|line| [line, "\n"]).collect()
 }
 
+/// Either it or the Sentinels can be used.
+pub(super) const FLEET_URL: &str = "url = \"redis://10.0.0.5:6379\"\n";
+
 #[test]
 fn the_annotated_file_has_the_defaults() {
     let files = Files::new();
@@ -64,6 +67,7 @@ fn every_key_of_the_annotated_file_is_accepted() {
         .replace("127.0.0.1:9181", "unix:/run/railgate/admin.sock")
         .replace("127.0.0.1:8282", "unix:/run/railgate/hooks.sock")
         .replace("http://127.0.0.1:4318", "https://127.0.0.1:4318")
+        .replace(FLEET_URL, "")
         // Either one server or several.
         .replace("url = \"http+unix://%2Fvar%2Fopt%2Fgitlab%2Fgitlab-workhorse%2Fsockets%2Fsocket\"\n", "");
     let settings = Files::new().load(&text);
