@@ -6,6 +6,7 @@ mod config_file;
 mod configuration;
 mod demo;
 mod doctor;
+mod fleet;
 mod health;
 mod hook;
 mod logging;
@@ -54,6 +55,8 @@ enum Command {
     Inspect(admin::InspectOptions),
     /// Show the state of each server of Rails in a running gateway, or drain one
     Servers(admin::ServersOptions),
+    /// Show how a running gateway is in its fleet, and who else is there
+    Fleet(fleet::Options),
     /// Set up the System Hook by which GitLab notifies a gateway of changes
     #[command(subcommand)]
     Hook(hook::Command),
@@ -80,6 +83,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Purge(options) => admin::purge(options),
         Command::Inspect(options) => admin::inspect(options),
         Command::Servers(options) => admin::servers(options),
+        Command::Fleet(options) => fleet::main(&options),
         Command::Hook(command) => hook::main(&command),
         Command::Health(options) => health::main(&options),
         Command::Top(options) => top::main(&options),

@@ -1,7 +1,7 @@
 //! The life of the process: binds the sockets, starts the threads, and drains them at the end.
 
 mod background;
-mod fleet;
+pub mod fleet;
 mod live;
 mod operators;
 mod restart;
@@ -100,6 +100,7 @@ impl Gateway {
             others: sockets.others(),
             certificates: certificates.clone(),
             hooks: hook_counts,
+            fleet: shared.fleet.clone(),
             log: Arc::clone(&log),
             reload: Arc::clone(&status),
             secrets: Arc::clone(&shared.secret_statuses),

@@ -2,6 +2,7 @@
 
 mod document;
 mod events;
+mod fleet;
 mod history;
 
 use std::sync::Arc;

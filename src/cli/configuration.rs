@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use railgate::config;
+use railgate::config::{self, GatewayConfig};
+use railgate::fleet::acl::acl_line;
+use railgate::gateway::fleet::fleet_keys;
 
 use super::config_file::ConfigFile;
 use super::output::{print_config_error, print_error, print_line, print_warning};
@@ -52,6 +54,9 @@ fn check_file(file: &Path) -> ExitCode {
     match config::load(file) {
         Ok(loaded) => {
             loaded.warnings.iter().for_each(print_warning);
+            if let Some((fleet, acl)) = fleet(&loaded.config) {
+                print_line(&format!("fleet {fleet}; what its user of Valkey has to be allowed:\n{acl}"));
+            }
             print("ok")
         }
         Err(error) => {
@@ -59,6 +64,13 @@ fn check_file(file: &Path) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The name of the fleet, and the line that makes a user of Valkey for it.
+fn fleet(config: &GatewayConfig) -> Option<(String, String)> {
+    let user = config.fleet.as_ref()?.credential.user.as_deref().unwrap_or("railgate");
+    let keys = fleet_keys(config)?;
+    Some((keys.fleet().to_owned(), acl_line(user, keys.fleet())))
 }
 
 pub(super) fn main(command: &Command) -> ExitCode {

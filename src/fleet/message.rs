@@ -93,6 +93,11 @@ impl Purge {
 /// The name of a process on the bus.
 pub type Publisher = [u8; 8];
 
+/// The name as people see it: 16 hexadecimal digits.
+pub fn process_name(publisher: Publisher) -> String {
+    format!("{:016x}", u64::from_be_bytes(publisher))
+}
+
 /// Seals the messages of this process, and opens those of all.
 pub struct MessageSeal {
     fleet: String,

@@ -16,6 +16,7 @@ use crate::body::unverified::UnverifiedBodies;
 use crate::cache::shadow::AGE_BOUNDS;
 use crate::cache::{Cache, EntryKind};
 use crate::clock::Clock;
+use crate::fleet::Fleet;
 use crate::heartbeat::Heartbeats;
 use crate::hooks;
 use crate::log;
@@ -27,6 +28,7 @@ use crate::server::{Capacity, ServerTls};
 use crate::trace::SpanQueue;
 use crate::upstream::{ClassAdmission, UpstreamState};
 
+mod fleet;
 mod listeners;
 mod reload;
 mod servers;
@@ -42,6 +44,8 @@ pub struct MetricSources {
     pub cache: Arc<Cache>,
     /// What all workers share of the upstream side.
     pub upstream: Arc<UpstreamState>,
+    /// The other gateways.
+    pub fleet: Fleet,
     /// GitLab's System Hooks.
     pub hooks: Arc<hooks::HookCounters>,
     /// Log lines that were not written.
@@ -67,6 +71,7 @@ impl Collector for MetricSources {
         self.encode_cache(&mut encoder)?;
         self.encode_shadow(&mut encoder)?;
         self.encode_hooks(&mut encoder)?;
+        fleet::encode(&self.fleet, &mut encoder)?;
         self.encode_clock_skew(&mut encoder)?;
         self.encode_unverified(&mut encoder)?;
         self.encode_log(&mut encoder)?;

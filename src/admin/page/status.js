@@ -164,6 +164,12 @@ function draw() {
 
 // --- The whole page ---
 
+const FLEET_STATES = {
+  joining: "Has not heard the fleet yet",
+  untold: "Cannot tell the fleet: other gateways may give old answers",
+  alone: "Does not hear the fleet: answers are kept for a short time only",
+};
+
 function showState(status) {
   const up = status.servers.filter((server) => ["up", "slow_start"].includes(server.state)).length;
   let [text, kind] = [`Rails answers: ${up} of ${status.servers.length} servers in rotation`, "good"];
@@ -171,6 +177,7 @@ function showState(status) {
   if (up === 0) [text, kind] = ["No server of Rails is up", "bad"];
   if (status.rails.away) [text, kind] = [`Rails cannot be reached: ${status.rails.cause || "cause unknown"}`, "bad"];
   if (status.rails.outages.length) [text, kind] = [`Rails fails: ${status.rails.outages.join(", ")} answered stale`, "bad"];
+  if (status.fleet && kind !== "bad" && FLEET_STATES[status.fleet.state]) [text, kind] = [`${text}. ${FLEET_STATES[status.fleet.state]}`, "warn"];
   const hanging = status.threads.filter((thread) => thread.silent_s >= 10).map((thread) => thread.thread);
   if (hanging.length) [text, kind] = [`A thread hangs: ${hanging.join(", ")}`, "bad"];
   setText($("state"), text);
@@ -235,9 +242,28 @@ function showTables(status) {
   fill("ages", status.ages.map((one) => [one.up_to_s === null ? "older" : duration(one.up_to_s), count(one.positive), count(one.negative)]), "not counted yet");
   fill("hooks", pairs(status.hooks.events).map(([name, n]) => [name.replaceAll("_", " "), n])
     .concat([["refused: wrong token", count(status.hooks.refused)], ["not read: too many", count(status.hooks.shed)]]));
+  showFleet(status.fleet);
   fill("listeners", status.listeners.map((one) => [one.listener, count(one.open), count(one.limit), count(one.evicted), count(one.turned_away)]));
   fill("health", [["log lines lost", count(status.log.dropped)], ["log lines counted instead of written", count(status.log.suppressed)]]
     .concat(status.threads.map((one) => [`${one.thread}: silent for`, `${count(one.silent_s)} s`])));
+}
+
+function showFleet(fleet) {
+  $("fleet").hidden = $("fleet-link").hidden = !fleet;
+  if (!fleet) return;
+  const some = (counts) => Object.entries(counts).filter(([, n]) => n > 0).map(([name, n]) => `${name} ${count(n)}`).join(", ") || "none";
+  const isGood = fleet.state === "following";
+  fill("fleet-table", [
+    ["fleet", wide(fleet.fleet)], ["this process", wide(fleet.process)],
+    ["state", { text: fleet.state, className: isGood ? "wide up" : "wide down" }],
+    ["all was heard", wide(fleet.silent_s === null ? "never" : `${duration(fleet.silent_s)} ago`)],
+    ["purges that wait for Valkey", wide(fleet.untold_s === null ? count(fleet.outbox) : `${count(fleet.outbox)}, for ${duration(fleet.untold_s)}`)],
+    ["purges told", wide(some(fleet.told))], ["purges heard", wide(count(fleet.heard))],
+    ["after, p50 and p99", wide(`${duration(fleet.delay.p50)}, ${duration(fleet.delay.p99)}`)],
+    ["told again", wide(count(fleet.again))], ["doubts", wide(some(fleet.doubts))],
+    ["unreadable entries", wide(some(fleet.unreadable))], ["connections", wide(some(fleet.connections))],
+  ]);
+  fill("members", fleet.members.map((one) => [one.process, `${duration(one.heard_s)} ago`, count(one.purges)]), "no other gateway was heard");
 }
 
 let shown = null;

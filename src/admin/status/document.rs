@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::fleet;
 use super::history::{is_cacheable, is_hit, ratio};
 use crate::admin::servers;
 use crate::cache::EntryKind;
@@ -47,6 +48,7 @@ pub(super) fn figures(
         "stores": stores(sources),
         "ages": ages.iter().map(age).collect::<Vec<_>>(),
         "hooks": hooks(sources),
+        "fleet": fleet::figures(&sources.fleet),
         "listeners": listeners(sources),
         "log": {
             "dropped": sources.log.dropped().map(|(_, _, lines)| lines).sum::<u64>(),

@@ -46,6 +46,7 @@ fn admin() -> Admin {
         cache: Arc::clone(&cache),
         upstream: Arc::clone(&upstream),
         hooks: Arc::default(),
+        fleet: Fleet::default(),
         log: Arc::default(),
         reload: Arc::new(ReloadStatus::new(0)),
         secrets: Arc::default(),
