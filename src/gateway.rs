@@ -32,6 +32,7 @@ use crate::admin::{Admin, OperatorPermits, Status};
 use crate::body::unverified::UnverifiedBodies;
 use crate::clock::Clock;
 use crate::config::GatewayConfig;
+use crate::fleet::Fleet;
 use crate::heartbeat::{Heartbeat, Heartbeats};
 use crate::hooks::{HookCounters, Hooks};
 use crate::log::LogCounters;
@@ -171,6 +172,11 @@ impl Gateway {
     /// The address of the admin listener.
     pub fn admin_address(&self) -> io::Result<String> {
         self.operators.socket.address()
+    }
+
+    /// Its part in its fleet.
+    pub fn fleet(&self) -> Fleet {
+        self.live.shared.fleet.clone()
     }
 
     /// Serves until `shutdown` is cancelled, or until another process has taken over; then drains: it is not ready any

@@ -28,6 +28,7 @@ mod gateway {
     mod frames;
     mod harness;
     mod log;
+    mod pods;
     mod valkey;
 
     // The tests.
@@ -51,6 +52,9 @@ mod gateway {
     mod early_responses;
     mod first_run;
     mod fleet_connection;
+    mod fleet_losses;
+    mod fleet_outages;
+    mod fleet_purges;
     mod fleet_servers;
     mod framing;
     mod half_closed;

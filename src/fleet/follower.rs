@@ -56,8 +56,9 @@ const FAR_AHEAD_MS: u64 = 3_600_000;
 #[derive(Debug)]
 pub struct Follower {
     own: Publisher,
-    /// Of the server that the anchor is on; `None` if there is none or it does not say.
+    /// Of the server that the anchor is on; `None` if it does not say.
     identity: Option<Identity>,
+    has_connected: bool,
     /// The last entry that was read; `None` if the stream is empty.
     anchor: Option<StreamId>,
     /// What is to be doubted once there is an anchor.
@@ -80,17 +81,31 @@ impl Follower {
     /// For the process with this name, which has not read anything yet.
     pub fn new(own: Publisher) -> Self {
         let pending = Some(DoubtReason::Start);
-        Self { own, identity: None, anchor: None, pending, is_far_ahead: false, members: HashMap::new() }
+        Self {
+            own,
+            identity: None,
+            has_connected: false,
+            anchor: None,
+            pending,
+            is_far_ahead: false,
+            members: HashMap::new(),
+        }
     }
 
     /// A connection is open. Returns whether the stream has to be [begun anew](Self::begin): else it goes on behind the anchor.
     pub fn connected(&mut self, identity: Option<Identity>) -> bool {
         let is_same = identity.is_some() && self.identity == identity;
-        self.identity = identity;
+        (self.identity, self.has_connected) = (identity, true);
         if !is_same {
             self.lose_anchor(DoubtReason::Server);
         }
         self.pending.is_some()
+    }
+
+    /// Whether the publisher, which is at this server, may be at another one than the reader: behind a virtual address, a
+    /// connection to the server of before may live on. Those that do not say which one they are cannot be told apart.
+    pub fn may_be_elsewhere(&self, identity: Option<&Identity>) -> bool {
+        self.has_connected && (identity.is_none() || self.identity.as_ref() != identity)
     }
 
     fn lose_anchor(&mut self, reason: DoubtReason) {

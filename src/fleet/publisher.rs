@@ -64,10 +64,16 @@ impl Publisher {
     /// Over one connection, until that ends or all is told at the end of the process.
     async fn tell(&mut self, backoff: &mut Backoff) -> Result<(), End> {
         let bus = Arc::clone(&self.bus);
-        self.may_have_lost |= self.breaks.has_changed().unwrap_or_default();
+        let has_followed = self.breaks.has_changed().unwrap_or_default() || self.may_have_lost;
+        self.may_have_lost = has_followed;
         self.breaks.mark_unchanged();
         let opened = bus.connect("railgate-publisher", backoff).await?;
-        let connection = opened.connection;
+        let (connection, identity) = (opened.connection, opened.identity.as_ref());
+        // One that has come after the reader to a server that does not say which one it is has to believe it.
+        let is_believed = has_followed && identity.is_none();
+        if !is_believed && bus.follower.lock().may_be_elsewhere(identity) {
+            bus.resets.send_modify(|resets| *resets += 1);
+        }
         if self.may_have_lost {
             self.look_for_lost(&connection).await?;
             self.may_have_lost = false;

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use railgate::fleet::Fleet;
 use railgate::service_manager::ServiceManager;
 use railgate::{Gateway, config};
 use tokio::task::JoinHandle;
@@ -186,6 +187,7 @@ pub struct RunningGateway {
     pub unix: Address,
     pub admin: Address,
     pub hooks: Option<Address>,
+    pub fleet: Fleet,
     shutdown: CancellationToken,
     ended: Option<JoinHandle<std::io::Result<bool>>>,
 }
@@ -215,6 +217,7 @@ impl RunningGateway {
         let addresses = gateway.addresses().to_vec();
         let admin = Address::parse(&gateway.admin_address().unwrap());
         let hooks = gateway.hooks_address().unwrap().map(|address| Address::parse(&address));
+        let fleet = gateway.fleet();
         let shutdown = CancellationToken::new();
         let ended = Some(tokio::spawn(gateway.run(shutdown.clone())));
         Self {
@@ -222,6 +225,7 @@ impl RunningGateway {
             unix: Address::parse(&addresses[1]),
             admin,
             hooks,
+            fleet,
             shutdown,
             ended,
         }

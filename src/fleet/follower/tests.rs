@@ -83,6 +83,23 @@ fn another_life_of_the_server_is_doubted_behind_a_new_anchor() {
 }
 
 #[test]
+fn a_publisher_at_another_server_is_noticed() {
+    let mut follower = Follower::new(seal().publisher());
+    assert!(!follower.may_be_elsewhere(server("a").as_ref()), "there is no connection yet");
+    for (reader, publisher, may_be_elsewhere) in
+        [("a", "a", false), ("a", "b", true), ("a", "", true), ("", "a", true), ("", "", true)]
+    {
+        let [reader, publisher] = [reader, publisher].map(|life| server(life).filter(|_| !life.is_empty()));
+        follower.connected(reader.clone());
+        assert_eq!(
+            follower.may_be_elsewhere(publisher.as_ref()),
+            may_be_elsewhere,
+            "{reader:?} {publisher:?}"
+        );
+    }
+}
+
+#[test]
 fn a_lost_anchor_is_doubted_once_there_is_a_new_one() {
     let (mut follower, own, other) = following();
     let news = follower.polled((&[says(&other, 11, 1)], false), &own, (Instant::now(), NOW_MS));
