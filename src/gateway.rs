@@ -30,6 +30,7 @@ use self::upgrade::{NextProcess, Predecessor};
 use self::worker::{HooksThread, Worker, WorkerPhases};
 use crate::admin::{Admin, OperatorPermits, Status};
 use crate::body::unverified::UnverifiedBodies;
+use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::GatewayConfig;
 use crate::fleet::Fleet;
@@ -223,11 +224,7 @@ impl Gateway {
             operators.stop().await;
         }
         background.shutdown().await;
-        // Purges go on after their clients have disconnected, and purged entries must not be saved.
-        cache.wait_for_blocking_tasks().await;
-        // They may have told something.
-        fleet.end().await;
-        cache.wait_for_blocking_tasks().await;
+        end_purges(&cache, &fleet).await;
         // By the secret of now. What is in use is with the process that has taken over.
         if let Some(warm) = live.config().as_ref().and_then(WarmRestart::new).filter(|_| !is_replaced) {
             warm.save(Arc::clone(&cache)).await;
@@ -281,6 +278,14 @@ fn start_workers(workers: Vec<Worker>, phases: &Arc<WorkerPhases>) -> io::Result
     let cannot =
         |error: io::Error| io::Error::new(error.kind(), format!("cannot start the workers: {error}"));
     workers.into_iter().map(start).collect::<io::Result<_>>().map_err(cannot)
+}
+
+/// Purges go on after their clients have disconnected, and purged entries must not be saved. Operators and hooks are gone.
+async fn end_purges(cache: &Cache, fleet: &Fleet) {
+    cache.wait_for_blocking_tasks().await;
+    // They may have told something, and what was heard goes on being dropped until here.
+    fleet.end().await;
+    cache.wait_for_blocking_tasks().await;
 }
 
 /// Whether all requests have ended in time.

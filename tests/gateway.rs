@@ -52,6 +52,7 @@ mod gateway {
     mod early_responses;
     mod first_run;
     mod fleet_connection;
+    mod fleet_delay;
     mod fleet_losses;
     mod fleet_outages;
     mod fleet_purges;

@@ -24,6 +24,8 @@ use super::stream::{Entry, Identity, StreamId};
 pub enum News {
     /// Another gateway says that something is to be dropped.
     Purge(StreamId, Purge),
+    /// The same, for the second time: it was told before the anchor.
+    Reread(StreamId, Purge),
     /// What this process has said itself, and dropped before.
     Echo(StreamId, u64, Purge),
     /// Something may have been missed. The place in the stream is known, so it can be doubted now.
@@ -173,7 +175,7 @@ impl Follower {
             }
             self.note(envelope.publisher, envelope.number, &message, now);
             if let Message::Purge(purge) = message {
-                purges.push(News::Purge(entry.id, purge));
+                purges.push(News::Reread(entry.id, purge));
             }
         }
         purges

@@ -42,6 +42,11 @@ pub(super) async fn publish(bus: Arc<Bus>) {
     let mut backoff = Backoff::default();
     loop {
         let Err(end) = publisher.tell(&mut backoff).await else { return };
+        let is_done = publisher.bus.outbox.lock().untold().0 == 0;
+        if publisher.bus.ending.is_cancelled() && is_done {
+            // It goes without a word.
+            return;
+        }
         let pause = publisher.bus.count_failure("publisher", &end, &mut backoff);
         tokio::select! {
             () = tokio::time::sleep(pause) => {}

@@ -34,7 +34,8 @@ pub(super) struct Purger {
 
 #[derive(Debug, Default)]
 struct Work {
-    heard: VecDeque<Purge>,
+    /// Each with whether it is heard for the first time.
+    heard: VecDeque<(Purge, bool)>,
     /// Some is being dropped.
     is_busy: bool,
     /// To be dropped again when Rails tells the truth for certain.
@@ -46,7 +47,7 @@ struct Work {
 
 /// The next thing to do.
 enum Step {
-    Drop(Vec<Purge>),
+    Drop(Vec<(Purge, bool)>),
     DropAgain(Vec<Selector>, PurgeMode),
     Doubt,
     Rest(Instant),
@@ -57,15 +58,16 @@ impl Purger {
         Self { cache, counters, work: Mutex::default(), is_new: Notify::new() }
     }
 
-    /// Fences off at once the flights that may bring what the purge is about, and has it dropped.
-    pub(super) fn push(&self, purge: Purge, now: Instant) {
+    /// Fences off at once the flights that may bring what the purge is about, and has it dropped. What is not new is not
+    /// counted.
+    pub(super) fn push(&self, purge: Purge, is_new: bool, now: Instant) {
         self.cache.purge_by_key(&purge.selectors, purge.mode);
         let mut work = self.work.lock();
-        work.heard.push_back(purge);
+        work.heard.push_back((purge, is_new));
         let overflow = work.heard.len() > MAX_PURGES;
         if overflow {
             // The doubt stands for all of them, now and once Rails tells the truth.
-            let settle = work.heard.drain(..).map(|purge| purge.settle()).max().unwrap_or_default();
+            let settle = work.heard.drain(..).map(|(purge, _)| purge.settle()).max().unwrap_or_default();
             work.doubt_later(now + settle);
         }
         drop(work);
@@ -114,15 +116,14 @@ impl Purger {
         }
     }
 
-    async fn drop_heard(&self, purges: Vec<Purge>) {
-        let mode = purges.first().map_or(PurgeMode::Hard, |purge| purge.mode);
-        let settle = purges.iter().map(Purge::settle).max().unwrap_or_default();
-        let (selectors, accepted): (Vec<_>, Vec<_>) =
-            purges.into_iter().map(|purge| (purge.selectors, purge.accepted_at_ms)).unzip();
-        let again = self.drop_entries(selectors.concat(), mode).await;
+    async fn drop_heard(&self, purges: Vec<(Purge, bool)>) {
+        let mode = purges.first().map_or(PurgeMode::Hard, |(purge, _)| purge.mode);
+        let settle = purges.iter().map(|(purge, _)| purge.settle()).max().unwrap_or_default();
+        let selectors = purges.iter().flat_map(|(purge, _)| purge.selectors.iter().cloned()).collect();
+        let again = self.drop_entries(selectors, mode).await;
         let unix = Clock::System.unix_time();
-        for accepted_at_ms in accepted {
-            self.counters.count_heard(unix.saturating_sub(Duration::from_millis(accepted_at_ms)));
+        for (purge, _) in purges.iter().filter(|(_, is_new)| *is_new) {
+            self.counters.count_heard(unix.saturating_sub(Duration::from_millis(purge.accepted_at_ms)));
         }
         let mut work = self.work.lock();
         work.is_busy = false;
@@ -163,10 +164,10 @@ impl Work {
     }
 
     /// Those that can share a look: of one mode, so that the order of hard and soft ones stays.
-    fn next_purges(&mut self) -> Vec<Purge> {
-        let Some(mode) = self.heard.front().map(|purge| purge.mode) else { return Vec::new() };
+    fn next_purges(&mut self) -> Vec<(Purge, bool)> {
+        let Some(mode) = self.heard.front().map(|(purge, _)| purge.mode) else { return Vec::new() };
         let mut selectors = 0;
-        let fitting = self.heard.iter().take_while(|purge| {
+        let fitting = self.heard.iter().take_while(|(purge, _)| {
             selectors += purge.selectors.len();
             purge.mode == mode && selectors <= MAX_SELECTORS
         });

@@ -140,7 +140,8 @@ impl Reader {
         let bus = &self.bus;
         for one in news {
             match one {
-                News::Purge(_, purge) => bus.purger.push(purge, now),
+                News::Purge(_, purge) => bus.purger.push(purge, true, now),
+                News::Reread(_, purge) => bus.purger.push(purge, false, now),
                 News::Echo(id, number, _) => bus.outbox.lock().heard(number, id, bus.polls()),
                 News::Doubt(reason) => bus.purger.doubt(reason),
                 News::Unreadable(what) => bus.counters.unreadable.increment(what),

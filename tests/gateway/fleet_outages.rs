@@ -113,8 +113,9 @@ async fn what_a_fail_over_has_lost_is_doubted_and_told_again() {
     })
     .await;
     assert_eq!(two.heard(), 50, "who had heard it does not drop it again");
+    let heard = two.heard();
     one.purge_until_told().await;
-    two.wait_until_heard(51).await;
+    two.wait_until_heard(heard + 1).await;
 }
 
 /// It takes itself for a master for ten seconds after it has woken, answers polls and takes messages, all of them lost. "My

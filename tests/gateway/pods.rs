@@ -42,9 +42,12 @@ pub fn user() -> Request {
 
 /// Rails has deleted the key.
 pub fn delete_key(rails: &FakeRails) {
-    rails.respond_with(|request| match request.is_for("authorized_keys") {
-        true => of_one_request(request, 404, r#"{"message":"404 Key Not Found"}"#),
-        false => gitlab(request),
+    rails.respond_with(|request| {
+        if request.is_for("authorized_keys") {
+            of_one_request(request, 404, r#"{"message":"404 Key Not Found"}"#)
+        } else {
+            gitlab(request)
+        }
     });
 }
 
@@ -76,10 +79,6 @@ impl Pod {
         let pod = Self::begin(rails, fleet, |setup| setup);
         pod.wait_for(FleetPhase::Following).await;
         pod
-    }
-
-    pub fn dir(&self) -> &Scratch {
-        &self.dir
     }
 
     pub async fn send(&self, request: &Request) -> Response {

@@ -167,16 +167,25 @@ impl Valkey {
 
     /// A field of `INFO`.
     pub async fn info(&self, field: &str) -> String {
-        let Value::BulkString(info) = self.command(&["INFO", "everything"]).await else { panic!("no INFO") };
+        self.try_info(field).await.unwrap_or_else(|error| panic!("{field}: {error}"))
+    }
+
+    async fn try_info(&self, field: &str) -> redis::RedisResult<String> {
+        let Value::BulkString(info) = self.try_command(&["INFO", "everything"]).await? else {
+            panic!("no INFO")
+        };
         let info = String::from_utf8(info).unwrap();
         let value = info.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
-        value.unwrap_or_else(|| panic!("no {field} in {info}")).trim().to_owned()
+        Ok(value.unwrap_or_else(|| panic!("no {field} in {info}")).trim().to_owned())
     }
 
     /// Waits until a field of `INFO` has this value.
     #[track_caller]
     pub fn wait_for_info<'s>(&'s self, field: &'s str, value: &'s str) -> impl Future<Output = ()> + 's {
-        eventually(field, move || async move { (self.info(field).await == value).then_some(()) })
+        eventually(field, move || async move {
+            // A replica that becomes a master ends its connections.
+            (self.try_info(field).await.ok()? == value).then_some(())
+        })
     }
 
     /// Ends the connections whose name (`CLIENT SETNAME`) begins so. How many there were.

@@ -208,7 +208,7 @@ fn what_is_read_again_is_dropped_again_and_tells_who_is_there() {
     for _ in 0..2 {
         assert_eq!(
             follower.reread(&entries, &own, Instant::now()),
-            [News::Purge(at(7), purge(1))],
+            [News::Reread(at(7), purge(1))],
             "but not what is this process' own"
         );
     }

@@ -55,7 +55,7 @@ async fn what_is_heard_is_dropped_and_once_more_after_it_has_settled() {
         ask(&purger.cache, id)().unwrap();
     }
     let on_its_way = ask(&purger.cache, 3);
-    purger.push(purge(Selector::Username("root".into()), PurgeMode::Hard, 5), Clock::System.now());
+    purger.push(purge(Selector::Username("root".into()), PurgeMode::Hard, 5), true, Clock::System.now());
     assert!(!purger.is_idle());
     assert_eq!(on_its_way(), Err(NoStoreReason::Fenced), "flights are fenced off at once");
     work(&purger).await;
@@ -81,11 +81,11 @@ async fn a_soft_purge_by_key_drops_nothing() {
     let purger = purger();
     ask(&purger.cache, 1)().unwrap();
     let on_its_way = ask(&purger.cache, 2);
-    purger.push(purge(Selector::UserId(1), PurgeMode::Soft, 0), Clock::System.now());
+    purger.push(purge(Selector::UserId(1), PurgeMode::Soft, 0), true, Clock::System.now());
     assert_eq!(state(&purger, 1), Some(Freshness::Fresh), "until it was looked for");
     work(&purger).await;
     assert_eq!(state(&purger, 1), Some(Freshness::StaleWhileRevalidate));
-    purger.push(purge(Selector::UserId(2), PurgeMode::Soft, 0), Clock::System.now());
+    purger.push(purge(Selector::UserId(2), PurgeMode::Soft, 0), true, Clock::System.now());
     assert_eq!(on_its_way(), Err(NoStoreReason::Fenced));
 }
 
@@ -96,10 +96,10 @@ async fn more_than_can_wait_is_doubted_once_and_once_more_after_it_has_settled()
     let doubts = |purger: &Purger| purger.counters.doubts.get(DoubtReason::Overflow);
     for id in 0..=10_000 {
         assert_eq!(doubts(&purger), 0);
-        purger.push(purge(Selector::KeyId(id), PurgeMode::Hard, 5), Clock::System.now());
+        purger.push(purge(Selector::KeyId(id), PurgeMode::Hard, 5), true, Clock::System.now());
     }
     for id in 0..1_000 {
-        purger.push(purge(Selector::KeyId(id), PurgeMode::Hard, 0), Clock::System.now());
+        purger.push(purge(Selector::KeyId(id), PurgeMode::Hard, 0), true, Clock::System.now());
     }
     assert_eq!((doubts(&purger), state(&purger, 1)), (1, Some(Freshness::Doubted)));
     work(&purger).await;
@@ -130,13 +130,13 @@ async fn what_cannot_be_remembered_until_it_settles_is_doubted_then() {
 fn purges_share_a_look_in_their_order() {
     let mut work = Work::default();
     let modes = [PurgeMode::Hard, PurgeMode::Hard, PurgeMode::Soft, PurgeMode::Hard];
-    work.heard.extend(modes.map(|mode| purge(Selector::All, mode, 0)));
+    work.heard.extend(modes.map(|mode| (purge(Selector::All, mode, 0), true)));
     let many: Vec<Selector> = (0..256).map(Selector::KeyId).collect();
     let large = Purge::new(&many, PurgeMode::Hard, Duration::ZERO, Duration::ZERO);
-    work.heard.extend([(); 5].map(|()| large.clone()));
+    work.heard.extend([(); 5].map(|()| (large.clone(), true)));
     let looks: Vec<_> = std::iter::from_fn(|| {
         let purges = work.next_purges();
-        Some((purges.first()?.mode, purges.len()))
+        Some((purges.first()?.0.mode, purges.len()))
     })
     .collect();
     let (hard, soft) = (PurgeMode::Hard, PurgeMode::Soft);
