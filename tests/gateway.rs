@@ -54,6 +54,7 @@ mod gateway {
     mod fleet_connection;
     mod fleet_delay;
     mod fleet_losses;
+    mod fleet_operators;
     mod fleet_outages;
     mod fleet_purges;
     mod fleet_servers;

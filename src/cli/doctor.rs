@@ -4,6 +4,7 @@
 mod alerts;
 mod diagnose;
 mod finding;
+mod fleet;
 mod machine;
 mod prometheus;
 mod running;
@@ -101,6 +102,9 @@ pub(super) fn main(options: &Options) -> ExitCode {
         };
         report.add(&server.name(), findings);
     }
+    if let Ok(Some((name, findings))) = client::block_on(async { Ok(fleet::examine(config).await) }) {
+        report.add(&format!("the fleet {name}"), findings);
+    }
     let subject = format!("the gateway on {}", config.admin.address);
     report.add(&subject, examine_gateway(config));
     if let Some(url) = &options.prometheus {
@@ -122,7 +126,7 @@ fn examine_gateway(config: &GatewayConfig) -> Vec<Finding> {
         Ok((StatusCode::OK, text)) => {
             let text = String::from_utf8_lossy(&text);
             let scrape = Scrape::parse(&text);
-            let mut found = running::findings(&scrape, config.hooks.is_some());
+            let mut found = running::findings(&scrape, (config.hooks.is_some(), config.fleet.is_some()));
             found.extend(alerts::findings(&scrape, since_epoch().as_secs_f64()));
             found
         }

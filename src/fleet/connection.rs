@@ -182,6 +182,19 @@ impl Connection {
         reply::id(&value).ok_or(ConnectionError::Unexpected("XADD"))
     }
 
+    /// Whether an entry could be appended. None is, since there is no such stream.
+    pub async fn try_add(&self, stream: &str) -> Result<(), ConnectionError> {
+        let mut command = cmd("XADD");
+        command.arg(format!("{stream}:none")).arg("NOMKSTREAM").arg("*").arg("").arg("");
+        self.send("XADD", &command).await.map(|_| ())
+    }
+
+    /// What the server does when its memory is full (`maxmemory-policy`). `None` if it does not tell.
+    pub async fn eviction_policy(&self) -> Result<Option<String>, ConnectionError> {
+        let info = self.send("INFO", cmd("INFO").arg("memory")).await?;
+        Ok(reply::info_field(&info, "maxmemory_policy"))
+    }
+
     /// How many replicas have what was written over this connection, after waiting for that up to 100 ms.
     pub async fn wait(&self, replicas: u32) -> Result<u64, ConnectionError> {
         let mut command = cmd("WAIT");

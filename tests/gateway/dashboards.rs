@@ -12,6 +12,7 @@ use serde_json::Value;
 use super::certificates::CertificateAuthority;
 use super::client::Request;
 use super::harness::{Harness, Scratch, Setup};
+use super::valkey::Valkey;
 
 const RULES: &str = "deploy/prometheus/railgate.rules.yaml";
 const RULE_TESTS: [&str; 2] =
@@ -74,7 +75,9 @@ async fn exposed_series() -> BTreeSet<String> {
     let files = CertificateAuthority::new().issue_to_files(&setup.dir, "localhost");
     let [certificate, key] = files.map(|file| file.display().to_string());
     let tls = format!("tls = {{ certificate_file = {certificate:?}, key_file = {key:?} }}");
-    let harness = setup.tcp(tls).start().await;
+    let valkey = Valkey::start().await;
+    let harness = setup.tcp(tls).text("fleet.url", &valkey.url()).start().await;
+    harness.wait_for_metric("railgate_fleet_state{state=\"following\"}", 1).await;
     let metrics = harness.metrics().await;
     let types = metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
     let samples = types.flat_map(|(name, kind)| {

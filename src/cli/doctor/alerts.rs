@@ -25,7 +25,7 @@ const fn ticket(name: &'static str, row: &'static str, judge: fn(&Scrape<'_>, f6
 const DAY: f64 = 86_400.0;
 
 /// The conditions are those of the rules, without `for`.
-const ALERTS: [Alert; 13] = [
+const ALERTS: [Alert; 15] = [
     page("RailgateRailsUnreachable", "rails-unreachable", |scrape, _| {
         each(scrape, "railgate_upstream_away", |away| {
             (away.value > 0.0).then(|| "the running gateway finds Rails away".into())
@@ -63,6 +63,19 @@ const ALERTS: [Alert; 13] = [
     ticket("RailgateSecretUnusable", "secret-unusable", |scrape, _| {
         each(scrape, "railgate_secret_file_usable", |file| {
             (file.value < 1.0).then(|| format!("the file of the secret {} holds none", file.label("secret")))
+        })
+    }),
+    page("RailgateFleetPurgesWait", "fleet-untold", |scrape, _| {
+        each(scrape, "railgate_fleet_untold_seconds", |untold| {
+            let waits = untold.value > 30.0;
+            waits.then(|| format!("purges have waited for Valkey for {:.0} s", untold.value))
+        })
+    }),
+    ticket("RailgateFleetAlone", "fleet-alone", |scrape, _| {
+        each(scrape, "railgate_fleet_state", |fleet| {
+            let state = fleet.label("state");
+            let is_alone = fleet.value > 0.0 && ["alone", "joining"].contains(&state);
+            is_alone.then(|| format!("it does not hear the other gateways: {state}"))
         })
     }),
     ticket("RailgateReloadFailed", "reload-failed", |scrape, _| {

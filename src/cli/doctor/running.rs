@@ -3,13 +3,16 @@
 use super::finding::Finding;
 use super::scrape::Scrape;
 
-/// By its `/metrics`. `has_hooks`: the configuration has `[hooks]`.
-pub(super) fn findings(scrape: &Scrape<'_>, has_hooks: bool) -> Vec<Finding> {
+/// By its `/metrics`. Whether the configuration has `[hooks]`, and `[fleet]`.
+pub(super) fn findings(scrape: &Scrape<'_>, (has_hooks, has_fleet): (bool, bool)) -> Vec<Finding> {
     let sum = |name: &str| scrape.sum(name);
     let compared = |result| scrape.sum_where("railgate_shadow_checks_total", "result", result);
     let mut found = Vec::new();
     if has_hooks {
         found.push(check_hooks(sum("railgate_hooks_total"), sum("railgate_hooks_refused_total")));
+    }
+    if has_fleet {
+        found.push(check_fleet(scrape));
     }
     let wrong: f64 = ["revoked", "changed", "new"].into_iter().map(compared).sum();
     found.push(check_cache(wrong, sum("railgate_shadow_checks_total") - compared("failed")));
@@ -28,6 +31,27 @@ pub(super) fn findings(scrape: &Scrape<'_>, has_hooks: bool) -> Vec<Finding> {
         ));
     }
     found
+}
+
+fn check_fleet(scrape: &Scrape<'_>) -> Finding {
+    let state = scrape.of("railgate_fleet_state").find(|state| state.value > 0.0);
+    let state = state.map_or("", |state| state.label("state"));
+    let members = scrape.sum("railgate_fleet_members");
+    let warning = |summary: String, advice| Finding::warning(summary, Some(advice));
+    match (state, members > 0.0) {
+        ("following", true) => {
+            Finding::ok(format!("it follows its fleet, and hears {members} other gateways"))
+        }
+        ("following", false) => warning(
+            "it hears no other gateway of its fleet".to_owned(),
+            "is it the only one? Else compare railgate_fleet_info and fleet.url of all",
+        ),
+        ("", _) => warning("it is in no fleet".to_owned(), "restart it: [fleet] is newer than it is"),
+        (state, _) => warning(
+            format!("it does not follow its fleet: {state}"),
+            "see its log, and what is said of the fleet above",
+        ),
+    }
 }
 
 fn check_hooks(arrived: f64, refused: f64) -> Finding {
@@ -96,12 +120,31 @@ mod tests {
                 Level::Warning,
                 "1 of 10 answers",
             ),
+            ("", Level::Warning, "it is in no fleet"),
+            (
+                "railgate_fleet_state{state=\"alone\"} 0\nrailgate_fleet_state{state=\"following\"} 1\nrailgate_fleet_members 2\n",
+                Level::Ok,
+                "hears 2 other gateways",
+            ),
+            (
+                "railgate_fleet_state{state=\"following\"} 1\nrailgate_fleet_members 0\n",
+                Level::Warning,
+                "hears no other gateway",
+            ),
+            (
+                "railgate_fleet_state{state=\"alone\"} 1\nrailgate_fleet_members 2\n",
+                Level::Warning,
+                "does not follow its fleet: alone",
+            ),
             ("railgate_thread_stalls_total{thread=\"worker-0\"} 1\n", Level::Warning, "have hung 1 times"),
         ] {
-            let found = findings(&Scrape::parse(metrics), true);
+            let found = findings(&Scrape::parse(metrics), (true, true));
             let is_there = |finding: &Finding| finding.level == level && finding.summary.contains(words);
             assert!(found.iter().any(is_there), "{words}: {found:?}");
         }
-        assert!(!findings(&Scrape::parse(""), false).iter().any(|finding| finding.summary.contains("Hook")));
+        let without = findings(&Scrape::parse(""), (false, false));
+        let is_of_either =
+            |finding: &Finding| ["Hook", "fleet"].iter().any(|word| finding.summary.contains(word));
+        assert!(!without.iter().any(is_of_either), "{without:?}");
     }
 }

@@ -100,8 +100,8 @@ pub(super) fn identity(server: Value, replication: Value) -> Result<Option<Ident
         Value::ServerError(error) if is_unavailable(error.code()) => Ok(None),
         value => {
             let value = accepted("INFO", value)?;
-            let info = text(&value).and_then(|text| std::str::from_utf8(text).ok());
-            Ok(info_field(info.ok_or(ConnectionError::Unexpected("INFO"))?, name))
+            text(&value).ok_or(ConnectionError::Unexpected("INFO"))?;
+            Ok(info_field(&value, name))
         }
     };
     let (run_id, replid) = (field(server, "run_id")?, field(replication, "master_replid")?);
@@ -113,7 +113,9 @@ fn is_unavailable(code: &str) -> bool {
     matches!(code, "NOPERM" | "ERR")
 }
 
-fn info_field(info: &str, name: &str) -> Option<String> {
+/// A field of the reply to `INFO`.
+pub(super) fn info_field(info: &Value, name: &str) -> Option<String> {
+    let info = std::str::from_utf8(text(info)?).ok()?;
     let value = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?.trim();
     (!value.is_empty()).then(|| value.to_owned())
 }

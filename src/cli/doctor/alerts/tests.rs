@@ -6,7 +6,7 @@ use super::*;
 const RULES: &str = include_str!("../../../../deploy/prometheus/railgate.rules.yaml");
 
 /// Alerts whose conditions are about a time, or about several gateways.
-const NEED_HISTORY: [&str; 24] = [
+const NEED_HISTORY: [&str; 28] = [
     "RailgateCallersRefused",
     "RailgateCertificateReloadFailed",
     "RailgateDown",
@@ -14,6 +14,10 @@ const NEED_HISTORY: [&str; 24] = [
     "RailgateErrorBudgetBurnsFast",
     "RailgateErrorBudgetLeaks",
     "RailgateErrorBudgetLeaksFast",
+    "RailgateFleetDoubts",
+    "RailgateFleetForeignEntries",
+    "RailgateFleetMemberUnheard",
+    "RailgateFleetSplit",
     "RailgateHitRatioFell",
     "RailgateHooksLost",
     "RailgateLatencyBudgetBurns",
