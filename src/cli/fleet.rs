@@ -59,10 +59,10 @@ async fn ask(admin: &AdminSettings) -> Result<Value, String> {
 
 /// What each state means.
 const STATES: [(&str, &str); 4] = [
-    ("joining", "it has heard nothing since it began; answers are kept for fleet.alone_ttl only"),
-    ("following", "it hears what the others tell, and they hear it"),
-    ("untold", "it cannot tell the others anything, who may give old answers; see the log for why"),
-    ("alone", "it does not hear the others; answers are kept for fleet.alone_ttl only"),
+    ("joining", "it has heard nothing yet; answers live for alone_ttl only"),
+    ("following", "it hears the others, and they hear it"),
+    ("untold", "the others do not hear it, and may give old answers"),
+    ("alone", "it does not hear the others; answers live for alone_ttl only"),
 ];
 
 fn render(fleet: &Value) -> String {
@@ -135,7 +135,7 @@ mod tests {
         });
         let shown = render(&fleet);
         for line in [
-            "state          following: it hears what the others tell, and they hear it",
+            "state          following: it hears the others, and they hear it",
             "last heard     0.2 s ago",
             "not told yet   0",
             "told           told 5",
@@ -158,6 +158,6 @@ mod tests {
         for line in ["not told yet   2, for 3.0 s", "last heard     never", "none was heard"] {
             assert!(shown.lines().any(|shown| shown == line), "{line}\n{shown}");
         }
-        assert!(shown.lines().all(|line| line.len() <= 100), "{shown}");
+        assert!(shown.lines().all(|line| line.len() <= 80), "{shown}");
     }
 }

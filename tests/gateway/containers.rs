@@ -160,6 +160,14 @@ fn the_base_for_kubernetes_is_complete() {
         "nobody else"
     );
     assert_eq!(policy["policyTypes"].as_vec().unwrap().len(), 2);
+
+    // Several, which are a fleet: what one is told, all hear. They may reach what it needs.
+    assert!(deployment["spec"]["replicas"].as_i64().unwrap() >= 3);
+    let configuration = read(&base("railgate.toml"));
+    let [_, fleet] = [0, 1].map(|nth| configuration.split("\n[fleet]\n").nth(nth).unwrap_or_default());
+    assert!(fleet.starts_with('#') && fleet.contains(":6379\"\n"), "{configuration}");
+    let egress = policy["egress"].as_vec().unwrap();
+    assert!(egress.iter().any(|rule| rule["ports"][0]["port"].as_i64() == Some(6_379)));
 }
 
 #[test]

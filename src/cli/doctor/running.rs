@@ -40,7 +40,7 @@ fn check_fleet(scrape: &Scrape<'_>) -> Finding {
     let warning = |summary: String, advice| Finding::warning(summary, Some(advice));
     match (state, members > 0.0) {
         ("following", true) => {
-            Finding::ok(format!("it follows its fleet, and hears {members} other gateways"))
+            Finding::ok(format!("it follows its fleet; other gateways that it hears: {members}"))
         }
         ("following", false) => warning(
             "it hears no other gateway of its fleet".to_owned(),
@@ -124,7 +124,7 @@ mod tests {
             (
                 "railgate_fleet_state{state=\"alone\"} 0\nrailgate_fleet_state{state=\"following\"} 1\nrailgate_fleet_members 2\n",
                 Level::Ok,
-                "hears 2 other gateways",
+                "other gateways that it hears: 2",
             ),
             (
                 "railgate_fleet_state{state=\"following\"} 1\nrailgate_fleet_members 0\n",
