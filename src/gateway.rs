@@ -24,8 +24,8 @@ pub use self::fleet::fleet_keys;
 use self::live::{Live, Shared, WorkerStack};
 use self::operators::{DRAIN_GRACE, EndOfService, Operators};
 use self::restart::WarmRestart;
-use self::sockets::BoundSockets;
 pub use self::sockets::file_demand;
+use self::sockets::{BoundSockets, keep_sockets};
 use self::upgrade::{NextProcess, Predecessor};
 use self::worker::{HooksThread, Worker, WorkerPhases};
 use crate::admin::{Admin, OperatorPermits, Status};
@@ -237,8 +237,6 @@ impl Gateway {
 
 /// How long a connection without a request may have another one, if new connections go to the next process meanwhile.
 const REPLACED_GRACE: Duration = Duration::from_secs(5);
-/// The same if new connections wait for the next process.
-const KEPT_GRACE: Duration = Duration::from_secs(1);
 
 /// The ends of the workers.
 type RunningWorkers = Vec<oneshot::Receiver<bool>>;
@@ -295,33 +293,6 @@ async fn wait_for_workers(running: RunningWorkers, drain_timeout: Duration) -> b
     let ended = tokio::time::timeout(drain_timeout + DRAIN_GRACE, join_all(running)).await;
     let ended = ended.unwrap_or_default();
     ended.len() == count && ended.into_iter().all(|in_time| in_time.unwrap_or(false))
-}
-
-/// Gives the sockets to the service manager, if it keeps them for the next process. Returns how long connections may
-/// have another request at the end.
-async fn keep_sockets(manager: &ServiceManager, passed: &PassedSockets, outdated: &[String]) -> Duration {
-    for name in outdated {
-        manager.forget(name);
-    }
-    if !manager.has_store() {
-        return if passed.is_held_by_systemd() { KEPT_GRACE } else { Duration::ZERO };
-    }
-    for (name, sockets) in passed.to_be_kept() {
-        for tries in 0.. {
-            match manager.keep(name, &sockets) {
-                Ok(()) => break,
-                // It reads its messages when it has time.
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock && tries < 100 => {
-                    tokio::time::sleep(Duration::from_millis(10)).await;
-                }
-                Err(error) => {
-                    tracing::warn!(%error, name, "the service manager does not keep a socket; a restart will refuse connections");
-                    break;
-                }
-            }
-        }
-    }
-    KEPT_GRACE
 }
 
 fn log_ready(clients: &[String], operators: &Operators) -> io::Result<()> {

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::upgrade::Predecessor;
 use crate::config::GatewayConfig;
@@ -9,6 +10,7 @@ use crate::server::open_files::{self, FileDemand};
 use crate::server::{
     BoundSocket, Capacity, InheritedSockets, ListenAddress, ListenSettings, PassedSockets, ServerTls,
 };
+use crate::service_manager::ServiceManager;
 
 /// The sockets of the gateway, before its threads share them.
 pub(super) struct BoundSockets {
@@ -129,4 +131,38 @@ pub fn file_demand(settings: &GatewayConfig) -> FileDemand {
         idle_upstream: upstream.max_idle * upstream.servers.len(),
         reserve: 64 + settings.workers * (8 + 2 * settings.listen.len()),
     }
+}
+
+/// How long connections may have another request at the end, if new ones wait for the next process.
+const KEPT_GRACE: Duration = Duration::from_secs(1);
+
+/// Gives the sockets to the service manager, if it keeps them for the next process. Returns how long connections
+/// may have another request at the end.
+pub(super) async fn keep_sockets(
+    manager: &ServiceManager,
+    passed: &PassedSockets,
+    outdated: &[String],
+) -> Duration {
+    for name in outdated {
+        manager.forget(name);
+    }
+    if !manager.has_store() {
+        return if passed.is_held_by_systemd() { KEPT_GRACE } else { Duration::ZERO };
+    }
+    for (name, sockets) in passed.to_be_kept() {
+        for tries in 0.. {
+            match manager.keep(name, &sockets) {
+                Ok(()) => break,
+                // It reads its messages when it has time.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && tries < 100 => {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                Err(error) => {
+                    tracing::warn!(%error, name, "the service manager does not keep a socket; a restart will refuse connections");
+                    break;
+                }
+            }
+        }
+    }
+    KEPT_GRACE
 }
