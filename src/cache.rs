@@ -9,7 +9,7 @@
 //! Two fences keep a wrong answer out. A *flight* (one request to Rails for a key that many wait
 //! for) may store only while it is registered, and an invalidation or a [`purge`] fences it off; both
 //! happen under one lock. A *generation* on every entry makes whatever began before a flush unusable, and what
-//! began before a purge may have been missed doubted ([`trust`]).
+//! began before a purge may have been missed doubted (`trust`).
 
 mod counters;
 mod entry;

@@ -125,7 +125,7 @@ impl Fleet {
         membership.bus.accept(Purge::new(selectors, mode, settle, Clock::System.unix_time()))
     }
 
-    /// Tells what is left, takes leave and ends, within [three seconds](END_TIMEOUT). Nothing may be told afterwards.
+    /// Tells what is left, takes leave and ends, within three seconds. Nothing may be told afterwards.
     pub async fn end(&self) {
         let Some(Membership { bus, tasks, publisher, .. }) = self.0.as_deref() else { return };
         bus.ending.cancel();

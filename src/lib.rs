@@ -16,7 +16,7 @@
 //!
 //! [`gateway`] binds the sockets, and starts and stops the threads. [`config`] reads the settings, [`metrics`]
 //! exposes the counters, and [`otlp`] exports what [`trace`] records of sampled requests. [`admin`] answers operators, and [`hooks`] receives changes from GitLab; both can only
-//! remove entries of the cache. Operators can also drain servers of Rails. [`service_manager`] tells systemd how the
+//! remove entries of the cache, which [`fleet`] has the other gateways do as well. Operators can also drain servers of Rails. [`service_manager`] tells systemd how the
 //! gateway is, and lets it keep the sockets.
 //!
 //! # Invariants

@@ -11,7 +11,8 @@ use serde_json::{Value, json};
 use super::browser::Browser;
 use super::client::{Address, Request};
 use super::fake_rails::{FakeRails, ROOT_KEY, UNKNOWN_KEY};
-use super::harness::{RunningGateway, Setup};
+use super::harness::{Harness, RunningGateway, Setup};
+use super::valkey::Valkey;
 
 /// Requests of many kinds, until it is told to stop.
 async fn load(clients: Address, is_running: Arc<AtomicBool>) {
@@ -136,8 +137,12 @@ async fn the_status_page_works_in_a_browser_under_load() {
     let setup = Setup::new();
     let token = setup.dir.file("admin_token");
     fs::write(&token, "t0ken\n").unwrap();
-    let setup =
-        setup.text("admin.token_file", &token.display().to_string()).text("upstream.health.interval", "0s");
+    let valkey = Valkey::start().await;
+    let in_fleet = |setup: Setup| setup.text("fleet.url", &valkey.url()).text("fleet.identity", "test");
+    let setup = in_fleet(setup)
+        .text("admin.token_file", &token.display().to_string())
+        .text("upstream.health.interval", "0s");
+    let other = in_fleet(Setup::new()).start().await;
     let rails = [FakeRails::listen_tcp().await, FakeRails::listen_tcp().await];
     let servers =
         rails.iter().map(|rails| format!("[[upstream.server]]\nurl = \"{}\"\n", rails.address.url()));
@@ -153,33 +158,15 @@ async fn the_status_page_works_in_a_browser_under_load() {
     // Charts have lines once there are two samples.
     browser.wait_for("/L/.test(document.querySelector('svg .one').getAttribute('d'))").await;
     assert_charts_show_fifteen_minutes(&mut browser).await;
-    let pictures = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    for (name, width, height, scheme) in [
-        ("status-1280", 1280, 800, "light"),
-        ("status-dark", 1280, 800, "dark"),
-        ("status-360", 360, 740, "light"),
-        ("status-360-dark", 360, 740, "dark"),
-    ] {
-        browser.resize(width, height).await;
-        browser.prefer(scheme).await;
-        browser.screenshot(&pictures.join(format!("{name}.png")), false).await;
-        browser.screenshot(&pictures.join(format!("{name}-whole.png")), true).await;
-        let overflow = browser.evaluate("document.documentElement.scrollWidth").await;
-        assert_eq!(overflow, width, "{name} scrolls sideways");
-    }
-    let columns = browser
-        .evaluate("getComputedStyle(document.querySelector('#charts')).gridTemplateColumns.split(' ').length")
-        .await;
-    assert_eq!(columns, 1, "one column on a phone");
-    browser.resize(1280, 800).await;
-    browser.prefer("light").await;
+    assert_fleet_is_shown(&mut browser, &other).await;
+    take_pictures(&mut browser).await;
 
     // By keyboard alone: the token, then a server is drained.
     let order = focus_order(&mut browser).await;
     let names: Vec<_> = order.iter().map(String::as_str).collect();
     assert_eq!(
-        names[..6],
-        ["Skip to the figures", "Traffic", "Rails", "Refusals", "Cache", "Process"],
+        names[..7],
+        ["Skip to the figures", "Traffic", "Rails", "Refusals", "Cache", "fleet-link", "Process"],
         "{order:?}"
     );
     let place =
@@ -217,6 +204,7 @@ async fn the_status_page_works_in_a_browser_under_load() {
         ("status", ""),
         ("table", "Requests by endpoint and outcome"),
         ("table", "Servers"),
+        ("table", "Other gateways"),
         ("columnheader", "From memory"),
         ("rowheader", "authorized_keys"),
         ("image", "Hit ratio, last 15 minutes: hits now"),
@@ -266,6 +254,55 @@ async fn assert_charts_show_fifteen_minutes(browser: &mut Browser) {
         let gaps = line.matches('M').count() - 1;
         assert_eq!(gaps, usize::from(xs.len() < 150), "{line}");
     }
+}
+
+/// On a screen and on a phone, in the light and in the dark. Nothing is wider than its screen.
+async fn take_pictures(browser: &mut Browser) {
+    let pictures = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    for (name, width, height, scheme) in [
+        ("status-1280", 1280, 800, "light"),
+        ("status-dark", 1280, 800, "dark"),
+        ("status-360", 360, 740, "light"),
+        ("status-360-dark", 360, 740, "dark"),
+    ] {
+        browser.resize(width, height).await;
+        browser.prefer(scheme).await;
+        browser.screenshot(&pictures.join(format!("{name}.png")), false).await;
+        browser.screenshot(&pictures.join(format!("{name}-whole.png")), true).await;
+        let overflow = browser.evaluate("document.documentElement.scrollWidth").await;
+        assert_eq!(overflow, width, "{name} scrolls sideways");
+    }
+    let columns = browser
+        .evaluate("getComputedStyle(document.querySelector('#charts')).gridTemplateColumns.split(' ').length")
+        .await;
+    assert_eq!(columns, 1, "one column on a phone");
+    browser.resize(1280, 800).await;
+    browser.prefer("light").await;
+}
+
+/// The panel has the state of this gateway, and the other one; without a fleet it is hidden.
+async fn assert_fleet_is_shown(browser: &mut Browser, other: &Harness) {
+    browser.wait_for("document.querySelector('#members th[scope=row]') !== null").await;
+    let metrics = other.metrics().await;
+    let info = metrics.lines().find(|line| line.starts_with("railgate_fleet_info{")).unwrap();
+    let members = table(browser, "members").await;
+    assert!(members.len() == 1 && info.contains(&format!("process=\"{}\"", members[0][0])), "{members:?}");
+    let rows = table(browser, "fleet-table").await;
+    assert!(rows.contains(&vec!["state".to_owned(), "following".to_owned()]), "{rows:?}");
+    let hidden = "['fleet', 'fleet-link'].map(id => document.getElementById(id).hidden)";
+    assert_eq!(browser.evaluate(hidden).await, json!([false, false]));
+    browser.evaluate("showFleet(null)").await;
+    assert_eq!(browser.evaluate(hidden).await, json!([true, true]));
+    browser.evaluate("show(shown)").await;
+    // What is not as it should be is said at the top.
+    let state = "(state => { show({ ...shown, fleet: { ...shown.fleet, state } }); \
+                 return document.querySelector('#state').textContent })";
+    for (name, words) in [("alone", "Does not hear the fleet"), ("untold", "Cannot tell the fleet")] {
+        let shown = browser.evaluate(&format!("{state}('{name}')")).await;
+        assert!(shown.as_str().unwrap().contains(words), "{shown}");
+    }
+    let shown = browser.evaluate(&format!("{state}('following')")).await;
+    assert!(!shown.as_str().unwrap().contains("fleet"), "{shown}");
 }
 
 fn drained(rails: &FakeRails) -> String {
