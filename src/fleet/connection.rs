@@ -318,10 +318,11 @@ fn failure(name: &'static str, error: &redis::RedisError) -> ConnectionError {
     ConnectionError::Closed(name, error.to_string())
 }
 
-/// A file system may take its time.
+/// A file system may take its time, or hang.
 async fn read_password(file: &Path) -> Result<Password, ConnectionError> {
     let of_task = file.to_owned();
     let failed = |error: String| ConnectionError::Password(file.display().to_string(), error);
-    let read = tokio::task::spawn_blocking(move || Password::load(&of_task)).await;
+    let reading = tokio::task::spawn_blocking(move || Password::load(&of_task));
+    let read = timeout(DEADLINE, reading).await.map_err(|_| failed("was not read in time".to_owned()))?;
     read.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.to_string()))
 }

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use railgate::fleet::acl::acl_line;
 use railgate::fleet::connection::ConnectionError;
 use railgate::fleet::server::Servers;
 use railgate::fleet::settings::{FleetSettings, ValkeyCredential, ValkeyServers};
@@ -12,6 +13,7 @@ use railgate::upstream::UpstreamAddress;
 use redis::Value;
 
 use super::client::{eventually, within_deadline};
+use super::harness::Scratch;
 use super::valkey::{MASTER, Sentinels, Valkey, ValkeySetup};
 
 const BUS: &str = "railgate:{0011223344556677}:bus";
@@ -109,36 +111,46 @@ async fn sentinels_that_do_not_agree_name_no_master() {
 }
 
 #[tokio::test]
+async fn sentinels_and_servers_have_users_of_their_own_with_few_permissions() {
+    let master = Valkey::start().await;
+    let sentinels = Sentinels::start(1, &master).await;
+    let dir = Scratch::new();
+    let user = |name: &str, password: &str| {
+        std::fs::write(dir.file(password), format!("{password}\n")).unwrap();
+        ValkeyCredential { user: Some(name.to_owned()), password_file: Some(dir.file(password)) }
+    };
+    let acl = acl_line("of_master", "0011223344556677").replace("PASSWORD", "m4ster");
+    master.command(&acl.split(' ').collect::<Vec<_>>()).await;
+    let few = "-@all +sentinel|get-master-addr-by-name +client|setname";
+    let acl = format!("ACL SETUSER of_sentinel on >s3ntinel resetkeys resetchannels {few}");
+    sentinels.all()[0].command(&acl.split(' ').collect::<Vec<_>>()).await;
+    assert!(
+        include_str!("../../config/README.md")
+            .contains("`+sentinel|get-master-addr-by-name` and `+client|setname`")
+    );
+    let servers = |sentinel: ValkeyCredential| {
+        let servers = ValkeyServers::Sentinels {
+            sentinels: sentinels.all().iter().map(Valkey::address).collect(),
+            master: MASTER.to_owned(),
+            credential: sentinel,
+        };
+        let credential = user("of_master", "m4ster");
+        Servers::new(Arc::new(FleetSettings { servers, credential, ..FleetSettings::new(master.address()) }))
+    };
+    let opened = servers(user("of_sentinel", "s3ntinel")).open("test", BUS).await.unwrap();
+    assert_eq!(opened.address, master.address());
+    opened.connection.add(BUS, &message(), 100).await.unwrap();
+    let error = servers(user("of_sentinel", "m4ster")).open("test", BUS).await.unwrap_err().to_string();
+    assert!(error.contains("WRONGPASS") && !error.contains("m4ster"), "{error}");
+}
+
+#[tokio::test]
 async fn the_node_of_a_cluster_that_has_the_keys_is_connected_to() {
-    let node = async || {
-        let bus_port = fastrand::u16(42_000..60_000).to_string();
-        ValkeySetup::default()
-            .option("cluster-enabled", "yes")
-            .option("cluster-port", &bus_port)
-            .start()
-            .await
-    };
-    let nodes = [node().await, node().await];
-    let half = |node: &Valkey, first: &str, last: &str| {
-        let arguments = ["CLUSTER", "ADDSLOTSRANGE", first, last].map(str::to_owned);
-        let client = node.url();
-        async move {
-            let mut connection =
-                redis::Client::open(client).unwrap().get_multiplexed_async_connection().await.unwrap();
-            let mut command = redis::Cmd::new();
-            for argument in &arguments {
-                command.arg(argument);
-            }
-            command.query_async::<Value>(&mut connection).await.unwrap();
-        }
-    };
-    half(&nodes[0], "0", "8191").await;
-    half(&nodes[1], "8192", "16383").await;
-    let bus_port = nodes[1].info("cluster_enabled").await;
-    assert_eq!(bus_port, "1");
-    let Value::BulkString(port) = config_of(&nodes[1], "cluster-port").await else { panic!("no port") };
-    let port = String::from_utf8(port).unwrap();
-    nodes[0].command(&["CLUSTER", "MEET", "127.0.0.1", &nodes[1].port.to_string(), &port]).await;
+    let nodes = [ValkeySetup::default().node().start().await, ValkeySetup::default().node().start().await];
+    nodes[0].command(&["CLUSTER", "ADDSLOTSRANGE", "0", "8191"]).await;
+    nodes[1].command(&["CLUSTER", "ADDSLOTSRANGE", "8192", "16383"]).await;
+    let ports = [nodes[1].port, nodes[1].bus_port].map(|port| port.to_string());
+    nodes[0].command(&["CLUSTER", "MEET", "127.0.0.1", &ports[0], &ports[1]]).await;
     for node in &nodes {
         eventually("the cluster to be complete", async || {
             let Value::BulkString(info) = node.command(&["CLUSTER", "INFO"]).await else { panic!("no info") };
@@ -160,28 +172,13 @@ async fn the_node_of_a_cluster_that_has_the_keys_is_connected_to() {
     let servers = servers_of(ValkeyServers::One(other.address()));
     let opened = servers.open("test", BUS).await.unwrap();
     let anchor = opened.last_id.unwrap();
-    let id = |node: &Valkey| {
-        let url = node.url();
-        async move {
-            let mut connection =
-                redis::Client::open(url).unwrap().get_multiplexed_async_connection().await.unwrap();
-            redis::cmd("CLUSTER").arg("MYID").query_async::<String>(&mut connection).await.unwrap()
-        }
-    };
     owner.command(&["DEL", BUS]).await;
-    let (slot, to) = (slot.to_string(), id(other).await);
+    let Value::BulkString(to) = other.command(&["CLUSTER", "MYID"]).await else { panic!("no id") };
+    let (slot, to) = (slot.to_string(), String::from_utf8(to).unwrap());
     for node in [owner, other] {
         node.command(&["CLUSTER", "SETSLOT", &slot, "NODE", &to]).await;
     }
     let moved = opened.connection.poll(BUS, anchor, (Duration::from_millis(100), 10)).await.unwrap_err();
     assert!(matches!(&moved, ConnectionError::Moved(address) if *address == other.address()), "{moved}");
     assert_eq!(servers.open("test", BUS).await.unwrap().address, other.address());
-}
-
-/// A setting of a server.
-async fn config_of(server: &Valkey, name: &str) -> Value {
-    match server.command(&["CONFIG", "GET", name]).await {
-        Value::Array(pair) => pair[1].clone(),
-        other => panic!("{other:?}"),
-    }
 }

@@ -25,6 +25,8 @@ pub struct Valkey {
     pub port: u16,
     /// Zero without TLS.
     pub tls_port: u16,
+    /// Where the nodes of a cluster talk; zero without one.
+    pub bus_port: u16,
     pub dir: Scratch,
     program: PathBuf,
     arguments: Vec<String>,
@@ -36,6 +38,7 @@ pub struct Valkey {
 pub struct ValkeySetup {
     arguments: Vec<String>,
     tls: Option<[PathBuf; 3]>,
+    is_node: bool,
 }
 
 impl ValkeySetup {
@@ -56,6 +59,11 @@ impl ValkeySetup {
             .option("repl-diskless-sync-delay", "0")
     }
 
+    /// A node of a cluster, without any other.
+    pub fn node(self) -> Self {
+        Self { is_node: true, ..self }.option("cluster-enabled", "yes")
+    }
+
     /// TLS in addition, under the name `localhost`.
     pub fn tls(mut self, authority: &CertificateAuthority, files: &Scratch) -> Self {
         let [certificate, key] = authority.issue_to_files(files, "localhost");
@@ -66,7 +74,8 @@ impl ValkeySetup {
     pub async fn start(self) -> Valkey {
         let dir = Scratch::new();
         let program = server_program(&dir, "redis-server");
-        let mut server = Valkey { port: 0, tls_port: 0, dir, program, arguments: Vec::new(), process: None };
+        let mut server =
+            Valkey { port: 0, tls_port: 0, bus_port: 0, dir, program, arguments: Vec::new(), process: None };
         let common = [
             "--save",
             "",
@@ -92,6 +101,7 @@ impl ValkeySetup {
         for _ in 0..50 {
             server.port = free_port();
             server.tls_port = if self.tls.is_some() { free_port() } else { 0 };
+            server.bus_port = if self.is_node { free_port() } else { 0 };
             if server.try_start().await {
                 return server;
             }
@@ -126,6 +136,9 @@ impl Valkey {
         if self.tls_port != 0 {
             command.args(["--tls-port", &self.tls_port.to_string()]);
         }
+        if self.bus_port != 0 {
+            command.args(["--cluster-port", &self.bus_port.to_string()]);
+        }
         let log = std::fs::File::create(self.dir.file("log")).unwrap();
         let child =
             command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
@@ -136,9 +149,10 @@ impl Valkey {
                 self.process = None;
                 return false;
             }
-            // Another server may have the port.
+            // Another server may have the port; and one that loads its data tells about itself already.
             if let Ok(Value::BulkString(info)) = self.try_command(&["INFO", "server"]).await
                 && String::from_utf8(info).unwrap().contains(&format!("process_id:{id}\r"))
+                && self.try_command(&["PING"]).await.is_ok()
             {
                 return true;
             }
@@ -333,7 +347,7 @@ async fn start_sentinel(master: &Valkey, quorum: usize) -> Valkey {
     );
     std::fs::write(&config, text).unwrap();
     let arguments = vec![config.display().to_string(), "--bind".to_owned(), "127.0.0.1".to_owned()];
-    let mut sentinel = Valkey { port: 0, tls_port: 0, dir, program, arguments, process: None };
+    let mut sentinel = Valkey { port: 0, tls_port: 0, bus_port: 0, dir, program, arguments, process: None };
     for _ in 0..50 {
         sentinel.port = free_port();
         if sentinel.try_start().await {
