@@ -38,7 +38,15 @@ const ANOTHER_SERVER: End = End::GivenUp("the reader has found another server, o
 pub(super) async fn publish(bus: Arc<Bus>) {
     let breaks = bus.breaks.subscribe();
     let (sent_at, hello_at, hello_refused_at) = (None, None, None);
-    let mut publisher = Publisher { bus, breaks, may_have_lost: false, sent_at, hello_at, hello_refused_at };
+    let mut publisher = Publisher {
+        bus,
+        breaks,
+        has_connected: false,
+        may_have_lost: false,
+        sent_at,
+        hello_at,
+        hello_refused_at,
+    };
     let mut backoff = Backoff::default();
     loop {
         let Err(end) = publisher.tell(&mut backoff).await else { return };
@@ -58,6 +66,7 @@ pub(super) async fn publish(bus: Arc<Bus>) {
 struct Publisher {
     bus: Arc<Bus>,
     breaks: watch::Receiver<u64>,
+    has_connected: bool,
     /// What was told has to be looked for.
     may_have_lost: bool,
     sent_at: Option<Instant>,
@@ -73,9 +82,11 @@ impl Publisher {
         self.may_have_lost = has_followed;
         self.breaks.mark_unchanged();
         let opened = bus.connect("railgate-publisher", backoff).await?;
+        let is_first = !std::mem::replace(&mut self.has_connected, true);
         let (connection, identity) = (opened.connection, opened.identity.as_ref());
-        // One that has come after the reader to a server that does not say which one it is has to believe it.
-        let is_believed = has_followed && identity.is_none();
+        // A server that does not say which one it is has to be believed to be the reader's: else each would follow the
+        // other for ever.
+        let is_believed = identity.is_none() && (has_followed || is_first);
         if !is_believed && bus.follower.lock().may_be_elsewhere(identity) {
             bus.resets.send_modify(|resets| *resets += 1);
         }

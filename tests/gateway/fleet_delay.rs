@@ -6,7 +6,6 @@ use railgate::cache::purge::{PurgeMode, Selector};
 use railgate::fleet::settings::{DEFAULT_POLL, FleetSettings};
 use serde_json::json;
 
-use super::fake_rails::FakeRails;
 use super::harness::{RunningGateway, Setup};
 use super::pods::{Pod, pods, settings};
 use super::valkey::Valkey;
@@ -95,14 +94,12 @@ async fn what_it_takes_to_hear_each_other() {
         pod.stop().await;
     }
 
-    let others: Vec<RunningGateway> = (0..GATEWAYS).map(|_| RunningGateway::start(alone(&rails))).collect();
+    let setups: Vec<Setup> = (0..GATEWAYS).map(|_| Setup::new().set("workers", 1)).collect();
+    let start = |setup: &Setup| RunningGateway::start(setup.settings(&rails.address));
+    let others: Vec<RunningGateway> = setups.iter().map(start).collect();
     tokio::time::sleep(Duration::from_secs(1)).await;
     let since = used(&valkey).await;
     tokio::time::sleep(rest).await;
     print_used(&valkey, "idle without a fleet, a minute and gateway", since, a_minute).await;
     drop(others);
-}
-
-fn alone(rails: &FakeRails) -> railgate::config::GatewayConfig {
-    Setup::new().set("workers", 1).settings(&rails.address)
 }

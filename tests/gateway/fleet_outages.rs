@@ -71,7 +71,13 @@ async fn a_server_that_is_demoted_between_two_polls_is_not_followed() {
         pod.wait_for(FleetPhase::Following).await;
         pod.wait_for_doubt(DoubtReason::Server).await;
     }
-    two.wait_until_heard(1).await;
+    eventually("the outbox to be empty", async || {
+        (one.gateway.fleet.state().unwrap().outbox == 0).then_some(())
+    })
+    .await;
+    two.warm().await;
+    one.purge_until_told().await;
+    two.wait_until_dropped().await;
 }
 
 fn sentinel_settings(sentinels: &Sentinels, master: &Valkey) -> FleetSettings {
