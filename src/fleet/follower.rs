@@ -24,7 +24,7 @@ use super::stream::{Entry, Identity, StreamId};
 pub enum News {
     /// Another gateway says that something is to be dropped.
     Purge(StreamId, Purge),
-    /// The same, for the second time: it was told before the anchor.
+    /// The same, maybe for the second time: it was told before the anchor.
     Reread(StreamId, Purge),
     /// What this process has said itself, and dropped before.
     Echo(StreamId, u64, Purge),
@@ -173,9 +173,11 @@ impl Follower {
             if envelope.publisher == self.own {
                 continue;
             }
-            self.note(envelope.publisher, envelope.number, &message, now);
+            let is_known = self.members.contains_key(&envelope.publisher);
+            let (is_new, _) = self.note(envelope.publisher, envelope.number, &message, now);
             if let Message::Purge(purge) = message {
-                purges.push(News::Reread(entry.id, purge));
+                let news = if is_known && is_new { News::Purge } else { News::Reread };
+                purges.push(news(entry.id, purge));
             }
         }
         purges

@@ -214,7 +214,9 @@ fn what_is_read_again_is_dropped_again_and_tells_who_is_there() {
     }
     assert_eq!(follower.members().len(), 1);
     assert_eq!(follower.read_from(), at(10));
-    assert_eq!(poll(&mut follower, &own, &[says(&other, 11, 2)]), [News::Purge(at(11), purge(2))]);
+    let news = follower.reread(&[says(&other, 9, 2)], &own, Instant::now());
+    assert_eq!(news, [News::Purge(at(9), purge(2))], "of a known process, it is known to be new");
+    assert_eq!(poll(&mut follower, &own, &[says(&other, 11, 3)]), [News::Purge(at(11), purge(3))]);
 }
 
 proptest! {
