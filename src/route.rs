@@ -110,7 +110,7 @@ pub enum Access {
 }
 
 /// Whether, and as what, an endpoint's responses may be cached. Gateways tell each other the variants by their order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Deserialize, serde::Serialize)]
 pub enum Caching {
     /// Not at all: the response is secret, or the request has an effect.
     Never,

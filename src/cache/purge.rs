@@ -18,7 +18,7 @@ use super::key::Key;
 use crate::route::Caching;
 
 /// Which answers to purge or to show. Gateways tell each other the variants by their order.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Deserialize, serde::Serialize)]
 pub enum Selector {
     /// About this SSH key: SHA-256 of its blob.
     SshKey([u8; 32]),
@@ -81,6 +81,30 @@ impl Selector {
         } else {
             typed.find_map(|(_, word)| from_base64(word))
         }
+    }
+
+    /// All selectors that mean the positive answer for `key`, with user names in lower case: those that
+    /// [`Cache::purge`] finds it by. Whose an SSH key is, its answer does not say: any selector of a user may mean it.
+    pub fn all_that_mean(key: &Key, subject_id: Option<u64>, username: Option<&str>) -> Vec<Self> {
+        let mut all = vec![Self::All, Self::Route(key.caching())];
+        let (by_key, is_user) = match key {
+            Key::SshKey(digest) => ([Some(Self::SshKey(*digest)), subject_id.map(Self::KeyId)], false),
+            Key::UserOfKey(id) => ([Some(Self::KeyId(*id)), None], true),
+            Key::UserById(id) => ([Some(Self::UserId(*id)), None], true),
+            Key::UserByName(name) => ([Some(Self::Username(name.to_ascii_lowercase())), None], true),
+            Key::Instance => ([None, None], false),
+        };
+        all.extend(by_key.into_iter().flatten());
+        if is_user {
+            all.extend(subject_id.map(Self::UserId));
+            all.extend(username.map(|name| Self::Username(name.to_ascii_lowercase())));
+        }
+        all
+    }
+
+    /// Whether it selects by user.
+    pub fn is_of_user(&self) -> bool {
+        matches!(self, Self::UserId(_) | Self::Username(_))
     }
 
     /// Whether the answer of a flight for `key` may turn out to match.
@@ -189,8 +213,7 @@ type Match = (Arc<Key>, Arc<Entry>);
 
 /// The key rows that are known to be owned by the selected users: `discover` was asked for them by id.
 fn key_row_ids_of_users(selectors: &[Selector], matches: &[Match]) -> Vec<u64> {
-    let is_of_user = |selector: &&Selector| matches!(selector, Selector::UserId(_) | Selector::Username(_));
-    let of_users: Vec<&Selector> = selectors.iter().filter(is_of_user).collect();
+    let of_users: Vec<&Selector> = selectors.iter().filter(|selector| selector.is_of_user()).collect();
     let theirs =
         matches.iter().filter(|(key, entry)| of_users.iter().any(|selector| selector.matches(key, entry)));
     theirs.filter_map(|(key, _)| key.key_row_id()).collect()

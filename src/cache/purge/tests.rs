@@ -99,6 +99,33 @@ fn a_purge_drops_exactly_the_matching_entries() {
     }
 }
 
+/// What is kept elsewhere is purged by these.
+#[test]
+fn all_selectors_that_find_an_entry_are_listed_as_meaning_it() {
+    let selectors = |id: u64, name: &str, key: &str| {
+        let by_id = [Selector::KeyId(id), Selector::UserId(id)];
+        by_id.into_iter().chain([Selector::Username(name.into()), Selector::ssh_key(key).unwrap()])
+    };
+    let universe = selectors(70, "rubi", SSH)
+        .chain(selectors(7, "root", "AAAB"))
+        .chain(selectors(8, "seventy", "AAAC"))
+        .chain(selectors(80, "new", "AAAD"))
+        .chain(Caching::CACHEABLE.map(Selector::Route))
+        .chain([Selector::All]);
+    let (cache, keys) = filled();
+    for selector in universe {
+        for key in keys.iter().take(7) {
+            let entry = cache.positive.get(key).unwrap();
+            let body: serde_json::Value = serde_json::from_slice(entry.body()).unwrap();
+            let all = Selector::all_that_mean(key, entry.subject_id(), body["username"].as_str());
+            let is_meant = selector.matches(key, &entry);
+            assert_eq!(all.contains(&selector), is_meant, "{selector:?} {key:?}");
+        }
+    }
+    let named = Selector::all_that_mean(&Key::UserByName("RuBi".into()), Some(7), Some("Rubi"));
+    assert_eq!(named.iter().filter(|one| **one == Selector::Username("rubi".into())).count(), 2);
+}
+
 #[test]
 fn entries_that_match_several_selectors_are_counted_once() {
     let key = Selector::ssh_key(SSH).unwrap();

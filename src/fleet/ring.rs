@@ -1,0 +1,194 @@
+//! Which purges forbid to use an answer that another gateway has shared. Pure: time comes in as an argument.
+//!
+//! Nothing fences a shared answer off where it is kept: a purge may come while it is being written, or a server may bring
+//! it back. So each carries its [`Origin`], and whoever reads it compares that with the purges that it knows. There are two
+//! reasons to refuse, either of which would do while all goes well:
+//!
+//! - A purge of it has a greater ID than the last one that was heard when Rails was asked. No clock is involved.
+//! - A purge of it was accepted later than Rails was asked, or so shortly before that a replica behind Rails may still
+//!   have told the old story, by the clocks of the gateways and the server. No order of IDs is involved, which
+//!   somebody who may write to the server can break.
+//!
+//! What is older than the oldest purge that the ring knows for certain is refused, too.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use super::message::Purge;
+use super::stream::StreamId;
+use crate::cache::purge::Selector;
+
+/// By how much the clocks of two gateways, or of one and the server, may differ.
+pub const CLOCK_SKEW: Duration = Duration::from_secs(2);
+
+/// How many selectors are remembered.
+const MAX_SELECTORS: usize = 100_000;
+
+/// When Rails was asked for an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Origin {
+    /// Milliseconds and sequence of the last ID of the stream whose flights had been fenced off by then.
+    position: (u64, u64),
+    /// In milliseconds since the Unix epoch, by the clock of the gateway that has asked.
+    pub asked_at_ms: u64,
+}
+
+impl Origin {
+    /// Asked at this place in the stream and time.
+    pub fn new(position: StreamId, asked_at_ms: u64) -> Self {
+        Self { position: (position.milliseconds, position.sequence), asked_at_ms }
+    }
+
+    fn position(self) -> StreamId {
+        StreamId { milliseconds: self.position.0, sequence: self.position.1 }
+    }
+}
+
+/// The last purges, by selector.
+#[derive(Debug)]
+pub struct Ring {
+    /// User names are in lower case.
+    purges: HashMap<Selector, LastPurge>,
+    /// The last one of any user.
+    of_users: LastPurge,
+    /// All purges behind it are known, as far as they can still matter.
+    floor: StreamId,
+    /// What was asked for before is refused.
+    asked_from_ms: u64,
+    /// The last ID whose flights were fenced off.
+    position: StreamId,
+    /// For how long a purge can matter.
+    kept_ms: u64,
+    /// When it is time to forget old purges.
+    prune_at: usize,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct LastPurge {
+    /// The greatest; 0 if it is not in the stream yet.
+    id: StreamId,
+    /// Until when Rails may have told the old story.
+    until_ms: u64,
+}
+
+impl LastPurge {
+    fn add(&mut self, other: Self) {
+        self.id = self.id.max(other.id);
+        self.until_ms = self.until_ms.max(other.until_ms);
+    }
+
+    fn forbids(self, origin: Origin) -> bool {
+        self.id > origin.position() || self.until_ms.saturating_add(ms(CLOCK_SKEW)) > origin.asked_at_ms
+    }
+
+    fn is_needed(self, oldest_ms: u64) -> bool {
+        self.id.milliseconds.max(self.until_ms) >= oldest_ms
+    }
+}
+
+impl Ring {
+    /// Knows nothing, so it refuses everything. No answer is asked about that is older than `oldest_answer`; no gateway hears
+    /// of a purge later than another one by more than `longest_delay`, or it does not share answers.
+    pub fn new(oldest_answer: Duration, longest_delay: Duration) -> Self {
+        Self {
+            purges: HashMap::new(),
+            of_users: LastPurge::default(),
+            floor: StreamId::MAX,
+            asked_from_ms: 0,
+            position: StreamId::default(),
+            kept_ms: ms(oldest_answer + longest_delay + 3 * CLOCK_SKEW),
+            prune_at: 1_000,
+        }
+    }
+
+    /// For how long a purge can matter.
+    pub fn kept_for(&self) -> Duration {
+        Duration::from_millis(self.kept_ms)
+    }
+
+    /// A purge was heard, or heard of. To be called before its flights are fenced off.
+    pub fn heard(&mut self, id: StreamId, purge: &Purge, now_ms: u64) {
+        let accepted_at_ms = purge.accepted_at_ms.max(id.milliseconds);
+        self.add(purge, LastPurge { id, until_ms: accepted_at_ms }, now_ms);
+    }
+
+    /// This gateway has accepted a purge, which is not in the stream yet. To be called before its entries are looked for.
+    pub fn accepted(&mut self, purge: &Purge, now_ms: u64) {
+        self.add(purge, LastPurge { id: StreamId::default(), until_ms: purge.accepted_at_ms }, now_ms);
+    }
+
+    fn add(&mut self, purge: &Purge, mut last: LastPurge, now_ms: u64) {
+        last.until_ms = last.until_ms.saturating_add(purge.settle_ms.into());
+        for selector in &purge.selectors {
+            let selector = match selector {
+                Selector::Username(name) => Selector::Username(name.to_ascii_lowercase()),
+                other => other.clone(),
+            };
+            if selector.is_of_user() {
+                self.of_users.add(last);
+            }
+            self.purges.entry(selector).or_default().add(last);
+        }
+        if self.purges.len() >= self.prune_at {
+            self.prune(now_ms);
+        }
+    }
+
+    /// Everything up to this ID was heard, and its flights fenced off.
+    pub fn advance(&mut self, position: StreamId) {
+        self.position = position;
+    }
+
+    /// Purges may have been missed, before `position`, or before now.
+    pub fn lose(&mut self, position: StreamId, now_ms: u64) {
+        let until_ms = self.purges.values().map(|last| last.until_ms).max().unwrap_or_default();
+        self.purges.clear();
+        self.of_users = LastPurge::default();
+        (self.floor, self.position) = (position, position);
+        self.asked_from_ms = until_ms.max(now_ms).saturating_add(ms(CLOCK_SKEW));
+    }
+
+    /// All purges behind `floor` were heard, up to the position.
+    pub fn reach_back_to(&mut self, floor: StreamId) {
+        self.floor = self.floor.min(floor);
+        self.asked_from_ms = self.asked_from_ms.min(floor.milliseconds.saturating_add(ms(CLOCK_SKEW)));
+    }
+
+    /// Where an answer has its origin for which Rails is asked now.
+    pub fn origin(&self, now_ms: u64) -> Origin {
+        Origin::new(self.position, now_ms)
+    }
+
+    /// Whether an answer may be used, or shared, that these selectors mean.
+    pub fn allows(&self, origin: Origin, meaning: &[Selector]) -> bool {
+        let is_known = origin.position() >= self.floor && origin.asked_at_ms >= self.asked_from_ms;
+        let is_ssh_key = meaning.iter().any(|selector| matches!(selector, Selector::SshKey(_)));
+        let mut purges = meaning.iter().filter_map(|selector| self.purges.get(selector));
+        is_known && !(is_ssh_key && self.of_users.forbids(origin)) && !purges.any(|last| last.forbids(origin))
+    }
+
+    /// Forgets purges that cannot matter any more.
+    fn prune(&mut self, now_ms: u64) {
+        let oldest_ms = now_ms.saturating_sub(self.kept_ms);
+        let mut floor = self.floor;
+        self.purges.retain(|_, last| {
+            let is_needed = last.is_needed(oldest_ms);
+            if !is_needed {
+                floor = floor.max(last.id);
+            }
+            is_needed
+        });
+        self.floor = floor;
+        if self.purges.len() >= MAX_SELECTORS {
+            self.lose(self.position, now_ms);
+        }
+        self.prune_at = (self.purges.len() * 2).clamp(1_000, MAX_SELECTORS);
+    }
+}
+
+fn ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests;
