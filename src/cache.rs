@@ -44,6 +44,7 @@ pub use self::entry::{Entry, Hit};
 use self::flight::Flights;
 pub use self::flight::{FillError, FillOutcome, FillWaiter};
 use self::headers::HeaderInterner;
+pub use self::headers::replayed_headers;
 pub use self::key::Key;
 pub use self::kind::EntryKind;
 pub use self::lifetimes::{AgeLimits, Freshness, Lifetime, Lifetimes};
@@ -207,6 +208,16 @@ impl Cache {
     /// trusted as before, unless a doubt has come meanwhile.
     pub fn set_alone(&self, alone_ttl: Option<Duration>) {
         self.trust.set_alone(alone_ttl);
+    }
+
+    /// Whether purges are not heard of now.
+    pub fn is_alone(&self) -> bool {
+        self.trust.is_alone()
+    }
+
+    /// Whether nothing but its age limits an entry.
+    pub fn is_trusted(&self, entry: &Entry) -> bool {
+        self.trust.is_trusted(entry.generation)
     }
 
     /// Whether an entry would fit into its store if that were empty.

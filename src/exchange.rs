@@ -128,6 +128,8 @@ pub enum CacheOutcome {
     Stored,
     /// Answered by Rails, and not stored.
     Unstored(NoStoreReason),
+    /// Answered with what another gateway of the fleet has shared, and stored.
+    Fleet,
     /// Answered with the response to another caller's request for the same key.
     Shared,
     /// Waited for another caller's request, whose response could not be shared, then asked Rails.
@@ -146,6 +148,7 @@ impl CacheOutcome {
             Self::StaleIfError => "stale_if_error",
             Self::Stored => "miss_stored",
             Self::Unstored(_) => "miss_unstored",
+            Self::Fleet => "fleet",
             Self::Shared => "shared",
             Self::Alone => "alone",
         }
@@ -169,6 +172,7 @@ impl CacheOutcome {
             Self::Unstored(NoStoreReason::Expired) => "railgate; fwd=miss; detail=expired",
             Self::Unstored(NoStoreReason::Disabled) => "railgate; fwd=miss; detail=disabled",
             Self::Unstored(NoStoreReason::Fenced) => "railgate; fwd=miss; detail=fenced",
+            Self::Fleet => "railgate; hit; detail=fleet",
             Self::Shared => "railgate; fwd=miss; collapsed",
             Self::Alone => "railgate; fwd=miss; detail=alone",
         })

@@ -27,9 +27,12 @@ pub mod outbox;
 mod publisher;
 mod purger;
 mod reader;
+pub mod ring;
 mod sentinel;
 pub mod server;
 pub mod settings;
+pub mod shared;
+mod sharer;
 pub mod stream;
 pub mod ticket;
 
@@ -47,6 +50,7 @@ use self::follower::Member;
 use self::keys::FleetKeys;
 use self::message::{MessageSeal, Publisher, Purge};
 use self::settings::FleetSettings;
+use self::shared::SharedAnswers;
 use self::ticket::Ticket;
 use crate::cache::Cache;
 use crate::cache::purge::{PurgeMode, Selector};
@@ -92,7 +96,11 @@ impl Fleet {
     /// Not started yet. `None` if the system has no random numbers.
     pub fn new(settings: Arc<FleetSettings>, keys: &FleetKeys, cache: Arc<Cache>) -> Option<Self> {
         let seal = MessageSeal::new(keys)?;
-        let bus = Arc::new(Bus::new(settings, keys.bus(), seal, cache));
+        let shared = match settings.shared {
+            None => None,
+            Some(shared) => Some(Arc::new(SharedAnswers::new((shared, settings.alone_after), keys, &cache)?)),
+        };
+        let bus = Arc::new(Bus::new(settings, (keys.bus(), seal), cache, shared));
         let (name, tasks) = (keys.fleet().to_owned(), Mutex::default());
         Some(Self(Some(Arc::new(Membership { name, bus, tasks, publisher: Mutex::default() }))))
     }
@@ -115,6 +123,9 @@ impl Fleet {
         tasks.spawn(async move { purger.purger.run().await });
         tasks.spawn(async move { watcher.watch_condition().await });
         tasks.spawn(async move { sentinels.servers.watch().await });
+        if let Some(shared) = &bus.shared {
+            tasks.spawn(sharer::share(Arc::clone(bus), Arc::clone(shared)));
+        }
         *publisher.lock() = Some(AbortOnDropHandle::new(tokio::spawn(publisher::publish(Arc::clone(bus)))));
     }
 
@@ -123,6 +134,18 @@ impl Fleet {
     pub fn tell(&self, selectors: &[Selector], mode: PurgeMode, settle: Duration) -> Ticket {
         let Some(membership) = &self.0 else { return Ticket::OFF };
         membership.bus.accept(Purge::new(selectors, mode, settle, Clock::System.unix_time()))
+    }
+
+    /// The answers that the gateways share, if they do.
+    pub fn shared(&self) -> Option<&Arc<SharedAnswers>> {
+        self.0.as_ref()?.bus.shared.as_ref()
+    }
+
+    /// No answers are shared any more, since the gateway is not in front of the GitLab of its fleet any more.
+    pub fn end_sharing(&self) {
+        if let Some(shared) = self.shared() {
+            shared.end();
+        }
     }
 
     /// Tells what is left, takes leave and ends, within three seconds. Nothing may be told afterwards.

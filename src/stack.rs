@@ -22,6 +22,7 @@ use crate::auth::upstream_credential::UpstreamCredential;
 use crate::body::unverified::UnverifiedBodies;
 use crate::cache::{self, Cache};
 use crate::clock::Clock;
+use crate::fleet::shared::SharedAnswers;
 use crate::header::via::Pseudonym;
 use crate::layer::authenticate::{Authenticate, AuthenticateLayer};
 use crate::layer::find_route::{FindRoute, FindRouteLayer};
@@ -49,7 +50,9 @@ pub struct StackParts {
     pub bodies: Arc<UnverifiedBodies>,
     /// Shared by all workers.
     pub cache: Arc<Cache>,
-    /// The settings of the layer that serves from it.
+    /// The answers that the gateways of the fleet share, if they do.
+    pub shared_answers: Option<Arc<SharedAnswers>>,
+    /// The settings of the layer that serves from both.
     pub cache_settings: cache::CacheSettings,
     /// Connections to Rails, of one worker.
     pub upstream: Arc<Upstream>,
@@ -78,6 +81,7 @@ pub fn build(parts: StackParts) -> Stack {
         secrets,
         bodies,
         cache,
+        shared_answers,
         cache_settings,
         upstream,
         upstream_credential,
@@ -101,6 +105,6 @@ pub fn build(parts: StackParts) -> Stack {
         // Before the cache: no response, however old, for a caller that was not authenticated.
         .layer(AuthenticateLayer::new(auth, clock.clone(), bodies, secrets))
         // Last before Rails: a request that is answered here costs Rails nothing.
-        .layer(ServeCachedLayer::new(cache, cache_settings, clock.clone(), fills.clone()))
+        .layer(ServeCachedLayer::new((cache, shared_answers), cache_settings, clock.clone(), fills.clone()))
         .service(Forward::new(upstream, clock, upstream_credential, pseudonym, fills))
 }

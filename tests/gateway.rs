@@ -58,6 +58,7 @@ mod gateway {
     mod fleet_outages;
     mod fleet_purges;
     mod fleet_servers;
+    mod fleet_shared;
     mod framing;
     mod half_closed;
     mod hand_over;

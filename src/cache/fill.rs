@@ -94,8 +94,19 @@ impl FillGuard {
         body: &[u8],
         storable: Storable,
     ) -> Result<(), NoStoreReason> {
+        let requested_at = self.requested_at;
+        self.store_older(requested_at, (status, headers, body), storable).map(drop)
+    }
+
+    /// The same with an answer for which another gateway has asked Rails, at `requested_at`. Returns the entry.
+    pub fn store_older(
+        self,
+        requested_at: Instant,
+        (status, headers, body): (StatusCode, &HeaderMap, &[u8]),
+        storable: Storable,
+    ) -> Result<Arc<Entry>, NoStoreReason> {
         let context = (&self.cache.header_interner, self.flight.generation());
-        let entry = Arc::new(Entry::new(status, headers, body, storable, self.requested_at, context));
+        let entry = Arc::new(Entry::new(status, headers, body, storable, requested_at, context));
         if !self.cache.fits_into_store(&self.key, &entry) {
             self.drop_entry();
             return Err(NoStoreReason::TooLarge);
@@ -111,8 +122,8 @@ impl FillGuard {
             self.cache.counters.fenced.fetch_add(1, Ordering::Relaxed);
             return Err(NoStoreReason::Fenced);
         }
-        self.flight.end(FillOutcome::Stored(entry));
-        Ok(())
+        self.flight.end(FillOutcome::Stored(Arc::clone(&entry)));
+        Ok(entry)
     }
 
     /// Rails gave an answer that is not stored, so the entry does not say what Rails says any

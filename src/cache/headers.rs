@@ -11,7 +11,7 @@ use crate::header::{CACHE_STATUS, REQUEST_ID};
 
 /// The headers that are replayed. A list of what may pass, not of what may not: a header
 /// that Rails writes for one caller must not reach another because it was forgotten here.
-const REPLAYED: [HeaderName; 8] = [
+static REPLAYED: [HeaderName; 8] = [
     header::CONTENT_TYPE,
     header::CACHE_CONTROL,
     header::VARY,
@@ -21,6 +21,12 @@ const REPLAYED: [HeaderName; 8] = [
     header::REFERRER_POLICY,
     header::STRICT_TRANSPORT_SECURITY,
 ];
+
+/// The headers of an answer that are replayed, the `ETag` among them.
+pub fn replayed_headers(headers: &HeaderMap) -> impl Iterator<Item = (&'static HeaderName, &HeaderValue)> {
+    let names = REPLAYED.iter().chain([&header::ETAG]);
+    names.flat_map(|name| headers.get_all(name).iter().map(move |value| (name, value)))
+}
 
 /// The header maps that entries share.
 #[derive(Debug, Default)]

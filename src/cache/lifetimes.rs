@@ -190,6 +190,11 @@ impl AgeLimits {
         }
     }
 
+    /// For how long an answer of this age stays fresh.
+    pub fn fresh_for(self, age: Duration) -> Duration {
+        Duration::from_millis(self.fresh.into()).saturating_sub(age)
+    }
+
     /// Whole seconds for which an answer of this age stays fresh; below 0 once it is stale.
     pub fn remaining_ttl_s(self, age: Duration) -> i64 {
         let age = i64::try_from(age.as_millis()).unwrap_or(i64::MAX);

@@ -102,6 +102,10 @@ impl Trust {
         self.change(|cutoffs| cutoffs.alone_ttl = alone_ttl);
     }
 
+    pub(super) fn is_alone(&self) -> bool {
+        self.cutoffs.read().alone_ttl.is_some()
+    }
+
     fn change(&self, change: impl FnOnce(&mut Cutoffs)) {
         let mut cutoffs = self.cutoffs.write();
         change(&mut cutoffs);

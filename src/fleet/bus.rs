@@ -18,6 +18,7 @@ use super::outbox::Outbox;
 use super::purger::Purger;
 use super::server::{Opened, Servers};
 use super::settings::FleetSettings;
+use super::shared::SharedAnswers;
 use super::ticket::Ticket;
 use crate::cache::Cache;
 use crate::clock::Clock;
@@ -36,6 +37,8 @@ pub(super) struct Bus {
     pub(super) outbox: Mutex<Outbox>,
     pub(super) follower: Mutex<Follower>,
     pub(super) condition: Mutex<Condition>,
+    /// `None` if answers are not shared.
+    pub(super) shared: Option<Arc<SharedAnswers>>,
     /// Polls that were complete.
     pub(super) polls: AtomicU64,
     /// There is something to send.
@@ -53,9 +56,9 @@ pub(super) struct Bus {
 impl Bus {
     pub(super) fn new(
         settings: Arc<FleetSettings>,
-        stream: String,
-        seal: MessageSeal,
+        (stream, seal): (String, MessageSeal),
         cache: Arc<Cache>,
+        shared: Option<Arc<SharedAnswers>>,
     ) -> Self {
         let counters = Arc::<FleetCounters>::default();
         Self {
@@ -69,6 +72,7 @@ impl Bus {
             counters,
             outbox: Mutex::default(),
             condition: Mutex::default(),
+            shared,
             polls: AtomicU64::new(0),
             to_send: Notify::new(),
             needs_hello: AtomicBool::new(false),
@@ -89,6 +93,9 @@ impl Bus {
 
     /// Takes over a purge for the other gateways.
     pub(super) fn accept(&self, purge: Purge) -> Ticket {
+        if let Some(shared) = &self.shared {
+            shared.accepted(&purge, &Clock::System);
+        }
         let (told, collapsed) = self.outbox.lock().accept(purge, Clock::System.now());
         if collapsed > 0 {
             self.counters.collapsed.fetch_add(collapsed as u64, Ordering::Relaxed);

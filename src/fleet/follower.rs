@@ -28,6 +28,9 @@ pub enum News {
     Reread(StreamId, Purge),
     /// What this process has said itself, and dropped before.
     Echo(StreamId, u64, Purge),
+    /// A process has told purges, before this entry and perhaps just before, that this one has not heard. What is kept here is
+    /// of later, or doubted; but not what others have shared.
+    Incomplete(StreamId),
     /// Something may have been missed. The place in the stream is known, so it can be doubted now.
     Doubt(DoubtReason),
     /// An entry is no message of the fleet.
@@ -67,6 +70,15 @@ pub struct Follower {
     pending: Option<DoubtReason>,
     is_far_ahead: bool,
     members: HashMap<Publisher, Heard>,
+}
+
+/// Purges of a process that were not heard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Gap {
+    /// It has said something before.
+    OfKnown,
+    /// These are its first words that were heard.
+    OfStranger,
 }
 
 /// What was heard of a process.
@@ -146,13 +158,15 @@ impl Follower {
     ) -> Vec<News> {
         let had_anchor = self.anchor.is_some();
         let mut news = Vec::new();
-        let mut has_gap = false;
+        let mut gaps = Vec::new();
         for entry in entries {
-            news.extend(self.hear(entry, seal, now, &mut has_gap));
+            news.extend(self.hear(entry, seal, now, &mut gaps));
             self.anchor = Some(entry.id);
         }
-        if has_gap {
+        if gaps.contains(&Gap::OfKnown) {
             news.push(News::Doubt(DoubtReason::Counter));
+        } else if let (Some(_), Some(last)) = (gaps.first(), self.anchor) {
+            news.push(News::Incomplete(last));
         }
         if had_anchor && !anchor_found {
             self.lose_anchor(DoubtReason::Anchor);
@@ -174,7 +188,10 @@ impl Follower {
                 continue;
             }
             let is_known = self.members.contains_key(&envelope.publisher);
-            let (is_new, _) = self.note(envelope.publisher, envelope.number, &message, now);
+            let (is_new, gap) = self.note(envelope.publisher, envelope.number, &message, now);
+            if gap.is_some() {
+                purges.push(News::Incomplete(entry.id));
+            }
             if let Message::Purge(purge) = message {
                 let news = if is_known && is_new { News::Purge } else { News::Reread };
                 purges.push(news(entry.id, purge));
@@ -183,7 +200,7 @@ impl Follower {
         purges
     }
 
-    fn hear(&mut self, entry: &Entry, seal: &MessageSeal, now: Instant, has_gap: &mut bool) -> Option<News> {
+    fn hear(&mut self, entry: &Entry, seal: &MessageSeal, now: Instant, gaps: &mut Vec<Gap>) -> Option<News> {
         let Some(envelope) = &entry.envelope else { return Some(News::Unreadable(Unreadable::Fields)) };
         let Some(message) = seal.open(envelope) else { return Some(News::Unreadable(Unreadable::Seal)) };
         let (publisher, number) = (envelope.publisher, envelope.number);
@@ -192,15 +209,21 @@ impl Follower {
             return Some(News::Echo(entry.id, number, purge));
         }
         let (is_new, gap) = self.note(publisher, number, &message, now);
-        *has_gap |= gap;
+        gaps.extend(gap);
         match message {
             Message::Purge(purge) if is_new => Some(News::Purge(entry.id, purge)),
             Message::Purge(_) | Message::Hello | Message::Bye => None,
         }
     }
 
-    /// Whether a purge is heard for the first time, and whether others of its process are missing.
-    fn note(&mut self, publisher: Publisher, number: u64, message: &Message, now: Instant) -> (bool, bool) {
+    /// Whether a purge is heard for the first time, and whether others of its process were not heard.
+    fn note(
+        &mut self,
+        publisher: Publisher,
+        number: u64,
+        message: &Message,
+        now: Instant,
+    ) -> (bool, Option<Gap>) {
         let is_known = self.members.contains_key(&publisher);
         // What it has said before the first word that was heard is doubted already.
         let unheard = || Heard { last: 0, missing: Vec::new(), at: now };
@@ -210,7 +233,7 @@ impl Follower {
         if *message == Message::Bye {
             self.members.remove(&publisher);
         }
-        (is_new, gap && is_known)
+        (is_new, gap.then_some(if is_known { Gap::OfKnown } else { Gap::OfStranger }))
     }
 
     fn notice_far_ahead(&mut self, now_ms: u64) -> Option<DoubtReason> {

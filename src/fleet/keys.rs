@@ -23,6 +23,7 @@ use crate::cache::Key;
 use crate::secret::ShellSecret;
 
 /// What tells one fleet from another, and what its seals are made of.
+#[derive(Clone)]
 pub struct FleetKeys {
     /// 8 bytes in hexadecimal.
     fleet: String,

@@ -90,6 +90,9 @@ impl Purge {
     }
 }
 
+/// How often the process says that it is there, and how much it has told: whoever has heard less has missed something.
+pub const HELLO_INTERVAL: Duration = Duration::from_secs(60);
+
 /// The name of a process on the bus.
 pub type Publisher = [u8; 8];
 

@@ -10,16 +10,13 @@ use super::backoff::Backoff;
 use super::bus::{ANOTHER_MASTER, Bus, End};
 use super::connection::{Connection, ConnectionError};
 use super::counters::Told;
-use super::message::Message;
+use super::message::{HELLO_INTERVAL, Message};
 use super::stream::StreamId;
 use crate::clock::Clock;
 
 /// Messages with something new are no closer together, so that purges which come together share one: each costs every
 /// gateway a wake-up.
 const GATHER: Duration = Duration::from_millis(2);
-
-/// How often the process says that it is there, and how much it has told: whoever has heard less has missed something.
-const HELLO_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How often the server is asked whether it is still there. So a dead connection is known before something is to be
 /// told.

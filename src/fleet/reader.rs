@@ -10,7 +10,9 @@ use tokio::sync::watch;
 use super::backoff::Backoff;
 use super::bus::{ANOTHER_MASTER, Bus, End};
 use super::connection::{Connection, ConnectionError};
+use super::counters::DoubtReason;
 use super::follower::News;
+use super::message::Purge;
 use super::stream::{Poll, StreamId};
 use crate::clock::Clock;
 
@@ -55,9 +57,12 @@ impl Reader {
         self.resets.mark_unchanged();
         let opened = bus.connect("railgate-reader", backoff).await?;
         let connection = opened.connection;
-        let is_anew = bus.follower.lock().connected(opened.identity);
+        let is_anew = bus.follower.lock().connected(opened.identity.clone());
         if is_anew {
             self.begin(&connection, opened.last_id).await?;
+        }
+        if let Some(shared) = &bus.shared {
+            shared.follow(opened.identity);
         }
         let mut wait = NO_WAIT;
         loop {
@@ -95,6 +100,11 @@ impl Reader {
             (follower.polled(read, &bus.seal, (now, unix_ms())), !follower.is_without_anchor())
         };
         self.apply(news, now);
+        if let Some(shared) = &bus.shared
+            && let Some(entry) = poll.entries.last()
+        {
+            shared.advance(entry.id);
+        }
         let is_complete = poll.entries.len() < self.max_entries;
         if is_complete && has_anchor {
             bus.complete();
@@ -106,44 +116,92 @@ impl Reader {
     async fn begin(&self, connection: &Connection, last: Option<StreamId>) -> Result<(), ConnectionError> {
         let bus = &self.bus;
         let news = bus.follower.lock().begin(last, unix_ms());
+        let is_start = news.contains(&News::Doubt(DoubtReason::Start));
         self.apply(news, Clock::System.now());
         bus.breaks.send_modify(|breaks| *breaks += 1);
         if let Some(last) = last {
-            return self.reread(connection, last).await;
+            let complete_from = self.reread(connection, last).await?;
+            if let (true, Some(floor), Some(shared)) = (is_start, complete_from, &bus.shared) {
+                shared.reach_back_to(floor);
+            }
+            return Ok(());
         }
         bus.needs_hello.store(true, Ordering::Release);
         bus.to_send.notify_one();
         Ok(())
     }
 
-    async fn reread(&self, connection: &Connection, last: StreamId) -> Result<(), ConnectionError> {
-        let back = u64::try_from(REREAD.as_millis()).unwrap_or(u64::MAX);
+    /// Returns from where on all that was told up to `last` is known now, if it is.
+    async fn reread(
+        &self,
+        connection: &Connection,
+        last: StreamId,
+    ) -> Result<Option<StreamId>, ConnectionError> {
+        let history = self.bus.shared.as_ref().map_or(REREAD, |shared| shared.history().max(REREAD));
+        let back = u64::try_from(history.as_millis()).unwrap_or(u64::MAX);
         let mut from = StreamId::from_milliseconds(last.milliseconds.saturating_sub(back));
+        // What was before the first one may be lost.
+        let first = connection.range(&self.bus.stream, StreamId::default(), 1).await?;
+        let mut complete_from = first.first().map_or(last, |first| first.id.max(from));
         for _ in 0..MAX_REREAD_PAGES {
             let mut entries = connection.range(&self.bus.stream, from, MAX_ENTRIES).await?;
             let is_last = entries.len() < MAX_ENTRIES;
             entries.retain(|entry| entry.id <= last);
             let now = Clock::System.now();
-            let news = self.bus.follower.lock().reread(&entries, &self.bus.seal, now);
+            let mut news = self.bus.follower.lock().reread(&entries, &self.bus.seal, now);
+            news.retain(|one| match one {
+                News::Incomplete(id) => {
+                    complete_from = complete_from.max(*id);
+                    false
+                }
+                _ => true,
+            });
             self.apply(news, now);
             match entries.last() {
                 Some(entry) if !is_last && entry.id < last => from = entry.id.next(),
-                _ => return Ok(()),
+                _ => return Ok(Some(complete_from)),
             }
         }
         // As many purges as that: whatever Rails tells meanwhile is doubted.
         self.bus.purger.doubt_later(Clock::System.now() + REREAD);
-        Ok(())
+        Ok(None)
+    }
+
+    /// It forbids to use shared answers, before anything else is done with it.
+    fn note(&self, id: StreamId, purge: &Purge) {
+        if let Some(shared) = &self.bus.shared {
+            shared.heard(id, purge, &Clock::System);
+        }
+    }
+
+    fn lose_purges(&self) {
+        let bus = &self.bus;
+        if let Some(shared) = &bus.shared {
+            shared.lose(bus.follower.lock().read_from(), &Clock::System);
+        }
     }
 
     fn apply(&self, news: Vec<News>, now: Instant) {
         let bus = &self.bus;
         for one in news {
             match one {
-                News::Purge(_, purge) => bus.purger.push(purge, true, now),
-                News::Reread(_, purge) => bus.purger.push(purge, false, now),
-                News::Echo(id, number, _) => bus.outbox.lock().heard(number, id, bus.polls()),
-                News::Doubt(reason) => bus.purger.doubt(reason),
+                News::Purge(id, purge) => {
+                    self.note(id, &purge);
+                    bus.purger.push(purge, true, now);
+                }
+                News::Reread(id, purge) => {
+                    self.note(id, &purge);
+                    bus.purger.push(purge, false, now);
+                }
+                News::Echo(id, number, purge) => {
+                    self.note(id, &purge);
+                    bus.outbox.lock().heard(number, id, bus.polls());
+                }
+                News::Doubt(reason) => {
+                    self.lose_purges();
+                    bus.purger.doubt(reason);
+                }
+                News::Incomplete(_) => self.lose_purges(),
                 News::Unreadable(what) => bus.counters.unreadable.increment(what),
             }
         }

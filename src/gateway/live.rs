@@ -104,6 +104,7 @@ impl Live {
                     secrets: refresher.clone(),
                     bodies: Arc::clone(bodies),
                     cache: Arc::clone(&shared.cache),
+                    shared_answers: shared.fleet.shared().cloned(),
                     cache_settings: config.cache.clone(),
                     upstream: Arc::new(Upstream::new(&config.upstream, Arc::clone(&shared.upstream))),
                     upstream_credential: config.upstream_credential.clone(),
@@ -166,6 +167,7 @@ impl Live {
             cell.replace(stack::build(parts.clone()));
         }
         if is_another_gitlab {
+            self.shared.fleet.end_sharing();
             // After the stacks: what they have asked the servers before is not stored either.
             self.shared.cache.invalidate_all();
             tracing::warn!(

@@ -10,6 +10,7 @@
 //! memory. A request that goes on has a clone of the inner service to itself, and waits until that is ready.
 
 mod fill;
+mod follow;
 mod replay;
 mod rules;
 mod shadow_check;
@@ -28,19 +29,19 @@ use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 use tower::{Layer, Service, ServiceExt as _};
 
-use self::replay::{replay, replay_shared, with_cache_status};
+use self::follow::follow;
+use self::replay::{replay, with_cache_status};
 use self::rules::{ask_for_plain_answer, invalidate_if_refused, is_cacheable, is_no_answer};
 use self::shared::ServeCachedShared;
 use self::stale_fallback::or_stale;
 use super::{BoxedResponse, ImmediateOr, LayerResult, immediate};
 use crate::body::Body;
 use crate::cache::fill::{FillGuard, LeaderOrFollower, RefreshAttempt};
-use crate::cache::{
-    Cache, CacheSettings, Entry, FillOutcome, FillWaiter, Freshness, Hit, Key, RefreshOutcome,
-};
+use crate::cache::{Cache, CacheSettings, Entry, Freshness, Hit, Key, RefreshOutcome};
 use crate::clock::Clock;
 use crate::exchange::{Authenticated, CacheOutcome, SharedRequestInfo};
 use crate::failure::Failure;
+use crate::fleet::shared::SharedAnswers;
 use crate::progress::Progress;
 use crate::route::Caching;
 use crate::upstream::WaitPolicy;
@@ -59,9 +60,14 @@ pub struct ServeCached<S> {
 }
 
 impl ServeCachedLayer {
-    /// Serves from `cache`; fills run as tasks of `fills`.
-    pub fn new(cache: Arc<Cache>, settings: CacheSettings, clock: Clock, fills: TaskTracker) -> Self {
-        Self { shared: Arc::new(ServeCachedShared { cache, settings, clock, fills }) }
+    /// Serves from `cache`, which is filled with what other gateways share, too; fills run as tasks of `fills`.
+    pub fn new(
+        (cache, fleet): (Arc<Cache>, Option<Arc<SharedAnswers>>),
+        settings: CacheSettings,
+        clock: Clock,
+        fills: TaskTracker,
+    ) -> Self {
+        Self { shared: Arc::new(ServeCachedShared { cache, fleet, settings, clock, fills }) }
     }
 }
 
@@ -222,7 +228,7 @@ where
                 span.end(has_failed.then(String::new));
             }
             cache.count_refresh(match info.lock().cache {
-                CacheOutcome::Stored => RefreshOutcome::Stored,
+                CacheOutcome::Stored | CacheOutcome::Fleet => RefreshOutcome::Stored,
                 _ if has_failed => RefreshOutcome::Failed,
                 _ => RefreshOutcome::Unstored,
             });
@@ -295,47 +301,18 @@ where
         if let Some(record) = call.exchange.info.lock().trace.record() {
             guard.progress().set_trace(record.parent_of_requests().context);
         }
-        let caching = call.route_match.route.caching;
         let span = call.exchange.span(&call.route_match);
         let info = call.exchange.info.clone();
-        let inner = self.send_on(fill::fill_request(call, self.shared.settings.max_body));
+        let request = fill::fill_request(call, self.shared.settings.max_body);
         let shared = Arc::clone(&self.shared);
-        span.around(async move { fill::fill(inner, guard, caching, &shared, &info).await })
-    }
-}
-
-/// Waits for the leader's fill; asks Rails by itself if that brings nothing to share.
-async fn follow<S>(
-    waiter: FillWaiter,
-    inner: S,
-    mut call: Authenticated,
-    shared: Arc<ServeCachedShared>,
-    (key, has_stale): (Key, bool),
-) -> LayerResult
-where
-    S: Service<Authenticated, Response = Response<Body>, Error = Failure>,
-{
-    let info = call.exchange.info.clone();
-    let progress = Arc::clone(waiter.progress());
-    let outcome = tokio::time::timeout(shared.settings.wait, waiter.outcome()).await;
-    if let Some(record) = info.lock().trace.record() {
-        record.shared_with = progress.trace();
-    }
-    match outcome.unwrap_or(FillOutcome::NotShared) {
-        // It may have expired since, or by a clock that was set ahead while it came.
-        FillOutcome::Stored(entry) if !shared.cache.has_expired(&entry) => {
-            Ok(replay_shared(&entry, &shared, &info))
+        if shared.fleet.is_none() {
+            let inner = self.send_on(request);
+            let fill = async move { fill::fill(inner, guard, None, &shared, &info).await };
+            return Either::Left(span.around(fill));
         }
-        FillOutcome::Failed(error, text) => Err(Failure::SharedFill(error, text)),
-        FillOutcome::Stored(_) | FillOutcome::NotShared => {
-            // If Rails has just failed to answer, callers with a stale entry do not ask it, too.
-            if let Some(hit) = has_stale.then(|| shared.lookup_in_outage(&key)).flatten() {
-                return Ok(replay(&hit, CacheOutcome::StaleIfError, shared.clock.now(), &info));
-            }
-            ask_for_plain_answer(&mut call);
-            let response = invalidate_if_refused(inner.oneshot(call).await?, &key, &shared).await?;
-            Ok(with_cache_status(response, CacheOutcome::Alone, &info))
-        }
+        let inner = self.inner.clone();
+        let fill = async move { fill::fill_in_fleet(inner, request, guard, &shared, &info).await };
+        Either::Right(span.around(fill))
     }
 }
 

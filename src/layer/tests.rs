@@ -69,7 +69,7 @@ fn find_route_layer() -> FindRouteLayer {
 fn serve_cached_layer() -> ServeCachedLayer {
     let settings = CacheSettings::default();
     let cache = Cache::with_clock(&settings, Clock::System);
-    ServeCachedLayer::new(cache, settings, Clock::System, TaskTracker::new())
+    ServeCachedLayer::new((cache, None), settings, Clock::System, TaskTracker::new())
 }
 
 /// Whether the layer is ready when its inner service is not, and when it is.

@@ -75,7 +75,7 @@ async fn assert_figures_are_those_of_the_metrics(browser: &mut Browser, gateway:
         };
         let expected = [
             sum(&metrics, requests, &[&route]),
-            of(&["hit"]),
+            of(&["hit", "fleet"]),
             of(&["stale_while_revalidate", "stale_if_error"]),
             of(&["miss_stored", "miss_unstored", "shared", "alone", "bypass", "never"]),
             sum(&metrics, requests, &[&route, "cache=\"none\""]),

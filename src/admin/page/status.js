@@ -216,7 +216,7 @@ const wide = (text) => ({ text, className: "wide" });
 function showTables(status) {
   const sum = (route, names) => names.reduce((all, name) => all + (route.cache[name] || 0), 0);
   fill("routes", status.routes.map((route) => [
-    route.route, count(route.requests), count(sum(route, ["hit"])),
+    route.route, count(route.requests), count(sum(route, ["hit", "fleet"])),
     count(sum(route, ["stale_while_revalidate", "stale_if_error"])),
     count(sum(route, ["miss_stored", "miss_unstored", "shared", "alone", "bypass", "never"])),
     count(sum(route, ["none"])), count(route.errors),

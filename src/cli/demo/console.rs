@@ -103,6 +103,7 @@ impl RequestSummary {
             "hit" => ("hit: answered from memory", AnsiColor::Green),
             "stale_while_revalidate" => ("hit: stale, refreshed from Rails", AnsiColor::Green),
             "stale_if_error" => ("hit: stale, since Rails fails", AnsiColor::Green),
+            "fleet" => ("hit: answered by the fleet", AnsiColor::Green),
             "shared" => ("miss: shared a pending request", AnsiColor::Yellow),
             "miss_stored" => ("miss: asked Rails, stored", AnsiColor::Yellow),
             "miss_unstored" | "alone" => ("miss: asked Rails, not stored", AnsiColor::Yellow),

@@ -127,7 +127,9 @@ fn an_empty_stream_proves_nothing_until_it_has_an_entry() {
 #[test]
 fn a_missing_message_is_doubted_and_heard_if_it_comes_after_all() {
     let (mut follower, own, other) = following();
-    assert_eq!(poll(&mut follower, &own, &[says(&other, 11, 40)]).len(), 1, "the first one sets the count");
+    // The first one sets the count. What it told before is not heard, and concerns only what others share.
+    let news = poll(&mut follower, &own, &[says(&other, 11, 40)]);
+    assert_eq!(news, [News::Purge(at(11), purge(40)), News::Incomplete(at(11))]);
     let doubt = News::Doubt(DoubtReason::Counter);
     let news = poll(&mut follower, &own, &[says(&other, 12, 44), says(&other, 13, 45)]);
     assert_eq!(news, [News::Purge(at(12), purge(44)), News::Purge(at(13), purge(45)), doubt]);
@@ -199,6 +201,29 @@ fn entries_from_far_ahead_are_doubted_once() {
     let far = poll_at(&mut follower, NOW_MS + FAR_AHEAD_MS + 1, 2);
     assert_eq!(far, Some(News::Doubt(DoubtReason::Future)));
     assert_eq!(poll_at(&mut follower, u64::MAX, 3), Some(News::Purge(at(u64::MAX), purge(3))));
+}
+
+/// Somebody who may write to Valkey has removed what was told, and a gateway that begins now has never heard of it.
+#[test]
+fn what_is_read_again_tells_from_where_on_it_is_complete() {
+    for (entries, incomplete) in [
+        (&[(7, 1), (8, 2)][..], &[][..]),
+        (&[(7, 0), (8, 1)], &[]),
+        (&[(7, 5), (8, 6)], &[7]),
+        (&[(7, 1), (8, 2), (9, 4)], &[9]),
+        (&[(6, 2), (7, 4)], &[6, 7]),
+    ] {
+        let (mut follower, own, other) = following();
+        let said = |(at_ms, number): &(u64, u64)| match number {
+            0 => entry(&other, *at_ms, 0, &Message::Hello),
+            _ => says(&other, *at_ms, *number),
+        };
+        let entries: Vec<Entry> = entries.iter().map(said).collect();
+        let news = follower.reread(&entries, &own, Instant::now());
+        let told =
+            news.iter().filter_map(|news| if let News::Incomplete(id) = news { Some(*id) } else { None });
+        assert_eq!(told.collect::<Vec<_>>(), incomplete.iter().map(|id| at(*id)).collect::<Vec<_>>());
+    }
 }
 
 #[test]

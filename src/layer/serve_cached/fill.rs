@@ -1,20 +1,23 @@
 //! One request to Rails that fills an entry, and what becomes of the answer.
 
+use std::sync::Arc;
+
 use http::header::{self, HeaderName};
 use http::{HeaderMap, Request, Response, StatusCode};
+use tower::{Service, ServiceExt as _};
 
-use super::replay::with_cache_status;
-use super::rules::{is_rails_failure, with_verdict};
+use super::replay::{replay_from_fleet, with_cache_status};
+use super::rules::{invalidate_if_refused, is_rails_failure, with_verdict};
 use super::shared::{ServeCachedShared, collect};
 use crate::body::{Body, Collected};
-use crate::cache::FillError;
 use crate::cache::fill::FillGuard;
 use crate::cache::refusal::{Verdict, judge};
 use crate::cache::storable::{NoStoreReason, check_answer, check_head};
+use crate::cache::{Entry, FillError};
 use crate::exchange::{Authenticated, CacheOutcome, Exchange, SharedRequestInfo, describe};
 use crate::failure::Failure;
+use crate::fleet::shared::{Answer, Found, Share, UsableAnswer};
 use crate::layer::LayerResult;
-use crate::route::Caching;
 use crate::upstream::{self, ErrorKind};
 
 /// What a request that fills an entry may say of its caller: who it is, where it comes from, and
@@ -58,15 +61,56 @@ enum Source {
     Unknown,
 }
 
-/// Waits for Rails, stores the answer if it may be stored, and passes it on to the leader.
+/// The same as [`fill`], unless another gateway of the fleet has shared the answer, or does so while it is waited for.
+pub(super) async fn fill_in_fleet<S>(
+    inner: S,
+    request: Authenticated,
+    guard: FillGuard,
+    shared: &ServeCachedShared,
+    info: &SharedRequestInfo,
+) -> LayerResult
+where
+    S: Service<Authenticated, Response = Response<Body>, Error = Failure>,
+{
+    let found = match &shared.fleet {
+        Some(fleet) => fleet.find(guard.key(), &shared.settings.lifetimes, &shared.clock).await,
+        None => None,
+    };
+    let answer = match found {
+        Some(Found::Answer(answer)) => answer,
+        Some(Found::Nothing(share)) => {
+            return fill(inner.oneshot(request), guard, Some(share), shared, info).await;
+        }
+        None => return fill(inner.oneshot(request), guard, None, shared, info).await,
+    };
+    let key = guard.key().clone();
+    if let Some(entry) = store_shared(guard, &answer, shared) {
+        return Ok(replay_from_fleet(&entry, shared, info));
+    }
+    // A purge has come meanwhile.
+    let response = invalidate_if_refused(inner.oneshot(request).await?, &key, shared).await?;
+    Ok(with_cache_status(response, CacheOutcome::Alone, info))
+}
+
+/// Stores what another gateway has shared; `None` if that may not be used any more.
+fn store_shared(guard: FillGuard, answer: &UsableAnswer, shared: &ServeCachedShared) -> Option<Arc<Entry>> {
+    let UsableAnswer { status, headers, body, storable, age } = answer;
+    // A clock that does not go back as far has not seen it.
+    let requested_at = shared.clock.now().checked_sub(*age)?;
+    let entry = guard.store_older(requested_at, (*status, headers, body), *storable).ok()?;
+    shared.cache.is_trusted(&entry).then_some(entry)
+}
+
+/// Waits for Rails, stores the answer if it may be stored, and passes it on to the leader, and by `share` to other
+/// gateways.
 pub(super) async fn fill(
     inner: impl Future<Output = LayerResult>,
     guard: FillGuard,
-    caching: Caching,
+    share: Option<Share>,
     shared: &ServeCachedShared,
     info: &SharedRequestInfo,
 ) -> LayerResult {
-    let (requested_at, outage) = (guard.requested_at(), shared.cache.outage(caching));
+    let (requested_at, outage) = (guard.requested_at(), shared.cache.outage(guard.key().caching()));
     let record_failure = |result: &LayerResult| match result {
         _ if !is_rails_failure(result) => {}
         Ok(response) => {
@@ -79,7 +123,7 @@ pub(super) async fn fill(
     shared.cache.shadow().record_latency(now.saturating_duration_since(requested_at), now);
     // Before the followers learn that there is nothing for them.
     record_failure(&result);
-    match finish(result, guard, caching, shared, info).await {
+    match finish(result, (guard, share), shared, info).await {
         Ok((response, source)) => {
             if source == Source::Rails {
                 outage.record_answer(shared.clock.now());
@@ -97,8 +141,7 @@ pub(super) async fn fill(
 /// Completes the fill: stores the answer, or tells the followers why not.
 async fn finish(
     result: LayerResult,
-    guard: FillGuard,
-    caching: Caching,
+    (guard, share): (FillGuard, Option<Share>),
     shared: &ServeCachedShared,
     info: &SharedRequestInfo,
 ) -> Result<(Response<Body>, Source), Failure> {
@@ -109,7 +152,7 @@ async fn finish(
             return Err(failure);
         }
     };
-    if let Err(reason) = check_head(caching, &response, shared.settings.max_body) {
+    if let Err(reason) = check_head(guard.key().caching(), &response, shared.settings.max_body) {
         let (response, verdict) = with_verdict(response).await?;
         let source = obey(verdict, guard, shared);
         return Ok((with_cache_status(response, CacheOutcome::Unstored(reason), info), source));
@@ -124,7 +167,7 @@ async fn finish(
             return Ok((with_cache_status(response, outcome, info), Source::Unknown));
         }
     };
-    let (outcome, source) = store(guard, caching, (head.status, &head.headers, &body), shared)?;
+    let (outcome, source) = store((guard, share), (head.status, &head.headers, &body), shared)?;
     Ok((with_cache_status(Response::from_parts(head, Body::from(body)), outcome, info), source))
 }
 
@@ -166,18 +209,20 @@ fn fail(guard: FillGuard, failure: &Failure, info: &SharedRequestInfo) {
 
 /// Stores a whole answer if it may be stored. One of Rails that may not be drops the entry that was there.
 fn store(
-    guard: FillGuard,
-    caching: Caching,
+    (guard, share): (FillGuard, Option<Share>),
     (status, headers, body): (StatusCode, &HeaderMap, &[u8]),
     shared: &ServeCachedShared,
 ) -> Result<(CacheOutcome, Source), Failure> {
     let lifetimes = &shared.settings.lifetimes;
     let now = shared.clock.unix_seconds();
-    match check_answer(caching, guard.key(), status, body, lifetimes, now) {
+    match check_answer(guard.key().caching(), guard.key(), status, body, lifetimes, now) {
         Ok(mut storable) => {
             storable.age_limits =
                 storable.age_limits.with_jitter(lifetimes.jitter_percent, fastrand::u16(..));
             let stored = guard.store(status, headers, body, storable);
+            if let (Ok(()), Some(share)) = (stored, share) {
+                share.share(Answer { status, headers, body, storable }, &shared.clock);
+            }
             let outcome = stored.map_or_else(CacheOutcome::Unstored, |()| CacheOutcome::Stored);
             Ok((outcome, Source::Rails))
         }

@@ -22,6 +22,16 @@ pub(super) fn replay_shared(
     entry.to_response(entry.age(shared.clock.now()), CacheOutcome::Shared.cache_status()).map(Body::from)
 }
 
+/// For a leader: what another gateway has shared.
+pub(super) fn replay_from_fleet(
+    entry: &Entry,
+    shared: &ServeCachedShared,
+    info: &SharedRequestInfo,
+) -> Response<Body> {
+    info.update(|info| info.set_cache(CacheOutcome::Fleet));
+    entry.to_response(entry.age(shared.clock.now()), CacheOutcome::Fleet.cache_status()).map(Body::from)
+}
+
 /// An entry that was found in memory.
 pub(super) fn replay(
     hit: &Hit,

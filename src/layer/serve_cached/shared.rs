@@ -8,6 +8,7 @@ use tokio_util::task::TaskTracker;
 use crate::body::{Body, Collected};
 use crate::cache::{Cache, CacheSettings, Hit, Key};
 use crate::clock::Clock;
+use crate::fleet::shared::SharedAnswers;
 use crate::route::Caching;
 use crate::upstream;
 
@@ -15,6 +16,8 @@ use crate::upstream;
 #[derive(Debug)]
 pub(super) struct ServeCachedShared {
     pub(super) cache: Arc<Cache>,
+    /// What other gateways share.
+    pub(super) fleet: Option<Arc<SharedAnswers>>,
     pub(super) settings: CacheSettings,
     pub(super) clock: Clock,
     /// Owns the fills, which outlive the callers that began them.

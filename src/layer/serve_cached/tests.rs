@@ -42,7 +42,7 @@ fn fixture_with(settings: CacheSettings) -> Fixture {
     let time = ManualClock::at(1_700_000_000);
     let clock = Clock::Manual(time.clone());
     let cache = Cache::with_clock(&settings, clock.clone());
-    let layer = ServeCachedLayer::new(Arc::clone(&cache), settings, clock, TaskTracker::new());
+    let layer = ServeCachedLayer::new((Arc::clone(&cache), None), settings, clock, TaskTracker::new());
     let (inner, rails) = mock_service();
     Fixture { service: layer.layer(inner), rails, cache, time }
 }

@@ -11,13 +11,22 @@ use prometheus_client::metrics::gauge::ConstGauge;
 
 use crate::fleet::counters::{DELAY_BOUNDS, FleetCounters};
 use crate::fleet::message::process_name;
+use crate::fleet::shared::counters::SharedCounters;
 use crate::fleet::{Fleet, FleetPhase, FleetState};
 use crate::metrics::encode::{encode_counters, encode_histogram, encode_single};
 
 pub(super) fn encode(fleet: &Fleet, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
     let (Some(state), Some(counters)) = (fleet.state(), fleet.counters()) else { return Ok(()) };
     encode_state(&state, encoder)?;
-    encode_counts(counters, encoder)
+    encode_counts(counters, encoder)?;
+    fleet.shared().map_or(Ok(()), |shared| encode_shared(shared.counters(), encoder))
+}
+
+fn encode_shared(counters: &SharedCounters, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    let results = ("fleet_shared", "Looks for answers that other gateways have shared, by what they brought");
+    encode_counters(encoder, results, "result", &counters.results)?;
+    let locks = ("fleet_lock", "Answers that were not shared yet, by how it was decided who asks Rails");
+    encode_counters(encoder, locks, "result", &counters.locks)
 }
 
 fn encode_state(state: &FleetState, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {

@@ -179,6 +179,7 @@ impl Gateway {
             auth: Arc::new(ArcSwap::from_pointee(operations::auth()?)),
             bodies: Arc::new(UnverifiedBodies::new(DEFAULT_MAX_UNVERIFIED)),
             cache: Arc::clone(&cache),
+            shared_answers: None,
             cache_settings,
             upstream: Arc::new(Upstream::standalone(settings(&rails)?)),
             upstream_credential: None,
