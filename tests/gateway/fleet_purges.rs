@@ -166,7 +166,8 @@ async fn a_gateway_that_is_stopped_tells_first_what_it_has_accepted() {
     assert_eq!(two.gateway.fleet.state().unwrap().members, []);
 }
 
-/// A reader that takes what one poll brings for all there is would trust what it keeps too early.
+/// A subscriber that is slow is cut off, and does not get what was sent meanwhile. A reader that takes what one poll brings
+/// for all there is would trust what it keeps too early.
 #[tokio::test]
 async fn a_gateway_is_alone_until_all_of_a_long_absence_is_heard_and_dropped() {
     let valkey = Valkey::start().await;
