@@ -10,35 +10,26 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use parking_lot::{Mutex, MutexGuard};
-use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
-use super::fleet;
 use super::restart::may_be_another_gitlab;
 use super::secrets::Secrets;
-use super::traces::Tracing;
-use crate::admin::AdminAccess;
-use crate::auth::Authenticator;
+use super::shared::Shared;
 use crate::body::unverified::UnverifiedBodies;
-use crate::cache::{Cache, CacheSettings, Lifetimes};
+use crate::cache::{CacheSettings, Lifetimes};
 use crate::clock::Clock;
 use crate::config::{self, GatewayConfig};
-use crate::fleet::Fleet;
 use crate::header::via::Pseudonym;
-use crate::hooks::{HookCounters, Hooks};
 use crate::log::LogCounters;
 use crate::metrics::Metrics;
 use crate::reload::{Reload, ReloadError, ReloadStatus, Reloaded};
 use crate::secret::files::{LoadedSecret, SecretRole};
 use crate::secret::refresh::{RefreshSecrets, SecretRefresher};
-use crate::secret::status::SecretStatuses;
-use crate::server::ServerLimits;
 use crate::service_manager::ServiceManager;
 use crate::stack::reloadable::StackCell;
 use crate::stack::{self, Stack, StackParts};
-use crate::upstream::{HealthChecker, Upstream, UpstreamState};
+use crate::upstream::{HealthChecker, Upstream};
 
 /// Exchanges what can be exchanged.
 #[derive(Debug)]
@@ -68,23 +59,6 @@ pub(crate) struct Running {
 pub(crate) struct WorkerStack {
     pub(crate) cell: Arc<StackCell<Stack>>,
     pub(crate) parts: StackParts,
-}
-
-/// Where the parts of the gateway look for what is in effect.
-#[derive(Debug)]
-pub(crate) struct Shared {
-    pub(crate) auth: Arc<ArcSwap<Authenticator>>,
-    pub(crate) admin: Arc<ArcSwap<AdminAccess>>,
-    /// Only peers on this machine can connect to the admin listener.
-    pub(crate) admin_is_local: bool,
-    pub(crate) hooks: Option<Hooks>,
-    pub(crate) limits: Arc<ArcSwap<ServerLimits>>,
-    pub(crate) upstream: Arc<UpstreamState>,
-    pub(crate) cache: Arc<Cache>,
-    pub(crate) fleet: Fleet,
-    pub(crate) secret_statuses: Arc<SecretStatuses>,
-    pub(crate) checks: watch::Sender<Arc<HealthChecker>>,
-    pub(crate) tracing: Tracing,
 }
 
 impl Live {
@@ -229,47 +203,6 @@ impl Live {
     }
 }
 
-impl Shared {
-    /// As it is at the start, and where the health checker of the day is found.
-    pub(crate) fn new(
-        config: &GatewayConfig,
-        admin_is_local: bool,
-        hook_counts: &Arc<HookCounters>,
-    ) -> io::Result<(Self, watch::Receiver<Arc<HealthChecker>>)> {
-        let upstream = Arc::new(UpstreamState::new(&config.upstream));
-        let (checks, checker) = watch::channel(Arc::new(HealthChecker::new(&config.upstream, &upstream)));
-        let cache = Cache::new(&config.cache);
-        let fleet = fleet::join(config, &cache)?;
-        let hooks = config.hooks.clone().map(|hooks| {
-            let cleaned = (Arc::clone(&cache), fleet.clone());
-            Hooks::new(hooks, cleaned, Arc::clone(hook_counts), Clock::System)
-        });
-        let shared = Self {
-            auth: Arc::new(ArcSwap::from_pointee(Authenticator::new(config.auth.clone()))),
-            admin: Arc::new(ArcSwap::from_pointee(admin_access(config, admin_is_local))),
-            admin_is_local,
-            hooks,
-            limits: Arc::new(ArcSwap::from_pointee(config.limits)),
-            upstream,
-            cache,
-            fleet,
-            secret_statuses: Arc::default(),
-            checks,
-            tracing: Tracing::new(config),
-        };
-        Ok((shared, checker))
-    }
-
-    /// Callers are authenticated by these from now on.
-    fn publish(&self, config: &GatewayConfig, secrets: &Secrets) {
-        self.auth.store(Arc::new(secrets.authenticator(config)));
-        self.admin.store(Arc::new(admin_access(config, self.admin_is_local)));
-        if let Some((hooks, settings)) = self.hooks.as_ref().zip(secrets.hooks(config)) {
-            hooks.reload(settings);
-        }
-    }
-}
-
 impl Reload for Live {
     fn reload(&self) -> Result<Reloaded, ReloadError> {
         self.reload_within(MAX_RELOAD_WAIT)
@@ -346,9 +279,4 @@ const MAX_RELOAD_WAIT: Duration = Duration::from_secs(10);
 fn cache_settings(config: &GatewayConfig, is_replaced: bool) -> CacheSettings {
     let kept = config.cache.clone();
     if is_replaced { CacheSettings { lifetimes: Lifetimes::none(), ..kept } } else { kept }
-}
-
-/// Who may use the admin listener.
-fn admin_access(config: &GatewayConfig, is_local_only: bool) -> AdminAccess {
-    AdminAccess { is_local_only, token: config.admin.token.clone(), hosts: config.admin.hosts.clone() }
 }
