@@ -136,7 +136,10 @@ impl Bus {
                 tracing::info!("Valkey takes purges again");
             }
             let silent = self.condition.lock().silent_for(now).unwrap_or_default();
-            let rest = alone_after.saturating_sub(silent).clamp(SHORTEST_REST, LONGEST_REST);
+            let until_alone = alone_after.saturating_sub(silent);
+            // Who is alone already has nothing to wait for but a complete poll.
+            let rest = if until_alone.is_zero() { LONGEST_REST } else { until_alone.min(LONGEST_REST) };
+            let rest = rest.max(SHORTEST_REST);
             tokio::time::sleep(rest).await;
         }
     }

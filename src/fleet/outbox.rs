@@ -57,6 +57,8 @@ pub struct Outbox {
 impl Outbox {
     /// Takes over a purge. Returns what will tell its outcome, and how many became one of everything for want of room.
     pub fn accept(&mut self, purge: Purge, now: Instant) -> (oneshot::Receiver<Told>, usize) {
+        // Here, since whoever tells all the time has no other time for it.
+        self.forget(now);
         let (caller, told) = oneshot::channel();
         let collapsed = if self.waiting.len() >= MAX_PURGES { self.collapse() } else { 0 };
         if let Some(last) = self.waiting.back_mut()
@@ -69,16 +71,19 @@ impl Outbox {
         (told, collapsed)
     }
 
-    /// The older half becomes one.
+    /// The older half becomes one. Its callers learn that it waits: as many as come while Valkey is away cannot be kept.
     fn collapse(&mut self) -> usize {
         let newer = self.waiting.split_off(self.waiting.len() / 2);
         let older = std::mem::replace(&mut self.waiting, newer);
         let count = older.len();
-        let one = older.into_iter().reduce(|mut one, later| {
+        let mut one = older.into_iter().reduce(|mut one, mut later| {
             one.purge.collapse(&later.purge);
-            one.callers.extend(later.callers);
+            later.answer(Told::Queued);
             one
         });
+        if let Some(one) = &mut one {
+            one.answer(Told::Queued);
+        }
         self.waiting.extend(one);
         self.waiting.rotate_right(1);
         count

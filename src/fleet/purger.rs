@@ -41,8 +41,8 @@ struct Work {
     /// To be dropped again when Rails tells the truth for certain.
     settling: BTreeMap<(Instant, u64), (Vec<Selector>, PurgeMode)>,
     settle_count: u64,
-    /// When to doubt in place of dropping again.
-    doubt_at: Option<Instant>,
+    /// From when until when to doubt in place of dropping again: at both ends, which covers all that settles in between.
+    doubt_at: Option<(Instant, Instant)>,
 }
 
 /// The next thing to do.
@@ -143,8 +143,8 @@ impl Purger {
 
 impl Work {
     fn next_step(&mut self, now: Instant) -> Step {
-        if self.doubt_at.is_some_and(|at| now >= at) {
-            self.doubt_at = None;
+        if let Some((first, last)) = self.doubt_at.filter(|(first, _)| now >= *first) {
+            self.doubt_at = (first < last && now < last).then_some((last, last));
             return Step::Doubt;
         }
         if let Some(settled) = self.settling.first_entry()
@@ -159,7 +159,7 @@ impl Work {
             return Step::Drop(purges);
         }
         let settled_at = self.settling.first_key_value().map(|((at, _), _)| *at);
-        let until = settled_at.into_iter().chain(self.doubt_at).min();
+        let until = settled_at.into_iter().chain(self.doubt_at.map(|(first, _)| first)).min();
         Step::Rest(until.unwrap_or(now + LONGEST_REST))
     }
 
@@ -185,7 +185,9 @@ impl Work {
     }
 
     fn doubt_later(&mut self, at: Instant) {
-        self.doubt_at = Some(self.doubt_at.map_or(at, |other| other.max(at)));
+        // The first one is never put off, or it would not come while there is one after the other.
+        let (first, last) = self.doubt_at.unwrap_or((at, at));
+        self.doubt_at = Some((first.min(at), last.max(at)));
     }
 }
 

@@ -120,7 +120,12 @@ impl Reader {
         self.apply(news, Clock::System.now());
         bus.breaks.send_modify(|breaks| *breaks += 1);
         if let Some(last) = last {
-            let complete_from = self.reread(connection, last).await?;
+            let reread = self.reread(connection, last).await;
+            if !matches!(reread, Ok(Some(_))) {
+                // Not all of it: whatever Rails tells meanwhile is doubted. The next connection goes on behind the anchor.
+                bus.purger.doubt_later(Clock::System.now() + REREAD);
+            }
+            let complete_from = reread?;
             if let (true, Some(floor), Some(shared)) = (is_start, complete_from, &bus.shared) {
                 shared.reach_back_to(floor);
             }
@@ -162,8 +167,7 @@ impl Reader {
                 _ => return Ok(Some(complete_from)),
             }
         }
-        // As many purges as that: whatever Rails tells meanwhile is doubted.
-        self.bus.purger.doubt_later(Clock::System.now() + REREAD);
+        // More purges than can be read again.
         Ok(None)
     }
 

@@ -143,18 +143,39 @@ fn what_cannot_be_lost_any_more_is_forgotten() {
     assert_eq!(outbox.next_to_send().unwrap().0, 3, "but not what Valkey has never taken");
 }
 
+/// A gateway that is never idle looks for nothing, and asks the server nothing.
+#[test]
+fn who_tells_all_the_time_forgets_what_is_old() {
+    let (mut outbox, begin) = (Outbox::default(), Instant::now());
+    for second in 0..1_000 {
+        drop(accept(&mut outbox, second, begin + Duration::from_secs(second)));
+        assert_eq!(tell(&mut outbox), Some(second + 1));
+    }
+    assert_eq!(outbox.numbered.len() as u64, KEPT_FOR.as_secs() + 1);
+    assert_eq!(outbox.numbered.back().map(|one| one.number), Some(1_000));
+}
+
 #[test]
 fn an_overflow_becomes_one_of_everything_and_numbers_have_no_gap() {
     let (mut outbox, begin) = (Outbox::default(), Instant::now());
     let mut first = accept(&mut outbox, 1, begin);
     outbox.next_to_send();
     let count = MAX_PURGES as u64;
-    let mut collapsed = 0;
+    let (mut collapsed, mut tickets) = (0, Vec::new());
     for key_id in 2..count + 3 {
         let mode = if key_id.is_multiple_of(2) { PurgeMode::Hard } else { PurgeMode::Soft };
-        collapsed += outbox.accept(purge(key_id, mode), begin + Duration::from_secs(key_id)).1;
+        let (ticket, count) = outbox.accept(purge(key_id, mode), begin + Duration::from_secs(key_id));
+        tickets.push(ticket);
+        collapsed += count;
     }
     assert_eq!(collapsed, MAX_PURGES / 2);
+    assert!(
+        outbox.waiting.iter().all(|one| one.callers.len() <= 1),
+        "no caller of what has become one is kept"
+    );
+    let answers: Vec<_> = tickets.iter_mut().map(answer).collect();
+    let (older, newer) = answers.split_at(MAX_PURGES / 2);
+    assert!(older.iter().all(|told| *told == Some(Told::Queued)) && newer.iter().all(Option::is_none));
     assert_eq!(outbox.untold(), (MAX_PURGES / 2 + 3, Some(begin)));
     outbox.refused();
     assert_eq!(answer(&mut first), Some(Told::Queued));

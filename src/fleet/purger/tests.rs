@@ -126,6 +126,23 @@ async fn what_cannot_be_remembered_until_it_settles_is_doubted_then() {
     assert!(matches!(purger.work.lock().next_step(Clock::System.now()), Step::DropAgain(..)));
 }
 
+/// A doubt that is put off with each purge would not come while there are any.
+#[test]
+fn what_settles_is_doubted_in_time_though_more_comes() {
+    let (mut work, begin) = (Work::default(), Instant::now());
+    let at = |s| begin + Duration::from_secs(s);
+    let mut doubts = Vec::new();
+    for second in 0..100 {
+        if second < 50 {
+            work.doubt_later(at(second + 10));
+        }
+        if matches!(work.next_step(at(second)), Step::Doubt) {
+            doubts.push(second);
+        }
+    }
+    assert_eq!(doubts, [10, 20, 30, 40, 50, 59]);
+}
+
 #[test]
 fn purges_share_a_look_in_their_order() {
     let mut work = Work::default();
