@@ -116,7 +116,7 @@ impl Bus {
     pub(super) fn complete(&self) {
         self.polls.fetch_add(1, Ordering::AcqRel);
         let mut condition = self.condition.lock();
-        if condition.complete(Clock::System.now(), self.purger.is_idle()) {
+        if condition.complete(Clock::System.now(), self.purger.progress()) {
             self.cache.set_alone(None);
             tracing::info!("the fleet is heard");
         }

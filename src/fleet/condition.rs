@@ -43,23 +43,31 @@ pub(super) struct Condition {
     complete_at: Option<Instant>,
     /// Whether all is heard and dropped.
     is_following: bool,
+    /// Who is not following yet does so once so many purges are dropped: those that had been heard when all was.
+    catches_up_to: Option<u64>,
 }
 
 impl Condition {
-    /// A poll has brought all that there is. Returns whether the gateway is not alone any more: for that, what it heard
-    /// has to be dropped, too.
-    pub(super) fn complete(&mut self, now: Instant, is_all_dropped: bool) -> bool {
+    /// A poll has brought all that there is; so many purges were `heard` and `dropped` by now. Returns whether the gateway is
+    /// not alone any more: for that, what it had not heard while it was has to be dropped, too. What comes later need not be,
+    /// or a gateway that always drops something would stay alone.
+    pub(super) fn complete(&mut self, now: Instant, (heard, dropped): (u64, u64)) -> bool {
         self.complete_at = Some(now);
-        let begins = !self.is_following && is_all_dropped;
-        self.is_following |= begins;
+        if self.is_following {
+            return false;
+        }
+        let begins = dropped >= *self.catches_up_to.get_or_insert(heard);
+        self.is_following = begins;
         begins
     }
 
     /// Returns whether the gateway is alone from now on.
     pub(super) fn check(&mut self, now: Instant, alone_after: Duration) -> bool {
-        let ends = self.is_following && self.silent_for(now).is_none_or(|silent| silent >= alone_after);
-        self.is_following &= !ends;
-        ends
+        if self.silent_for(now).is_some_and(|silent| silent < alone_after) {
+            return false;
+        }
+        self.catches_up_to = None;
+        std::mem::take(&mut self.is_following)
     }
 
     /// How long ago all was heard; `None` if never.
@@ -90,16 +98,24 @@ mod tests {
         let at = |ms| begin + Duration::from_millis(ms);
         assert_eq!(condition.phase(None, AFTER), FleetPhase::Joining);
         assert!(!condition.check(at(9_000), AFTER), "it has not been anything else");
-        assert!(condition.complete(at(10_000), true));
+        assert!(condition.complete(at(10_000), (0, 0)));
         assert_eq!(condition.phase(None, AFTER), FleetPhase::Following);
-        assert!(!condition.complete(at(10_500), false), "it is still following while it drops something");
+        assert!(!condition.complete(at(10_500), (1, 0)), "it is still following while it drops something");
         assert!(!condition.check(at(12_499), AFTER) && condition.check(at(12_500), AFTER));
         assert_eq!(condition.phase(None, AFTER), FleetPhase::Alone);
         assert!(!condition.check(at(13_000), AFTER), "it is told once");
-        assert!(!condition.complete(at(14_000), false));
+        assert!(!condition.complete(at(14_000), (5, 2)));
         assert_eq!(condition.phase(None, AFTER), FleetPhase::Alone, "something is not dropped yet");
         assert_eq!(condition.silent_for(at(14_001)), Some(Duration::from_millis(1)));
-        assert!(condition.complete(at(14_500), true));
+        assert!(!condition.check(at(15_999), AFTER));
+        assert!(!condition.complete(at(15_999), (9, 4)));
+        assert!(
+            !condition.check(at(17_999), AFTER),
+            "silent again: what is missed now has to be dropped, too"
+        );
+        assert!(!condition.complete(at(18_000), (20, 5)));
+        assert!(!condition.complete(at(18_500), (30, 19)));
+        assert!(condition.complete(at(19_000), (40, 20)), "though it has 20 more to drop");
         assert_eq!(condition.phase(None, AFTER), FleetPhase::Following);
     }
 
@@ -108,7 +124,7 @@ mod tests {
         let (mut condition, now) = (Condition::default(), Instant::now());
         let short = AFTER.saturating_sub(Duration::from_millis(1));
         assert_eq!(condition.phase(Some(AFTER), AFTER), FleetPhase::Joining);
-        condition.complete(now, true);
+        condition.complete(now, (0, 0));
         assert_eq!(condition.phase(Some(short), AFTER), FleetPhase::Following);
         assert_eq!(condition.phase(Some(AFTER), AFTER), FleetPhase::Untold);
         condition.check(now + AFTER, AFTER);

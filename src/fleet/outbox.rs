@@ -41,6 +41,8 @@ struct Numbered {
     id: Option<StreamId>,
     /// How many polls this process had completed when Valkey had taken it.
     polls: u64,
+    /// When it was sent last: from then on it may be lost.
+    sent_at: Instant,
     /// It has come back from the stream.
     is_heard: bool,
 }
@@ -96,16 +98,23 @@ impl Outbox {
 
     /// The message to send now, with its number, and whether it was sent before. To be called for each try: whatever
     /// comes back from the stream from now on is the echo of this one.
-    pub fn next_to_send(&mut self) -> Option<(u64, Purge, bool)> {
+    pub fn next_to_send(&mut self, now: Instant) -> Option<(u64, Purge, bool)> {
         let again = self.numbered.iter_mut().find(|one| one.id.is_none());
         if let Some(one) = again {
-            one.is_heard = false;
+            (one.is_heard, one.sent_at) = (false, now);
             return Some((one.number, one.accepted.purge.clone(), true));
         }
         let accepted = self.waiting.pop_front()?;
         self.last_number += 1;
         let (number, purge) = (self.last_number, accepted.purge.clone());
-        self.numbered.push_back(Numbered { number, accepted, id: None, polls: 0, is_heard: false });
+        self.numbered.push_back(Numbered {
+            number,
+            accepted,
+            id: None,
+            polls: 0,
+            sent_at: now,
+            is_heard: false,
+        });
         Some((number, purge, false))
     }
 
@@ -164,7 +173,7 @@ impl Outbox {
 
     /// Forgets what cannot be lost any more.
     pub fn forget(&mut self, now: Instant) {
-        let is_old = |one: &Numbered| now.saturating_duration_since(one.accepted.since) > KEPT_FOR;
+        let is_old = |one: &Numbered| now.saturating_duration_since(one.sent_at) > KEPT_FOR;
         while let Some(first) = self.numbered.front() {
             let is_surplus = self.numbered.len() > MAX_PURGES;
             if first.id.is_none() || !(is_old(first) || is_surplus) {

@@ -138,7 +138,9 @@ impl Publisher {
         if let Some(sent_at) = self.sent_at.filter(|_| is_new) {
             tokio::time::sleep_until((sent_at + GATHER).into()).await;
         }
-        let Some((number, purge, is_again)) = bus.outbox.lock().next_to_send() else { return Ok(false) };
+        let Some((number, purge, is_again)) = bus.outbox.lock().next_to_send(Clock::System.now()) else {
+            return Ok(false);
+        };
         self.sent_at = Some(Clock::System.now());
         match self.add(connection, number, &Message::Purge(purge)).await {
             Ok(id) => {

@@ -36,8 +36,8 @@ pub(super) struct Purger {
 struct Work {
     /// Each with whether it is heard for the first time.
     heard: VecDeque<(Purge, bool)>,
-    /// Some is being dropped.
-    is_busy: bool,
+    /// How many were heard, and how many of them are dropped or doubted.
+    progress: (u64, u64),
     /// To be dropped again when Rails tells the truth for certain.
     settling: BTreeMap<(Instant, u64), (Vec<Selector>, PurgeMode)>,
     settle_count: u64,
@@ -64,9 +64,11 @@ impl Purger {
         self.cache.purge_by_key(&purge.selectors, purge.mode);
         let mut work = self.work.lock();
         work.heard.push_back((purge, is_new));
+        work.progress.0 += 1;
         let overflow = work.heard.len() > MAX_PURGES;
         if overflow {
             // The doubt stands for all of them, now and once Rails tells the truth.
+            work.progress.1 += work.heard.len() as u64;
             let settle = work.heard.drain(..).map(|(purge, _)| purge.settle()).max().unwrap_or_default();
             work.doubt_later(now + settle);
         }
@@ -93,10 +95,9 @@ impl Purger {
         self.is_new.notify_one();
     }
 
-    /// Whether all that was heard is dropped.
-    pub(super) fn is_idle(&self) -> bool {
-        let work = self.work.lock();
-        work.heard.is_empty() && !work.is_busy
+    /// How many purges were heard, and how many of them are dropped or doubted.
+    pub(super) fn progress(&self) -> (u64, u64) {
+        self.work.lock().progress
     }
 
     /// Does the work, for as long as the gateway runs.
@@ -126,7 +127,7 @@ impl Purger {
             self.counters.count_heard(unix.saturating_sub(Duration::from_millis(purge.accepted_at_ms)));
         }
         let mut work = self.work.lock();
-        work.is_busy = false;
+        work.progress.1 += purges.len() as u64;
         if !settle.is_zero() {
             work.drop_later(Clock::System.now() + settle, again, mode);
         }
@@ -155,7 +156,6 @@ impl Work {
         }
         let purges = self.next_purges();
         if !purges.is_empty() {
-            self.is_busy = true;
             return Step::Drop(purges);
         }
         let settled_at = self.settling.first_key_value().map(|((at, _), _)| *at);

@@ -23,7 +23,11 @@ fn answer(ticket: &mut oneshot::Receiver<Told>) -> Option<Told> {
 
 /// Sends one, which Valkey takes.
 fn tell(outbox: &mut Outbox) -> Option<u64> {
-    let (number, _, _) = outbox.next_to_send()?;
+    tell_at(outbox, Instant::now())
+}
+
+fn tell_at(outbox: &mut Outbox, now: Instant) -> Option<u64> {
+    let (number, _, _) = outbox.next_to_send(now)?;
     outbox.taken(number, id(number), 0, Told::Told);
     Some(number)
 }
@@ -35,11 +39,11 @@ fn purges_are_numbered_in_order_and_their_callers_are_told() {
     let mut tickets: Vec<oneshot::Receiver<Told>> =
         (0..3).map(|key_id| accept(&mut outbox, key_id, now)).collect();
     assert_eq!((outbox.untold(), outbox.is_next_new()), ((3, Some(now)), true));
-    let (number, sent, is_again) = outbox.next_to_send().unwrap();
+    let (number, sent, is_again) = outbox.next_to_send(Instant::now()).unwrap();
     assert_eq!((number, sent, is_again), (1, purge(0, PurgeMode::Hard), false));
     // No reply: the same once more, and not the next one.
     assert!(!outbox.is_next_new());
-    assert_eq!(outbox.next_to_send().unwrap(), (1, purge(0, PurgeMode::Hard), true));
+    assert_eq!(outbox.next_to_send(Instant::now()).unwrap(), (1, purge(0, PurgeMode::Hard), true));
     assert_eq!(answer(&mut tickets[0]), None);
     outbox.taken(1, id(1), 0, Told::Unconfirmed);
     assert_eq!(answer(&mut tickets[0]), Some(Told::Unconfirmed));
@@ -59,14 +63,14 @@ fn what_waits_shares_a_message_but_not_with_one_that_was_sent() {
         .map(|(at, key_id)| {
             let ticket = outbox.accept(purge(key_id, PurgeMode::Hard), at).0;
             if key_id == 0 {
-                outbox.next_to_send();
+                outbox.next_to_send(Instant::now());
             }
             ticket
         })
         .collect();
     assert_eq!(outbox.untold(), (2, Some(begin)), "the oldest counts");
     assert_eq!(tell(&mut outbox), Some(1));
-    let (number, sent, _) = outbox.next_to_send().unwrap();
+    let (number, sent, _) = outbox.next_to_send(Instant::now()).unwrap();
     assert_eq!((number, sent.selectors), (2, vec![Selector::KeyId(1), Selector::KeyId(2)]));
     outbox.taken(2, id(2), 0, Told::Told);
     assert!(tickets.iter_mut().all(|ticket| answer(ticket) == Some(Told::Told)));
@@ -78,20 +82,20 @@ fn an_echo_proves_that_valkey_has_it() {
     let (mut outbox, now) = (Outbox::default(), Instant::now());
     let _tickets: Vec<oneshot::Receiver<Told>> =
         (0..2).map(|key_id| accept(&mut outbox, key_id, now)).collect();
-    let (number, ..) = outbox.next_to_send().unwrap();
+    let (number, ..) = outbox.next_to_send(Instant::now()).unwrap();
     outbox.heard(number, id(7), 3);
     assert!(outbox.is_taken(number) && !outbox.is_unheard(99));
     // Its late reply does not undo that.
     outbox.taken(number, id(7), 3, Told::Told);
     assert!(!outbox.is_unheard(99));
-    assert_eq!(outbox.next_to_send().unwrap().0, 2, "it is not sent again");
+    assert_eq!(outbox.next_to_send(Instant::now()).unwrap().0, 2, "it is not sent again");
 }
 
 #[test]
 fn what_does_not_come_back_within_two_polls_is_unheard() {
     let (mut outbox, now) = (Outbox::default(), Instant::now());
     let _ticket = accept(&mut outbox, 0, now);
-    let (number, ..) = outbox.next_to_send().unwrap();
+    let (number, ..) = outbox.next_to_send(Instant::now()).unwrap();
     assert!(!outbox.is_unheard(99), "Valkey has not taken it");
     outbox.taken(number, id(1), 10, Told::Told);
     assert_eq!([10, 11, 12].map(|polls| outbox.is_unheard(polls)), [false, false, true]);
@@ -99,7 +103,7 @@ fn what_does_not_come_back_within_two_polls_is_unheard() {
     assert!(!outbox.is_unheard(99));
     // An echo of what was lost, and is sent again, counts anew.
     outbox.looked_for(number, false);
-    outbox.next_to_send().unwrap();
+    outbox.next_to_send(Instant::now()).unwrap();
     outbox.taken(number, id(2), 20, Told::Told);
     assert!(outbox.is_unheard(22));
     // It is there; the reader may have begun behind it.
@@ -119,7 +123,7 @@ fn what_is_lost_is_told_again_in_order_and_before_anything_new() {
         outbox.looked_for(number, number < 3);
     }
     let sent: Vec<_> = std::iter::from_fn(|| {
-        let (number, purge, is_again) = outbox.next_to_send()?;
+        let (number, purge, is_again) = outbox.next_to_send(Instant::now())?;
         outbox.taken(number, id(number), 0, Told::Told);
         Some((number, purge.selectors[0].clone(), is_again))
     })
@@ -131,16 +135,18 @@ fn what_is_lost_is_told_again_in_order_and_before_anything_new() {
 #[test]
 fn what_cannot_be_lost_any_more_is_forgotten() {
     let (mut outbox, begin) = (Outbox::default(), Instant::now());
+    let sent_at = |key_id| begin + KEPT_FOR + Duration::from_secs(key_id);
     for key_id in 0..3 {
-        drop(accept(&mut outbox, key_id, begin + Duration::from_secs(key_id)));
+        // Valkey was away for longer than that.
+        drop(accept(&mut outbox, key_id, begin));
     }
-    assert_eq!((0..2).filter_map(|_| tell(&mut outbox)).count(), 2);
-    outbox.next_to_send();
-    let late = begin + KEPT_FOR;
+    assert_eq!((0..2).filter_map(|key_id| tell_at(&mut outbox, sent_at(key_id))).count(), 2);
+    outbox.next_to_send(sent_at(2));
+    let late = sent_at(0) + KEPT_FOR;
     assert_eq!(outbox.to_look_for(late).len(), 2);
     assert_eq!(outbox.to_look_for(late + Duration::from_millis(1)).len(), 1);
     assert_eq!(outbox.to_look_for(late + KEPT_FOR).len(), 0);
-    assert_eq!(outbox.next_to_send().unwrap().0, 3, "but not what Valkey has never taken");
+    assert_eq!(outbox.next_to_send(late).unwrap().0, 3, "but not what Valkey has never taken");
 }
 
 /// A gateway that is never idle looks for nothing, and asks the server nothing.
@@ -148,8 +154,9 @@ fn what_cannot_be_lost_any_more_is_forgotten() {
 fn who_tells_all_the_time_forgets_what_is_old() {
     let (mut outbox, begin) = (Outbox::default(), Instant::now());
     for second in 0..1_000 {
-        drop(accept(&mut outbox, second, begin + Duration::from_secs(second)));
-        assert_eq!(tell(&mut outbox), Some(second + 1));
+        let now = begin + Duration::from_secs(second);
+        drop(accept(&mut outbox, second, now));
+        assert_eq!(tell_at(&mut outbox, now), Some(second + 1));
     }
     assert_eq!(outbox.numbered.len() as u64, KEPT_FOR.as_secs() + 1);
     assert_eq!(outbox.numbered.back().map(|one| one.number), Some(1_000));
@@ -159,7 +166,7 @@ fn who_tells_all_the_time_forgets_what_is_old() {
 fn an_overflow_becomes_one_of_everything_and_numbers_have_no_gap() {
     let (mut outbox, begin) = (Outbox::default(), Instant::now());
     let mut first = accept(&mut outbox, 1, begin);
-    outbox.next_to_send();
+    outbox.next_to_send(Instant::now());
     let count = MAX_PURGES as u64;
     let (mut collapsed, mut tickets) = (0, Vec::new());
     for key_id in 2..count + 3 {
@@ -180,10 +187,10 @@ fn an_overflow_becomes_one_of_everything_and_numbers_have_no_gap() {
     outbox.refused();
     assert_eq!(answer(&mut first), Some(Told::Queued));
     assert_eq!(tell(&mut outbox), Some(1));
-    let (number, all, _) = outbox.next_to_send().unwrap();
+    let (number, all, _) = outbox.next_to_send(Instant::now()).unwrap();
     assert_eq!((number, &all.selectors[..], all.mode), (2, &[Selector::All][..], PurgeMode::Hard));
     outbox.taken(2, id(2), 0, Told::Told);
-    let next = outbox.next_to_send().unwrap();
+    let next = outbox.next_to_send(Instant::now()).unwrap();
     assert_eq!((next.0, next.1.selectors), (3, vec![Selector::KeyId(count / 2 + 2)]));
 }
 
@@ -196,7 +203,7 @@ fn soft_purges_stay_soft_when_they_collapse() {
         outbox.accept(Purge::new(&selectors, PurgeMode::Soft, Duration::ZERO, Duration::ZERO), now);
     }
     assert!(outbox.accept(purge(1, PurgeMode::Soft), now).1 > 0);
-    let (_, all, _) = outbox.next_to_send().unwrap();
+    let (_, all, _) = outbox.next_to_send(Instant::now()).unwrap();
     assert_eq!((all.selectors, all.mode), (vec![Selector::All], PurgeMode::Soft));
 }
 
@@ -215,7 +222,7 @@ proptest! {
                     accepted += 1;
                 }
                 2 | 3 => {
-                    if let Some((number, ..)) = outbox.next_to_send() {
+                    if let Some((number, ..)) = outbox.next_to_send(Instant::now()) {
                         next_id += 1;
                         stream.push((number, next_id));
                         if step == 2 {
@@ -237,7 +244,7 @@ proptest! {
             }
         }
         look_for_all(&mut outbox, &stream, now);
-        while let Some((number, ..)) = outbox.next_to_send() {
+        while let Some((number, ..)) = outbox.next_to_send(Instant::now()) {
             next_id += 1;
             stream.push((number, next_id));
             outbox.taken(number, id(next_id), 0, Told::Told);
