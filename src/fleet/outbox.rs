@@ -7,7 +7,7 @@
 //! What has no number yet may still share a message with what comes later, or become part of one purge of everything, if Valkey is away
 //! for long. So numbers have no gaps, whatever happens here.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
@@ -43,8 +43,6 @@ struct Numbered {
     polls: u64,
     /// When it was sent last: from then on it may be lost.
     sent_at: Instant,
-    /// It has come back from the stream.
-    is_heard: bool,
 }
 
 /// See the module.
@@ -52,6 +50,10 @@ struct Numbered {
 pub struct Outbox {
     /// In the order of their numbers, which have no gaps.
     numbered: VecDeque<Numbered>,
+    /// Those of them that have no ID.
+    untaken: BTreeSet<u64>,
+    /// Those of them that have not come back from the stream since they were sent last.
+    unheard: BTreeSet<u64>,
     waiting: VecDeque<Accepted>,
     last_number: u64,
 }
@@ -93,28 +95,27 @@ impl Outbox {
 
     /// Whether there is something to send, and all of it new.
     pub fn is_next_new(&self) -> bool {
-        !self.waiting.is_empty() && self.numbered.iter().all(|one| one.id.is_some())
+        !self.waiting.is_empty() && self.untaken.is_empty()
     }
 
     /// The message to send now, with its number, and whether it was sent before. To be called for each try: whatever
     /// comes back from the stream from now on is the echo of this one.
     pub fn next_to_send(&mut self, now: Instant) -> Option<(u64, Purge, bool)> {
-        let again = self.numbered.iter_mut().find(|one| one.id.is_none());
-        if let Some(one) = again {
-            (one.is_heard, one.sent_at) = (false, now);
-            return Some((one.number, one.accepted.purge.clone(), true));
+        if let Some(number) = self.untaken.first().copied() {
+            self.unheard.insert(number);
+            let again = self.numbered_mut(number)?;
+            again.sent_at = now;
+            return Some((number, again.accepted.purge.clone(), true));
         }
         let accepted = self.waiting.pop_front()?;
         self.last_number += 1;
         let (number, purge) = (self.last_number, accepted.purge.clone());
-        self.numbered.push_back(Numbered {
-            number,
-            accepted,
-            id: None,
-            polls: 0,
-            sent_at: now,
-            is_heard: false,
-        });
+        self.numbered.push_back(Numbered { number, accepted, id: None, polls: 0, sent_at: now });
+        self.untaken.insert(number);
+        self.unheard.insert(number);
+        if self.numbered.len() > MAX_PURGES {
+            self.forget_first();
+        }
         Some((number, purge, false))
     }
 
@@ -123,28 +124,22 @@ impl Outbox {
         let Some(one) = self.numbered_mut(number) else { return };
         (one.id, one.polls) = (Some(id), polls);
         one.accepted.answer(told);
+        self.untaken.remove(&number);
     }
 
     /// It has come back from the stream: Valkey has it, whether its reply has arrived or not.
-    pub fn heard(&mut self, number: u64, id: StreamId, polls: u64) {
+    pub fn heard(&mut self, number: u64, id: StreamId) {
         let Some(one) = self.numbered_mut(number) else { return };
-        one.is_heard = true;
-        if one.id.is_none() {
-            (one.id, one.polls) = (Some(id), polls);
-        }
-    }
-
-    /// Whether it is in the stream, as far as is known, though no reply may have come.
-    pub fn is_taken(&self, number: u64) -> bool {
-        self.numbered.iter().any(|one| one.number == number && one.id.is_some())
+        one.id.get_or_insert(id);
+        self.untaken.remove(&number);
+        self.unheard.remove(&number);
     }
 
     /// Valkey has refused what was to be sent: nobody has to wait for it.
     pub fn refused(&mut self) {
-        self.numbered
-            .iter_mut()
-            .filter(|one| one.id.is_none())
-            .for_each(|one| one.accepted.answer(Told::Queued));
+        for one in self.numbered.iter_mut().filter(|one| one.id.is_none()) {
+            one.accepted.answer(Told::Queued);
+        }
         self.waiting.iter_mut().for_each(|one| one.answer(Told::Queued));
     }
 
@@ -157,30 +152,34 @@ impl Outbox {
     /// It was looked for, and found or not. If not, it is to be sent again.
     pub fn looked_for(&mut self, number: u64, is_found: bool) {
         let Some(one) = self.numbered_mut(number) else { return };
-        if is_found {
-            // The reader may have begun behind it.
-            one.is_heard = true;
-        } else {
-            one.id = None;
+        one.id = one.id.filter(|_| is_found);
+        // If it is there, the reader may have begun behind it. If not, it is not waited for until it was sent.
+        self.unheard.remove(&number);
+        if !is_found {
+            self.untaken.insert(number);
         }
     }
 
     /// Whether something that Valkey has taken did not come back although two polls began since: then the reader and the
     /// publisher do not talk to the same server, or somebody has removed it.
     pub fn is_unheard(&self, polls: u64) -> bool {
-        self.numbered.iter().any(|one| one.id.is_some() && !one.is_heard && polls >= one.polls + 2)
+        let unheard = self.unheard.difference(&self.untaken).filter_map(|number| self.numbered(*number));
+        unheard.into_iter().any(|one| polls >= one.polls + 2)
     }
 
     /// Forgets what cannot be lost any more.
     pub fn forget(&mut self, now: Instant) {
         let is_old = |one: &Numbered| now.saturating_duration_since(one.sent_at) > KEPT_FOR;
-        while let Some(first) = self.numbered.front() {
-            let is_surplus = self.numbered.len() > MAX_PURGES;
-            if first.id.is_none() || !(is_old(first) || is_surplus) {
-                break;
-            }
-            self.numbered.pop_front();
-        }
+        while self.numbered.front().is_some_and(is_old) && self.forget_first() {}
+    }
+
+    /// Unless Valkey has not taken it. Returns whether it did.
+    fn forget_first(&mut self) -> bool {
+        let first = self.numbered.pop_front_if(|first| first.id.is_some());
+        first.is_some_and(|first| {
+            self.unheard.remove(&first.number);
+            true
+        })
     }
 
     /// The number of the last purge that others may know of.
@@ -190,16 +189,24 @@ impl Outbox {
 
     /// How many messages Valkey has not taken, and since when the oldest waits.
     pub fn untold(&self) -> (usize, Option<Instant>) {
-        let numbered = self.numbered.iter().filter(|one| one.id.is_none()).map(|one| one.accepted.since);
-        let all = numbered.chain(self.waiting.iter().map(|one| one.since));
-        all.fold((0, None), |(count, oldest), since| {
-            (count + 1, Some(oldest.map_or(since, |oldest: Instant| oldest.min(since))))
-        })
+        let numbered = self.untaken.iter().filter_map(|number| self.numbered(*number));
+        // Each is in the order of its acceptance.
+        let oldest =
+            [numbered.map(|one| one.accepted.since).next(), self.waiting.front().map(|one| one.since)];
+        (self.untaken.len() + self.waiting.len(), oldest.into_iter().flatten().min())
+    }
+
+    fn numbered(&self, number: u64) -> Option<&Numbered> {
+        self.numbered.get(self.index_of(number)?)
     }
 
     fn numbered_mut(&mut self, number: u64) -> Option<&mut Numbered> {
-        let first = self.numbered.front()?.number;
-        self.numbered.get_mut(usize::try_from(number.checked_sub(first)?).ok()?)
+        let index = self.index_of(number)?;
+        self.numbered.get_mut(index)
+    }
+
+    fn index_of(&self, number: u64) -> Option<usize> {
+        usize::try_from(number.checked_sub(self.numbered.front()?.number)?).ok()
     }
 }
 

@@ -199,7 +199,7 @@ impl Reader {
                 }
                 News::Echo(id, number, purge) => {
                     self.note(id, &purge);
-                    bus.outbox.lock().heard(number, id, bus.polls());
+                    bus.outbox.lock().heard(number, id);
                 }
                 News::Doubt(reason) => {
                     self.lose_purges();

@@ -83,8 +83,8 @@ fn an_echo_proves_that_valkey_has_it() {
     let _tickets: Vec<oneshot::Receiver<Told>> =
         (0..2).map(|key_id| accept(&mut outbox, key_id, now)).collect();
     let (number, ..) = outbox.next_to_send(Instant::now()).unwrap();
-    outbox.heard(number, id(7), 3);
-    assert!(outbox.is_taken(number) && !outbox.is_unheard(99));
+    outbox.heard(number, id(7));
+    assert!(outbox.untold().0 == 1 && !outbox.is_unheard(99));
     // Its late reply does not undo that.
     outbox.taken(number, id(7), 3, Told::Told);
     assert!(!outbox.is_unheard(99));
@@ -99,7 +99,7 @@ fn what_does_not_come_back_within_two_polls_is_unheard() {
     assert!(!outbox.is_unheard(99), "Valkey has not taken it");
     outbox.taken(number, id(1), 10, Told::Told);
     assert_eq!([10, 11, 12].map(|polls| outbox.is_unheard(polls)), [false, false, true]);
-    outbox.heard(number, id(1), 12);
+    outbox.heard(number, id(1));
     assert!(!outbox.is_unheard(99));
     // An echo of what was lost, and is sent again, counts anew.
     outbox.looked_for(number, false);
@@ -160,6 +160,19 @@ fn who_tells_all_the_time_forgets_what_is_old() {
     }
     assert_eq!(outbox.numbered.len() as u64, KEPT_FOR.as_secs() + 1);
     assert_eq!(outbox.numbered.back().map(|one| one.number), Some(1_000));
+}
+
+/// Under load there is no rest in which anything is forgotten by its age.
+#[test]
+fn no_more_is_kept_than_can_be_told_again() {
+    let (mut outbox, now) = (Outbox::default(), Instant::now());
+    for key_id in 0..MAX_PURGES as u64 + 100 {
+        drop(accept(&mut outbox, key_id, now));
+        tell(&mut outbox).unwrap();
+    }
+    let kept = outbox.to_look_for(now);
+    assert_eq!((kept.len(), kept[0].0), (MAX_PURGES, 101));
+    assert_eq!(outbox.unheard.len(), MAX_PURGES);
 }
 
 #[test]
@@ -233,7 +246,7 @@ proptest! {
                 4 => {
                     if !stream.is_empty() {
                         let (number, place) = *at.get(&stream);
-                        outbox.heard(number, id(place), 0);
+                        outbox.heard(number, id(place));
                     }
                 }
                 _ => {
