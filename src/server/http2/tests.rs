@@ -328,14 +328,17 @@ async fn at_the_end_an_answer_has_as_long_as_its_client_reads() {
 /// The server has said all, and the client does not close: whatever it sends, it has some time, and no more.
 #[tokio::test(start_paused = true)]
 async fn a_client_that_does_not_close_at_the_end_is_left() {
-    for (pause, least, most) in
-        [(IDLE * 2, CLOSE_TIMEOUT, CLOSE_TIMEOUT * 2), (CLOSE_TIMEOUT / 2, IDLE, IDLE + HEAD)]
-    {
+    let short = (IDLE * 2, CLOSE_TIMEOUT, CLOSE_TIMEOUT * 2);
+    let long = (CLOSE_TIMEOUT / 2, IDLE, IDLE + HEAD);
+    for (drains, (pause, least, most)) in [(false, short), (false, long), (true, short), (true, long)] {
         let server = Server::new(Duration::ZERO, 9);
         let mut peer = server.connect();
         peer.write_all(&[begin(), get(1), frame(GOAWAY, 0, 0, &[0; 8])].concat()).await.unwrap();
         let (took, answer) = closed_after(&mut peer, IDLE).await.unwrap();
         assert!(took < CLOSE_TIMEOUT && kinds(&answer).contains(&HEADERS), "{took:?}");
+        if drains {
+            server.registry.enter(ServerPhase::Draining);
+        }
         let begun = Instant::now();
         let talk = async {
             loop {
