@@ -1,13 +1,13 @@
 //! The answers that the gateways of a fleet share, so that each question costs Rails one request in all.
 //!
 //! Whoever has asked Rails stores the answer in Valkey, sealed together with its key and the life of the server, and with
-//! its [`Origin`](ring::Origin). Whoever misses an answer looks there first, for as long as
+//! its [`Origin`]. Whoever misses an answer looks there first, for as long as
 //! [`timeout`](SharedSettings::timeout); and if it is not there, one of those who look gets a lock and asks Rails, while the
 //! others wait a short time for its answer. Nothing but efficiency hangs on the lock, so it is only ever set, and left to
 //! expire.
 //!
 //! Whoever can write to Valkey can cause misses, and nothing else: an answer in a wrong place does not open, and one that is
-//! brought back after a purge is refused by the [`ring`].
+//! brought back after a purge is refused by the [`ring`](super::ring).
 
 pub mod answer;
 pub mod counters;

@@ -8,8 +8,10 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::sockopt::{set_socket_passcred, socket_peercred};
+use rustix::net::sockopt::set_socket_passcred;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, recvmsg, send, sendmsg,
@@ -66,14 +68,23 @@ pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 impl Channel {
     /// Only a process of the same user, or of root, takes sockets over or passes them on.
     pub(super) fn new(stream: UnixStream) -> io::Result<Self> {
-        let (peer, own) = (socket_peercred(&stream)?, rustix::process::geteuid());
-        if peer.uid != own && !peer.uid.is_root() {
-            let message = format!("the process at upgrade.socket runs as user {}, not as {}", peer.uid, own);
-            return Err(io::Error::new(io::ErrorKind::PermissionDenied, message));
+        let (peer, own) = (getsockopt(&stream, PeerCredentials)?, rustix::process::geteuid());
+        let denied = |message: String| Err(io::Error::new(io::ErrorKind::PermissionDenied, message));
+        if peer.uid() != own.as_raw() && peer.uid() != 0 {
+            return denied(format!(
+                "the process at upgrade.socket runs as user {}, not as {own}",
+                peer.uid()
+            ));
+        }
+        // Also before it is asked to name itself with each word, for which rustix has no value either.
+        if peer.pid() == 0 {
+            return denied(
+                "the other process is in another PID namespace, where its end cannot be seen; run both in one".to_owned(),
+            );
         }
         stream.set_nonblocking(false)?;
         stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
-        let process = peer.pid.as_raw_nonzero().get();
+        let process = peer.pid();
         Ok(Self { stream, received: Vec::new(), sockets: VecDeque::new(), process, peer: None })
     }
 
