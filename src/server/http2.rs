@@ -158,6 +158,8 @@ where
             this.running.extend(this.streams.0.take_new());
             while let Poll::Ready(Some(())) = this.running.poll_next_unpin(cx) {}
             if this.streams.0.evict() {
+                // A request that came just now may be answered already.
+                let _ = this.http.as_mut().poll(cx);
                 return Poll::Ready(());
             }
             if state.has_active_requests() {
@@ -239,6 +241,10 @@ impl<S: RequestService> Shared<S> {
     /// of the connection itself. Returns whether the stream has one.
     async fn find_place(&self, stream: &Arc<Stream>) -> bool {
         let (limiter, streams) = (&self.places.limiter, &self.streams);
+        // A stream before this one may have ended since this one has begun.
+        if streams.try_take_first_place(stream) {
+            return true;
+        }
         let is_trusted = streams.connection().is_trusted();
         let has_place = if let Ok(_slot) = Arc::clone(&self.places.waiting_slots).try_acquire_owned() {
             let wait = async {

@@ -69,23 +69,32 @@ impl Streams {
         self.have_begun.store(true, Ordering::Relaxed);
         let stream = Arc::new(Stream::new(&self.connection));
         *self.called.lock() = Some(StreamGuard { streams: Arc::clone(self), stream: Arc::clone(&stream) });
-        let has_place = self.places.lock().take_first(&stream, &self.connection);
+        let has_place = self.try_take_first_place(&stream);
         (stream, has_place)
+    }
+
+    /// Gives a stream the place of the connection, if it is free.
+    pub(super) fn try_take_first_place(&self, stream: &Arc<Stream>) -> bool {
+        self.places.lock().take_first(stream, &self.connection)
     }
 
     /// Waits for the place of the connection.
     pub(super) async fn take_first_place(&self, stream: &Arc<Stream>) {
         loop {
             let freed = self.place_freed.notified();
-            if self.places.lock().take_first(stream, &self.connection) {
+            if self.try_take_first_place(stream) {
                 return;
             }
             freed.await;
         }
     }
 
-    /// Gives a stream a place of its own, as that of one more connection.
+    /// Gives a stream a place of its own, as that of one more connection; or that of the connection, if it has become
+    /// free meanwhile: a connection whose streams all had others would seem to have no requests, and be closed.
     pub(super) fn add_place(&self, stream: &Arc<Stream>, permit: ConnectionPermit) {
+        if self.try_take_first_place(stream) {
+            return;
+        }
         let registration = ConnectionRegistry::register_stream(&self.connection, permit);
         self.places.lock().add(stream, registration);
     }

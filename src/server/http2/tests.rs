@@ -51,7 +51,7 @@ fn begin() -> Vec<u8> {
 struct Server {
     takes: Duration,
     answer: Bytes,
-    /// Before it answers. Else bodies are left.
+    /// And answers at their end. Else bodies are left.
     reads_bodies: bool,
     trusts: bool,
     limiter: Arc<ConnectionLimiter>,
@@ -85,10 +85,11 @@ impl Server {
                 if trusts {
                     inbound.connection.trust();
                 }
-                if reads_bodies {
+                if reads_bodies && !hyper::body::Body::is_end_stream(inbound.request.body()) {
                     let _ = Body::received(inbound.request.into_body(), inbound.body_driver).collect().await;
+                } else if !takes.is_zero() {
+                    sleep(takes).await;
                 }
-                sleep(takes).await;
                 Ok::<_, Infallible>(Response::new(Full::new(answer)))
             }
         });
@@ -435,4 +436,41 @@ async fn the_place_of_a_connection_serves_its_streams_by_turns() {
         assert_eq!(streams_with(HEADERS, &mut peer).await, [stream]);
         assert_eq!((server.limiter.capacity().open(), server.limiter.capacity().evicted()), (1, 0));
     }
+}
+
+/// It would else seem to be without requests, and would be closed.
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_waits_for_nothing_gets_the_place_that_has_just_become_free() {
+    for connections in [1, 9] {
+        let takes = CLOSE_TIMEOUT * 5;
+        let mut server = Server::new(takes, connections);
+        server.reads_bodies = true;
+        let mut peer = server.connect();
+        peer.write_all(&[begin(), post(1)].concat()).await.unwrap();
+        sleep(Duration::from_millis(1)).await;
+        // The one begins, and the other one ends.
+        peer.write_all(&[get(3), frame(DATA, END_STREAM, 1, b"a")].concat()).await.unwrap();
+        sleep(Duration::from_millis(1)).await;
+        assert_eq!(streams_with(HEADERS, &mut peer).await, [1]);
+        assert_eq!(server.limiter.capacity().open(), 1);
+        server.registry.enter(ServerPhase::Draining);
+        sleep(takes).await;
+        assert_eq!(streams_with(HEADERS, &mut peer).await, [3]);
+    }
+}
+
+/// As over HTTP/1, where the answer is written when the connection is found to be idle.
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_gives_way_writes_what_it_has_answered() {
+    let server = Server::new(Duration::ZERO, 9);
+    let mut peer = server.connect();
+    peer.write_all(&begin()).await.unwrap();
+    sleep(Duration::from_millis(1)).await;
+    // Both before its task runs.
+    peer.write_all(&get(1)).await.unwrap();
+    server.limiter.evict_one();
+    let (took, answer) = closed_after(&mut peer, IDLE).await.unwrap();
+    assert!(took < CLOSE_TIMEOUT, "{took:?}");
+    assert!(frames(&answer).contains(&(HEADERS, 1)), "{:?}", frames(&answer));
+    assert_eq!(server.limiter.capacity().evicted(), 1);
 }
