@@ -204,14 +204,25 @@ impl Valkey {
 
     /// Ends the connections whose name (`CLIENT SETNAME`) begins so. How many there were.
     pub async fn kill_clients(&self, name: &str) -> usize {
-        let Value::BulkString(list) = self.command(&["CLIENT", "LIST"]).await else { panic!("no list") };
-        let list = String::from_utf8(list).unwrap();
         let mut killed = 0;
-        for line in list.lines().filter(|line| line.contains(&format!(" name={name}"))) {
-            let id = line.split_once("id=").unwrap().1.split(' ').next().unwrap();
-            killed += usize::from(self.command(&["CLIENT", "KILL", "ID", id]).await == Value::Int(1));
+        for id in self.clients(name).await {
+            killed += usize::from(self.command(&["CLIENT", "KILL", "ID", &id]).await == Value::Int(1));
         }
         killed
+    }
+
+    /// Waits until so many clients whose name begins so are connected.
+    pub async fn wait_for_clients(&self, name: &str, count: usize) {
+        eventually("clients of Valkey", async || (self.clients(name).await.len() == count).then_some(()))
+            .await;
+    }
+
+    /// The ids of the clients whose name begins so.
+    async fn clients(&self, name: &str) -> Vec<String> {
+        let Value::BulkString(list) = self.command(&["CLIENT", "LIST"]).await else { panic!("no list") };
+        let list = String::from_utf8(list).unwrap();
+        let named = list.lines().filter(|line| line.contains(&format!(" name={name}")));
+        named.map(|line| line.split_once("id=").unwrap().1.split(' ').next().unwrap().to_owned()).collect()
     }
 
     /// Stops the process where it is: its sockets stay open, and nothing answers.
