@@ -155,7 +155,7 @@ impl RequestTrace {
         }
     }
 
-    /// Decides without the word of the caller. For callers that show no credential: whoever can connect could fill the
+    /// Decides without the word of the caller. For callers that show no credential: all who can connect could fill the
     /// queue of spans otherwise, and add spans to the traces of others.
     pub fn distrust_caller(&mut self) {
         let Self::Sampled(record) = self else { return };

@@ -1,4 +1,4 @@
-//! What the tasks of a fleet share: the reader, the publisher, and whoever tells them something.
+//! What the tasks of a fleet share: the reader, the publisher, and those who tell them something.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -1,7 +1,7 @@
 //! One connection to Valkey, and the commands that the fleet needs of it.
 //!
 //! The protocol is the crate's `redis`. The socket, its deadlines and its end are ours: each command has a deadline, and
-//! whoever owns a connection drops it after any failure but a refusal, and opens a new one. A connection that makes
+//! the owner of a connection drops it after any failure but a refusal, and opens a new one. A connection that makes
 //! itself anew, as `ConnectionManager` of that crate does, keeps a dead socket for as long as nothing is written to it.
 
 mod error;

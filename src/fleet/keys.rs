@@ -1,7 +1,7 @@
 //! The names and the seals of a fleet, all derived from the secret that GitLab Shell and Rails share.
 //!
 //! Gateways with another secret, or in front of another Rails, derive other ones: they form a fleet of their own, and
-//! neither hear nor read anything of this one. Whoever can only read or write Valkey learns which fleet an entry belongs
+//! neither hear nor read anything of this one. One who can only read or write Valkey learns which fleet an entry belongs
 //! to, how long it is and when it came, and nothing else.
 //!
 //! Random nonces under one key for the whole fleet would wear it out (2³² messages). So each process seals with a key

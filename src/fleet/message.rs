@@ -1,7 +1,7 @@
 //! What gateways tell each other, and how it travels.
 //!
 //! Purges are numbered by each process, from 1, and kept until it is sure that they were heard. A hello or a bye has the
-//! number of the purge before it, and is not kept: whoever has heard fewer purges has missed some.
+//! number of the purge before it, and is not kept: a gateway that has heard fewer purges has missed some.
 
 use std::fmt;
 use std::time::Duration;
@@ -90,7 +90,7 @@ impl Purge {
     }
 }
 
-/// How often the process says that it is there, and how much it has told: whoever has heard less has missed something.
+/// How often the process says that it is there, and how much it has told: a gateway that has heard less has missed something.
 pub const HELLO_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The name of a process on the bus.

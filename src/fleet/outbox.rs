@@ -61,7 +61,7 @@ pub struct Outbox {
 impl Outbox {
     /// Takes over a purge. Returns what will tell its outcome, and how many became one of everything for want of room.
     pub fn accept(&mut self, purge: Purge, now: Instant) -> (oneshot::Receiver<Told>, usize) {
-        // Here, since whoever tells all the time has no other time for it.
+        // Here, since a gateway that tells all the time has no other time for it.
         self.forget(now);
         let (caller, told) = oneshot::channel();
         let collapsed = if self.waiting.len() >= MAX_PURGES { self.collapse() } else { 0 };
@@ -135,7 +135,7 @@ impl Outbox {
         self.unheard.remove(&number);
     }
 
-    /// Valkey has refused what was to be sent: nobody has to wait for it.
+    /// Valkey has refused what was to be sent: no caller has to wait for it.
     pub fn refused(&mut self) {
         for one in self.numbered.iter_mut().filter(|one| one.id.is_none()) {
             one.accepted.answer(Told::Queued);
@@ -161,7 +161,7 @@ impl Outbox {
     }
 
     /// Whether something that Valkey has taken did not come back although two polls began since: then the reader and the
-    /// publisher do not talk to the same server, or somebody has removed it.
+    /// publisher do not talk to the same server, or it was removed.
     pub fn is_unheard(&self, polls: u64) -> bool {
         let unheard = self.unheard.difference(&self.untaken).filter_map(|number| self.numbered(*number));
         unheard.into_iter().any(|one| polls >= one.polls + 2)

@@ -1,13 +1,13 @@
 //! Which purges forbid to use an answer that another gateway has shared. Pure: time comes in as an argument.
 //!
 //! Nothing fences a shared answer off where it is kept: a purge may come while it is being written, or a server may bring
-//! it back. So each carries its [`Origin`], and whoever reads it compares that with the purges that it knows. There are two
+//! it back. So each carries its [`Origin`], and its reader compares that with the purges that it knows. There are two
 //! reasons to refuse, either of which would do while all goes well:
 //!
 //! - A purge of it has a greater ID than the last one that was heard when Rails was asked. No clock is involved.
 //! - A purge of it was accepted later than Rails was asked, or so shortly before that a replica behind Rails may still
 //!   have told the old story, by the clocks of the gateways and the server. No order of IDs is involved, which
-//!   somebody who may write to the server can break.
+//!   a writer of the server can break.
 //!
 //! What is older than the oldest purge that the ring knows for certain is refused, too.
 

@@ -1,12 +1,12 @@
 //! The answers that the gateways of a fleet share, so that each question costs Rails one request in all.
 //!
-//! Whoever has asked Rails stores the answer in Valkey, sealed together with its key and the life of the server, and with
-//! its [`Origin`]. Whoever misses an answer looks there first, for as long as
+//! A gateway that has asked Rails stores the answer in Valkey, sealed together with its key and the life of the server, and with
+//! its [`Origin`]. One that misses an answer looks there first, for as long as
 //! [`timeout`](SharedSettings::timeout); and if it is not there, one of those who look gets a lock and asks Rails, while the
 //! others wait a short time for its answer. Nothing but efficiency hangs on the lock, so it is only ever set, and left to
 //! expire.
 //!
-//! Whoever can write to Valkey can cause misses, and nothing else: an answer in a wrong place does not open, and one that is
+//! A writer of Valkey can cause misses, and nothing else: an answer in a wrong place does not open, and one that is
 //! brought back after a purge is refused by the [`ring`](super::ring).
 
 pub mod answer;
@@ -132,7 +132,7 @@ impl SharedAnswers {
             Err(SharedResult::Late | SharedResult::Error) => return Some(Found::Nothing(share)),
             Err(_) => {}
         }
-        // In this order, in one write. Whoever had the lock may have shared the answer just before.
+        // In this order, in one write. The owner of the lock may have shared the answer just before.
         let (lock, answer) =
             join(self.lock(&linked, &share), self.look(&linked, &share, (lifetimes, clock))).await;
         share.has_lock = lock == LockResult::Won;

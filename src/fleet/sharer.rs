@@ -1,4 +1,4 @@
-//! Keeps the connection over which answers are shared, and writes what nobody waits for.
+//! Keeps the connection over which answers are shared, and writes what no request waits for.
 
 use std::convert::Infallible;
 use std::sync::Arc;

@@ -60,7 +60,7 @@ pub struct Envelope {
 pub struct Entry {
     /// Its place in the stream.
     pub id: StreamId,
-    /// `None` if its fields are not those of a message, because somebody else has added it.
+    /// `None` if its fields are not those of a message, because another program has added it.
     pub envelope: Option<Envelope>,
 }
 

@@ -311,7 +311,8 @@ where
             return Either::Left(span.around(fill));
         }
         let inner = self.inner.clone();
-        let fill = async move { fill::fill_in_fleet(inner, request, guard, &shared, &info).await };
+        // Boxed: it is twice as large, and all fills without a fleet would be moved around in its size.
+        let fill = Box::pin(async move { fill::fill_in_fleet(inner, request, guard, &shared, &info).await });
         Either::Right(span.around(fill))
     }
 }

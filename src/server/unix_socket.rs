@@ -141,7 +141,7 @@ fn file_id(metadata: &Metadata) -> (u64, u64) {
 impl Drop for SocketFile {
     fn drop(&mut self) {
         let _lock = lock_folder(&self.path);
-        // A file that has got the number of this one since then is a socket in use, or of use to nobody.
+        // A file that has got the number of this one since then is a socket in use, or of no use.
         if std::fs::symlink_metadata(&self.path).is_ok_and(|found| file_id(&found) == self.file_id) {
             let _ = remove_stale(&self.path);
         }

@@ -59,7 +59,7 @@ fn about_the_ratio_of_new_traces_is_sampled() {
     assert!((2_200..2_800).contains(&sampled), "{sampled}");
 }
 
-/// Whoever can connect can send any of these. With the same id again and again, each has the odds of any other request.
+/// All who can connect can send any of these. With the same id again and again, each has the odds of any other request.
 #[test]
 fn a_caller_that_is_not_trusted_cannot_choose_to_be_sampled() {
     let (tracer, ..) = tracer(0.25);

@@ -111,7 +111,7 @@ async fn a_gateway_that_a_stream_was_trimmed_past_doubts_and_others_do_not() {
     assert!(!two.send(&user()).await.is_hit());
     assert!(one.send(&user()).await.is_hit());
     assert_eq!((one.all_doubts(), two.doubts(DoubtReason::Anchor)), (0, 1));
-    // What was trimmed long after it was told is not lost: nobody tells it again.
+    // What was trimmed long after it was told is not lost: it is not told again.
     one.purge_until_told().await;
     two.wait_until_dropped().await;
     assert_eq!(one.counters().again.load(Ordering::SeqCst), 0);
@@ -176,7 +176,7 @@ async fn a_reader_that_is_left_at_another_server_than_the_publisher_follows_it()
     }
 }
 
-/// Somebody who may write can keep what is told from being heard for a moment, and make gateways doubt. Nothing that is
+/// A writer can keep what is told from being heard for a moment, and make gateways doubt. Nothing that is
 /// wrong is ever given.
 #[tokio::test]
 async fn entries_of_somebody_else_are_counted_and_change_nothing() {
@@ -247,7 +247,7 @@ async fn what_is_doubted_is_given_only_while_rails_fails() {
     let response = pod.send(&key()).await;
     assert_eq!(response.status, 200, "{response}");
     rails.recover();
-    // Nobody gets the old answer while it is looked whether it is true.
+    // No caller gets the old answer while it is looked whether it is true.
     assert!(!pod.send(&user()).await.is_hit());
     assert!(rails.request_count() > asked);
 }

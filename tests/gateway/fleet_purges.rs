@@ -37,7 +37,7 @@ async fn an_event_at_one_gateway_is_heard_by_all() {
     assert!(two.send(&user()).await.is_hit());
 }
 
-/// Only a gateway that keeps a user's keys knows which they are. Tracking of keys in Valkey would tell nobody either: none of
+/// Only a gateway that keeps a user's keys knows which they are. Tracking of keys in Valkey would tell no gateway either: none of
 /// them is there.
 #[tokio::test]
 async fn keys_of_a_user_that_only_one_gateway_knows_are_dropped_by_all() {

@@ -1,4 +1,4 @@
-//! Gateways of one fleet that share the answers of Rails. Whoever can write to Valkey, or whatever happens to it, causes
+//! Gateways of one fleet that share the answers of Rails. A writer of Valkey, or whatever happens to it, causes
 //! requests to Rails and never a wrong answer.
 
 use std::cell::Cell;
@@ -164,7 +164,7 @@ async fn a_cold_gateway_in_a_warm_fleet_answers_from_what_the_others_know() {
     }
     eventually("all to be shared", async || (answers(&valkey).await.len() > USERS).then_some(())).await;
     let cold = Pod::start(&rails, patient(valkey.address())).await;
-    // Its connection is made meanwhile; nobody waits for it.
+    // Its connection is made meanwhile; no request waits for it.
     eventually("a connection", async || is_from_fleet(&cold.send(&user(1)).await).then_some(())).await;
     let asked = rails.request_count();
     for id in 2..=USERS {
@@ -266,7 +266,7 @@ async fn an_answer_of_a_lagging_replica_is_not_shared() {
     assert_eq!(answers(&valkey).await.len(), before);
 }
 
-/// Somebody who may read and write everything in Valkey.
+/// One who may read and write everything in Valkey.
 #[tokio::test]
 async fn an_answer_that_is_brought_back_moved_or_changed_is_refused() {
     let (valkey, rails, [one, two, three]) = sharing::<3>().await;
@@ -274,7 +274,7 @@ async fn an_answer_that_is_brought_back_moved_or_changed_is_refused() {
     let (other, of_user) = added(&valkey, &one, &user(7)).await;
     let refused = || two.results().get(SharedResult::Refused);
 
-    assert!(is_from_fleet(&two.send(&key()).await), "as long as nobody has purged it");
+    assert!(is_from_fleet(&two.send(&key()).await), "as long as it is not purged");
 
     // At another place, and with one bit flipped in each part.
     rails.respond_with(|request| {

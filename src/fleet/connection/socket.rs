@@ -17,7 +17,7 @@ use crate::upstream::tls::Tls;
 use crate::upstream::{ConnectError, UpstreamAddress, happy_eyeballs};
 
 /// Bytes that one command may bring. What a poll brings is bounded by the number of entries, but not their size, which
-/// is up to whoever may write to Valkey.
+/// is up to the writers of Valkey.
 pub(super) const MAX_REPLY: usize = 64 << 20;
 
 /// Any stream of bytes in both directions.

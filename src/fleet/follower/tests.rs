@@ -203,7 +203,7 @@ fn entries_from_far_ahead_are_doubted_once() {
     assert_eq!(poll_at(&mut follower, u64::MAX, 3), Some(News::Purge(at(u64::MAX), purge(3))));
 }
 
-/// Somebody who may write to Valkey has removed what was told, and a gateway that begins now has never heard of it.
+/// A writer of Valkey has removed what was told, and a gateway that begins now has never heard of it.
 #[test]
 fn what_is_read_again_tells_from_where_on_it_is_complete() {
     for (entries, incomplete) in [

@@ -152,7 +152,7 @@ fn off(time: u64, by: i64) -> u64 {
 }
 
 proptest! {
-    /// Whatever the order of IDs: servers fail over, and whoever may write sets them ahead.
+    /// Whatever the order of IDs: servers fail over, and a writer can set them ahead.
     #[test]
     fn no_answer_is_used_that_rails_may_have_given_before_a_purge(
         purges in proptest::collection::vec((0..100_000_u64, 0..10_u64, 0..3_u64, any::<bool>()), 0..20),

@@ -1,4 +1,4 @@
-//! The connection over which answers are shared. Whoever wants an answer never waits for one to be made: without one, Rails
+//! The connection over which answers are shared. A request never waits for one to be made: without one, Rails
 //! is asked.
 
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use tokio::sync::{Mutex, Notify, mpsc};
 use crate::fleet::connection::{Connection, ConnectionError};
 use crate::fleet::stream::Identity;
 
-/// How many writes can wait. Those that have no room are left out: somebody asks Rails once more.
+/// How many writes can wait. Those that have no room are left out: Rails is asked once more.
 const MAX_WRITES: usize = 4_096;
 
 /// See the module.
@@ -33,7 +33,7 @@ pub(in crate::fleet) struct Linked {
     pub(in crate::fleet) identity: Identity,
 }
 
-/// What nobody waits for.
+/// What no request waits for.
 #[derive(Debug)]
 pub(in crate::fleet) enum Write {
     /// Shares an answer, and ends the lock of its key.

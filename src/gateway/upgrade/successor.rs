@@ -90,7 +90,7 @@ impl NextProcess {
         }
     }
 
-    /// Whether the next process takes over, or this one has to end. Nobody can purge anything here meanwhile.
+    /// Whether the next process takes over, or this one has to end. Nothing can be purged here meanwhile.
     pub(in crate::gateway) async fn hand_over(
         &self,
         live: &Live,

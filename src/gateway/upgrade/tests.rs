@@ -111,7 +111,7 @@ fn the_last_word_is_heard_before_the_end_of_the_connection() {
     let mut heard = String::new();
     other.read_to_string(&mut heard).unwrap();
     assert_eq!(heard, "ending\n");
-    // Nobody is kept waiting for one that does not read.
+    // No other process is kept waiting for one that does not read.
     let (one, _unread) = UnixStream::pair().unwrap();
     let channel = Channel::new(one.try_clone().unwrap()).unwrap();
     one.set_nonblocking(true).unwrap();

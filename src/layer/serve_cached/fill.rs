@@ -76,12 +76,13 @@ where
         Some(fleet) => fleet.find(guard.key(), &shared.settings.lifetimes, &shared.clock).await,
         None => None,
     };
-    let answer = match found {
-        Some(Found::Answer(answer)) => answer,
-        Some(Found::Nothing(share)) => {
-            return fill(inner.oneshot(request), guard, Some(share), shared, info).await;
-        }
-        None => return fill(inner.oneshot(request), guard, None, shared, info).await,
+    let (answer, share) = match found {
+        Some(Found::Answer(answer)) => (Some(answer), None),
+        Some(Found::Nothing(share)) => (None, Some(share)),
+        None => (None, None),
+    };
+    let Some(answer) = answer else {
+        return fill(inner.oneshot(request), guard, share, shared, info).await;
     };
     let key = guard.key().clone();
     if let Some(entry) = store_shared(guard, &answer, shared) {

@@ -164,7 +164,7 @@ fn binding_waits_for_another_process_that_binds_in_the_same_folder() {
     fs::remove_dir_all(folder).unwrap();
 }
 
-/// Whoever that is: this process, one that the socket was passed to, or a service manager.
+/// This process, one that the socket was passed to, or a service manager.
 #[test]
 fn the_file_of_a_socket_goes_with_the_last_process_that_has_it() {
     let path = std::env::temp_dir().join(format!("railgate-last-{}", std::process::id()));
@@ -188,7 +188,7 @@ fn the_file_of_a_socket_goes_with_the_last_process_that_has_it() {
     for is_first_to_go in [true, false] {
         let before = BoundSocket::bind_shared(&address, 1, 2).unwrap();
         let passed = pass(&before);
-        // In flight, it belongs to nobody, and is in use.
+        // In flight, it belongs to no process, and is in use.
         let (before, after) = if is_first_to_go {
             drop(before);
             assert!(path.exists());
