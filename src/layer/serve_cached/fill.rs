@@ -78,7 +78,7 @@ where
     };
     let (answer, share) = match found {
         Some(Found::Answer(answer)) => (Some(answer), None),
-        Some(Found::Nothing(share)) => (None, Some(share)),
+        Some(Found::Nothing(share)) => (None, Some(Box::new(share))),
         None => (None, None),
     };
     let Some(answer) = answer else {
@@ -107,7 +107,7 @@ fn store_shared(guard: FillGuard, answer: &UsableAnswer, shared: &ServeCachedSha
 pub(super) async fn fill(
     inner: impl Future<Output = LayerResult>,
     guard: FillGuard,
-    share: Option<Share>,
+    share: Option<Box<Share>>,
     shared: &ServeCachedShared,
     info: &SharedRequestInfo,
 ) -> LayerResult {
@@ -142,7 +142,7 @@ pub(super) async fn fill(
 /// Completes the fill: stores the answer, or tells the followers why not.
 async fn finish(
     result: LayerResult,
-    (guard, share): (FillGuard, Option<Share>),
+    (guard, share): (FillGuard, Option<Box<Share>>),
     shared: &ServeCachedShared,
     info: &SharedRequestInfo,
 ) -> Result<(Response<Body>, Source), Failure> {
@@ -210,7 +210,7 @@ fn fail(guard: FillGuard, failure: &Failure, info: &SharedRequestInfo) {
 
 /// Stores a whole answer if it may be stored. One of Rails that may not be drops the entry that was there.
 fn store(
-    (guard, share): (FillGuard, Option<Share>),
+    (guard, share): (FillGuard, Option<Box<Share>>),
     (status, headers, body): (StatusCode, &HeaderMap, &[u8]),
     shared: &ServeCachedShared,
 ) -> Result<(CacheOutcome, Source), Failure> {
