@@ -100,7 +100,7 @@ impl Fleet {
             None => None,
             Some(shared) => Some(Arc::new(SharedAnswers::new((shared, settings.alone_after), keys, &cache)?)),
         };
-        let bus = Arc::new(Bus::new(settings, (keys.bus(), seal), cache, shared));
+        let bus = Arc::new(Bus::new((settings, Clock::System), (keys.bus(), seal), cache, shared));
         let (name, tasks) = (keys.fleet().to_owned(), Mutex::default());
         Some(Self(Some(Arc::new(Membership { name, bus, tasks, publisher: Mutex::default() }))))
     }
@@ -115,8 +115,7 @@ impl Fleet {
     pub fn start(&self) {
         let Some(Membership { name, bus, tasks, publisher }) = self.0.as_deref() else { return };
         tracing::info!(fleet = %name, "in a fleet with all gateways that have this one's secret and GitLab");
-        bus.cache.doubt_all();
-        bus.cache.set_alone(Some(bus.settings.alone_ttl));
+        bus.join();
         let mut tasks = tasks.lock();
         tasks.spawn(reader::read(Arc::clone(bus)));
         let [purger, watcher, sentinels] = [(); 3].map(|()| Arc::clone(bus));

@@ -27,6 +27,7 @@ use crate::clock::Clock;
 #[derive(Debug)]
 pub(super) struct Bus {
     pub(super) settings: Arc<FleetSettings>,
+    pub(super) clock: Clock,
     pub(super) servers: Servers,
     /// The key of the stream.
     pub(super) stream: String,
@@ -55,7 +56,7 @@ pub(super) struct Bus {
 
 impl Bus {
     pub(super) fn new(
-        settings: Arc<FleetSettings>,
+        (settings, clock): (Arc<FleetSettings>, Clock),
         (stream, seal): (String, MessageSeal),
         cache: Arc<Cache>,
         shared: Option<Arc<SharedAnswers>>,
@@ -65,7 +66,8 @@ impl Bus {
             servers: Servers::new(Arc::clone(&settings)),
             settings,
             stream,
-            purger: Purger::new(Arc::clone(&cache), Arc::clone(&counters)),
+            purger: Purger::new(Arc::clone(&cache), Arc::clone(&counters), clock.clone()),
+            clock,
             follower: Mutex::new(Follower::new(seal.publisher())),
             seal,
             cache,
@@ -82,6 +84,12 @@ impl Bus {
         }
     }
 
+    /// Nothing is heard yet, and purges may have been missed while the process was not there.
+    pub(super) fn join(&self) {
+        self.cache.doubt_all();
+        self.cache.set_alone(Some(self.settings.alone_ttl));
+    }
+
     /// Connects to the server that takes writes. `name` tells operators what for.
     pub(super) async fn connect(&self, name: &str, backoff: &mut Backoff) -> Result<Opened, ConnectionError> {
         let opened = self.servers.open(name, &self.stream).await?;
@@ -94,9 +102,9 @@ impl Bus {
     /// Takes over a purge for the other gateways.
     pub(super) fn accept(&self, purge: Purge) -> Ticket {
         if let Some(shared) = &self.shared {
-            shared.accepted(&purge, &Clock::System);
+            shared.accepted(&purge, &self.clock);
         }
-        let (told, collapsed) = self.outbox.lock().accept(purge, Clock::System.now());
+        let (told, collapsed) = self.outbox.lock().accept(purge, self.clock.now());
         if collapsed > 0 {
             self.counters.collapsed.fetch_add(collapsed as u64, Ordering::Relaxed);
             tracing::warn!(
@@ -116,7 +124,7 @@ impl Bus {
     pub(super) fn complete(&self) {
         self.polls.fetch_add(1, Ordering::AcqRel);
         let mut condition = self.condition.lock();
-        if condition.complete(Clock::System.now(), self.purger.progress()) {
+        if condition.complete(self.clock.now(), self.purger.progress()) {
             self.cache.set_alone(None);
             tracing::info!("the fleet is heard");
         }
@@ -125,26 +133,29 @@ impl Bus {
     /// Sees to it that answers are kept for a short time only while the fleet is not heard, and says when it does not
     /// hear this gateway.
     pub(super) async fn watch_condition(&self) {
-        let alone_after = self.settings.alone_after;
         let mut phase = FleetPhase::Joining;
         loop {
-            let now = Clock::System.now();
+            let now = self.clock.now();
             let before = std::mem::replace(&mut phase, self.check_condition(now));
             if before != phase && phase == FleetPhase::Untold {
                 tracing::error!("Valkey does not take purges: other gateways may give old answers");
             } else if before == FleetPhase::Untold && phase == FleetPhase::Following {
                 tracing::info!("Valkey takes purges again");
             }
-            let silent = self.condition.lock().silent_for(now).unwrap_or_default();
-            let until_alone = alone_after.saturating_sub(silent);
-            // Who is alone already has nothing to wait for but a complete poll.
-            let rest = if until_alone.is_zero() { LONGEST_REST } else { until_alone.min(LONGEST_REST) };
-            let rest = rest.max(SHORTEST_REST);
-            tokio::time::sleep(rest).await;
+            tokio::time::sleep(self.until_check(now)).await;
         }
     }
 
-    fn check_condition(&self, now: Instant) -> FleetPhase {
+    /// How long to wait before the condition is checked again.
+    pub(super) fn until_check(&self, now: Instant) -> Duration {
+        let silent = self.condition.lock().silent_for(now).unwrap_or_default();
+        let until_alone = self.settings.alone_after.saturating_sub(silent);
+        // Who is alone already has nothing to wait for but a complete poll.
+        let rest = if until_alone.is_zero() { LONGEST_REST } else { until_alone.min(LONGEST_REST) };
+        rest.max(SHORTEST_REST)
+    }
+
+    pub(super) fn check_condition(&self, now: Instant) -> FleetPhase {
         let mut condition = self.condition.lock();
         if condition.check(now, self.settings.alone_after) {
             self.cache.set_alone(Some(self.settings.alone_ttl));
@@ -163,7 +174,7 @@ impl Bus {
 
     /// Counts and logs the end of a connection, or that none was made. Returns the pause before the next one.
     pub(super) fn count_failure(&self, task: &str, end: &End, backoff: &mut Backoff) -> Duration {
-        let (event, pause) = backoff.failed(Clock::System.now(), fastrand::f64());
+        let (event, pause) = backoff.failed(self.clock.now(), fastrand::f64());
         self.counters.connections.increment(event);
         // Again and again, while it lasts.
         if event == ConnectionEvent::Lost || backoff.is_first() {

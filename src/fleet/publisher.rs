@@ -10,9 +10,8 @@ use super::backoff::Backoff;
 use super::bus::{ANOTHER_MASTER, Bus, End};
 use super::connection::{Connection, ConnectionError};
 use super::counters::Told;
-use super::message::{HELLO_INTERVAL, Message};
-use super::stream::StreamId;
-use crate::clock::Clock;
+use super::message::{HELLO_INTERVAL, Message, Purge};
+use super::stream::{Identity, StreamId};
 
 /// Messages with something new are no closer together, so that purges which come together share one: each costs every
 /// gateway a wake-up.
@@ -23,7 +22,7 @@ const GATHER: Duration = Duration::from_millis(2);
 const PING_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long to wait before something that Valkey has refused is tried again.
-const REFUSAL_PAUSE: Duration = Duration::from_secs(1);
+pub(super) const REFUSAL_PAUSE: Duration = Duration::from_secs(1);
 
 /// Between two tries to tell what is left when the process ends.
 const ENDING_PAUSE: Duration = Duration::from_millis(50);
@@ -33,17 +32,7 @@ const ANOTHER_SERVER: End = End::GivenUp("the reader has found another server, o
 
 /// Tells, until the process ends and all is told.
 pub(super) async fn publish(bus: Arc<Bus>) {
-    let breaks = bus.breaks.subscribe();
-    let (sent_at, hello_at, hello_refused_at) = (None, None, None);
-    let mut publisher = Publisher {
-        bus,
-        breaks,
-        has_connected: false,
-        may_have_lost: false,
-        sent_at,
-        hello_at,
-        hello_refused_at,
-    };
+    let mut publisher = Publisher::new(bus);
     let mut backoff = Backoff::default();
     loop {
         let Err(end) = publisher.tell(&mut backoff).await else { return };
@@ -60,7 +49,22 @@ pub(super) async fn publish(bus: Arc<Bus>) {
     }
 }
 
-struct Publisher {
+/// What to do next over a connection.
+#[derive(Debug)]
+pub(super) enum Step {
+    /// Wait until then, so that what comes meanwhile shares the next message.
+    Gather(Instant),
+    /// Send a purge, with its number; and whether it was sent before.
+    Send(u64, Purge, bool),
+    /// Say that the process is there.
+    SayHello,
+    /// Take leave: all is told, and the process ends.
+    SayBye,
+    /// There is nothing to do.
+    Rest,
+}
+
+pub(super) struct Publisher {
     bus: Arc<Bus>,
     breaks: watch::Receiver<u64>,
     has_connected: bool,
@@ -72,42 +76,111 @@ struct Publisher {
 }
 
 impl Publisher {
-    /// Over one connection, until that ends or all is told at the end of the process.
-    async fn tell(&mut self, backoff: &mut Backoff) -> Result<(), End> {
-        let bus = Arc::clone(&self.bus);
-        let has_followed = self.breaks.has_changed().unwrap_or_default() || self.may_have_lost;
-        self.may_have_lost = has_followed;
+    pub(super) fn new(bus: Arc<Bus>) -> Self {
+        let (sent_at, hello_at, hello_refused_at) = (None, None, None);
+        Self {
+            breaks: bus.breaks.subscribe(),
+            bus,
+            has_connected: false,
+            may_have_lost: false,
+            sent_at,
+            hello_at,
+            hello_refused_at,
+        }
+    }
+
+    /// Before a connection is made. Returns whether that follows the reader.
+    pub(super) fn begin(&mut self) -> bool {
+        self.may_have_lost |= self.breaks.has_changed().unwrap_or_default();
         self.breaks.mark_unchanged();
-        let opened = bus.connect("railgate-publisher", backoff).await?;
+        self.may_have_lost
+    }
+
+    /// A connection is made, to the server that says to be this one. Returns what may be lost there.
+    pub(super) fn opened(&mut self, has_followed: bool, identity: Option<&Identity>) -> Vec<(u64, StreamId)> {
         let is_first = !std::mem::replace(&mut self.has_connected, true);
-        let (connection, identity) = (opened.connection, opened.identity.as_ref());
         // A server that does not say which one it is has to be believed to be the reader's: else each would follow the
         // other for ever.
         let is_believed = identity.is_none() && (has_followed || is_first);
-        if !is_believed && bus.follower.lock().may_be_elsewhere(identity) {
+        if !is_believed && self.bus.follower.lock().may_be_elsewhere(identity) {
+            self.bus.resets.send_modify(|resets| *resets += 1);
+        }
+        if self.may_have_lost { self.bus.outbox.lock().to_look_for(self.bus.clock.now()) } else { Vec::new() }
+    }
+
+    /// What may be lost was looked for, and each found or not.
+    pub(super) fn looked_for(&mut self, told: &[(u64, StreamId)], found: &[bool]) {
+        self.may_have_lost = false;
+        let mut outbox = self.bus.outbox.lock();
+        let lost = told.iter().zip(found).filter(|((number, _), is_found)| {
+            outbox.looked_for(*number, **is_found);
+            !**is_found
+        });
+        let lost = lost.count();
+        drop(outbox);
+        if lost > 0 {
+            tracing::warn!(messages = lost, "Valkey has lost what was told; it is told again");
+        }
+    }
+
+    /// What to do next, unless another connection has to be made.
+    pub(super) fn next_step(&mut self) -> Result<Step, End> {
+        let (bus, now) = (&self.bus, self.bus.clock.now());
+        if self.breaks.has_changed().unwrap_or_default() {
+            return Err(ANOTHER_SERVER);
+        }
+        let mut outbox = bus.outbox.lock();
+        let gathers_until = self.sent_at.map(|at| at + GATHER).filter(|at| now < *at);
+        if let Some(until) = gathers_until.filter(|_| outbox.is_next_new()) {
+            return Ok(Step::Gather(until));
+        }
+        if let Some((number, purge, is_again)) = outbox.next_to_send(now) {
+            self.sent_at = Some(now);
+            return Ok(Step::Send(number, purge, is_again));
+        }
+        if bus.ending.is_cancelled() {
+            return Ok(Step::SayBye);
+        }
+        if self.is_hello_due(now) {
+            return Ok(Step::SayHello);
+        }
+        if outbox.is_unheard(bus.polls()) {
+            // Both to the same server, and look there.
+            self.may_have_lost = true;
             bus.resets.send_modify(|resets| *resets += 1);
+            return Err(End::GivenUp("what was told does not come back"));
         }
-        if self.may_have_lost {
-            self.look_for_lost(&connection).await?;
-            self.may_have_lost = false;
-        }
+        Ok(Step::Rest)
+    }
+
+    /// Over one connection, until that ends or all is told at the end of the process.
+    async fn tell(&mut self, backoff: &mut Backoff) -> Result<(), End> {
+        let bus = Arc::clone(&self.bus);
+        let has_followed = self.begin();
+        let opened = bus.connect("railgate-publisher", backoff).await?;
+        let connection = opened.connection;
+        let told = self.opened(has_followed, opened.identity.as_ref());
+        let ids: Vec<StreamId> = told.iter().map(|(_, id)| *id).collect();
+        let found = connection.exist(&bus.stream, &ids).await?;
+        self.looked_for(&told, &found);
         loop {
-            if self.send_next(&connection).await? {
-                backoff.worked();
-                continue;
-            }
-            if bus.ending.is_cancelled() {
-                self.say(&connection, &Message::Bye).await?;
-                return Ok(());
-            }
-            if self.is_hello_due() {
-                self.say_hello(&connection).await?;
-            }
-            if bus.outbox.lock().is_unheard(bus.polls()) {
-                // Both to the same server, and look there.
-                self.may_have_lost = true;
-                bus.resets.send_modify(|resets| *resets += 1);
-                return Err(End::GivenUp("what was told does not come back"));
+            match self.next_step()? {
+                Step::Gather(until) => {
+                    tokio::time::sleep_until(until.into()).await;
+                    continue;
+                }
+                Step::Send(number, purge, is_again) => {
+                    self.send(&connection, number, purge, is_again).await?;
+                    backoff.worked();
+                    continue;
+                }
+                Step::SayHello => {
+                    let said = self.say(&connection, &Message::Hello).await;
+                    self.said_hello(said)?;
+                    continue;
+                }
+                Step::SayBye => return Ok(self.say(&connection, &Message::Bye).await?),
+                Step::Rest => {}
             }
             tokio::select! {
                 () = bus.to_send.notified() => {}
@@ -122,38 +195,33 @@ impl Publisher {
                 () = tokio::time::sleep(PING_INTERVAL) => {
                     connection.ping().await?;
                     backoff.worked();
-                    bus.outbox.lock().forget(Clock::System.now());
+                    bus.outbox.lock().forget(bus.clock.now());
                 }
             }
         }
     }
 
-    /// Sends the next message, if there is one.
-    async fn send_next(&mut self, connection: &Connection) -> Result<bool, End> {
-        let bus = Arc::clone(&self.bus);
-        if self.breaks.has_changed().unwrap_or_default() {
-            return Err(ANOTHER_SERVER);
-        }
-        let is_new = bus.outbox.lock().is_next_new();
-        if let Some(sent_at) = self.sent_at.filter(|_| is_new) {
-            tokio::time::sleep_until((sent_at + GATHER).into()).await;
-        }
-        let Some((number, purge, is_again)) = bus.outbox.lock().next_to_send(Clock::System.now()) else {
-            return Ok(false);
-        };
-        self.sent_at = Some(Clock::System.now());
+    /// Sends a message. One that is refused is left in the outbox.
+    async fn send(
+        &self,
+        connection: &Connection,
+        number: u64,
+        purge: Purge,
+        is_again: bool,
+    ) -> Result<(), End> {
+        let bus = &self.bus;
         match self.add(connection, number, &Message::Purge(purge)).await {
             Ok(id) => {
                 let told = self.confirm(connection).await;
                 bus.outbox.lock().taken(number, id, bus.polls(), told);
                 bus.counters.again.fetch_add(is_again.into(), Ordering::Relaxed);
-                Ok(true)
+                Ok(())
             }
             Err(error) if is_lasting(&error) => {
                 bus.outbox.lock().refused();
                 bus.warn_of_refusal(&error);
                 tokio::select! {
-                    () = tokio::time::sleep(REFUSAL_PAUSE) => Ok(true),
+                    () = tokio::time::sleep(REFUSAL_PAUSE) => Ok(()),
                     () = bus.ending.cancelled() => Err(error.into()),
                 }
             }
@@ -183,41 +251,22 @@ impl Publisher {
         }
     }
 
-    /// At another server, or in another stream.
-    async fn look_for_lost(&self, connection: &Connection) -> Result<(), ConnectionError> {
-        let told = self.bus.outbox.lock().to_look_for(Clock::System.now());
-        let ids: Vec<StreamId> = told.iter().map(|(_, id)| *id).collect();
-        let found = connection.exist(&self.bus.stream, &ids).await?;
-        let mut outbox = self.bus.outbox.lock();
-        let lost = told.iter().zip(found).filter(|((number, _), is_found)| {
-            outbox.looked_for(*number, *is_found);
-            !is_found
-        });
-        let lost = lost.count();
-        drop(outbox);
-        if lost > 0 {
-            tracing::warn!(messages = lost, "Valkey has lost what was told; it is told again");
-        }
-        Ok(())
-    }
-
-    fn is_hello_due(&self) -> bool {
-        let now = Clock::System.now();
+    fn is_hello_due(&self, now: Instant) -> bool {
         let is_over = |at: Option<Instant>, pause| at.is_none_or(|at| now >= at + pause);
         let is_needed = self.bus.needs_hello.load(Ordering::Acquire);
         (is_needed || is_over(self.hello_at, HELLO_INTERVAL)) && is_over(self.hello_refused_at, REFUSAL_PAUSE)
     }
 
-    async fn say_hello(&mut self, connection: &Connection) -> Result<(), ConnectionError> {
-        let said = self.say(connection, &Message::Hello).await;
+    /// Hello was said, or could not be.
+    pub(super) fn said_hello(&mut self, said: Result<(), ConnectionError>) -> Result<(), ConnectionError> {
         match said {
             Ok(()) => {
                 self.bus.needs_hello.store(false, Ordering::Release);
-                self.hello_at = Some(Clock::System.now());
+                self.hello_at = Some(self.bus.clock.now());
                 Ok(())
             }
             Err(error) if is_lasting(&error) => {
-                self.hello_refused_at = Some(Clock::System.now());
+                self.hello_refused_at = Some(self.bus.clock.now());
                 self.bus.warn_of_refusal(&error);
                 Ok(())
             }

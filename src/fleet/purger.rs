@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 use super::counters::{DoubtReason, FleetCounters};
 use super::message::Purge;
 use crate::cache::Cache;
-use crate::cache::purge::{PurgeMode, Selector};
+use crate::cache::purge::{PurgeMode, PurgeResult, Selector};
 use crate::clock::Clock;
 
 /// How many purges can wait. With more, all that is kept is doubted.
@@ -28,6 +28,7 @@ const LONGEST_REST: Duration = Duration::from_secs(3_600);
 pub(super) struct Purger {
     cache: Arc<Cache>,
     counters: Arc<FleetCounters>,
+    clock: Clock,
     work: Mutex<Work>,
     is_new: Notify,
 }
@@ -46,7 +47,8 @@ struct Work {
 }
 
 /// The next thing to do.
-enum Step {
+#[derive(Debug)]
+pub(super) enum Step {
     Drop(Vec<(Purge, bool)>),
     DropAgain(Vec<Selector>, PurgeMode),
     Doubt,
@@ -54,8 +56,8 @@ enum Step {
 }
 
 impl Purger {
-    pub(super) fn new(cache: Arc<Cache>, counters: Arc<FleetCounters>) -> Self {
-        Self { cache, counters, work: Mutex::default(), is_new: Notify::new() }
+    pub(super) fn new(cache: Arc<Cache>, counters: Arc<FleetCounters>, clock: Clock) -> Self {
+        Self { cache, counters, clock, work: Mutex::default(), is_new: Notify::new() }
     }
 
     /// Fences off at once the flights that may bring what the purge is about, and has it dropped. What is not new is not
@@ -100,12 +102,15 @@ impl Purger {
         self.work.lock().progress
     }
 
+    /// What to do now.
+    pub(super) fn next_step(&self) -> Step {
+        self.work.lock().next_step(self.clock.now())
+    }
+
     /// Does the work, for as long as the gateway runs.
     pub(super) async fn run(&self) {
         loop {
-            let now = Clock::System.now();
-            let step = self.work.lock().next_step(now);
-            match step {
+            match self.next_step() {
                 Step::Drop(purges) => self.drop_heard(purges).await,
                 Step::DropAgain(selectors, mode) => drop(self.drop_entries(selectors, mode).await),
                 Step::Doubt => self.doubt(DoubtReason::Overflow),
@@ -118,18 +123,22 @@ impl Purger {
     }
 
     async fn drop_heard(&self, purges: Vec<(Purge, bool)>) {
-        let mode = purges.first().map_or(PurgeMode::Hard, |(purge, _)| purge.mode);
-        let settle = purges.iter().map(|(purge, _)| purge.settle()).max().unwrap_or_default();
-        let selectors = purges.iter().flat_map(|(purge, _)| purge.selectors.iter().cloned()).collect();
+        let (selectors, mode) = what_to_drop(&purges);
         let again = self.drop_entries(selectors, mode).await;
-        let unix = Clock::System.unix_time();
+        self.dropped(&purges, again, mode);
+    }
+
+    /// These are dropped, and `again` is to be dropped once more.
+    pub(super) fn dropped(&self, purges: &[(Purge, bool)], again: Vec<Selector>, mode: PurgeMode) {
+        let settle = purges.iter().map(|(purge, _)| purge.settle()).max().unwrap_or_default();
+        let unix = self.clock.unix_time();
         for (purge, _) in purges.iter().filter(|(_, is_new)| *is_new) {
             self.counters.count_heard(unix.saturating_sub(Duration::from_millis(purge.accepted_at_ms)));
         }
         let mut work = self.work.lock();
         work.progress.1 += purges.len() as u64;
         if !settle.is_zero() {
-            work.drop_later(Clock::System.now() + settle, again, mode);
+            work.drop_later(self.clock.now() + settle, again, mode);
         }
     }
 
@@ -137,9 +146,19 @@ impl Purger {
     async fn drop_entries(&self, selectors: Vec<Selector>, mode: PurgeMode) -> Vec<Selector> {
         let again = selectors.clone();
         let dropped = self.cache.run_blocking(move |cache| cache.purge(&selectors, mode)).await;
-        let key_row_ids = dropped.unwrap_or_default().key_row_ids;
-        again.into_iter().chain(key_row_ids.into_iter().map(Selector::KeyId)).collect()
+        with_keys(again, dropped.unwrap_or_default())
     }
+}
+
+/// What purges of one mode drop together.
+pub(super) fn what_to_drop(purges: &[(Purge, bool)]) -> (Vec<Selector>, PurgeMode) {
+    let mode = purges.first().map_or(PurgeMode::Hard, |(purge, _)| purge.mode);
+    (purges.iter().flat_map(|(purge, _)| purge.selectors.iter().cloned()).collect(), mode)
+}
+
+/// The selectors of the second purge: the same, and the keys that were known to be a user's.
+pub(super) fn with_keys(selectors: Vec<Selector>, dropped: PurgeResult) -> Vec<Selector> {
+    selectors.into_iter().chain(dropped.key_row_ids.into_iter().map(Selector::KeyId)).collect()
 }
 
 impl Work {

@@ -9,11 +9,11 @@ use tokio::sync::watch;
 
 use super::backoff::Backoff;
 use super::bus::{ANOTHER_MASTER, Bus, End};
-use super::connection::{Connection, ConnectionError};
+use super::connection::ConnectionError;
 use super::counters::DoubtReason;
 use super::follower::News;
 use super::message::Purge;
-use super::stream::{Poll, StreamId};
+use super::stream::{Entry, Poll, StreamId};
 use crate::clock::Clock;
 
 /// How many entries one poll brings at most. With fewer, it is complete. Halved when a reply is late: many of the largest
@@ -33,7 +33,7 @@ const NO_WAIT: Duration = Duration::from_millis(1);
 
 /// Listens for as long as the gateway runs.
 pub(super) async fn read(bus: Arc<Bus>) {
-    let mut reader = Reader { resets: bus.resets.subscribe(), bus, max_entries: MAX_ENTRIES };
+    let mut reader = Reader::new(bus);
     let mut backoff = Backoff::default();
     loop {
         let Err(end) = reader.follow(&mut backoff).await;
@@ -44,29 +44,39 @@ pub(super) async fn read(bus: Arc<Bus>) {
     }
 }
 
-struct Reader {
+/// Entries of the stream that are on their way.
+pub(super) trait Range: Future<Output = Result<Vec<Entry>, ConnectionError>> {}
+
+impl<F: Future<Output = Result<Vec<Entry>, ConnectionError>>> Range for F {}
+
+pub(super) struct Reader {
     bus: Arc<Bus>,
     resets: watch::Receiver<u64>,
     max_entries: usize,
 }
 
 impl Reader {
+    pub(super) fn new(bus: Arc<Bus>) -> Self {
+        Self { resets: bus.resets.subscribe(), bus, max_entries: MAX_ENTRIES }
+    }
+
     /// Over one connection, until that ends.
     async fn follow(&mut self, backoff: &mut Backoff) -> Result<Infallible, End> {
         let bus = Arc::clone(&self.bus);
         self.resets.mark_unchanged();
         let opened = bus.connect("railgate-reader", backoff).await?;
         let connection = opened.connection;
+        let range = |from, count| connection.range(&bus.stream, from, count);
         let is_anew = bus.follower.lock().connected(opened.identity.clone());
         if is_anew {
-            self.begin(&connection, opened.last_id).await?;
+            self.begin(&range, opened.last_id).await?;
         }
         if let Some(shared) = &bus.shared {
             shared.follow(opened.identity);
         }
         let mut wait = NO_WAIT;
         loop {
-            let (from, begin) = (bus.follower.lock().read_from(), Clock::System.now());
+            let (from, begin) = (bus.follower.lock().read_from(), bus.clock.now());
             let poll = tokio::select! {
                 poll = connection.poll(&bus.stream, from, (wait, self.max_entries)) => poll?,
                 () = bus.servers.replaced(&opened.address) => return Err(ANOTHER_MASTER),
@@ -79,7 +89,7 @@ impl Reader {
             let is_complete = self.hear(&poll);
             if bus.follower.lock().is_without_anchor() && from != StreamId::default() {
                 let last = connection.last_id(&bus.stream).await?;
-                self.begin(&connection, last).await?;
+                self.begin(&range, last).await?;
             }
             backoff.worked();
             self.max_entries = (self.max_entries * 2).min(MAX_ENTRIES);
@@ -91,13 +101,13 @@ impl Reader {
     }
 
     /// Returns whether these were all entries that there were.
-    fn hear(&self, poll: &Poll) -> bool {
+    pub(super) fn hear(&self, poll: &Poll) -> bool {
         let bus = &self.bus;
-        let now = Clock::System.now();
+        let now = bus.clock.now();
         let (news, has_anchor) = {
             let mut follower = bus.follower.lock();
             let read = (&poll.entries[..], poll.anchor_found);
-            (follower.polled(read, &bus.seal, (now, unix_ms())), !follower.is_without_anchor())
+            (follower.polled(read, &bus.seal, (now, unix_ms(&bus.clock))), !follower.is_without_anchor())
         };
         self.apply(news, now);
         if let Some(shared) = &bus.shared
@@ -113,17 +123,21 @@ impl Reader {
     }
 
     /// Sets `last` as the new anchor, doubts what is kept, and hears what was told a short time before.
-    async fn begin(&self, connection: &Connection, last: Option<StreamId>) -> Result<(), ConnectionError> {
+    pub(super) async fn begin<F: Range>(
+        &self,
+        range: impl Fn(StreamId, usize) -> F,
+        last: Option<StreamId>,
+    ) -> Result<(), ConnectionError> {
         let bus = &self.bus;
-        let news = bus.follower.lock().begin(last, unix_ms());
+        let news = bus.follower.lock().begin(last, unix_ms(&bus.clock));
         let is_start = news.contains(&News::Doubt(DoubtReason::Start));
-        self.apply(news, Clock::System.now());
+        self.apply(news, bus.clock.now());
         bus.breaks.send_modify(|breaks| *breaks += 1);
         if let Some(last) = last {
-            let reread = self.reread(connection, last).await;
+            let reread = self.reread(range, last).await;
             if !matches!(reread, Ok(Some(_))) {
                 // Not all of it: whatever Rails tells meanwhile is doubted. The next connection goes on behind the anchor.
-                bus.purger.doubt_later(Clock::System.now() + REREAD);
+                bus.purger.doubt_later(bus.clock.now() + REREAD);
             }
             let complete_from = reread?;
             if let (true, Some(floor), Some(shared)) = (is_start, complete_from, &bus.shared) {
@@ -137,22 +151,22 @@ impl Reader {
     }
 
     /// Returns from where on all that was told up to `last` is known now, if it is.
-    async fn reread(
+    async fn reread<F: Range>(
         &self,
-        connection: &Connection,
+        range: impl Fn(StreamId, usize) -> F,
         last: StreamId,
     ) -> Result<Option<StreamId>, ConnectionError> {
         let history = self.bus.shared.as_ref().map_or(REREAD, |shared| shared.history().max(REREAD));
         let back = u64::try_from(history.as_millis()).unwrap_or(u64::MAX);
         let mut from = StreamId::from_milliseconds(last.milliseconds.saturating_sub(back));
         // What was before the first one may be lost.
-        let first = connection.range(&self.bus.stream, StreamId::default(), 1).await?;
+        let first = range(StreamId::default(), 1).await?;
         let mut complete_from = first.first().map_or(last, |first| first.id.max(from));
         for _ in 0..MAX_REREAD_PAGES {
-            let mut entries = connection.range(&self.bus.stream, from, MAX_ENTRIES).await?;
+            let mut entries = range(from, MAX_ENTRIES).await?;
             let is_last = entries.len() < MAX_ENTRIES;
             entries.retain(|entry| entry.id <= last);
-            let now = Clock::System.now();
+            let now = self.bus.clock.now();
             let mut news = self.bus.follower.lock().reread(&entries, &self.bus.seal, now);
             news.retain(|one| match one {
                 News::Incomplete(id) => {
@@ -174,14 +188,14 @@ impl Reader {
     /// It forbids to use shared answers, before anything else is done with it.
     fn note(&self, id: StreamId, purge: &Purge) {
         if let Some(shared) = &self.bus.shared {
-            shared.heard(id, purge, &Clock::System);
+            shared.heard(id, purge, &self.bus.clock);
         }
     }
 
     fn lose_purges(&self) {
         let bus = &self.bus;
         if let Some(shared) = &bus.shared {
-            shared.lose(bus.follower.lock().read_from(), &Clock::System);
+            shared.lose(bus.follower.lock().read_from(), &bus.clock);
         }
     }
 
@@ -212,6 +226,6 @@ impl Reader {
     }
 }
 
-fn unix_ms() -> u64 {
-    u64::try_from(Clock::System.unix_time().as_millis()).unwrap_or(u64::MAX)
+fn unix_ms(clock: &Clock) -> u64 {
+    u64::try_from(clock.unix_time().as_millis()).unwrap_or(u64::MAX)
 }

@@ -12,6 +12,7 @@
 pub mod answer;
 pub mod counters;
 pub(super) mod link;
+pub(super) mod looks;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,6 +26,7 @@ use tokio::time::{sleep_until, timeout};
 pub use self::answer::{Answer, Terms, UsableAnswer};
 use self::counters::{LockResult, SharedCounters, SharedResult};
 use self::link::{Link, Linked, Write};
+use self::looks::looks;
 use super::connection::ConnectionError;
 use super::keys::{FleetKeys, Opener, Sealer};
 use super::message::{HELLO_INTERVAL, Purge};
@@ -37,9 +39,6 @@ use crate::clock::Clock;
 
 /// After this long, another gateway may have the lock: it is not removed any more.
 const LOCK_MARGIN: Duration = Duration::from_millis(200);
-
-/// How long to wait before the first look for the answer of another gateway. Then twice as long each time.
-const FIRST_LOOK: Duration = Duration::from_millis(5);
 
 /// See the module.
 #[derive(Debug)]
@@ -72,10 +71,12 @@ pub enum Found {
 pub struct Share {
     shared: Arc<SharedAnswers>,
     key: Key,
-    names: [String; 2],
+    /// Where the answer and the lock are.
+    pub(super) names: [String; 2],
     identity: Identity,
     origin: Origin,
-    has_lock: bool,
+    pub(super) has_lock: bool,
+    clock: Clock,
     begun: Instant,
 }
 
@@ -109,22 +110,14 @@ impl SharedAnswers {
     /// Looks for the answer for `key`, once a flight for it is registered. `None` if answers for it, or any, are not shared
     /// now. Takes no longer than one look and the wait for another gateway.
     pub async fn find(self: &Arc<Self>, key: &Key, lifetimes: &Lifetimes, clock: &Clock) -> Option<Found> {
-        if *key == Key::Instance || self.is_ended.load(Ordering::Acquire) || self.cache.is_alone() {
+        if !self.may_find(key) {
             return None;
         }
         let Some(linked) = self.linked() else {
             self.counters.results.increment(SharedResult::Error);
             return None;
         };
-        let mut share = Share {
-            shared: Arc::clone(self),
-            key: key.clone(),
-            names: self.keys.answer_and_lock(key)?,
-            identity: linked.identity.clone(),
-            origin: self.ring.lock().origin(unix_ms(clock)),
-            has_lock: false,
-            begun: Clock::System.now(),
-        };
+        let mut share = self.share_for(key, &linked.identity, clock)?;
         let answer = self.look(&linked, &share, (lifetimes, clock)).await;
         self.counters.results.increment(answer.as_ref().map_or_else(|result| *result, |_| SharedResult::Hit));
         match answer {
@@ -145,6 +138,30 @@ impl SharedAnswers {
         Some(answer.map_or(Found::Nothing(share), Found::Answer))
     }
 
+    /// Whether answers for `key`, and any, are shared now.
+    pub(super) fn may_find(&self, key: &Key) -> bool {
+        *key != Key::Instance && !self.is_ended.load(Ordering::Acquire) && !self.cache.is_alone()
+    }
+
+    /// The right to share the answer to a question that is asked from now on, at a server in this life.
+    pub(super) fn share_for(
+        self: &Arc<Self>,
+        key: &Key,
+        identity: &Identity,
+        clock: &Clock,
+    ) -> Option<Share> {
+        Some(Share {
+            shared: Arc::clone(self),
+            key: key.clone(),
+            names: self.keys.answer_and_lock(key)?,
+            identity: identity.clone(),
+            origin: self.ring.lock().origin(unix_ms(clock)),
+            has_lock: false,
+            clock: clock.clone(),
+            begun: clock.now(),
+        })
+    }
+
     /// The connection, if it leads to the server whose stream is followed.
     fn linked(&self) -> Option<Arc<Linked>> {
         self.link.current().filter(|linked| self.is_followed(&linked.identity))
@@ -157,7 +174,17 @@ impl SharedAnswers {
         (lifetimes, clock): (&Lifetimes, &Clock),
     ) -> Result<UsableAnswer, SharedResult> {
         let [name, _] = &share.names;
-        let sealed = self.in_time(linked.connection.get(name)).await?.ok_or(SharedResult::Miss)?;
+        self.open(share, self.in_time(linked.connection.get(name)).await?, (lifetimes, clock))
+    }
+
+    /// What was found in the place of the answer, if it may be used.
+    pub(super) fn open(
+        &self,
+        share: &Share,
+        sealed: Option<Vec<u8>>,
+        (lifetimes, clock): (&Lifetimes, &Clock),
+    ) -> Result<UsableAnswer, SharedResult> {
+        let sealed = sealed.ok_or(SharedResult::Miss)?;
         let plain = self.opener.open(&share.bound_to(), &sealed).ok_or(SharedResult::Refused)?;
         let terms = Terms { lifetimes, max_age: self.settings.ttl, now: clock.unix_time() };
         answer::usable(&plain, &share.key, &self.ring.lock(), &terms).ok_or(SharedResult::Refused)
@@ -179,11 +206,7 @@ impl SharedAnswers {
         share: &Share,
         context: (&Lifetimes, &Clock),
     ) -> Option<UsableAnswer> {
-        let (begin, mut pause) = (Clock::System.now(), FIRST_LOOK);
-        let (end, mut next) = (begin + self.settings.wait, begin);
-        while next < end {
-            next = (next + pause).min(end);
-            pause *= 2;
+        for next in looks(Clock::System.now(), self.settings.wait) {
             sleep_until(next.into()).await;
             match self.look(linked, share, context).await {
                 Ok(answer) => return Some(answer),
@@ -305,7 +328,7 @@ impl Share {
     /// The name of the lock, if it is still this gateway's.
     fn take_lock(&mut self) -> Option<String> {
         let is_own = std::mem::take(&mut self.has_lock)
-            && Clock::System.now() + LOCK_MARGIN < self.begun + self.shared.settings.lock;
+            && self.clock.now() + LOCK_MARGIN < self.begun + self.shared.settings.lock;
         let [_, lock] = &self.names;
         is_own.then(|| lock.clone())
     }

@@ -7,7 +7,7 @@ use crate::cache::{CacheSettings, EntryKind, Freshness, Key, Lifetimes};
 use crate::route::Caching;
 
 fn purger() -> Arc<Purger> {
-    Arc::new(Purger::new(Cache::new(&CacheSettings::default()), Arc::default()))
+    Arc::new(Purger::new(Cache::new(&CacheSettings::default()), Arc::default(), Clock::System))
 }
 
 fn user(id: u64) -> Key {
