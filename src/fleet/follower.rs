@@ -8,8 +8,9 @@
 //! | anchor: the entry that was read last is still in the stream, when the next ones have come | the stream was flushed, removed, evicted, renamed, made anew, or trimmed past this reader |
 //! | count: each process numbers what it says | an entry in the middle was removed |
 //!
-//! Without one, the reader sets a new anchor, and only then [doubts](crate::cache::Cache::doubt_all) what it keeps: what comes between the
-//! two is heard.
+//! Without one, the reader [doubts](crate::cache::Cache::doubt_all) what it keeps at once, and sets a new anchor. Once there
+//! is one, it doubts again if it could not do both in one step: nothing proves what came between the two, for however long
+//! the stream stayed empty.
 
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
@@ -31,8 +32,10 @@ pub enum News {
     /// A process has told purges, before this entry and perhaps just before, that this one has not heard. What is kept here is
     /// of later, or doubted; but not what others have shared.
     Incomplete(StreamId),
-    /// Something may have been missed. The place in the stream is known, so it can be doubted now.
+    /// Something may have been missed.
     Doubt(DoubtReason),
+    /// There is an anchor again. What came between the doubt and the anchor may have been missed, too.
+    DoubtAgain,
     /// An entry is no message of the fleet.
     Unreadable(Unreadable),
 }
@@ -66,8 +69,8 @@ pub struct Follower {
     has_connected: bool,
     /// The last entry that was read; `None` if the stream is empty.
     anchor: Option<StreamId>,
-    /// What is to be doubted once there is an anchor.
-    pending: Option<DoubtReason>,
+    /// What follows once there is an anchor: the doubt, or, if it did not wait for that, another one.
+    pending: Option<News>,
     is_far_ahead: bool,
     members: HashMap<Publisher, Heard>,
 }
@@ -94,7 +97,7 @@ struct Heard {
 impl Follower {
     /// For the process with this name, which has not read anything yet.
     pub fn new(own: Publisher) -> Self {
-        let pending = Some(DoubtReason::Start);
+        let pending = Some(News::Doubt(DoubtReason::Start));
         Self {
             own,
             identity: None,
@@ -124,29 +127,36 @@ impl Follower {
 
     fn lose_anchor(&mut self, reason: DoubtReason) {
         self.anchor = None;
-        self.pending.get_or_insert(reason);
+        let doubt = self.pending.take().filter(|pending| *pending != News::DoubtAgain);
+        self.pending = doubt.or(Some(News::Doubt(reason)));
     }
 
     /// The stream is read from behind `last` on, which is its last entry now. Returns what is to be doubted now. An empty
-    /// stream has no anchor: then nothing is proven until its first entry has come.
+    /// stream has no anchor: then nothing is proven until its first entry has come, which Valkey may refuse to take for
+    /// any time.
     pub fn begin(&mut self, last: Option<StreamId>, now_ms: u64) -> Vec<News> {
         self.anchor = last;
-        if last.is_none() { Vec::new() } else { self.doubt_pending(now_ms) }
+        if last.is_none() { self.doubt_without_anchor() } else { self.doubt_pending(now_ms) }
+    }
+
+    fn doubt_without_anchor(&mut self) -> Vec<News> {
+        let doubt = self.pending.replace(News::DoubtAgain);
+        doubt.into_iter().filter(|doubt| *doubt != News::DoubtAgain).collect()
     }
 
     fn doubt_pending(&mut self, now_ms: u64) -> Vec<News> {
-        let ahead = self.notice_far_ahead(now_ms);
-        self.pending.take().into_iter().chain(ahead).map(News::Doubt).collect()
+        let ahead = self.notice_far_ahead(now_ms).map(News::Doubt);
+        self.pending.take().into_iter().chain(ahead).collect()
+    }
+
+    /// The last entry that was read, if it can prove that nothing was missed since.
+    pub fn anchor(&self) -> Option<StreamId> {
+        self.anchor
     }
 
     /// Behind which entry to read on. Reading from the first one on is no proof of anything.
     pub fn read_from(&self) -> StreamId {
         self.anchor.unwrap_or_default()
-    }
-
-    /// Whether there is nothing that could prove that all is heard.
-    pub fn is_without_anchor(&self) -> bool {
-        self.anchor.is_none()
     }
 
     /// The next entries. Without `anchor_found`, the stream has to be [begun anew](Self::begin) after them.
@@ -170,6 +180,7 @@ impl Follower {
         }
         if had_anchor && !anchor_found {
             self.lose_anchor(DoubtReason::Anchor);
+            news.extend(self.doubt_without_anchor());
         } else if self.anchor.is_some() {
             news.extend(self.doubt_pending(now_ms));
         }

@@ -87,7 +87,7 @@ impl Reader {
                 return Err(ConnectionError::NotMaster.into());
             }
             let is_complete = self.hear(&poll);
-            if bus.follower.lock().is_without_anchor() && from != StreamId::default() {
+            if bus.follower.lock().anchor().is_none() && from != StreamId::default() {
                 let last = connection.last_id(&bus.stream).await?;
                 self.begin(&range, last).await?;
             }
@@ -107,7 +107,7 @@ impl Reader {
         let (news, has_anchor) = {
             let mut follower = bus.follower.lock();
             let read = (&poll.entries[..], poll.anchor_found);
-            (follower.polled(read, &bus.seal, (now, unix_ms(&bus.clock))), !follower.is_without_anchor())
+            (follower.polled(read, &bus.seal, (now, unix_ms(&bus.clock))), follower.anchor().is_some())
         };
         self.apply(news, now);
         if let Some(shared) = &bus.shared
@@ -122,7 +122,7 @@ impl Reader {
         is_complete
     }
 
-    /// Sets `last` as the new anchor, doubts what is kept, and hears what was told a short time before.
+    /// Sets `last` as the new anchor, if there is one, doubts what is kept, and hears what was told a short time before.
     pub(super) async fn begin<F: Range>(
         &self,
         range: impl Fn(StreamId, usize) -> F,
@@ -195,7 +195,7 @@ impl Reader {
     fn lose_purges(&self) {
         let bus = &self.bus;
         if let Some(shared) = &bus.shared {
-            shared.lose(bus.follower.lock().read_from(), &bus.clock);
+            shared.lose(bus.follower.lock().anchor(), &bus.clock);
         }
     }
 
@@ -218,6 +218,10 @@ impl Reader {
                 News::Doubt(reason) => {
                     self.lose_purges();
                     bus.purger.doubt(reason);
+                }
+                News::DoubtAgain => {
+                    self.lose_purges();
+                    bus.cache.doubt_all();
                 }
                 News::Incomplete(_) => self.lose_purges(),
                 News::Unreadable(what) => bus.counters.unreadable.increment(what),

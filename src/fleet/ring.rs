@@ -139,12 +139,14 @@ impl Ring {
         self.position = position;
     }
 
-    /// Purges may have been missed, before `position`, or before now.
-    pub fn lose(&mut self, position: StreamId, now_ms: u64) {
+    /// Purges may have been missed, before `position`, or before now. Without a position, whatever comes may be missed as
+    /// well: nothing is allowed.
+    pub fn lose(&mut self, position: Option<StreamId>, now_ms: u64) {
         let until_ms = self.purges.values().map(|last| last.until_ms).max().unwrap_or_default();
         self.purges.clear();
         self.of_users = LastPurge::default();
-        (self.floor, self.position) = (position, position);
+        self.floor = position.unwrap_or(StreamId::MAX);
+        self.position = position.unwrap_or_default();
         self.asked_from_ms = until_ms.max(now_ms).saturating_add(ms(CLOCK_SKEW));
     }
 
@@ -180,7 +182,7 @@ impl Ring {
         });
         self.floor = floor;
         if self.purges.len() >= MAX_SELECTORS {
-            self.lose(self.position, now_ms);
+            self.lose(Some(self.position), now_ms);
         }
         self.prune_at = (self.purges.len() * 2).clamp(1_000, MAX_SELECTORS);
     }

@@ -257,8 +257,8 @@ impl SharedAnswers {
         self.ring.lock().advance(position);
     }
 
-    /// Purges may have been missed before `position`.
-    pub(super) fn lose(&self, position: StreamId, clock: &Clock) {
+    /// Purges may have been missed before `position`; without one, they may still be.
+    pub(super) fn lose(&self, position: Option<StreamId>, clock: &Clock) {
         self.ring.lock().lose(position, unix_ms(clock));
     }
 

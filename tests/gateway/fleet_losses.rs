@@ -1,6 +1,7 @@
 //! What Valkey loses without a word is doubted by those who hear, and told again by those who have said it.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use railgate::fleet::FleetPhase;
 use railgate::fleet::counters::{DoubtReason, Unreadable};
@@ -10,7 +11,7 @@ use redis::Value;
 use super::client::eventually;
 use super::fake_rails::{Behavior, FakeRails, gitlab};
 use super::pods::{Pod, key, pods, settings, user};
-use super::valkey::{Proxy, Valkey};
+use super::valkey::{Proxy, Valkey, ValkeySetup};
 
 /// The key of the stream.
 async fn bus(valkey: &Valkey) -> String {
@@ -31,6 +32,7 @@ async fn last_id(valkey: &Valkey, bus: &str) -> (u64, u64) {
 async fn assert_doubted_and_following(pods: [&Pod; 2], reason: DoubtReason) {
     for pod in pods {
         pod.wait_for_doubt(reason).await;
+        pod.wait_until_all_is_heard().await;
         pod.wait_for(FleetPhase::Following).await;
         for request in [key(), user()] {
             assert!(!pod.send(&request).await.is_hit(), "{}", reason.as_str());
@@ -92,6 +94,38 @@ async fn a_stream_that_is_gone_is_doubted_and_begun_anew() {
     }
 }
 
+/// No gateway can put an entry into the stream that proves anything: Valkey is full, or does not let them write. Such a
+/// gateway is never alone here, which would end what it keeps as well.
+#[tokio::test]
+async fn a_stream_that_is_gone_is_doubted_though_valkey_takes_no_new_entry() {
+    let user = ["ACL", "SETUSER", "default"];
+    for (refuse, allow) in [
+        (&["CONFIG", "SET", "maxmemory", "1"][..], &["CONFIG", "SET", "maxmemory", "0"][..]),
+        (&[&user[..], &["-xadd"]].concat(), &[&user[..], &["+xadd"]].concat()),
+    ] {
+        let valkey = ValkeySetup::default().option("maxmemory-policy", "noeviction").start().await;
+        let never_alone =
+            FleetSettings { alone_after: Duration::from_secs(3_600), ..settings(valkey.address()) };
+        let (_rails, [one, two]) = pods(|_| never_alone.clone()).await;
+        let bus = bus(&valkey).await;
+        valkey.command(refuse).await;
+        valkey.command(&["DEL", &bus]).await;
+        for pod in [&one, &two] {
+            pod.wait_for_doubt(DoubtReason::Anchor).await;
+            assert!(!pod.send(&key()).await.is_hit(), "{refuse:?}");
+            assert!(pod.send(&key()).await.is_hit(), "what it asks for itself is kept");
+        }
+        valkey.command(allow).await;
+        // Purges may have been told and lost meanwhile.
+        for pod in [&one, &two] {
+            pod.wait_until_dropped().await;
+            assert_eq!(pod.all_doubts(), 1, "the same one");
+        }
+        one.purge_until_told().await;
+        two.wait_until_heard(1).await;
+    }
+}
+
 /// `max-deleted-entry-id` stays `0-0` when a stream is trimmed: looking at `XINFO` does not find it.
 #[tokio::test]
 async fn a_gateway_that_a_stream_was_trimmed_past_doubts_and_others_do_not() {
@@ -123,7 +157,7 @@ async fn a_server_that_was_restarted_without_its_data_is_doubted_and_told_again(
     let mut valkey = Valkey::start().await;
     let (_rails, [one, two]) = pods(|_| settings(valkey.address())).await;
     assert_eq!(one.purge_key().await, "told");
-    two.wait_until_dropped().await;
+    two.wait_until_heard(1).await;
     two.warm().await;
     valkey.restart().await;
     assert_doubted_and_following([&one, &two], DoubtReason::Server).await;
@@ -257,8 +291,7 @@ async fn what_is_doubted_is_given_only_while_rails_fails() {
 async fn what_a_gateway_brings_from_before_its_restart_is_doubted() {
     let valkey = Valkey::start().await;
     let rails = FakeRails::listen_tcp().await;
-    let fleet =
-        || FleetSettings { alone_ttl: std::time::Duration::from_secs(3_600), ..settings(valkey.address()) };
+    let fleet = || FleetSettings { alone_ttl: Duration::from_secs(3_600), ..settings(valkey.address()) };
     let snapshots = super::harness::Scratch::new();
     let snapshot = snapshots.file("cache").display().to_string();
     let begin = || Pod::begin(&rails, fleet(), |setup| setup.text("cache.snapshot", &snapshot));

@@ -70,6 +70,7 @@ async fn a_server_that_is_demoted_between_two_polls_is_not_followed() {
     for pod in [&one, &two] {
         pod.wait_for(FleetPhase::Following).await;
         pod.wait_for_doubt(DoubtReason::Server).await;
+        pod.wait_until_all_is_heard().await;
     }
     eventually("the outbox to be empty", async || {
         (one.gateway.fleet.state().unwrap().outbox == 0).then_some(())
@@ -111,6 +112,7 @@ async fn what_a_fail_over_has_lost_is_doubted_and_told_again() {
     replica.thaw();
     for pod in [&one, &two] {
         pod.wait_for_doubt(DoubtReason::Server).await;
+        pod.wait_until_all_is_heard().await;
         pod.wait_for(FleetPhase::Following).await;
         assert!(!pod.send(&user()).await.is_hit());
     }

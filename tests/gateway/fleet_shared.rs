@@ -202,6 +202,7 @@ async fn gateways_in_doubt_ask_rails_once_for_each_key() {
     valkey.command(&["DEL", bus]).await;
     for pod in &pods {
         pod.wait_for_doubt(DoubtReason::Anchor).await;
+        pod.wait_until_all_is_heard().await;
     }
     // What is asked for from now on is of after the doubt, by every clock.
     tokio::time::sleep(Duration::from_millis(2_500)).await;
@@ -330,6 +331,7 @@ async fn an_answer_of_another_life_of_the_server_is_refused() {
     let (name, sealed) = added(&valkey, &one, &key()).await;
     valkey.restart().await;
     one.wait_for_doubt(DoubtReason::Server).await;
+    one.wait_until_all_is_heard().await;
     share(&one, &valkey, 5).await;
     delete_key(&rails);
     put(&valkey, &name, &sealed).await;

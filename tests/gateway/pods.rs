@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use railgate::fleet::FleetPhase;
 use railgate::fleet::counters::{DoubtReason, FleetCounters};
@@ -155,6 +155,17 @@ impl Pod {
     pub fn wait_for(&self, phase: FleetPhase) -> impl Future<Output = ()> {
         eventually(phase.as_str(), move || async move {
             (self.gateway.fleet.state().unwrap().phase == phase).then_some(())
+        })
+    }
+
+    /// Waits until a poll has proven that nothing is missing. Behind a doubt, that is the one that has found an anchor, and
+    /// has doubted once more if there was none before.
+    #[track_caller]
+    pub fn wait_until_all_is_heard(&self) -> impl Future<Output = ()> {
+        let begin = Instant::now();
+        eventually("all to be heard", move || async move {
+            let silent_for = self.gateway.fleet.state().unwrap().silent_for;
+            silent_for.is_some_and(|silent_for| silent_for < begin.elapsed()).then_some(())
         })
     }
 

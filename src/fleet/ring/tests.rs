@@ -25,7 +25,7 @@ fn purge(selectors: &[Selector], settle_s: u64, accepted_at_ms: u64) -> Purge {
 /// A ring that has heard all from `NOW` on, and some answer of a minute later.
 fn ring() -> (Ring, Origin) {
     let mut ring = Ring::new(MINUTE, DELAY);
-    ring.lose(id(NOW), NOW);
+    ring.lose(Some(id(NOW)), NOW);
     (ring, Origin::new(id(NOW + 60_000), NOW + 60_000))
 }
 
@@ -101,7 +101,7 @@ fn nothing_is_allowed_of_before_what_is_known() {
     let mut ring = Ring::new(MINUTE, DELAY);
     let asked = |position, asked_at_ms| Origin::new(id(position), asked_at_ms);
     assert!(!ring.allows(asked(NOW, NOW), &user()), "nothing was heard yet");
-    ring.lose(id(NOW), NOW);
+    ring.lose(Some(id(NOW)), NOW);
     assert!(!ring.allows(asked(NOW - 1, NOW + 2_000), &user()));
     assert!(!ring.allows(asked(NOW, NOW + 1_999), &user()));
     assert!(ring.allows(asked(NOW, NOW + 2_000), &user()));
@@ -111,10 +111,14 @@ fn nothing_is_allowed_of_before_what_is_known() {
     assert!(!ring.allows(asked(NOW - 60_001, NOW), &user()));
     // Purges that were known are forgotten; what they meant is refused nevertheless.
     ring.heard(id(NOW + 1), &purge(&[Selector::All], 3_600, NOW + 1), NOW + 1);
-    ring.lose(id(NOW + 2), NOW + 2);
+    ring.lose(Some(id(NOW + 2)), NOW + 2);
     assert!(!ring.allows(asked(NOW + 2, NOW + 3_600_000), &user()));
     assert!(ring.allows(asked(NOW + 2, NOW + 3_603_000), &user()));
     assert_eq!(ring.origin(NOW + 9), asked(NOW + 2, NOW + 9));
+    // Without a place in the stream, nothing proves what comes either.
+    ring.lose(None, NOW + 3);
+    ring.advance(id(NOW + 4));
+    assert!(!ring.allows(ring.origin(u64::MAX), &user()));
 }
 
 #[test]
@@ -161,7 +165,7 @@ proptest! {
     ) {
         let clocks = Clocks { acceptor, server, filler };
         let mut ring = Ring::new(MINUTE * 10, DELAY);
-        ring.lose(id(0), 0);
+        ring.lose(Some(id(0)), 0);
         ring.reach_back_to(id(0));
         for (at, settle_s, user, is_heard) in &purges {
             let at = NOW + at;
@@ -193,7 +197,7 @@ proptest! {
         heard_before_asking in 0..1_000_u64, asked_at_ms in 0..u64::from(u32::MAX),
     ) {
         let mut ring = Ring::new(MINUTE * 10, DELAY);
-        ring.lose(id(0), 0);
+        ring.lose(Some(id(0)), 0);
         ring.reach_back_to(id(0));
         for (sequence, accepted_at_ms) in &purges {
             let purge = purge(&[Selector::KeyId(70)], 0, (*accepted_at_ms).into());

@@ -31,7 +31,7 @@ fn origin() -> Origin {
 
 fn ring() -> Ring {
     let mut ring = Ring::new(seconds(60), seconds(2));
-    ring.lose(id(NOW_S - 70), (NOW_S - 70) * 1_000);
+    ring.lose(Some(id(NOW_S - 70)), (NOW_S - 70) * 1_000);
     ring
 }
 
@@ -153,7 +153,7 @@ proptest! {
         purged_ago in 0..200_u64, settle in 0..20_u64,
     ) {
         let mut ring = Ring::new(seconds(200), seconds(2));
-        ring.lose(id(1), 1_000);
+        ring.lose(Some(id(1)), 1_000);
         let purge = Purge::new(&[Selector::UserId(7)], PurgeMode::Hard, seconds(settle), ago(purged_ago));
         ring.heard(id(NOW_S - purged_ago), &purge, NOW_S * 1_000);
         let origin = Origin::new(id(NOW_S - asked_ago), (NOW_S - asked_ago) * 1_000);
