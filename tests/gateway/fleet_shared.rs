@@ -18,11 +18,11 @@ use super::fake_rails::{FakeRails, Latch, ReceivedRequest, Reply, gitlab, of_one
 use super::pods::{self, Pod, delete_key, deletion, key};
 use super::valkey::{Proxy, Valkey};
 
-/// A machine that runs other tests meanwhile may take its time: what is asserted is that Rails is not asked.
+/// A machine that runs other tests meanwhile may take its time: what is asserted is that Rails is not asked. Nor is an answer
+/// refused for its age alone.
 fn patient(address: railgate::upstream::UpstreamAddress) -> FleetSettings {
-    let second = Duration::from_secs(1);
-    let shared =
-        SharedSettings { timeout: second, wait: 10 * second, lock: 60 * second, ..SharedSettings::default() };
+    let [second, hour] = [1, 3_600].map(Duration::from_secs);
+    let shared = SharedSettings { ttl: hour, timeout: second, wait: 10 * second, lock: 60 * second };
     FleetSettings { shared: Some(shared), ..pods::settings(address) }
 }
 
