@@ -6,6 +6,7 @@
 //! - [`follower`] proves with each poll that nothing was missed. Without a proof, the gateway doubts what it keeps: that is
 //!   used only if Rails fails.
 //! - [`outbox`] keeps what was told, and tells it again where a server has lost it.
+//! - [`report`] tells a gateway that begins what was told before.
 //! - While nothing is heard, the gateway is alone: answers are kept for `alone_ttl` only.
 //!
 //! Differs from publish and subscribe, from the tracking of keys, and from reading the stream alone: those lose messages
@@ -26,7 +27,9 @@ pub mod message;
 pub mod outbox;
 mod publisher;
 mod purger;
+pub mod questions;
 mod reader;
+pub mod report;
 pub mod ring;
 mod sentinel;
 pub mod server;

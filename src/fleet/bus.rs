@@ -16,6 +16,8 @@ use super::follower::Follower;
 use super::message::{MessageSeal, Purge};
 use super::outbox::Outbox;
 use super::purger::Purger;
+use super::questions::Questions;
+use super::report::{Question, Report};
 use super::server::{Opened, Servers};
 use super::settings::FleetSettings;
 use super::shared::SharedAnswers;
@@ -46,6 +48,10 @@ pub(super) struct Bus {
     pub(super) to_send: Notify,
     /// The stream needs an entry that can be an anchor.
     pub(super) needs_hello: AtomicBool,
+    /// What is to be asked of the others.
+    pub(super) question: Mutex<Option<Question>>,
+    /// What the others ask.
+    pub(super) questions: Mutex<Questions>,
     /// How often the server was another one, or the stream another one: what was told may be lost.
     pub(super) breaks: watch::Sender<u64>,
     /// How often the publisher had reason to believe that the reader listens to another server.
@@ -78,6 +84,8 @@ impl Bus {
             polls: AtomicU64::new(0),
             to_send: Notify::new(),
             needs_hello: AtomicBool::new(false),
+            question: Mutex::default(),
+            questions: Mutex::default(),
             breaks: watch::Sender::new(0),
             resets: watch::Sender::new(0),
             ending: CancellationToken::new(),
@@ -114,6 +122,13 @@ impl Bus {
         }
         self.to_send.notify_one();
         Ticket::new(told, Arc::clone(&self.counters))
+    }
+
+    /// What is to be told to those who have asked, once no other gateway has told it for so long.
+    pub(super) fn due_report(&self, now: Instant) -> Option<Report> {
+        let questions = self.questions.lock().take_due(now);
+        let shared = self.shared.as_ref().filter(|_| !questions.is_empty())?;
+        shared.report(questions, &self.clock)
     }
 
     pub(super) fn polls(&self) -> u64 {

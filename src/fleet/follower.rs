@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use super::counters::{DoubtReason, Unreadable};
 use super::message::{Message, MessageSeal, Publisher, Purge};
+use super::report::{Question, Report};
 use super::stream::{Entry, Identity, StreamId};
 
 /// What follows from entries of the stream, in their order.
@@ -29,15 +30,16 @@ pub enum News {
     Reread(StreamId, Purge),
     /// What this process has said itself, and dropped before.
     Echo(StreamId, u64, Purge),
-    /// A process has told purges, before this entry and perhaps just before, that this one has not heard. What is kept here is
-    /// of later, or doubted; but not what others have shared.
-    Incomplete(StreamId),
     /// Something may have been missed.
     Doubt(DoubtReason),
     /// There is an anchor again. What came between the doubt and the anchor may have been missed, too.
     DoubtAgain,
     /// An entry is no message of the fleet.
     Unreadable(Unreadable),
+    /// Another gateway has just begun, and asks which purges are known.
+    Ask(Question),
+    /// Another gateway tells which it knows. What it has heard of before this process began to listen is in it.
+    Report(Report),
 }
 
 /// Another gateway, as it is known from what it says.
@@ -73,15 +75,6 @@ pub struct Follower {
     pending: Option<News>,
     is_far_ahead: bool,
     members: HashMap<Publisher, Heard>,
-}
-
-/// Purges of a process that were not heard.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Gap {
-    /// It has said something before.
-    OfKnown,
-    /// These are its first words that were heard.
-    OfStranger,
 }
 
 /// What was heard of a process.
@@ -168,15 +161,13 @@ impl Follower {
     ) -> Vec<News> {
         let had_anchor = self.anchor.is_some();
         let mut news = Vec::new();
-        let mut gaps = Vec::new();
+        let mut has_gap = false;
         for entry in entries {
-            news.extend(self.hear(entry, seal, now, &mut gaps));
+            news.extend(self.hear(entry, seal, now, &mut has_gap));
             self.anchor = Some(entry.id);
         }
-        if gaps.contains(&Gap::OfKnown) {
+        if has_gap {
             news.push(News::Doubt(DoubtReason::Counter));
-        } else if let (Some(_), Some(last)) = (gaps.first(), self.anchor) {
-            news.push(News::Incomplete(last));
         }
         if had_anchor && !anchor_found {
             self.lose_anchor(DoubtReason::Anchor);
@@ -199,10 +190,7 @@ impl Follower {
                 continue;
             }
             let is_known = self.members.contains_key(&envelope.publisher);
-            let (is_new, gap) = self.note(envelope.publisher, envelope.number, &message, now);
-            if gap.is_some() {
-                purges.push(News::Incomplete(entry.id));
-            }
+            let (is_new, _) = self.note(envelope.publisher, envelope.number, &message, now);
             if let Message::Purge(purge) = message {
                 let news = if is_known && is_new { News::Purge } else { News::Reread };
                 purges.push(news(entry.id, purge));
@@ -211,7 +199,7 @@ impl Follower {
         purges
     }
 
-    fn hear(&mut self, entry: &Entry, seal: &MessageSeal, now: Instant, gaps: &mut Vec<Gap>) -> Option<News> {
+    fn hear(&mut self, entry: &Entry, seal: &MessageSeal, now: Instant, has_gap: &mut bool) -> Option<News> {
         let Some(envelope) = &entry.envelope else { return Some(News::Unreadable(Unreadable::Fields)) };
         let Some(message) = seal.open(envelope) else { return Some(News::Unreadable(Unreadable::Seal)) };
         let (publisher, number) = (envelope.publisher, envelope.number);
@@ -220,23 +208,18 @@ impl Follower {
             return Some(News::Echo(entry.id, number, purge));
         }
         let (is_new, gap) = self.note(publisher, number, &message, now);
-        gaps.extend(gap);
+        *has_gap |= gap;
         match message {
             Message::Purge(purge) if is_new => Some(News::Purge(entry.id, purge)),
+            Message::Ask(question) => Some(News::Ask(question)),
+            Message::Report(report) => Some(News::Report(report)),
             Message::Purge(_) | Message::Hello | Message::Bye => None,
         }
     }
 
-    /// Whether a purge is heard for the first time, and whether others of its process were not heard.
-    fn note(
-        &mut self,
-        publisher: Publisher,
-        number: u64,
-        message: &Message,
-        now: Instant,
-    ) -> (bool, Option<Gap>) {
-        let is_known = self.members.contains_key(&publisher);
-        // What it has said before the first word that was heard is doubted already.
+    /// Whether a purge is heard for the first time, and whether others of its process were not heard. A process of which
+    /// nothing was heard, not even when the stream was read again, has told none, or its words were removed.
+    fn note(&mut self, publisher: Publisher, number: u64, message: &Message, now: Instant) -> (bool, bool) {
         let unheard = || Heard { last: 0, missing: Vec::new(), at: now };
         let heard = self.members.entry(publisher).or_insert_with(unheard);
         heard.at = now;
@@ -244,7 +227,7 @@ impl Follower {
         if *message == Message::Bye {
             self.members.remove(&publisher);
         }
-        (is_new, gap.then_some(if is_known { Gap::OfKnown } else { Gap::OfStranger }))
+        (is_new, gap)
     }
 
     fn notice_far_ahead(&mut self, now_ms: u64) -> Option<DoubtReason> {
@@ -265,7 +248,12 @@ impl Follower {
         }
     }
 
-    /// The other processes that have said something and not taken their leave, by name.
+    /// How many other processes have said something and not taken their leave.
+    pub fn member_count(&self) -> usize {
+        self.members.len()
+    }
+
+    /// These processes, by name.
     pub fn members(&self) -> Vec<Member> {
         let member = |(publisher, heard): (&Publisher, &Heard)| Member {
             publisher: *publisher,

@@ -1,6 +1,6 @@
 //! What gateways tell each other, and how it travels.
 //!
-//! Purges are numbered by each process, from 1, and kept until it is sure that they were heard. A hello or a bye has the
+//! Purges are numbered by each process, from 1, and kept until it is sure that they were heard. Any other message has the
 //! number of the purge before it, and is not kept: a gateway that has heard fewer purges has missed some.
 
 use std::fmt;
@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::keys::{FleetKeys, Opener, Sealer, random};
+use super::report::{Question, Report};
 use super::stream::Envelope;
 use crate::cache::purge::{PurgeMode, Selector};
 
@@ -21,6 +22,10 @@ pub enum Message {
     Purge(Purge),
     /// The process ends.
     Bye,
+    /// The process has just begun, and asks which purges the others know.
+    Ask(Question),
+    /// Which purges the process knows, for those who have asked.
+    Report(Report),
 }
 
 /// What is to be dropped, for all who hear it.
@@ -172,7 +177,7 @@ mod tests {
     fn a_message_is_read_by_any_gateway_of_the_fleet_and_only_as_it_was_sent() {
         let (one, other) = (seal(), seal());
         let sent = Message::Purge(purge(&[Selector::KeyId(7), user("root")], PurgeMode::Soft, 5));
-        for message in [sent.clone(), Message::Hello, Message::Bye] {
+        for message in [sent.clone(), Message::Hello, Message::Bye, Message::Ask([7; 16])] {
             let envelope = one.seal(3, &message).unwrap();
             assert_eq!(other.open(&envelope), Some(message));
             assert_eq!(other.open(&Envelope { number: 4, ..envelope.clone() }), None);

@@ -95,7 +95,12 @@ impl Outbox {
 
     /// Whether there is something to send, and all of it new.
     pub fn is_next_new(&self) -> bool {
-        !self.waiting.is_empty() && self.untaken.is_empty()
+        !self.waiting.is_empty() && self.is_all_taken()
+    }
+
+    /// Whether Valkey has taken all that has a number.
+    pub fn is_all_taken(&self) -> bool {
+        self.untaken.is_empty()
     }
 
     /// The message to send now, with its number, and whether it was sent before. To be called for each try: whatever

@@ -11,6 +11,8 @@ use super::bus::{ANOTHER_MASTER, Bus, End};
 use super::connection::{Connection, ConnectionError};
 use super::counters::Told;
 use super::message::{HELLO_INTERVAL, Message, Purge};
+use super::report::{Question, Report};
+use super::shared::counters::ReportEvent;
 use super::stream::{Identity, StreamId};
 
 /// Messages with something new are no closer together, so that purges which come together share one: each costs every
@@ -56,8 +58,10 @@ pub(super) enum Step {
     Gather(Instant),
     /// Send a purge, with its number; and whether it was sent before.
     Send(u64, Purge, bool),
-    /// Say that the process is there.
-    SayHello,
+    /// Say that the process is there, by its question if it has one.
+    SayHello(Option<Question>),
+    /// Tell those who have just begun which purges are known here.
+    SayReport(Report),
     /// Take leave: all is told, and the process ends.
     SayBye,
     /// There is nothing to do.
@@ -130,6 +134,23 @@ impl Publisher {
             return Err(ANOTHER_SERVER);
         }
         let mut outbox = bus.outbox.lock();
+        if !bus.ending.is_cancelled() && outbox.is_unheard(bus.polls()) {
+            // Both to the same server, and look there.
+            self.may_have_lost = true;
+            bus.resets.send_modify(|resets| *resets += 1);
+            return Err(End::GivenUp("what was told does not come back"));
+        }
+        // Who hears the last number misses what is not taken yet.
+        if outbox.is_all_taken() {
+            if self.is_hello_due(now) {
+                // Before it is said: the reader may need another one behind it.
+                bus.needs_hello.store(false, Ordering::Release);
+                return Ok(Step::SayHello(bus.question.lock().take()));
+            }
+            if let Some(report) = bus.due_report(now) {
+                return Ok(Step::SayReport(report));
+            }
+        }
         let gathers_until = self.sent_at.map(|at| at + GATHER).filter(|at| now < *at);
         if let Some(until) = gathers_until.filter(|_| outbox.is_next_new()) {
             return Ok(Step::Gather(until));
@@ -140,15 +161,6 @@ impl Publisher {
         }
         if bus.ending.is_cancelled() {
             return Ok(Step::SayBye);
-        }
-        if self.is_hello_due(now) {
-            return Ok(Step::SayHello);
-        }
-        if outbox.is_unheard(bus.polls()) {
-            // Both to the same server, and look there.
-            self.may_have_lost = true;
-            bus.resets.send_modify(|resets| *resets += 1);
-            return Err(End::GivenUp("what was told does not come back"));
         }
         Ok(Step::Rest)
     }
@@ -174,14 +186,20 @@ impl Publisher {
                     backoff.worked();
                     continue;
                 }
-                Step::SayHello => {
-                    let said = self.say(&connection, &Message::Hello).await;
-                    self.said_hello(said)?;
+                Step::SayHello(question) => {
+                    let message = question.map_or(Message::Hello, Message::Ask);
+                    let said = self.say(&connection, &message).await;
+                    self.said_hello(question, said)?;
+                    continue;
+                }
+                Step::SayReport(report) => {
+                    self.said_report(self.say(&connection, &Message::Report(report)).await)?;
                     continue;
                 }
                 Step::SayBye => return Ok(self.say(&connection, &Message::Bye).await?),
                 Step::Rest => {}
             }
+            let rest = self.rest();
             tokio::select! {
                 () = bus.to_send.notified() => {}
                 () = bus.ending.cancelled() => {}
@@ -192,7 +210,7 @@ impl Publisher {
                 }
                 () = bus.servers.replaced(&opened.address) => return Err(ANOTHER_MASTER),
                 () = connection.ended() => return Err(End::GivenUp("the server has closed the connection")),
-                () = tokio::time::sleep(PING_INTERVAL) => {
+                () = tokio::time::sleep(rest) => {
                     connection.ping().await?;
                     backoff.worked();
                     bus.outbox.lock().forget(bus.clock.now());
@@ -251,25 +269,51 @@ impl Publisher {
         }
     }
 
+    /// How long nothing is done, if nothing comes.
+    fn rest(&self) -> Duration {
+        let answer_at = self.bus.questions.lock().answer_at();
+        let until_answer = answer_at.map(|at| at.saturating_duration_since(self.bus.clock.now()));
+        until_answer.unwrap_or(PING_INTERVAL).min(PING_INTERVAL)
+    }
+
     fn is_hello_due(&self, now: Instant) -> bool {
         let is_over = |at: Option<Instant>, pause| at.is_none_or(|at| now >= at + pause);
-        let is_needed = self.bus.needs_hello.load(Ordering::Acquire);
+        let is_needed = self.bus.needs_hello.load(Ordering::Acquire) || self.bus.question.lock().is_some();
         (is_needed || is_over(self.hello_at, HELLO_INTERVAL)) && is_over(self.hello_refused_at, REFUSAL_PAUSE)
     }
 
-    /// Hello was said, or could not be.
-    pub(super) fn said_hello(&mut self, said: Result<(), ConnectionError>) -> Result<(), ConnectionError> {
+    /// Hello was said, or could not be: then it is still needed.
+    pub(super) fn said_hello(
+        &mut self,
+        question: Option<Question>,
+        said: Result<(), ConnectionError>,
+    ) -> Result<(), ConnectionError> {
+        let Err(error) = said else {
+            self.hello_at = Some(self.bus.clock.now());
+            return Ok(());
+        };
+        self.bus.needs_hello.store(true, Ordering::Release);
+        if let Some(question) = question {
+            self.bus.question.lock().get_or_insert(question);
+        }
+        if !is_lasting(&error) {
+            return Err(error);
+        }
+        self.hello_refused_at = Some(self.bus.clock.now());
+        self.bus.warn_of_refusal(&error);
+        Ok(())
+    }
+
+    /// A report was told, or not: then those who have asked ask Rails, or another gateway has more luck.
+    pub(super) fn said_report(&self, said: Result<(), ConnectionError>) -> Result<(), ConnectionError> {
         match said {
             Ok(()) => {
-                self.bus.needs_hello.store(false, Ordering::Release);
-                self.hello_at = Some(self.bus.clock.now());
+                if let Some(shared) = &self.bus.shared {
+                    shared.counters().reports.increment(ReportEvent::Told);
+                }
                 Ok(())
             }
-            Err(error) if is_lasting(&error) => {
-                self.hello_refused_at = Some(self.bus.clock.now());
-                self.bus.warn_of_refusal(&error);
-                Ok(())
-            }
+            Err(error) if is_lasting(&error) => Ok(()),
             Err(error) => Err(error),
         }
     }

@@ -12,7 +12,8 @@ use super::bus::{ANOTHER_MASTER, Bus, End};
 use super::connection::ConnectionError;
 use super::counters::DoubtReason;
 use super::follower::News;
-use super::message::Purge;
+use super::message::{HELLO_INTERVAL, Purge};
+use super::report::{Question, Report};
 use super::stream::{Entry, Poll, StreamId};
 use crate::clock::Clock;
 
@@ -21,8 +22,9 @@ use crate::clock::Clock;
 const MAX_ENTRIES: usize = 256;
 
 /// How much of the stream is read again after a doubt. What Rails is asked for after the doubt may still be old, if what
-/// changed it was told before: it is dropped once more after its settle time, as by those who heard it at once.
-const REREAD: Duration = Duration::from_secs(60);
+/// changed it was told before: it is dropped once more after its settle time, as by those who heard it at once. And each
+/// process has said something in that time, by which its purges are counted.
+const REREAD: Duration = HELLO_INTERVAL.saturating_mul(2);
 const MAX_REREAD_PAGES: usize = 64;
 
 /// Wake-ups that bring something are no closer together: under load, one brings what many publishers have told.
@@ -133,56 +135,44 @@ impl Reader {
         let is_start = news.contains(&News::Doubt(DoubtReason::Start));
         self.apply(news, bus.clock.now());
         bus.breaks.send_modify(|breaks| *breaks += 1);
-        if let Some(last) = last {
-            let reread = self.reread(range, last).await;
-            if !matches!(reread, Ok(Some(_))) {
-                // Not all of it: whatever Rails tells meanwhile is doubted. The next connection goes on behind the anchor.
-                bus.purger.doubt_later(bus.clock.now() + REREAD);
-            }
-            let complete_from = reread?;
-            if let (true, Some(floor), Some(shared)) = (is_start, complete_from, &bus.shared) {
-                shared.reach_back_to(floor);
-            }
+        let Some(last) = last else {
+            bus.needs_hello.store(true, Ordering::Release);
+            bus.to_send.notify_one();
             return Ok(());
+        };
+        if let (true, Some(shared)) = (is_start, &bus.shared) {
+            *bus.question.lock() = shared.ask();
+            bus.to_send.notify_one();
         }
-        bus.needs_hello.store(true, Ordering::Release);
-        bus.to_send.notify_one();
-        Ok(())
+        let reread = self.reread(range, last).await;
+        if !matches!(reread, Ok(true)) {
+            // Not all of it: whatever Rails tells meanwhile is doubted. The next connection goes on behind the anchor.
+            bus.purger.doubt_later(bus.clock.now() + REREAD);
+        }
+        reread.map(|_| ())
     }
 
-    /// Returns from where on all that was told up to `last` is known now, if it is.
+    /// Returns whether that was all: there may be more purges than can be read again.
     async fn reread<F: Range>(
         &self,
         range: impl Fn(StreamId, usize) -> F,
         last: StreamId,
-    ) -> Result<Option<StreamId>, ConnectionError> {
-        let history = self.bus.shared.as_ref().map_or(REREAD, |shared| shared.history().max(REREAD));
-        let back = u64::try_from(history.as_millis()).unwrap_or(u64::MAX);
-        let mut from = StreamId::from_milliseconds(last.milliseconds.saturating_sub(back));
-        // What was before the first one may be lost.
-        let first = range(StreamId::default(), 1).await?;
-        let mut complete_from = first.first().map_or(last, |first| first.id.max(from));
+    ) -> Result<bool, ConnectionError> {
+        let back_ms = u64::try_from(REREAD.as_millis()).unwrap_or(u64::MAX);
+        let mut from = StreamId::from_milliseconds(last.milliseconds.saturating_sub(back_ms));
         for _ in 0..MAX_REREAD_PAGES {
             let mut entries = range(from, MAX_ENTRIES).await?;
             let is_last = entries.len() < MAX_ENTRIES;
             entries.retain(|entry| entry.id <= last);
             let now = self.bus.clock.now();
-            let mut news = self.bus.follower.lock().reread(&entries, &self.bus.seal, now);
-            news.retain(|one| match one {
-                News::Incomplete(id) => {
-                    complete_from = complete_from.max(*id);
-                    false
-                }
-                _ => true,
-            });
+            let news = self.bus.follower.lock().reread(&entries, &self.bus.seal, now);
             self.apply(news, now);
             match entries.last() {
                 Some(entry) if !is_last && entry.id < last => from = entry.id.next(),
-                _ => return Ok(Some(complete_from)),
+                _ => return Ok(true),
             }
         }
-        // More purges than can be read again.
-        Ok(None)
+        Ok(false)
     }
 
     /// It forbids to use shared answers, before anything else is done with it.
@@ -196,6 +186,23 @@ impl Reader {
         let bus = &self.bus;
         if let Some(shared) = &bus.shared {
             shared.lose(bus.follower.lock().anchor(), &bus.clock);
+        }
+    }
+
+    fn take_question(&self, question: Question, now: Instant) {
+        let bus = &self.bus;
+        if bus.shared.is_some() {
+            let members = bus.follower.lock().member_count();
+            bus.questions.lock().asked(question, now, (members, fastrand::f64()));
+            bus.to_send.notify_one();
+        }
+    }
+
+    fn take_report(&self, report: &Report) {
+        if let Some(shared) = &self.bus.shared
+            && shared.learn(report, &self.bus.clock)
+        {
+            self.bus.questions.lock().answered(&report.questions);
         }
     }
 
@@ -223,7 +230,8 @@ impl Reader {
                     self.lose_purges();
                     bus.cache.doubt_all();
                 }
-                News::Incomplete(_) => self.lose_purges(),
+                News::Ask(question) => self.take_question(question, now),
+                News::Report(report) => self.take_report(&report),
                 News::Unreadable(what) => bus.counters.unreadable.increment(what),
             }
         }

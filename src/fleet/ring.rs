@@ -9,12 +9,14 @@
 //!   have told the old story, by the clocks of the gateways and the server. No order of IDs is involved, which
 //!   a writer of the server can break.
 //!
-//! What is older than the oldest purge that the ring knows for certain is refused, too.
+//! What is older than the oldest purge that the ring knows for certain is refused, too: at first, all from before the
+//! gateway began to listen, until another one [reports](super::report) what it knows of that time.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use super::message::Purge;
+use super::report::{KnownPurges, LastPurge, Question, Report};
 use super::stream::StreamId;
 use crate::cache::purge::Selector;
 
@@ -57,18 +59,12 @@ pub struct Ring {
     asked_from_ms: u64,
     /// The last ID whose flights were fenced off.
     position: StreamId,
+    /// What was asked of the others since something may have been missed last. Nothing else is learned from them.
+    question: Option<Question>,
     /// For how long a purge can matter.
     kept_ms: u64,
     /// When it is time to forget old purges.
     prune_at: usize,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct LastPurge {
-    /// The greatest; 0 if it is not in the stream yet.
-    id: StreamId,
-    /// Until when Rails may have told the old story.
-    until_ms: u64,
 }
 
 impl LastPurge {
@@ -96,14 +92,10 @@ impl Ring {
             floor: StreamId::MAX,
             asked_from_ms: 0,
             position: StreamId::default(),
+            question: None,
             kept_ms: ms(oldest_answer + longest_delay + 3 * CLOCK_SKEW),
             prune_at: 1_000,
         }
-    }
-
-    /// For how long a purge can matter.
-    pub fn kept_for(&self) -> Duration {
-        Duration::from_millis(self.kept_ms)
     }
 
     /// A purge was heard, or heard of. To be called before its flights are fenced off.
@@ -124,14 +116,16 @@ impl Ring {
                 Selector::Username(name) => Selector::Username(name.to_ascii_lowercase()),
                 other => other.clone(),
             };
-            if selector.is_of_user() {
-                self.of_users.add(last);
-            }
-            self.purges.entry(selector).or_default().add(last);
+            self.remember(selector, last);
         }
-        if self.purges.len() >= self.prune_at {
-            self.prune(now_ms);
+        self.prune_if_many(now_ms);
+    }
+
+    fn remember(&mut self, selector: Selector, last: LastPurge) {
+        if selector.is_of_user() {
+            self.of_users.add(last);
         }
+        self.purges.entry(selector).or_default().add(last);
     }
 
     /// Everything up to this ID was heard, and its flights fenced off.
@@ -145,15 +139,48 @@ impl Ring {
         let until_ms = self.purges.values().map(|last| last.until_ms).max().unwrap_or_default();
         self.purges.clear();
         self.of_users = LastPurge::default();
+        self.question = None;
         self.floor = position.unwrap_or(StreamId::MAX);
         self.position = position.unwrap_or_default();
         self.asked_from_ms = until_ms.max(now_ms).saturating_add(ms(CLOCK_SKEW));
     }
 
-    /// All purges behind `floor` were heard, up to the position.
-    pub fn reach_back_to(&mut self, floor: StreamId) {
-        self.floor = self.floor.min(floor);
-        self.asked_from_ms = self.asked_from_ms.min(floor.milliseconds.saturating_add(ms(CLOCK_SKEW)));
+    /// The others are asked what they know. To be called before they are: they have to have heard all that was told before
+    /// this ring's place in the stream.
+    pub fn ask(&mut self, question: Question) {
+        self.question = Some(question);
+    }
+
+    /// What is known here, for those who ask. `None` if nothing is of before now.
+    pub fn known(&mut self, now_ms: u64) -> Option<KnownPurges> {
+        // What is left out does not matter from here on.
+        self.prune(now_ms);
+        let asked_from_ms = self.asked_from_ms.max(self.oldest_ms(now_ms).saturating_add(ms(CLOCK_SKEW)));
+        let purges = self.purges.iter().map(|(selector, last)| (selector.clone(), *last));
+        let known = KnownPurges { floor: self.floor, asked_from_ms, purges: purges.collect() };
+        (self.floor < StreamId::MAX && asked_from_ms < now_ms).then_some(known)
+    }
+
+    /// Another gateway tells what it knows. Returns whether that is of use: it answers what was asked here, and reaches further
+    /// back. What it does not know of was told since, and heard here.
+    pub fn learn(&mut self, report: &Report, now_ms: u64) -> bool {
+        let KnownPurges { floor, asked_from_ms, purges } = &report.known;
+        let is_asked = self.question.is_some_and(|question| report.questions.contains(&question));
+        let reaches_back = *floor <= self.floor && *asked_from_ms < self.asked_from_ms;
+        if is_asked && reaches_back {
+            (self.floor, self.asked_from_ms) = (*floor, *asked_from_ms);
+            for (selector, last) in purges {
+                self.remember(selector.clone(), *last);
+            }
+            self.prune_if_many(now_ms);
+        }
+        is_asked && reaches_back
+    }
+
+    /// Whether what another gateway knows leaves nothing of use to be told from here.
+    pub fn is_covered_by(&self, known: &KnownPurges, now_ms: u64) -> bool {
+        let own_from_ms = self.asked_from_ms.max(self.oldest_ms(now_ms));
+        known.asked_from_ms <= own_from_ms.saturating_add(2 * ms(CLOCK_SKEW))
     }
 
     /// Where an answer has its origin for which Rails is asked now.
@@ -169,9 +196,20 @@ impl Ring {
         is_known && !(is_ssh_key && self.of_users.forbids(origin)) && !purges.any(|last| last.forbids(origin))
     }
 
+    /// Of before that, no purge can matter.
+    fn oldest_ms(&self, now_ms: u64) -> u64 {
+        now_ms.saturating_sub(self.kept_ms)
+    }
+
+    fn prune_if_many(&mut self, now_ms: u64) {
+        if self.purges.len() >= self.prune_at {
+            self.prune(now_ms);
+        }
+    }
+
     /// Forgets purges that cannot matter any more.
     fn prune(&mut self, now_ms: u64) {
-        let oldest_ms = now_ms.saturating_sub(self.kept_ms);
+        let oldest_ms = self.oldest_ms(now_ms);
         let mut floor = self.floor;
         self.purges.retain(|_, last| {
             let is_needed = last.is_needed(oldest_ms);

@@ -7,12 +7,14 @@
 //! expire.
 //!
 //! A writer of Valkey can cause misses, and nothing else: an answer in a wrong place does not open, and one that is
-//! brought back after a purge is refused by the [`ring`](super::ring).
+//! brought back after a purge is refused by the [`ring`](super::ring). What was shared before a gateway began is used by it
+//! once another one has [reported](super::report) which purges it knows.
 
 pub mod answer;
 pub mod counters;
 pub(super) mod link;
 pub(super) mod looks;
+mod reports;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,7 +31,7 @@ use self::link::{Link, Linked, Write};
 use self::looks::looks;
 use super::connection::ConnectionError;
 use super::keys::{FleetKeys, Opener, Sealer};
-use super::message::{HELLO_INTERVAL, Purge};
+use super::message::Purge;
 use super::ring::{Origin, Ring};
 use super::settings::SharedSettings;
 use super::stream::{Identity, StreamId};
@@ -260,17 +262,6 @@ impl SharedAnswers {
     /// Purges may have been missed before `position`; without one, they may still be.
     pub(super) fn lose(&self, position: Option<StreamId>, clock: &Clock) {
         self.ring.lock().lose(position, unix_ms(clock));
-    }
-
-    /// All purges behind there were heard.
-    pub(super) fn reach_back_to(&self, floor: StreamId) {
-        self.ring.lock().reach_back_to(floor);
-    }
-
-    /// How much of the stream has to be read so that answers can be used that are there already: what matters to them, and
-    /// before that, a word of each gateway, by which it is known what it has told since.
-    pub(super) fn history(&self) -> Duration {
-        self.ring.lock().kept_for() + 2 * HELLO_INTERVAL
     }
 
     /// A purge was accepted here. To be called before its entries are looked for. Removes what is shared under the very keys

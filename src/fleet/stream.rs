@@ -2,9 +2,11 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// The ID of an entry: the millisecond of the server at which it was added, and a number within it. Those of a stream
 /// only grow.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct StreamId {
     /// Milliseconds since the Unix epoch, by the clock of the server.
     pub milliseconds: u64,
@@ -78,7 +80,7 @@ pub struct Poll {
 
 /// Tells one life of a server's data from another. A server that was a replica in between keeps its `run_id` and has
 /// another `replid`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Identity {
     /// Of the process: another one after each start.
     pub run_id: String,

@@ -2,18 +2,24 @@
 //! requests to Rails and never a wrong answer.
 
 use std::cell::Cell;
+use std::collections::HashSet;
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use railgate::counters::Counters;
 use railgate::fleet::FleetPhase;
 use railgate::fleet::counters::DoubtReason;
+use railgate::fleet::keys::FleetKeys;
+use railgate::fleet::message::{Message, MessageSeal};
 use railgate::fleet::settings::{FleetSettings, SharedSettings};
-use railgate::fleet::shared::counters::{LockResult, SharedCounters, SharedResult};
+use railgate::fleet::shared::counters::{LockResult, ReportEvent, SharedCounters, SharedResult};
+use railgate::fleet::stream::Envelope;
+use railgate::secret::ShellSecret;
 use redis::Value;
 use serde_json::json;
 
 use super::client::{Request, Response, eventually};
+use super::credentials::SHELL_SECRET;
 use super::fake_rails::{FakeRails, Latch, ReceivedRequest, Reply, gitlab, of_one_request};
 use super::pods::{self, Pod, delete_key, deletion, key};
 use super::valkey::{Proxy, Valkey};
@@ -23,8 +29,12 @@ use super::valkey::{Proxy, Valkey};
 fn patient(address: railgate::upstream::UpstreamAddress) -> FleetSettings {
     let [second, hour] = [1, 3_600].map(Duration::from_secs);
     let shared = SharedSettings { ttl: hour, timeout: second, wait: 10 * second, lock: 60 * second };
-    FleetSettings { shared: Some(shared), ..pods::settings(address) }
+    let identity = Some(IDENTITY.to_owned());
+    FleetSettings { shared: Some(shared), identity, ..pods::settings(address) }
 }
+
+/// Names the GitLab.
+const IDENTITY: &str = "gitlab.example.com";
 
 /// A user whom this Rails knows, as it knows each.
 fn user(id: usize) -> Request {
@@ -106,6 +116,26 @@ impl Pod {
     fn results(&self) -> &Counters<SharedResult> {
         &self.shared().results
     }
+
+    /// Waits until it has a connection by which it looks for what is shared.
+    #[track_caller]
+    fn wait_until_it_looks(&self) -> impl Future<Output = ()> {
+        let ids = Cell::new(9_000_000);
+        eventually("a look at what is shared", move || {
+            ids.set(ids.get() + 1);
+            let request = user(ids.get());
+            async move {
+                self.send(&request).await;
+                (self.results().get(SharedResult::Miss) > 0).then_some(())
+            }
+        })
+    }
+
+    /// Waits until another gateway has told which purges it knows.
+    #[track_caller]
+    fn wait_for_report(&self) -> impl Future<Output = ()> {
+        eventually("a report", async || (self.shared().reports.get(ReportEvent::Used) > 0).then_some(()))
+    }
 }
 
 fn is_from_fleet(response: &Response) -> bool {
@@ -164,14 +194,124 @@ async fn a_cold_gateway_in_a_warm_fleet_answers_from_what_the_others_know() {
     }
     eventually("all to be shared", async || (answers(&valkey).await.len() > USERS).then_some(())).await;
     let cold = Pod::start(&rails, patient(valkey.address())).await;
-    // Its connection is made meanwhile; no request waits for it.
-    eventually("a connection", async || is_from_fleet(&cold.send(&user(1)).await).then_some(())).await;
+    // Its connection is made meanwhile, and it is told which purges there were; no request waits for either.
+    cold.wait_for_report().await;
+    cold.wait_until_it_looks().await;
     let asked = rails.request_count();
-    for id in 2..=USERS {
+    for id in 1..=USERS {
         let response = cold.send(&user(id)).await;
         assert_eq!(response.json()["id"], id, "{response}");
     }
     assert!(rails.request_count() - asked <= USERS / 20, "{} of {USERS}", rails.request_count() - asked);
+}
+
+/// All that is in the stream, with its fields.
+async fn entries(valkey: &Valkey, bus: &str) -> Vec<(String, Vec<Vec<u8>>)> {
+    redis::from_redis_value_ref(&valkey.command(&["XRANGE", bus, "-", "+"]).await).unwrap()
+}
+
+/// Only a gateway that was there knows of it.
+#[tokio::test]
+async fn an_answer_of_before_a_purge_that_was_removed_from_the_stream_is_refused_by_a_gateway_that_begins() {
+    let (valkey, rails, [one, two]) = sharing::<2>().await;
+    let (name, sealed) = added(&valkey, &one, &key()).await;
+    added(&valkey, &one, &user(7)).await;
+    delete_key(&rails);
+    assert_eq!(one.purge_key().await, "told");
+    two.wait_until_heard(1).await;
+    wait_until_removed(&valkey, &name).await;
+    let teller = one.gateway.fleet.state().unwrap().publisher;
+    one.stop().await;
+    assert_eq!(two.purge(json!({"user_id": 8})).await["fleet"], "told");
+    two.wait_until_all_is_heard().await;
+
+    // Nothing is left of the gateway that told it, and no gap either.
+    let [bus] = &keys(&valkey, "bus").await[..] else { panic!("no stream") };
+    let mut removed = 0;
+    for (id, fields) in entries(&valkey, bus).await {
+        if fields[1] == teller {
+            valkey.command(&["XDEL", bus, &id]).await;
+            removed += 1;
+        }
+    }
+    assert!(removed >= 3, "a hello, the purge and a bye: {removed}");
+    put(&valkey, &name, &sealed).await;
+
+    let cold = Pod::start(&rails, patient(valkey.address())).await;
+    cold.wait_for_report().await;
+    cold.wait_until_it_looks().await;
+    let response = cold.send(&user(7)).await;
+    assert!(is_from_fleet(&response), "what was not purged is used: {response}");
+    assert_eq!(cold.send(&key()).await.status, 404);
+    assert_eq!(cold.results().get(SharedResult::Refused), 1);
+    assert_eq!((two.all_doubts(), cold.all_doubts()), (0, 0), "nothing tells of it");
+}
+
+/// What was told to a gateway of before is written down again for one that begins.
+#[tokio::test]
+async fn a_gateway_that_begins_alone_uses_nothing_of_before_whatever_the_stream_says() {
+    let (valkey, rails, [one, two]) = sharing::<2>().await;
+    let (name, sealed) = added(&valkey, &one, &key()).await;
+    let learner = Pod::start(&rails, patient(valkey.address())).await;
+    learner.wait_for_report().await;
+    let [bus] = &keys(&valkey, "bus").await[..] else { panic!("no stream") };
+    let recorded = entries(&valkey, bus).await;
+    delete_key(&rails);
+    assert_eq!(one.purge_key().await, "told");
+    for pod in [one, two, learner] {
+        pod.stop().await;
+    }
+    let cold = Pod::start(&rails, patient(valkey.address())).await;
+    for (_, fields) in recorded {
+        let mut add = redis::cmd("XADD");
+        add.arg(bus).arg("*").arg(fields);
+        let _: Value = add.query_async(&mut valkey.client().await.unwrap()).await.unwrap();
+    }
+    cold.wait_until_all_is_heard().await;
+    put(&valkey, &name, &sealed).await;
+    cold.wait_until_it_looks().await;
+    assert_eq!(cold.send(&key()).await.status, 404);
+    assert_eq!(cold.results().get(SharedResult::Refused), 1);
+    assert_eq!(cold.shared().reports.get(ReportEvent::Used), 0);
+}
+
+/// As if a whole fleet were rolled out anew.
+#[tokio::test]
+async fn many_gateways_that_begin_are_answered_together() {
+    const ASKERS: usize = 300;
+    let (valkey, _rails, pods) = sharing::<4>().await;
+    let [bus] = &keys(&valkey, "bus").await[..] else { panic!("no stream") };
+    let told = || pods.iter().map(|pod| pod.shared().reports.get(ReportEvent::Told)).sum::<u64>();
+    let before = told();
+    let secret = ShellSecret::from_text(SHELL_SECRET.as_bytes()).unwrap();
+    let fleet = FleetKeys::new(&secret, IDENTITY, "").unwrap();
+    assert_eq!(fleet.bus(), *bus);
+    let seals: Vec<MessageSeal> = (0..ASKERS).map(|_| MessageSeal::new(&fleet).unwrap()).collect();
+    let mut asked = redis::pipe();
+    for (number, seal) in (0_u128..).zip(&seals) {
+        let envelope = seal.seal(0, &Message::Ask(number.to_be_bytes())).unwrap();
+        let add = asked.cmd("XADD").arg(bus).arg("*");
+        add.arg("p").arg(&envelope.publisher).arg("n").arg(0).arg("x").arg(&envelope.sealed);
+    }
+    let _: Value = asked.query_async(&mut valkey.client().await.unwrap()).await.unwrap();
+    let reader = &seals[0];
+    eventually("all to be answered", async || {
+        let entries = entries(&valkey, bus).await;
+        let reports = entries.into_iter().filter_map(|(_, fields)| {
+            let [_, publisher, _, number, _, sealed] = <[Vec<u8>; 6]>::try_from(fields).ok()?;
+            let number = String::from_utf8(number).unwrap().parse().unwrap();
+            match reader.open(&Envelope { publisher: publisher.try_into().unwrap(), number, sealed })? {
+                Message::Report(report) => Some(report.questions),
+                _ => None,
+            }
+        });
+        let answered: HashSet<_> = reports.flatten().collect();
+        (0..ASKERS as u128).all(|number| answered.contains(&number.to_be_bytes())).then_some(())
+    })
+    .await;
+    let told = told() - before;
+    // Each of the four could have told each of 300.
+    assert!(told <= 24, "{told}");
 }
 
 #[tokio::test]

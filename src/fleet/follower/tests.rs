@@ -3,6 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::cache::purge::{PurgeMode, Selector};
 use crate::fleet::keys::FleetKeys;
+use crate::fleet::report::KnownPurges;
 use crate::fleet::stream::Envelope;
 use crate::secret::ShellSecret;
 
@@ -135,12 +136,12 @@ fn an_empty_stream_is_doubted_at_once_and_again_when_it_has_an_entry() {
 #[test]
 fn a_missing_message_is_doubted_and_heard_if_it_comes_after_all() {
     let (mut follower, own, other) = following();
-    // The first one sets the count. What it told before is not heard, and concerns only what others share.
+    let doubt = || News::Doubt(DoubtReason::Counter);
+    // Also what was told before the first message that is heard: the others were removed.
     let news = poll(&mut follower, &own, &[says(&other, 11, 40)]);
-    assert_eq!(news, [News::Purge(at(11), purge(40)), News::Incomplete(at(11))]);
-    let doubt = News::Doubt(DoubtReason::Counter);
+    assert_eq!(news, [News::Purge(at(11), purge(40)), doubt()]);
     let news = poll(&mut follower, &own, &[says(&other, 12, 44), says(&other, 13, 45)]);
-    assert_eq!(news, [News::Purge(at(12), purge(44)), News::Purge(at(13), purge(45)), doubt]);
+    assert_eq!(news, [News::Purge(at(12), purge(44)), News::Purge(at(13), purge(45)), doubt()]);
     let late = [42, 42, 44, 41, 43, 43].map(|number| says(&other, 14, number));
     let numbers = poll(&mut follower, &own, &late).into_iter().map(|news| match news {
         News::Purge(_, purge) => purge.selectors,
@@ -155,12 +156,28 @@ fn a_hello_and_a_bye_tell_of_a_missing_last_message() {
     for message in [Message::Hello, Message::Bye] {
         for (number, doubted) in [(3, false), (4, true)] {
             let (mut follower, own, other) = following();
-            poll(&mut follower, &own, &[says(&other, 11, 3)]);
+            let known: Vec<Entry> = (1..=3).map(|number| says(&other, 11, number)).collect();
+            follower.reread(&known, &own, Instant::now());
             let news = poll(&mut follower, &own, &[entry(&other, 12, number, &message)]);
             let expected = if doubted { vec![News::Doubt(DoubtReason::Counter)] } else { Vec::new() };
             assert_eq!(news, expected, "{message:?} {number}");
         }
     }
+}
+
+/// A report that was told before the anchor does not know of everything that was told before it.
+#[test]
+fn questions_and_reports_are_heard_behind_the_anchor_only() {
+    let (mut follower, own, other) = following();
+    let known = KnownPurges { floor: at(1), asked_from_ms: 2, purges: Vec::new() };
+    let report = Report { questions: vec![[1; 16]], server: server("a").unwrap(), known };
+    let messages = [Message::Ask([1; 16]), Message::Report(report.clone())];
+    let [ask, tell] = messages.map(|message| entry(&other, 11, 0, &message));
+    let entries = [ask, tell, entry(&own, 12, 0, &Message::Ask([2; 16]))];
+    assert_eq!(follower.reread(&entries, &own, Instant::now()), []);
+    assert_eq!(poll(&mut follower, &own, &entries), [News::Ask([1; 16]), News::Report(report)]);
+    let news = poll(&mut follower, &own, &[entry(&other, 13, 2, &Message::Ask([3; 16]))]);
+    assert_eq!(news, [News::Ask([3; 16]), News::Doubt(DoubtReason::Counter)], "it tells of missing purges");
 }
 
 #[test]
@@ -209,29 +226,6 @@ fn entries_from_far_ahead_are_doubted_once() {
     let far = poll_at(&mut follower, NOW_MS + FAR_AHEAD_MS + 1, 2);
     assert_eq!(far, Some(News::Doubt(DoubtReason::Future)));
     assert_eq!(poll_at(&mut follower, u64::MAX, 3), Some(News::Purge(at(u64::MAX), purge(3))));
-}
-
-/// A writer of Valkey has removed what was told, and a gateway that begins now has never heard of it.
-#[test]
-fn what_is_read_again_tells_from_where_on_it_is_complete() {
-    for (entries, incomplete) in [
-        (&[(7, 1), (8, 2)][..], &[][..]),
-        (&[(7, 0), (8, 1)], &[]),
-        (&[(7, 5), (8, 6)], &[7]),
-        (&[(7, 1), (8, 2), (9, 4)], &[9]),
-        (&[(6, 2), (7, 4)], &[6, 7]),
-    ] {
-        let (mut follower, own, other) = following();
-        let said = |(at_ms, number): &(u64, u64)| match number {
-            0 => entry(&other, *at_ms, 0, &Message::Hello),
-            _ => says(&other, *at_ms, *number),
-        };
-        let entries: Vec<Entry> = entries.iter().map(said).collect();
-        let news = follower.reread(&entries, &own, Instant::now());
-        let told =
-            news.iter().filter_map(|news| if let News::Incomplete(id) = news { Some(*id) } else { None });
-        assert_eq!(told.collect::<Vec<_>>(), incomplete.iter().map(|id| at(*id)).collect::<Vec<_>>());
-    }
 }
 
 #[test]

@@ -3,6 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::cache::Key;
 use crate::cache::purge::PurgeMode;
+use crate::fleet::stream::Identity;
 use crate::route::Caching;
 
 const NOW: u64 = 1_700_000_000_000;
@@ -105,10 +106,6 @@ fn nothing_is_allowed_of_before_what_is_known() {
     assert!(!ring.allows(asked(NOW - 1, NOW + 2_000), &user()));
     assert!(!ring.allows(asked(NOW, NOW + 1_999), &user()));
     assert!(ring.allows(asked(NOW, NOW + 2_000), &user()));
-    ring.reach_back_to(id(NOW - 60_000));
-    assert!(ring.allows(asked(NOW - 60_000, NOW - 58_000), &user()));
-    assert!(!ring.allows(asked(NOW - 60_000, NOW - 58_001), &user()));
-    assert!(!ring.allows(asked(NOW - 60_001, NOW), &user()));
     // Purges that were known are forgotten; what they meant is refused nevertheless.
     ring.heard(id(NOW + 1), &purge(&[Selector::All], 3_600, NOW + 1), NOW + 1);
     ring.lose(Some(id(NOW + 2)), NOW + 2);
@@ -119,6 +116,78 @@ fn nothing_is_allowed_of_before_what_is_known() {
     ring.lose(None, NOW + 3);
     ring.advance(id(NOW + 4));
     assert!(!ring.allows(ring.origin(u64::MAX), &user()));
+}
+
+fn report(questions: &[Question], known: KnownPurges) -> Report {
+    let server = Identity { run_id: "a".to_owned(), replid: "1".to_owned() };
+    Report { questions: questions.to_vec(), server, known }
+}
+
+/// A ring that has heard all for a minute, with a purge in the middle, and one that begins now.
+fn warm_and_cold() -> (Ring, Ring) {
+    let (mut warm, mut cold) = (Ring::new(MINUTE, DELAY), Ring::new(MINUTE, DELAY));
+    warm.lose(Some(id(NOW - 60_000)), NOW - 60_000);
+    warm.heard(id(NOW - 30_000), &purge(&[Selector::KeyId(70)], 0, NOW - 30_000), NOW - 30_000);
+    warm.advance(id(NOW - 30_000));
+    cold.lose(Some(id(NOW - 30_000)), NOW);
+    (warm, cold)
+}
+
+#[test]
+fn a_ring_that_begins_learns_from_one_that_was_there() {
+    let (mut warm, mut cold) = warm_and_cold();
+    let [before, after] =
+        [-40_000, -20_000].map(|ago| off(NOW, ago)).map(|at| Origin::new(id(NOW - 30_000), at));
+    assert!(!cold.allows(before, &user()) && !cold.allows(after, &ssh_key()), "it knows nothing of before");
+    cold.ask([1; 16]);
+    let report = report(&[[9; 16], [1; 16]], warm.known(NOW + 10).unwrap());
+    assert!(cold.learn(&report, NOW + 20));
+    assert!(cold.allows(before, &user()) && cold.allows(after, &ssh_key()));
+    assert!(!cold.allows(before, &ssh_key()), "the purge means it");
+    let earlier = Origin::new(id(NOW - 60_001), NOW - 50_000);
+    assert!(!cold.allows(earlier, &user()), "the other one does not know of that time either");
+    assert!(!cold.learn(&report, NOW + 30), "a second one of the same reach is of no use");
+}
+
+#[test]
+fn a_report_that_was_not_asked_for_since_the_last_doubt_teaches_nothing() {
+    let (mut warm, mut cold) = warm_and_cold();
+    let known = warm.known(NOW + 10).unwrap();
+    assert!(!cold.learn(&report(&[[1; 16]], known.clone()), NOW), "nothing was asked");
+    cold.ask([1; 16]);
+    assert!(!cold.learn(&report(&[[2; 16]], known.clone()), NOW), "an old one, or one for others");
+    cold.lose(Some(id(NOW - 30_000)), NOW + 1);
+    assert!(!cold.learn(&report(&[[1; 16]], known), NOW + 2), "purges of after the question may be missing");
+}
+
+#[test]
+fn a_ring_tells_what_can_matter_and_nothing_if_it_knows_of_no_time_before() {
+    let mut ring = Ring::new(MINUTE, DELAY);
+    assert_eq!(ring.known(NOW), None, "it has not begun");
+    ring.lose(Some(id(NOW)), NOW);
+    assert_eq!(ring.known(NOW + 2_000), None);
+    let known = ring.known(NOW + 2_001).unwrap();
+    assert_eq!(known, KnownPurges { floor: id(NOW), asked_from_ms: NOW + 2_000, purges: Vec::new() });
+    ring.heard(id(NOW + 5_000), &purge(&[Selector::UserId(1)], 0, NOW + 5_000), NOW + 5_000);
+    ring.heard(id(NOW + 6_000), &purge(&[Selector::UserId(2)], 3_600, NOW + 6_000), NOW + 6_000);
+    ring.advance(id(NOW + 6_000));
+    let now = NOW + 100_000;
+    let known = ring.known(now).unwrap();
+    let still = (Selector::UserId(2), LastPurge { id: id(NOW + 6_000), until_ms: NOW + 3_606_000 });
+    assert_eq!(known.purges, [still], "as long as a replica may tell the old story");
+    assert_eq!(known.floor, id(NOW + 5_000), "what was asked for before the other one is too old by now");
+    assert_eq!(known.asked_from_ms, now - ms(MINUTE + DELAY + 2 * CLOCK_SKEW));
+    ring.lose(None, now);
+    assert_eq!(ring.known(now + 3_600_000 * 2), None, "it has no place in the stream");
+}
+
+#[test]
+fn what_is_known_elsewhere_just_as_well_is_not_told_again() {
+    let (mut warm, cold) = warm_and_cold();
+    let known = warm.known(NOW).unwrap();
+    assert!(warm.is_covered_by(&known, NOW + 5) && cold.is_covered_by(&known, NOW + 5));
+    let poor = KnownPurges { asked_from_ms: NOW, ..known };
+    assert!(!warm.is_covered_by(&poor, NOW + 5), "a gateway that had just begun itself");
 }
 
 #[test]
@@ -166,7 +235,6 @@ proptest! {
         let clocks = Clocks { acceptor, server, filler };
         let mut ring = Ring::new(MINUTE * 10, DELAY);
         ring.lose(Some(id(0)), 0);
-        ring.reach_back_to(id(0));
         for (at, settle_s, user, is_heard) in &purges {
             let at = NOW + at;
             let purge = purge(&[Selector::UserId(*user)], *settle_s, off(at, clocks.acceptor));
@@ -190,6 +258,37 @@ proptest! {
         }
     }
 
+    /// What a ring allows that has learned from another one, that one allows as well, whenever it began.
+    #[test]
+    fn a_ring_that_has_learned_allows_no_more_than_its_teacher(
+        purges in proptest::collection::vec((1..100_u64, 0..3_u64, 0..20_u64), 0..40),
+        (begin, asked_at_ms, position) in (0..40_usize, NOW..NOW + 150_000, 0..150_u64),
+    ) {
+        let (mut warm, mut cold) = (Ring::new(MINUTE, DELAY), Ring::new(MINUTE, DELAY));
+        warm.lose(Some(id(NOW)), NOW);
+        let at = |number: usize| NOW + 1_000 * number as u64;
+        for (number, (user, settle_s, late_s)) in purges.iter().enumerate() {
+            let purge = purge(&[Selector::UserId(*user % 5)], *settle_s, at(number).saturating_sub(late_s * 1_000));
+            if number == begin {
+                cold.lose(Some(id(at(number))), at(number));
+                cold.ask([1; 16]);
+            }
+            for ring in [&mut warm, &mut cold] {
+                ring.heard(id(at(number) + 1), &purge, at(number));
+                ring.advance(id(at(number) + 1));
+            }
+            if number == begin + 2 {
+                let known = warm.known(at(number) + 1);
+                known.map(|known| cold.learn(&report(&[[1; 16]], known), at(number)));
+            }
+        }
+        let origin = Origin::new(id(NOW + position * 1_000), asked_at_ms);
+        for user in 0..5 {
+            let meaning = Selector::all_that_mean(&Key::UserById(user), Some(user), None);
+            prop_assert!(warm.allows(origin, &meaning) || !cold.allows(origin, &meaning));
+        }
+    }
+
     /// Whatever the clocks.
     #[test]
     fn no_answer_is_used_that_was_asked_for_before_a_purge_was_heard(
@@ -198,7 +297,6 @@ proptest! {
     ) {
         let mut ring = Ring::new(MINUTE * 10, DELAY);
         ring.lose(Some(id(0)), 0);
-        ring.reach_back_to(id(0));
         for (sequence, accepted_at_ms) in &purges {
             let purge = purge(&[Selector::KeyId(70)], 0, (*accepted_at_ms).into());
             ring.heard(StreamId { milliseconds: 0, sequence: *sequence }, &purge, 0);

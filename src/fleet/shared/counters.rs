@@ -36,6 +36,31 @@ impl SharedResult {
 
 label!(SharedResult);
 
+/// What became of a report of known purges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum ReportEvent {
+    /// It was told from here.
+    Told = 0,
+    /// Another gateway told it, and it is used here: so are answers of before the start.
+    Used = 1,
+}
+
+impl ReportEvent {
+    /// In the order of their discriminants.
+    pub const ALL: [Self; 2] = [Self::Told, Self::Used];
+
+    /// In metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Told => "told",
+            Self::Used => "used",
+        }
+    }
+}
+
+label!(ReportEvent);
+
 /// How it was decided who asks Rails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
@@ -74,4 +99,6 @@ pub struct SharedCounters {
     pub results: Counters<SharedResult>,
     /// Locks of misses.
     pub locks: Counters<LockResult>,
+    /// Reports of known purges.
+    pub reports: Counters<ReportEvent>,
 }

@@ -26,7 +26,10 @@ fn encode_shared(counters: &SharedCounters, encoder: &mut DescriptorEncoder<'_>)
     let results = ("fleet_shared", "Looks for answers that other gateways have shared, by what they brought");
     encode_counters(encoder, results, "result", &counters.results)?;
     let locks = ("fleet_lock", "Answers that were not shared yet, by how it was decided who asks Rails");
-    encode_counters(encoder, locks, "result", &counters.locks)
+    encode_counters(encoder, locks, "result", &counters.locks)?;
+    let reports =
+        ("fleet_reports", "Reports of known purges for gateways that begin, by what became of them");
+    encode_counters(encoder, reports, "result", &counters.reports)
 }
 
 fn encode_state(state: &FleetState, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
