@@ -55,9 +55,6 @@ struct Cli {
     operations: Vec<String>,
     #[command(subcommand)]
     command: Option<Command>,
-    /// What `cargo bench` passes to every benchmark.
-    #[arg(long, hide = true)]
-    bench: bool,
 }
 
 #[derive(Subcommand)]
@@ -72,10 +69,6 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    if cli.bench {
-        eprintln!("instructions: run it with tests/bench/instructions, which has valgrind count");
-        return ExitCode::SUCCESS;
-    }
     let outcome = match &cli.command {
         None => count(&cli),
         Some(Command::Repeat { operation, times }) => {

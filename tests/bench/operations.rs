@@ -3,6 +3,7 @@
 mod gateway;
 mod parts;
 mod rails;
+mod valkey;
 
 use railgate::auth::{
     AuthSettings, Authenticator, CallerKind, DEFAULT_MAX_BODY, DEFAULT_MAX_UNVERIFIED, KasSettings, Rejection,
@@ -26,9 +27,10 @@ pub(crate) struct Operation {
     prepare: fn() -> Fallible<Repeat>,
 }
 
-pub(crate) static OPERATIONS: [Operation; 12] = [
+pub(crate) static OPERATIONS: [Operation; 13] = [
     whole("hit", "answer from memory, kept connection", || gateway::repeat(Exchange::Hit)),
-    whole("hit-short", "the same, a connection each", || gateway::repeat(Exchange::ShortHit)),
+    whole("hit-fleet", "the same in a fleet that shares answers", || gateway::repeat(Exchange::FleetHit)),
+    whole("hit-short", "that of `hit`, a connection each", || gateway::repeat(Exchange::ShortHit)),
     whole("miss", "answer of Rails, kept and then dropped", || gateway::repeat(Exchange::Miss)),
     whole("pass", "`POST /allowed`, forwarded", || gateway::repeat(Exchange::Pass)),
     part("authenticate-secret", "the shared secret in the header", || {

@@ -7,6 +7,9 @@ use crate::operations::Operation;
 /// inlining may come near it.
 const TOLERANCE: f64 = 0.03;
 
+/// What a fleet may cost an answer from memory: nothing but what two runs differ by.
+const FLEET_TOLERANCE: f64 = 0.005;
+
 pub(crate) fn print_table(baseline: &Baseline, counts: &[(&Operation, u64)]) {
     println!("| operation | instructions | baseline | difference |");
     println!("|---|--:|--:|--:|");
@@ -28,6 +31,7 @@ pub(crate) fn judge(
     circumstances: &[(String, String)],
     counts: &[(&Operation, u64)],
 ) -> bool {
+    let is_free = is_fleet_free(counts);
     let mut is_comparable = true;
     for (name, then, now) in baseline.differences(circumstances) {
         if is_comparable {
@@ -38,9 +42,9 @@ pub(crate) fn judge(
     }
     if !is_comparable {
         println!("\n`tests/bench/instructions --accept` makes these conditions and counts the baseline.");
-        return true;
+        return is_free;
     }
-    let mut is_well = true;
+    let mut is_well = is_free;
     for (operation, count) in counts {
         let name = operation.name;
         let Some(accepted) = baseline.count(name) else {
@@ -66,6 +70,19 @@ pub(crate) fn judge(
         }
     }
     is_well
+}
+
+/// Whether an answer from memory costs the same with a fleet and without. True if not both were counted.
+fn is_fleet_free(counts: &[(&Operation, u64)]) -> bool {
+    let count =
+        |name: &str| counts.iter().find(|(operation, _)| operation.name == name).map(|(_, count)| *count);
+    let (Some(alone), Some(in_fleet)) = (count("hit"), count("hit-fleet")) else { return true };
+    let difference = share(in_fleet, alone);
+    println!("\nA fleet changes an answer from memory by {:+.2} %.", difference * 100.0);
+    if difference > FLEET_TOLERANCE {
+        println!("That is too much: no answer from memory may depend on the fleet.");
+    }
+    difference <= FLEET_TOLERANCE
 }
 
 /// The relative difference from the accepted count.

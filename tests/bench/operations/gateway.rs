@@ -13,6 +13,7 @@ use railgate::auth::DEFAULT_MAX_UNVERIFIED;
 use railgate::body::unverified::UnverifiedBodies;
 use railgate::cache::{self, Cache, Key, Lifetime, Lifetimes};
 use railgate::clock::{Clock, ManualClock};
+use railgate::fleet::Fleet;
 use railgate::metrics::WorkerMetrics;
 use railgate::params::Params;
 use railgate::route::Caching;
@@ -25,6 +26,7 @@ use tokio::net::UnixStream;
 use tokio_util::task::TaskTracker;
 
 use super::rails::Rails;
+use super::valkey::Valkey;
 use super::{ED25519, Repeat};
 use crate::credentials::{self, SHELL_HEADER};
 use crate::response::ResponseParser;
@@ -37,6 +39,8 @@ pub(super) enum Exchange {
     Hit,
     /// A cache hit over a new connection.
     ShortHit,
+    /// A cache hit while the gateway follows a fleet and shares answers.
+    FleetHit,
     /// A cache miss that is stored.
     Miss,
     /// A forwarded request.
@@ -72,7 +76,7 @@ struct Client {
 
 impl Client {
     async fn start(exchange: Exchange) -> Fallible<Self> {
-        let gateway = Gateway::start()?;
+        let gateway = Gateway::start(exchange == Exchange::FleetHit).await?;
         let request = match exchange {
             Exchange::Pass => request(
                 "POST /api/v4/internal/allowed",
@@ -86,7 +90,7 @@ impl Client {
         let stream = UnixStream::connect(&gateway.socket).await?;
         let mut client =
             Self { exchange, gateway, stream, request, response: Vec::new(), buffer: vec![0; 16 * 1024] };
-        if matches!(exchange, Exchange::Hit | Exchange::ShortHit) {
+        if matches!(exchange, Exchange::Hit | Exchange::ShortHit | Exchange::FleetHit) {
             // This request fills the cache.
             client.read_first().await?;
         }
@@ -116,7 +120,7 @@ impl Client {
             match self.exchange {
                 Exchange::ShortHit => self.stream = UnixStream::connect(&self.gateway.socket).await?,
                 Exchange::Miss => self.gateway.cache.invalidate(&self.gateway.key),
-                Exchange::Hit | Exchange::Pass => {}
+                Exchange::Hit | Exchange::FleetHit | Exchange::Pass => {}
             }
             self.exchange().await?;
         }
@@ -153,11 +157,12 @@ struct Gateway {
     /// The query of the only cacheable request, and its cache key.
     query: String,
     key: Key,
+    _fleet: (Fleet, Option<Valkey>),
     _folder: TempDir,
 }
 
 impl Gateway {
-    fn start() -> Fallible<Self> {
+    async fn start(is_in_fleet: bool) -> Fallible<Self> {
         let folder = TempDir::new()?;
         let (socket, rails) = (folder.path.join("gateway"), folder.path.join("rails"));
         let query = format!("key={}", keys::escaped(&keys::key(ED25519)));
@@ -173,13 +178,18 @@ impl Gateway {
             cache::shadow::ShadowSettings { one_in: u64::MAX, ..cache::shadow::ShadowSettings::default() };
         let cache_settings = cache::CacheSettings { lifetimes, shadow, ..cache::CacheSettings::default() };
         let cache = Cache::new(&cache_settings);
+        let valkey = if is_in_fleet { Some(Valkey::start(&folder.path)?) } else { None };
+        let fleet = match &valkey {
+            Some(valkey) => valkey.follow(&cache).await?,
+            None => Fleet::default(),
+        };
         let server = HttpServer::new(ServerLimits::default());
         let stack = stack::build(StackParts {
             secrets: SecretRefresher::default(),
             auth: Arc::new(ArcSwap::from_pointee(operations::auth()?)),
             bodies: Arc::new(UnverifiedBodies::new(DEFAULT_MAX_UNVERIFIED)),
             cache: Arc::clone(&cache),
-            shared_answers: None,
+            shared_answers: fleet.shared().cloned(),
             cache_settings,
             upstream: Arc::new(Upstream::standalone(settings(&rails)?)),
             upstream_credential: None,
@@ -197,7 +207,7 @@ impl Gateway {
         )?;
         server.serve(Listener::new(listener)?, stack);
         let rails = Rails::start(&rails, FORM.as_bytes())?;
-        Ok(Self { cache, rails, socket, query, key, _folder: folder })
+        Ok(Self { cache, rails, socket, query, key, _fleet: (fleet, valkey), _folder: folder })
     }
 }
 
