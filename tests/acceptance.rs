@@ -25,10 +25,18 @@ mod acceptance {
     mod keys;
     #[path = "../../src/params/tests/readings.rs"]
     mod readings;
+    #[path = "../gateway/scratch.rs"]
+    mod scratch;
+    #[path = "../gateway/valkey.rs"]
+    #[expect(dead_code, reason = "the gateway tests use the rest, too")]
+    mod valkey;
+    #[path = "../gateway/waiting.rs"]
+    mod waiting;
 
     // The tests.
     mod caching;
     mod cases;
+    mod fleet;
     mod gitlab_eras;
     mod lifecycle;
     mod rack;

@@ -29,7 +29,9 @@ mod gateway {
     mod harness;
     mod log;
     mod pods;
+    mod scratch;
     mod valkey;
+    mod waiting;
 
     // The tests.
     mod admin;

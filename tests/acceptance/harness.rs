@@ -14,6 +14,7 @@ use base64::engine::general_purpose::STANDARD;
 
 use super::client::{Address, Request, Response};
 use super::credentials::{KAS_SECRET, SHELL_SECRET};
+use super::scratch::Scratch;
 
 /// The time after which a test is considered broken.
 const DEADLINE: Duration = Duration::from_mins(3);
@@ -201,11 +202,17 @@ impl Harness {
 
     /// A gateway with a TTL of an hour, and its listener for System Hooks.
     pub fn gateway_with_hooks(&self, transport: Transport) -> (Gateway, Address) {
+        self.gateway_with_hooks_and(transport, "")
+    }
+
+    /// The same, with more sections.
+    pub fn gateway_with_hooks_and(&self, transport: Transport, more: &str) -> (Gateway, Address) {
         let hooks = free_address();
         let file = self.dir.file("hook_token");
         fs::write(&file, "h00k").unwrap();
         let section = format!("[hooks]\naddress = \"{hooks}\"\ntoken_file = \"{}\"", file.display());
-        let gateway = self.try_gateway_with(transport, BOTH_CREDENTIALS, &format!("{LONG_TTL}\n{section}"));
+        let gateway =
+            self.try_gateway_with(transport, BOTH_CREDENTIALS, &format!("{LONG_TTL}\n{section}\n{more}"));
         (Self::ready(gateway), Address::Tcp(hooks))
     }
 
@@ -266,7 +273,7 @@ impl Harness {
             Transport::Unix => url(&self.unix),
         });
         let url = url.unwrap_or_default();
-        let (unix, dir) = (unix.display(), self.dir.path.display());
+        let (unix, dir) = (unix.display(), self.dir.path().display());
         format!(
             r#"
             [[listen]]
@@ -359,7 +366,7 @@ fn start_rails(
     let _ = fs::remove_file(dir.file("rails.sock"));
     let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/rails/serve"));
     command
-        .env("RAILS_DIR", &dir.path)
+        .env("RAILS_DIR", dir.path())
         .env("RAILS_SHELL_SECRET_FILE", dir.file("shell_secret"))
         .env("RAILS_KAS_SECRET_FILE", dir.file("kas_secret"))
         .env("RAILS_TCP", tcp.to_string())
@@ -480,32 +487,6 @@ impl Drop for Process {
         if std::thread::panicking() {
             println!("--- {}\n{}", self.log.display(), self.log());
         }
-    }
-}
-
-/// A directory that is removed at the end of the test.
-struct Scratch {
-    path: PathBuf,
-}
-
-impl Scratch {
-    fn new() -> Self {
-        static NEXT: AtomicU16 = AtomicU16::new(0);
-        let name =
-            format!("railgate-acceptance-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let path = std::env::temp_dir().join(name);
-        fs::create_dir(&path).unwrap();
-        Self { path }
-    }
-
-    fn file(&self, name: &str) -> PathBuf {
-        self.path.join(name)
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.path);
     }
 }
 

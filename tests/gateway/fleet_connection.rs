@@ -1,6 +1,6 @@
 //! A connection of the fleet to a real Valkey: its commands, and how each way to fail ends.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use railgate::certificates::read_authorities;
@@ -75,10 +75,16 @@ async fn try_everything(connection: &Connection) {
     assert!(!connection.has_ended());
 }
 
+/// Of a server that is called `localhost`.
+fn certificates(authority: &CertificateAuthority, files: &Scratch) -> [PathBuf; 3] {
+    let [certificate, key] = authority.issue_to_files(files, "localhost");
+    [certificate, key, authority.write_certificate(files, "valkey-ca.pem")]
+}
+
 #[tokio::test]
 async fn every_command_works_over_tcp_a_unix_socket_and_tls() {
     let (authority, files) = (CertificateAuthority::new(), Scratch::new());
-    let server = ValkeySetup::default().tls(&authority, &files).start().await;
+    let server = ValkeySetup::default().tls(certificates(&authority, &files)).start().await;
     let trusted = tls(&files.file("valkey-ca.pem"), "localhost", None);
     let tls_address = UpstreamAddress::Tcp("localhost".to_owned(), server.tls_port);
     for (address, tls) in [
@@ -98,7 +104,7 @@ async fn every_command_works_over_tcp_a_unix_socket_and_tls() {
 #[tokio::test]
 async fn a_server_has_to_prove_its_name_by_a_trusted_authority() {
     let (authority, files) = (CertificateAuthority::new(), Scratch::new());
-    let server = ValkeySetup::default().tls(&authority, &files).start().await;
+    let server = ValkeySetup::default().tls(certificates(&authority, &files)).start().await;
     let right = files.file("valkey-ca.pem");
     let other = CertificateAuthority::new().write_certificate(&files, "other.pem");
     let none = ValkeyCredential::default();

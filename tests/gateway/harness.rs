@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -18,6 +17,7 @@ use super::client::{Address, Connection, Request, Response, eventually, within_d
 use super::credentials::{KAS_SECRET, SHELL_SECRET};
 use super::fake_rails::{FakeRails, ReceivedRequest, Reply};
 use super::log;
+pub use super::scratch::Scratch;
 
 /// The configuration of a gateway, key by key, and the directory with its files.
 pub struct Setup {
@@ -356,34 +356,5 @@ impl Harness {
     #[track_caller]
     pub fn wait_for_metric<'s>(&'s self, series: &'s str, value: usize) -> impl Future<Output = ()> + 's {
         self.gateway.wait_for_metric(series, value)
-    }
-}
-
-/// A directory that is removed at the end of the test.
-pub struct Scratch {
-    path: PathBuf,
-}
-
-impl Scratch {
-    pub fn new() -> Self {
-        static COUNT: AtomicUsize = AtomicUsize::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("railgate-{}-{count}", std::process::id()));
-        fs::create_dir_all(&path).unwrap();
-        Self { path }
-    }
-
-    pub fn file(&self, name: &str) -> PathBuf {
-        self.path.join(name)
-    }
-
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.path);
     }
 }

@@ -15,9 +15,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-use super::certificates::CertificateAuthority;
-use super::client::eventually;
-use super::harness::Scratch;
+use super::scratch::Scratch;
+use super::waiting::eventually;
 
 /// A server that has a TCP port on 127.0.0.1, a unix socket, and TLS if it is asked for. Nothing survives its end, unless
 /// it is persistent.
@@ -64,11 +63,9 @@ impl ValkeySetup {
         Self { is_node: true, ..self }.option("cluster-enabled", "yes")
     }
 
-    /// TLS in addition, under the name `localhost`.
-    pub fn tls(mut self, authority: &CertificateAuthority, files: &Scratch) -> Self {
-        let [certificate, key] = authority.issue_to_files(files, "localhost");
-        self.tls = Some([certificate, key, authority.write_certificate(files, "valkey-ca.pem")]);
-        self
+    /// TLS in addition, with these files: a certificate, its key, and the authority.
+    pub fn tls(self, files: [PathBuf; 3]) -> Self {
+        Self { tls: Some(files), ..self }
     }
 
     pub async fn start(self) -> Valkey {
