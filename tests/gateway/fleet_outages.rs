@@ -152,6 +152,25 @@ async fn an_old_master_that_wakes_is_not_followed() {
     assert!(clients >= 4, "all are there: {clients}");
 }
 
+/// It answers everything, and takes itself for a master, for as long as it is cut off from the Sentinels alone.
+#[tokio::test]
+async fn a_master_that_the_sentinels_have_replaced_is_left_though_it_answers() {
+    let (old, new) = (Valkey::start().await, Valkey::start().await);
+    let sentinels = Sentinels::start(3, &old).await;
+    let (_rails, [one, two]) = pods(|_| sentinel_settings(&sentinels, &old)).await;
+    for index in [0, 1] {
+        sentinels.mislead(index, &new).await;
+    }
+    for pod in [&one, &two] {
+        pod.wait_for_doubt(DoubtReason::Server).await;
+    }
+    new.wait_for_clients("railgate-publisher", 2).await;
+    let heard = two.heard();
+    one.purge_until_told().await;
+    two.wait_until_heard(heard + 1).await;
+    assert_eq!(old.kill_clients("railgate").await, 0);
+}
+
 /// A flapping server is no reason to run in circles.
 #[tokio::test]
 async fn a_valkey_that_is_away_is_asked_with_pauses() {

@@ -102,7 +102,9 @@ async fn a_connection_that_falls_silent_is_given_up_though_new_ones_work() {
     let valkey = Valkey::start().await;
     let proxy = Proxy::start(&valkey).await;
     let address = |index| if index == 1 { proxy.address() } else { valkey.address() };
-    let (_rails, [one, two]) = pods(|index| settings(address(index))).await;
+    // Else it would drop the key for being alone.
+    let alone_ttl = Duration::from_secs(3_600);
+    let (_rails, [one, two]) = pods(|index| FleetSettings { alone_ttl, ..settings(address(index)) }).await;
     proxy.stall_existing();
     assert_eq!(one.purge_key().await, "told");
     two.wait_until_dropped().await;
