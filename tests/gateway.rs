@@ -54,7 +54,6 @@ mod gateway {
     mod early_responses;
     mod first_run;
     mod fleet_connection;
-    mod fleet_delay;
     mod fleet_losses;
     mod fleet_operators;
     mod fleet_outages;

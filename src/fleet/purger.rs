@@ -130,6 +130,7 @@ impl Purger {
 
     /// These are dropped, and `again` is to be dropped once more.
     pub(super) fn dropped(&self, purges: &[(Purge, bool)], again: Vec<Selector>, mode: PurgeMode) {
+        tracing::debug!(purges = purges.len(), "dropped what other gateways have purged");
         let settle = purges.iter().map(|(purge, _)| purge.settle()).max().unwrap_or_default();
         let unix = self.clock.unix_time();
         for (purge, _) in purges.iter().filter(|(_, is_new)| *is_new) {

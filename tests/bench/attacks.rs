@@ -13,7 +13,7 @@ mod hang_up;
 mod log;
 mod operators;
 mod overload;
-mod puma;
+pub(crate) mod puma;
 mod waiting;
 
 use std::path::PathBuf;
@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 
+use self::puma::PumaSettings;
 use crate::machine::Scratch;
 use crate::{Fallible, interrupt, peers};
 
@@ -47,16 +48,15 @@ pub(crate) struct Options {
 /// What all attacks use.
 pub(crate) struct AttackEnvironment {
     binary: PathBuf,
-    threads: u8,
+    puma: PumaSettings,
     tell: bool,
-    gc_off: bool,
     scratch: Scratch,
 }
 
 impl AttackEnvironment {
     /// The keys for `[upstream]` about a real Rails.
     fn summary(&self) -> String {
-        if self.tell { format!("threads = {}", self.threads) } else { String::new() }
+        if self.tell { format!("threads = {}", self.puma.threads) } else { String::new() }
     }
 }
 
@@ -133,7 +133,8 @@ pub(crate) fn run(options: &Options) -> Fallible<()> {
         None => peers::railgate()?,
     };
     let Options { threads, tell, gc_off, .. } = *options;
-    let environment = AttackEnvironment { binary, threads, tell, gc_off, scratch: Scratch::new()? };
+    let puma = PumaSettings { threads, gc_off };
+    let environment = AttackEnvironment { binary, puma, tell, scratch: Scratch::new()? };
     let rows: &[Attack] = if options.only.is_empty() { Attack::value_variants() } else { &options.only };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     println!("\n### What an unauthenticated client can do\n");

@@ -17,6 +17,7 @@ mod bare_hyper;
 mod check;
 mod credentials;
 mod environment;
+mod fleet;
 mod goals;
 mod growth;
 mod http_client;
@@ -67,6 +68,8 @@ enum Command {
     /// What unauthenticated clients can do to the others.
     #[command(alias = "strangers")]
     Attacks(attacks::Options),
+    /// What it takes gateways to hear each other and to share answers.
+    Fleet(fleet::Options),
     #[command(hide = true)]
     BackgroundLoad(attacks::background_load::Options),
     #[command(hide = true)]
@@ -91,6 +94,7 @@ fn main() -> ExitCode {
         Some(Command::Memory(options)) => interrupt::install_handler().and_then(|()| memory::run(options)),
         Some(Command::Start(options)) => interrupt::install_handler().and_then(|()| start::run(options)),
         Some(Command::Attacks(options)) => interrupt::install_handler().and_then(|()| attacks::run(options)),
+        Some(Command::Fleet(options)) => interrupt::install_handler().and_then(|()| fleet::run(options)),
         Some(Command::BackgroundLoad(options)) => attacks::background_load::run(options),
         Some(Command::Load(options)) => load::run(options),
         Some(Command::Rails(options)) => rails::run(options),

@@ -22,8 +22,10 @@ const REQUESTS: usize = 1_000;
 
 /// Responses and times of callers, with and without background load.
 pub(crate) async fn beside_callers(environment: &AttackEnvironment) -> Fallible<Figures> {
-    let (first, second) =
-        (Puma::start(environment, "first").await?, Puma::start(environment, "second").await?);
+    let (first, second) = (
+        Puma::start(&environment.scratch, "first", environment.puma).await?,
+        Puma::start(&environment.scratch, "second", environment.puma).await?,
+    );
     let servers = [first.port, second.port]
         .map(|port| format!("[[upstream.server]]\nurl = \"http://127.0.0.1:{port}\"\n"))
         .concat();
@@ -68,7 +70,7 @@ async fn send_beside(gateway: &Gateway, first_user: usize, count: usize) -> (Vec
 pub(crate) async fn beside_a_revoked_key(environment: &AttackEnvironment) -> Fallible<Figures> {
     // The first key of `tests/rails/app/database.rb`.
     const KEY: &str = "AAAAC3NzaC1lZDI1NTE5AAAAIAEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEB";
-    let rails = Puma::start(environment, "first").await?;
+    let rails = Puma::start(&environment.scratch, "first", environment.puma).await?;
     let life =
         "[cache.authorized_keys]\nttl = \"2s\"\nnegative_ttl = \"1ms\"\nstale_while_revalidate = \"0s\"";
     let gateway =

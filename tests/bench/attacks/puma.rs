@@ -7,13 +7,20 @@ use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
 
-use super::AttackEnvironment;
 use super::client::{Request, send};
 use crate::http_client::Address;
+use crate::machine::Scratch;
 use crate::process::Process;
 use crate::{Fallible, machine, peers};
 
 const START: Duration = Duration::from_secs(60);
+
+/// How it is started; see `tests/rails/serve`.
+#[derive(Clone, Copy)]
+pub(crate) struct PumaSettings {
+    pub(crate) threads: u8,
+    pub(crate) gc_off: bool,
+}
 
 pub(crate) struct Puma {
     pub(crate) port: u16,
@@ -21,8 +28,8 @@ pub(crate) struct Puma {
 }
 
 impl Puma {
-    pub(crate) async fn start(environment: &AttackEnvironment, name: &str) -> Fallible<Self> {
-        let directory = environment.scratch.folder(name)?;
+    pub(crate) async fn start(scratch: &Scratch, name: &str, settings: PumaSettings) -> Fallible<Self> {
+        let directory = scratch.folder(name)?;
         let port = machine::free_port()?;
         peers::write_secrets(&directory)?;
         let mut command = Command::new("setpriv");
@@ -33,8 +40,8 @@ impl Puma {
             .env("RAILS_SHELL_SECRET_FILE", directory.join("shell_secret"))
             .env("RAILS_KAS_SECRET_FILE", directory.join("kas_secret"))
             .env("RAILS_TCP", format!("127.0.0.1:{port}"))
-            .env("RAILS_THREADS", environment.threads.to_string())
-            .env("RAILS_GC", if environment.gc_off { "off" } else { "on" });
+            .env("RAILS_THREADS", settings.threads.to_string())
+            .env("RAILS_GC", if settings.gc_off { "off" } else { "on" });
         let mut puma = Self { port, process: Process::start(name, command, &directory)? };
         puma.must_answer().await?;
         // This log grows with every request.
