@@ -58,7 +58,8 @@ impl Connection {
         let info = RedisConnectionInfo::default().set_skip_set_lib_name();
         let config = AsyncConnectionConfig::new().set_response_timeout(None);
         let made = MultiplexedConnection::new_with_config(&info, socket, config).await;
-        let (commands, driver) = made.map_err(|error| failure("connecting", &error))?;
+        let (commands, driver) =
+            made.map_err(|error| ConnectionError::Closed("connecting", error.to_string()))?;
         let ended = CancellationToken::new();
         let guard = ended.clone().drop_guard();
         let driver = tokio::spawn(async move {
@@ -272,7 +273,7 @@ impl Connection {
         self.allowance.renew();
         let sent = timeout(DEADLINE, commands.send_packed_command(command)).await;
         let reply = sent.map_err(|_| ConnectionError::Late(name, DEADLINE))?;
-        reply::accepted(name, reply.map_err(|error| failure(name, &error))?)
+        reply::accepted(name, reply.map_err(|error| self.failure(name, &error))?)
     }
 
     /// Sends several in one write. Their replies, errors included.
@@ -286,7 +287,16 @@ impl Connection {
         self.allowance.renew();
         let sent = timeout(deadline, commands.send_packed_commands(pipeline, 0, pipeline.len())).await;
         let replies = sent.map_err(|_| ConnectionError::Late(name, deadline))?;
-        replies.map_err(|error| failure(name, &error))
+        replies.map_err(|error| self.failure(name, &error))
+    }
+
+    /// What the crate reports is never a reply: those with an error are values.
+    fn failure(&self, name: &'static str, error: &redis::RedisError) -> ConnectionError {
+        if self.allowance.is_used_up() {
+            ConnectionError::TooLarge(name, error.to_string())
+        } else {
+            ConnectionError::Closed(name, error.to_string())
+        }
     }
 
     async fn send_array<const N: usize>(
@@ -311,11 +321,6 @@ fn set(key: &str, value: &[u8], ttl: Duration) -> Cmd {
     let mut command = cmd("SET");
     command.arg(key).arg(value).arg("PX").arg(milliseconds);
     command
-}
-
-/// What the crate reports is never a reply: those with an error are values.
-fn failure(name: &'static str, error: &redis::RedisError) -> ConnectionError {
-    ConnectionError::Closed(name, error.to_string())
 }
 
 /// A file system may take its time, or hang.

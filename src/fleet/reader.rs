@@ -17,8 +17,8 @@ use super::report::{Question, Report};
 use super::stream::{Entry, Poll, StreamId};
 use crate::clock::Clock;
 
-/// How many entries one poll brings at most. With fewer, it is complete. Halved when a reply is late: many of the largest
-/// messages take their time.
+/// How many entries one poll brings at most. With fewer, it is complete. Halved when a reply is late or too large: many of
+/// the largest messages take their time, and a writer of Valkey can add larger ones.
 const MAX_ENTRIES: usize = 256;
 
 /// How much of the stream is read again after a doubt. What Rails is asked for after the doubt may still be old, if what
@@ -39,7 +39,7 @@ pub(super) async fn read(bus: Arc<Bus>) {
     let mut backoff = Backoff::default();
     loop {
         let Err(end) = reader.follow(&mut backoff).await;
-        if matches!(end, End::Failed(ConnectionError::Late(..))) {
+        if matches!(&end, End::Failed(error) if error.is_of_length()) {
             reader.max_entries = (reader.max_entries / 2).max(1);
         }
         tokio::time::sleep(reader.bus.count_failure("reader", &end, &mut backoff)).await;
@@ -161,8 +161,8 @@ impl Reader {
         let back_ms = u64::try_from(REREAD.as_millis()).unwrap_or(u64::MAX);
         let mut from = StreamId::from_milliseconds(last.milliseconds.saturating_sub(back_ms));
         for _ in 0..MAX_REREAD_PAGES {
-            let mut entries = range(from, MAX_ENTRIES).await?;
-            let is_last = entries.len() < MAX_ENTRIES;
+            let mut entries = range(from, self.max_entries).await?;
+            let is_last = entries.len() < self.max_entries;
             entries.retain(|entry| entry.id <= last);
             let now = self.bus.clock.now();
             let news = self.bus.follower.lock().reread(&entries, &self.bus.seal, now);

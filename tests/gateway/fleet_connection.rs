@@ -309,6 +309,7 @@ async fn a_reply_of_more_than_64_mib_ends_the_connection() {
     assert_eq!(some.len(), 60);
     let error = connection.range(BUS, StreamId::default(), 70).await.unwrap_err();
     assert!(error.to_string().ends_with("the reply has more than 64 MiB"), "{error}");
+    assert!(error.is_of_length(), "{error:?}");
     within_deadline("the end", connection.ended()).await;
 }
 

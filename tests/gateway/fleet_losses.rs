@@ -248,6 +248,22 @@ async fn entries_of_somebody_else_are_counted_and_change_nothing() {
     two.wait_until_dropped().await;
 }
 
+/// A writer of Valkey can add any. A reply to one request may have 64 MiB, and on a slow machine it does not get there.
+#[tokio::test]
+async fn entries_that_are_too_large_for_one_reply_are_read_in_several() {
+    let valkey = Valkey::start().await;
+    let (_rails, [one, two]) = pods(|_| settings(valkey.address())).await;
+    let bus = bus(&valkey).await;
+    let add = "for _ = 1, 160 do redis.call('XADD', KEYS[1], '*', 'x', string.rep('x', 524288)) end";
+    let unhurried = redis::AsyncConnectionConfig::new().set_response_timeout(None);
+    let client = redis::Client::open(valkey.url()).unwrap();
+    let mut client = client.get_multiplexed_async_connection_with_config(&unhurried).await.unwrap();
+    let _: Value = redis::cmd("EVAL").arg(add).arg(1).arg(&bus).query_async(&mut client).await.unwrap();
+    one.purge_until_told().await;
+    two.wait_until_heard(1).await;
+    assert_eq!((two.counters().unreadable.get(Unreadable::Fields), two.all_doubts()), (160, 0));
+}
+
 /// Behind the greatest ID, nothing can be added: what is told waits, and it is said what to do.
 #[tokio::test]
 async fn an_entry_with_the_greatest_id_is_noticed_and_what_is_told_waits() {

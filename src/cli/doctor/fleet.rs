@@ -70,9 +70,10 @@ fn failed(error: &ConnectionError) -> Finding {
             Some("OOM") => "it is full: raise its maxmemory",
             _ => "see the log of Valkey",
         },
-        ConnectionError::Closed(..) | ConnectionError::Moved(_) | ConnectionError::Unexpected(_) => {
-            "is it a Valkey or Redis at all? See its log"
-        }
+        ConnectionError::Closed(..)
+        | ConnectionError::TooLarge(..)
+        | ConnectionError::Moved(_)
+        | ConnectionError::Unexpected(_) => "is it a Valkey or Redis at all? See its log",
     };
     Finding::failed(error.to_string(), advice)
 }

@@ -21,6 +21,9 @@ pub enum ConnectionError {
     /// The reply did not come in time.
     #[error("no reply to {0} within {1:?}")]
     Late(&'static str, Duration),
+    /// The reply has more bytes than one may have.
+    #[error("the reply to {0} is too large: {1}")]
+    TooLarge(&'static str, String),
     /// The connection has ended.
     #[error("the connection ended during {0}: {1}")]
     Closed(&'static str, String),
@@ -52,6 +55,11 @@ impl ConnectionError {
     /// Whether the server has answered, with an error, so that the connection can be used further.
     pub fn is_refusal(&self) -> bool {
         matches!(self, Self::Refused { .. })
+    }
+
+    /// Whether a shorter reply may have arrived.
+    pub fn is_of_length(&self) -> bool {
+        matches!(self, Self::Late(..) | Self::TooLarge(..))
     }
 
     /// The first word of the error that the server has answered with.

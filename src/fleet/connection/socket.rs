@@ -45,13 +45,15 @@ impl ReadAllowance {
     }
 
     fn take(&self, bytes: usize) -> io::Result<()> {
-        match self.0.load(Ordering::Relaxed).checked_sub(bytes) {
-            Some(left) => {
-                self.0.store(left, Ordering::Relaxed);
-                Ok(())
-            }
-            None => Err(io::Error::other(format!("the reply has more than {} MiB", MAX_REPLY >> 20))),
-        }
+        let left = self.0.load(Ordering::Relaxed).checked_sub(bytes);
+        self.0.store(left.unwrap_or(0), Ordering::Relaxed);
+        let too_large = || io::Error::other(format!("the reply has more than {} MiB", MAX_REPLY >> 20));
+        left.map(drop).ok_or_else(too_large)
+    }
+
+    /// Whether the reply has taken all of it.
+    pub(super) fn is_used_up(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == 0
     }
 }
 
@@ -142,6 +144,7 @@ mod tests {
             }
         }
         assert_eq!(socket.read(&mut buffer).await.unwrap_err().to_string(), "the reply has more than 64 MiB");
+        assert!(allowance.is_used_up());
         drop(socket);
         writer.await.unwrap();
     }
