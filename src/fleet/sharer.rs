@@ -10,7 +10,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::backoff::Backoff;
 use super::bus::{ANOTHER_MASTER, Bus, End};
-use super::connection::ConnectionError;
+use super::connection::{Connection, ConnectionError};
 use super::shared::SharedAnswers;
 use super::shared::link::{Linked, Write};
 
@@ -41,7 +41,7 @@ async fn keep_connection(
     backoff: &mut Backoff,
 ) -> Result<Infallible, End> {
     let opened = bus.connect("railgate-shared", backoff).await?;
-    let Some(identity) = opened.identity else { return wait_for_identity().await };
+    let Some(identity) = opened.identity else { return wait_for_identity(bus, &opened.connection).await };
     let linked = Arc::new(Linked { connection: opened.connection, identity });
     let connection = &linked.connection;
     shared.link.set(Some(Arc::clone(&linked)));
@@ -84,10 +84,16 @@ async fn keep_connection(
 const ANOTHER_LIFE: End =
     End::GivenUp("the server is not the one that is listened to, or not in the same life");
 
-/// Managed services do not tell which server is behind their address, so no answer could be bound to it.
-async fn wait_for_identity() -> Result<Infallible, End> {
+/// Managed services do not tell which server is behind their address, so no answer could be bound to it. Nor does one
+/// whose operator has yet to allow it.
+async fn wait_for_identity(bus: &Bus, connection: &Connection) -> Result<Infallible, End> {
     tracing::warn!(
-        "Valkey does not tell which server it is (ROLE and INFO are refused): answers are not shared"
+        "Valkey does not tell which server it is (ROLE and INFO are refused): answers are not shared until it does"
     );
-    std::future::pending().await
+    while connection.identity().await?.is_none() {
+        tokio::time::sleep(CHECK_INTERVAL).await;
+    }
+    // The reader asks as well, and follows the server by its name.
+    bus.resets.send_modify(|resets| *resets += 1);
+    Err(End::GivenUp("the server tells now which one it is"))
 }

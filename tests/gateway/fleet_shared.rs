@@ -503,6 +503,22 @@ async fn a_valkey_that_hangs_is_waited_for_once() {
     share(&pod, &valkey, 2).await;
 }
 
+/// Its operator has given the user the right to ask later.
+#[tokio::test]
+async fn answers_are_shared_as_soon_as_the_server_says_which_one_it_is() {
+    let valkey = Valkey::start().await;
+    valkey.command(&["ACL", "SETUSER", "default", "-info"]).await;
+    let rails = FakeRails::listen_tcp().await;
+    rails.respond_with(every_user);
+    let pod = Pod::start(&rails, patient(valkey.address())).await;
+    valkey.wait_for_clients("railgate-shared", 1).await;
+    pod.send(&key()).await;
+    assert_eq!(pod.results().get(SharedResult::Error), 1);
+    assert_eq!(answers(&valkey).await, Vec::<String>::new());
+    valkey.command(&["ACL", "SETUSER", "default", "+info"]).await;
+    share(&pod, &valkey, 1).await;
+}
+
 #[tokio::test]
 async fn a_gateway_that_is_alone_neither_uses_nor_shares_answers() {
     let valkey = Valkey::start().await;
