@@ -210,6 +210,14 @@ async fn entries(valkey: &Valkey, bus: &str) -> Vec<(String, Vec<Vec<u8>>)> {
     redis::from_redis_value_ref(&valkey.command(&["XRANGE", bus, "-", "+"]).await).unwrap()
 }
 
+async fn write_again(valkey: &Valkey, bus: &str, entries: &[(String, Vec<Vec<u8>>)]) {
+    for (_, fields) in entries {
+        let mut add = redis::cmd("XADD");
+        let _: Value =
+            add.arg(bus).arg("*").arg(fields).query_async(&mut valkey.client().await.unwrap()).await.unwrap();
+    }
+}
+
 /// Only a gateway that was there knows of it.
 #[tokio::test]
 async fn an_answer_of_before_a_purge_that_was_removed_from_the_stream_is_refused_by_a_gateway_that_begins() {
@@ -222,7 +230,7 @@ async fn an_answer_of_before_a_purge_that_was_removed_from_the_stream_is_refused
     wait_until_removed(&valkey, &name).await;
     let teller = one.gateway.fleet.state().unwrap().publisher;
     one.stop().await;
-    assert_eq!(two.purge(json!({"user_id": 8})).await["fleet"], "told");
+    assert_eq!(two.purge(json!({"key_id": 8})).await["fleet"], "told");
     two.wait_until_all_is_heard().await;
 
     // Nothing is left of the gateway that told it, and no gap either.
@@ -247,7 +255,8 @@ async fn an_answer_of_before_a_purge_that_was_removed_from_the_stream_is_refused
     assert_eq!((two.all_doubts(), cold.all_doubts()), (0, 0), "nothing tells of it");
 }
 
-/// What was told to a gateway of before is written down again for one that begins.
+/// All that was in the stream before the purge is written down again for one that begins, before its start and after, also
+/// what was reported to a gateway of before.
 #[tokio::test]
 async fn a_gateway_that_begins_alone_uses_nothing_of_before_whatever_the_stream_says() {
     let (valkey, rails, [one, two]) = sharing::<2>().await;
@@ -261,12 +270,10 @@ async fn a_gateway_that_begins_alone_uses_nothing_of_before_whatever_the_stream_
     for pod in [one, two, learner] {
         pod.stop().await;
     }
+    valkey.command(&["DEL", bus]).await;
+    write_again(&valkey, bus, &recorded).await;
     let cold = Pod::start(&rails, patient(valkey.address())).await;
-    for (_, fields) in recorded {
-        let mut add = redis::cmd("XADD");
-        add.arg(bus).arg("*").arg(fields);
-        let _: Value = add.query_async(&mut valkey.client().await.unwrap()).await.unwrap();
-    }
+    write_again(&valkey, bus, &recorded).await;
     cold.wait_until_all_is_heard().await;
     put(&valkey, &name, &sealed).await;
     cold.wait_until_it_looks().await;
