@@ -330,3 +330,6 @@ impl Publisher {
 fn is_lasting(error: &ConnectionError) -> bool {
     error.is_refusal() && error.code() != Some("READONLY")
 }
+
+#[cfg(test)]
+mod tests;

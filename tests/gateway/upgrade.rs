@@ -13,13 +13,14 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
 use super::client::{Address, Connection, Request, eventually};
 use super::demo::Process;
 use super::fake_rails::{FakeRails, Latch, Reply, gitlab};
 use super::harness::Setup;
+use super::valkey::Valkey;
 
 /// Clients that send one request after the other, and count what goes wrong.
 struct Load {
@@ -442,4 +443,54 @@ async fn no_request_fails_during_restarts_if_the_service_manager_keeps_the_socke
     assert!(unix.try_connect().await.is_err());
     assert!(matches!(running.tcp, Address::Tcp(SocketAddr::V4(_))));
     assert_eq!(running.tcp.send(&user()).await.status, 200);
+}
+
+/// Whichever of the two accepts a purge, the others of the fleet hear it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fleet_hears_all_purges_while_another_process_takes_over() {
+    let valkey = Valkey::start().await;
+    let in_fleet = |setup: Setup| setup.text("fleet.url", &valkey.url()).text("fleet.identity", "test");
+    let other = in_fleet(Setup::new()).start().await;
+    let (setup, rails) = (in_fleet(setup()), FakeRails::listen_tcp().await);
+    let config = setup.config(&rails.address);
+    let mut running = Gateway::start(&setup, &config).await;
+    let mut accepted = 0;
+    for _ in 0..3 {
+        other.wait_for_metric("railgate_fleet_members", 1).await;
+        eventually("an answer to be kept", async || running.tcp.send(&user()).await.is_hit().then_some(()))
+            .await;
+        let admin = running.admin.clone();
+        let has_taken_over = AtomicBool::new(false);
+        let (next, ()) = tokio::join!(
+            async {
+                let next = Gateway::start(&setup, &config).await;
+                has_taken_over.store(true, Ordering::SeqCst);
+                next
+            },
+            async {
+                while !has_taken_over.load(Ordering::SeqCst) {
+                    let purge = json!({"user_id": 1_000_000 + accepted}).to_string();
+                    let purge = Request::new("POST", "/purge").json(&purge);
+                    // Each takes a message of its own, since the one before was told.
+                    accepted += usize::from(exchange(&admin, &mut None, false, &purge).await.is_ok());
+                }
+            }
+        );
+        let printed = running.end().await;
+        assert!(!printed.contains("purges were not told"), "{printed}");
+        // It brings what the one before has kept, and may have missed a purge of that.
+        assert!(!next.tcp.send(&user()).await.is_hit());
+        running = next;
+    }
+    assert!(accepted > 0);
+    eventually("all purges to be heard", async || {
+        let heard = other.metric("railgate_fleet_heard_total").await;
+        heard.is_some_and(|heard| heard >= accepted).then_some(())
+    })
+    .await;
+    other.wait_for_metric("railgate_fleet_members", 1).await;
+    assert_eq!(other.metric("railgate_fleet_doubts_total{reason=\"counter\"}").await, Some(0));
+    running.process.signal("-TERM");
+    running.end().await;
+    other.wait_for_metric("railgate_fleet_members", 0).await;
 }

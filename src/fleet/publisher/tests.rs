@@ -1,0 +1,171 @@
+use super::*;
+use crate::cache::purge::{PurgeMode, Selector};
+use crate::cache::{Cache, CacheSettings};
+use crate::clock::{Clock, ManualClock};
+use crate::fleet::keys::FleetKeys;
+use crate::fleet::message::MessageSeal;
+use crate::fleet::settings::{FleetSettings, SharedSettings};
+use crate::fleet::shared::SharedAnswers;
+use crate::secret::ShellSecret;
+use crate::upstream::UpstreamAddress;
+
+/// A publisher that shares answers, has a connection, and has said hello.
+fn publisher() -> (Publisher, ManualClock) {
+    let clock = ManualClock::at(1_800_000_000);
+    let keys = FleetKeys::new(&ShellSecret::from_text(b"s3cret").unwrap(), "rails", "").unwrap();
+    let cache = Cache::new(&CacheSettings::default());
+    let settings = Arc::new(FleetSettings::new(UpstreamAddress::Tcp("valkey".to_owned(), 6379)));
+    let shared = SharedAnswers::new((SharedSettings::default(), settings.alone_after), &keys, &cache);
+    let (seal, shared) = (MessageSeal::new(&keys).unwrap(), Arc::new(shared.unwrap()));
+    let clocked = (settings, Clock::Manual(clock.clone()));
+    let bus = Arc::new(Bus::new(clocked, (keys.bus(), seal), cache, Some(shared)));
+    let mut publisher = Publisher::new(bus);
+    publisher.begin();
+    publisher.opened(false, None);
+    assert!(matches!(publisher.next_step(), Ok(Step::SayHello(None))));
+    publisher.said_hello(None, Ok(())).unwrap();
+    (publisher, clock)
+}
+
+fn accept(publisher: &Publisher, key_id: u64) {
+    let purge =
+        Purge::new(&[Selector::KeyId(key_id)], PurgeMode::Hard, Duration::ZERO, Duration::from_secs(1));
+    let _ = publisher.bus.accept(purge);
+}
+
+/// The next step, in a word.
+fn next(publisher: &mut Publisher) -> String {
+    match publisher.next_step() {
+        Ok(Step::Gather(_)) => "gather".to_owned(),
+        Ok(Step::Send(number, ..)) => format!("send {number}"),
+        Ok(Step::SayHello(None)) => "hello".to_owned(),
+        Ok(Step::SayHello(Some([first, ..]))) => format!("ask {first}"),
+        Ok(Step::SayReport(report)) => format!("report to {}", report.questions.len()),
+        Ok(Step::SayBye) => "bye".to_owned(),
+        Ok(Step::Rest) => "rest".to_owned(),
+        Err(end) => end.to_string(),
+    }
+}
+
+fn taken(publisher: &Publisher, number: u64) {
+    let id = StreamId::from_milliseconds(number);
+    publisher.bus.outbox.lock().taken(number, id, publisher.bus.polls(), Told::Told);
+}
+
+fn refused() -> Result<(), ConnectionError> {
+    Err(ConnectionError::Refused { command: "XADD", code: "OOM".to_owned(), detail: String::new() })
+}
+
+#[test]
+fn hello_is_said_each_minute_and_when_the_stream_needs_it() {
+    let (mut publisher, clock) = publisher();
+    for _ in 0..2 {
+        assert_eq!(next(&mut publisher), "rest");
+        clock.advance(HELLO_INTERVAL.saturating_sub(Duration::from_millis(1)));
+        assert_eq!(next(&mut publisher), "rest");
+        clock.advance(Duration::from_millis(1));
+        assert_eq!(next(&mut publisher), "hello");
+        publisher.said_hello(None, Ok(())).unwrap();
+    }
+    publisher.bus.needs_hello.store(true, Ordering::Release);
+    assert_eq!(next(&mut publisher), "hello");
+    // While it is on its way, the stream is lost again.
+    publisher.bus.needs_hello.store(true, Ordering::Release);
+    publisher.said_hello(None, Ok(())).unwrap();
+    assert_eq!(next(&mut publisher), "hello");
+}
+
+#[test]
+fn a_hello_that_is_refused_or_lost_is_said_again_with_its_question() {
+    let (mut publisher, clock) = publisher();
+    let question = [7; 16];
+    *publisher.bus.question.lock() = Some(question);
+    for _ in 0..2 {
+        assert_eq!(next(&mut publisher), "ask 7");
+        publisher.said_hello(Some(question), refused()).unwrap();
+        assert_eq!(next(&mut publisher), "rest", "it is tried again after a while");
+        clock.advance(REFUSAL_PAUSE);
+    }
+    assert_eq!(next(&mut publisher), "ask 7");
+    let lost = publisher.said_hello(Some(question), Err(ConnectionError::NotMaster));
+    assert!(lost.is_err(), "another connection has to be made");
+    assert_eq!(next(&mut publisher), "ask 7");
+    publisher.said_hello(Some(question), Ok(())).unwrap();
+    assert_eq!(next(&mut publisher), "rest");
+}
+
+/// Who hears the last number misses all up to it that Valkey does not have yet.
+#[test]
+fn hello_is_said_between_purges_but_not_before_one_that_is_not_taken() {
+    let (mut publisher, clock) = publisher();
+    accept(&publisher, 1);
+    assert_eq!(next(&mut publisher), "send 1");
+    clock.advance(HELLO_INTERVAL);
+    accept(&publisher, 2);
+    assert_eq!(next(&mut publisher), "send 1", "its connection was lost");
+    taken(&publisher, 1);
+    publisher.bus.outbox.lock().heard(1, StreamId::from_milliseconds(1));
+    assert_eq!(next(&mut publisher), "hello", "though there is something to send");
+    publisher.said_hello(None, Ok(())).unwrap();
+    assert_eq!(next(&mut publisher), "gather");
+    clock.advance(GATHER);
+    assert_eq!(next(&mut publisher), "send 2");
+}
+
+/// Where purges are told all the time, there is never nothing to send.
+#[test]
+fn a_purge_that_does_not_come_back_is_noticed_though_others_are_told() {
+    let (mut publisher, clock) = publisher();
+    for number in 1..=2 {
+        accept(&publisher, number);
+        assert_eq!(next(&mut publisher), format!("send {number}"), "one poll is no proof");
+        taken(&publisher, number);
+        publisher.bus.complete();
+        clock.advance(GATHER);
+    }
+    accept(&publisher, 3);
+    assert_eq!(next(&mut publisher), "what was told does not come back");
+    // It is looked for over the next connection, and told again.
+    publisher.begin();
+    let told = publisher.opened(true, None);
+    assert_eq!(told.len(), 2);
+    publisher.looked_for(&told, &[false, true]);
+    assert_eq!(next(&mut publisher), "send 1");
+}
+
+#[test]
+fn questions_are_answered_if_something_of_before_is_known() {
+    let (mut publisher, clock) = publisher();
+    let bus = Arc::clone(&publisher.bus);
+    let shared = Arc::clone(bus.shared.as_ref().unwrap());
+    shared.follow(Some(Identity { run_id: "a".to_owned(), replid: "1".to_owned() }));
+    shared.lose(Some(StreamId::from_milliseconds(1)), &bus.clock);
+    for (question, step) in [([1; 16], "rest"), ([2; 16], "report to 1")] {
+        bus.questions.lock().asked(question, bus.clock.now(), (100, 0.5));
+        assert_eq!(next(&mut publisher), "rest", "another gateway may answer");
+        assert_eq!(publisher.rest(), Duration::from_millis(200));
+        clock.advance(Duration::from_millis(200));
+        assert_eq!(next(&mut publisher), step);
+        assert_eq!((next(&mut publisher), publisher.rest()), ("rest".to_owned(), PING_INTERVAL));
+        // By then it has heard all for longer than clocks may differ.
+        clock.advance(Duration::from_secs(2));
+    }
+    publisher.said_report(refused()).unwrap();
+    assert!(publisher.said_report(Err(ConnectionError::NotMaster)).is_err());
+    publisher.said_report(Ok(())).unwrap();
+    assert_eq!(shared.counters().reports.get(ReportEvent::Told), 1);
+}
+
+#[test]
+fn a_bye_comes_after_all_that_is_to_be_told() {
+    let (mut publisher, clock) = publisher();
+    accept(&publisher, 1);
+    publisher.bus.ending.cancel();
+    assert_eq!(next(&mut publisher), "send 1");
+    taken(&publisher, 1);
+    for _ in 0..3 {
+        publisher.bus.complete();
+    }
+    clock.advance(GATHER);
+    assert_eq!(next(&mut publisher), "bye", "whether it comes back or not");
+}
