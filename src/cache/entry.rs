@@ -175,10 +175,10 @@ impl Entry {
         Some(self.subject_id).filter(|id| *id > 0)
     }
 
-    /// Whether it is about the user with this name, whose case does not matter.
-    pub(super) fn is_about_username(&self, name: &str) -> bool {
+    /// The name of the user that the answer is about. Parses it.
+    pub(super) fn username(&self) -> Option<String> {
         let body = serde_json::from_slice::<serde_json::Value>(&self.body).unwrap_or_default();
-        body.get("username").and_then(|is| is.as_str()).is_some_and(|is| is.eq_ignore_ascii_case(name))
+        body.get("username")?.as_str().map(str::to_owned)
     }
 
     /// How long ago Rails was asked for the answer: what it says may have changed since (RFC 9111 §4.2.3).

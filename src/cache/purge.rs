@@ -5,6 +5,7 @@
 //! be. What an entry is about follows from its key and its answer: only the answer of Rails says which
 //! key row an SSH key is, and whose.
 
+use std::cell::OnceCell;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -121,7 +122,8 @@ impl Selector {
     }
 
     /// Whether an entry matches, as far as its own answer says.
-    fn matches(&self, key: &Key, entry: &Entry) -> bool {
+    fn matches(&self, key: &Key, candidate: &Candidate<'_>) -> bool {
+        let entry = candidate.entry;
         let is_discover = key.caching() == Caching::Discover;
         match self {
             Self::SshKey(_) | Self::Route(_) | Self::All => self.may_match(key),
@@ -137,7 +139,7 @@ impl Selector {
             }
             Self::Username(name) => {
                 let is_key = matches!(key, Key::UserByName(other) if other.eq_ignore_ascii_case(name));
-                is_discover && (is_key || entry.is_about_username(name))
+                is_discover && (is_key || candidate.is_about_username(name))
             }
         }
     }
@@ -190,8 +192,7 @@ impl Cache {
             let entries = keys.iter().flat_map(|key| stores.map(|store| Some((key, store.get(key)?))));
             return entries.flatten().map(|(key, entry)| (Arc::new(key.clone()), entry)).collect();
         }
-        let is_match =
-            |key: &Key, entry: &Entry| selectors.iter().any(|selector| selector.matches(key, entry));
+        let is_match = |key: &Key, entry: &Entry| any_matches(selectors, key, entry);
         let mut matches = self.find_where(is_match);
         let row_ids: HashSet<u64> = key_row_ids_of_users(selectors, &matches).into_iter().collect();
         if !row_ids.is_empty() {
@@ -211,11 +212,35 @@ impl Cache {
 
 type Match = (Arc<Key>, Arc<Entry>);
 
+/// An entry that may match.
+struct Candidate<'e> {
+    entry: &'e Entry,
+    /// That of its answer, which is parsed once for all selectors, and only if one asks for it.
+    username: OnceCell<Option<String>>,
+}
+
+impl<'e> Candidate<'e> {
+    fn new(entry: &'e Entry) -> Self {
+        Self { entry, username: OnceCell::new() }
+    }
+
+    /// Whether it is about the user with this name, whose case does not matter.
+    fn is_about_username(&self, name: &str) -> bool {
+        let username = self.username.get_or_init(|| self.entry.username());
+        username.as_ref().is_some_and(|is| is.eq_ignore_ascii_case(name))
+    }
+}
+
+fn any_matches(selectors: &[Selector], key: &Key, entry: &Entry) -> bool {
+    let candidate = Candidate::new(entry);
+    selectors.iter().any(|selector| selector.matches(key, &candidate))
+}
+
 /// The key rows that are known to be owned by the selected users: `discover` was asked for them by id.
 fn key_row_ids_of_users(selectors: &[Selector], matches: &[Match]) -> Vec<u64> {
-    let of_users: Vec<&Selector> = selectors.iter().filter(|selector| selector.is_of_user()).collect();
-    let theirs =
-        matches.iter().filter(|(key, entry)| of_users.iter().any(|selector| selector.matches(key, entry)));
+    let of_users: Vec<Selector> =
+        selectors.iter().filter(|selector| selector.is_of_user()).cloned().collect();
+    let theirs = matches.iter().filter(|(key, entry)| any_matches(&of_users, key, entry));
     theirs.filter_map(|(key, _)| key.key_row_id()).collect()
 }
 
