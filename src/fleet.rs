@@ -197,3 +197,6 @@ impl Fleet {
         self.0.as_ref().map(|membership| &membership.bus.counters)
     }
 }
+
+#[cfg(test)]
+mod tests;

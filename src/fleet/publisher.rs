@@ -270,7 +270,7 @@ impl Publisher {
     }
 
     /// How long nothing is done, if nothing comes.
-    fn rest(&self) -> Duration {
+    pub(super) fn rest(&self) -> Duration {
         let answer_at = self.bus.questions.lock().answer_at();
         let until_answer = answer_at.map(|at| at.saturating_duration_since(self.bus.clock.now()));
         until_answer.unwrap_or(PING_INTERVAL).min(PING_INTERVAL)
@@ -327,7 +327,7 @@ impl Publisher {
 
 /// Whether the server will say the same over another connection. A server that has become a replica is another one
 /// next time.
-fn is_lasting(error: &ConnectionError) -> bool {
+pub(super) fn is_lasting(error: &ConnectionError) -> bool {
     error.is_refusal() && error.code() != Some("READONLY")
 }
 

@@ -1,0 +1,3 @@
+//! What takes the whole fleet.
+
+mod simulation;

@@ -1,0 +1,345 @@
+//! What goes wrong, and what is asked and changed meanwhile.
+
+use super::promise::FRESH;
+use super::rails::{Question, Subject};
+use super::valkey::Node;
+use super::world::World;
+
+/// How long after an outage a gateway may take to connect again: its longest pause, and an attempt that had begun.
+pub(super) const RECOVERY: u64 = 3_500;
+
+/// How often Sentinels are asked, and how long that takes.
+const SENTINELS: u64 = 1_100;
+
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    /// Some gateways do not reach Valkey.
+    Cut,
+    /// What is sent over the connections of a gateway is lost without a sign.
+    DeadConnections,
+    /// All connections are closed.
+    Kill,
+    /// The server does nothing for some time.
+    Freeze,
+    /// A replica takes over, and lacks what was written last.
+    FailOver,
+    /// The server is restarted, with all, some or nothing of what it had.
+    Restart,
+    Flush,
+    RemoveStream,
+    Trim,
+    /// Something is told and removed before some gateways have read it.
+    LoseUnread,
+    /// The server refuses to write.
+    Full,
+    /// The same, and the stream is removed meanwhile.
+    FullWithoutStream,
+    SetServerClock,
+    SetGatewayClock,
+    /// A gateway ends, with or without taking leave, and begins again.
+    RestartGateway,
+}
+
+impl Fault {
+    const ALL: [Self; 15] = [
+        Self::Cut,
+        Self::DeadConnections,
+        Self::Kill,
+        Self::Freeze,
+        Self::FailOver,
+        Self::Restart,
+        Self::Flush,
+        Self::RemoveStream,
+        Self::Trim,
+        Self::LoseUnread,
+        Self::Full,
+        Self::FullWithoutStream,
+        Self::RestartGateway,
+        Self::SetServerClock,
+        Self::SetGatewayClock,
+    ];
+}
+
+impl World {
+    pub(super) fn plan_requests(&mut self) {
+        for _ in 0..self.plan.requests {
+            let at = self.rng.u64(0..self.plan.duration);
+            self.after(at, |world| {
+                let (gateway, question) = (world.any_gateway(), world.any_question());
+                world.request(gateway, question);
+            });
+        }
+        for _ in 0..self.plan.changes {
+            let at = self.rng.u64(0..self.plan.duration);
+            self.after(at, World::change);
+        }
+    }
+
+    pub(super) fn plan_faults(&mut self) {
+        if self.plan.has_clock_errors {
+            self.nodes.iter_mut().for_each(|node| node.clock_error = 900);
+        }
+        for _ in 0..self.plan.faults {
+            // Most things go wrong while others do.
+            let around = self.rng.u64(1_000..self.plan.duration);
+            for _ in 0..self.rng.usize(1..=3) {
+                let at = around + self.rng.u64(0..=4_000);
+                self.after(at, World::break_something);
+                // What is told meanwhile is what may get lost.
+                let at = around + self.rng.u64(0..=4_000);
+                self.after(at, World::change);
+            }
+        }
+    }
+
+    fn any_gateway(&mut self) -> usize {
+        self.rng.usize(..self.gateways.len())
+    }
+
+    fn any_question(&mut self) -> Question {
+        let is_rare = self.one_in(8);
+        let often = self.rng.usize(..self.plan.often_asked.len());
+        let number =
+            if is_rare { self.rng.u64(..super::plan::QUESTIONS) } else { self.plan.often_asked[often] };
+        Question::new(number)
+    }
+
+    /// Something changes in GitLab, which tells one gateway so. It was asked about just before, and is after.
+    fn change(&mut self) {
+        let question = self.any_question();
+        let (row, user) = question.subjects();
+        let subject = if self.rng.bool() { row.or(user) } else { user.or(row) };
+        let Some(subject) = subject else { return };
+        self.ask_around(subject, 60);
+        let delay = self.rng.u64(60..=120);
+        self.after(delay, move |world| {
+            let version = world.rails.change(subject, world.now);
+            let delay = world.rng.u64(0..=50);
+            world.after(delay, move |world| world.hook((subject, version)));
+            world.ask_around(subject, FRESH / 10);
+        });
+    }
+
+    fn hook(&mut self, (subject, version): (Subject, usize)) {
+        let first = self.any_gateway();
+        let all = 0..self.gateways.len();
+        let gateway = all.map(|offset| (first + offset) % self.gateways.len()).find(|gateway| {
+            let gateway = &self.gateways[*gateway];
+            gateway.is_up() && !gateway.process.bus.ending.is_cancelled()
+        });
+        let Some(gateway) = gateway else { return };
+        let ticket = self.accept(gateway, subject.selectors());
+        self.accepted(gateway, (subject, version), ticket);
+    }
+
+    /// A few gateways are asked what a change is about.
+    fn ask_around(&mut self, subject: Subject, longest: u64) {
+        for question in Question::about(subject) {
+            for _ in 0..self.gateways.len().min(4) {
+                let (gateway, delay) = (self.any_gateway(), self.rng.u64(0..=longest));
+                self.after(delay, move |world| world.request(gateway, question));
+            }
+        }
+    }
+
+    fn break_something(&mut self) {
+        let clocks = if self.plan.has_clock_steps { 0 } else { 2 };
+        let fault = Fault::ALL[self.rng.usize(..Fault::ALL.len() - clocks)];
+        let (gateway, duration) = (self.any_gateway(), self.any_duration());
+        let master = self.master;
+        match fault {
+            Fault::Cut => {
+                for _ in 0..self.rng.usize(1..=self.gateways.len().div_ceil(3)) {
+                    let gateway = self.any_gateway();
+                    self.cut(gateway, duration);
+                    self.fail(gateway, duration + RECOVERY);
+                }
+            }
+            Fault::DeadConnections => {
+                self.end_connections(gateway, false);
+                self.fail_briefly(gateway, 0);
+            }
+            Fault::Kill => {
+                self.close_connections(master);
+                self.fail_all_briefly(0);
+            }
+            Fault::Freeze => {
+                self.freeze(master);
+                self.after(duration, move |world| world.wake(master));
+                self.fail_all(duration + RECOVERY);
+            }
+            Fault::FailOver => self.fail_over(duration),
+            Fault::Restart => self.restart_server(duration / 2),
+            Fault::Flush => self.nodes[master].flush(),
+            Fault::RemoveStream => self.nodes[master].remove_stream(),
+            Fault::Trim => {
+                let left = self.rng.usize(0..=2);
+                self.nodes[master].trim(left);
+            }
+            Fault::LoseUnread => self.lose_unread(master),
+            Fault::Full => self.fill_server(master, duration),
+            Fault::FullWithoutStream => {
+                self.fill_server(master, duration + 3_000);
+                let delay = self.rng.u64(0..=3_000);
+                self.after(delay, move |world| world.nodes[master].remove_stream());
+            }
+            Fault::SetServerClock => {
+                let steps = [-600_000, -10_000, -1_500, 1_500, 10_000, 600_000];
+                self.nodes[master].clock_error += steps[self.rng.usize(..steps.len())];
+            }
+            Fault::SetGatewayClock => {
+                let seconds = [-600, -10, -3, 3, 10, 600][self.rng.usize(..6)];
+                self.gateways[gateway].step_clock(seconds);
+            }
+            Fault::RestartGateway => self.restart_gateway(gateway, duration),
+        }
+        self.disturb(self.now + duration + 2 * RECOVERY, format!("{fault:?} of {gateway} for {duration} ms"));
+    }
+
+    /// Over the same connections, or new ones to the same server.
+    fn lose_unread(&mut self, master: usize) {
+        for _ in 0..self.gateways.len().div_ceil(3) {
+            let (gateway, duration) = (self.any_gateway(), self.rng.u64(300..=1_500));
+            self.cut(gateway, duration);
+            self.fail(gateway, duration + RECOVERY);
+        }
+        self.change();
+        self.after(250, move |world| match world.rng.u8(..) % 3 {
+            0 => world.nodes[master].flush(),
+            1 => world.nodes[master].remove_stream(),
+            _ => world.nodes[master].trim(0),
+        });
+        self.after(300, World::change);
+    }
+
+    fn any_duration(&mut self) -> u64 {
+        match self.rng.u8(..) % 4 {
+            0 => self.rng.u64(10..=450),
+            1 => self.rng.u64(450..=2_500),
+            2 => self.rng.u64(2_500..=8_000),
+            _ => self.rng.u64(8_000..=20_000),
+        }
+    }
+
+    /// The gateway does not reach Valkey for so long.
+    fn fail(&mut self, gateway: usize, duration: u64) {
+        let until = self.now + duration;
+        let gateway = &mut self.gateways[gateway];
+        gateway.reaches_from = gateway.reaches_from.max(until);
+    }
+
+    /// It does, after so long, over new connections. The first one comes at once, if the ones before had lasted.
+    fn fail_briefly(&mut self, gateway: usize, duration: u64) {
+        let is_first = self.gateways[gateway].reaches_from + 3_000 < self.now;
+        self.fail(gateway, duration + if is_first { 0 } else { RECOVERY });
+    }
+
+    fn fail_all(&mut self, duration: u64) {
+        (0..self.gateways.len()).for_each(|gateway| self.fail(gateway, duration));
+    }
+
+    fn fail_all_briefly(&mut self, duration: u64) {
+        (0..self.gateways.len()).for_each(|gateway| self.fail_briefly(gateway, duration));
+    }
+
+    fn fill_server(&mut self, node: usize, duration: u64) {
+        self.nodes[node].is_full = true;
+        self.after(duration, move |world| world.nodes[node].is_full = false);
+    }
+
+    fn restart_server(&mut self, duration: u64) {
+        let (master, run) = (self.master, self.next_number() + 100);
+        self.kill(master);
+        let kept_until = match self.rng.u8(..) % 3 {
+            0 => 0,
+            1 => self.now.saturating_sub(self.rng.u64(1..=1_000)),
+            _ => self.now,
+        };
+        self.after(duration, move |world| {
+            let is_master = world.master == master;
+            world.nodes[master].restart(run, kept_until);
+            world.nodes[master].is_master = is_master;
+        });
+        self.fail_all(duration + RECOVERY);
+    }
+
+    /// The other node becomes the master after a time. The one before is gone, or it was only frozen: then it wakes, calls
+    /// itself master for some time, and becomes a replica.
+    fn fail_over(&mut self, duration: u64) {
+        let (old, new) = (self.master, 1 - self.master);
+        if self.nodes[old].is_down() {
+            return;
+        }
+        let is_frozen = self.plan.has_sentinels && self.rng.bool();
+        let kept_until = self.now.saturating_sub(self.rng.u64(0..=800));
+        if is_frozen {
+            self.freeze(old);
+        } else {
+            self.kill(old);
+        }
+        let until_promoted = self.rng.u64(500..=4_000);
+        self.after(until_promoted, move |world| world.promote(old, new, kept_until));
+        if is_frozen {
+            let wakes = until_promoted + duration;
+            self.after(wakes, move |world| world.wake(old));
+            self.after(wakes + 5_000, move |world| {
+                if world.master != old {
+                    world.demote(old);
+                }
+            });
+        }
+        self.fail_all(until_promoted + SENTINELS + RECOVERY);
+    }
+
+    fn promote(&mut self, old: usize, new: usize, kept_until: u64) {
+        if self.master != old {
+            return;
+        }
+        let run = self.next_number() + 100;
+        let before = std::mem::replace(&mut self.nodes[old], Node::new(0, false));
+        // It had died, or lost its role, and has been a replica since.
+        self.kill(new);
+        self.nodes[new].restart(run, 0);
+        self.nodes[new].promote(&before, run + 1, kept_until);
+        self.nodes[new].clock_error = before.clock_error;
+        self.nodes[old] = before;
+        if !self.nodes[old].is_frozen() {
+            self.kill(old);
+            self.nodes[old].is_master = false;
+        }
+        self.master = new;
+        for gateway in 0..self.gateways.len() {
+            let delay = self.rng.u64(0..SENTINELS - 100);
+            self.after(delay, move |world| world.name_master(gateway, new));
+        }
+    }
+
+    /// The Sentinels tell a gateway, once it reaches them.
+    fn name_master(&mut self, gateway: usize, master: usize) {
+        if self.gateways[gateway].is_cut() {
+            return self.after(1_000, move |world| world.name_master(gateway, master));
+        }
+        if self.plan.has_sentinels && self.master == master {
+            self.gateways[gateway].named_master = master;
+            self.close_connections_of(gateway, |node| node != master);
+        }
+    }
+
+    fn restart_gateway(&mut self, gateway: usize, duration: u64) {
+        if !self.gateways[gateway].is_up() {
+            return;
+        }
+        let (takes_leave, keeps_answers) = (self.rng.bool(), self.rng.bool());
+        if takes_leave {
+            self.take_leave(gateway);
+        } else {
+            self.stop(gateway);
+        }
+        let pause = duration / 4 + if takes_leave { 3_001 } else { 1 };
+        self.after(pause, move |world| {
+            if !world.gateways[gateway].is_up() {
+                world.start(gateway, keeps_answers);
+            }
+        });
+    }
+}
