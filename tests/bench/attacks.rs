@@ -23,13 +23,10 @@ use clap::ValueEnum;
 
 use self::puma::PumaSettings;
 use crate::machine::Scratch;
-use crate::{Fallible, interrupt, peers};
+use crate::{Fallible, interrupt};
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// The gateway to attack; by default the one that was built along with this.
-    #[arg(long)]
-    binary: Option<PathBuf>,
     /// Only these attacks.
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Attack>,
@@ -127,11 +124,7 @@ impl Attack {
     }
 }
 
-pub(crate) fn run(options: &Options) -> Fallible<()> {
-    let binary = match &options.binary {
-        Some(binary) => binary.canonicalize().map_err(|error| format!("{}: {error}", binary.display()))?,
-        None => peers::railgate()?,
-    };
+pub(crate) fn run(options: &Options, binary: PathBuf) -> Fallible<()> {
     let Options { threads, tell, gc_off, .. } = *options;
     let puma = PumaSettings { threads, gc_off };
     let environment = AttackEnvironment { binary, puma, tell, scratch: Scratch::new()? };

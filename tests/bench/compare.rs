@@ -34,8 +34,10 @@ mod rounds;
 mod scenarios;
 mod serve;
 mod start;
+mod train;
 
 use std::error;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -52,6 +54,9 @@ struct Cli {
     compare: rounds::Options,
     #[command(subcommand)]
     command: Option<Command>,
+    /// The railgate that is measured. By default the release build beside this program.
+    #[arg(long, global = true, value_name = "FILE")]
+    binary: Option<PathBuf>,
     /// What `cargo bench` passes to every benchmark.
     #[arg(long, hide = true)]
     bench: bool,
@@ -70,6 +75,8 @@ enum Command {
     Attacks(attacks::Options),
     /// What it takes gateways to hear each other and to share answers.
     Fleet(fleet::Options),
+    /// Sends an instrumented railgate what callers send, and measures nothing: a profile for `deploy/build`.
+    Train,
     #[command(hide = true)]
     BackgroundLoad(attacks::background_load::Options),
     #[command(hide = true)]
@@ -89,12 +96,13 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let outcome = match &cli.command {
-        None => interrupt::install_handler().and_then(|()| rounds::run(&cli.compare)),
-        Some(Command::Growth(options)) => interrupt::install_handler().and_then(|()| growth::run(options)),
-        Some(Command::Memory(options)) => interrupt::install_handler().and_then(|()| memory::run(options)),
-        Some(Command::Start(options)) => interrupt::install_handler().and_then(|()| start::run(options)),
-        Some(Command::Attacks(options)) => interrupt::install_handler().and_then(|()| attacks::run(options)),
-        Some(Command::Fleet(options)) => interrupt::install_handler().and_then(|()| fleet::run(options)),
+        None => measure(&cli, |binary| rounds::run(&cli.compare, binary)),
+        Some(Command::Growth(options)) => measure(&cli, |binary| growth::run(options, binary)),
+        Some(Command::Memory(options)) => measure(&cli, |binary| memory::run(options, binary)),
+        Some(Command::Start(options)) => measure(&cli, |binary| start::run(options, binary)),
+        Some(Command::Attacks(options)) => measure(&cli, |binary| attacks::run(options, binary)),
+        Some(Command::Fleet(options)) => measure(&cli, |binary| fleet::run(options, binary)),
+        Some(Command::Train) => measure(&cli, train::run),
         Some(Command::BackgroundLoad(options)) => attacks::background_load::run(options),
         Some(Command::Load(options)) => load::run(options),
         Some(Command::Rails(options)) => rails::run(options),
@@ -108,4 +116,14 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Runs what starts the binary of railgate, and can be interrupted.
+fn measure(cli: &Cli, run: impl FnOnce(PathBuf) -> Fallible<()>) -> Fallible<()> {
+    let binary = match &cli.binary {
+        Some(binary) => binary.canonicalize().map_err(|error| format!("{}: {error}", binary.display()))?,
+        None => peers::release_build()?,
+    };
+    interrupt::install_handler()?;
+    run(binary)
 }

@@ -1,6 +1,7 @@
 //! The environment of every measurement: directories, Rails, cores that do not sleep, and the load.
 
 use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
 use std::process::Stdio;
 
 use crate::machine::{self, Scratch, Time};
@@ -12,27 +13,29 @@ pub(crate) struct Environment {
     _spinners: Vec<Process>,
     pub(crate) rails: Rails,
     pub(crate) scratch: Scratch,
+    /// That of railgate.
+    pub(crate) binary: PathBuf,
 }
 
 impl Environment {
     /// Keeps the core of the measured process awake. In a comparison with sleeping load also that of load
     /// and Rails; otherwise they yield to each other, and would yield to the spinner.
-    pub(crate) fn for_comparison(sleeps: bool) -> Fallible<Self> {
+    pub(crate) fn for_comparison(sleeps: bool, binary: PathBuf) -> Fallible<Self> {
         let awake: &[usize] = if sleeps { &[GATEWAY_CORE, LOAD_CORE] } else { &[GATEWAY_CORE] };
-        Self::set(awake, sleeps)
+        Self::set(awake, sleeps, binary)
     }
 
-    pub(crate) fn for_railgate_alone() -> Fallible<Self> {
-        Self::set(&[GATEWAY_CORE], false)
+    pub(crate) fn for_railgate_alone(binary: PathBuf) -> Fallible<Self> {
+        Self::set(&[GATEWAY_CORE], false, binary)
     }
 
-    fn set(awake: &[usize], sleeps: bool) -> Fallible<Self> {
+    fn set(awake: &[usize], sleeps: bool, binary: PathBuf) -> Fallible<Self> {
         machine::pin_to_load_core()?;
         let scratch = Scratch::new()?;
         let rails = Rails::start(&scratch, sleeps)?;
         let spinners: Fallible<Vec<_>> =
             awake.iter().map(|core| machine::keep_awake(*core, &scratch)).collect();
-        Ok(Self { _spinners: spinners?, rails, scratch })
+        Ok(Self { _spinners: spinners?, rails, scratch, binary })
     }
 }
 

@@ -7,6 +7,7 @@
 mod member;
 mod valkey;
 
+use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -30,12 +31,18 @@ pub(crate) struct Options {
 
 const MEMBERS: usize = 3;
 
-pub(crate) fn run(options: &Options) -> Fallible<()> {
-    let scratch = Scratch::new()?;
-    let valkey = Valkey::start(&scratch)?;
-    let rails = Rails::start(&scratch, true)?;
+/// What every gateway is started with.
+struct FleetEnvironment {
+    binary: PathBuf,
+    scratch: Scratch,
+}
+
+pub(crate) fn run(options: &Options, binary: PathBuf) -> Fallible<()> {
+    let environment = FleetEnvironment { binary, scratch: Scratch::new()? };
+    let valkey = Valkey::start(&environment.scratch)?;
+    let rails = Rails::start(&environment.scratch, true)?;
     let fleet = format!("[fleet]\nurl = \"{}\"\n", valkey.url());
-    let in_fleet = members(&scratch, rails.port, &fleet)?;
+    let in_fleet = members(&environment, rails.port, &fleet)?;
     print_delays(&in_fleet, options.purges)?;
     println!("\n### Cost of a fleet, for each of {MEMBERS} gateways\n");
     println!("| | CPU, ms | CPU of Valkey, ms | bytes from and to Valkey |\n|---|--:|--:|--:|");
@@ -45,15 +52,15 @@ pub(crate) fn run(options: &Options) -> Fallible<()> {
     let purge = || purge_steadily(&in_fleet[0], 10_000);
     print_cost("a second with 1,000 purges at one of them", &in_fleet, Some(&valkey), 0.1, purge)?;
     drop(in_fleet);
-    let alone = members(&scratch, rails.port, "")?;
+    let alone = members(&environment, rails.port, "")?;
     print_cost("a minute without a fleet", &alone, None, a_minute, rest)?;
     drop(alone);
-    print_misses(&scratch, &fleet)
+    print_misses(&environment, &fleet)
 }
 
-fn members(scratch: &Scratch, rails: u16, sections: &str) -> Fallible<[Member; MEMBERS]> {
+fn members(environment: &FleetEnvironment, rails: u16, sections: &str) -> Fallible<[Member; MEMBERS]> {
     let sections = format!("{}{sections}", member::kept_for("1h"));
-    let start = |name: &str| Member::start(scratch, name, rails, &sections);
+    let start = |name: &str| Member::start(environment, name, rails, &sections);
     let members = [start("one")?, start("two")?, start("three")?];
     for member in members.iter().filter(|_| sections.contains("[fleet]")) {
         member.wait_until_following()?;
@@ -173,11 +180,15 @@ const ROUNDS: usize = 100;
 
 /// The same questions in turns: to a gateway that asks Rails each time, and to one that forgets what it has read, and
 /// finds in Valkey what another one has asked for.
-fn print_misses(scratch: &Scratch, fleet: &str) -> Fallible<()> {
+fn print_misses(environment: &FleetEnvironment, fleet: &str) -> Fallible<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let rails = runtime.block_on(Puma::start(scratch, "puma", PumaSettings { threads: 4, gc_off: false }))?;
+    let rails = runtime.block_on(Puma::start(
+        &environment.scratch,
+        "puma",
+        PumaSettings { threads: 4, gc_off: false },
+    ))?;
     let shared = format!("{fleet}[fleet.shared]\nttl = \"10m\"\n");
-    let start = |name: &str, sections: &str| Member::start(scratch, name, rails.port, sections);
+    let start = |name: &str, sections: &str| Member::start(environment, name, rails.port, sections);
     let teller = start("teller", &format!("{}{shared}", member::kept_for("1h")))?;
     let forgetful = start("forgetful", &format!("{}{shared}", member::KEPT_FOR_ONE_REQUEST))?;
     let alone = start("alone", &member::kept_for("1ms"))?;

@@ -1,6 +1,8 @@
 //! How the cost of a request grows with the numbers of entries, connections, workers, misses, and the
 //! latency of Rails.
 
+use std::path::PathBuf;
+
 use crate::Fallible;
 use crate::environment::{self, Environment};
 use crate::load::{Figures, Kind, Options as Load};
@@ -30,8 +32,8 @@ pub(crate) struct Options {
 
 const KEYS: u64 = 10_000;
 
-pub(crate) fn run(options: &Options) -> Fallible<()> {
-    let environment = Environment::for_railgate_alone()?;
+pub(crate) fn run(options: &Options, binary: PathBuf) -> Fallible<()> {
+    let environment = Environment::for_railgate_alone(binary)?;
     entries(options, &environment)?;
     connections(options, &environment)?;
     workers(options, &environment)?;

@@ -136,6 +136,8 @@ pub(crate) struct Figures {
     pub(crate) p999_us: f64,
     /// The share of steal time of the machine.
     pub(crate) steal: f64,
+    /// How often the measured process slept, per response.
+    pub(crate) sleeps: f64,
     /// Peak memory of the measured process.
     pub(crate) peak_mib: f64,
 }
@@ -154,6 +156,7 @@ impl Figures {
             "p50_us": self.p50_us,
             "p99_us": self.p99_us,
             "p999_us": self.p999_us,
+            "sleeps": self.sleeps,
         })
     }
 
@@ -169,6 +172,7 @@ impl Figures {
             p50_us: number("p50_us")?,
             p99_us: number("p99_us")?,
             p999_us: number("p999_us")?,
+            sleeps: number("sleeps")?,
             steal: 0.0,
             peak_mib: 0.0,
         })

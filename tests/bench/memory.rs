@@ -2,7 +2,7 @@
 //! load them.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::environment::{self, Environment};
@@ -37,8 +37,8 @@ const ROWS: [Rows; 3] = [
     Rows { name: "RSA, 2048 bits", first_key: 1, stride: 2, min_bytes: 0 },
 ];
 
-pub(crate) fn run(options: &Options) -> Fallible<()> {
-    let environment = Environment::for_railgate_alone()?;
+pub(crate) fn run(options: &Options, binary: PathBuf) -> Fallible<()> {
+    let environment = Environment::for_railgate_alone(binary)?;
     println!("\n### Memory, and a restart\n");
     println!(
         "| rows | entries | bytes of a row | bytes per entry | fill s | CPU µs/miss | hits of a sample | \

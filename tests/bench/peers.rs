@@ -98,7 +98,7 @@ impl Peer {
                 let more = [("@LOG@", self.logs.to_string()), ("@WORKERS@", workers)];
                 let path = write("railgate.toml", include_str!("peers/railgate.toml"), &more)?;
                 write_secrets(directory)?;
-                command = process::pinned(GATEWAY_CORE, railgate()?);
+                command = process::pinned(GATEWAY_CORE, &environment.binary);
                 command.arg("run").arg("--config").arg(path);
             }
             Software::Nginx => {
@@ -142,7 +142,7 @@ fn varnish(directory: &Path, port: u16) -> Command {
 }
 
 /// The release binary, in the directory above this program's.
-pub(crate) fn railgate() -> Fallible<PathBuf> {
+pub(crate) fn release_build() -> Fallible<PathBuf> {
     let own_executable = std::env::current_exe()?;
     let binary = own_executable.ancestors().nth(2).unwrap_or(Path::new("/")).join("railgate");
     if binary.is_file() { Ok(binary) } else { Err(format!("{} is not built", binary.display()).into()) }

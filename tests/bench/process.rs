@@ -145,6 +145,16 @@ pub(crate) fn cpu_time(pids: &[u32]) -> Duration {
     Duration::from_nanos(nanos)
 }
 
+/// How often they slept so far, waiting for something.
+pub(crate) fn sleeps(pids: &[u32]) -> u64 {
+    let slept = |task: PathBuf| {
+        let status = fs::read_to_string(task.join("status")).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?;
+        line.trim().parse::<u64>().ok()
+    };
+    pids.iter().flat_map(|pid| tasks(*pid)).filter_map(slept).sum()
+}
+
 /// Bytes of memory, of one kind (`VmRSS`, `VmHWM`), of a process and its descendants.
 pub(crate) fn memory(pid: u32, kind: &str) -> u64 {
     let of = |pid: u32| {

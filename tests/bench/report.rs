@@ -101,13 +101,13 @@ impl Report<'_> {
 
     fn small(&self, out: &mut fmt::Formatter<'_>, scenario: &Scenario) -> fmt::Result {
         out.write_str("| peer | CPU µs/request | least | × nginx | × haproxy | × bare-hyper | requests/s ")?;
-        out.write_str("| p50 µs | p99 µs | p99.9 µs | errors |\n|---")?;
-        writeln!(out, "{}|", "|--:".repeat(10))?;
+        out.write_str("| p50 µs | p99 µs | p99.9 µs | sleeps/request | errors |\n|---")?;
+        writeln!(out, "{}|", "|--:".repeat(11))?;
         for peer in self.ranking(scenario) {
             let figure = |figure, digits| cell(self.median_of(scenario, peer, figure), digits);
             writeln!(
                 out,
-                "| {peer} | {} | {} | {} | {} | {} | {} | {} | {} |",
+                "| {peer} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
                 figure(|f| f.cpu_us, 2),
                 cell(self.least_cpu(scenario, peer), 2),
                 self.ratios(scenario, peer),
@@ -115,6 +115,7 @@ impl Report<'_> {
                 figure(|f| f.p50_us, 0),
                 figure(|f| f.p99_us, 0),
                 figure(|f| f.p999_us, 0),
+                figure(|f| f.sleeps, 2),
                 self.errors(scenario, peer),
             )?;
         }

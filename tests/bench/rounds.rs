@@ -5,6 +5,7 @@
 //! them.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use crate::environment::{self, Environment};
 use crate::load::Figures;
@@ -22,7 +23,7 @@ pub(crate) struct Options {
     /// Length of one measurement.
     #[arg(long, default_value_t = 1.0)]
     pub(crate) seconds: f64,
-    /// Some of: ka, ka-unix, jwt, short, short-unix, open, pass, kas, blob, upload.
+    /// Some of: ka, ka-unix, jwt, short, short-unix, open, pass, pass64, kas, kas64, blob, upload.
     #[arg(long, value_delimiter = ',')]
     scenarios: Vec<String>,
     /// Some of: railgate, railgate-log, nginx, nginx-log, haproxy, varnish, bare-hyper.
@@ -77,9 +78,9 @@ impl Results {
     }
 }
 
-pub(crate) fn run(options: &Options) -> Fallible<()> {
+pub(crate) fn run(options: &Options, binary: PathBuf) -> Fallible<()> {
     let (scenarios, peers) = (options.scenarios()?, options.peers()?);
-    let environment = Environment::for_comparison(options.sleeping_load)?;
+    let environment = Environment::for_comparison(options.sleeping_load, binary)?;
     let mut running = Vec::new();
     let mut checks = Vec::new();
     for peer in peers {

@@ -5,13 +5,14 @@
 use std::fs;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpStream};
+use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::environment::Environment;
 use crate::load::ResponseParser;
-use crate::peers::{self, RAILGATE};
+use crate::peers::RAILGATE;
 use crate::process::{self, Process};
 use crate::report::{cell, median};
 use crate::{Fallible, credentials, keys, machine};
@@ -25,8 +26,8 @@ pub(crate) struct Options {
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
-pub(crate) fn run(options: &Options) -> Fallible<()> {
-    let environment = Environment::for_railgate_alone()?;
+pub(crate) fn run(options: &Options, binary: PathBuf) -> Fallible<()> {
+    let environment = Environment::for_railgate_alone(binary)?;
     let mut starts = Vec::new();
     let mut idle = Vec::new();
     for _ in 0..options.starts {
@@ -34,7 +35,7 @@ pub(crate) fn run(options: &Options) -> Fallible<()> {
         starts.push(took.as_secs_f64() * 1e3);
         idle.push(memory as f64 / f64::from(1 << 20));
     }
-    let size = fs::metadata(peers::railgate()?)?.len() as f64 / f64::from(1 << 20);
+    let size = fs::metadata(&environment.binary)?.len() as f64 / f64::from(1 << 20);
     let milliseconds = median(starts.into_iter());
     println!("\n### Start (median of {})\n", options.starts);
     println!("| exec to the first answer from memory, ms | resident memory then, MiB | binary, MiB |");

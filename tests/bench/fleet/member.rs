@@ -8,9 +8,9 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::FleetEnvironment;
 use crate::load::ResponseParser;
-use crate::machine::{self, Scratch};
-use crate::{Fallible, interrupt, peers};
+use crate::{Fallible, interrupt, machine, peers};
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -35,8 +35,13 @@ pub(super) struct Member {
 }
 
 impl Member {
-    pub(super) fn start(scratch: &Scratch, name: &str, rails: u16, sections: &str) -> Fallible<Self> {
-        let directory = scratch.folder(name)?;
+    pub(super) fn start(
+        environment: &FleetEnvironment,
+        name: &str,
+        rails: u16,
+        sections: &str,
+    ) -> Fallible<Self> {
+        let directory = environment.scratch.folder(name)?;
         let (port, admin) = (machine::free_port()?, machine::free_port()?);
         peers::write_secrets(&directory)?;
         let path = directory.display();
@@ -50,7 +55,7 @@ impl Member {
         let mut command = Command::new("setpriv");
         command
             .args(["--pdeathsig", "KILL", "--"])
-            .arg(peers::railgate()?)
+            .arg(&environment.binary)
             .arg("run")
             .arg("--config")
             .arg(file);

@@ -26,11 +26,12 @@ pub(super) fn run(options: &Options) -> Fallible<Figures> {
     load.measurements = Measurements::default();
     let measured = process::process_tree(options.cpu_of);
     let begun = Instant::now();
-    let cpu_before = process::cpu_time(&measured);
+    let (cpu_before, sleeps_before) = (process::cpu_time(&measured), process::sleeps(&measured));
     load.phase(Phase::new(options.requests, Duration::from_secs_f64(options.seconds), options.rate))?;
     let seconds = begun.elapsed().as_secs_f64();
     let cpu = process::cpu_time(&measured).saturating_sub(cpu_before);
-    Ok(load.measurements.figures(seconds, cpu))
+    let sleeps = process::sleeps(&measured).saturating_sub(sleeps_before);
+    Ok(load.measurements.figures(seconds, cpu, sleeps))
 }
 
 /// The counts of a phase.
@@ -42,7 +43,7 @@ struct Measurements {
 }
 
 impl Measurements {
-    fn figures(mut self, seconds: f64, cpu: Duration) -> Figures {
+    fn figures(mut self, seconds: f64, cpu: Duration, sleeps: u64) -> Figures {
         self.latencies.sort_unstable();
         let last = self.latencies.len().saturating_sub(1) as f64;
         let at = |share: f64| {
@@ -57,6 +58,7 @@ impl Measurements {
             p50_us: at(0.5),
             p99_us: at(0.99),
             p999_us: at(0.999),
+            sleeps: sleeps as f64 / self.responses.max(1) as f64,
             ..Figures::default()
         }
     }
