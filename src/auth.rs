@@ -13,6 +13,7 @@ mod shell_jwt;
 mod sign;
 mod skew;
 pub mod upstream_credential;
+mod verified_tokens;
 
 use http::HeaderMap;
 
@@ -193,8 +194,8 @@ impl Authenticator {
 
     /// The clock skew of each kind of token's issuers.
     pub fn clock_skews(&self) -> impl Iterator<Item = (CallerKind, &ClockSkew)> {
-        let shell = self.shell_jwt.iter().map(|jwt| (CallerKind::ShellJwt, &jwt.skew));
-        shell.chain(self.kas.iter().map(|jwt| (CallerKind::Kas, &jwt.skew)))
+        let shell = self.shell_jwt.iter().map(|jwt| (CallerKind::ShellJwt, jwt.skew()));
+        shell.chain(self.kas.iter().map(|jwt| (CallerKind::Kas, jwt.skew())))
     }
 
     /// Rails decides, whatever the request carries. A shell may send its credential there too (`shellhorse`,

@@ -11,6 +11,7 @@ use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode};
 use memchr::memchr;
 use serde_json::Value;
 
+use super::verified_tokens::{Times, VerifiedTokens};
 use super::{ClockSkew, Rejection, json};
 
 /// The issuer (`iss`) of the tokens of GitLab Shell, Gitaly and Geo.
@@ -18,7 +19,6 @@ pub(super) const SHELL_ISSUER: &str = "gitlab-shell";
 /// The issuer of the tokens of kas.
 pub(super) const KAS_ISSUER: &str = "gitlab-kas";
 
-#[derive(Clone)]
 pub(super) struct TokenRules {
     pub(super) key: DecodingKey,
     pub(super) issuer: &'static str,
@@ -28,7 +28,6 @@ pub(super) struct TokenRules {
 }
 
 /// The audience that a token must have.
-#[derive(Clone)]
 pub(super) enum Audience {
     /// Any or none.
     Any,
@@ -41,12 +40,49 @@ pub(super) enum Audience {
 /// A map, not a struct: serde would fill a struct from an array too, which Rails refuses.
 type Claims = serde_json::Map<String, Value>;
 
-/// Verifies `token` at `now`, and returns when it expires. The header's whole value is the token: no `Bearer`, no
-/// white space. When it was issued does not matter, as in Rails, and is recorded in `skew`.
-pub(super) fn verify(token: &[u8], rules: &TokenRules, skew: &ClockSkew, now: i64) -> Result<i64, Rejection> {
-    if token.is_empty() {
-        return Err(Rejection::Missing);
+/// What verifies one kind of tokens.
+pub(super) struct TokenVerifier {
+    rules: TokenRules,
+    verified: VerifiedTokens,
+    pub(super) skew: ClockSkew,
+}
+
+impl TokenVerifier {
+    pub(super) fn new(rules: TokenRules) -> Self {
+        Self { rules, verified: VerifiedTokens::default(), skew: ClockSkew::default() }
     }
+
+    /// Verifies `token` at `now`, and returns when it expires. The header's whole value is the token: no `Bearer`, no
+    /// white space. When it was issued does not matter, as in Rails, and is recorded in the skew.
+    pub(super) fn verify(&self, token: &[u8], now: i64) -> Result<i64, Rejection> {
+        if token.is_empty() {
+            return Err(Rejection::Missing);
+        }
+        let known = self.verified.get(token);
+        let times = match known {
+            Some(times) => times,
+            None => read(token, &self.rules)?,
+        };
+        if let Some(issued) = times.issued {
+            self.skew.observe(issued, now);
+        }
+        if times.expires <= now.saturating_sub(self.rules.leeway) {
+            return Err(Rejection::Expired);
+        }
+        let latest = now.saturating_add(self.rules.leeway);
+        if times.not_before.is_some_and(|not_before| not_before > latest) {
+            return Err(Rejection::Skewed);
+        }
+        // Not before: an expired token that is sent again would take the place of one that is in use.
+        if known.is_none() {
+            self.verified.insert(token, times);
+        }
+        Ok(times.expires)
+    }
+}
+
+/// The times of a token with a valid signature that is what the rules ask for, whenever that is.
+fn read(token: &[u8], rules: &TokenRules) -> Result<Times, Rejection> {
     let mut form = Validation::new(Algorithm::HS256);
     form.required_spec_claims.clear();
     form.validate_exp = false;
@@ -73,19 +109,12 @@ pub(super) fn verify(token: &[u8], rules: &TokenRules, skew: &ClockSkew, now: i6
     if !is_for_rails {
         return Err(Rejection::WrongAudience);
     }
-    if let Some(iat) = claims.get("iat").and_then(Value::as_i64) {
-        skew.observe(iat, now);
-    }
     // No client of GitLab's sends a token without `exp`; one that never expires is refused.
-    let exp = numeric_date(&claims, "exp")?.ok_or(Rejection::Malformed)?;
-    if exp <= now.saturating_sub(rules.leeway) {
-        return Err(Rejection::Expired);
-    }
-    let latest = now.saturating_add(rules.leeway);
-    if numeric_date(&claims, "nbf")?.is_some_and(|nbf| nbf > latest) {
-        return Err(Rejection::Skewed);
-    }
-    Ok(exp)
+    Ok(Times {
+        issued: claims.get("iat").and_then(Value::as_i64),
+        expires: numeric_date(&claims, "exp")?.ok_or(Rejection::Malformed)?,
+        not_before: numeric_date(&claims, "nbf")?,
+    })
 }
 
 /// What is before the first dot, and what is behind it.

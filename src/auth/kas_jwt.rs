@@ -4,14 +4,13 @@ use std::fmt;
 
 use jsonwebtoken::DecodingKey;
 
-use super::jwt::{self, Audience, TokenRules};
+use super::jwt::{self, Audience, TokenRules, TokenVerifier};
 use super::{ClockSkew, Rejection};
 use crate::secret::KasSecret;
 
 /// Verifies tokens that are signed with the kas secret.
 pub struct KasJwt {
-    rules: TokenRules,
-    pub(super) skew: ClockSkew,
+    verifier: TokenVerifier,
 }
 
 impl KasJwt {
@@ -24,12 +23,17 @@ impl KasJwt {
             audience: audience.map_or(Audience::Optional("gitlab"), Audience::Required),
             leeway: 0,
         };
-        Self { rules, skew: ClockSkew::default() }
+        Self { verifier: TokenVerifier::new(rules) }
+    }
+
+    /// That of the tokens' issuers.
+    pub(super) fn skew(&self) -> &ClockSkew {
+        &self.verifier.skew
     }
 
     /// Verifies a token at `now`, and returns when it expires, both in Unix seconds.
     pub fn verify(&self, token: &[u8], now: i64) -> Result<i64, Rejection> {
-        jwt::verify(token, &self.rules, &self.skew, now)
+        self.verifier.verify(token, now)
     }
 }
 

@@ -4,14 +4,13 @@ use std::fmt;
 
 use jsonwebtoken::DecodingKey;
 
-use super::jwt::{self, Audience, TokenRules};
+use super::jwt::{self, Audience, TokenRules, TokenVerifier};
 use super::{ClockSkew, Rejection};
 use crate::secret::ShellSecret;
 
 /// Verifies tokens that are signed with the shell secret.
 pub struct ShellJwt {
-    rules: TokenRules,
-    pub(super) skew: ClockSkew,
+    verifier: TokenVerifier,
 }
 
 impl ShellJwt {
@@ -23,12 +22,17 @@ impl ShellJwt {
             audience: Audience::Any,
             leeway: 60,
         };
-        Self { rules, skew: ClockSkew::default() }
+        Self { verifier: TokenVerifier::new(rules) }
+    }
+
+    /// That of the tokens' issuers.
+    pub(super) fn skew(&self) -> &ClockSkew {
+        &self.verifier.skew
     }
 
     /// Verifies a token at `now`, and returns when it expires, both in Unix seconds.
     pub fn verify(&self, token: &[u8], now: i64) -> Result<i64, Rejection> {
-        jwt::verify(token, &self.rules, &self.skew, now)
+        self.verifier.verify(token, now)
     }
 }
 

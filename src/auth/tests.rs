@@ -334,6 +334,45 @@ fn callers_know_when_their_token_expires() {
     }
 }
 
+/// Tokens are remembered, verdicts are not.
+#[test]
+fn the_same_token_is_judged_at_each_time_and_by_each_key_anew() {
+    let auth = auth(true, true, None);
+    let claims = json!({"iss": "gitlab-shell", "iat": NOW, "nbf": NOW, "exp": NOW + 60});
+    let signed = token(Algorithm::HS256, SECRET.as_bytes(), &claims);
+    let shell = headers("gitlab-shell-api-request", &signed);
+    let verdict = |auth: &Authenticator, access, headers: &HeaderMap, now| {
+        without_expiry(auth.authenticate(access, headers, &Params::parse(b""), AuthBody::Irrelevant, || now))
+    };
+    for (now, expected) in [
+        (NOW - 61, rejected(Rejection::Skewed)),
+        (NOW, accepted(CallerKind::ShellJwt)),
+        (NOW - 61, rejected(Rejection::Skewed)),
+        (NOW + 119, accepted(CallerKind::ShellJwt)),
+        (NOW + 120, rejected(Rejection::Expired)),
+        (NOW + 1, accepted(CallerKind::ShellJwt)),
+    ] {
+        assert_eq!(verdict(&auth, Access::Shell, &shell, now), expected, "at {now}");
+    }
+    let (rest, last) = signed.split_at(signed.len() - 2);
+    let other_end = if last.starts_with('A') { "B" } else { "A" };
+    let changed = headers("gitlab-shell-api-request", &format!("{rest}{other_end}{}", &last[1..]));
+    assert_eq!(verdict(&auth, Access::Shell, &changed, NOW), rejected(Rejection::Wrong));
+    let as_kas = headers("gitlab-kas-api-request", &signed);
+    assert_eq!(verdict(&auth, Access::Kas, &as_kas, NOW), rejected(Rejection::Wrong));
+
+    let settings = AuthSettings {
+        shell_secret: ShellSecret::from_text(b"an0ther").unwrap(),
+        accept_jwt: true,
+        accept_shared_secret: true,
+        max_body: DEFAULT_MAX_BODY,
+        max_unverified: DEFAULT_MAX_UNVERIFIED,
+        kas: None,
+    };
+    let exchanged = Authenticator::new(settings);
+    assert_eq!(verdict(&exchanged, Access::Shell, &shell, NOW), rejected(Rejection::Wrong));
+}
+
 #[test]
 fn without_a_kas_secret_kas_calls_are_refused() {
     let mut auth = auth(true, true, None);
