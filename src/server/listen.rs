@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -277,8 +277,16 @@ fn bind_tcp(address: SocketAddr, shares: usize) -> io::Result<Opened> {
     }
     for socket in &sockets {
         socket.listen(BACKLOG)?;
+        acknowledge_with_answers(socket);
     }
     Ok((sockets.len(), sockets.into_iter().map(|socket| BoundSocketKind::Tcp(socket.into())).collect()))
+}
+
+/// The kernel acknowledges the first segments of a connection at once, in segments of their own. Here an answer follows
+/// each request, which acknowledges it as well. Accepted sockets inherit this, if it is set after `listen`. Some systems
+/// do not have it, and it only saves work, so an error does not matter.
+fn acknowledge_with_answers(listener: &impl AsFd) {
+    let _ = rustix::net::sockopt::set_tcp_quickack(listener, false);
 }
 
 /// Binds it, or takes it over if there is still a file by which clients connect. A path has one socket with one queue;
@@ -316,6 +324,7 @@ fn adopt(sockets: Vec<InheritedSocket>, shares: usize, file: Option<&Arc<SocketF
                 // systemd leaves it blocking.
                 socket.set_nonblocking(true)?;
                 SockRef::from(&socket).set_tcp_nodelay(true)?;
+                acknowledge_with_answers(&socket);
                 BoundSocketKind::Tcp(socket)
             }
             InheritedSocket::Unix(socket) => {

@@ -209,3 +209,22 @@ fn the_file_of_a_socket_goes_with_the_last_process_that_has_it() {
     drop(before);
     assert!(!path.exists());
 }
+
+#[test]
+fn connections_inherit_that_answers_are_sent_at_once_and_acknowledge_requests() {
+    let bound = || {
+        let (_, mut sockets) = bind_tcp("127.0.0.1:0".parse().unwrap(), 1).unwrap();
+        let Some(BoundSocketKind::Tcp(socket)) = sockets.pop() else { unreachable!() };
+        socket
+    };
+    let plain = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (_, mut adopted) = adopt(vec![InheritedSocket::Tcp(plain)], 1, None).unwrap();
+    let Some(BoundSocketKind::Tcp(adopted)) = adopted.pop() else { unreachable!() };
+    for listener in [bound(), adopted] {
+        listener.set_nonblocking(false).unwrap();
+        let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (connection, _) = listener.accept().unwrap();
+        assert!(connection.nodelay().unwrap());
+        assert!(!rustix::net::sockopt::tcp_quickack(&connection).unwrap());
+    }
+}
