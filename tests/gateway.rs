@@ -83,6 +83,7 @@ mod gateway {
     mod loops;
     mod memory;
     mod metrics_formats;
+    mod optimised_build;
     mod packages;
     mod pinned_certificates;
     mod proxy_protocol;

@@ -1,5 +1,5 @@
 //! The image of deploy/Containerfile, built by `buildah` and run without root. Its two base images are not downloaded:
-//! small ones take their names, of which that with Rust only pretends to compile.
+//! small ones take their names, of which that with Rust only pretends to compile and to measure.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -12,16 +12,32 @@ use super::client::{Address, Request, eventually};
 use super::demo::Process;
 use super::fake_rails::FakeRails;
 use super::harness::Scratch;
+use super::optimised_build::{PROFDATA, TOOLS, write_executable};
 
-/// The base image with Rust: its `cargo` finds all that a build needs, and copies the binary of the tests.
+/// The base image with Rust, whose tools only pretend: what they compile is the binary of the tests.
 const RUST: &str = concat!("rust:", env!("CARGO_PKG_RUST_VERSION"), "-bookworm");
-const CARGO: &str = "#!/bin/sh
+const RUSTUP: &str = "#!/bin/sh
 set -e
-[ \"$*\" = 'build --release --locked' ]
+[ \"$*\" = 'component add llvm-tools' ]
 [ -f Cargo.toml ] && [ -f Cargo.lock ] && [ -f src/main.rs ] && [ -f config/README.md ] && [ -f config/railgate.toml ]
-mkdir -p target/release
-cp /railgate target/release/railgate
+[ -f tests/bench/compare.rs ] && [ -f tests/bench/instructions.rs ] && [ -x deploy/build ]
+mkdir -p $TOOLS/sysroot/lib/rustlib/pretended-host/bin
+cp $TOOLS/merges $TOOLS/sysroot/lib/rustlib/pretended-host/bin/llvm-profdata
 ";
+/// What `deploy/build` needs of the system.
+const PROGRAMS: [&str; 11] = [
+    "/bin/sh",
+    "/bin/bash",
+    "/bin/cp",
+    "/bin/grep",
+    "/bin/mkdir",
+    "/bin/rm",
+    "/bin/sed",
+    "/usr/bin/dirname",
+    "/usr/bin/env",
+    "/usr/bin/install",
+    "/usr/bin/realpath",
+];
 /// The base image of the result.
 const DISTROLESS: &str = "gcr.io/distroless/cc-debian12:nonroot";
 /// The one that the image gives itself.
@@ -54,7 +70,8 @@ impl Buildah {
     /// An image with the files of this folder.
     fn build_base(&self, name: &str, files: &Path) {
         let recipe = self.dir.file("base.containerfile");
-        fs::write(&recipe, "FROM scratch\nCOPY . /\nENV PATH=/usr/local/bin:/usr/bin:/bin\n").unwrap();
+        let path = "ENV PATH=/usr/local/bin:/usr/bin:/bin TOOLS=/usr/local/bin OUTPUT=/build/target/pgo";
+        fs::write(&recipe, format!("FROM scratch\nCOPY . /\n{path}\n")).unwrap();
         let [recipe, files] = [&recipe, files].map(|path| path.display().to_string());
         self.run(&["bud", "--isolation", "chroot", "--tag", name, "--file", &recipe, &files]);
     }
@@ -95,17 +112,18 @@ fn stripped_binary(dir: &Scratch) -> std::path::PathBuf {
 fn build(buildah: &Buildah) {
     let binary = stripped_binary(&buildah.dir);
     let rust = buildah.dir.file("rust");
-    for program in ["/bin/sh", "/bin/cp", "/bin/mkdir"] {
+    for program in PROGRAMS {
         copy_into(&rust, program);
         for library in libraries(Path::new(program)) {
             copy_into(&rust, &library);
         }
     }
-    fs::copy(&binary, rust.join("railgate")).unwrap();
-    let cargo = rust.join("usr/local/bin/cargo");
-    fs::create_dir_all(cargo.parent().unwrap()).unwrap();
-    fs::write(&cargo, CARGO).unwrap();
-    fs::set_permissions(&cargo, fs::Permissions::from_mode(0o755)).unwrap();
+    let tools = rust.join("usr/local/bin");
+    let pretended = TOOLS.into_iter().chain([("rustup", RUSTUP), ("merges", PROFDATA)]);
+    for (name, script) in pretended {
+        write_executable(&tools.join(name), script);
+    }
+    fs::copy(&binary, tools.join("railgate")).unwrap();
     buildah.build_base(RUST, &rust);
     let base = buildah.dir.file("base");
     for library in libraries(&binary) {
