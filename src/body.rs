@@ -1,5 +1,6 @@
 //! The body type of requests and responses in the stack.
 
+mod stream;
 pub mod unverified;
 
 use std::fmt;
@@ -16,6 +17,8 @@ use hyper::body::Incoming;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Sleep;
 
+use self::stream::BodyStream;
+pub use self::stream::{BodyDriver, BodyFault, BodySource};
 use crate::header::trailer;
 
 /// Empty, bytes in memory, or a stream from a socket that is passed on without being collected.
@@ -25,9 +28,7 @@ pub struct Body {
     transfer: Option<TransferGuard>,
     /// Sent before `stream`: a response of our own, or the part of a stream that was already read.
     buffered: Bytes,
-    stream: Option<Incoming>,
-    /// Reads `stream` from its connection, where no task of its own does.
-    driver: Option<Box<dyn BodyDriver>>,
+    stream: Option<BodyStream>,
     /// Released once the whole body was received.
     permit: Option<Permit>,
     timeouts: Option<BodyTimeouts>,
@@ -49,7 +50,7 @@ pub enum Permit {
 pub enum Error {
     /// The connection broke, or the bytes received are not HTTP.
     #[error(transparent)]
-    Broken(#[from] hyper::Error),
+    Broken(BodyFault),
     /// No bytes arrived for that long.
     #[error("nothing more of the body came within {0:?}")]
     Stalled(Duration),
@@ -81,18 +82,6 @@ impl BodyTimeouts {
     }
 }
 
-/// Drives the connection that a body is received over.
-pub trait BodyDriver: fmt::Debug + Send {
-    /// Reads from the connection until it would block.
-    fn drive(&mut self, cx: &mut Context<'_>);
-
-    /// Called for each part of the body that was received.
-    fn has_received(&mut self) {}
-
-    /// Called once the whole body was received. Dropping the driver before that aborts the transfer.
-    fn release(self: Box<Self>);
-}
-
 impl Body {
     /// A body of no bytes.
     pub fn empty() -> Self {
@@ -101,7 +90,16 @@ impl Body {
 
     /// A stream that makes progress only while `driver` is polled with it.
     pub fn driven(stream: Incoming, driver: Box<dyn BodyDriver>) -> Self {
-        let mut body = Self { stream: Some(stream), driver: Some(driver), ..Self::default() };
+        Self::streamed(BodyStream::Hyper(stream, Some(driver)))
+    }
+
+    /// What `source` reads.
+    pub fn from_source(source: Box<dyn BodySource>) -> Self {
+        Self::streamed(BodyStream::Source(source))
+    }
+
+    fn streamed(stream: BodyStream) -> Self {
+        let mut body = Self { stream: Some(stream), ..Self::default() };
         body.release_at_end();
         body
     }
@@ -139,39 +137,40 @@ impl Body {
 
     /// A copy of the body, if all of it is in memory.
     pub fn try_clone(&self) -> Option<Self> {
-        let is_in_memory = self.stream.as_ref().is_none_or(HttpBody::is_end_stream);
-        is_in_memory.then(|| Self::from(self.buffered.clone()))
+        self.in_memory().cloned().map(Self::from)
+    }
+
+    /// All of the body, if it is in memory.
+    pub fn in_memory(&self) -> Option<&Bytes> {
+        self.has_received_all().then_some(&self.buffered)
+    }
+
+    fn has_received_all(&self) -> bool {
+        self.stream.as_ref().is_none_or(BodyStream::is_end_stream)
     }
 
     fn release_at_end(&mut self) {
-        if self.stream.as_ref().is_none_or(HttpBody::is_end_stream) {
-            self.transfer = None;
-            self.permit = None;
-            if let Some(driver) = self.driver.take() {
-                driver.release();
-            }
+        if self.has_received_all() {
+            self.release();
+        }
+    }
+
+    fn release(&mut self) {
+        self.transfer = None;
+        self.permit = None;
+        if let Some(stream) = self.stream.take() {
+            stream.release();
         }
     }
 
     fn poll_stream(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let Some(stream) = &mut self.stream else { return Poll::Ready(None) };
-        let mut frame = Pin::new(&mut *stream).poll_frame(cx);
-        if let (Poll::Pending, Some(driver)) = (&frame, &mut self.driver) {
-            driver.drive(cx);
-            frame = Pin::new(stream).poll_frame(cx);
-        }
-        if let (Poll::Ready(_), Some(driver)) = (&frame, &mut self.driver) {
-            driver.has_received();
-        }
+        let frame = stream.poll_frame(cx);
         match &frame {
-            Poll::Ready(None) => {
-                self.stream = None;
-                self.release_at_end();
-            }
+            Poll::Ready(None) => self.release(),
             // Trailers are the end; a reader that has them does not ask for more.
             Poll::Ready(Some(Ok(frame))) if frame.is_trailers() => {
-                self.stream = None;
-                self.release_at_end();
+                self.release();
                 if self.drops_trailers {
                     return Poll::Ready(None);
                 }
@@ -197,7 +196,7 @@ impl Body {
 
     /// A handle that tells whether the body is still being sent. A body in memory never is.
     pub fn track_transfer(&mut self) -> BodyTransfer {
-        let is_in_progress = self.stream.as_ref().is_some_and(|stream| !stream.is_end_stream());
+        let is_in_progress = !self.has_received_all();
         let state = Arc::new(TransferState {
             is_in_progress: AtomicBool::new(is_in_progress),
             is_aborted: AtomicBool::new(false),
@@ -288,7 +287,7 @@ impl From<Bytes> for Body {
 
 impl From<Incoming> for Body {
     fn from(stream: Incoming) -> Self {
-        Self { stream: Some(stream), ..Self::default() }
+        Self { stream: Some(BodyStream::Hyper(stream, None)), ..Self::default() }
     }
 }
 
@@ -308,7 +307,7 @@ impl HttpBody for Body {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.buffered.is_empty() && self.stream.as_ref().is_none_or(HttpBody::is_end_stream)
+        self.buffered.is_empty() && self.has_received_all()
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -61,6 +61,7 @@ pub mod exchange;
 pub mod failure;
 pub mod file;
 pub mod fleet;
+pub(crate) mod framing;
 pub mod gateway;
 pub mod header;
 pub mod heartbeat;

@@ -6,7 +6,6 @@
 
 mod callers;
 mod capacity;
-mod charset;
 mod connection;
 mod connection_handle;
 mod deadline_timer;

@@ -24,8 +24,10 @@ use memchr::memchr;
 
 use super::deadline_timer::DeadlineTimer;
 use super::registry::ConnectionState;
-use super::wire::{self, Framing, Head, HeadLimits, HeadReader};
+use super::wire::{self, Head, HeadLimits, HeadReader};
 use super::write_deadline::WriteDeadline;
+use crate::framing::Framing;
+use crate::framing::chunk::{MAX_CHUNK_LINE, chunk_size};
 use crate::refusal::Refusal;
 use crate::write_batch::WritePacer;
 
@@ -144,7 +146,7 @@ impl<I> Gate<I> {
                     if !is_whole.map_err(|_| self.fail())? {
                         return Ok(false);
                     }
-                    match self.line_end(chunks::MAX_CHUNK_LINE)? {
+                    match self.line_end(MAX_CHUNK_LINE)? {
                         None => return Ok(false),
                         Some(end) => match self.chunk_size(end)? {
                             0 => self.pass(end, NextState::Trailer(0)),
@@ -224,8 +226,8 @@ impl<I> Gate<I> {
     }
 
     fn chunk_size(&mut self, end: usize) -> io::Result<u64> {
-        let size = wire::chunk_size(self.buffer.get(..end.saturating_sub(2)).unwrap_or_default());
-        size.map_err(|_| self.fail())
+        let size = chunk_size(self.buffer.get(..end.saturating_sub(2)).unwrap_or_default());
+        size.ok_or_else(|| self.fail())
     }
 
     fn validate_trailer(&mut self, end: usize) -> io::Result<()> {

@@ -8,8 +8,9 @@
 use http::Request;
 use memchr::memchr;
 
-use super::charset::{is_path, is_query, is_token, is_value};
 use crate::authority;
+use crate::framing::charset::{is_path, is_query, is_token};
+use crate::framing::{Framing, FramingError, FramingFields, split_field, split_trailer};
 use crate::refusal::Refusal;
 
 /// Limits for a request head.
@@ -31,14 +32,6 @@ pub(crate) struct Head {
     pub(crate) needs_rewrite: bool,
 }
 
-/// How the bytes behind a head are framed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Framing {
-    /// This many bytes; 0 without a body.
-    Length(u64),
-    Chunked,
-}
-
 /// Reads a head line by line, each line once, in however many pieces it arrives.
 #[derive(Debug, Default)]
 pub(crate) struct HeadReader {
@@ -49,7 +42,7 @@ pub(crate) struct HeadReader {
     is_http_11: bool,
     needs_rewrite: bool,
     has_skipped_line: bool,
-    fields: FramingHeaders,
+    fields: FramingFields,
 }
 
 impl HeadReader {
@@ -68,11 +61,12 @@ impl HeadReader {
             match self.lines {
                 0 => (self.is_http_11, self.needs_rewrite) = validate_request_line(line, limits.target)?,
                 _ if line.is_empty() => {
-                    let framing = self.fields.framing(self.is_http_11)?;
+                    // Without one of these fields there is no body.
+                    let framing = self.fields.framing(self.is_http_11)?.unwrap_or(Framing::Length(0));
                     return Ok(Some(Head { end: self.searched, framing, needs_rewrite: self.needs_rewrite }));
                 }
                 lines if lines > limits.headers => return Err(Refusal::TooManyHeaders),
-                _ => self.fields.read_line(line)?,
+                _ => read_field(line, &mut self.fields)?,
             }
             self.lines += 1;
         }
@@ -207,115 +201,29 @@ const MIN_PATH_ROOM: usize = 1024;
 pub(crate) const DEFAULT_TARGET: usize = 11 * 1024;
 pub(super) const MAX_HEADER_NAME: usize = 256;
 
-/// The header fields that frame a message. An `Upgrade` is not one of them: a server may ignore the offer (RFC
-/// 9110 §7.8), and this one does.
-#[derive(Debug, Default)]
-struct FramingHeaders {
-    length: Option<u64>,
-    is_chunked: bool,
-}
-
-impl FramingHeaders {
-    fn read_line(&mut self, line: &[u8]) -> Result<(), Refusal> {
-        if line.starts_with(b" ") || line.starts_with(b"\t") {
-            return Err(Refusal::FoldedHeader);
-        }
-        let colon = memchr(b':', line).ok_or(Refusal::HeaderLine)?;
-        let (name, value) = line.split_at(colon);
-        let value = value.get(1..).unwrap_or_default();
-        if !(1..=MAX_HEADER_NAME).contains(&name.len()) || !is_token(name) || !is_value(value) {
-            return Err(Refusal::HeaderLine);
-        }
-        if name.eq_ignore_ascii_case(b"content-length") {
-            let length = parse_length(value.trim_ascii())?;
-            if self.length.replace(length).is_some() {
-                return Err(Refusal::ContentLength);
-            }
-        } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
-            let is_repeated = std::mem::replace(&mut self.is_chunked, true);
-            if is_repeated || !value.trim_ascii().eq_ignore_ascii_case(b"chunked") {
-                return Err(Refusal::TransferEncoding);
-            }
-        }
-        Ok(())
-    }
-
-    fn framing(&self, is_http_11: bool) -> Result<Framing, Refusal> {
-        match (self.length, self.is_chunked) {
-            (Some(_), true) => Err(Refusal::TwoFramings),
-            (None, true) if !is_http_11 => Err(Refusal::TransferEncoding),
-            (None, true) => Ok(Framing::Chunked),
-            (length, false) => Ok(Framing::Length(length.unwrap_or(0))),
+impl From<FramingError> for Refusal {
+    fn from(error: FramingError) -> Self {
+        match error {
+            FramingError::Length | FramingError::RepeatedLength => Self::ContentLength,
+            FramingError::Encoding | FramingError::EncodingOfOldVersion => Self::TransferEncoding,
+            FramingError::TwoFramings => Self::TwoFramings,
         }
     }
 }
 
-/// RFC 9110 §8.6: only digits; at most 18, so that no reader overflows.
-pub(super) fn parse_length(value: &[u8]) -> Result<u64, Refusal> {
-    if !(1..=18).contains(&value.len()) || !value.iter().all(u8::is_ascii_digit) {
-        return Err(Refusal::ContentLength);
+fn read_field(line: &[u8], fields: &mut FramingFields) -> Result<(), Refusal> {
+    if line.starts_with(b" ") || line.starts_with(b"\t") {
+        return Err(Refusal::FoldedHeader);
     }
-    Ok(value.iter().fold(0, |sum, digit| sum * 10 + u64::from(digit - b'0')))
-}
-
-/// The size in a chunk's first line, which is passed without CRLF and extensions.
-pub(crate) fn chunk_size(line: &[u8]) -> Result<u64, Refusal> {
-    if !(1..=15).contains(&line.len()) {
-        return Err(Refusal::Chunk);
-    }
-    line.iter().try_fold(0, |sum: u64, digit| {
-        let digit = char::from(*digit).to_digit(16).ok_or(Refusal::Chunk)?;
-        Ok(sum << 4 | u64::from(digit))
-    })
-}
-
-/// Whether these bytes are the extensions of a chunk (RFC 9112 §7.1.1): one or more, each a name and perhaps a
-/// value, which is a token or a quoted string. They cannot contain the end of a line.
-pub(crate) fn are_extensions(mut bytes: &[u8]) -> bool {
-    while !bytes.is_empty() {
-        let Some(name) = skip_blanks(bytes).strip_prefix(b";").map(skip_blanks) else { return false };
-        let Some(behind) = skip_token(name) else { return false };
-        bytes = match skip_blanks(behind).strip_prefix(b"=").map(skip_blanks) {
-            None => behind,
-            Some(value) => match skip_token(value).or_else(|| skip_quoted(value)) {
-                None => return false,
-                Some(behind) => behind,
-            },
-        };
-    }
-    true
-}
-
-fn skip_blanks(bytes: &[u8]) -> &[u8] {
-    let blanks = bytes.iter().take_while(|byte| matches!(byte, b' ' | b'\t')).count();
-    bytes.get(blanks..).unwrap_or_default()
-}
-
-/// The rest after the token that `bytes` begin with.
-fn skip_token(bytes: &[u8]) -> Option<&[u8]> {
-    let length = bytes.iter().take_while(|byte| is_token(&[**byte])).count();
-    if length > 0 { bytes.get(length..) } else { None }
-}
-
-/// The rest after the quoted string that `bytes` begin with (RFC 9110 §5.6.4).
-fn skip_quoted(bytes: &[u8]) -> Option<&[u8]> {
-    let mut rest = bytes.strip_prefix(b"\"")?;
-    loop {
-        rest = match rest {
-            [b'"', behind @ ..] => return Some(behind),
-            [b'\\', quoted, behind @ ..] if is_value(&[*quoted]) => behind,
-            [b'\\', ..] | [] => return None,
-            [byte, behind @ ..] if is_value(&[*byte]) => behind,
-            _ => return None,
-        };
-    }
+    let field = split_field(line).filter(|(name, _)| name.len() <= MAX_HEADER_NAME);
+    let (name, value) = field.ok_or(Refusal::HeaderLine)?;
+    Ok(fields.add(name, value)?)
 }
 
 /// Validates a trailer line, without the CRLF: a header line that does not change the framing.
 pub(crate) fn validate_trailer(line: &[u8]) -> Result<(), Refusal> {
-    let mut fields = FramingHeaders::default();
-    fields.read_line(line).map_err(|_| Refusal::Chunk)?;
-    if fields.length.is_some() || fields.is_chunked { Err(Refusal::Chunk) } else { Ok(()) }
+    let field = split_trailer(line).filter(|(name, _)| name.len() <= MAX_HEADER_NAME);
+    if field.is_some() { Ok(()) } else { Err(Refusal::Chunk) }
 }
 
 /// The method of the request that the gate puts in the place of one that it refused. A client cannot send it:

@@ -13,14 +13,13 @@ use self::protocol::Protocol;
 use self::stats::ConnectionStats;
 use self::target::UpstreamTarget;
 use super::settings::{UpstreamServerSettings, UpstreamSettings};
-use crate::body::{Body, BodyTransfer};
+use crate::body::Body;
 use crate::route::Class;
 
 pub(super) mod cause;
 mod connector;
 pub(super) mod error;
 pub(crate) mod happy_eyeballs;
-mod head_state;
 mod http1;
 mod http2;
 mod limits;
@@ -89,29 +88,28 @@ impl ServerConnections {
     }
 
     /// Sends a request. With `may_reuse`, it may go over an idle connection, which Rails may just have closed.
+    ///
+    /// A body in memory stays with the request, which can be sent again then. A stream is taken out of it, unless there
+    /// is no connection.
     pub(super) async fn send(
         &self,
-        request: Box<Request<Body>>,
+        request: &mut Request<Body>,
         class: Class,
-        sending: &BodyTransfer,
         may_reuse: bool,
     ) -> Result<Response<Body>, SendError> {
         match &self.pool {
             Pool::Http1(pool) if class == Class::Other && pool.may_send_unpooled() => {
-                Box::pin(pool.send_unpooled(request, sending)).await
+                Box::pin(pool.send_unpooled(request)).await
             }
-            Pool::Http1(pool) => pool.send(request, sending, may_reuse).await,
-            Pool::Http2(streams) => Box::pin(streams.send(*request, class)).await,
+            Pool::Http1(pool) => pool.send(request, may_reuse).await,
+            Pool::Http2(streams) => Box::pin(streams.send(request, class)).await,
         }
     }
 
     /// Sends a request of the gateway itself, which has no body and no class.
-    pub(super) async fn send_probe(&self, mut request: Request<Body>) -> Result<Response<Body>, SendError> {
+    pub(super) async fn send_probe(&self, request: &mut Request<Body>) -> Result<Response<Body>, SendError> {
         match &self.pool {
-            Pool::Http1(pool) => {
-                let sending = request.body_mut().track_transfer();
-                pool.send(Box::new(request), &sending, true).await
-            }
+            Pool::Http1(pool) => pool.send(request, true).await,
             Pool::Http2(streams) => Box::pin(streams.send_unshared(request)).await,
         }
     }

@@ -3,9 +3,9 @@
 mod attempt;
 mod connect_failure;
 mod deadlines;
-mod framing;
 pub(super) mod options;
 pub(super) mod replay;
 mod send;
 mod spans;
+mod target;
 mod wait;

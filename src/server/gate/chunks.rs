@@ -7,11 +7,10 @@ use std::ops::Range;
 use bytes::{Buf as _, BytesMut};
 use memchr::memchr;
 
-use super::super::wire;
+use crate::framing::chunk::{
+    MAX_CHUNK_LINE, MAX_EXTENDED_LINE, MAX_EXTENSION_BYTES, are_extensions, chunk_size,
+};
 use crate::refusal::Refusal;
-
-/// Bytes of the first line of a chunk, without extensions.
-pub(super) const MAX_CHUNK_LINE: usize = 17;
 
 /// If `buffer` begins with two or more whole chunks, they become one with the same data. The last chunk, an
 /// incomplete one and a malformed one stay as they are, with all that follows. The error, that the merged
@@ -43,11 +42,6 @@ pub(super) fn merge(buffer: &mut BytesMut) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Bytes of the first line of a chunk with its extensions, for which there is no known use.
-const MAX_EXTENDED_LINE: usize = 256;
-/// Bytes of all extensions of a body. A client that needs more is taken for an attacker.
-const MAX_EXTENSION_BYTES: usize = 16 * 1024;
-
 /// Removes the extensions from the chunk line that `buffer` begins with (RFC 9112 §7.1.1), and adds their
 /// bytes to `total`. No reader behind the gate sees them, since readers disagree on their syntax. False if
 /// more of the line has to be read first.
@@ -62,7 +56,7 @@ pub(super) fn strip_extensions(buffer: &mut BytesMut, total: &mut usize) -> Resu
         return if buffer.len() < MAX_EXTENDED_LINE { Ok(false) } else { Err(Refusal::Chunk) };
     };
     let line = begin.get(..end).and_then(|line| line.strip_suffix(b"\r")).ok_or(Refusal::Chunk)?;
-    let extensions = line.get(size..).filter(|bytes| wire::are_extensions(bytes)).ok_or(Refusal::Chunk)?;
+    let extensions = line.get(size..).filter(|bytes| are_extensions(bytes)).ok_or(Refusal::Chunk)?;
     let length = extensions.len();
     *total += length;
     if *total > MAX_EXTENSION_BYTES {
@@ -78,7 +72,7 @@ pub(super) fn strip_extensions(buffer: &mut BytesMut, total: &mut usize) -> Resu
 fn whole_chunk(bytes: &[u8]) -> Option<Range<usize>> {
     let at = bytes.iter().take(MAX_CHUNK_LINE).position(|byte| *byte == b'\n')?;
     let line = bytes.get(..at)?.strip_suffix(b"\r")?;
-    let size = usize::try_from(wire::chunk_size(line).ok()?).ok().filter(|size| *size > 0)?;
+    let size = usize::try_from(chunk_size(line)?).ok().filter(|size| *size > 0)?;
     let data = at + 1..(at + 1).checked_add(size)?;
     (bytes.get(data.end..data.end.checked_add(2)?)? == b"\r\n").then_some(data)
 }

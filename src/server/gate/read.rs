@@ -8,7 +8,8 @@ use bytes::Buf as _;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio_util::io::poll_read_buf;
 
-use super::{Framing, Gate, GateState, Head, HeadReader, NextState};
+use super::{Gate, GateState, Head, HeadReader, NextState};
+use crate::framing::Framing;
 use crate::refusal::Refusal;
 
 const READ_SIZE: usize = 8 * 1024;

@@ -7,6 +7,7 @@ use http::request::Parts;
 use http::{Uri, uri};
 
 use super::super::wire::{self, HeadLimits};
+use crate::framing::parse_length;
 use crate::refusal::Refusal;
 
 /// Bytes of a line beyond its name and value, in HTTP/1.
@@ -76,7 +77,7 @@ fn validate_fields(headers: &HeaderMap, max: usize) -> Result<(), Refusal> {
     }
     let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
     if let Some(length) = lengths.next() {
-        wire::parse_length(length.as_bytes())?;
+        parse_length(length.as_bytes()).ok_or(Refusal::ContentLength)?;
     }
     if lengths.next().is_some() { Err(Refusal::ContentLength) } else { Ok(()) }
 }

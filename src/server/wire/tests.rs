@@ -217,16 +217,6 @@ fn a_refusal_is_read_from_its_head() {
     }
 }
 
-#[test]
-fn chunk_sizes() {
-    for (line, size) in [("0", 0), ("1", 1), ("a", 10), ("FF", 255), ("000010", 16)] {
-        assert_eq!(chunk_size(line.as_bytes()), Ok(size), "{line}");
-    }
-    for bad in ["", " 1", "1 ", "0x1", "+1", "-1", "g", "1;a=b", "1\r", "1234567890abcdef"] {
-        assert_eq!(chunk_size(bad.as_bytes()), Err(Refusal::Chunk), "{bad}");
-    }
-}
-
 proptest! {
     /// The result does not depend on the pieces in which the bytes arrive, and nothing panics.
     #[test]

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpStream, UnixStream};
@@ -101,7 +100,7 @@ impl Connector {
             }
             UpstreamAddress::Unix(path) => {
                 match tokio::time::timeout(timeout, UnixStream::connect(path)).await {
-                    Ok(stream) => Ok(UpstreamSocket::Unix(TokioIo::new(stream?))),
+                    Ok(stream) => Ok(UpstreamSocket::Unix(stream?)),
                     Err(_) => Err(happy_eyeballs::timed_out(timeout)),
                 }
             }
@@ -163,8 +162,8 @@ async fn open_tcp(address: SocketAddr, tls: Option<&Tls>) -> Result<UpstreamSock
     // A system that cannot do so is no reason to go without a connection.
     let _ = SockRef::from(&stream).set_tcp_keepalive(&KEEPALIVE);
     Ok(match tls {
-        Some(tls) => UpstreamSocket::Tls(Box::new(TokioIo::new(tls.connect(stream).await?))),
-        None => UpstreamSocket::Tcp(TokioIo::new(stream)),
+        Some(tls) => UpstreamSocket::Tls(Box::new(tls.connect(stream).await?)),
+        None => UpstreamSocket::Tcp(stream),
     })
 }
 

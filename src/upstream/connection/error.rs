@@ -2,12 +2,11 @@
 
 use std::io::{self, ErrorKind};
 
-use http::Request;
 use rustix::io::Errno;
 
 use super::cause::UnreachableCause;
+use super::http1::error::Http1Error;
 use super::limits::{HEAD_BUFFER, MAX_RESPONSE_FIELDS};
-use crate::body::Body;
 
 /// A failure to connect: nothing of the request was sent.
 ///
@@ -226,7 +225,7 @@ pub struct ExchangeError {
     is_reset: bool,
     is_unread: bool,
     #[source]
-    source: hyper::Error,
+    source: Box<dyn std::error::Error + Send + Sync>,
 }
 
 /// What was wrong with an exchange.
@@ -243,18 +242,39 @@ pub(in crate::upstream) enum ExchangeErrorKind {
 }
 
 impl ExchangeError {
-    /// `was_reset` is what the connection knows beyond the error.
-    pub(super) fn new(error: hyper::Error, was_reset: bool) -> Self {
+    /// Of HTTP/2.
+    pub(super) fn from_http2(error: hyper::Error) -> Self {
         let fault = match &error {
             error if error.is_parse_too_large() => ExchangeErrorKind::HeadTooLarge,
-            error if error.is_parse_version_h2() => ExchangeErrorKind::WrongVersion,
             error if error.is_parse() => ExchangeErrorKind::Malformed,
             _ => ExchangeErrorKind::Interrupted,
         };
         let source = std::error::Error::source(&error);
-        let is_reset = was_reset || source.and_then(|source| source.downcast_ref()).is_some_and(is_reset);
+        let is_reset = source.and_then(|source| source.downcast_ref()).is_some_and(is_reset);
         let is_unread = source.and_then(|source| source.downcast_ref()).is_some_and(is_refused_stream);
-        Self { fault, is_reset, is_unread, source: error }
+        Self { fault, is_reset, is_unread, source: error.into() }
+    }
+
+    /// Of HTTP/1.1. `was_reset` is what the connection knows beyond the error.
+    pub(super) fn from_http1(error: Http1Error, was_reset: bool) -> Self {
+        let fault = match &error {
+            Http1Error::TooLarge => ExchangeErrorKind::HeadTooLarge,
+            Http1Error::Http2Preface => ExchangeErrorKind::WrongVersion,
+            Http1Error::Version
+            | Http1Error::Status
+            | Http1Error::Field
+            | Http1Error::BareLineFeed
+            | Http1Error::ContentLength
+            | Http1Error::TransferEncoding
+            | Http1Error::Unusable(_) => ExchangeErrorKind::Malformed,
+            Http1Error::Io(_)
+            | Http1Error::Incomplete
+            | Http1Error::Body(_)
+            | Http1Error::RequestBody(_)
+            | Http1Error::RequestLength => ExchangeErrorKind::Interrupted,
+        };
+        let is_reset = was_reset || matches!(&error, Http1Error::Io(error) if is_reset(error));
+        Self { fault, is_reset, is_unread: false, source: error.into() }
     }
 
     /// The same error of a server whose resets prove that it has not read the request.
@@ -312,12 +332,27 @@ impl ExchangeErrorKind {
 }
 
 /// Why a connection brought no response.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub(in crate::upstream) enum SendError {
-    /// There is no connection. The request goes back: nothing of it was sent.
-    Connect(ConnectError, Box<Request<Body>>),
+    /// There is no connection. The request is as it was: nothing of it was sent.
+    #[error("no connection: {0}")]
+    Connect(ConnectError),
     /// The request was sent, at least in part.
+    #[error("no answer: {0}")]
     Exchange(ExchangeError),
+    /// The response leaves a choice where it ends, or is an upgrade that was not asked for.
+    #[error("unusable answer: {0}")]
+    Unusable(&'static str),
+}
+
+impl SendError {
+    /// Of an exchange over HTTP/1.1. `was_reset` is what the connection knows beyond the error.
+    pub(super) fn from_http1(error: Http1Error, was_reset: impl FnOnce() -> bool) -> Self {
+        match error {
+            Http1Error::Unusable(why) => Self::Unusable(why),
+            error => Self::Exchange(ExchangeError::from_http1(error, was_reset())),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -10,17 +10,18 @@ use std::task::Context;
 use std::time::{Duration, Instant};
 
 use http::uri::{Authority, Parts, PathAndQuery, Scheme};
-use http::{Request, Response, Uri, Version, header};
+use http::{Request, Response, StatusCode, Uri, Version, header};
 use hyper::client::conn::http2;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::sync::Mutex;
 
 use super::connector::{Connector, traced};
 use super::error::{ConnectError, ExchangeError, SendError};
-use super::limits::HEAD_BUFFER;
+use super::limits::{HEAD_BUFFER, UNASKED_UPGRADE};
 use super::stats::ConnectionStats;
 use super::stream::UpstreamStream;
 use crate::body::{Body, BodyDriver};
+use crate::framing::{FramingError, FramingFields};
 use crate::header::mark_credentials;
 use crate::route::Class;
 use crate::trace::SpanParent;
@@ -33,7 +34,7 @@ const PING_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_CONNECTION_TRIES: usize = 3;
 
 type Sender = http2::SendRequest<Body>;
-type Connection = http2::Connection<UpstreamStream, Body, TokioExecutor>;
+type Connection = http2::Connection<TokioIo<UpstreamStream>, Body, TokioExecutor>;
 
 /// Bytes of a response that may be on their way while its client does not read. The second is more than all
 /// streams of a connection have: no stream waits because another client does not read.
@@ -70,40 +71,32 @@ impl Http2Connections {
     /// Sends a request. It is sent once: over another connection only if nothing of it was written.
     pub(super) async fn send(
         &self,
-        request: Request<Body>,
+        request: &mut Request<Body>,
         class: Class,
     ) -> Result<Response<Body>, SendError> {
-        let mut request = self.to_http2(request);
         for _ in 0..MAX_CONNECTION_TRIES {
-            let mut sender = match self.sender(class, request.extensions().get()).await {
-                Ok(sender) => sender,
-                Err(error) => return Err(SendError::Connect(error, Box::new(request))),
-            };
+            let sender = self.sender(class, request.extensions().get()).await;
+            let mut sender = sender.map_err(SendError::Connect)?;
             match self.send_over(&mut sender, request).await {
-                Err(StreamError::NotWritten(unsent)) => request = *unsent,
+                Err(StreamError::NotWritten) => {}
                 Err(StreamError::Failed(error)) => return Err(error),
                 Ok(response) => return Ok(response),
             }
         }
-        let error = ConnectError::other("it ends each connection at once");
-        Err(SendError::Connect(error, Box::new(request)))
+        Err(SendError::Connect(ConnectError::other("it ends each connection at once")))
     }
 
     /// Sends a request over a connection of its own, which ends with it.
-    pub(super) async fn send_unshared(&self, request: Request<Body>) -> Result<Response<Body>, SendError> {
-        let request = self.to_http2(request);
-        let mut sender = match self.connect().await {
-            Ok((sender, connection)) => {
-                // The stream reports how it ended.
-                tokio::spawn(async move { drop(connection.await) });
-                sender
-            }
-            Err(error) => return Err(SendError::Connect(error, Box::new(request))),
-        };
-        self.send_over(&mut sender, request).await.map_err(|unsent| match unsent {
-            StreamError::NotWritten(request) => {
-                let error = ConnectError::other("it ends the connection at once");
-                SendError::Connect(error, request)
+    pub(super) async fn send_unshared(
+        &self,
+        request: &mut Request<Body>,
+    ) -> Result<Response<Body>, SendError> {
+        let (mut sender, connection) = self.connect().await.map_err(SendError::Connect)?;
+        // The stream reports how it ended.
+        tokio::spawn(async move { drop(connection.await) });
+        self.send_over(&mut sender, request).await.map_err(|error| match error {
+            StreamError::NotWritten => {
+                SendError::Connect(ConnectError::other("it ends the connection at once"))
             }
             StreamError::Failed(error) => error,
         })
@@ -112,15 +105,21 @@ impl Http2Connections {
     async fn send_over(
         &self,
         sender: &mut Sender,
-        request: Request<Body>,
+        request: &mut Request<Body>,
     ) -> Result<Response<Body>, StreamError> {
         let guard = StreamGuard::new(self.connector.stats());
-        match sender.try_send_request(request).await {
-            Ok(response) => Ok(response.map(|stream| Body::driven(stream, Box::new(guard)))),
+        match sender.try_send_request(self.to_http2(request)).await {
+            Ok(response) => match validate(&response) {
+                Ok(()) => Ok(response.map(|stream| Body::driven(stream, Box::new(guard)))),
+                Err(why) => Err(StreamError::Failed(SendError::Unusable(why))),
+            },
             Err(mut failed) => Err(match failed.take_message() {
-                Some(unsent) => StreamError::NotWritten(Box::new(unsent)),
+                Some(unsent) => {
+                    *request.body_mut() = unsent.into_body();
+                    StreamError::NotWritten
+                }
                 None => {
-                    StreamError::Failed(SendError::Exchange(ExchangeError::new(failed.into_error(), false)))
+                    StreamError::Failed(SendError::Exchange(ExchangeError::from_http2(failed.into_error())))
                 }
             }),
         }
@@ -163,37 +162,52 @@ impl Http2Connections {
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_header_list_size(HEAD_BUFFER)
-            .handshake(stream)
+            .handshake(TokioIo::new(stream))
             .await?)
     }
 
     /// RFC 9113 §8.3.1: scheme and authority are fields of their own, and headers do not carry framing
     /// (§8.2.2). Credentials are marked here, as late as can be, since only HPACK looks at the mark: no request over
     /// HTTP/1.1 pays for it, and those that are signed just before they are sent are among them.
-    fn to_http2(&self, mut request: Request<Body>) -> Request<Body> {
-        let headers = request.headers_mut();
-        headers.remove(header::TRANSFER_ENCODING);
+    ///
+    /// A body in memory stays with the request, so that it can be sent again; a stream is taken out of it.
+    fn to_http2(&self, request: &mut Request<Body>) -> Request<Body> {
+        let path = request.uri().path_and_query().cloned();
+        let body = request.body().try_clone().unwrap_or_else(|| std::mem::take(request.body_mut()));
+        let mut sent = Request::new(body);
+        sent.method_mut().clone_from(request.method());
+        sent.headers_mut().clone_from(request.headers());
+        let headers = sent.headers_mut();
         headers.remove(header::CONNECTION);
         mark_credentials(headers);
         let host = headers.get(header::HOST).and_then(|host| Authority::try_from(host.as_bytes()).ok());
-        let path = request.uri().path_and_query().cloned();
         let mut parts = Parts::default();
         parts.scheme = Some(self.scheme.clone());
         parts.authority = host;
         parts.path_and_query = path.or(Some(PathAndQuery::from_static("/")));
         if let Ok(uri) = Uri::from_parts(parts) {
-            *request.uri_mut() = uri;
-            request.headers_mut().remove(header::HOST);
+            *sent.uri_mut() = uri;
+            sent.headers_mut().remove(header::HOST);
         }
-        *request.version_mut() = Version::HTTP_2;
-        request
+        *sent.version_mut() = Version::HTTP_2;
+        sent
     }
+}
+
+/// hyper lets these through.
+fn validate<B>(response: &Response<B>) -> Result<(), &'static str> {
+    let mut framing = FramingFields::default();
+    for length in response.headers().get_all(header::CONTENT_LENGTH) {
+        let added = framing.add(header::CONTENT_LENGTH.as_str().as_bytes(), length.as_bytes());
+        added.map_err(FramingError::text)?;
+    }
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS { Err(UNASKED_UPGRADE) } else { Ok(()) }
 }
 
 /// Why there is no response.
 enum StreamError {
     /// Nothing was written.
-    NotWritten(Box<Request<Body>>),
+    NotWritten,
     Failed(SendError),
 }
 

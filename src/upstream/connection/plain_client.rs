@@ -7,7 +7,6 @@ use http::header::{self, HeaderValue};
 use http::{Request, Response};
 
 use super::connector::Connector;
-use super::error::SendError;
 use super::http1::Http1Pool;
 use super::stats::ConnectionStats;
 use crate::body::Body;
@@ -33,11 +32,6 @@ impl PlainClient {
     /// Sends a request whose body is in memory, and waits for the head of the response, without a limit.
     pub async fn send(&self, mut request: Request<Body>) -> Result<Response<Body>, String> {
         request.headers_mut().insert(header::HOST, self.host.clone());
-        let sending = request.body_mut().track_transfer();
-        let sent = self.pool.send(Box::new(request), &sending, true).await;
-        sent.map_err(|error| match error {
-            SendError::Connect(error, _) => format!("no connection: {error}"),
-            SendError::Exchange(error) => format!("no answer: {error}"),
-        })
+        self.pool.send(&mut request, true).await.map_err(|error| error.to_string())
     }
 }

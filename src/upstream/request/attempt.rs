@@ -51,8 +51,8 @@ impl AttemptDeadlines {
 
 /// Why an attempt brought no response.
 pub(super) enum AttemptError {
-    /// No connection. The request goes back: nothing of it was sent.
-    NotSent(ConnectError, Box<Request<Body>>),
+    /// No connection. The request is as it was: nothing of it was sent.
+    NotSent(ConnectError),
     /// The request was sent, at least in part.
     Failed(Error),
 }
@@ -62,7 +62,7 @@ impl AttemptError {
     fn ejection_reason(&self) -> Option<EjectionReason> {
         match self {
             // One attempt to connect counts once, however many requests have waited for it.
-            Self::NotSent(error, _) if !error.is_own_attempt() || error.is_resource_exhaustion() => None,
+            Self::NotSent(error) if !error.is_own_attempt() || error.is_resource_exhaustion() => None,
             Self::NotSent(..) => Some(EjectionReason::Unreachable),
             Self::Failed(error) => match error.kind() {
                 ErrorKind::Silent | ErrorKind::Slow => Some(EjectionReason::Timeout),
@@ -79,10 +79,10 @@ impl AttemptError {
 }
 
 impl UpstreamServer {
-    /// Sends a request. Its `Host` becomes that of this server.
+    /// Sends a request. Its `Host` becomes that of this server. If its body is in memory, it can be sent again.
     pub(super) async fn attempt(
         &self,
-        mut request: Box<Request<Body>>,
+        request: &mut Request<Body>,
         options: &SendOptions,
         deadlines: AttemptDeadlines,
     ) -> Result<Response<Body>, AttemptError> {
@@ -105,7 +105,7 @@ impl UpstreamServer {
     /// of their time again. The others are dropped when their time is over, and say nothing about the server.
     async fn send_briefly(
         &self,
-        request: Box<Request<Body>>,
+        request: &mut Request<Body>,
         options: &SendOptions,
         deadlines: AttemptDeadlines,
         part: Duration,
@@ -116,12 +116,16 @@ impl UpstreamServer {
                 return Some(self.send_and_record(request, options, deadlines).await);
             };
             let (server, options) = (self.clone(), options.clone());
+            // It outlives this request if the time is over first, after which the request is not sent again.
+            let mut lent = Box::new(std::mem::take(&mut *request));
             let to_its_end = tokio::spawn(async move {
-                let outcome = server.send_and_record(request, &options, deadlines).await;
+                let outcome = server.send_and_record(&mut lent, &options, deadlines).await;
                 drop(trial);
-                outcome
+                (outcome, lent)
             });
-            to_its_end.await.ok()
+            let (outcome, lent) = to_its_end.await.ok()?;
+            *request = *lent;
+            Some(outcome)
         };
         let mut attempt = pin!(attempt);
         let outcome = match tokio::time::timeout_at((deadlines.sent + part).into(), attempt.as_mut()).await {
@@ -135,7 +139,7 @@ impl UpstreamServer {
 
     async fn send_and_record(
         &self,
-        request: Box<Request<Body>>,
+        request: &mut Request<Body>,
         options: &SendOptions,
         deadlines: AttemptDeadlines,
     ) -> Result<Response<Body>, AttemptError> {
@@ -178,7 +182,7 @@ impl UpstreamServer {
 
     async fn send(
         &self,
-        mut request: Box<Request<Body>>,
+        request: &mut Request<Body>,
         options: &SendOptions,
         deadlines: AttemptDeadlines,
     ) -> Result<Response<Body>, AttemptError> {
@@ -190,7 +194,7 @@ impl UpstreamServer {
         // Of a large body there is no copy to send again, so it is not sent where Rails may just have closed.
         let may_reuse = is_replayable(request.body());
         // Pinned here, so that the body can still be asked how far it has come when the time is over.
-        let mut sent = pin!(self.connections.send(request, options.class, &sending, may_reuse));
+        let mut sent = pin!(self.connections.send(request, options.class, may_reuse));
         let error = match tokio::time::timeout_at(by.into(), sent.as_mut()).await {
             Ok(Ok(response)) => {
                 let response = validate(response, is_for_workhorse).map_err(AttemptError::Failed)?;
@@ -201,7 +205,8 @@ impl UpstreamServer {
                     None => Ok(response),
                 };
             }
-            Ok(Err(SendError::Connect(error, unsent))) => return Err(AttemptError::NotSent(error, unsent)),
+            Ok(Err(SendError::Connect(error))) => return Err(AttemptError::NotSent(error)),
+            Ok(Err(SendError::Unusable(why))) => Error::Unusable(why),
             Ok(Err(SendError::Exchange(error))) if sending.is_aborted() => Error::RequestBody(error.into()),
             Ok(Err(SendError::Exchange(error))) if self.may_resend_unread => {
                 error.with_reset_as_proof().into()

@@ -1,5 +1,5 @@
-//! Request bodies in memory: copies, so that requests can be sent again, and what has come of a body before its
-//! request gets a permit.
+//! Request bodies in memory: those of requests that can be sent again, and what has come of a body before its request
+//! gets a permit.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use http_body::Body as _;
 use crate::body::{Body, Collected};
 use crate::upstream::error::Error;
 
-/// Bytes of the largest body that is read into memory for a copy. GitLab Shell's have a few hundred.
+/// Bytes of the largest body that is read into memory so that its request can be sent again. GitLab Shell's have a few hundred.
 const MAX_REPLAY_BODY: usize = 64 * 1024;
 
 /// Bytes of all such bodies together. Beyond that, bodies are streamed, and their requests sent once.
@@ -27,21 +27,21 @@ pub(in crate::upstream) struct ReplayMemory {
     max: usize,
 }
 
-/// A request as it was when it arrived.
-pub(in crate::upstream) struct ReplayCopy<'m> {
-    request: Option<Box<Request<Body>>>,
+/// Whether a request can be sent again, and the memory that its body takes.
+pub(in crate::upstream) struct Replay<'m> {
+    is_possible: bool,
     _reservation: Option<MemoryReservation<'m>>,
 }
 
-impl ReplayCopy<'_> {
-    /// Of a request without a body, or with one that is in memory already.
+impl Replay<'_> {
+    /// Of a request that may be sent again, if it has no body or one that is in memory already.
     pub(in crate::upstream) fn of(request: &Request<Body>) -> Self {
-        Self { request: duplicate(request), _reservation: None }
+        Self { is_possible: request.body().in_memory().is_some(), _reservation: None }
     }
 
-    /// The request once more, if all of it is in memory.
-    pub(in crate::upstream) fn replay(&self) -> Option<Box<Request<Body>>> {
-        duplicate(self.request.as_deref()?)
+    /// Whether all of the request is in memory, where it stays while it is sent.
+    pub(in crate::upstream) fn is_possible(&self) -> bool {
+        self.is_possible
     }
 }
 
@@ -69,34 +69,33 @@ impl ReplayMemory {
         Some(MemoryReservation { memory: self, bytes })
     }
 
-    /// Reads a body whose declared length is small into memory, within `timeout`, and copies the request.
+    /// Reads a body whose declared length is small into memory, within `timeout`, so that the request can be sent again.
     pub(in crate::upstream) async fn buffer(
         &self,
-        mut request: Box<Request<Body>>,
+        request: &mut Request<Body>,
         timeout: Duration,
-    ) -> Result<(Box<Request<Body>>, ReplayCopy<'_>), Error> {
+    ) -> Result<Replay<'_>, Error> {
         let reservation = replayable_length(request.body()).and_then(|length| self.reserve(length));
-        if reservation.is_none() {
-            return Ok((request, ReplayCopy { request: None, _reservation: None }));
+        let is_possible = reservation.is_some();
+        if is_possible {
+            read_body(request, timeout).await?;
         }
-        read_body(&mut request, timeout).await?;
-        let copy = ReplayCopy { request: duplicate(&request), _reservation: reservation };
-        Ok((request, copy))
+        Ok(Replay { is_possible, _reservation: reservation })
     }
 
-    /// Reads the body, or the begin of a large one, into memory, within `timeout`. There is no copy.
+    /// Reads the body, or the begin of a large one, into memory, within `timeout`. The request is not sent again.
     pub(in crate::upstream) async fn read(
         &self,
-        mut request: Box<Request<Body>>,
+        request: &mut Request<Body>,
         timeout: Duration,
-    ) -> Result<(Box<Request<Body>>, ReplayCopy<'_>), Error> {
+    ) -> Result<Replay<'_>, Error> {
         let length = request.body().size_hint().exact().and_then(|length| usize::try_from(length).ok());
         let length = length.map_or(MAX_REPLAY_BODY, |length| length.min(MAX_REPLAY_BODY));
         let reservation = self.reserve(length).filter(|_| !request.body().is_end_stream());
         if reservation.is_some() {
-            read_body(&mut request, timeout).await?;
+            read_body(request, timeout).await?;
         }
-        Ok((request, ReplayCopy { request: None, _reservation: reservation }))
+        Ok(Replay { is_possible: false, _reservation: reservation })
     }
 }
 
@@ -111,7 +110,7 @@ async fn read_body(request: &mut Request<Body>, timeout: Duration) -> Result<(),
     Ok(())
 }
 
-/// Whether the declared length of a body is small enough for a copy.
+/// Whether the declared length of a body is small enough to keep it.
 pub(in crate::upstream) fn is_replayable(body: &Body) -> bool {
     replayable_length(body).is_some()
 }
@@ -122,15 +121,6 @@ fn replayable_length(body: &Body) -> Option<usize> {
     (length <= MAX_REPLAY_BODY).then_some(length)
 }
 
-fn duplicate(request: &Request<Body>) -> Option<Box<Request<Body>>> {
-    let mut copy = Box::new(Request::new(request.body().try_clone()?));
-    copy.method_mut().clone_from(request.method());
-    copy.uri_mut().clone_from(request.uri());
-    *copy.version_mut() = request.version();
-    copy.headers_mut().clone_from(request.headers());
-    Some(copy)
-}
-
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
@@ -138,58 +128,45 @@ mod tests {
 
     use super::*;
 
-    fn request(bytes: usize) -> Box<Request<Body>> {
-        let mut request = Box::new(Request::new(Body::from(Bytes::from(vec![7; bytes]))));
-        *request.method_mut() = http::Method::POST;
-        *request.uri_mut() = "/allowed?a=b".parse().unwrap();
-        request.headers_mut().insert("x-mine", "1".parse().unwrap());
-        request
+    fn request(bytes: usize) -> Request<Body> {
+        Request::new(Body::from(Bytes::from(vec![7; bytes])))
     }
 
     #[tokio::test]
-    async fn a_copy_can_be_replayed_any_number_of_times() {
-        let memory = ReplayMemory::new(MAX_REPLAY_MEMORY);
-        let (request, copy) = memory.buffer(request(1_000), Duration::from_secs(1)).await.unwrap();
-        for _ in 0..3 {
-            let again = copy.replay().unwrap();
-            assert_eq!(
-                (again.method(), again.uri(), again.headers()),
-                (request.method(), request.uri(), request.headers())
-            );
-            assert_eq!(again.into_body().collect().await.unwrap().to_bytes(), vec![7; 1_000]);
-        }
-    }
-
-    #[tokio::test]
-    async fn copies_take_no_more_than_the_memory_for_them() {
+    async fn bodies_take_no_more_than_the_memory_for_them() {
         let memory = ReplayMemory::new(MAX_REPLAY_MEMORY);
         let timeout = Duration::from_secs(1);
-        let mut copies = Vec::new();
+        let mut replays = Vec::new();
         for _ in 0..MAX_REPLAY_MEMORY / MAX_REPLAY_BODY {
-            copies.push(memory.buffer(request(MAX_REPLAY_BODY), timeout).await.unwrap().1);
+            let mut request = request(MAX_REPLAY_BODY);
+            replays.push(memory.buffer(&mut request, timeout).await.unwrap());
+            assert_eq!(request.body().in_memory().map(Bytes::len), Some(MAX_REPLAY_BODY));
         }
-        assert!(copies.iter().all(|copy| copy.replay().is_some()));
-        let (unread, none) = memory.buffer(request(1), timeout).await.unwrap();
-        assert!(none.replay().is_none() && unread.body().size_hint().exact() == Some(1));
-        copies.pop();
-        assert!(memory.buffer(request(MAX_REPLAY_BODY), timeout).await.unwrap().1.replay().is_some());
-        drop(copies);
+        assert!(replays.iter().all(Replay::is_possible));
+        let mut unread = request(1);
+        let none = memory.buffer(&mut unread, timeout).await.unwrap();
+        assert!(!none.is_possible() && unread.body().size_hint().exact() == Some(1));
+        replays.pop();
+        assert!(memory.buffer(&mut request(MAX_REPLAY_BODY), timeout).await.unwrap().is_possible());
+        drop(replays);
         assert_eq!(memory.taken.load(Ordering::Relaxed), 0);
-        assert!(memory.buffer(request(MAX_REPLAY_BODY + 1), timeout).await.unwrap().1.replay().is_none());
+        assert!(!memory.buffer(&mut request(MAX_REPLAY_BODY + 1), timeout).await.unwrap().is_possible());
     }
 
     #[tokio::test]
-    async fn a_body_is_read_without_a_copy_while_there_is_memory() {
+    async fn a_body_that_is_sent_once_is_read_while_there_is_memory() {
         let (memory, timeout) = (ReplayMemory::new(MAX_REPLAY_BODY), Duration::from_secs(1));
         let taken = || memory.taken.load(Ordering::Relaxed);
-        let (large, copy) = memory.read(request(MAX_REPLAY_BODY * 2), timeout).await.unwrap();
-        assert!(copy.replay().is_none());
+        let mut large = request(MAX_REPLAY_BODY * 2);
+        let replay = memory.read(&mut large, timeout).await.unwrap();
+        assert!(!replay.is_possible());
         assert_eq!(taken(), MAX_REPLAY_BODY);
-        let (other, none) = memory.read(request(1), timeout).await.unwrap();
+        let mut other = request(1);
+        let none = memory.read(&mut other, timeout).await.unwrap();
         for (request, length) in [(large, MAX_REPLAY_BODY * 2), (other, 1)] {
             assert_eq!(request.into_body().collect().await.unwrap().to_bytes().len(), length);
         }
-        drop((copy, none));
+        drop((replay, none));
         assert_eq!(taken(), 0);
     }
 }

@@ -10,10 +10,10 @@ use tower::retry::budget::Budget as _;
 use super::attempt::{AttemptDeadlines, AttemptError};
 use super::connect_failure::ConnectFailure;
 use super::deadlines::Deadlines;
-use super::framing::prepare_framing;
 use super::options::{SendOptions, SendReport, Signer};
-use super::replay::ReplayCopy;
+use super::replay::Replay;
 use super::spans::{begin_attempt, begin_wait, end_attempt, end_wait};
+use super::target::prepare_target;
 use crate::body::Body;
 use crate::clock::Clock;
 use crate::route::Class;
@@ -50,7 +50,7 @@ struct RetryLoop<'r> {
 /// Why sending it to the servers failed.
 enum SendFailure<'u> {
     /// No server could be connected to.
-    Unreachable(ConnectFailure, Box<Request<Body>>),
+    Unreachable(ConnectFailure),
     /// This server gave no response.
     NoResponse(&'u UpstreamServer, Error),
 }
@@ -66,7 +66,7 @@ impl Upstream {
     ) -> Result<Response<Body>, Error> {
         // Boxed, since it moves from one future to the next, each of which would have room for it.
         let mut request = Box::new(request);
-        prepare_framing(&mut request, &self.root)?;
+        prepare_target(&mut request, &self.root)?;
         let outcome = RetryLoop::new(self, options, report).run(request).await;
         // Requests without a credential say nothing about Rails: any client can make them fail, or send masses.
         if options.class == Class::Other {
@@ -107,9 +107,9 @@ impl<'r> RetryLoop<'r> {
         }
     }
 
-    async fn run(mut self, request: Box<Request<Body>>) -> Result<Response<Body>, Error> {
+    async fn run(mut self, mut request: Box<Request<Body>>) -> Result<Response<Body>, Error> {
         let (upstream, hold) = (self.upstream, &self.upstream.state.hold);
-        let (mut request, copy) = self.with_replay_copy(request).await?;
+        let replay = self.prepare_replay(&mut request).await?;
         let must_wait = if self.deadlines.tries_once {
             upstream.state.reachability.waits_skipped.fetch_add(1, Ordering::Relaxed);
             // The proxy rejects the request itself as quickly.
@@ -126,20 +126,18 @@ impl<'r> RetryLoop<'r> {
             let admission = upstream.limits.admission.of(self.options.class);
             let permit = upstream.admit(admission, self.options, &self.deadlines, self.report).await?;
             self.set_with_rails(true);
-            request = match self.send_to_reachable(request).await {
+            match self.send_to_reachable(&mut request).await {
                 Ok((response, server)) => {
-                    let copy = if self.should_resend_after(&response) { copy.replay() } else { None };
-                    let Some(copy) = copy else {
+                    if !self.should_resend_after(&response) || !replay.is_possible() {
                         let (pause, end) = (upstream.body_timeout, self.deadlines.end);
                         return Ok(response.map(|body| body.with_timeouts(permit, pause, end)));
-                    };
+                    }
                     // Its connection and permit are free for others while this request waits.
                     drop((response, permit));
                     Box::pin(self.next_server_or_wait(may_be_healthy)).await?;
                     self.record_resend(server, ResendReason::SafeRead);
-                    copy
                 }
-                Err(SendFailure::Unreachable(unreachable, unsent)) => {
+                Err(SendFailure::Unreachable(unreachable)) => {
                     drop(permit);
                     self.set_with_rails(false);
                     upstream.record_unreachable(self.options.class, unreachable.error());
@@ -150,18 +148,17 @@ impl<'r> RetryLoop<'r> {
                         return Err(upstream.final_connect_error(unreachable, &self.deadlines));
                     }
                     Box::pin(self.wait_for_rails()).await?;
-                    unsent
                 }
                 Err(SendFailure::NoResponse(server, error)) => {
                     drop(permit);
                     self.set_with_rails(false);
-                    let copy = copy.replay().filter(|_| !self.is_abandoned());
-                    let Some(copy) = copy else { return Err(error) };
+                    if !replay.is_possible() || self.is_abandoned() {
+                        return Err(error);
+                    }
                     let reason = Box::pin(self.prepare_resend(error)).await?;
                     self.record_resend(server, reason);
-                    copy
                 }
-            };
+            }
         }
     }
 
@@ -176,11 +173,8 @@ impl<'r> RetryLoop<'r> {
         self.options.stage.as_ref().is_some_and(|stage| stage.is_abandoned())
     }
 
-    /// The request, and a copy of it if it may be sent again.
-    async fn with_replay_copy(
-        &self,
-        request: Box<Request<Body>>,
-    ) -> Result<(Box<Request<Body>>, ReplayCopy<'r>), Error> {
+    /// Finds out whether the request may and can be sent again, for which its body may be read into memory.
+    async fn prepare_replay(&self, request: &mut Request<Body>) -> Result<Replay<'r>, Error> {
         let state = &self.upstream.state;
         if self.options.is_read {
             self.options.class.of(&self.upstream.limits.resend_budgets).deposit();
@@ -191,14 +185,13 @@ impl<'r> RetryLoop<'r> {
             let timeout = self.upstream.limits.admission.of(self.options.class).settings().response_timeout;
             return state.replay_memory.buffer(request, timeout).await;
         }
-        let copy = ReplayCopy::of(&request);
-        Ok((request, copy))
+        Ok(Replay::of(request))
     }
 
     /// Sends the request to the first server that accepts a connection.
     async fn send_to_reachable(
         &mut self,
-        mut request: Box<Request<Body>>,
+        request: &mut Request<Body>,
     ) -> Result<(Response<Body>, &'r UpstreamServer), SendFailure<'r>> {
         let (upstream, class) = (self.upstream, self.options.class);
         let response_timeout = upstream.limits.admission.of(class).settings().response_timeout;
@@ -210,7 +203,7 @@ impl<'r> RetryLoop<'r> {
             let next = known.or_else(|| choose(&upstream.servers, class, self.tried, sent));
             let Some(server) = next.filter(|_| !is_too_late) else {
                 let unreachable = unreachable.map_or_else(ConnectFailure::all_drained, |(error, _)| error);
-                return Err(SendFailure::Unreachable(unreachable, request));
+                return Err(SendFailure::Unreachable(unreachable));
             };
             if let Some((_, before)) = &unreachable {
                 before.state.count_resend(ResendReason::Unreachable);
@@ -229,16 +222,15 @@ impl<'r> RetryLoop<'r> {
             if let Some(progress) = &self.options.progress {
                 progress.record_sent(sent, server.state.health.last_answer());
             }
-            let span = begin_attempt(self.options, server, &mut request);
+            let span = begin_attempt(self.options, server, request);
             let outcome = server.attempt(request, self.options, deadlines).await;
             end_attempt(span, &outcome);
             match outcome {
-                Err(AttemptError::NotSent(error, unsent)) => {
+                Err(AttemptError::NotSent(error)) => {
                     server.state.count_unreachable(&error);
                     let earlier = unreachable.map(|(error, _)| error);
                     unreachable =
                         Some((ConnectFailure::new(&server.name, error).prefer_transient(earlier), server));
-                    request = unsent;
                 }
                 Ok(response) => {
                     upstream.record_response(class, &response, sent);

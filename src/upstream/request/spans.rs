@@ -55,7 +55,7 @@ pub(super) fn end_attempt(span: Option<ActiveSpan>, outcome: &Result<Response<Bo
             let is_error = status.is_client_error() || status.is_server_error();
             (is_error.then(|| status.as_str().to_owned()), is_error.then(String::new))
         }
-        Err(AttemptError::NotSent(error, _)) => {
+        Err(AttemptError::NotSent(error)) => {
             (Some("connect".to_owned()), Some(shortened(&error.to_string())))
         }
         Err(AttemptError::Failed(error)) => {

@@ -8,7 +8,6 @@ use super::health::CheckFailure;
 use super::server::UpstreamServer;
 use crate::body::Body;
 use crate::clock::Clock;
-use crate::upstream::connection::error::SendError;
 use crate::upstream::response::is_away_response;
 use crate::upstream::settings::{HealthCheckSettings, UpstreamSettings};
 use crate::upstream::state::UpstreamState;
@@ -84,10 +83,7 @@ pub(in crate::upstream) async fn fetch(server: &UpstreamServer, uri: &Uri) -> Re
     let headers = request.headers_mut();
     headers.insert(header::HOST, server.host.clone());
     headers.insert(header::USER_AGENT, HeaderValue::from_static("railgate (health check)"));
-    let response = server.connections.send_probe(request).await.map_err(|error| match error {
-        SendError::Connect(error, _) => format!("no connection: {error}"),
-        SendError::Exchange(error) => format!("no answer: {error}"),
-    })?;
+    let response = server.connections.send_probe(&mut request).await.map_err(|error| error.to_string())?;
     let (head, body) = response.into_parts();
     // To its end, or Rails would take it for a client that left.
     body.collect_up_to(MAX_CHECK_BODY).await.map_err(|error| format!("the answer broke off: {error}"))?;

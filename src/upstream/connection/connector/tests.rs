@@ -124,8 +124,8 @@ async fn a_tcp_connection_sends_small_packets_at_once_and_notices_a_dead_peer() 
     let UpstreamSocket::Tcp(io) = open_tcp(listener.local_addr().unwrap(), None).await.unwrap() else {
         unreachable!("it is in clear");
     };
-    assert!(io.inner().nodelay().unwrap());
-    let socket = SockRef::from(io.inner());
+    assert!(io.nodelay().unwrap());
+    let socket = SockRef::from(&io);
     assert!(socket.keepalive().unwrap());
     assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(10));
     assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(5));

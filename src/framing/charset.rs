@@ -5,12 +5,12 @@
 #![expect(clippy::needless_bitwise_bool, reason = "a lazy operator is a branch")]
 
 /// RFC 9110 §5.6.2.
-pub(super) fn is_token(bytes: &[u8]) -> bool {
+pub(crate) fn is_token(bytes: &[u8]) -> bool {
     bytes.iter().all(|byte| TOKEN.get(usize::from(*byte)) == Some(&true))
 }
 
 /// RFC 3986: unreserved, reserved and `%`, without `#`, since a fragment is never sent.
-pub(super) fn is_path(bytes: &[u8]) -> bool {
+pub(crate) fn is_path(bytes: &[u8]) -> bool {
     none(bytes, |byte| {
         is_never_in_target(byte) | (byte >= b'{') & (byte != b'~') | (byte == b'^') | (byte == b'`')
     })
@@ -19,7 +19,7 @@ pub(super) fn is_path(bytes: &[u8]) -> bool {
 /// The same with `{`, `|`, `}`, `^`, a backtick, a backslash and UTF-8, which clients forget to encode, and which
 /// Puma, Workhorse and every Rack read as such in a query. In a path they are rare, and a path must have one
 /// spelling.
-pub(super) fn is_query(bytes: &[u8]) -> bool {
+pub(crate) fn is_query(bytes: &[u8]) -> bool {
     none(bytes, is_never_in_target) || is_query_with_utf8(bytes)
 }
 
@@ -41,7 +41,7 @@ fn is_never_in_target(byte: u8) -> bool {
 }
 
 /// RFC 9110 §5.5: visible characters, space, tab, and bytes beyond ASCII.
-pub(super) fn is_value(bytes: &[u8]) -> bool {
+pub(crate) fn is_value(bytes: &[u8]) -> bool {
     none(bytes, |byte| (byte < b' ') & (byte != b'\t') | (byte == 0x7f))
 }
 
