@@ -18,6 +18,9 @@ pub(super) enum UpstreamSocket {
     Tcp(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
     Unix(UnixStream),
+    /// What a test has at its other end.
+    #[cfg(test)]
+    Memory(tokio::io::DuplexStream),
 }
 
 /// An open connection; counted for as long as it lives.
@@ -50,6 +53,8 @@ impl UpstreamStream {
             UpstreamSocket::Tcp(socket) => socket.set_zero_linger(),
             UpstreamSocket::Tls(socket) => socket.get_ref().0.set_zero_linger(),
             UpstreamSocket::Unix(_) => Ok(()),
+            #[cfg(test)]
+            UpstreamSocket::Memory(_) => Ok(()),
         }
     }
 
@@ -60,6 +65,8 @@ impl UpstreamStream {
             UpstreamSocket::Tcp(socket) => socket.take_error(),
             UpstreamSocket::Tls(socket) => socket.get_ref().0.take_error(),
             UpstreamSocket::Unix(socket) => socket.take_error(),
+            #[cfg(test)]
+            UpstreamSocket::Memory(_) => Ok(None),
         };
         matches!(error, Ok(Some(_)))
     }
@@ -87,6 +94,11 @@ macro_rules! with_socket {
                 $call
             }
             UpstreamSocket::Unix(socket) => {
+                let $socket = Pin::new(socket);
+                $call
+            }
+            #[cfg(test)]
+            UpstreamSocket::Memory(socket) => {
                 let $socket = Pin::new(socket);
                 $call
             }
@@ -126,6 +138,8 @@ impl AsyncWrite for UpstreamStream {
             UpstreamSocket::Tcp(socket) => socket.is_write_vectored(),
             UpstreamSocket::Tls(socket) => socket.is_write_vectored(),
             UpstreamSocket::Unix(socket) => socket.is_write_vectored(),
+            #[cfg(test)]
+            UpstreamSocket::Memory(socket) => socket.is_write_vectored(),
         }
     }
 

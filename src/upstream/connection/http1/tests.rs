@@ -1,3 +1,8 @@
+mod clients;
+mod differential;
+mod exchange;
+mod streams;
+
 use std::sync::atomic::Ordering;
 
 use http::header::HOST;
@@ -96,6 +101,8 @@ async fn a_request_goes_over_a_new_connection_if_the_idle_one_is_closed_or_has_s
         rails.write_all(sent.as_bytes()).await.unwrap();
         // It is closed only if nothing was sent.
         let open = (!sent.is_empty()).then_some(rails);
+        // So that the runtime sees it, and the next read does.
+        tokio::time::sleep(Duration::from_millis(1)).await;
         let (response, _) = tokio::join!(send(&test.pool), async {
             let (mut rails, _) = test.rails.accept().await.unwrap();
             respond(&mut rails).await
