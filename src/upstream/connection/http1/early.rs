@@ -18,7 +18,8 @@ use crate::body::{Body, BodyFault, BodySource};
 /// How long the rest of a request may take once its response has ended. A client sends it only to find the response.
 const REST_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// A part of the response, or its end. A task that ends without telling has left the response incomplete.
+/// A part of the response, or its end, unless a part before was the last. A task that ends without telling has left the
+/// response incomplete.
 type Part = Option<Result<Frame<Bytes>, Http1Error>>;
 
 /// Moves both bodies in a task of its own, and returns that of the response.
@@ -49,9 +50,10 @@ async fn move_both(mut connection: Http1Connection, sender: mpsc::Sender<Part>) 
             Poll::Ready(part) => Poll::Ready(Ok(part)),
         });
         let Ok(part) = part.await else { return };
-        let goes_on = matches!(part, Some(Ok(_)));
+        let is_last = connection.has_ended() || !matches!(part, Some(Ok(_)));
         room.send(part);
-        if !goes_on {
+        // A reader that knows the length leaves as soon as it has everything.
+        if is_last {
             break;
         }
     }
@@ -88,10 +90,14 @@ impl BodySource for EarlyBody {
             Some(part) => part,
             None => Some(Err(Http1Error::Incomplete)),
         };
-        self.has_ended = part.is_none();
-        if let (Some(left), Some(Ok(frame))) = (&mut self.left, &part) {
-            *left = left.saturating_sub(frame.data_ref().map_or(0, |data| data.len() as u64));
-        }
+        self.has_ended = match (&mut self.left, &part) {
+            (Some(left), Some(Ok(frame))) => {
+                *left = left.saturating_sub(frame.data_ref().map_or(0, |data| data.len() as u64));
+                *left == 0
+            }
+            (None, Some(Ok(frame))) => frame.is_trailers(),
+            (_, part) => part.is_none(),
+        };
         Poll::Ready(part.map(|part| part.map_err(BodyFault::from)))
     }
 

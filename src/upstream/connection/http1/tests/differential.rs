@@ -149,9 +149,9 @@ fn compare(streams: usize, seed: u64, longest_cut: usize) -> Tally {
 
 #[test]
 fn a_stream_is_judged_as_by_hyper_or_more_strictly_for_a_reason() {
-    let tally = compare(6_000, 1, 120);
+    let tally = compare(4_000, 1, 100);
     // Both kinds are there, and most streams are responses.
-    assert!(tally.stricter > 50 && tally.same > 5_000 && tally.responses > 3_000, "{tally:?}");
+    assert!(tally.stricter > 50 && tally.same > 3_000 && tally.responses > 2_000, "{tally:?}");
     assert!(tally.cuts > 10_000, "{tally:?}");
 }
 
@@ -160,7 +160,7 @@ fn a_stream_is_judged_as_by_hyper_or_more_strictly_for_a_reason() {
 #[ignore = "it takes minutes"]
 fn a_million_streams_are_judged_alike() {
     let seed = fastrand::u64(..);
-    let tally = compare(1_000_000, seed, 160);
+    let tally = compare(1_000_000, seed, 80);
     eprintln!("seed {seed}: {tally:?}");
     assert!(tally.stricter > 0 && tally.responses > 500_000, "{tally:?}");
 }

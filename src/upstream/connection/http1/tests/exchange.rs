@@ -162,6 +162,32 @@ async fn a_response_that_comes_early_is_passed_on_while_the_request_is_sent() {
     assert_eq!(server.read(&mut [0]).await.unwrap(), 0, "the connection is not used again");
 }
 
+/// A reader that knows the length takes no more once it has everything.
+#[tokio::test]
+async fn an_early_response_of_which_all_was_read_ends_no_request() {
+    for (response, parts) in [
+        ("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", 1),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", 0),
+        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nX-T: 1\r\n\r\n", 2),
+    ] {
+        let (sender, body) = streamed(None);
+        let (mut server, pooled) = connection(4096);
+        let mut request = request(Method::POST, "/", body);
+        server.write_all(response.as_bytes()).await.unwrap();
+        let mut body = pooled.send(&mut request, Persistence::KeepAlive).await.unwrap().into_body();
+        for _ in 0..parts {
+            body.frame().await.unwrap().unwrap();
+        }
+        assert!(http_body::Body::is_end_stream(&body), "{response}");
+        drop(body);
+        read_until(&mut server, "\r\n\r\n").await;
+        sender.send(Bytes::from_static(b"one")).unwrap();
+        read_until(&mut server, "3\r\none\r\n").await;
+        drop(sender);
+        read_until(&mut server, "0\r\n\r\n").await;
+    }
+}
+
 #[tokio::test]
 async fn an_early_response_that_breaks_off_is_incomplete_and_one_that_is_not_wanted_ends_the_request() {
     for is_wanted in [true, false] {
