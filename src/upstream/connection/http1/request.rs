@@ -176,6 +176,10 @@ impl RequestWriter {
         count -= of_lines;
         let of_data = count.min(self.data.len());
         self.data.advance(of_data);
+        if self.data.is_empty() {
+            // An idle connection must not keep the body of its last request in memory.
+            self.data = Bytes::new();
+        }
         self.end = self.end.get(count - of_data..).unwrap_or_default();
         Poll::Ready(Ok(()))
     }

@@ -155,7 +155,7 @@ fn a_stream_is_judged_as_by_hyper_or_more_strictly_for_a_reason() {
     assert!(tally.cuts > 10_000, "{tally:?}");
 }
 
-/// `cargo test --release --lib a_million_streams -- --ignored --nocapture`, some minutes.
+/// `cargo test --locked --lib a_million_streams -- --ignored --nocapture`
 #[test]
 #[ignore = "it takes minutes"]
 fn a_million_streams_are_judged_alike() {
