@@ -20,7 +20,8 @@ mod state;
 
 pub use self::client::Upstream;
 pub use self::connection::cause::UnreachableCause;
-pub use self::connection::error::{ConnectError, ExchangeError};
+pub use self::connection::error::ConnectError;
+pub use self::connection::exchange_error::ExchangeError;
 pub(crate) use self::connection::happy_eyeballs;
 pub use self::connection::plain_client::PlainClient;
 pub use self::connection::protocol::Protocol;

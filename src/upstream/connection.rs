@@ -6,7 +6,8 @@ use std::time::Duration;
 use http::{Request, Response};
 
 use self::connector::Connector;
-use self::error::{ConnectError, SendError};
+use self::error::ConnectError;
+use self::exchange_error::SendError;
 use self::http1::Http1Pool;
 use self::http2::Http2Connections;
 use self::protocol::Protocol;
@@ -19,6 +20,7 @@ use crate::route::Class;
 pub(super) mod cause;
 mod connector;
 pub(super) mod error;
+pub(super) mod exchange_error;
 pub(crate) mod happy_eyeballs;
 mod http1;
 mod http2;

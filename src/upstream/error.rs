@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::connection::error::{ConnectError, ExchangeError, ExchangeErrorKind, with_sources};
+use super::connection::error::{ConnectError, with_sources};
+use super::connection::exchange_error::{ExchangeError, ExchangeErrorKind};
 use super::queue::admission::ShedReason;
 use crate::body;
 

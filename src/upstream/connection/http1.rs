@@ -17,7 +17,8 @@ use http_body::Body as _;
 use self::idle::{IdleConnections, PooledConnection};
 use self::request::Persistence;
 use super::connector::{Connector, traced};
-use super::error::{ConnectError, SendError};
+use super::error::ConnectError;
+use super::exchange_error::SendError;
 use crate::body::Body;
 use crate::write_batch;
 

@@ -16,7 +16,8 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::sync::Mutex;
 
 use super::connector::{Connector, traced};
-use super::error::{ConnectError, ExchangeError, SendError};
+use super::error::ConnectError;
+use super::exchange_error::{ExchangeError, SendError};
 use super::limits::{HEAD_BUFFER, UNASKED_UPGRADE};
 use super::stats::ConnectionStats;
 use super::stream::UpstreamStream;

@@ -21,7 +21,7 @@ use super::early;
 use super::request::Persistence;
 use crate::body::{Body, BodyFault, BodySource};
 use crate::clock::Clock;
-use crate::upstream::connection::error::SendError;
+use crate::upstream::connection::exchange_error::SendError;
 use crate::upstream::connection::stats::ConnectionStats;
 use crate::upstream::connection::stream::UpstreamStream;
 

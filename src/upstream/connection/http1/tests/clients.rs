@@ -20,7 +20,7 @@ use super::super::connection::Http1Connection;
 use super::super::error::Http1Error;
 use super::super::request::Persistence;
 use crate::body::Body;
-use crate::upstream::connection::error::ExchangeError;
+use crate::upstream::connection::exchange_error::ExchangeError;
 use crate::upstream::connection::limits::{HEAD_BUFFER, MAX_RESPONSE_FIELDS};
 use crate::upstream::connection::stats::ConnectionStats;
 use crate::upstream::connection::stream::{UpstreamSocket, UpstreamStream};

@@ -7,8 +7,11 @@ use http::Method;
 use super::clients::{End, Hypers, Ours, Received, Verdict, judge};
 use super::streams::generate;
 
+/// Whether a stream has what a verdict is about.
+type Sign = fn(&[u8]) -> bool;
+
 /// The texts of errors that hyper does not have, or has for less, why, and a sign of it in the stream.
-const STRICTER: [(&str, &str, fn(&[u8]) -> bool); 6] = [
+const STRICTER: [(&str, &str, Sign); 6] = [
     (
         "a line of the head does not end in CRLF",
         "Readers disagree on a lone LF; the gate refuses it as well.",

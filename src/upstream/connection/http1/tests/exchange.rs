@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use super::super::idle::PooledConnection;
 use super::super::request::Persistence;
 use crate::body::{Body, BodyFault, BodySource};
-use crate::upstream::connection::error::SendError;
+use crate::upstream::connection::exchange_error::SendError;
 use crate::upstream::connection::stats::ConnectionStats;
 use crate::upstream::connection::stream::{UpstreamSocket, UpstreamStream};
 
@@ -34,7 +34,7 @@ impl BodySource for Parts {
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.size_hint.clone()
+        self.size_hint
     }
 
     fn release(self: Box<Self>) {}
