@@ -38,6 +38,7 @@
 //! |---|---|
 //! | an endpoint: who may call it, whether it is kept, its class | a row of `TABLE` in `src/route.rs` |
 //! | whether a request may be sent again | `ErrorKind::resend` in `src/upstream/error.rs`; how often, when and where to: `RetryLoop` in `src/upstream/request/send.rs` |
+//! | how a response of Rails is read over HTTP/1.1 | `src/upstream/connection/http1.rs`; where a body ends, of a request as well: `src/framing.rs` |
 //! | the 503 of a full queue | `ClassAdmission::wait` in `src/upstream/queue/admission.rs`; while Rails is away, `HoldQueues::enter` in `hold.rs` beside it; the status of each failure: `Failure::status` in `src/failure.rs` |
 //! | the default of a key | the row of the key in `config/README.md`, or `railgate check --explain KEY`; in the source, the `Default` or the `DEFAULT_…` constants of the settings that the key belongs to |
 //! | whether a stale answer may be given | the head of `src/layer/serve_cached.rs` |
