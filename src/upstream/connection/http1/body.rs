@@ -181,6 +181,10 @@ impl Chunks {
                 line.truncate(length.ok_or_else(|| malformed("Invalid trailer end LF"))?);
                 Ok(Some(line))
             }
+            // A CR that ends no line is refused before the line ends, which may never be.
+            None if memchr(b'\r', buffer).is_some_and(|at| at + 1 < buffer.len()) => {
+                Err(malformed("Invalid chunk end LF"))
+            }
             None if buffer.len() < room => Ok(None),
             _ => Err(malformed("chunk trailers bytes over limit")),
         }

@@ -160,10 +160,12 @@ fn a_stream_is_judged_as_by_hyper_or_more_strictly_for_a_reason() {
 
 /// `cargo test --locked --lib a_million_streams -- --ignored --nocapture`
 #[test]
-#[ignore = "it takes minutes"]
+#[ignore = "it takes ten minutes"]
 fn a_million_streams_are_judged_alike() {
-    let seed = fastrand::u64(..);
-    let tally = compare(1_000_000, seed, 80);
-    eprintln!("seed {seed}: {tally:?}");
-    assert!(tally.stricter > 0 && tally.responses > 500_000, "{tally:?}");
+    for nth in 1..=100 {
+        let seed = fastrand::u64(..);
+        let tally = compare(10_000, seed, 60);
+        eprintln!("{nth} of 100, seed {seed}: {tally:?}");
+        assert!(tally.stricter > 0 && tally.responses > 5_000, "{tally:?}");
+    }
 }
