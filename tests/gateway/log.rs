@@ -35,9 +35,8 @@ pub fn wait_for_lines(text: &str, count: usize) -> impl Future<Output = Vec<Stri
 pub async fn wait_for_request_line(id: &str) -> Value {
     let id = format!("\"{id}\"");
     let is_meant = |line: &&str| line.contains("\"target\":\"access\"") && line.contains(&id);
-    let line = eventually("the line of the request", async || {
-        since(0).lines().rev().find(is_meant).map(str::to_owned)
-    });
+    let line =
+        eventually("the line of the request", async || log().lines().rev().find(is_meant).map(str::to_owned));
     serde_json::from_str(&line.await).unwrap()
 }
 
