@@ -13,6 +13,7 @@ use memchr::memchr_iter;
 
 use super::body::BodyDecoder;
 use super::error::Http1Error;
+use crate::framing::charset::is_token;
 use crate::framing::{Framing, FramingFields};
 use crate::upstream::connection::limits::{HEAD_BUFFER, MAX_RESPONSE_FIELDS, UNASKED_UPGRADE};
 
@@ -157,7 +158,8 @@ struct ConnectionOptions {
 impl ConnectionOptions {
     fn add(&mut self, value: &HeaderValue) {
         for option in value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
-            self.has_close |= option.eq_ignore_ascii_case(b"close");
+            // An option that cannot be understood might be `close`.
+            self.has_close |= option.eq_ignore_ascii_case(b"close") || !is_token(option);
             self.has_keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
         }
     }
