@@ -11,6 +11,7 @@ use serde_json::json;
 
 use super::certificates::CertificateAuthority;
 use super::client::{Address, Connection, Request, noise};
+use super::draining::wait_until_closed;
 use super::fake_rails::{FakeRails, Latch, ROOT_KEY, Reply};
 use super::harness::{Harness, RunningGateway, Setup};
 use super::log;
@@ -193,6 +194,8 @@ async fn running_requests_over_tls_finish_during_a_drain() {
     let mut idle = connect(&harness, &trusting).await;
     harness.gateway.drain();
     assert_eq!(idle.read_to_end().await, b"");
+    // The other thread has heard of it, too.
+    wait_until_closed(&harness.gateway.tcp).await;
     latch.open();
     let response = running.read_response().await;
     assert_eq!((response.status, response.header("connection")), (200, Some("close")));
