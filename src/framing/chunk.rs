@@ -124,7 +124,7 @@ mod tests {
             ("4\r\nnull", line(4, 3, 0)),
             ("0\r\n\r\n", line(0, 3, 0)),
             ("00aF ;a=b;\tc = \"\\\"d\" \r\n", Err(MalformedChunk)),
-            ("00aF ;a=b;\tc = \"\\\"d\"\r\n", line(175, 23, 17)),
+            ("00aF ;a=b;\tc = \"\\\"d\"\r\n", line(175, 22, 16)),
             ("12345678\r", Ok(None)),
             ("123456789abcdef", Ok(None)),
             ("1234567890abcdef", Err(MalformedChunk)),
