@@ -38,7 +38,12 @@ impl ChunkLine {
             return Err(MalformedChunk);
         }
         let Some(end) = memchr(b'\n', begin) else {
-            return if bytes.len() < MAX_EXTENDED_LINE { Ok(None) } else { Err(MalformedChunk) };
+            let has_odd_cr = memchr(b'\r', begin).is_some_and(|at| at + 1 < begin.len());
+            return if has_odd_cr || bytes.len() >= MAX_EXTENDED_LINE {
+                Err(MalformedChunk)
+            } else {
+                Ok(None)
+            };
         };
         let line = begin.get(..end).and_then(|line| line.strip_suffix(b"\r")).ok_or(MalformedChunk)?;
         let (size, extensions) = line.split_at_checked(digits).ok_or(MalformedChunk)?;
@@ -135,6 +140,8 @@ mod tests {
             ("4\n", Err(MalformedChunk)),
             ("4 \r\n", Err(MalformedChunk)),
             ("4\rx\r\n", Err(MalformedChunk)),
+            ("0\r\r", Err(MalformedChunk)),
+            ("0;a\rb", Err(MalformedChunk)),
             ("4;a\n\r\n", Err(MalformedChunk)),
         ] {
             assert_eq!(ChunkLine::read(bytes.as_bytes()), expected, "{bytes:?}");
