@@ -41,7 +41,8 @@ enum Fault {
 }
 
 impl Fault {
-    const ALL: [Self; 15] = [
+    /// What loses most, twice.
+    const ALL: [Self; 16] = [
         Self::Cut,
         Self::DeadConnections,
         Self::Kill,
@@ -51,6 +52,7 @@ impl Fault {
         Self::Flush,
         Self::RemoveStream,
         Self::Trim,
+        Self::LoseUnread,
         Self::LoseUnread,
         Self::Full,
         Self::FullWithoutStream,
@@ -127,7 +129,12 @@ impl World {
             let gateway = &self.gateways[*gateway];
             gateway.is_up() && !gateway.process.bus.ending.is_cancelled()
         });
-        let Some(gateway) = gateway else { return };
+        if let Some(gateway) = gateway {
+            self.hook_at(gateway, (subject, version));
+        }
+    }
+
+    fn hook_at(&mut self, gateway: usize, (subject, version): (Subject, usize)) {
         let ticket = self.accept(gateway, subject.selectors());
         self.accepted(gateway, (subject, version), ticket);
     }
@@ -168,15 +175,21 @@ impl World {
                 self.after(duration, move |world| world.wake(master));
                 self.fail_all(duration + RECOVERY);
             }
-            Fault::FailOver => self.fail_over(duration),
-            Fault::Restart => self.restart_server(duration / 2),
+            Fault::FailOver => {
+                let kept_until = self.now.saturating_sub(self.rng.u64(0..=800));
+                self.fail_over(duration, kept_until);
+            }
+            Fault::Restart => {
+                let lost = [self.now, self.rng.u64(1..=1_000), 0][self.rng.usize(..3)];
+                self.restart_server(duration / 2, self.now.saturating_sub(lost));
+            }
             Fault::Flush => self.nodes[master].flush(),
             Fault::RemoveStream => self.nodes[master].remove_stream(),
             Fault::Trim => {
                 let left = self.rng.usize(0..=2);
                 self.nodes[master].trim(left);
             }
-            Fault::LoseUnread => self.lose_unread(master),
+            Fault::LoseUnread => self.lose_unread(),
             Fault::Full => self.fill_server(master, duration),
             Fault::FullWithoutStream => {
                 self.fill_server(master, duration + 3_000);
@@ -196,20 +209,51 @@ impl World {
         self.disturb(self.now + duration + 2 * RECOVERY, format!("{fault:?} of {gateway} for {duration} ms"));
     }
 
-    /// Over the same connections, or new ones to the same server.
-    fn lose_unread(&mut self, master: usize) {
-        for _ in 0..self.gateways.len().div_ceil(3) {
-            let (gateway, duration) = (self.any_gateway(), self.rng.u64(300..=1_500));
-            self.cut(gateway, duration);
-            self.fail(gateway, duration + RECOVERY);
+    /// Something is told, and lost before gateways that are cut off have read it. The one that has told it may be gone by then.
+    fn lose_unread(&mut self) {
+        let (teller, question) = (self.any_gateway(), self.any_question());
+        let (row, user) = question.subjects();
+        let Some(subject) = (if self.rng.bool() { row.or(user) } else { user.or(row) }) else { return };
+        if !self.gateways[teller].is_up() {
+            return;
         }
-        self.change();
-        self.after(250, move |world| match world.rng.u8(..) % 3 {
-            0 => world.nodes[master].flush(),
-            1 => world.nodes[master].remove_stream(),
-            _ => world.nodes[master].trim(0),
+        let unaware: Vec<usize> = (0..self.gateways.len().div_ceil(3)).map(|_| self.any_gateway()).collect();
+        for gateway in unaware.into_iter().filter(|gateway| *gateway != teller) {
+            let cut = self.rng.u64(600..=1_800);
+            self.fail(gateway, 150 + cut + RECOVERY);
+            self.after(150, move |world| world.cut(gateway, cut));
+            for question in Question::about(subject) {
+                for delay in [0, 150 + cut + 100, 150 + cut + 1_000] {
+                    let delay = delay + self.rng.u64(0..=100);
+                    self.after(delay, move |world| world.request(gateway, question));
+                }
+            }
+        }
+        self.after(160, move |world| {
+            let version = world.rails.change(subject, world.now);
+            world.hook_at(teller, (subject, version));
+            let kept_until = world.now;
+            world.after(140, move |world| world.lose_since(kept_until));
+            // Nothing else is known then of what Rails may still tell wrongly.
+            if world.plan.settle == 0 && world.rng.bool() {
+                world.after(140, move |world| {
+                    world.stop(teller);
+                    world.after(2_000, move |world| world.start_again(teller, false));
+                });
+            }
         });
-        self.after(300, World::change);
+    }
+
+    /// Valkey loses what was told since then, with or without all the rest.
+    fn lose_since(&mut self, time: u64) {
+        let (master, duration) = (self.master, self.any_duration());
+        match self.rng.u8(0..5) {
+            0 => self.nodes[master].flush(),
+            1 => self.nodes[master].remove_stream(),
+            2 => self.nodes[master].trim(0),
+            3 => self.fail_over(duration, time),
+            _ => self.restart_server(duration / 8, time),
+        }
     }
 
     fn any_duration(&mut self) -> u64 {
@@ -247,14 +291,9 @@ impl World {
         self.after(duration, move |world| world.nodes[node].is_full = false);
     }
 
-    fn restart_server(&mut self, duration: u64) {
+    fn restart_server(&mut self, duration: u64, kept_until: u64) {
         let (master, run) = (self.master, self.next_number() + 100);
         self.kill(master);
-        let kept_until = match self.rng.u8(..) % 3 {
-            0 => 0,
-            1 => self.now.saturating_sub(self.rng.u64(1..=1_000)),
-            _ => self.now,
-        };
         self.after(duration, move |world| {
             let is_master = world.master == master;
             world.nodes[master].restart(run, kept_until);
@@ -265,13 +304,12 @@ impl World {
 
     /// The other node becomes the master after a time. The one before is gone, or it was only frozen: then it wakes, calls
     /// itself master for some time, and becomes a replica.
-    fn fail_over(&mut self, duration: u64) {
+    fn fail_over(&mut self, duration: u64, kept_until: u64) {
         let (old, new) = (self.master, 1 - self.master);
         if self.nodes[old].is_down() {
             return;
         }
         let is_frozen = self.plan.has_sentinels && self.rng.bool();
-        let kept_until = self.now.saturating_sub(self.rng.u64(0..=800));
         if is_frozen {
             self.freeze(old);
         } else {
@@ -336,10 +374,12 @@ impl World {
             self.stop(gateway);
         }
         let pause = duration / 4 + if takes_leave { 3_001 } else { 1 };
-        self.after(pause, move |world| {
-            if !world.gateways[gateway].is_up() {
-                world.start(gateway, keeps_answers);
-            }
-        });
+        self.after(pause, move |world| world.start_again(gateway, keeps_answers));
+    }
+
+    fn start_again(&mut self, gateway: usize, keeps_answers: bool) {
+        if !self.gateways[gateway].is_up() {
+            self.start(gateway, keeps_answers);
+        }
     }
 }
