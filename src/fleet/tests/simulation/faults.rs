@@ -211,6 +211,7 @@ impl World {
 
     /// Something is told, and lost before gateways that are cut off have read it. The one that has told it may be gone by then.
     fn lose_unread(&mut self) {
+        self.has_lost_unread = true;
         let (teller, question) = (self.any_gateway(), self.any_question());
         let (row, user) = question.subjects();
         let Some(subject) = (if self.rng.bool() { row.or(user) } else { user.or(row) }) else { return };
@@ -287,6 +288,11 @@ impl World {
     }
 
     fn fill_server(&mut self, node: usize, duration: u64) {
+        // What was lost is told again once the server takes it. Until then, what a Rails that lags tells wrongly is kept, by
+        // the promise.
+        if self.has_lost_unread && self.plan.settle > 0 {
+            return;
+        }
         self.nodes[node].is_full = true;
         self.after(duration, move |world| world.nodes[node].is_full = false);
     }

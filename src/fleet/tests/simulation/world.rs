@@ -26,6 +26,8 @@ pub(super) struct World {
     pub(super) master: usize,
     pub(super) rails: Rails,
     pub(super) promise: Promise,
+    /// Something was lost that some gateways had not read.
+    pub(super) has_lost_unread: bool,
     pub(super) events: u64,
     queue: BinaryHeap<Reverse<Event>>,
     last_number: u64,
@@ -56,6 +58,7 @@ impl World {
             master: 0,
             rails: Rails::default(),
             promise: Promise::default(),
+            has_lost_unread: false,
             events: 0,
             queue: BinaryHeap::new(),
             last_number: 0,
