@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::Stdio;
 
 use crate::machine::{self, Scratch, Time};
-use crate::process::{self, GATEWAY_CORE, LOAD_CORE, Process};
+use crate::process::{self, Process, gateway_core, load_core};
 use crate::{Fallible, http_client, interrupt, load};
 
 /// Fields are dropped in this order.
@@ -21,12 +21,18 @@ impl Environment {
     /// Keeps the core of the measured process awake. In a comparison with sleeping load also that of load
     /// and Rails; otherwise they yield to each other, and would yield to the spinner.
     pub(crate) fn for_comparison(sleeps: bool, binary: PathBuf) -> Fallible<Self> {
-        let awake: &[usize] = if sleeps { &[GATEWAY_CORE, LOAD_CORE] } else { &[GATEWAY_CORE] };
+        let awake: &[usize] = if sleeps { &[gateway_core(), load_core()] } else { &[gateway_core()] };
         Self::set(awake, sleeps, binary)
     }
 
     pub(crate) fn for_railgate_alone(binary: PathBuf) -> Fallible<Self> {
-        Self::set(&[GATEWAY_CORE], false, binary)
+        Self::set(&[gateway_core()], false, binary)
+    }
+
+    /// Nothing is measured, so one core suffices, and whatever else runs there does not matter.
+    pub(crate) fn for_training(binary: PathBuf) -> Fallible<Self> {
+        let scratch = Scratch::new()?;
+        Ok(Self { _spinners: Vec::new(), rails: Rails::start(&scratch, true)?, scratch, binary })
     }
 
     fn set(awake: &[usize], sleeps: bool, binary: PathBuf) -> Fallible<Self> {
@@ -49,7 +55,7 @@ impl Rails {
     pub(crate) fn start(scratch: &Scratch, sleeps: bool) -> Fallible<Self> {
         let port = machine::free_port()?;
         let directory = scratch.folder("rails")?;
-        let mut command = process::own_executable(LOAD_CORE)?;
+        let mut command = process::own_executable(load_core())?;
         command.arg("rails").arg(port.to_string()).arg(directory.join("s.sock"));
         if sleeps {
             command.arg("--sleeps");
@@ -77,7 +83,7 @@ impl Rails {
 
 /// Runs the load generator.
 pub(crate) fn run_load(options: &load::Options) -> Fallible<load::Figures> {
-    let mut command = process::own_executable(LOAD_CORE)?;
+    let mut command = process::own_executable(load_core())?;
     command.args(options.to_arguments());
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let before = Time::now();

@@ -10,7 +10,7 @@ use std::sync::Mutex;
 use std::thread;
 
 use crate::Fallible;
-use crate::process::{self, LOAD_CORE, Process};
+use crate::process::{self, Process, load_core};
 
 /// The directories of one run. Removed when this is dropped.
 pub(crate) struct Scratch {
@@ -79,9 +79,12 @@ pub(crate) fn pin_to_load_core() -> Fallible<()> {
     }
     let pid = std::process::id().to_string();
     let mut command = Command::new("taskset");
-    command.args(["--pid", "--cpu-list", &LOAD_CORE.to_string(), &pid]);
+    command.args(["--pid", "--cpu-list", &load_core().to_string(), &pid]);
     let done = command.output().map_err(|error| format!("taskset: {error}"))?;
-    if done.status.success() { Ok(()) } else { Err("taskset failed".into()) }
+    if done.status.success() {
+        return Ok(());
+    }
+    Err(String::from_utf8_lossy(&done.stderr).trim().into())
 }
 
 /// Keeps a core from halting, at a priority that gives way to everything else. In a virtual machine a

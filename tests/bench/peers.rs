@@ -6,7 +6,7 @@ use std::process::Command;
 
 use crate::environment::Environment;
 use crate::http_client::Address;
-use crate::process::{self, GATEWAY_CORE, Process};
+use crate::process::{self, Process, gateway_core};
 use crate::{Fallible, credentials, machine};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,7 +98,7 @@ impl Peer {
                 let more = [("@LOG@", self.logs.to_string()), ("@WORKERS@", workers)];
                 let path = write("railgate.toml", include_str!("peers/railgate.toml"), &more)?;
                 write_secrets(directory)?;
-                command = process::pinned(GATEWAY_CORE, &environment.binary);
+                command = process::pinned(gateway_core(), &environment.binary);
                 command.arg("run").arg("--config").arg(path);
             }
             Software::Nginx => {
@@ -110,12 +110,12 @@ impl Peer {
                 let cache = environment.scratch.folder_in_memory(self.name)?.display().to_string();
                 let more = [("@LOG@", log), ("@CACHE@", cache)];
                 let path = write("nginx.conf", include_str!("peers/nginx.conf"), &more)?;
-                command = process::pinned(GATEWAY_CORE, "nginx");
+                command = process::pinned(gateway_core(), "nginx");
                 command.arg("-p").arg(directory).arg("-c").arg(path);
             }
             Software::Haproxy => {
                 let path = write("haproxy.cfg", include_str!("peers/haproxy.cfg"), &[])?;
-                command = process::pinned(GATEWAY_CORE, "haproxy");
+                command = process::pinned(gateway_core(), "haproxy");
                 command.arg("-db").arg("-f").arg(path);
             }
             Software::Varnish => {
@@ -124,7 +124,7 @@ impl Peer {
                 command.arg("-f").arg(path);
             }
             Software::BareHyper => {
-                command = process::own_executable(GATEWAY_CORE)?;
+                command = process::own_executable(gateway_core())?;
                 command.arg("bare-hyper").arg(port.to_string()).arg(directory.join("s.sock"));
             }
         }
@@ -133,7 +133,7 @@ impl Peer {
 }
 
 fn varnish(directory: &Path, port: u16) -> Command {
-    let mut command = process::pinned(GATEWAY_CORE, "varnishd");
+    let mut command = process::pinned(gateway_core(), "varnishd");
     command.args(["-F", "-j", "none", "-T", "none", "-s", "malloc,256m", "-p", "http_gzip_support=off"]);
     command.arg("-n").arg(directory.join("varnish"));
     command.args(["-a", &format!("tcp=127.0.0.1:{port}")]);

@@ -6,13 +6,30 @@ use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
+
+use rustix::thread::CpuSet;
 
 use crate::{Fallible, interrupt};
 
-/// The core of the measured process, and that of the load and Rails.
-pub(crate) const GATEWAY_CORE: usize = 0;
-pub(crate) const LOAD_CORE: usize = 1;
+/// The first and the last core that this program may use, before it is pinned to one itself. The same if there is one.
+static CORES: LazyLock<(usize, usize)> = LazyLock::new(|| {
+    let allowed = rustix::thread::sched_getaffinity(None).unwrap_or_default();
+    let mut cores = (0..CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core));
+    let first = cores.next().unwrap_or_default();
+    (first, cores.next_back().unwrap_or(first))
+});
+
+/// The core of the measured process.
+pub(crate) fn gateway_core() -> usize {
+    CORES.0
+}
+
+/// That of the load and Rails.
+pub(crate) fn load_core() -> usize {
+    CORES.1
+}
 
 const START: Duration = Duration::from_secs(15);
 const STOP: Duration = Duration::from_secs(20);

@@ -5,7 +5,7 @@ use std::fmt;
 use crate::goals::{self, ratio};
 use crate::load::Figures;
 use crate::peers::PEERS;
-use crate::process::{GATEWAY_CORE, LOAD_CORE};
+use crate::process::{gateway_core, load_core};
 use crate::rounds::{MAX_STEAL, Options, Results};
 use crate::scenarios::{BODY_MIB, Scenario};
 
@@ -61,11 +61,13 @@ impl Report<'_> {
         let runs = self.results.all().count();
         writeln!(
             out,
-            "Rounds: {rounds}, {seconds} s a run, {keys} keys. Peers are on core {GATEWAY_CORE}, Rails and {manner} on \
-             core {LOAD_CORE}. CPU time is that of all processes of a peer, with what the kernel does for them. \
+            "Rounds: {rounds}, {seconds} s a run, {keys} keys. Peers are on core {}, Rails and {manner} on \
+             core {}. CPU time is that of all processes of a peer, with what the kernel does for them. \
              Figures are medians over the rounds; ratios are medians of the ratios within each round.\n\n\
              The machine meanwhile: {:.1} % idle, {:.1} % kept by its host; {disturbed} of {runs} runs had more \
              than {:.0} % of that.",
+            gateway_core(),
+            load_core(),
             idle * 100.0,
             stolen * 100.0,
             MAX_STEAL * 100.0,

@@ -12,8 +12,8 @@ use crate::peers::{RAILGATE, Running};
 
 /// What is sent, and how many.
 fn loads() -> [(&'static str, Load); 9] {
-    let hits = Load { requests: 30_000, keys: 1_000, ..Load::default() };
-    let forwarded = Load { kind: Kind::Allowed, requests: 20_000, ..Load::default() };
+    let hits = Load { requests: 30_000, keys: 1_000, sleeps: true, ..Load::default() };
+    let forwarded = Load { kind: Kind::Allowed, requests: 20_000, sleeps: true, ..Load::default() };
     [
         ("hits", hits.clone()),
         (
@@ -38,7 +38,7 @@ fn large(forwarded: &Load) -> Load {
 }
 
 pub(crate) fn run(binary: PathBuf) -> Fallible<()> {
-    let environment = Environment::for_railgate_alone(binary)?;
+    let environment = Environment::for_training(binary)?;
     let mut running = RAILGATE.start(&environment)?;
     for (name, load) in loads() {
         for to in [running.port.to_string(), running.socket.display().to_string()] {

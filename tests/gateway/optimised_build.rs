@@ -73,6 +73,7 @@ fn build(tools: &Scratch, output: &Path) -> Output {
     build.current_dir(env!("CARGO_MANIFEST_DIR")).arg("--output").arg(output);
     // Without the real tools.
     build.env("PATH", format!("{}:/usr/bin:/bin", folder.display())).env("TOOLS", folder.as_path());
+    build.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
     build.env("OUTPUT", output).output().unwrap()
 }
 
