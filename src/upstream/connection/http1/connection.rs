@@ -4,7 +4,8 @@
 //! written, each of these also writes, so a response that comes early is noticed while the body is still sent.
 //!
 //! A server may respond before it has read all of a request, such as 413, and close the connection. Then writing the
-//! rest fails, while the response may be there to be read. So nothing is written from then on, and reading decides.
+//! rest fails, while the response may be there to be read. So nothing is written from then on, and reading decides. The
+//! same holds if the body of the request breaks off once there is a response: its end is not written.
 
 use std::io;
 use std::pin::Pin;
@@ -37,6 +38,8 @@ pub(super) struct Http1Connection {
     is_for_head: bool,
     /// How many more reads the head of the response may take.
     reads_left: u16,
+    /// Whether the head of the response is there.
+    has_head: bool,
     /// Whether writing has failed, though a response may be there to be read.
     has_write_failed: bool,
     body: BodyDecoder,
@@ -62,6 +65,7 @@ impl Http1Connection {
             request: RequestWriter::default(),
             is_for_head: false,
             reads_left: 0,
+            has_head: false,
             has_write_failed: false,
             body: BodyDecoder::length(0),
             keeps_alive: true,
@@ -95,6 +99,7 @@ impl Http1Connection {
         self.is_for_head = request.method() == Method::HEAD;
         self.keeps_alive = false;
         self.reads_left = MAX_READS_OF_HEAD;
+        self.has_head = false;
         self.stream.report_reset(true);
         self.request.begin(request, persistence);
     }
@@ -107,7 +112,7 @@ impl Http1Connection {
         loop {
             if let Some(head) = take_head(&mut self.buffer, self.is_for_head)? {
                 let ResponseHead { response, body, keeps_alive } = head;
-                (self.body, self.keeps_alive) = (body, keeps_alive);
+                (self.body, self.keeps_alive, self.has_head) = (body, keeps_alive, true);
                 self.stream.report_reset(false);
                 return Poll::Ready(Ok(response));
             }
@@ -152,13 +157,14 @@ impl Http1Connection {
         if self.request.is_done() {
             return Poll::Ready(Ok(()));
         }
-        match ready!(self.request.poll_write(&mut self.stream, cx)) {
-            Err(Http1Error::Io(error)) if is_reset(&error) && self.request.has_begun() => {
-                self.has_write_failed = true;
-                Poll::Pending
-            }
-            outcome => Poll::Ready(outcome),
-        }
+        let outcome = ready!(self.request.poll_write(&mut self.stream, cx));
+        self.has_write_failed = match &outcome {
+            Err(Http1Error::Io(error)) => is_reset(error) && self.request.has_begun(),
+            // The server must not take what it has of the body for all of it.
+            Err(Http1Error::RequestBody(_) | Http1Error::RequestLength) => self.has_head,
+            _ => false,
+        };
+        if self.has_write_failed { Poll::Pending } else { Poll::Ready(outcome) }
     }
 
     /// The same, without waiting for what reading brings: an error once writing has failed.

@@ -20,13 +20,13 @@ use crate::upstream::connection::stream::{UpstreamSocket, UpstreamStream};
 /// A request body whose parts a test sends.
 #[derive(Debug)]
 struct Parts {
-    receiver: mpsc::UnboundedReceiver<Bytes>,
+    receiver: mpsc::UnboundedReceiver<Result<Bytes, BodyFault>>,
     size_hint: SizeHint,
 }
 
 impl BodySource for Parts {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyFault>>> {
-        self.receiver.poll_recv(cx).map(|part| part.map(|part| Ok(Frame::data(part))))
+        self.receiver.poll_recv(cx).map(|part| part.map(|part| part.map(Frame::data)))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -40,7 +40,7 @@ impl BodySource for Parts {
     fn release(self: Box<Self>) {}
 }
 
-fn streamed(length: Option<u64>) -> (mpsc::UnboundedSender<Bytes>, Body) {
+fn streamed(length: Option<u64>) -> (mpsc::UnboundedSender<Result<Bytes, BodyFault>>, Body) {
     let (sender, receiver) = mpsc::unbounded_channel();
     let size_hint = length.map_or_else(SizeHint::default, SizeHint::with_exact);
     (sender, Body::from_source(Box::new(Parts { receiver, size_hint })))
@@ -75,8 +75,8 @@ const DONE: &[u8] = b"HTTP/1.1 204 No Content\r\n\r\n";
 async fn a_request_is_framed_by_what_is_known_of_its_body() {
     let streamed = |length| {
         let (sender, body) = streamed(length);
-        sender.send(Bytes::from_static(b"he")).unwrap();
-        sender.send(Bytes::from_static(b"llo")).unwrap();
+        sender.send(Ok(Bytes::from_static(b"he"))).unwrap();
+        sender.send(Ok(Bytes::from_static(b"llo"))).unwrap();
         body
     };
     let hello = || Body::from(Bytes::from_static(b"hello"));
@@ -123,7 +123,7 @@ async fn a_body_of_another_length_than_announced_ends_the_exchange() {
     for parts in [&["hell"][..], &["hel", "loo"], &["hello!"]] {
         let (sender, body) = streamed(Some(5));
         for part in parts {
-            sender.send(Bytes::from_static(part.as_bytes())).unwrap();
+            sender.send(Ok(Bytes::from_static(part.as_bytes()))).unwrap();
         }
         drop(sender);
         let (mut server, pooled) = connection(4096);
@@ -151,11 +151,11 @@ async fn a_response_that_comes_early_is_passed_on_while_the_request_is_sent() {
     assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "hello");
     assert_eq!(http_body::Body::size_hint(&body).exact(), Some(5));
     // The client goes on while it has not all of the response, and after that.
-    sender.send(Bytes::from_static(b"one")).unwrap();
+    sender.send(Ok(Bytes::from_static(b"one"))).unwrap();
     read_until(&mut server, "\r\n3\r\none\r\n").await;
     server.write_all(b"world").await.unwrap();
     assert_eq!(body.collect().await.unwrap().to_bytes(), "world");
-    sender.send(Bytes::from_static(b"two")).unwrap();
+    sender.send(Ok(Bytes::from_static(b"two"))).unwrap();
     read_until(&mut server, "3\r\ntwo\r\n").await;
     drop(sender);
     read_until(&mut server, "0\r\n\r\n").await;
@@ -181,10 +181,33 @@ async fn an_early_response_of_which_all_was_read_ends_no_request() {
         assert!(http_body::Body::is_end_stream(&body), "{response}");
         drop(body);
         read_until(&mut server, "\r\n\r\n").await;
-        sender.send(Bytes::from_static(b"one")).unwrap();
+        sender.send(Ok(Bytes::from_static(b"one"))).unwrap();
         read_until(&mut server, "3\r\none\r\n").await;
         drop(sender);
         read_until(&mut server, "0\r\n\r\n").await;
+    }
+}
+
+/// The end of a chunked body would say that Rails has all of it.
+#[tokio::test]
+async fn a_request_that_breaks_off_after_its_early_response_is_not_ended() {
+    for (length, end) in [(None, "one\r\n"), (Some(10), "one")] {
+        let (sender, body) = streamed(length);
+        let (mut server, pooled) = connection(4096);
+        let mut request = request(Method::POST, "/", body);
+        server.write_all(b"HTTP/1.1 413 Too Large\r\nContent-Length: 10\r\n\r\nhello").await.unwrap();
+        let mut body = pooled.send(&mut request, Persistence::KeepAlive).await.unwrap().into_body();
+        assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "hello");
+        read_until(&mut server, "\r\n\r\n").await;
+        sender.send(Ok(Bytes::from_static(b"one"))).unwrap();
+        read_until(&mut server, end).await;
+        sender.send(Err("it broke off".into())).unwrap();
+        drop(sender);
+        server.write_all(b"world").await.unwrap();
+        assert_eq!(body.collect().await.unwrap().to_bytes(), "world");
+        let mut rest = String::new();
+        server.read_to_string(&mut rest).await.unwrap();
+        assert_eq!(rest, "", "it is closed");
     }
 }
 
