@@ -41,7 +41,7 @@ pub trait BodyDriver: fmt::Debug + Send {
 
 #[derive(Debug)]
 pub(super) enum BodyStream {
-    /// The second reads the first from its connection, where no task of its own does.
+    /// The second reads the first from its connection, where no task of its own does; HTTP/2 alone has it.
     Hyper(Incoming, Option<Box<dyn BodyDriver>>),
     Source(Box<dyn BodySource>),
 }
@@ -57,10 +57,15 @@ impl BodyStream {
                 let mut frame = Pin::new(&mut *incoming).poll_frame(cx);
                 if let (Poll::Pending, Some(driver)) = (&frame, &mut *driver) {
                     driver.drive(cx);
-                    frame = Pin::new(incoming).poll_frame(cx);
+                    frame = Pin::new(&mut *incoming).poll_frame(cx);
                 }
-                if let (Poll::Ready(_), Some(driver)) = (&frame, driver) {
-                    driver.has_received();
+                let (Poll::Ready(received), Some(driver)) = (&frame, driver) else {
+                    return frame.map_err(BodyFault::from);
+                };
+                driver.has_received();
+                // hyper takes a reset without an error, or one that cancels the stream, for the end.
+                if received.is_none() && !incoming.is_end_stream() {
+                    return Poll::Ready(Some(Err("the stream was reset within the body".into())));
                 }
                 frame.map_err(BodyFault::from)
             }

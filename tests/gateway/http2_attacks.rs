@@ -8,6 +8,7 @@ use super::frames::{
     RST_STREAM, SETTINGS, WINDOW_UPDATE, block, frame, request,
 };
 use super::harness::{Harness, Setup};
+use super::waiting::eventually;
 
 const CHECK: &str = "/api/v4/internal/check";
 const PROTOCOL_ERROR: u32 = 1;
@@ -206,6 +207,35 @@ async fn bodies_have_the_length_that_they_announce() {
         assert!(!answered(&outcome, 200), "{trailer:?}: {outcome:?}");
     }
     assert_eq!(harness.rails.request_count(), count);
+    assert_alive(&harness).await;
+}
+
+/// hyper takes a reset without an error, or one that cancels the stream, for the end of the body. Rails must not take a
+/// part of a body for the whole.
+#[tokio::test]
+async fn a_reset_within_a_body_does_not_end_its_request() {
+    let harness = start().await;
+    harness.rails.respond_always(Reply::json(200, "{}"));
+    let head = block(&request("POST", "/api/v4/internal/allowed", &[secret()]));
+    for (nth, reason) in [0_u32, 2, 8].into_iter().enumerate() {
+        let mut client = connect(&harness).await;
+        client.send(HEADERS, END_HEADERS, 1, &head).await;
+        client.send(DATA, 0, 1, b"abc").await;
+        let is_connected = async || (harness.rails.connection_count() > nth).then_some(());
+        eventually("a connection to Rails", is_connected).await;
+        client.send(RST_STREAM, 0, 1, &reason.to_be_bytes()).await;
+        harness.rails.wait_for_closed(nth + 1).await;
+        assert_eq!(harness.rails.request_count(), 0, "reset for {reason}");
+    }
+    // An end without data is one.
+    let mut client = connect(&harness).await;
+    client.send(HEADERS, END_HEADERS, 1, &head).await;
+    client.send(DATA, 0, 1, b"abc").await;
+    let is_connected = async || (harness.rails.connection_count() > 3).then_some(());
+    eventually("a connection to Rails", is_connected).await;
+    client.send(DATA, END_STREAM, 1, b"").await;
+    assert_eq!(client.outcome(1).await.status(), Some(200));
+    assert_eq!(harness.rails.last_request().body, b"abc");
     assert_alive(&harness).await;
 }
 

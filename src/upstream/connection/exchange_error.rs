@@ -128,6 +128,9 @@ pub(in crate::upstream) enum SendError {
     /// The request was sent, at least in part.
     #[error("no answer: {0}")]
     Exchange(ExchangeError),
+    /// The body of the request broke off, or has another length than it says, which is not the server's fault.
+    #[error("the request body broke off: {0}")]
+    RequestBody(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The response leaves a choice where it ends, or is an upgrade that was not asked for.
     #[error("unusable answer: {0}")]
     Unusable(&'static str),
@@ -138,6 +141,7 @@ impl SendError {
     pub(super) fn from_http1(error: Http1Error, was_reset: impl FnOnce() -> bool) -> Self {
         match error {
             Http1Error::Unusable(why) => Self::Unusable(why),
+            Http1Error::RequestBody(_) | Http1Error::RequestLength => Self::RequestBody(error.into()),
             error => Self::Exchange(ExchangeError::from_http1(error, was_reset())),
         }
     }

@@ -208,6 +208,7 @@ impl UpstreamServer {
             }
             Ok(Err(SendError::Connect(error))) => return Err(AttemptError::NotSent(error)),
             Ok(Err(SendError::Unusable(why))) => Error::Unusable(why),
+            Ok(Err(SendError::RequestBody(error))) => Error::RequestBody(error),
             Ok(Err(SendError::Exchange(error))) if sending.is_aborted() => Error::RequestBody(error.into()),
             Ok(Err(SendError::Exchange(error))) if self.may_resend_unread => {
                 error.with_reset_as_proof().into()
