@@ -119,7 +119,8 @@ fn interpret(head: ParsedHead, bytes: &Bytes, is_for_head: bool) -> Result<Respo
         headers.append(name, value);
     }
     let framing = framing.framing(head.is_http_11)?;
-    // RFC 9112 §6.3: these have no body, whatever their fields say.
+    // RFC 9112 §6.3: these have no body, whatever their fields say. A 204 may not announce one (RFC 9110 §8.6); if it
+    // does, one may follow, which must not be taken for the next response.
     let has_no_body = is_for_head || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
     let body = match framing {
         _ if has_no_body => BodyDecoder::length(0),
@@ -127,7 +128,9 @@ fn interpret(head: ParsedHead, bytes: &Bytes, is_for_head: bool) -> Result<Respo
         Some(Framing::Chunked) => BodyDecoder::chunked(),
         None => BodyDecoder::until_close(),
     };
-    let keeps_alive = connection.keep_alive(head.is_http_11) && !body.is_until_close();
+    let is_contradictory = head.status == StatusCode::NO_CONTENT
+        && matches!(framing, Some(Framing::Length(1..) | Framing::Chunked));
+    let keeps_alive = connection.keep_alive(head.is_http_11) && !body.is_until_close() && !is_contradictory;
     let mut response = Response::new(());
     *response.status_mut() = head.status;
     *response.version_mut() = if head.is_http_11 { Version::HTTP_11 } else { Version::HTTP_10 };

@@ -1,6 +1,7 @@
 mod clients;
 mod differential;
 mod exchange;
+mod heads;
 mod streams;
 
 use std::sync::atomic::Ordering;

@@ -2,8 +2,8 @@
 //! verdicts differ, the one of the gateway is stricter, for a reason in [`STRICTER`].
 
 use fastrand::Rng;
-use http::Method;
-use http::header::{CONNECTION, HeaderValue};
+use http::header::{CONNECTION, CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING};
+use http::{Method, StatusCode};
 
 use super::clients::{End, Hypers, Ours, Received, Verdict, judge};
 use super::streams::generate;
@@ -66,10 +66,9 @@ fn reason(ours: &Verdict, hypers: &Verdict, stream: &[u8]) -> Option<&'static st
         (Verdict::Refused(_, text), _) => text,
         (Verdict::Response(ours), Verdict::Response(hypers)) => match &ours.end {
             End::Broken(text) if is_begin_of(ours, hypers) => text,
-            End::Complete(false) if has_odd_option(ours) => {
+            End::Complete(false) => {
                 let closed = Received { end: ours.end.clone(), ..*hypers.clone() };
-                return (**ours == closed)
-                    .then_some("An option of `Connection` that cannot be understood might be `close`.");
+                return reason_to_close(ours).filter(|_| **ours == closed);
             }
             _ => return None,
         },
@@ -77,6 +76,17 @@ fn reason(ours: &Verdict, hypers: &Verdict, stream: &[u8]) -> Option<&'static st
     };
     let row = STRICTER.iter().find(|(text, _, is_there)| text == error && is_there(stream));
     row.map(|(_, why, _)| *why)
+}
+
+/// Why the connection is closed after a response for which hyper would keep it.
+fn reason_to_close(received: &Received) -> Option<&'static str> {
+    if has_odd_option(received) {
+        return Some("An option of `Connection` that cannot be understood might be `close`.");
+    }
+    let announces_body =
+        [CONTENT_LENGTH, TRANSFER_ENCODING].iter().any(|name| received.fields.contains_key(name));
+    (received.status == StatusCode::NO_CONTENT && announces_body)
+        .then_some("The body that a 204 announces might follow.")
 }
 
 fn has_odd_option(received: &Received) -> bool {
