@@ -43,8 +43,8 @@ impl ExchangeError {
         Self { fault, is_reset, is_unread, source: error.into() }
     }
 
-    /// Of HTTP/1.1. `was_reset` is what the connection knows beyond the error.
-    pub(super) fn from_http1(error: Http1Error, was_reset: bool) -> Self {
+    /// Of HTTP/1.1. `is_reset` says whether the connection was reset before anything was answered.
+    pub(super) fn from_http1(error: Http1Error, is_reset: bool) -> Self {
         let fault = match &error {
             Http1Error::TooLarge => ExchangeErrorKind::HeadTooLarge,
             Http1Error::Http2Preface => ExchangeErrorKind::WrongVersion,
@@ -61,7 +61,6 @@ impl ExchangeError {
             | Http1Error::RequestBody(_)
             | Http1Error::RequestLength => ExchangeErrorKind::Interrupted,
         };
-        let is_reset = was_reset || matches!(&error, Http1Error::Io(error) if is_reset(error));
         Self { fault, is_reset, is_unread: false, source: error.into() }
     }
 
@@ -86,7 +85,7 @@ impl ExchangeError {
         self.is_unread
     }
 
-    /// Whether the connection was reset.
+    /// Whether the connection was reset, over HTTP/1.1 before anything was answered.
     #[cfg(test)]
     pub(super) fn is_reset(&self) -> bool {
         self.is_reset
@@ -137,12 +136,15 @@ pub(in crate::upstream) enum SendError {
 }
 
 impl SendError {
-    /// Of an exchange over HTTP/1.1. `was_reset` is what the connection knows beyond the error.
-    pub(super) fn from_http1(error: Http1Error, was_reset: impl FnOnce() -> bool) -> Self {
+    /// Of an exchange over HTTP/1.1. `was_reset` says whether the connection was reset before anything was answered.
+    pub(super) fn from_http1(error: Http1Error, was_reset: impl FnOnce(&Http1Error) -> bool) -> Self {
         match error {
             Http1Error::Unusable(why) => Self::Unusable(why),
             Http1Error::RequestBody(_) | Http1Error::RequestLength => Self::RequestBody(error.into()),
-            error => Self::Exchange(ExchangeError::from_http1(error, was_reset())),
+            error => {
+                let is_reset = was_reset(&error);
+                Self::Exchange(ExchangeError::from_http1(error, is_reset))
+            }
         }
     }
 }

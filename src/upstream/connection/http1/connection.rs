@@ -38,6 +38,8 @@ pub(super) struct Http1Connection {
     is_for_head: bool,
     /// How many more reads the head of the response may take.
     reads_left: u16,
+    /// Whether anything came since the request began.
+    has_received: bool,
     /// Whether the head of the response is there.
     has_head: bool,
     /// Whether writing has failed, though a response may be there to be read.
@@ -65,6 +67,7 @@ impl Http1Connection {
             request: RequestWriter::default(),
             is_for_head: false,
             reads_left: 0,
+            has_received: false,
             has_head: false,
             has_write_failed: false,
             body: BodyDecoder::length(0),
@@ -99,7 +102,7 @@ impl Http1Connection {
         self.is_for_head = request.method() == Method::HEAD;
         self.keeps_alive = false;
         self.reads_left = MAX_READS_OF_HEAD;
-        self.has_head = false;
+        (self.has_received, self.has_head) = (false, false);
         self.stream.report_reset(true);
         self.request.begin(request, persistence);
     }
@@ -180,8 +183,12 @@ impl Http1Connection {
         let read = ready!(poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.buffer));
         match read.map_err(Http1Error::Io)? {
             0 => self.has_read_eof = true,
-            read if read >= self.read_size => self.read_size = (self.read_size * 2).min(MAX_READ),
-            _ => {}
+            read => {
+                self.has_received = true;
+                if read >= self.read_size {
+                    self.read_size = (self.read_size * 2).min(MAX_READ);
+                }
+            }
         }
         Poll::Ready(Ok(()))
     }
@@ -209,8 +216,10 @@ impl Http1Connection {
         self.body.size_hint()
     }
 
-    /// Whether the server has reset the connection, which the end of the stream does not tell.
-    pub(super) fn was_reset(&self) -> bool {
-        self.has_write_failed || self.stream.was_reset()
+    /// Whether the server has reset the connection before it answered anything, of which `error` need not tell. A server
+    /// that has begun to answer has read the request.
+    pub(super) fn was_reset_unanswered(&self, error: &Http1Error) -> bool {
+        let is_reset = matches!(error, Http1Error::Io(error) if is_reset(error));
+        !self.has_received && (is_reset || self.has_write_failed || self.stream.was_reset())
     }
 }

@@ -69,7 +69,9 @@ impl PooledConnection {
         self.connection.begin(request, persistence);
         match poll_fn(|cx| self.connection.poll_head(cx)).await {
             Ok(head) => Ok(head.map(|()| self.into_body())),
-            Err(error) => Err(SendError::from_http1(error, || self.connection.was_reset())),
+            Err(error) => {
+                Err(SendError::from_http1(error, |error| self.connection.was_reset_unanswered(error)))
+            }
         }
     }
 

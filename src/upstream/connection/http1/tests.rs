@@ -145,6 +145,23 @@ async fn a_request_written_to_a_closed_connection_is_known_to_be_unread() {
     assert!(error.is_reset());
 }
 
+/// A server that has begun to answer has read the request, and may have acted on it.
+#[tokio::test]
+async fn a_reset_is_no_proof_once_anything_was_answered() {
+    for (answer, is_proof) in [("", true), ("HTTP/1.1 102 Processing\r\n\r\n", false), ("HTTP/1.1 2", false)]
+    {
+        let test = TestPool::new("begun");
+        let (outcome, ()) = tokio::join!(send(&test.pool), async {
+            let (mut rails, _) = test.rails.accept().await.unwrap();
+            // The rest of the request stays unread, so that the connection is reset.
+            rails.read_u8().await.unwrap();
+            rails.write_all(answer.as_bytes()).await.unwrap();
+        });
+        let Err(SendError::Exchange(error)) = outcome else { unreachable!("{answer:?} is no response") };
+        assert_eq!(error.is_reset(), is_proof, "{answer:?}");
+    }
+}
+
 #[tokio::test]
 async fn an_unpooled_request_takes_no_idle_connection_and_leaves_none() {
     let test = TestPool::new("unpooled");
