@@ -76,10 +76,11 @@ impl ReplayMemory {
         timeout: Duration,
     ) -> Result<Replay<'_>, Error> {
         let reservation = replayable_length(request.body()).and_then(|length| self.reserve(length));
-        let is_possible = reservation.is_some();
-        if is_possible {
+        if reservation.is_some() {
             read_body(request, timeout).await?;
         }
+        // A body may be longer than it says.
+        let is_possible = reservation.is_some() && request.body().in_memory().is_some();
         Ok(Replay { is_possible, _reservation: reservation })
     }
 
@@ -123,10 +124,14 @@ fn replayable_length(body: &Body) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
+    use std::task::{Context, Poll};
+
     use bytes::Bytes;
+    use http_body::{Frame, SizeHint};
     use http_body_util::BodyExt as _;
 
     use super::*;
+    use crate::body::{BodyFault, BodySource};
 
     fn request(bytes: usize) -> Request<Body> {
         Request::new(Body::from(Bytes::from(vec![7; bytes])))
@@ -151,6 +156,39 @@ mod tests {
         drop(replays);
         assert_eq!(memory.taken.load(Ordering::Relaxed), 0);
         assert!(!memory.buffer(&mut request(MAX_REPLAY_BODY + 1), timeout).await.unwrap().is_possible());
+    }
+
+    /// A body that is longer than it says.
+    #[derive(Debug)]
+    struct Overlong(Option<Bytes>);
+
+    impl BodySource for Overlong {
+        fn poll_frame(&mut self, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyFault>>> {
+            Poll::Ready(self.0.take().map(|bytes| Ok(Frame::data(bytes))))
+        }
+
+        fn is_end_stream(&self) -> bool {
+            false
+        }
+
+        fn size_hint(&self) -> SizeHint {
+            SizeHint::with_exact(5)
+        }
+
+        fn release(self: Box<Self>) {}
+    }
+
+    /// Its begin would be sent the first time, and nothing the second time.
+    #[tokio::test]
+    async fn a_request_whose_body_is_not_in_memory_after_all_is_sent_once() {
+        let (memory, timeout) = (ReplayMemory::new(MAX_REPLAY_MEMORY), Duration::from_secs(1));
+        for (length, is_possible) in [(MAX_REPLAY_BODY, true), (MAX_REPLAY_BODY + 1, false)] {
+            let body = Overlong(Some(Bytes::from(vec![7; length])));
+            let mut request = Request::new(Body::from_source(Box::new(body)));
+            let replay = memory.buffer(&mut request, timeout).await.unwrap();
+            assert_eq!(replay.is_possible(), is_possible, "{length}");
+            assert_eq!(request.into_body().collect().await.unwrap().to_bytes().len(), length);
+        }
     }
 
     #[tokio::test]

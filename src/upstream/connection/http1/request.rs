@@ -56,12 +56,16 @@ impl RequestWriter {
     /// Begins with a request, whose target is in origin-form. A body in memory stays with the request, so that it can
     /// be sent again; a stream is taken out of it.
     pub(super) fn begin(&mut self, request: &mut Request<Body>, persistence: Persistence) {
-        let length = request.body().size_hint().exact();
+        let in_memory = request.body().in_memory().cloned();
+        // What is sent counts: what a stream announced need not be what came of it.
+        let length = match &in_memory {
+            Some(data) => Some(data.len() as u64),
+            None => request.body().size_hint().exact(),
+        };
         self.lines.clear();
         write_head(&mut self.lines, request, length, persistence);
         (self.written, self.has_begun, self.is_flush_pending, self.end) = (0, false, false, b"");
         self.framing = length.map_or(RequestFraming::Chunked, RequestFraming::Length);
-        let in_memory = request.body().in_memory().cloned();
         self.body = in_memory.is_none().then(|| std::mem::take(request.body_mut()));
         self.data = in_memory.unwrap_or_default();
     }
