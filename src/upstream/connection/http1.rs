@@ -53,12 +53,17 @@ impl Http1Pool {
         // Not when the connection writes: it may be closed meanwhile.
         write_batch::wait_to_write(request.body().size_hint().lower()).await;
         while may_reuse && let Some(mut pooled) = self.idle.take() {
-            if poll_fn(|cx| Poll::Ready(pooled.is_usable(cx))).await {
-                return pooled.send(request, Persistence::KeepAlive).await;
+            if !poll_fn(|cx| Poll::Ready(pooled.is_usable(cx))).await {
+                continue;
+            }
+            match pooled.send(request, Persistence::KeepAlive).await {
+                // The server has closed it meanwhile.
+                Err(failed) if !failed.was_written && request.body().in_memory().is_some() => {}
+                outcome => return outcome.map_err(SendError::from),
             }
         }
         match Box::pin(traced(request.extensions().get(), self.connect())).await {
-            Ok(pooled) => pooled.send(request, Persistence::KeepAlive).await,
+            Ok(pooled) => Ok(pooled.send(request, Persistence::KeepAlive).await?),
             Err(error) => Err(SendError::Connect(error)),
         }
     }
@@ -77,7 +82,7 @@ impl Http1Pool {
         request: &mut Request<Body>,
     ) -> Result<Response<Body>, SendError> {
         match Box::pin(traced(request.extensions().get(), self.connect_unpooled())).await {
-            Ok(pooled) => pooled.send(request, Persistence::Close).await,
+            Ok(pooled) => Ok(pooled.send(request, Persistence::Close).await?),
             Err(error) => Err(SendError::Connect(error)),
         }
     }

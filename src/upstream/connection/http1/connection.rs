@@ -201,6 +201,11 @@ impl Http1Connection {
         }
     }
 
+    /// Whether anything of the request was written.
+    pub(super) fn has_begun_to_write(&self) -> bool {
+        self.request.has_begun()
+    }
+
     /// Whether the request has a body that has not come to its end.
     pub(super) fn awaits_request_body(&self) -> bool {
         self.request.awaits_body()

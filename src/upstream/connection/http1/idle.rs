@@ -51,6 +51,20 @@ pub(super) struct PooledConnection {
     expires_at: Option<Instant>,
 }
 
+/// Why a connection brought no response.
+#[derive(Debug)]
+pub(super) struct NoResponse {
+    pub(super) error: SendError,
+    /// Whether anything of the request was written.
+    pub(super) was_written: bool,
+}
+
+impl From<NoResponse> for SendError {
+    fn from(NoResponse { error, .. }: NoResponse) -> Self {
+        error
+    }
+}
+
 impl PooledConnection {
     pub(super) fn new(
         stream: UpstreamStream,
@@ -65,13 +79,14 @@ impl PooledConnection {
         mut self: Box<Self>,
         request: &mut Request<Body>,
         persistence: Persistence,
-    ) -> Result<Response<Body>, SendError> {
+    ) -> Result<Response<Body>, NoResponse> {
         self.connection.begin(request, persistence);
         match poll_fn(|cx| self.connection.poll_head(cx)).await {
             Ok(head) => Ok(head.map(|()| self.into_body())),
-            Err(error) => {
-                Err(SendError::from_http1(error, |error| self.connection.was_reset_unanswered(error)))
-            }
+            Err(error) => Err(NoResponse {
+                was_written: self.connection.has_begun_to_write(),
+                error: SendError::from_http1(error, |error| self.connection.was_reset_unanswered(error)),
+            }),
         }
     }
 

@@ -114,6 +114,20 @@ async fn a_request_goes_over_a_new_connection_if_the_idle_one_is_closed_or_has_s
     }
 }
 
+/// A connection that can be read and not written to is found out by writing.
+#[tokio::test]
+async fn a_request_of_which_nothing_can_be_written_to_an_idle_connection_goes_over_a_new_one() {
+    let test = TestPool::new("unwritable");
+    let idle = test.with_one_idle().await.into_std().unwrap();
+    idle.shutdown(std::net::Shutdown::Read).unwrap();
+    let (response, _) = tokio::join!(send(&test.pool), async {
+        let (mut rails, _) = test.rails.accept().await.unwrap();
+        respond(&mut rails).await
+    });
+    expect_ok(response).await;
+    assert_eq!(test.stats.opened.load(Ordering::Relaxed), 2);
+}
+
 #[tokio::test]
 async fn a_pool_that_is_dropped_closes_its_connections() {
     let test = TestPool::new("ends");

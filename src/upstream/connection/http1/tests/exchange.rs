@@ -10,7 +10,7 @@ use http_body_util::BodyExt as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tokio::sync::mpsc;
 
-use super::super::idle::PooledConnection;
+use super::super::idle::{NoResponse, PooledConnection};
 use super::super::request::Persistence;
 use crate::body::{Body, BodyFault, BodySource};
 use crate::upstream::connection::exchange_error::SendError;
@@ -128,7 +128,8 @@ async fn a_body_of_another_length_than_announced_ends_the_exchange() {
         drop(sender);
         let (mut server, pooled) = connection(4096);
         let mut request = request(Method::POST, "/", body);
-        let Err(SendError::RequestBody(_)) = pooled.send(&mut request, Persistence::KeepAlive).await else {
+        let outcome = pooled.send(&mut request, Persistence::KeepAlive).await;
+        let Err(NoResponse { error: SendError::RequestBody(_), .. }) = outcome else {
             unreachable!("{parts:?} is no body of 5 bytes");
         };
         let mut written = Vec::new();
@@ -239,7 +240,10 @@ async fn a_response_arrives_although_the_rest_of_the_request_cannot_be_written()
     drop(server);
     let response = pooled.send(&mut request, Persistence::KeepAlive).await;
     // Nothing was written, which is not the case of a server that has begun to read.
-    assert!(matches!(response, Err(SendError::Exchange(error)) if error.is_reset()));
+    let Err(NoResponse { error: SendError::Exchange(error), was_written: false }) = response else {
+        unreachable!("there is no server");
+    };
+    assert!(error.is_reset());
 
     let (mut server, pooled) = connection(64);
     let (response, ()) = tokio::join!(pooled.send(&mut request, Persistence::KeepAlive), async move {
@@ -263,6 +267,6 @@ async fn a_server_that_sends_interim_responses_without_end_is_left() {
         }
         sent
     });
-    assert!(matches!(response, Err(SendError::Exchange(_))));
+    assert!(matches!(response, Err(NoResponse { error: SendError::Exchange(_), .. })));
     assert!(sent >= 256, "{sent}");
 }
