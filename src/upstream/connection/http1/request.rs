@@ -8,6 +8,7 @@ use bytes::{Buf as _, Bytes};
 use http::{Method, Request};
 use http_body::Body as _;
 use tokio::io::AsyncWrite;
+use zeroize::{Zeroize as _, Zeroizing};
 
 use super::error::Http1Error;
 use crate::body::Body;
@@ -15,8 +16,8 @@ use crate::body::Body;
 /// What is still to be written of a request.
 #[derive(Debug, Default)]
 pub(super) struct RequestWriter {
-    /// The head, or the first line of a chunk.
-    lines: Vec<u8>,
+    /// The head, which has the credential, or the first line of a chunk.
+    lines: Zeroizing<Vec<u8>>,
     /// Bytes of `lines` that were written.
     written: usize,
     data: Bytes,
@@ -30,6 +31,9 @@ pub(super) struct RequestWriter {
     /// What was written may wait in the socket's own layer, TLS.
     is_flush_pending: bool,
 }
+
+/// Bytes of a head for which room is kept for the next one.
+const MAX_IDLE_ROOM: usize = 4 * 1024;
 
 #[derive(Clone, Copy, Debug)]
 enum RequestFraming {
@@ -62,9 +66,9 @@ impl RequestWriter {
             Some(data) => Some(data.len() as u64),
             None => request.body().size_hint().exact(),
         };
-        self.lines.clear();
+        self.clear_lines();
         write_head(&mut self.lines, request, length, persistence);
-        (self.written, self.has_begun, self.is_flush_pending, self.end) = (0, false, false, b"");
+        (self.has_begun, self.is_flush_pending, self.end) = (false, false, b"");
         self.framing = length.map_or(RequestFraming::Chunked, RequestFraming::Length);
         self.body = in_memory.is_none().then(|| std::mem::take(request.body_mut()));
         self.data = in_memory.unwrap_or_default();
@@ -107,6 +111,14 @@ impl RequestWriter {
         }
     }
 
+    /// An idle connection must not keep the credential of its last request, nor the room of a large head.
+    fn clear_lines(&mut self) {
+        self.lines.as_mut_slice().zeroize();
+        self.lines.clear();
+        self.lines.shrink_to(MAX_IDLE_ROOM);
+        self.written = 0;
+    }
+
     fn remaining(&self) -> usize {
         self.lines.len() - self.written + self.data.len() + self.end.len()
     }
@@ -141,10 +153,6 @@ impl RequestWriter {
                 *left = left.checked_sub(data.len() as u64).ok_or(Http1Error::RequestLength)?;
             }
             RequestFraming::Chunked => {
-                if self.written == self.lines.len() {
-                    self.lines.clear();
-                    self.written = 0;
-                }
                 write_chunk_line(&mut self.lines, data.len());
                 self.end = b"\r\n";
             }
@@ -178,6 +186,9 @@ impl RequestWriter {
         let of_lines = count.min(lines.len());
         self.written += of_lines;
         count -= of_lines;
+        if self.written == self.lines.len() {
+            self.clear_lines();
+        }
         let of_data = count.min(self.data.len());
         self.data.advance(of_data);
         if self.data.is_empty() {
@@ -189,10 +200,16 @@ impl RequestWriter {
     }
 }
 
+/// Bytes of a head beside its method, target and other fields, at most.
+const ROOM_FOR_FRAMING: usize = 96;
+
 /// Fields of framing come from here alone.
 fn write_head(lines: &mut Vec<u8>, request: &Request<Body>, length: Option<u64>, persistence: Persistence) {
     let method = request.method();
     let target = request.uri().path_and_query().map_or("/", |target| target.as_str());
+    // At once: a vector that grows leaves copies of the credential behind.
+    let fields = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 4);
+    lines.reserve(method.as_str().len() + target.len() + fields.sum::<usize>() + ROOM_FOR_FRAMING);
     for part in [method.as_str(), " ", target, " HTTP/1.1\r\n"] {
         lines.extend_from_slice(part.as_bytes());
     }
@@ -220,4 +237,31 @@ fn write_head(lines: &mut Vec<u8>, request: &Request<Body>, length: Option<u64>,
 
 fn write_chunk_line(lines: &mut Vec<u8>, size: usize) {
     lines.extend_from_slice(format!("{size:x}\r\n").as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use http::header::AUTHORIZATION;
+
+    use super::*;
+
+    #[test]
+    fn what_was_written_is_forgotten() {
+        for (length, room) in [(100, 1..=MAX_IDLE_ROOM), (MAX_IDLE_ROOM * 4, 0..=MAX_IDLE_ROOM)] {
+            let mut request = Request::new(Body::from(Bytes::from_static(b"hello")));
+            request.headers_mut().insert(AUTHORIZATION, "x".repeat(length).parse().unwrap());
+            let mut writer = RequestWriter::default();
+            writer.begin(&mut request, Persistence::Close);
+            let head = writer.lines.clone();
+            let reserved = writer.lines.capacity();
+            let mut written = Vec::new();
+            let progress =
+                writer.poll_write(&mut written, &mut Context::from_waker(std::task::Waker::noop()));
+            assert!(matches!(progress, Poll::Ready(Ok(()))));
+            assert_eq!(written, [&head[..], b"hello"].concat());
+            assert!(writer.is_done() && writer.lines.is_empty());
+            assert!(room.contains(&writer.lines.capacity()), "{}", writer.lines.capacity());
+            assert!(reserved <= head.len() + ROOM_FOR_FRAMING, "room is made once");
+        }
+    }
 }
