@@ -231,7 +231,9 @@ impl Error {
             }
             Self::Exchange(error) => match error.fault() {
                 ExchangeErrorKind::HeadTooLarge => "upstream_head_too_large",
-                ExchangeErrorKind::Malformed | ExchangeErrorKind::WrongVersion => "upstream_malformed",
+                ExchangeErrorKind::Malformed
+                | ExchangeErrorKind::WrongVersion
+                | ExchangeErrorKind::EndlessHead => "upstream_malformed",
                 ExchangeErrorKind::Interrupted => "upstream_broke_off",
             },
             Self::ResponseBody(_) => "upstream_broke_off",

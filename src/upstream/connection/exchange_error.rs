@@ -27,6 +27,8 @@ pub(in crate::upstream) enum ExchangeErrorKind {
     WrongVersion,
     /// The head of the response is larger than the gateway allows.
     HeadTooLarge,
+    /// The head of the response does not come to an end.
+    EndlessHead,
 }
 
 impl ExchangeError {
@@ -48,6 +50,7 @@ impl ExchangeError {
         let fault = match &error {
             Http1Error::TooLarge => ExchangeErrorKind::HeadTooLarge,
             Http1Error::Http2Preface => ExchangeErrorKind::WrongVersion,
+            Http1Error::EndlessHead => ExchangeErrorKind::EndlessHead,
             Http1Error::Version
             | Http1Error::Status
             | Http1Error::Field
@@ -107,6 +110,9 @@ impl ExchangeErrorKind {
                 "the head of the response has more than {MAX_RESPONSE_FIELDS} fields or {HEAD_BUFFER} bytes; let \
                  Rails, or what stands in front of it, send less"
             ),
+            Self::EndlessHead => {
+                "the server sends interim responses, or pieces of a head, without end".to_owned()
+            }
             Self::WrongVersion => "the server speaks HTTP/2; set upstream.protocol".to_owned(),
             Self::Malformed => {
                 "the response is not HTTP/1.1: if the server speaks TLS, upstream.url has to begin \

@@ -7,7 +7,6 @@
 //! rest fails, while the response may be there to be read. So nothing is written from then on, and reading decides. The
 //! same holds if the body of the request breaks off once there is a response: its end is not written.
 
-use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -120,8 +119,7 @@ impl Http1Connection {
                 return Poll::Ready(Ok(response));
             }
             let Some(reads_left) = self.reads_left.checked_sub(1) else {
-                let text = "it sends interim answers without end";
-                return Poll::Ready(Err(Http1Error::Io(io::Error::new(io::ErrorKind::InvalidData, text))));
+                return Poll::Ready(Err(Http1Error::EndlessHead));
             };
             ready!(self.poll_read(cx))?;
             if self.has_read_eof {

@@ -32,6 +32,9 @@ pub(in crate::upstream::connection) enum Http1Error {
     TransferEncoding,
     #[error("message head is too large")]
     TooLarge,
+    /// Interim responses, or a head in tiny pieces.
+    #[error("the head of the response does not come to an end")]
+    EndlessHead,
     /// A response that leaves a choice where it ends, or an upgrade that was not asked for.
     #[error("{0}")]
     Unusable(&'static str),

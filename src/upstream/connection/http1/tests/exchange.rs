@@ -13,9 +13,10 @@ use tokio::sync::mpsc;
 use super::super::idle::{NoResponse, PooledConnection};
 use super::super::request::Persistence;
 use crate::body::{Body, BodyFault, BodySource};
-use crate::upstream::connection::exchange_error::SendError;
+use crate::upstream::connection::exchange_error::{ExchangeErrorKind, SendError};
 use crate::upstream::connection::stats::ConnectionStats;
 use crate::upstream::connection::stream::{UpstreamSocket, UpstreamStream};
+use crate::upstream::error::{Error, Resend};
 
 /// A request body whose parts a test sends.
 #[derive(Debug)]
@@ -267,6 +268,10 @@ async fn a_server_that_sends_interim_responses_without_end_is_left() {
         }
         sent
     });
-    assert!(matches!(response, Err(NoResponse { error: SendError::Exchange(_), .. })));
+    let Err(NoResponse { error: SendError::Exchange(error), .. }) = response else {
+        unreachable!("there is no response");
+    };
+    assert_eq!(error.fault(), ExchangeErrorKind::EndlessHead);
+    assert_eq!(Error::from(error).kind().resend(), Resend::Never);
     assert!(sent >= 256, "{sent}");
 }
