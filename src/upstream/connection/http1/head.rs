@@ -76,7 +76,9 @@ fn parse<const N: usize>(bytes: &[u8]) -> Result<Option<ParsedHead>, Http1Error>
         Err(httparse::Error::TooManyHeaders) if N < MAX_RESPONSE_FIELDS => {
             return parse::<MAX_RESPONSE_FIELDS>(bytes);
         }
-        Err(_) if bytes.starts_with(HTTP2_PREFACE) => return Err(Http1Error::Http2Preface),
+        Err(_) if bytes.starts_with(HTTP2_PREFACE) || begins_with_settings(bytes) => {
+            return Err(Http1Error::Http2Preface);
+        }
         Err(error) => return Err(error.into()),
     };
     let head = bytes.get(..length).unwrap_or_default();
@@ -101,6 +103,11 @@ fn parse<const N: usize>(bytes: &[u8]) -> Result<Option<ParsedHead>, Http1Error>
         is_http_11: response.version == Some(1),
         fields: named,
     }))
+}
+
+/// Whether the bytes begin as those of a server of HTTP/2 do: by SETTINGS of fewer than 256 bytes (RFC 9113 §3.4, §6.5).
+fn begins_with_settings(bytes: &[u8]) -> bool {
+    matches!(bytes, [0, 0, _, 4, 0, 0, 0, 0, 0, ..])
 }
 
 fn interpret(head: ParsedHead, bytes: &Bytes, is_for_head: bool) -> Result<ResponseHead, Http1Error> {
