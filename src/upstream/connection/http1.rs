@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use http::{Request, Response};
 use http_body::Body as _;
+use tokio_util::task::TaskTracker;
 
 use self::idle::{IdleConnections, PooledConnection};
 use self::request::Persistence;
@@ -34,12 +35,15 @@ mod request;
 pub(in crate::upstream) struct Http1Pool {
     connector: Connector,
     idle: Arc<IdleConnections>,
+    /// Owns what goes on after an early response, for a bounded time.
+    tasks: TaskTracker,
 }
 
 impl Http1Pool {
     pub(super) fn new(connector: Connector, max_idle: usize, idle_timeout: Duration) -> Self {
         let stats = Arc::clone(connector.stats());
-        Self { connector, idle: Arc::new(IdleConnections::new(max_idle, idle_timeout, stats)) }
+        let idle = Arc::new(IdleConnections::new(max_idle, idle_timeout, stats));
+        Self { connector, idle, tasks: TaskTracker::new() }
     }
 
     /// Sends a request over a new connection or, with `may_reuse`, an idle one. It is sent once: over another
@@ -89,13 +93,14 @@ impl Http1Pool {
 
     async fn connect(&self) -> Result<Box<PooledConnection>, ConnectError> {
         let stream = self.connector.connect().await?;
-        Ok(PooledConnection::new(stream, Arc::downgrade(&self.idle), self.connector.expires_at()))
+        let (idle, expires_at) = (Arc::downgrade(&self.idle), self.connector.expires_at());
+        Ok(PooledConnection::new(stream, idle, expires_at, &self.tasks))
     }
 
     async fn connect_unpooled(&self) -> Result<Box<PooledConnection>, ConnectError> {
         let stream = self.connector.connect().await?;
         stream.close_without_time_wait()?;
-        Ok(PooledConnection::new(stream, Weak::new(), None))
+        Ok(PooledConnection::new(stream, Weak::new(), None, &self.tasks))
     }
 
     /// Makes a connection, and keeps it for the next request.

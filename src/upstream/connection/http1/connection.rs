@@ -168,14 +168,6 @@ impl Http1Connection {
         if self.has_write_failed { Poll::Pending } else { Poll::Ready(outcome) }
     }
 
-    /// The same, without waiting for what reading brings: an error once writing has failed.
-    pub(super) fn poll_write_or_fail(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Http1Error>> {
-        match self.poll_write(cx) {
-            Poll::Pending if self.has_write_failed => Poll::Ready(Err(Http1Error::Incomplete)),
-            progress => progress,
-        }
-    }
-
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Http1Error>> {
         self.buffer.reserve(self.read_size);
         let read = ready!(poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.buffer));
@@ -207,6 +199,11 @@ impl Http1Connection {
     /// Whether the request has a body that has not come to its end.
     pub(super) fn awaits_request_body(&self) -> bool {
         self.request.awaits_body()
+    }
+
+    /// Closes the connection, and returns what has not been sent of the body of the request.
+    pub(super) fn into_request_body(self) -> Option<Body> {
+        self.request.into_body()
     }
 
     /// Whether all of the response was received.

@@ -1,6 +1,7 @@
 //! A response that comes before its request was sent: the task that sends the rest may not read the response until
-//! that is done. So a task of its own moves both bodies, until both have ended or the client has left. The connection
-//! is not used again.
+//! that is done. So a task of its own moves both bodies, until the response has ended or the client has left. The
+//! connection is closed then, and what the client still sends is read and dropped: a client that reads nothing before
+//! it has sent everything finds its response.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -9,29 +10,31 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
+use http_body_util::BodyExt as _;
 use tokio::sync::mpsc;
+use tokio_util::task::TaskTracker;
 
 use super::connection::Http1Connection;
 use super::error::Http1Error;
 use crate::body::{Body, BodyFault, BodySource};
 
 /// How long the rest of a request may take once its response has ended. A client sends it only to find the response.
-const REST_TIMEOUT: Duration = Duration::from_secs(300);
+const REST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A part of the response, or its end, unless a part before was the last. A task that ends without telling has left the
 /// response incomplete.
 type Part = Option<Result<Frame<Bytes>, Http1Error>>;
 
-/// Moves both bodies in a task of its own, and returns that of the response.
-pub(super) fn spawn(connection: Http1Connection) -> Body {
+/// Moves both bodies in one of `tasks`, and returns that of the response.
+pub(super) fn spawn(connection: Http1Connection, tasks: &TaskTracker) -> Body {
     if connection.has_ended() {
-        tokio::spawn(write_rest(connection));
+        tasks.spawn(read_rest(connection));
         return Body::empty();
     }
     // One part at a time: the next is read once the client has taken this one.
     let (sender, receiver) = mpsc::channel(1);
     let left = connection.size_hint().exact();
-    tokio::spawn(move_both(connection, sender));
+    tasks.spawn(move_both(connection, sender));
     Body::from_source(Box::new(EarlyBody { receiver, left, has_ended: false }))
 }
 
@@ -59,15 +62,16 @@ async fn move_both(mut connection: Http1Connection, sender: mpsc::Sender<Part>) 
     }
     drop(sender);
     if connection.has_ended() {
-        write_rest(connection).await;
+        read_rest(connection).await;
     }
 }
 
 struct ClientLeft;
 
-/// Sends the rest of the request, so that a client that reads nothing before finds its response.
-async fn write_rest(mut connection: Http1Connection) {
-    let rest = poll_fn(|cx| connection.poll_write_or_fail(cx));
+/// Closes the connection to Rails, and reads the rest of the request.
+async fn read_rest(connection: Http1Connection) {
+    let Some(mut body) = connection.into_request_body() else { return };
+    let rest = async { while let Some(Ok(_)) = body.frame().await {} };
     // How it ends is of no interest: the response is there.
     let _ = tokio::time::timeout(REST_TIMEOUT, rest).await;
 }

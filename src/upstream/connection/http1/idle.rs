@@ -15,6 +15,7 @@ use http::{Request, Response};
 use http_body::{Frame, SizeHint};
 use parking_lot::Mutex;
 use tokio::task::AbortHandle;
+use tokio_util::task::TaskTracker;
 
 use super::connection::Http1Connection;
 use super::early;
@@ -49,6 +50,8 @@ pub(super) struct PooledConnection {
     idle: Weak<IdleConnections>,
     /// From when on it gets no new request.
     expires_at: Option<Instant>,
+    /// Own what a request leaves behind.
+    tasks: TaskTracker,
 }
 
 /// Why a connection brought no response.
@@ -70,8 +73,9 @@ impl PooledConnection {
         stream: UpstreamStream,
         idle: Weak<IdleConnections>,
         expires_at: Option<Instant>,
+        tasks: &TaskTracker,
     ) -> Box<Self> {
-        Box::new(Self { connection: Http1Connection::new(stream), idle, expires_at })
+        Box::new(Self { connection: Http1Connection::new(stream), idle, expires_at, tasks: tasks.clone() })
     }
 
     /// Sends a request, and waits for the head of the response.
@@ -93,7 +97,7 @@ impl PooledConnection {
     /// Ties the connection to the body that comes over it.
     fn into_body(self: Box<Self>) -> Body {
         if self.connection.awaits_request_body() {
-            early::spawn(self.connection)
+            early::spawn(self.connection, &self.tasks)
         } else {
             Body::from_source(self)
         }

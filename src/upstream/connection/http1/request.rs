@@ -84,6 +84,11 @@ impl RequestWriter {
         self.body.is_some()
     }
 
+    /// The body, if it has not come to its end.
+    pub(super) fn into_body(self) -> Option<Body> {
+        self.body
+    }
+
     /// Whether anything was written.
     pub(super) fn has_begun(&self) -> bool {
         self.has_begun
