@@ -78,7 +78,7 @@ impl LastPurge {
     }
 
     fn is_needed(self, oldest_ms: u64) -> bool {
-        self.id.milliseconds.max(self.until_ms) >= oldest_ms
+        self.until_ms >= oldest_ms
     }
 }
 
@@ -100,7 +100,9 @@ impl Ring {
 
     /// A purge was heard, or heard of. To be called before its flights are fenced off.
     pub fn heard(&mut self, id: StreamId, purge: &Purge, now_ms: u64) {
-        let accepted_at_ms = purge.accepted_at_ms.max(id.milliseconds);
+        // No clock is further ahead, unless it is wrong: what it says would outlive the purge by as much.
+        let latest_ms = now_ms.saturating_add(ms(CLOCK_SKEW));
+        let accepted_at_ms = purge.accepted_at_ms.max(id.milliseconds).min(latest_ms);
         self.add(purge, LastPurge { id, until_ms: accepted_at_ms }, now_ms);
     }
 

@@ -118,6 +118,26 @@ fn nothing_is_allowed_of_before_what_is_known() {
     assert!(!ring.allows(ring.origin(u64::MAX), &user()));
 }
 
+/// A writer of Valkey can add an entry with any ID, and a gateway can have any clock. Neither keeps answers from being shared
+/// for longer than any other purge.
+#[test]
+fn an_entry_or_a_clock_far_ahead_forbids_no_more_than_a_purge_of_now() {
+    const YEAR: u64 = 365 * 86_400_000;
+    for (id_ms, accepted_at_ms) in [(NOW + YEAR, NOW), (NOW + 1, NOW + YEAR), (u64::MAX, u64::MAX)] {
+        let (mut ring, _) = ring();
+        ring.heard(id(id_ms), &purge(&[Selector::UserId(7)], 5, accepted_at_ms), NOW);
+        ring.advance(id(id_ms));
+        let [early, late] = [NOW + 8_999, NOW + 9_000].map(|asked_at_ms| Origin::new(id(id_ms), asked_at_ms));
+        assert!(!ring.allows(early, &user()) && ring.allows(late, &user()), "{id_ms} {accepted_at_ms}");
+        assert!(!ring.allows(Origin::new(id(NOW), late.asked_at_ms), &user()), "it had not been heard");
+        ring.lose(Some(id(NOW)), NOW);
+        assert!(ring.allows(Origin::new(id(NOW), NOW + 9_000), &user()), "{id_ms} {accepted_at_ms}");
+    }
+    let (mut ring, _) = ring();
+    ring.heard(id(NOW + YEAR), &purge(&[Selector::UserId(7)], 0, NOW), NOW);
+    assert_eq!(ring.known(NOW + 3_600_000).unwrap().purges, [], "it is forgotten like any other");
+}
+
 fn report(questions: &[Question], known: KnownPurges) -> Report {
     let server = Identity { run_id: "a".to_owned(), replid: "1".to_owned() };
     Report { questions: questions.to_vec(), server, known }
