@@ -126,9 +126,8 @@ impl Bus {
 
     /// What is to be told to those who have asked, once no other gateway has told it for so long.
     pub(super) fn due_report(&self, now: Instant) -> Option<Report> {
-        let questions = self.questions.lock().take_due(now);
-        let shared = self.shared.as_ref().filter(|_| !questions.is_empty())?;
-        shared.report(questions, &self.clock)
+        let due = self.questions.lock().take_due(now)?;
+        self.shared.as_ref()?.report(due, &self.clock)
     }
 
     pub(super) fn polls(&self) -> u64 {

@@ -17,7 +17,7 @@ use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
 use super::counters::{DoubtReason, Unreadable};
-use super::message::{Message, MessageSeal, Publisher, Purge};
+use super::message::{Message, MessageSeal, Publisher, Purge, PurgeCounts};
 use super::report::{Question, Report};
 use super::stream::{Entry, Identity, StreamId};
 
@@ -82,6 +82,8 @@ pub struct Follower {
 struct Heard {
     /// The greatest number.
     last: u64,
+    /// The greatest number that was read again: what it counts was told before the anchor.
+    before_anchor: u64,
     /// The lower ones that were not heard.
     missing: Vec<RangeInclusive<u64>>,
     at: Instant,
@@ -152,7 +154,8 @@ impl Follower {
         self.anchor.unwrap_or_default()
     }
 
-    /// The next entries. Without `anchor_found`, the stream has to be [begun anew](Self::begin) after them.
+    /// The next entries. Without `anchor_found`, the stream has to be [begun anew](Self::begin) after them. Questions and
+    /// reports come last: a doubt is about what is known by then.
     pub fn polled(
         &mut self,
         (entries, anchor_found): (&[Entry], bool),
@@ -175,6 +178,7 @@ impl Follower {
         } else if self.anchor.is_some() {
             news.extend(self.doubt_pending(now_ms));
         }
+        news.sort_by_key(|one| matches!(one, News::Ask(_) | News::Report(_)));
         self.forget(now);
         news
     }
@@ -191,6 +195,9 @@ impl Follower {
             }
             let is_known = self.members.contains_key(&envelope.publisher);
             let (is_new, _) = self.note(envelope.publisher, envelope.number, &message, now);
+            if let Some(heard) = self.members.get_mut(&envelope.publisher) {
+                heard.before_anchor = heard.last;
+            }
             if let Message::Purge(purge) = message {
                 let news = if is_known && is_new { News::Purge } else { News::Reread };
                 purges.push(news(entry.id, purge));
@@ -220,7 +227,7 @@ impl Follower {
     /// Whether a purge is heard for the first time, and whether others of its process were not heard. A process of which
     /// nothing was heard, not even when the stream was read again, has told none, or its words were removed.
     fn note(&mut self, publisher: Publisher, number: u64, message: &Message, now: Instant) -> (bool, bool) {
-        let unheard = || Heard { last: 0, missing: Vec::new(), at: now };
+        let unheard = || Heard { last: 0, before_anchor: 0, missing: Vec::new(), at: now };
         let heard = self.members.entry(publisher).or_insert_with(unheard);
         heard.at = now;
         let (is_new, gap) = heard.note(number, matches!(message, Message::Purge(_)));
@@ -246,6 +253,20 @@ impl Follower {
             };
             self.members.remove(&oldest);
         }
+    }
+
+    /// How many purges each other process has told, as far as it has said so. Those that are not named have told none.
+    pub fn heard(&self) -> PurgeCounts {
+        let told = self.members.iter().filter(|(_, heard)| heard.last > 0);
+        told.map(|(publisher, heard)| (*publisher, heard.last)).collect()
+    }
+
+    /// Whether who has heard this has heard of all purges that were told before the anchor, as far as this process knows of
+    /// them. Of those that were told since, it knows itself whether it has heard them.
+    pub fn is_covered_by(&self, heard: &[(Publisher, u64)]) -> bool {
+        let heard: HashMap<Publisher, u64> = heard.iter().copied().collect();
+        let mut told = self.members.iter().map(|(publisher, told)| (publisher, told.before_anchor));
+        told.all(|(publisher, count)| heard.get(publisher).copied().unwrap_or_default() >= count)
     }
 
     /// How many other processes have said something and not taken their leave.

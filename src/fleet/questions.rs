@@ -5,6 +5,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::message::PurgeCounts;
 use super::report::Question;
 
 /// How long to wait at most, for each other gateway, and in all.
@@ -19,15 +20,25 @@ const MAX_OPEN: usize = 1_000;
 pub struct Questions {
     open: Vec<Question>,
     answer_at: Option<Instant>,
+    /// How many purges were heard of when the last one was asked. Who has asked compares that with what was told before its
+    /// question, and what is known by then is all told.
+    heard: PurgeCounts,
 }
 
 impl Questions {
-    /// A gateway asks. There are so many others than this one; `random` is in 0..1.
-    pub fn asked(&mut self, question: Question, now: Instant, (members, random): (usize, f64)) {
+    /// A gateway asks, after these purges were heard of. There are so many others than this one; `random` is in 0..1.
+    pub fn asked(
+        &mut self,
+        question: Question,
+        now: Instant,
+        heard: PurgeCounts,
+        (members, random): (usize, f64),
+    ) {
         if self.open.contains(&question) || self.open.len() >= MAX_OPEN {
             return;
         }
         self.open.push(question);
+        self.heard = heard;
         let longest = WAIT_PER_MEMBER.saturating_mul(u32::try_from(members).unwrap_or(u32::MAX));
         self.answer_at.get_or_insert(now + longest.min(MAX_WAIT).mul_f64(random));
     }
@@ -45,13 +56,10 @@ impl Questions {
         self.answer_at
     }
 
-    /// What is to be answered now, which it is taken for.
-    pub fn take_due(&mut self, now: Instant) -> Vec<Question> {
-        if self.answer_at.is_none_or(|at| now < at) {
-            return Vec::new();
-        }
-        self.answer_at = None;
-        std::mem::take(&mut self.open)
+    /// What is to be answered now, which it is taken for, and how many purges had been heard of by then.
+    pub fn take_due(&mut self, now: Instant) -> Option<(Vec<Question>, PurgeCounts)> {
+        self.answer_at.take_if(|at| now >= *at)?;
+        Some((std::mem::take(&mut self.open), std::mem::take(&mut self.heard)))
     }
 }
 
@@ -67,28 +75,30 @@ mod tests {
     fn questions_that_come_meanwhile_are_answered_together_and_once() {
         let (mut questions, begin) = (Questions::default(), Instant::now());
         let at = |ms| begin + Duration::from_millis(ms);
-        assert!(questions.take_due(at(0)).is_empty());
-        questions.asked(question(1), at(0), (10, 0.5));
-        questions.asked(question(2), at(19), (10, 0.5));
-        questions.asked(question(1), at(19), (10, 0.5));
+        let due = |questions: &mut Questions, ms| questions.take_due(at(ms)).unwrap_or_default().0;
+        assert_eq!(questions.take_due(at(0)), None);
+        questions.asked(question(1), at(0), Vec::new(), (10, 0.5));
+        questions.asked(question(2), at(19), vec![([1; 8], 7)], (10, 0.5));
+        questions.asked(question(1), at(19), Vec::new(), (10, 0.5));
         assert_eq!(questions.answer_at(), Some(at(20)), "no later question puts it off");
-        assert!(questions.take_due(at(19)).is_empty());
-        assert_eq!(questions.take_due(at(20)), [question(1), question(2)]);
-        assert_eq!((questions.take_due(at(99)), questions.answer_at()), (Vec::new(), None));
+        assert_eq!(questions.take_due(at(19)), None);
+        let answered = (vec![question(1), question(2)], vec![([1; 8], 7)]);
+        assert_eq!(questions.take_due(at(20)), Some(answered), "with what was heard before the last one");
+        assert_eq!((questions.take_due(at(99)), questions.answer_at()), (None, None));
         for number in 0..MAX_OPEN + 100 {
-            questions.asked(question(number), at(100), (1, 0.0));
+            questions.asked(question(number), at(100), Vec::new(), (1, 0.0));
         }
-        assert_eq!(questions.take_due(at(100)).len(), MAX_OPEN);
+        assert_eq!(due(&mut questions, 100).len(), MAX_OPEN);
     }
 
     #[test]
     fn what_another_gateway_has_answered_is_not_answered_again() {
         let (mut questions, now) = (Questions::default(), Instant::now());
-        questions.asked(question(1), now, (10, 0.0));
-        questions.asked(question(2), now, (10, 0.0));
+        questions.asked(question(1), now, Vec::new(), (10, 0.0));
+        questions.asked(question(2), now, Vec::new(), (10, 0.0));
         questions.answered(&[question(2), question(3)]);
-        assert_eq!(questions.take_due(now), [question(1)]);
-        questions.asked(question(2), now, (10, 0.0));
+        assert_eq!(questions.take_due(now).unwrap().0, [question(1)]);
+        questions.asked(question(2), now, Vec::new(), (10, 0.0));
         questions.answered(&[question(2)]);
         assert_eq!(questions.answer_at(), None);
     }
@@ -103,7 +113,7 @@ mod tests {
             let mut waits: Vec<Instant> = Vec::new();
             for _ in 0..members {
                 let mut questions = Questions::default();
-                questions.asked(question(1), begin, (members, random.f64()));
+                questions.asked(question(1), begin, Vec::new(), (members, random.f64()));
                 waits.extend(questions.answer_at());
             }
             let first = waits.iter().min().unwrap();

@@ -192,17 +192,22 @@ impl Reader {
     fn take_question(&self, question: Question, now: Instant) {
         let bus = &self.bus;
         if bus.shared.is_some() {
-            let members = bus.follower.lock().member_count();
-            bus.questions.lock().asked(question, now, (members, fastrand::f64()));
+            let own = (bus.seal.publisher(), bus.outbox.lock().last_number());
+            let follower = bus.follower.lock();
+            let (members, mut heard) = (follower.member_count(), follower.heard());
+            drop(follower);
+            heard.push(own);
+            bus.questions.lock().asked(question, now, heard, (members, fastrand::f64()));
             bus.to_send.notify_one();
         }
     }
 
     fn take_report(&self, report: &Report) {
-        if let Some(shared) = &self.bus.shared
-            && shared.learn(report, &self.bus.clock)
-        {
-            self.bus.questions.lock().answered(&report.questions);
+        let bus = &self.bus;
+        let Some(shared) = &bus.shared else { return };
+        let is_complete = bus.follower.lock().is_covered_by(&report.heard);
+        if shared.learn(report, is_complete, &bus.clock) {
+            bus.questions.lock().answered(&report.questions);
         }
     }
 

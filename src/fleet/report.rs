@@ -7,9 +7,13 @@
 //! A question is random and made once the asker follows the stream. So a report that names it was told by a gateway that
 //! had heard everything that was in the stream when the asker began, and the asker itself hears what comes later. An old
 //! report names another question.
+//!
+//! What was removed before a gateway heard it is missing from its report. So a report says how many purges of each process
+//! it knows of, and one that has missed any that the asker has heard of does not count for all that there are.
 
 use serde::{Deserialize, Serialize};
 
+use super::message::PurgeCounts;
 use super::stream::{Identity, StreamId};
 use crate::cache::purge::Selector;
 
@@ -26,6 +30,8 @@ pub struct Report {
     pub questions: Vec<Question>,
     /// Whose stream it is about.
     pub server: Identity,
+    /// How many purges of each process the gateway knew of when it was asked, its own among them. Of others, of none.
+    pub heard: PurgeCounts,
     /// What the gateway knows.
     pub known: KnownPurges,
 }
@@ -77,7 +83,8 @@ mod tests {
             let known =
                 KnownPurges { floor: last.id, asked_from_ms: last.until_ms, purges: purges.collect() };
             let server = Identity { run_id: "1".repeat(40), replid: "2".repeat(40) };
-            let report = Report { questions: vec![[0xff; 16]; 100], server, known };
+            let (questions, heard) = (vec![[0xff; 16]; 100], vec![([0xff; 8], 1_000_000); 100]);
+            let report = Report { questions, server, heard, known };
             assert_eq!(report.fits(), fits, "{count} purges");
         }
     }

@@ -163,20 +163,24 @@ impl Ring {
         (self.floor < StreamId::MAX && asked_from_ms < now_ms).then_some(known)
     }
 
-    /// Another gateway tells what it knows. Returns whether that is of use: it answers what was asked here, and reaches further
-    /// back. What it does not know of was told since, and heard here.
-    pub fn learn(&mut self, report: &Report, now_ms: u64) -> bool {
+    /// Another gateway tells what it knows. Returns whether that is of use: it answers what was asked here, reaches further
+    /// back, and `is_complete`. Then what it does not know of was told since, and heard here. What any answer tells of purges
+    /// can only forbid more, so it is learned in any case.
+    pub fn learn(&mut self, report: &Report, is_complete: bool, now_ms: u64) -> bool {
         let KnownPurges { floor, asked_from_ms, purges } = &report.known;
         let is_asked = self.question.is_some_and(|question| report.questions.contains(&question));
         let reaches_back = *floor <= self.floor && *asked_from_ms < self.asked_from_ms;
-        if is_asked && reaches_back {
+        let is_of_use = is_asked && is_complete && reaches_back;
+        if is_of_use {
             (self.floor, self.asked_from_ms) = (*floor, *asked_from_ms);
+        }
+        if is_asked {
             for (selector, last) in purges {
                 self.remember(selector.clone(), *last);
             }
             self.prune_if_many(now_ms);
         }
-        is_asked && reaches_back
+        is_of_use
     }
 
     /// Whether what another gateway knows leaves nothing of use to be told from here.

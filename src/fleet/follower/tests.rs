@@ -170,14 +170,58 @@ fn a_hello_and_a_bye_tell_of_a_missing_last_message() {
 fn questions_and_reports_are_heard_behind_the_anchor_only() {
     let (mut follower, own, other) = following();
     let known = KnownPurges { floor: at(1), asked_from_ms: 2, purges: Vec::new() };
-    let report = Report { questions: vec![[1; 16]], server: server("a").unwrap(), known };
+    let (questions, server) = (vec![[1; 16]], server("a").unwrap());
+    let report = Report { questions, server, heard: vec![(own.publisher(), 3)], known };
     let messages = [Message::Ask([1; 16]), Message::Report(report.clone())];
     let [ask, tell] = messages.map(|message| entry(&other, 11, 0, &message));
     let entries = [ask, tell, entry(&own, 12, 0, &Message::Ask([2; 16]))];
     assert_eq!(follower.reread(&entries, &own, Instant::now()), []);
     assert_eq!(poll(&mut follower, &own, &entries), [News::Ask([1; 16]), News::Report(report)]);
-    let news = poll(&mut follower, &own, &[entry(&other, 13, 2, &Message::Ask([3; 16]))]);
-    assert_eq!(news, [News::Ask([3; 16]), News::Doubt(DoubtReason::Counter)], "it tells of missing purges");
+    let entries = [entry(&other, 13, 2, &Message::Ask([3; 16])), says(&other, 14, 3)];
+    let news = poll(&mut follower, &own, &entries);
+    let doubt = News::Doubt(DoubtReason::Counter);
+    let told = News::Purge(at(14), purge(3));
+    assert_eq!(
+        news,
+        [told, doubt, News::Ask([3; 16])],
+        "it tells of missing purges, which are doubted first"
+    );
+    let entries = [entry(&other, 15, 3, &Message::Ask([4; 16]))];
+    let news = follower.polled((&entries, false), &own, (Instant::now(), NOW_MS));
+    assert_eq!(news, [News::Doubt(DoubtReason::Anchor), News::Ask([4; 16])]);
+}
+
+/// A writer of Valkey can remove a purge before some have heard it. Who reads the stream again sees no gap in what is left,
+/// and may see that there was more.
+#[test]
+fn a_report_covers_what_was_told_before_the_anchor_as_far_as_that_is_known() {
+    let (mut follower, own, other) = following();
+    let (quiet, gone) = (seal(), seal());
+    assert!(follower.is_covered_by(&[]), "nothing is known");
+    let entries = [
+        entry(&other, 7, 4, &Message::Hello),
+        says(&other, 8, 5),
+        entry(&quiet, 8, 0, &Message::Hello),
+        says(&gone, 8, 2),
+        entry(&gone, 9, 2, &Message::Bye),
+    ];
+    follower.reread(&entries, &own, Instant::now());
+    for (heard, is_covered) in [
+        (vec![], false),
+        (vec![(other.publisher(), 4)], false),
+        (vec![(quiet.publisher(), 5)], false),
+        (vec![(other.publisher(), 5)], true),
+        (vec![(own.publisher(), 1), (other.publisher(), 6)], true),
+    ] {
+        assert_eq!(follower.is_covered_by(&heard), is_covered, "{heard:?}");
+    }
+    poll(&mut follower, &own, &[says(&other, 11, 6), says(&quiet, 12, 1)]);
+    assert!(follower.is_covered_by(&[(other.publisher(), 5)]), "what came since is heard here");
+    let mut heard = follower.heard();
+    heard.sort_unstable();
+    let mut expected = [(other.publisher(), 6), (quiet.publisher(), 1)];
+    expected.sort_unstable();
+    assert_eq!(heard, expected);
 }
 
 #[test]
@@ -251,7 +295,7 @@ proptest! {
     /// known whether any lower one is missing.
     #[test]
     fn numbers_are_heard_once_and_gaps_are_noticed(numbers in prop::collection::vec(1u64..60, 1..200)) {
-        let mut heard = Heard { last: 0, missing: Vec::new(), at: Instant::now() };
+        let mut heard = Heard { last: 0, before_anchor: 0, missing: Vec::new(), at: Instant::now() };
         let mut seen = std::collections::BTreeSet::new();
         for number in numbers {
             let last = seen.last().copied().unwrap_or(0);
@@ -267,7 +311,7 @@ proptest! {
     /// With more gaps than are remembered, some is heard twice, and nothing is left out.
     #[test]
     fn many_gaps_leave_nothing_out(gaps in prop::collection::vec(2u64..5, MAX_GAPS + 1..200)) {
-        let mut heard = Heard { last: 0, missing: Vec::new(), at: Instant::now() };
+        let mut heard = Heard { last: 0, before_anchor: 0, missing: Vec::new(), at: Instant::now() };
         let mut seen = std::collections::BTreeSet::new();
         for gap in gaps {
             heard.note(heard.last + gap, true);

@@ -141,7 +141,7 @@ fn questions_are_answered_if_something_of_before_is_known() {
     shared.follow(Some(Identity { run_id: "a".to_owned(), replid: "1".to_owned() }));
     shared.lose(Some(StreamId::from_milliseconds(1)), &bus.clock);
     for (question, step) in [([1; 16], "rest"), ([2; 16], "report to 1")] {
-        bus.questions.lock().asked(question, bus.clock.now(), (100, 0.5));
+        bus.questions.lock().asked(question, bus.clock.now(), Vec::new(), (100, 0.5));
         assert_eq!(next(&mut publisher), "rest", "another gateway may answer");
         assert_eq!(publisher.rest(), Duration::from_millis(200));
         clock.advance(Duration::from_millis(200));

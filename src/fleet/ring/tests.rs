@@ -140,7 +140,7 @@ fn an_entry_or_a_clock_far_ahead_forbids_no_more_than_a_purge_of_now() {
 
 fn report(questions: &[Question], known: KnownPurges) -> Report {
     let server = Identity { run_id: "a".to_owned(), replid: "1".to_owned() };
-    Report { questions: questions.to_vec(), server, known }
+    Report { questions: questions.to_vec(), server, heard: Vec::new(), known }
 }
 
 /// A ring that has heard all for a minute, with a purge in the middle, and one that begins now.
@@ -161,23 +161,47 @@ fn a_ring_that_begins_learns_from_one_that_was_there() {
     assert!(!cold.allows(before, &user()) && !cold.allows(after, &ssh_key()), "it knows nothing of before");
     cold.ask([1; 16]);
     let report = report(&[[9; 16], [1; 16]], warm.known(NOW + 10).unwrap());
-    assert!(cold.learn(&report, NOW + 20));
+    assert!(cold.learn(&report, true, NOW + 20));
     assert!(cold.allows(before, &user()) && cold.allows(after, &ssh_key()));
     assert!(!cold.allows(before, &ssh_key()), "the purge means it");
     let earlier = Origin::new(id(NOW - 60_001), NOW - 50_000);
     assert!(!cold.allows(earlier, &user()), "the other one does not know of that time either");
-    assert!(!cold.learn(&report, NOW + 30), "a second one of the same reach is of no use");
+    assert!(!cold.learn(&report, true, NOW + 30), "a second one of the same reach is of no use");
+}
+
+/// A writer of Valkey has kept a purge from the gateway that reports first.
+#[test]
+fn a_report_that_lacks_purges_reaches_no_further_back_and_others_add_theirs() {
+    let (mut warm, mut cold) = warm_and_cold();
+    let mut blind = Ring::new(MINUTE, DELAY);
+    blind.lose(Some(id(NOW - 60_000)), NOW - 60_000);
+    blind.advance(id(NOW - 30_000));
+    let before = Origin::new(id(NOW - 30_000), NOW - 40_000);
+    let [lacking, knowing] = [&mut blind, &mut warm].map(|ring| report(&[[1; 16]], ring.known(NOW).unwrap()));
+    cold.ask([1; 16]);
+    assert!(!cold.learn(&lacking, false, NOW));
+    assert!(!cold.allows(before, &user()) && !cold.allows(before, &ssh_key()));
+    assert!(cold.learn(&lacking, true, NOW), "that it lacks something is not known");
+    assert!(cold.allows(before, &ssh_key()));
+    assert!(!cold.learn(&knowing, true, NOW), "it reaches no further back");
+    assert!(
+        cold.allows(before, &user()) && !cold.allows(before, &ssh_key()),
+        "what it tells counts nevertheless"
+    );
 }
 
 #[test]
 fn a_report_that_was_not_asked_for_since_the_last_doubt_teaches_nothing() {
     let (mut warm, mut cold) = warm_and_cold();
     let known = warm.known(NOW + 10).unwrap();
-    assert!(!cold.learn(&report(&[[1; 16]], known.clone()), NOW), "nothing was asked");
+    assert!(!cold.learn(&report(&[[1; 16]], known.clone()), true, NOW), "nothing was asked");
     cold.ask([1; 16]);
-    assert!(!cold.learn(&report(&[[2; 16]], known.clone()), NOW), "an old one, or one for others");
+    assert!(!cold.learn(&report(&[[2; 16]], known.clone()), true, NOW), "an old one, or one for others");
     cold.lose(Some(id(NOW - 30_000)), NOW + 1);
-    assert!(!cold.learn(&report(&[[1; 16]], known), NOW + 2), "purges of after the question may be missing");
+    assert!(
+        !cold.learn(&report(&[[1; 16]], known), true, NOW + 2),
+        "purges of after the question may be missing"
+    );
 }
 
 #[test]
@@ -299,7 +323,7 @@ proptest! {
             }
             if number == begin + 2 {
                 let known = warm.known(at(number) + 1);
-                known.map(|known| cold.learn(&report(&[[1; 16]], known), at(number)));
+                known.map(|known| cold.learn(&report(&[[1; 16]], known), true, at(number)));
             }
         }
         let origin = Origin::new(id(NOW + position * 1_000), asked_at_ms);
