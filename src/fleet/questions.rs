@@ -2,6 +2,9 @@
 //!
 //! Each gateway of a fleet could answer. So each waits for a time of its own, which is the longer the more there are, and one
 //! that hears an answer meanwhile has none to give. Questions that come meanwhile are answered together.
+//!
+//! A writer of Valkey can add a question again that it has recorded, as often as it likes. So no report comes within
+//! [`QUIET`] of the one before it, whoever has told that.
 
 use std::time::{Duration, Instant};
 
@@ -12,6 +15,9 @@ use super::report::Question;
 const WAIT_PER_MEMBER: Duration = Duration::from_millis(4);
 const MAX_WAIT: Duration = Duration::from_millis(500);
 
+/// How long there is no other report after one. Every gateway hears each, and it is long.
+const QUIET: Duration = Duration::from_secs(1);
+
 /// How many are answered together. Those beyond go without.
 const MAX_OPEN: usize = 1_000;
 
@@ -19,7 +25,9 @@ const MAX_OPEN: usize = 1_000;
 #[derive(Debug, Default)]
 pub struct Questions {
     open: Vec<Question>,
-    answer_at: Option<Instant>,
+    /// Since when the first of them is open, and how long this gateway waits.
+    first: Option<(Instant, Duration)>,
+    quiet_until: Option<Instant>,
     /// How many purges were heard of when the last one was asked. Who has asked compares that with what was told before its
     /// question, and what is known by then is all told.
     heard: PurgeCounts,
@@ -40,25 +48,33 @@ impl Questions {
         self.open.push(question);
         self.heard = heard;
         let longest = WAIT_PER_MEMBER.saturating_mul(u32::try_from(members).unwrap_or(u32::MAX));
-        self.answer_at.get_or_insert(now + longest.min(MAX_WAIT).mul_f64(random));
+        self.first.get_or_insert((now, longest.min(MAX_WAIT).mul_f64(random)));
+    }
+
+    /// Another gateway has told a report, whatever it answers.
+    pub fn reported(&mut self, now: Instant) {
+        self.quiet_until = Some(now + QUIET);
     }
 
     /// Another gateway has answered these.
     pub fn answered(&mut self, questions: &[Question]) {
         self.open.retain(|question| !questions.contains(question));
         if self.open.is_empty() {
-            self.answer_at = None;
+            self.first = None;
         }
     }
 
     /// When there is something to answer.
     pub fn answer_at(&self) -> Option<Instant> {
-        self.answer_at
+        let (since, wait) = self.first?;
+        Some(self.quiet_until.map_or(since, |until| since.max(until)) + wait)
     }
 
     /// What is to be answered now, which it is taken for, and how many purges had been heard of by then.
     pub fn take_due(&mut self, now: Instant) -> Option<(Vec<Question>, PurgeCounts)> {
-        self.answer_at.take_if(|at| now >= *at)?;
+        self.answer_at().filter(|at| now >= *at)?;
+        self.first = None;
+        self.reported(now);
         Some((std::mem::take(&mut self.open), std::mem::take(&mut self.heard)))
     }
 }
@@ -86,9 +102,41 @@ mod tests {
         assert_eq!(questions.take_due(at(20)), Some(answered), "with what was heard before the last one");
         assert_eq!((questions.take_due(at(99)), questions.answer_at()), (None, None));
         for number in 0..MAX_OPEN + 100 {
-            questions.asked(question(number), at(100), Vec::new(), (1, 0.0));
+            questions.asked(question(number), at(2_000), Vec::new(), (1, 0.0));
         }
-        assert_eq!(due(&mut questions, 100).len(), MAX_OPEN);
+        assert_eq!(due(&mut questions, 2_000).len(), MAX_OPEN);
+    }
+
+    #[test]
+    fn a_question_that_is_asked_again_and_again_is_answered_once_a_second_at_most() {
+        let (mut questions, begin) = (Questions::default(), Instant::now());
+        let at = |ms| begin + Duration::from_millis(ms);
+        let told = (0..10_000).filter(|ms| {
+            questions.asked(question(1), at(*ms), Vec::new(), (1, 0.0));
+            questions.take_due(at(*ms)).is_some()
+        });
+        assert_eq!(told.collect::<Vec<_>>(), (0..10).map(|second| second * 1_000).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn no_gateway_reports_soon_after_another_one_and_they_do_not_all_report_then() {
+        let (mut questions, begin) = (Questions::default(), Instant::now());
+        let at = |ms| begin + Duration::from_millis(ms);
+        questions.asked(question(1), at(0), Vec::new(), (10, 0.5));
+        questions.asked(question(2), at(1), Vec::new(), (10, 0.5));
+        questions.reported(at(10));
+        questions.answered(&[question(1)]);
+        assert_eq!(questions.answer_at(), Some(at(1_030)), "it waits as long as it would have");
+        assert_eq!(questions.take_due(at(1_029)), None);
+        questions.asked(question(3), at(1_029), Vec::new(), (10, 0.5));
+        let due = questions.take_due(at(1_030)).unwrap();
+        assert_eq!(due.0, [question(2), question(3)], "what has come meanwhile is answered, too");
+        questions.asked(question(4), at(5_000), Vec::new(), (10, 0.5));
+        assert_eq!(
+            questions.answer_at(),
+            Some(at(5_020)),
+            "long after, there is nothing to wait for but the others"
+        );
     }
 
     #[test]

@@ -202,12 +202,15 @@ impl Reader {
         }
     }
 
-    fn take_report(&self, report: &Report) {
+    fn take_report(&self, report: &Report, now: Instant) {
         let bus = &self.bus;
         let Some(shared) = &bus.shared else { return };
         let is_complete = bus.follower.lock().is_covered_by(&report.heard);
-        if shared.learn(report, is_complete, &bus.clock) {
-            bus.questions.lock().answered(&report.questions);
+        let answers_all = shared.learn(report, is_complete, &bus.clock);
+        let mut questions = bus.questions.lock();
+        questions.reported(now);
+        if answers_all {
+            questions.answered(&report.questions);
         }
     }
 
@@ -236,7 +239,7 @@ impl Reader {
                     bus.cache.doubt_all();
                 }
                 News::Ask(question) => self.take_question(question, now),
-                News::Report(report) => self.take_report(&report),
+                News::Report(report) => self.take_report(&report, now),
                 News::Unreadable(what) => bus.counters.unreadable.increment(what),
             }
         }

@@ -26,6 +26,9 @@ pub const CLOCK_SKEW: Duration = Duration::from_secs(2);
 /// How many selectors are remembered.
 const MAX_SELECTORS: usize = 100_000;
 
+/// How many of them can be told. More do not fit into a report, however short they are.
+const MAX_TOLD: usize = 4_000;
+
 /// When Rails was asked for an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Origin {
@@ -153,10 +156,13 @@ impl Ring {
         self.question = Some(question);
     }
 
-    /// What is known here, for those who ask. `None` if nothing is of before now.
+    /// What is known here, for those who ask. `None` if nothing is of before now, or too much to be told.
     pub fn known(&mut self, now_ms: u64) -> Option<KnownPurges> {
         // What is left out does not matter from here on.
         self.prune(now_ms);
+        if self.purges.len() > MAX_TOLD {
+            return None;
+        }
         let asked_from_ms = self.asked_from_ms.max(self.oldest_ms(now_ms).saturating_add(ms(CLOCK_SKEW)));
         let purges = self.purges.iter().map(|(selector, last)| (selector.clone(), *last));
         let known = KnownPurges { floor: self.floor, asked_from_ms, purges: purges.collect() };

@@ -226,6 +226,20 @@ fn a_ring_tells_what_can_matter_and_nothing_if_it_knows_of_no_time_before() {
 }
 
 #[test]
+fn a_ring_that_knows_more_than_fits_into_a_report_tells_nothing_until_it_is_less() {
+    let (mut ring, _) = ring();
+    let mut at = NOW;
+    for number in 1..=5_000_u64 {
+        at = NOW + 10 * number;
+        ring.heard(id(at), &purge(&[Selector::KeyId(number)], 0, at), at);
+        assert_eq!(ring.known(NOW + 10_000).is_some(), number <= 4_000, "{number}");
+    }
+    assert_eq!(ring.known(at), None);
+    let later = NOW + 50_000 + ms(MINUTE + DELAY);
+    assert!(ring.known(later).unwrap().purges.len() < 1_000, "old ones are not told");
+}
+
+#[test]
 fn what_is_known_elsewhere_just_as_well_is_not_told_again() {
     let (mut warm, cold) = warm_and_cold();
     let known = warm.known(NOW).unwrap();
