@@ -233,6 +233,10 @@ impl Reader {
                 News::Doubt(reason) => {
                     self.lose_purges();
                     bus.purger.doubt(reason);
+                    if reason == DoubtReason::Counter {
+                        // Nor is what was missed dropped once more after its settle time.
+                        bus.purger.doubt_later(now + REREAD);
+                    }
                 }
                 News::DoubtAgain => {
                     self.lose_purges();
@@ -248,4 +252,44 @@ impl Reader {
 
 fn unix_ms(clock: &Clock) -> u64 {
     u64::try_from(clock.unix_time().as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::purge::{PurgeMode, Selector};
+    use crate::cache::{Cache, CacheSettings};
+    use crate::clock::ManualClock;
+    use crate::fleet::keys::FleetKeys;
+    use crate::fleet::message::{Message, MessageSeal};
+    use crate::fleet::purger::Step;
+    use crate::fleet::settings::FleetSettings;
+    use crate::secret::ShellSecret;
+    use crate::upstream::UpstreamAddress;
+
+    /// Of a purge that is missed, it is not known how long Rails may still tell the old story.
+    #[test]
+    fn a_missed_purge_is_doubted_once_more_after_its_settle_time_and_one_that_is_heard_is_not() {
+        for (number, is_missed) in [(1, false), (2, true)] {
+            let clock = ManualClock::at(1_800_000_000);
+            let keys = FleetKeys::new(&ShellSecret::from_text(b"s3cret").unwrap(), "rails", "").unwrap();
+            let [own, other] = [(); 2].map(|()| MessageSeal::new(&keys).unwrap());
+            let settings = Arc::new(FleetSettings::new(UpstreamAddress::Tcp("valkey".to_owned(), 6379)));
+            let clocked = (settings, Clock::Manual(clock.clone()));
+            let cache = Cache::new(&CacheSettings::default());
+            let bus = Arc::new(Bus::new(clocked, (keys.bus(), own), cache, None));
+            bus.follower.lock().connected(None);
+            bus.follower.lock().begin(Some(StreamId::from_milliseconds(1)), unix_ms(&bus.clock));
+            let purge = Purge::new(&[Selector::KeyId(7)], PurgeMode::Hard, Duration::ZERO, Duration::ZERO);
+            let envelope = other.seal(number, &Message::Purge(purge));
+            let entries = vec![Entry { id: StreamId::from_milliseconds(2), envelope }];
+            Reader::new(Arc::clone(&bus)).hear(&Poll { entries, anchor_found: true, is_master: true });
+            let Step::Drop(heard) = bus.purger.next_step() else { panic!("the purge is heard") };
+            bus.purger.dropped(&heard, Vec::new(), PurgeMode::Hard);
+            clock.advance(REREAD.saturating_sub(Duration::from_millis(1)));
+            assert!(matches!(bus.purger.next_step(), Step::Rest(_)));
+            clock.advance(Duration::from_millis(1));
+            assert_eq!(matches!(bus.purger.next_step(), Step::Doubt), is_missed, "{number}");
+        }
+    }
 }
