@@ -17,8 +17,8 @@ use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
 use super::counters::{DoubtReason, Unreadable};
-use super::message::{Message, MessageSeal, Publisher, Purge, PurgeCounts};
-use super::report::{Question, Report};
+use super::message::{Message, MessageSeal, Publisher, Purge};
+use super::report::{PurgeCounts, Question, Report};
 use super::stream::{Entry, Identity, StreamId};
 
 /// What follows from entries of the stream, in their order.

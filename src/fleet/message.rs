@@ -101,9 +101,6 @@ pub const HELLO_INTERVAL: Duration = Duration::from_secs(60);
 /// The name of a process on the bus.
 pub type Publisher = [u8; 8];
 
-/// How many purges each process has told.
-pub type PurgeCounts = Vec<(Publisher, u64)>;
-
 /// The name as people see it: 16 hexadecimal digits.
 pub fn process_name(publisher: Publisher) -> String {
     format!("{:016x}", u64::from_be_bytes(publisher))

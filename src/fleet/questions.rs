@@ -4,12 +4,11 @@
 //! that hears an answer meanwhile has none to give. Questions that come meanwhile are answered together.
 //!
 //! A writer of Valkey can add a question again that it has recorded, as often as it likes. So no report comes within
-//! [`QUIET`] of the one before it, whoever has told that.
+//! a second of the one before it, whichever gateway has told that.
 
 use std::time::{Duration, Instant};
 
-use super::message::PurgeCounts;
-use super::report::Question;
+use super::report::{PurgeCounts, Question};
 
 /// How long to wait at most, for each other gateway, and in all.
 const WAIT_PER_MEMBER: Duration = Duration::from_millis(4);

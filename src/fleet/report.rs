@@ -13,12 +13,14 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::message::PurgeCounts;
 use super::stream::{Identity, StreamId};
 use crate::cache::purge::Selector;
 
 /// What tells a question from all others.
 pub type Question = [u8; 16];
+
+/// How many purges each process has told, by its name on the bus.
+pub type PurgeCounts = Vec<([u8; 8], u64)>;
 
 /// How long a report may be. Every gateway hears each.
 const MAX_BYTES: usize = 64 * 1024;

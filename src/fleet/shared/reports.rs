@@ -6,8 +6,7 @@ use super::counters::ReportEvent;
 use super::{SharedAnswers, unix_ms};
 use crate::clock::Clock;
 use crate::fleet::keys::random;
-use crate::fleet::message::PurgeCounts;
-use crate::fleet::report::{Question, Report};
+use crate::fleet::report::{PurgeCounts, Question, Report};
 use crate::fleet::stream::Identity;
 
 impl SharedAnswers {
