@@ -2,7 +2,7 @@
 //!
 //! What others have shared before its start may be of before a purge that it has never heard of. It cannot learn of that
 //! from the stream: a writer of Valkey can remove all that a process has told there, and write down again, under any ID,
-//! what it likes to keep. So it asks, and whoever was there tells what it has heard itself.
+//! what it likes to keep. So it asks, and a gateway that was there tells what it has heard itself.
 //!
 //! A question is random and made once the asker follows the stream. So a report that names it was told by a gateway that
 //! had heard everything that was in the stream when the asker began, and the asker itself hears what comes later. An old
