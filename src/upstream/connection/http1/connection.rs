@@ -150,7 +150,7 @@ impl Http1Connection {
         }
     }
 
-    /// Writes what is left of the request. Pending while there is nothing to write, and once writing has failed.
+    /// Writes what is left of the request. Pending while its body has nothing to write yet, and once writing has failed.
     pub(super) fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Http1Error>> {
         if self.has_write_failed {
             return Poll::Pending;
