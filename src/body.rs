@@ -22,13 +22,22 @@ pub use self::stream::{BodyDriver, BodyFault, BodySource};
 use crate::header::trailer;
 
 /// Empty, bytes in memory, or a stream from a socket that is passed on without being collected.
+///
+/// It moves through the whole stack, mostly without a stream, so what belongs to a stream is apart from it.
 #[derive(Debug, Default)]
 pub struct Body {
+    /// Sent before the stream: a response of our own, or the part of a stream that was already read.
+    buffered: Bytes,
+    /// `None` once all was received.
+    rest: Option<Box<Rest>>,
+}
+
+/// What is still to be received of a body.
+#[derive(Debug)]
+struct Rest {
+    stream: BodyStream,
     /// Reports the end of the transfer when it is dropped.
     transfer: Option<TransferGuard>,
-    /// Sent before `stream`: a response of our own, or the part of a stream that was already read.
-    buffered: Bytes,
-    stream: Option<BodyStream>,
     /// Released once the whole body was received.
     permit: Option<Permit>,
     timeouts: Option<BodyTimeouts>,
@@ -99,17 +108,17 @@ impl Body {
     }
 
     fn streamed(stream: BodyStream) -> Self {
-        let mut body = Self { stream: Some(stream), ..Self::default() };
-        body.release_at_end();
-        body
+        if stream.is_end_stream() {
+            stream.release();
+            return Self::empty();
+        }
+        let rest = Rest { stream, transfer: None, permit: None, timeouts: None, drops_trailers: false };
+        Self { buffered: Bytes::new(), rest: Some(Box::new(rest)) }
     }
 
     /// What a client sends; driven only over HTTP/2.
     pub fn received(stream: Incoming, driver: Option<Box<dyn BodyDriver>>) -> Self {
-        match driver {
-            None => Self::from(stream),
-            Some(driver) => Self::driven(stream, driver),
-        }
+        Self::streamed(BodyStream::Hyper(stream, driver))
     }
 
     /// Holds `permit` until the whole body was received, fails if no bytes arrive for `idle_timeout`, or if the
@@ -121,18 +130,22 @@ impl Body {
         idle_timeout: Duration,
         deadline: Option<Instant>,
     ) -> Self {
-        self.permit = Some(permit);
-        self.timeouts = self.stream.is_some().then(|| {
+        if self.has_received_all() {
+            self.release();
+        }
+        if let Some(rest) = &mut self.rest {
             let deadline = deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline.into())));
-            BodyTimeouts { idle_timeout, idle_timer: None, deadline }
-        });
-        self.release_at_end();
+            rest.permit = Some(permit);
+            rest.timeouts = Some(BodyTimeouts { idle_timeout, idle_timer: None, deadline });
+        }
         self
     }
 
     /// Ends the body before its trailers.
     pub fn drop_trailers(&mut self) {
-        self.drops_trailers = true;
+        if let Some(rest) = &mut self.rest {
+            rest.drops_trailers = true;
+        }
     }
 
     /// A copy of the body, if all of it is in memory.
@@ -146,69 +159,57 @@ impl Body {
     }
 
     fn has_received_all(&self) -> bool {
-        self.stream.as_ref().is_none_or(BodyStream::is_end_stream)
+        self.rest.as_ref().is_none_or(|rest| rest.stream.is_end_stream())
     }
 
-    fn release_at_end(&mut self) {
-        if self.has_received_all() {
-            self.release();
+    fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let Some(rest) = &mut self.rest else { return Poll::Ready(None) };
+        let frame = rest.stream.poll_frame(cx);
+        let has_trailers = matches!(&frame, Poll::Ready(Some(Ok(frame))) if frame.is_trailers());
+        let is_dropped = has_trailers && rest.drops_trailers;
+        if let (Poll::Ready(Some(Err(_))), Some(TransferGuard(state))) = (&frame, &rest.transfer) {
+            state.is_aborted.store(true, Ordering::Relaxed);
         }
-    }
-
-    fn release(&mut self) {
-        self.transfer = None;
-        self.permit = None;
-        if let Some(stream) = self.stream.take() {
-            stream.release();
-        }
-    }
-
-    fn poll_stream(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        let Some(stream) = &mut self.stream else { return Poll::Ready(None) };
-        let frame = stream.poll_frame(cx);
-        match &frame {
-            Poll::Ready(None) => self.release(),
-            // Trailers are the end; a reader that has them does not ask for more.
-            Poll::Ready(Some(Ok(frame))) if frame.is_trailers() => {
-                self.release();
-                if self.drops_trailers {
-                    return Poll::Ready(None);
-                }
-            }
-            Poll::Ready(Some(Ok(_))) => self.release_at_end(),
-            Poll::Ready(Some(Err(_))) => {
-                if let Some(TransferGuard(state)) = &self.transfer {
-                    state.is_aborted.store(true, Ordering::Relaxed);
-                }
-                self.release_at_end();
-            }
-            Poll::Pending => {}
-        }
-        if let Some(timeouts) = &mut self.timeouts
+        if let Some(timeouts) = &mut rest.timeouts
             && let Err(error) = timeouts.check(frame.is_ready(), cx)
         {
-            self.stream = None;
-            self.permit = None;
+            self.rest = None;
             return Poll::Ready(Some(Err(error)));
+        }
+        // Trailers are the end; a reader that has them does not ask for more.
+        if matches!(frame, Poll::Ready(None)) || has_trailers || rest.stream.is_end_stream() {
+            self.release();
+        }
+        if is_dropped {
+            return Poll::Ready(None);
         }
         frame.map_ok(with_allowed_trailers).map_err(Error::Broken)
     }
 
+    /// Ends the transfer, and gives back what is held for it.
+    fn release(&mut self) {
+        if let Some(rest) = self.rest.take() {
+            rest.stream.release();
+        }
+    }
+
     /// A handle that tells whether the body is still being sent. A body in memory never is.
     pub fn track_transfer(&mut self) -> BodyTransfer {
-        let is_in_progress = !self.has_received_all();
-        let state = Arc::new(TransferState {
-            is_in_progress: AtomicBool::new(is_in_progress),
-            is_aborted: AtomicBool::new(false),
-        });
-        self.transfer = is_in_progress.then(|| TransferGuard(Arc::clone(&state)));
-        BodyTransfer(state)
+        let rest = self.rest.as_mut().filter(|rest| !rest.stream.is_end_stream());
+        BodyTransfer(rest.map(|rest| {
+            let state = Arc::new(TransferState {
+                is_in_progress: AtomicBool::new(true),
+                is_aborted: AtomicBool::new(false),
+            });
+            rest.transfer = Some(TransferGuard(Arc::clone(&state)));
+            state
+        }))
     }
 
     /// Reads up to `limit` bytes into memory. The excess stays in the stream, and the body that is returned with
     /// [`Collected::TooLong`] still yields all of its bytes.
     pub async fn collect_up_to(mut self, limit: usize) -> Result<Collected, Error> {
-        if self.stream.is_none() {
+        if self.rest.is_none() {
             return Ok(Collected::Complete(self.buffered));
         }
         let mut collected = BytesMut::new();
@@ -256,17 +257,17 @@ impl Drop for TransferGuard {
 
 /// See [`Body::track_transfer`].
 #[derive(Debug)]
-pub struct BodyTransfer(Arc<TransferState>);
+pub struct BodyTransfer(Option<Arc<TransferState>>);
 
 impl BodyTransfer {
     /// Whether more of the body is expected.
     pub fn is_in_progress(&self) -> bool {
-        self.0.is_in_progress.load(Ordering::Relaxed)
+        self.0.as_ref().is_some_and(|state| state.is_in_progress.load(Ordering::Relaxed))
     }
 
     /// Whether the stream failed before its end.
     pub fn is_aborted(&self) -> bool {
-        self.0.is_aborted.load(Ordering::Relaxed)
+        self.0.as_ref().is_some_and(|state| state.is_aborted.load(Ordering::Relaxed))
     }
 }
 
@@ -281,13 +282,13 @@ pub enum Collected {
 
 impl From<Bytes> for Body {
     fn from(bytes: Bytes) -> Self {
-        Self { buffered: bytes, ..Self::default() }
+        Self { buffered: bytes, rest: None }
     }
 }
 
 impl From<Incoming> for Body {
     fn from(stream: Incoming) -> Self {
-        Self { stream: Some(BodyStream::Hyper(stream, None)), ..Self::default() }
+        Self::received(stream, None)
     }
 }
 
@@ -303,7 +304,7 @@ impl HttpBody for Body {
             let buffered = std::mem::take(&mut self.buffered);
             return Poll::Ready(Some(Ok(Frame::data(buffered))));
         }
-        self.poll_stream(cx)
+        self.poll_rest(cx)
     }
 
     fn is_end_stream(&self) -> bool {
@@ -312,8 +313,8 @@ impl HttpBody for Body {
 
     fn size_hint(&self) -> SizeHint {
         let buffered = self.buffered.len() as u64;
-        let Some(stream) = &self.stream else { return SizeHint::with_exact(buffered) };
-        let stream = stream.size_hint();
+        let Some(rest) = &self.rest else { return SizeHint::with_exact(buffered) };
+        let stream = rest.stream.size_hint();
         let mut hint = SizeHint::new();
         // Upper first: a lower bound may never pass the upper one.
         if let Some(upper) = stream.upper() {

@@ -45,6 +45,13 @@ pub(crate) fn is_value(bytes: &[u8]) -> bool {
     none(bytes, |byte| (byte < b' ') & (byte != b'\t') | (byte == 0x7f))
 }
 
+/// Whether a line ends with LF alone.
+pub(crate) fn has_bare_line_feed(bytes: &[u8]) -> bool {
+    let pairs = bytes.iter().zip(bytes.get(1..).unwrap_or_default());
+    let is_bare = |(before, byte): (&u8, &u8)| (*byte == b'\n') & (*before != b'\r');
+    bytes.first() == Some(&b'\n') || pairs.fold(0, |found, pair| found | u8::from(is_bare(pair))) != 0
+}
+
 /// Whether no byte is `bad`. Checks all of them: an early return would prevent vectorization.
 fn none(bytes: &[u8], bad: impl Fn(u8) -> bool) -> bool {
     bytes.iter().fold(0, |found, byte| found | u8::from(bad(*byte))) == 0
@@ -93,6 +100,20 @@ mod tests {
             assert!(!is_query(text), "{text:?}");
         }
         assert!(is_token(b"") && is_path(b"") && is_query(b"") && is_value(b""));
+    }
+
+    #[test]
+    fn a_bare_line_feed_is_found_at_any_position() {
+        for length in 1..80 {
+            let lines: Vec<u8> = b"a\r\n\r\n".iter().copied().cycle().take(length).collect();
+            assert!(!has_bare_line_feed(&lines), "{length}");
+            for at in 0..length {
+                let mut bytes = vec![b'a'; length];
+                assert!(!has_bare_line_feed(&bytes));
+                bytes[at] = b'\n';
+                assert!(has_bare_line_feed(&bytes), "{at} of {length}");
+            }
+        }
     }
 
     #[test]

@@ -85,6 +85,17 @@ impl BodyDecoder {
         }
     }
 
+    /// Takes the whole body, if its length is known and all of it is in `buffer`.
+    pub(super) fn take_whole(&mut self, buffer: &mut BytesMut) -> Option<Bytes> {
+        let length = match self {
+            Self::Ended => 0,
+            Self::Length(length) => usize::try_from(*length).ok().filter(|length| *length <= buffer.len())?,
+            Self::UntilClose | Self::Chunked(_) => return None,
+        };
+        *self = Self::Ended;
+        Some(buffer.split_to(length).freeze())
+    }
+
     /// Takes what comes next from the begin of `buffer`. `is_eof` says that nothing more can be read.
     pub(super) fn decode(&mut self, buffer: &mut BytesMut, is_eof: bool) -> Result<Decoded, Http1Error> {
         let decoded = match self {

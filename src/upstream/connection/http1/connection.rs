@@ -18,7 +18,7 @@ use tokio_util::io::poll_read_buf;
 
 use super::body::{BodyDecoder, Decoded};
 use super::error::Http1Error;
-use super::head::{ResponseHead, take_head};
+use super::head::{KnownNames, ResponseHead, take_head};
 use super::request::{Persistence, RequestWriter};
 use crate::body::Body;
 use crate::upstream::connection::error::is_reset;
@@ -33,6 +33,7 @@ pub(super) struct Http1Connection {
     /// Bytes to read at once.
     read_size: usize,
     has_read_eof: bool,
+    names: KnownNames,
     request: RequestWriter,
     is_for_head: bool,
     /// How many more reads the head of the response may take.
@@ -63,6 +64,7 @@ impl Http1Connection {
             buffer: BytesMut::new(),
             read_size: MIN_READ,
             has_read_eof: false,
+            names: KnownNames::default(),
             request: RequestWriter::default(),
             is_for_head: false,
             reads_left: 0,
@@ -112,7 +114,7 @@ impl Http1Connection {
             outcome?;
         }
         loop {
-            if let Some(head) = take_head(&mut self.buffer, self.is_for_head)? {
+            if let Some(head) = take_head(&mut self.buffer, self.is_for_head, &mut self.names)? {
                 let ResponseHead { response, body, keeps_alive } = head;
                 (self.body, self.keeps_alive, self.has_head) = (body, keeps_alive, true);
                 self.stream.report_reset(false);
@@ -127,6 +129,11 @@ impl Http1Connection {
             }
             self.reads_left = reads_left;
         }
+    }
+
+    /// The body of the response, if all of it has come with the head.
+    pub(super) fn take_whole_body(&mut self) -> Option<Bytes> {
+        self.body.take_whole(&mut self.buffer)
     }
 
     /// The next part of the body of the response.

@@ -9,11 +9,10 @@ use bytes::{Bytes, BytesMut};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Response, StatusCode, Version};
 use hyper::ext::ReasonPhrase;
-use memchr::memchr_iter;
 
 use super::body::BodyDecoder;
 use super::error::Http1Error;
-use crate::framing::charset::is_token;
+use crate::framing::charset::{has_bare_line_feed, is_token};
 use crate::framing::{Framing, FramingFields};
 use crate::upstream::connection::limits::{HEAD_BUFFER, MAX_RESPONSE_FIELDS, UNASKED_UPGRADE};
 
@@ -28,6 +27,33 @@ pub(super) struct ResponseHead {
 
 /// Fields for which there is room at first. Rails sends about 20.
 const USUAL_FIELDS: usize = 32;
+
+/// The names of the last head's fields, by place. The next head of a server mostly has the same, and to compare is
+/// cheaper than to make a name.
+#[derive(Debug, Default)]
+pub(super) struct KnownNames(Vec<HeaderName>);
+
+/// The longest name that is kept while a connection is idle.
+const MAX_KNOWN_NAME: usize = 64;
+
+impl KnownNames {
+    /// The name of the field at that place. `None` if it is none.
+    fn name(&mut self, place: usize, bytes: &[u8]) -> Option<HeaderName> {
+        if let Some(known) = self.0.get(place)
+            && known.as_str().as_bytes().eq_ignore_ascii_case(bytes)
+        {
+            return Some(known.clone());
+        }
+        let name = HeaderName::from_bytes(bytes).ok()?;
+        if name.as_str().len() <= MAX_KNOWN_NAME {
+            self.0.truncate(place);
+            if place == self.0.len() && place < USUAL_FIELDS {
+                self.0.push(name.clone());
+            }
+        }
+        Some(name)
+    }
+}
 
 /// Bytes by which a client of HTTP/2 begins (RFC 9113 §3.4).
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -48,9 +74,10 @@ struct ParsedHead {
 pub(super) fn take_head(
     buffer: &mut BytesMut,
     is_for_head: bool,
+    names: &mut KnownNames,
 ) -> Result<Option<ResponseHead>, Http1Error> {
     while !buffer.is_empty() {
-        let Some(head) = parse::<USUAL_FIELDS>(buffer)? else {
+        let Some(head) = parse::<USUAL_FIELDS>(buffer, names)? else {
             return if buffer.len() < HEAD_BUFFER as usize { Ok(None) } else { Err(Http1Error::TooLarge) };
         };
         let bytes = buffer.split_to(head.length).freeze();
@@ -64,7 +91,7 @@ pub(super) fn take_head(
     Ok(None)
 }
 
-fn parse<const N: usize>(bytes: &[u8]) -> Result<Option<ParsedHead>, Http1Error> {
+fn parse<const N: usize>(bytes: &[u8], names: &mut KnownNames) -> Result<Option<ParsedHead>, Http1Error> {
     let mut config = httparse::ParserConfig::default();
     config.allow_spaces_after_header_name_in_responses(true);
     config.allow_obsolete_multiline_headers_in_responses(true);
@@ -74,7 +101,7 @@ fn parse<const N: usize>(bytes: &[u8]) -> Result<Option<ParsedHead>, Http1Error>
         Ok(httparse::Status::Complete(length)) => length,
         Ok(httparse::Status::Partial) => return Ok(None),
         Err(httparse::Error::TooManyHeaders) if N < MAX_RESPONSE_FIELDS => {
-            return parse::<MAX_RESPONSE_FIELDS>(bytes);
+            return parse::<MAX_RESPONSE_FIELDS>(bytes, names);
         }
         Err(_) if bytes.starts_with(HTTP2_PREFACE) || begins_with_settings(bytes) => {
             return Err(Http1Error::Http2Preface);
@@ -85,14 +112,14 @@ fn parse<const N: usize>(bytes: &[u8]) -> Result<Option<ParsedHead>, Http1Error>
     if length > HEAD_BUFFER as usize {
         return Err(Http1Error::TooLarge);
     }
-    if memchr_iter(b'\n', head).any(|at| at == 0 || head.get(at - 1) != Some(&b'\r')) {
+    if has_bare_line_feed(head) {
         return Err(Http1Error::BareLineFeed);
     }
     let status = response.code.and_then(|code| StatusCode::from_u16(code).ok()).ok_or(Http1Error::Status)?;
     let reason = response.reason.filter(|reason| Some(*reason) != status.canonical_reason());
     let mut named = Vec::with_capacity(response.headers.len());
-    for field in response.headers.iter() {
-        let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| Http1Error::Field)?;
+    for (place, field) in response.headers.iter().enumerate() {
+        let name = names.name(place, field.name.as_bytes()).ok_or(Http1Error::Field)?;
         let begin = field.value.as_ptr().addr().wrapping_sub(head.as_ptr().addr());
         named.push((name, begin..begin.wrapping_add(field.value.len())));
     }

@@ -94,23 +94,29 @@ impl PooledConnection {
         }
     }
 
-    /// Ties the connection to the body that comes over it.
-    fn into_body(self: Box<Self>) -> Body {
+    /// Ties the connection to the body that comes over it. Nearly always that is there already, and the connection is
+    /// free for the next request.
+    fn into_body(mut self: Box<Self>) -> Body {
         if self.connection.awaits_request_body() {
-            early::spawn(self.connection, &self.tasks)
-        } else {
-            Body::from_source(self)
+            return early::spawn(self.connection, &self.tasks);
+        }
+        match self.connection.take_whole_body() {
+            Some(data) => {
+                self.release();
+                Body::from(data)
+            }
+            None => Body::from_source(self),
         }
     }
 
     /// Whether it can carry another request, as far as is known without a system call.
     fn seems_usable(&self) -> bool {
-        self.connection.seems_usable() && !self.is_expired(Clock::System.now())
+        self.connection.seems_usable() && !self.is_expired()
     }
 
     /// Whether it is too old: the name may resolve to another address by now.
-    fn is_expired(&self, now: Instant) -> bool {
-        self.expires_at.is_some_and(|expires_at| expires_at <= now)
+    fn is_expired(&self) -> bool {
+        self.expires_at.is_some_and(|expires_at| expires_at <= Clock::System.now())
     }
 
     /// The same, as far as the runtime knows: Rails has not closed it, nor sent what was not asked for.
