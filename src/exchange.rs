@@ -33,7 +33,9 @@ use crate::upstream::{self, WaitPolicy};
 #[derive(Debug)]
 pub struct Exchange {
     /// As the client sent it, until a layer changes it for Rails.
-    pub request: Request<Body>,
+    ///
+    /// In a box, since it moves from layer to layer, and stays where it is until Rails has answered.
+    pub request: Box<Request<Body>>,
     /// Why the server has refused the request, if it has.
     pub refusal: Option<Refusal>,
     /// The address of the client; `None` on a unix socket.
@@ -56,6 +58,7 @@ impl Exchange {
     pub fn new(request: Request<Body>, peer: Option<IpAddr>, connection: ConnectionHandle) -> Self {
         let request_id = RequestId::from_headers(request.headers());
         let (scheme, info) = (ClientScheme::default(), SharedRequestInfo::default());
+        let request = Box::new(request);
         Self { request, refusal: None, peer, scheme, accept: None, connection, request_id, info }
     }
 

@@ -49,8 +49,10 @@ pub(super) async fn fetch(
     }
     let request =
         request.body(Body::from(Bytes::from(body.to_owned()))).map_err(|error| error.to_string())?;
-    let response =
-        server.send(request, &SendOptions::default(), &mut SendReport::default()).await.map_err(|error| {
+    let response = server
+        .send(Box::new(request), &SendOptions::default(), &mut SendReport::default())
+        .await
+        .map_err(|error| {
             let cause =
                 std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
             format!("{error}{cause}")

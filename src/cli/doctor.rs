@@ -217,7 +217,7 @@ async fn send_probe(rails: &Upstream, path: &str, credential: Option<&UpstreamCr
     let Ok(mut request) = request else { return ProbeResponse::failed("the request is invalid", None) };
     request.headers_mut().extend(headers);
     let plan = SendOptions { class: Class::Lookup, ..SendOptions::default() };
-    match rails.send(request, &plan, &mut SendReport::default()).await {
+    match rails.send(Box::new(request), &plan, &mut SendReport::default()).await {
         Ok(response) => read(response).await,
         Err(error) => ProbeResponse::failed(&error.chain(), Some(advice_for(&error))),
     }

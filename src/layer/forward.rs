@@ -84,7 +84,7 @@ impl Service<Authenticated> for Forward {
         let signer = shared.signer.clone().filter(|_| is_of_shell);
         let mut request = call.exchange.request;
         if signer.is_some() && call.route_match.route.access == Access::Shell {
-            request = without_secret_token(request, &call.known_body);
+            remove_secret_token(&mut request, &call.known_body);
         }
         header::prepare_for_upstream(request.headers_mut(), call.exchange.peer, call.exchange.scheme);
         shared.pseudonym.add_to(request.headers_mut());
@@ -175,19 +175,19 @@ fn record(info: &SharedRequestInfo, took: Duration, report: SendReport) {
 
 /// Rails looks at this parameter first: one of another secret than Rails' own would be refused, whatever
 /// the headers say (contract §2.2).
-fn without_secret_token(request: Request<Body>, seen: &KnownBody) -> Request<Body> {
-    let (mut head, mut body) = request.into_parts();
-    let query = head.uri.query().and_then(|query| params::without_secret_token(query.as_bytes()));
+fn remove_secret_token(request: &mut Request<Body>, seen: &KnownBody) {
+    let query = request.uri().query().and_then(|query| params::without_secret_token(query.as_bytes()));
     if let Some(query) = query.and_then(|query| String::from_utf8(query).ok()) {
-        let path = head.uri.path();
+        let path = request.uri().path();
         let target = if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") };
         // What was a URI with more in it is one with less.
-        head.uri = target.parse().unwrap_or(head.uri);
+        if let Ok(target) = target.parse() {
+            *request.uri_mut() = target;
+        }
     }
     if let KnownBody::Form(form) = seen
         && let Some(form) = params::without_secret_token(form)
     {
-        body = Body::from(Bytes::from(form));
+        *request.body_mut() = Body::from(Bytes::from(form));
     }
-    Request::from_parts(head, body)
 }

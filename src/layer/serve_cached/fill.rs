@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use http::header::{self, HeaderName};
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::{HeaderMap, Method, Response, StatusCode, Version};
 use tower::{Service, ServiceExt as _};
 
 use super::replay::{replay_from_fleet, with_cache_status};
@@ -14,7 +14,7 @@ use crate::cache::fill::FillGuard;
 use crate::cache::refusal::{Verdict, judge};
 use crate::cache::storable::{NoStoreReason, check_answer, check_head};
 use crate::cache::{Entry, FillError};
-use crate::exchange::{Authenticated, CacheOutcome, Exchange, SharedRequestInfo, describe};
+use crate::exchange::{Authenticated, CacheOutcome, SharedRequestInfo, describe};
 use crate::failure::Failure;
 use crate::fleet::shared::{Answer, Found, Share, UsableAnswer};
 use crate::layer::LayerResult;
@@ -40,15 +40,17 @@ const FILL_HEADERS: [HeaderName; 11] = [
 
 /// The request that fills an entry whose body has up to `max_body` bytes.
 pub(super) fn fill_request(call: Authenticated, max_body: usize) -> Authenticated {
-    let Authenticated { exchange, .. } = call;
-    let (parts, body) = exchange.request.into_parts();
-    let mut request = Request::new(body);
-    *request.uri_mut() = parts.uri;
+    let mut fill = Authenticated { buffer_up_to: Some(max_body), ..call };
+    let request = &mut fill.exchange.request;
+    let sent = std::mem::take(request.headers_mut());
     *request.headers_mut() = FILL_HEADERS
         .iter()
-        .flat_map(|name| parts.headers.get_all(name).iter().map(move |value| (name.clone(), value.clone())))
+        .flat_map(|name| sent.get_all(name).iter().map(move |value| (name.clone(), value.clone())))
         .collect();
-    Authenticated { exchange: Exchange { request, ..exchange }, buffer_up_to: Some(max_body), ..call }
+    *request.method_mut() = Method::GET;
+    *request.version_mut() = Version::default();
+    request.extensions_mut().clear();
+    fill
 }
 
 /// Whose word the result of a fill is.

@@ -60,12 +60,10 @@ impl Upstream {
     /// of the response. The message is framed anew: nothing in its headers may concern framing.
     pub async fn send(
         &self,
-        request: Request<Body>,
+        mut request: Box<Request<Body>>,
         options: &SendOptions,
         report: &mut SendReport,
     ) -> Result<Response<Body>, Error> {
-        // Boxed, since it moves from one future to the next, each of which would have room for it.
-        let mut request = Box::new(request);
         prepare_target(&mut request, &self.root)?;
         let outcome = RetryLoop::new(self, options, report).run(request).await;
         // Requests without a credential say nothing about Rails: any client can make them fail, or send masses.
