@@ -7,6 +7,9 @@ use super::error::Error;
 use crate::body::Body;
 use crate::header::strip_hop_by_hop;
 
+static WORKHORSE: HeaderName = HeaderName::from_static("gitlab-workhorse");
+static WORKHORSE_JWT: HeaderName = HeaderName::from_static("gitlab-workhorse-api-request");
+
 /// Headers by which Rails tells Workhorse, or nginx (`X-Accel-Redirect`), what to send in its place, such as a file
 /// from object storage. To any other client the response is an empty success.
 fn is_workhorse_instruction(name: &HeaderName) -> bool {
@@ -16,7 +19,7 @@ fn is_workhorse_instruction(name: &HeaderName) -> bool {
 
 /// Whether a request comes from Workhorse, which says so.
 pub(super) fn is_from_workhorse(headers: &HeaderMap) -> bool {
-    headers.contains_key("gitlab-workhorse") || headers.contains_key("gitlab-workhorse-api-request")
+    headers.contains_key(&WORKHORSE) || headers.contains_key(&WORKHORSE_JWT)
 }
 
 /// What a client may get of a response, whose framing the connection has judged.

@@ -12,7 +12,7 @@ use hyper::ext::ReasonPhrase;
 
 use super::body::BodyDecoder;
 use super::error::Http1Error;
-use crate::framing::charset::{has_bare_line_feed, is_token};
+use crate::framing::charset::{has_bare_line_feed, has_folded_line, is_token};
 use crate::framing::{Framing, FramingFields};
 use crate::upstream::connection::limits::{HEAD_BUFFER, MAX_RESPONSE_FIELDS, UNASKED_UPGRADE};
 
@@ -28,28 +28,29 @@ pub(super) struct ResponseHead {
 /// Fields for which there is room at first. Rails sends about 20.
 const USUAL_FIELDS: usize = 32;
 
-/// The names of the last head's fields, by place. The next head of a server mostly has the same, and to compare is
-/// cheaper than to make a name.
+/// The names of the last head's fields, as they were spelled, by place. The next head of a server mostly has the same,
+/// and to compare is cheaper than to make a name.
 #[derive(Debug, Default)]
-pub(super) struct KnownNames(Vec<HeaderName>);
+pub(super) struct KnownNames(Vec<(Box<[u8]>, HeaderName)>);
 
 /// The longest name that is kept while a connection is idle.
 const MAX_KNOWN_NAME: usize = 64;
 
 impl KnownNames {
     /// The name of the field at that place. `None` if it is none.
-    fn name(&mut self, place: usize, bytes: &[u8]) -> Option<HeaderName> {
-        if let Some(known) = self.0.get(place)
-            && known.as_str().as_bytes().eq_ignore_ascii_case(bytes)
-        {
-            return Some(known.clone());
+    fn name(&mut self, place: usize, spelling: &[u8]) -> Option<HeaderName> {
+        match self.0.get(place) {
+            Some((known, name)) if **known == *spelling => Some(name.clone()),
+            _ => self.learn(place, spelling),
         }
-        let name = HeaderName::from_bytes(bytes).ok()?;
-        if name.as_str().len() <= MAX_KNOWN_NAME {
-            self.0.truncate(place);
-            if place == self.0.len() && place < USUAL_FIELDS {
-                self.0.push(name.clone());
-            }
+    }
+
+    #[cold]
+    fn learn(&mut self, place: usize, spelling: &[u8]) -> Option<HeaderName> {
+        let name = HeaderName::from_bytes(spelling).ok()?;
+        self.0.truncate(place);
+        if place == self.0.len() && place < USUAL_FIELDS && spelling.len() <= MAX_KNOWN_NAME {
+            self.0.push((spelling.into(), name.clone()));
         }
         Some(name)
     }
@@ -67,6 +68,8 @@ struct ParsedHead {
     is_http_11: bool,
     /// The names, and where the values are.
     fields: Vec<(HeaderName, Range<usize>)>,
+    /// Whether a value may be folded.
+    is_folded: bool,
 }
 
 /// Takes the head of the response to a request from the begin of `buffer`, and the interim responses before it. `None`
@@ -91,7 +94,7 @@ pub(super) fn take_head(
     Ok(None)
 }
 
-fn parse<const N: usize>(bytes: &[u8], names: &mut KnownNames) -> Result<Option<ParsedHead>, Http1Error> {
+fn parse<const N: usize>(bytes: &[u8], known: &mut KnownNames) -> Result<Option<ParsedHead>, Http1Error> {
     let mut config = httparse::ParserConfig::default();
     config.allow_spaces_after_header_name_in_responses(true);
     config.allow_obsolete_multiline_headers_in_responses(true);
@@ -101,7 +104,7 @@ fn parse<const N: usize>(bytes: &[u8], names: &mut KnownNames) -> Result<Option<
         Ok(httparse::Status::Complete(length)) => length,
         Ok(httparse::Status::Partial) => return Ok(None),
         Err(httparse::Error::TooManyHeaders) if N < MAX_RESPONSE_FIELDS => {
-            return parse::<MAX_RESPONSE_FIELDS>(bytes, names);
+            return parse::<MAX_RESPONSE_FIELDS>(bytes, known);
         }
         Err(_) if bytes.starts_with(HTTP2_PREFACE) || begins_with_settings(bytes) => {
             return Err(Http1Error::Http2Preface);
@@ -119,7 +122,7 @@ fn parse<const N: usize>(bytes: &[u8], names: &mut KnownNames) -> Result<Option<
     let reason = response.reason.filter(|reason| Some(*reason) != status.canonical_reason());
     let mut named = Vec::with_capacity(response.headers.len());
     for (place, field) in response.headers.iter().enumerate() {
-        let name = names.name(place, field.name.as_bytes()).ok_or(Http1Error::Field)?;
+        let name = known.name(place, field.name.as_bytes()).ok_or_else(|| Http1Error::Field)?;
         let begin = field.value.as_ptr().addr().wrapping_sub(head.as_ptr().addr());
         named.push((name, begin..begin.wrapping_add(field.value.len())));
     }
@@ -129,6 +132,7 @@ fn parse<const N: usize>(bytes: &[u8], names: &mut KnownNames) -> Result<Option<
         reason: reason.and_then(|reason| ReasonPhrase::try_from(reason.as_bytes()).ok()),
         is_http_11: response.version == Some(1),
         fields: named,
+        is_folded: has_folded_line(head),
     }))
 }
 
@@ -142,7 +146,7 @@ fn interpret(head: ParsedHead, bytes: &Bytes, is_for_head: bool) -> Result<Respo
     let mut connection = ConnectionOptions::default();
     let mut headers = HeaderMap::with_capacity(head.fields.len());
     for (name, place) in head.fields {
-        let value = field_value(bytes, place).ok_or(Http1Error::Field)?;
+        let value = field_value(bytes, place, head.is_folded).ok_or_else(|| Http1Error::Field)?;
         match name {
             header::CONTENT_LENGTH | header::TRANSFER_ENCODING => {
                 framing.add(name.as_str().as_bytes(), value.as_bytes())?;
@@ -176,9 +180,9 @@ fn interpret(head: ParsedHead, bytes: &Bytes, is_for_head: bool) -> Result<Respo
 }
 
 /// The value at `place`, without a copy unless it is folded: then each fold becomes a space.
-fn field_value(bytes: &Bytes, place: Range<usize>) -> Option<HeaderValue> {
+fn field_value(bytes: &Bytes, place: Range<usize>, is_folded: bool) -> Option<HeaderValue> {
     let value = bytes.get(place.clone())?;
-    if memchr::memchr(b'\n', value).is_none() {
+    if !is_folded || memchr::memchr(b'\n', value).is_none() {
         return HeaderValue::from_maybe_shared(bytes.slice(place)).ok();
     }
     let lines: Vec<&[u8]> = value.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii).collect();
