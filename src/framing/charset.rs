@@ -55,6 +55,13 @@ pub(crate) fn has_folded_line(bytes: &[u8]) -> bool {
     has_pair(bytes, |before, byte| (before == b'\n') & ((byte == b' ') | (byte == b'\t')))
 }
 
+/// Whether a path may have an empty segment, one that begins with a dot, a parameter or an escape.
+pub(crate) fn may_be_spelled_otherwise(path: &[u8]) -> bool {
+    let is_suspect =
+        |byte, next| (byte == b'/') & ((next == b'/') | (next == b'.')) | (byte == b';') | (byte == b'%');
+    matches!(path.last(), Some(b';' | b'%')) || has_pair(path, is_suspect)
+}
+
 /// Whether two neighbours are `wanted`.
 fn has_pair(bytes: &[u8], wanted: impl Fn(u8, u8) -> bool) -> bool {
     let pairs = bytes.iter().zip(bytes.get(1..).unwrap_or_default());

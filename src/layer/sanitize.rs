@@ -16,6 +16,7 @@ use super::{ImmediateOr, immediate};
 use crate::authority;
 use crate::exchange::Exchange;
 use crate::failure::Failure;
+use crate::framing::charset;
 use crate::header::via::Pseudonym;
 use crate::header::{KAS_JWT, SHARED_SECRET, SHELL_JWT, is_spoofable};
 use crate::refusal::Refusal;
@@ -127,9 +128,8 @@ fn validate_single_headers(headers: &HeaderMap) -> Result<(), Refusal> {
 
 /// The path must have one spelling (RFC 3986 §6.2.2), or two readers route it differently.
 fn validate_path(path: &str) -> Result<(), Refusal> {
-    let is_suspect = |pair: &[u8]| matches!(pair, [b'/', b'/' | b'.'] | [b';' | b'%', _]);
-    // One pass is enough for most paths.
-    if path.starts_with('/') && !path.ends_with([';', '%']) && !path.as_bytes().windows(2).any(is_suspect) {
+    // Enough for most paths.
+    if path.starts_with('/') && !charset::may_be_spelled_otherwise(path.as_bytes()) {
         return Ok(());
     }
     if path.contains("//") {
@@ -163,7 +163,7 @@ fn remove_spoofed(headers: &mut HeaderMap) -> bool {
     let mut has_via = false;
     let is_spoofed = |name: &&HeaderName| {
         has_via |= **name == header::VIA;
-        name.as_str().as_bytes().contains(&b'_') || is_spoofable(name.as_str())
+        memchr::memchr(b'_', name.as_str().as_bytes()).is_some() || is_spoofable(name.as_str())
     };
     let spoofed: Vec<HeaderName> = headers.keys().filter(is_spoofed).cloned().collect();
     for name in spoofed {
