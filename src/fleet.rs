@@ -21,8 +21,10 @@ mod bus;
 mod condition;
 pub mod connection;
 pub mod counters;
+mod echoes;
 pub mod follower;
 pub mod keys;
+pub mod members;
 pub mod message;
 pub mod outbox;
 mod publisher;
@@ -49,8 +51,8 @@ use tokio_util::task::AbortOnDropHandle;
 use self::bus::Bus;
 pub use self::condition::FleetPhase;
 use self::counters::FleetCounters;
-use self::follower::Member;
 use self::keys::FleetKeys;
+use self::members::Member;
 use self::message::{MessageSeal, Publisher, Purge};
 use self::settings::FleetSettings;
 use self::shared::SharedAnswers;
@@ -176,7 +178,7 @@ impl Fleet {
         let now = Clock::System.now();
         let (outbox, _) = bus.outbox.lock().untold();
         let untold_for = bus.untold_for(now);
-        let members = bus.follower.lock().members().into_iter();
+        let members = bus.follower.lock().members.list().into_iter();
         let condition = bus.condition.lock();
         Some(FleetState {
             fleet: name.clone(),

@@ -60,6 +60,7 @@ mod gateway {
     mod fleet_purges;
     mod fleet_servers;
     mod fleet_shared;
+    mod fleet_writers;
     mod framing;
     mod half_closed;
     mod hand_over;

@@ -13,7 +13,7 @@ use super::condition::{Condition, FleetPhase};
 use super::connection::ConnectionError;
 use super::counters::{ConnectionEvent, FleetCounters};
 use super::follower::Follower;
-use super::message::{MessageSeal, Purge};
+use super::message::{Message, MessageSeal, Purge};
 use super::outbox::Outbox;
 use super::purger::Purger;
 use super::questions::Questions;
@@ -122,6 +122,16 @@ impl Bus {
         }
         self.to_send.notify_one();
         Ticket::new(told, Arc::clone(&self.counters))
+    }
+
+    /// What the process says when it says that it is there.
+    pub(super) fn hello(&self, question: Option<Question>) -> Message {
+        Message::Hello { said_at_ms: self.unix_ms(), question }
+    }
+
+    /// In milliseconds since the Unix epoch.
+    pub(super) fn unix_ms(&self) -> u64 {
+        u64::try_from(self.clock.unix_time().as_millis()).unwrap_or(u64::MAX)
     }
 
     /// What is to be told to those who have asked, once no other gateway has told it for so long.

@@ -175,9 +175,25 @@ impl Connection {
         envelope: &Envelope,
         max_entries: u64,
     ) -> Result<StreamId, ConnectionError> {
-        let [p, n, x] = reply::FIELDS;
         let mut command = cmd("XADD");
         command.arg(stream).arg("MAXLEN").arg("~").arg(max_entries).arg("*");
+        self.append(command, envelope).await
+    }
+
+    /// Appends an entry with this ID. Refused if the stream has had a greater one.
+    pub async fn add_at(
+        &self,
+        stream: &str,
+        id: StreamId,
+        envelope: &Envelope,
+    ) -> Result<StreamId, ConnectionError> {
+        let mut command = cmd("XADD");
+        command.arg(stream).arg(id.to_string());
+        self.append(command, envelope).await
+    }
+
+    async fn append(&self, mut command: Cmd, envelope: &Envelope) -> Result<StreamId, ConnectionError> {
+        let [p, n, x] = reply::FIELDS;
         command.arg(p).arg(&envelope.publisher).arg(n).arg(envelope.number).arg(x).arg(&envelope.sealed);
         let value = self.send("XADD", &command).await?;
         reply::id(&value).ok_or(ConnectionError::Unexpected("XADD"))

@@ -53,12 +53,14 @@ pub enum DoubtReason {
     Overflow = 4,
     /// The stream has entries from far in the future.
     Future = 5,
+    /// A gateway has not said for long that it is there, and not taken leave.
+    Silence = 6,
 }
 
 impl DoubtReason {
     /// In the order of their discriminants.
-    pub const ALL: [Self; 6] =
-        [Self::Start, Self::Server, Self::Anchor, Self::Counter, Self::Overflow, Self::Future];
+    pub const ALL: [Self; 7] =
+        [Self::Start, Self::Server, Self::Anchor, Self::Counter, Self::Overflow, Self::Future, Self::Silence];
 
     /// In logs and metrics.
     pub const fn as_str(self) -> &'static str {
@@ -69,6 +71,7 @@ impl DoubtReason {
             Self::Counter => "counter",
             Self::Overflow => "overflow",
             Self::Future => "future",
+            Self::Silence => "silence",
         }
     }
 }

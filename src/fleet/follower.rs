@@ -1,24 +1,26 @@
 //! What this process knows of the stream, and what follows from what it reads. Pure: time comes in as an argument.
 //!
-//! Nothing that Valkey says is taken for complete. Three proofs are asked for, each where the others are blind:
+//! Nothing that Valkey says is taken for complete. Five proofs are asked for, each where the others are blind:
 //!
 //! | proof | fails if |
 //! |---|---|
 //! | identity: the server is in the same life as before | it was restarted, replaced, or promoted, and what it had taken last is lost |
 //! | anchor: the entry that was read last is still in the stream, when the next ones have come | the stream was flushed, removed, evicted, renamed, made anew, or trimmed past this reader |
 //! | count: each process numbers what it says | an entry in the middle was removed |
+//! | echo: what this process says comes back to it | the stream takes entries below the last one that was read, or some were removed |
+//! | hello: each process says each minute that it is there | all was removed that one says, or it has ended without a word |
 //!
 //! Without one, the reader [doubts](crate::cache::Cache::doubt_all) what it keeps at once, and sets a new anchor. Once there
 //! is one, it doubts again if it could not do both in one step: nothing proves what came between the two, for however long
 //! the stream stayed empty.
 
-use std::collections::HashMap;
-use std::ops::RangeInclusive;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::counters::{DoubtReason, Unreadable};
-use super::message::{Message, MessageSeal, Publisher, Purge};
-use super::report::{PurgeCounts, Question, Report};
+use super::echoes::Echoes;
+use super::members::{Members, Noted};
+use super::message::{HELLO_INTERVAL, Message, MessageSeal, Publisher, Purge};
+use super::report::{Question, Report};
 use super::stream::{Entry, Identity, StreamId};
 
 /// What follows from entries of the stream, in their order.
@@ -42,23 +44,6 @@ pub enum News {
     Report(Report),
 }
 
-/// Another gateway, as it is known from what it says.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Member {
-    /// The name of its process.
-    pub publisher: Publisher,
-    /// When it was heard last.
-    pub heard_at: Instant,
-    /// How many purges it has told since it began.
-    pub purges: u64,
-}
-
-/// How long a process is remembered after its last word. It says hello once a minute.
-const MEMBER_TIMEOUT: Duration = Duration::from_secs(3_600);
-
-/// How many processes are remembered: each start of a gateway adds one for an hour.
-const MAX_MEMBERS: usize = 10_000;
-
 /// How far in the future an entry has to be so that it is no matter of clocks.
 const FAR_AHEAD_MS: u64 = 3_600_000;
 
@@ -74,19 +59,16 @@ pub struct Follower {
     /// What follows once there is an anchor: the doubt, or, if it did not wait for that, another one.
     pending: Option<News>,
     is_far_ahead: bool,
-    members: HashMap<Publisher, Heard>,
-}
-
-/// What was heard of a process.
-#[derive(Debug)]
-struct Heard {
-    /// The greatest number.
-    last: u64,
-    /// The greatest number that was read again: what it counts was told before the anchor.
-    before_anchor: u64,
-    /// The lower ones that were not heard.
-    missing: Vec<RangeInclusive<u64>>,
-    at: Instant,
+    /// What this process has said.
+    pub(super) echoes: Echoes,
+    /// Something of it has not come back.
+    has_missed_echo: bool,
+    /// The other processes.
+    pub(super) members: Members,
+    /// When the stream was begun last.
+    begun_at: Option<Instant>,
+    /// A process has said since that it had told something, of which nothing is known.
+    has_strangers: bool,
 }
 
 impl Follower {
@@ -100,7 +82,11 @@ impl Follower {
             anchor: None,
             pending,
             is_far_ahead: false,
-            members: HashMap::new(),
+            echoes: Echoes::default(),
+            has_missed_echo: false,
+            members: Members::default(),
+            begun_at: None,
+            has_strangers: false,
         }
     }
 
@@ -108,8 +94,11 @@ impl Follower {
     pub fn connected(&mut self, identity: Option<Identity>) -> bool {
         let is_same = identity.is_some() && self.identity == identity;
         (self.identity, self.has_connected) = (identity, true);
+        let has_missed_echo = std::mem::take(&mut self.has_missed_echo);
         if !is_same {
             self.lose_anchor(DoubtReason::Server);
+        } else if has_missed_echo {
+            self.lose_anchor(DoubtReason::Anchor);
         }
         self.pending.is_some()
     }
@@ -118,6 +107,24 @@ impl Follower {
     /// connection to the server of before may live on. Those that do not say which one they are cannot be told apart.
     pub fn may_be_elsewhere(&self, identity: Option<&Identity>) -> bool {
         self.has_connected && (identity.is_none() || self.identity.as_ref() != identity)
+    }
+
+    /// Valkey has put there what this process has said, when so many polls were complete. Returns whether a reader can get
+    /// there: else the stream goes backwards.
+    pub fn taken(&mut self, id: StreamId, polls: u64) -> bool {
+        self.echoes.taken(id, polls);
+        !self.misses_echo(polls)
+    }
+
+    /// Whether something that this process has said does not come back after so many polls. Then others may have been missed,
+    /// too: the stream is [begun anew](Self::begin) over the next connection, which has to be made.
+    pub fn misses_echo(&mut self, polls: u64) -> bool {
+        let is_one_missing = self.echoes.is_one_missing(polls, self.anchor);
+        if is_one_missing {
+            self.echoes.clear();
+            self.has_missed_echo = true;
+        }
+        is_one_missing
     }
 
     fn lose_anchor(&mut self, reason: DoubtReason) {
@@ -129,8 +136,10 @@ impl Follower {
     /// The stream is read from behind `last` on, which is its last entry now. Returns what is to be doubted now. An empty
     /// stream has no anchor: then nothing is proven until its first entry has come, which Valkey may refuse to take for
     /// any time.
-    pub fn begin(&mut self, last: Option<StreamId>, now_ms: u64) -> Vec<News> {
+    pub fn begin(&mut self, last: Option<StreamId>, (now, now_ms): (Instant, u64)) -> Vec<News> {
         self.anchor = last;
+        self.echoes.clear();
+        (self.begun_at, self.has_strangers) = (Some(now), false);
         if last.is_none() { self.doubt_without_anchor() } else { self.doubt_pending(now_ms) }
     }
 
@@ -166,11 +175,15 @@ impl Follower {
         let mut news = Vec::new();
         let mut has_gap = false;
         for entry in entries {
-            news.extend(self.hear(entry, seal, now, &mut has_gap));
+            news.extend(self.hear(entry, seal, (now, now_ms), &mut has_gap));
             self.anchor = Some(entry.id);
         }
-        if has_gap {
+        if has_gap || self.is_stranger_due(now) {
+            self.members.have_gaps();
             news.push(News::Doubt(DoubtReason::Counter));
+        }
+        if self.members.notice_silence((now, now_ms)) {
+            news.push(News::Doubt(DoubtReason::Silence));
         }
         if had_anchor && !anchor_found {
             self.lose_anchor(DoubtReason::Anchor);
@@ -179,13 +192,13 @@ impl Follower {
             news.extend(self.doubt_pending(now_ms));
         }
         news.sort_by_key(|one| matches!(one, News::Ask(_) | News::Report(_)));
-        self.forget(now);
+        self.members.forget(now);
         news
     }
 
     /// Entries of before the anchor, which are doubted already, for what Rails may still tell wrongly, and for who is
     /// there.
-    pub fn reread(&mut self, entries: &[Entry], seal: &MessageSeal, now: Instant) -> Vec<News> {
+    pub fn reread(&mut self, entries: &[Entry], seal: &MessageSeal, times: (Instant, u64)) -> Vec<News> {
         let mut purges = Vec::new();
         for entry in entries {
             let Some(envelope) = &entry.envelope else { continue };
@@ -193,48 +206,58 @@ impl Follower {
             if envelope.publisher == self.own {
                 continue;
             }
-            let is_known = self.members.contains_key(&envelope.publisher);
-            let (is_new, _) = self.note(envelope.publisher, envelope.number, &message, now);
-            if let Some(heard) = self.members.get_mut(&envelope.publisher) {
-                heard.before_anchor = heard.last;
-            }
+            let noted = self.members.note(envelope.publisher, (envelope.number, &message), times);
+            self.members.was_before_anchor(envelope.publisher);
             if let Message::Purge(purge) = message {
-                let news = if is_known && is_new { News::Purge } else { News::Reread };
+                let news = if noted.is_new && !noted.is_stranger { News::Purge } else { News::Reread };
                 purges.push(news(entry.id, purge));
             }
         }
         purges
     }
 
-    fn hear(&mut self, entry: &Entry, seal: &MessageSeal, now: Instant, has_gap: &mut bool) -> Option<News> {
+    fn hear(
+        &mut self,
+        entry: &Entry,
+        seal: &MessageSeal,
+        times: (Instant, u64),
+        has_gap: &mut bool,
+    ) -> Option<News> {
         let Some(envelope) = &entry.envelope else { return Some(News::Unreadable(Unreadable::Fields)) };
         let Some(message) = seal.open(envelope) else { return Some(News::Unreadable(Unreadable::Seal)) };
         let (publisher, number) = (envelope.publisher, envelope.number);
         if publisher == self.own {
+            self.echoes.read(entry.id, &envelope.sealed);
             let Message::Purge(purge) = message else { return None };
             return Some(News::Echo(entry.id, number, purge));
         }
-        let (is_new, gap) = self.note(publisher, number, &message, now);
-        *has_gap |= gap;
+        let noted = self.members.note(publisher, (number, &message), times);
+        if self.is_early_stranger(noted, times.0) {
+            self.has_strangers = true;
+        } else {
+            *has_gap |= noted.has_gap;
+        }
         match message {
-            Message::Purge(purge) if is_new => Some(News::Purge(entry.id, purge)),
-            Message::Ask(question) => Some(News::Ask(question)),
+            Message::Purge(purge) if noted.is_new => Some(News::Purge(entry.id, purge)),
+            Message::Hello { question, .. } => question.map(News::Ask),
             Message::Report(report) => Some(News::Report(report)),
-            Message::Purge(_) | Message::Hello | Message::Bye => None,
+            Message::Purge(_) | Message::Bye => None,
         }
     }
 
-    /// Whether a purge is heard for the first time, and whether others of its process were not heard. A process of which
-    /// nothing was heard, not even when the stream was read again, has told none, or its words were removed.
-    fn note(&mut self, publisher: Publisher, number: u64, message: &Message, now: Instant) -> (bool, bool) {
-        let unheard = || Heard { last: 0, before_anchor: 0, missing: Vec::new(), at: now };
-        let heard = self.members.entry(publisher).or_insert_with(unheard);
-        heard.at = now;
-        let (is_new, gap) = heard.note(number, matches!(message, Message::Purge(_)));
-        if *message == Message::Bye {
-            self.members.remove(&publisher);
-        }
-        (is_new, gap)
+    /// Whether a process of which nothing is known says that it had told something, at a time at which that is no surprise:
+    /// in a busy stream, its last hello may be trimmed already. What it had told before the anchor is doubted. What it has told
+    /// since is heard, unless it was removed: for that, one more doubt is enough for all such processes, once each has
+    /// said hello.
+    fn is_early_stranger(&self, noted: Noted, now: Instant) -> bool {
+        let is_early = self.begun_at.is_some_and(|at| now < at + HELLO_INTERVAL);
+        noted.is_stranger && noted.has_gap && is_early
+    }
+
+    fn is_stranger_due(&mut self, now: Instant) -> bool {
+        let is_due = self.has_strangers && self.begun_at.is_none_or(|at| now >= at + HELLO_INTERVAL);
+        self.has_strangers &= !is_due;
+        is_due
     }
 
     fn notice_far_ahead(&mut self, now_ms: u64) -> Option<DoubtReason> {
@@ -242,84 +265,6 @@ impl Follower {
         self.is_far_ahead =
             self.anchor.is_some_and(|last| last.milliseconds > now_ms.saturating_add(FAR_AHEAD_MS));
         (self.is_far_ahead && !was).then_some(DoubtReason::Future)
-    }
-
-    fn forget(&mut self, now: Instant) {
-        self.members.retain(|_, heard| now.saturating_duration_since(heard.at) <= MEMBER_TIMEOUT);
-        while self.members.len() > MAX_MEMBERS {
-            let Some(oldest) = self.members.iter().min_by_key(|(_, heard)| heard.at).map(|(name, _)| *name)
-            else {
-                break;
-            };
-            self.members.remove(&oldest);
-        }
-    }
-
-    /// How many purges each other process has told, as far as it has said so. Those that are not named have told none.
-    pub fn heard(&self) -> PurgeCounts {
-        let told = self.members.iter().filter(|(_, heard)| heard.last > 0);
-        told.map(|(publisher, heard)| (*publisher, heard.last)).collect()
-    }
-
-    /// Whether who has heard this has heard of all purges that were told before the anchor, as far as this process knows of
-    /// them. Of those that were told since, it knows itself whether it has heard them.
-    pub fn is_covered_by(&self, heard: &[(Publisher, u64)]) -> bool {
-        let heard: HashMap<Publisher, u64> = heard.iter().copied().collect();
-        let mut told = self.members.iter().map(|(publisher, told)| (publisher, told.before_anchor));
-        told.all(|(publisher, count)| heard.get(publisher).copied().unwrap_or_default() >= count)
-    }
-
-    /// How many other processes have said something and not taken their leave.
-    pub fn member_count(&self) -> usize {
-        self.members.len()
-    }
-
-    /// These processes, by name.
-    pub fn members(&self) -> Vec<Member> {
-        let member = |(publisher, heard): (&Publisher, &Heard)| Member {
-            publisher: *publisher,
-            heard_at: heard.at,
-            purges: heard.last,
-        };
-        let mut members: Vec<Member> = self.members.iter().map(member).collect();
-        members.sort_by_key(|member| member.publisher);
-        members
-    }
-}
-
-/// How many gaps are remembered of one process. With more, what lies between two is heard twice.
-const MAX_GAPS: usize = 64;
-
-impl Heard {
-    /// Whether this number is heard for the first time, and whether there are lower ones that never were, though a greater one
-    /// tells of them just now. A message that `is_counted` has the number itself; any other one the last number
-    /// before it.
-    fn note(&mut self, number: u64, is_counted: bool) -> (bool, bool) {
-        if number <= self.last {
-            return (is_counted && self.fill(number), false);
-        }
-        let before = if is_counted { number - 1 } else { number };
-        let has_gap = before > self.last;
-        if has_gap {
-            self.missing.push(self.last + 1..=before);
-        }
-        if let [one, other, ..] = &self.missing[..]
-            && self.missing.len() > MAX_GAPS
-        {
-            let both = *one.start()..=*other.end();
-            self.missing.splice(..2, [both]);
-        }
-        self.last = number;
-        (is_counted, has_gap)
-    }
-
-    /// Whether the number was missing; it is not any more.
-    fn fill(&mut self, number: u64) -> bool {
-        let Some(at) = self.missing.iter().position(|gap| gap.contains(&number)) else { return false };
-        let gap = self.missing.remove(at);
-        let parts = [*gap.start()..=number - 1, number + 1..=*gap.end()];
-        self.missing.splice(at..at, parts.into_iter().filter(|part| !part.is_empty()));
-        true
     }
 }
 

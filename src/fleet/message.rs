@@ -16,14 +16,18 @@ use crate::cache::purge::{PurgeMode, Selector};
 /// What a process tells the others. The variants travel by their order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Message {
-    /// The process is there. Once a minute, and where a stream has no entry that could be an anchor.
-    Hello,
+    /// The process is there. Once a minute, when it has just begun, and where a stream has no entry that could be an anchor.
+    Hello {
+        /// When it says so, in milliseconds since the Unix epoch by its own clock: a hello that is written down again is as
+        /// old as it was.
+        said_at_ms: u64,
+        /// Asks which purges the others know.
+        question: Option<Question>,
+    },
     /// Something is to be dropped.
     Purge(Purge),
     /// The process ends.
     Bye,
-    /// The process has just begun, and asks which purges the others know.
-    Ask(Question),
     /// Which purges the process knows, for those who have asked.
     Report(Report),
 }
@@ -177,7 +181,8 @@ mod tests {
     fn a_message_is_read_by_any_gateway_of_the_fleet_and_only_as_it_was_sent() {
         let (one, other) = (seal(), seal());
         let sent = Message::Purge(purge(&[Selector::KeyId(7), user("root")], PurgeMode::Soft, 5));
-        for message in [sent.clone(), Message::Hello, Message::Bye, Message::Ask([7; 16])] {
+        let hello = Message::Hello { said_at_ms: 7, question: Some([7; 16]) };
+        for message in [sent.clone(), hello, Message::Bye] {
             let envelope = one.seal(3, &message).unwrap();
             assert_eq!(other.open(&envelope), Some(message));
             assert_eq!(other.open(&Envelope { number: 4, ..envelope.clone() }), None);

@@ -39,8 +39,6 @@ struct Numbered {
     accepted: Accepted,
     /// Where it is in the stream; `None` if it has to be sent.
     id: Option<StreamId>,
-    /// How many polls this process had completed when Valkey had taken it.
-    polls: u64,
     /// When it was sent last: from then on it may be lost.
     sent_at: Instant,
 }
@@ -115,7 +113,7 @@ impl Outbox {
         let accepted = self.waiting.pop_front()?;
         self.last_number += 1;
         let (number, purge) = (self.last_number, accepted.purge.clone());
-        self.numbered.push_back(Numbered { number, accepted, id: None, polls: 0, sent_at: now });
+        self.numbered.push_back(Numbered { number, accepted, id: None, sent_at: now });
         self.untaken.insert(number);
         self.unheard.insert(number);
         if self.numbered.len() > MAX_PURGES {
@@ -125,9 +123,9 @@ impl Outbox {
     }
 
     /// Valkey has taken it. `told` says whether as many replicas as are asked for have it.
-    pub fn taken(&mut self, number: u64, id: StreamId, polls: u64, told: Told) {
+    pub fn taken(&mut self, number: u64, id: StreamId, told: Told) {
         let Some(one) = self.numbered_mut(number) else { return };
-        (one.id, one.polls) = (Some(id), polls);
+        one.id = Some(id);
         one.accepted.answer(told);
         self.untaken.remove(&number);
     }
@@ -154,22 +152,15 @@ impl Outbox {
         self.numbered.iter().filter_map(|one| Some((one.number, one.id?))).collect()
     }
 
-    /// It was looked for, and found or not. If not, it is to be sent again.
-    pub fn looked_for(&mut self, number: u64, is_found: bool) {
-        let Some(one) = self.numbered_mut(number) else { return };
-        one.id = one.id.filter(|_| is_found);
-        // If it is there, the reader may have begun behind it. If not, it is not waited for until it was sent.
-        self.unheard.remove(&number);
-        if !is_found {
+    /// It was looked for, and found or not. Returns whether it is to be sent again: what is there and was not heard may be
+    /// where no reader gets.
+    pub fn looked_for(&mut self, number: u64, is_found: bool) -> bool {
+        let is_lost = !is_found || self.unheard.contains(&number);
+        if is_lost && let Some(one) = self.numbered_mut(number) {
+            one.id = None;
             self.untaken.insert(number);
         }
-    }
-
-    /// Whether something that Valkey has taken did not come back although two polls began since: then the reader and the
-    /// publisher do not talk to the same server, or it was removed.
-    pub fn is_unheard(&self, polls: u64) -> bool {
-        let unheard = self.unheard.difference(&self.untaken).filter_map(|number| self.numbered(*number));
-        unheard.into_iter().any(|one| polls >= one.polls + 2)
+        is_lost
     }
 
     /// Forgets what cannot be lost any more.

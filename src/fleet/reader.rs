@@ -15,7 +15,6 @@ use super::follower::News;
 use super::message::{HELLO_INTERVAL, Purge};
 use super::report::{Question, Report};
 use super::stream::{Entry, Poll, StreamId};
-use crate::clock::Clock;
 
 /// How many entries one poll brings at most. With fewer, it is complete. Halved when a reply is late or too large: many of
 /// the largest messages take their time, and a writer of Valkey can add larger ones.
@@ -109,7 +108,7 @@ impl Reader {
         let (news, has_anchor) = {
             let mut follower = bus.follower.lock();
             let read = (&poll.entries[..], poll.anchor_found);
-            (follower.polled(read, &bus.seal, (now, unix_ms(&bus.clock))), follower.anchor().is_some())
+            (follower.polled(read, &bus.seal, (now, bus.unix_ms())), follower.anchor().is_some())
         };
         self.apply(news, now);
         if let Some(shared) = &bus.shared
@@ -131,7 +130,7 @@ impl Reader {
         last: Option<StreamId>,
     ) -> Result<(), ConnectionError> {
         let bus = &self.bus;
-        let news = bus.follower.lock().begin(last, unix_ms(&bus.clock));
+        let news = bus.follower.lock().begin(last, (bus.clock.now(), bus.unix_ms()));
         let is_start = news.contains(&News::Doubt(DoubtReason::Start));
         self.apply(news, bus.clock.now());
         bus.breaks.send_modify(|breaks| *breaks += 1);
@@ -140,9 +139,8 @@ impl Reader {
             bus.to_send.notify_one();
             return Ok(());
         };
-        if let (true, Some(shared)) = (is_start, &bus.shared) {
-            *bus.question.lock() = shared.ask();
-            bus.to_send.notify_one();
+        if is_start {
+            self.ask();
         }
         let reread = self.reread(range, last).await;
         if !matches!(reread, Ok(true)) {
@@ -165,7 +163,7 @@ impl Reader {
             let is_last = entries.len() < self.max_entries;
             entries.retain(|entry| entry.id <= last);
             let now = self.bus.clock.now();
-            let news = self.bus.follower.lock().reread(&entries, &self.bus.seal, now);
+            let news = self.bus.follower.lock().reread(&entries, &self.bus.seal, (now, self.bus.unix_ms()));
             self.apply(news, now);
             match entries.last() {
                 Some(entry) if !is_last && entry.id < last => from = entry.id.next(),
@@ -189,12 +187,21 @@ impl Reader {
         }
     }
 
+    /// Asks the others which purges they know.
+    fn ask(&self) {
+        let bus = &self.bus;
+        if let Some(shared) = &bus.shared {
+            *bus.question.lock() = shared.ask();
+            bus.to_send.notify_one();
+        }
+    }
+
     fn take_question(&self, question: Question, now: Instant) {
         let bus = &self.bus;
         if bus.shared.is_some() {
             let own = (bus.seal.publisher(), bus.outbox.lock().last_number());
             let follower = bus.follower.lock();
-            let (members, mut heard) = (follower.member_count(), follower.heard());
+            let (members, mut heard) = (follower.members.count(), follower.members.counts());
             drop(follower);
             heard.push(own);
             bus.questions.lock().asked(question, now, heard, (members, fastrand::f64()));
@@ -205,7 +212,7 @@ impl Reader {
     fn take_report(&self, report: &Report, now: Instant) {
         let bus = &self.bus;
         let Some(shared) = &bus.shared else { return };
-        let is_complete = bus.follower.lock().is_covered_by(&report.heard);
+        let is_complete = bus.follower.lock().members.are_covered_by(&report.heard);
         let answers_all = shared.learn(report, is_complete, &bus.clock);
         let mut questions = bus.questions.lock();
         questions.reported(now);
@@ -233,9 +240,13 @@ impl Reader {
                 News::Doubt(reason) => {
                     self.lose_purges();
                     bus.purger.doubt(reason);
-                    if reason == DoubtReason::Counter {
+                    if matches!(reason, DoubtReason::Counter | DoubtReason::Silence) {
                         // Nor is what was missed dropped once more after its settle time.
                         bus.purger.doubt_later(now + REREAD);
+                    }
+                    if reason == DoubtReason::Counter {
+                        // What is shared may be used again once another gateway has told what was missed.
+                        self.ask();
                     }
                 }
                 News::DoubtAgain => {
@@ -250,16 +261,12 @@ impl Reader {
     }
 }
 
-fn unix_ms(clock: &Clock) -> u64 {
-    u64::try_from(clock.unix_time().as_millis()).unwrap_or(u64::MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::cache::purge::{PurgeMode, Selector};
     use crate::cache::{Cache, CacheSettings};
-    use crate::clock::ManualClock;
+    use crate::clock::{Clock, ManualClock};
     use crate::fleet::keys::FleetKeys;
     use crate::fleet::message::{Message, MessageSeal};
     use crate::fleet::purger::Step;
@@ -279,7 +286,9 @@ mod tests {
             let cache = Cache::new(&CacheSettings::default());
             let bus = Arc::new(Bus::new(clocked, (keys.bus(), own), cache, None));
             bus.follower.lock().connected(None);
-            bus.follower.lock().begin(Some(StreamId::from_milliseconds(1)), unix_ms(&bus.clock));
+            let begun = (bus.clock.now(), bus.unix_ms());
+            bus.follower.lock().begin(Some(StreamId::from_milliseconds(1)), begun);
+            clock.advance(HELLO_INTERVAL);
             let purge = Purge::new(&[Selector::KeyId(7)], PurgeMode::Hard, Duration::ZERO, Duration::ZERO);
             let envelope = other.seal(number, &Message::Purge(purge));
             let entries = vec![Entry { id: StreamId::from_milliseconds(2), envelope }];

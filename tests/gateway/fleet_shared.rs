@@ -21,7 +21,7 @@ use serde_json::json;
 use super::client::{Request, Response, eventually};
 use super::credentials::SHELL_SECRET;
 use super::fake_rails::{FakeRails, Latch, ReceivedRequest, Reply, gitlab, of_one_request};
-use super::pods::{self, Pod, delete_key, deletion, key};
+use super::pods::{self, Pod, delete_key, deletion, key, unix_ms};
 use super::valkey::{Proxy, Valkey};
 
 /// A machine that runs other tests meanwhile may take its time: what is asserted is that Rails is not asked. Nor is an answer
@@ -296,7 +296,8 @@ async fn many_gateways_that_begin_are_answered_together() {
     let seals: Vec<MessageSeal> = (0..ASKERS).map(|_| MessageSeal::new(&fleet).unwrap()).collect();
     let mut asked = redis::pipe();
     for (number, seal) in (0_u128..).zip(&seals) {
-        let envelope = seal.seal(0, &Message::Ask(number.to_be_bytes())).unwrap();
+        let hello = Message::Hello { said_at_ms: unix_ms(), question: Some(number.to_be_bytes()) };
+        let envelope = seal.seal(0, &hello).unwrap();
         let add = asked.cmd("XADD").arg(bus).arg("*");
         add.arg("p").arg(&envelope.publisher).arg("n").arg(0).arg("x").arg(&envelope.sealed);
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use railgate::fleet::FleetPhase;
 use railgate::fleet::counters::{DoubtReason, FleetCounters};
@@ -21,6 +21,11 @@ pub fn settings(address: UpstreamAddress) -> FleetSettings {
         alone_after: Duration::from_secs(1),
         ..FleetSettings::new(address)
     }
+}
+
+/// In milliseconds since the Unix epoch.
+pub fn unix_ms() -> u64 {
+    u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis()).unwrap()
 }
 
 /// A gateway of a fleet.

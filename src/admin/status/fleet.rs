@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::counters::{Counters, Label};
 use crate::fleet::Fleet;
 use crate::fleet::counters::DELAY_BOUNDS;
-use crate::fleet::follower::Member;
+use crate::fleet::members::Member;
 use crate::fleet::message::process_name;
 use crate::histogram::quantile;
 

@@ -65,6 +65,9 @@ fn failed(error: &ConnectionError) -> Finding {
         ConnectionError::NoMaster(_) => {
             "check fleet.sentinels and fleet.master, by SENTINEL MASTERS on each Sentinel"
         }
+        ConnectionError::Backwards => {
+            "let only the gateways write to their stream: `railgate check` prints the ACL"
+        }
         ConnectionError::Refused { .. } => match error.code() {
             Some("NOPERM") => "give its user what `railgate check` prints",
             Some("OOM") => "it is full: raise its maxmemory",

@@ -46,6 +46,9 @@ pub enum ConnectionError {
     /// The Sentinels do not agree, or do not answer.
     #[error("the Sentinels name no master: {0}")]
     NoMaster(String),
+    /// Something was put into the stream below what was read of it: no reader gets there.
+    #[error("the stream has taken an entry below one that was read; a program has changed it")]
+    Backwards,
     /// The reply is not one to the command.
     #[error("the reply to {0} makes no sense")]
     Unexpected(&'static str),

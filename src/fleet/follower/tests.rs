@@ -1,4 +1,4 @@
-use proptest::prelude::*;
+use std::time::Duration;
 
 use super::*;
 use crate::cache::purge::{PurgeMode, Selector};
@@ -40,12 +40,25 @@ fn following() -> (Follower, MessageSeal, MessageSeal) {
     let (own, other) = (seal(), seal());
     let mut follower = Follower::new(own.publisher());
     assert!(follower.connected(server("a")));
-    assert_eq!(follower.begin(Some(at(10)), NOW_MS), [News::Doubt(DoubtReason::Start)]);
+    assert_eq!(follower.begin(Some(at(10)), now()), [News::Doubt(DoubtReason::Start)]);
     (follower, own, other)
 }
 
+fn now() -> (Instant, u64) {
+    (Instant::now(), NOW_MS)
+}
+
+/// Long after the begin.
+fn later() -> (Instant, u64) {
+    (Instant::now() + HELLO_INTERVAL, NOW_MS)
+}
+
 fn poll(follower: &mut Follower, own: &MessageSeal, entries: &[Entry]) -> Vec<News> {
-    follower.polled((entries, true), own, (Instant::now(), NOW_MS))
+    follower.polled((entries, true), own, later())
+}
+
+fn hello(question: Option<Question>) -> Message {
+    Message::Hello { said_at_ms: NOW_MS, question }
 }
 
 #[test]
@@ -68,7 +81,7 @@ fn another_life_of_the_server_is_doubted_behind_a_new_anchor() {
         assert_eq!(follower.connected(identity.clone()), is_anew, "{identity:?}");
         if is_anew {
             assert_eq!(follower.anchor(), None);
-            assert_eq!(follower.begin(Some(at(5)), NOW_MS), [News::Doubt(DoubtReason::Server)]);
+            assert_eq!(follower.begin(Some(at(5)), now()), [News::Doubt(DoubtReason::Server)]);
             assert_eq!(follower.read_from(), at(5));
         } else {
             assert_eq!(follower.read_from(), at(10));
@@ -79,7 +92,7 @@ fn another_life_of_the_server_is_doubted_behind_a_new_anchor() {
     let (mut follower, ..) = following();
     for _ in 0..2 {
         assert!(follower.connected(None));
-        follower.begin(Some(at(10)), NOW_MS);
+        follower.begin(Some(at(10)), now());
     }
 }
 
@@ -104,12 +117,12 @@ fn a_publisher_at_another_server_is_noticed() {
 #[test]
 fn a_lost_anchor_is_doubted_at_once_and_again_when_there_is_a_new_one() {
     let (mut follower, own, other) = following();
-    let news = follower.polled((&[says(&other, 11, 1)], false), &own, (Instant::now(), NOW_MS));
+    let news = follower.polled((&[says(&other, 11, 1)], false), &own, later());
     let doubt = News::Doubt(DoubtReason::Anchor);
     assert_eq!(news, [News::Purge(at(11), purge(1)), doubt], "what came is heard");
     assert_eq!(follower.anchor(), None);
     assert!(follower.connected(server("a")), "a connection that ends meanwhile does not save it");
-    assert_eq!(follower.begin(Some(at(12)), NOW_MS), [News::DoubtAgain]);
+    assert_eq!(follower.begin(Some(at(12)), now()), [News::DoubtAgain]);
     assert!(!follower.connected(server("a")));
     assert_eq!(poll(&mut follower, &own, &[]), []);
 }
@@ -122,12 +135,12 @@ fn an_empty_stream_is_doubted_at_once_and_again_when_it_has_an_entry() {
     let [start, server_b] = [DoubtReason::Start, DoubtReason::Server].map(News::Doubt);
     for (life, doubts) in [("a", vec![start]), ("a", vec![]), ("b", vec![server_b])] {
         assert!(follower.connected(server(life)));
-        assert_eq!(follower.begin(None, NOW_MS), doubts, "{life}");
+        assert_eq!(follower.begin(None, now()), doubts, "{life}");
         assert!(follower.anchor().is_none() && follower.read_from() == StreamId::default());
-        assert_eq!(follower.polled((&[], false), &own, (Instant::now(), NOW_MS)), []);
+        assert_eq!(follower.polled((&[], false), &own, later()), []);
     }
-    let entries = [says(&other, 11, 1), entry(&own, 12, 0, &Message::Hello)];
-    let news = follower.polled((&entries, false), &own, (Instant::now(), NOW_MS));
+    let entries = [says(&other, 11, 1), entry(&own, 12, 0, &hello(None))];
+    let news = follower.polled((&entries, false), &own, later());
     assert_eq!(news, [News::Purge(at(11), purge(1)), News::DoubtAgain]);
     assert_eq!(follower.read_from(), at(12));
     assert_eq!(poll(&mut follower, &own, &[]), []);
@@ -153,11 +166,11 @@ fn a_missing_message_is_doubted_and_heard_if_it_comes_after_all() {
 /// Nothing follows the last message of a process by which its loss could be noticed.
 #[test]
 fn a_hello_and_a_bye_tell_of_a_missing_last_message() {
-    for message in [Message::Hello, Message::Bye] {
+    for message in [hello(None), Message::Bye] {
         for (number, doubted) in [(3, false), (4, true)] {
             let (mut follower, own, other) = following();
             let known: Vec<Entry> = (1..=3).map(|number| says(&other, 11, number)).collect();
-            follower.reread(&known, &own, Instant::now());
+            follower.reread(&known, &own, now());
             let news = poll(&mut follower, &own, &[entry(&other, 12, number, &message)]);
             let expected = if doubted { vec![News::Doubt(DoubtReason::Counter)] } else { Vec::new() };
             assert_eq!(news, expected, "{message:?} {number}");
@@ -172,12 +185,12 @@ fn questions_and_reports_are_heard_behind_the_anchor_only() {
     let known = KnownPurges { floor: at(1), asked_from_ms: 2, purges: Vec::new() };
     let (questions, server) = (vec![[1; 16]], server("a").unwrap());
     let report = Report { questions, server, heard: vec![(own.publisher(), 3)], known };
-    let messages = [Message::Ask([1; 16]), Message::Report(report.clone())];
+    let messages = [hello(Some([1; 16])), Message::Report(report.clone())];
     let [ask, tell] = messages.map(|message| entry(&other, 11, 0, &message));
-    let entries = [ask, tell, entry(&own, 12, 0, &Message::Ask([2; 16]))];
-    assert_eq!(follower.reread(&entries, &own, Instant::now()), []);
+    let entries = [ask, tell, entry(&own, 12, 0, &hello(Some([2; 16])))];
+    assert_eq!(follower.reread(&entries, &own, now()), []);
     assert_eq!(poll(&mut follower, &own, &entries), [News::Ask([1; 16]), News::Report(report)]);
-    let entries = [entry(&other, 13, 2, &Message::Ask([3; 16])), says(&other, 14, 3)];
+    let entries = [entry(&other, 13, 2, &hello(Some([3; 16]))), says(&other, 14, 3)];
     let news = poll(&mut follower, &own, &entries);
     let doubt = News::Doubt(DoubtReason::Counter);
     let told = News::Purge(at(14), purge(3));
@@ -186,8 +199,8 @@ fn questions_and_reports_are_heard_behind_the_anchor_only() {
         [told, doubt, News::Ask([3; 16])],
         "it tells of missing purges, which are doubted first"
     );
-    let entries = [entry(&other, 15, 3, &Message::Ask([4; 16]))];
-    let news = follower.polled((&entries, false), &own, (Instant::now(), NOW_MS));
+    let entries = [entry(&other, 15, 3, &hello(Some([4; 16])))];
+    let news = follower.polled((&entries, false), &own, later());
     assert_eq!(news, [News::Doubt(DoubtReason::Anchor), News::Ask([4; 16])]);
 }
 
@@ -197,15 +210,15 @@ fn questions_and_reports_are_heard_behind_the_anchor_only() {
 fn a_report_covers_what_was_told_before_the_anchor_as_far_as_that_is_known() {
     let (mut follower, own, other) = following();
     let (quiet, gone) = (seal(), seal());
-    assert!(follower.is_covered_by(&[]), "nothing is known");
+    assert!(follower.members.are_covered_by(&[]), "nothing is known");
     let entries = [
-        entry(&other, 7, 4, &Message::Hello),
+        entry(&other, 7, 4, &hello(None)),
         says(&other, 8, 5),
-        entry(&quiet, 8, 0, &Message::Hello),
+        entry(&quiet, 8, 0, &hello(None)),
         says(&gone, 8, 2),
         entry(&gone, 9, 2, &Message::Bye),
     ];
-    follower.reread(&entries, &own, Instant::now());
+    follower.reread(&entries, &own, now());
     for (heard, is_covered) in [
         (vec![], false),
         (vec![(other.publisher(), 4)], false),
@@ -213,31 +226,15 @@ fn a_report_covers_what_was_told_before_the_anchor_as_far_as_that_is_known() {
         (vec![(other.publisher(), 5)], true),
         (vec![(own.publisher(), 1), (other.publisher(), 6)], true),
     ] {
-        assert_eq!(follower.is_covered_by(&heard), is_covered, "{heard:?}");
+        assert_eq!(follower.members.are_covered_by(&heard), is_covered, "{heard:?}");
     }
     poll(&mut follower, &own, &[says(&other, 11, 6), says(&quiet, 12, 1)]);
-    assert!(follower.is_covered_by(&[(other.publisher(), 5)]), "what came since is heard here");
-    let mut heard = follower.heard();
+    assert!(follower.members.are_covered_by(&[(other.publisher(), 5)]), "what came since is heard here");
+    let mut heard = follower.members.counts();
     heard.sort_unstable();
     let mut expected = [(other.publisher(), 6), (quiet.publisher(), 1)];
     expected.sort_unstable();
     assert_eq!(heard, expected);
-}
-
-#[test]
-fn members_come_with_their_first_word_and_go_with_a_bye_or_after_an_hour() {
-    let (mut follower, own, other) = following();
-    let (third, begin) = (seal(), Instant::now());
-    let entries = [entry(&other, 11, 0, &Message::Hello), says(&third, 12, 7), says(&own, 13, 1)];
-    follower.polled((&entries, true), &own, (begin, NOW_MS));
-    let members = follower.members();
-    let mut expected = [(other.publisher(), 0), (third.publisher(), 7)];
-    expected.sort_unstable();
-    assert_eq!(members.iter().map(|member| (member.publisher, member.purges)).collect::<Vec<_>>(), expected);
-    follower.polled((&[entry(&third, 14, 7, &Message::Bye)], true), &own, (begin, NOW_MS));
-    assert_eq!(follower.members().len(), 1);
-    follower.polled((&[], true), &own, (begin + MEMBER_TIMEOUT + Duration::from_secs(1), NOW_MS));
-    assert_eq!(follower.members(), []);
 }
 
 #[test]
@@ -275,52 +272,88 @@ fn entries_from_far_ahead_are_doubted_once() {
 #[test]
 fn what_is_read_again_is_dropped_again_and_tells_who_is_there() {
     let (mut follower, own, other) = following();
-    let entries = [says(&other, 7, 1), says(&own, 8, 1), entry(&other, 9, 1, &Message::Hello)];
+    let entries = [says(&other, 7, 1), says(&own, 8, 1), entry(&other, 9, 1, &hello(None))];
     for _ in 0..2 {
         assert_eq!(
-            follower.reread(&entries, &own, Instant::now()),
+            follower.reread(&entries, &own, now()),
             [News::Reread(at(7), purge(1))],
             "but not what is this process' own"
         );
     }
-    assert_eq!(follower.members().len(), 1);
+    assert_eq!(follower.members.list().len(), 1);
     assert_eq!(follower.read_from(), at(10));
-    let news = follower.reread(&[says(&other, 9, 2)], &own, Instant::now());
+    let news = follower.reread(&[says(&other, 9, 2)], &own, now());
     assert_eq!(news, [News::Purge(at(9), purge(2))], "of a known process, it is known to be new");
     assert_eq!(poll(&mut follower, &own, &[says(&other, 11, 3)]), [News::Purge(at(11), purge(3))]);
 }
 
-proptest! {
-    /// Whatever comes twice, late, or not at all: every number that comes is heard exactly once, and after each message it is
-    /// known whether any lower one is missing.
-    #[test]
-    fn numbers_are_heard_once_and_gaps_are_noticed(numbers in prop::collection::vec(1u64..60, 1..200)) {
-        let mut heard = Heard { last: 0, before_anchor: 0, missing: Vec::new(), at: Instant::now() };
-        let mut seen = std::collections::BTreeSet::new();
-        for number in numbers {
-            let last = seen.last().copied().unwrap_or(0);
-            let (is_new, has_gap) = heard.note(number, true);
-            prop_assert_eq!(is_new, seen.insert(number));
-            prop_assert_eq!(has_gap, number > last + 1);
-            let missing: Vec<u64> = heard.missing.iter().cloned().flatten().collect();
-            let expected: Vec<u64> = (1..heard.last).filter(|number| !seen.contains(number)).collect();
-            prop_assert_eq!(missing, expected);
+/// A server that gives up an entry, or puts it where no reader gets, shows that others may be missing. Who connects again
+/// begins anew.
+#[test]
+fn what_does_not_come_back_is_doubted_over_the_next_connection() {
+    for (placed, is_read, is_missed) in [(11, true, false), (11, false, true), (9, false, true)] {
+        let (mut follower, own, _) = following();
+        let said = entry(&own, placed, 0, &hello(None));
+        follower.echoes.sending(&said.envelope.as_ref().unwrap().sealed);
+        assert_eq!(follower.taken(said.id, 0), placed > 10, "no reader gets to {placed}");
+        let read = if is_read { vec![said] } else { Vec::new() };
+        assert_eq!(poll(&mut follower, &own, &read), []);
+        assert!(!follower.misses_echo(1), "one poll is no proof, and a miss is told once");
+        follower.misses_echo(2);
+        let anew = follower.connected(server("a"));
+        assert_eq!(anew, is_missed, "{placed} {is_read}");
+        if anew {
+            assert_eq!(follower.begin(Some(at(12)), now()), [News::Doubt(DoubtReason::Anchor)]);
+            assert!(!follower.misses_echo(99) && !follower.connected(server("a")), "once");
         }
     }
+}
 
-    /// With more gaps than are remembered, some is heard twice, and nothing is left out.
-    #[test]
-    fn many_gaps_leave_nothing_out(gaps in prop::collection::vec(2u64..5, MAX_GAPS + 1..200)) {
-        let mut heard = Heard { last: 0, before_anchor: 0, missing: Vec::new(), at: Instant::now() };
-        let mut seen = std::collections::BTreeSet::new();
-        for gap in gaps {
-            heard.note(heard.last + gap, true);
-            seen.insert(heard.last);
-            prop_assert!(heard.missing.len() <= MAX_GAPS);
-        }
-        for number in 1..heard.last {
-            let (is_new, _) = heard.note(number, true);
-            prop_assert!(is_new || seen.contains(&number), "{number}");
-        }
+/// In a busy stream, the last hello of each may be trimmed. What they had told before is doubted already.
+#[test]
+fn all_that_is_told_by_strangers_within_a_minute_of_the_begin_is_doubted_once() {
+    let (own, others) = (seal(), [(); 3].map(|()| seal()));
+    let mut follower = Follower::new(own.publisher());
+    let begin = Instant::now();
+    follower.connected(server("a"));
+    follower.begin(Some(at(10)), (begin, NOW_MS));
+    let mut poll_at = |second, entries: &[Entry]| {
+        follower.polled((entries, true), &own, (begin + Duration::from_secs(second), NOW_MS))
+    };
+    let purged = |id, number| News::Purge(at(id), purge(number));
+    let doubt = || News::Doubt(DoubtReason::Counter);
+    assert_eq!(poll_at(1, &[says(&others[0], 11, 7)]), [purged(11, 7)]);
+    assert_eq!(poll_at(2, &[entry(&others[1], 12, 3, &hello(None))]), []);
+    assert_eq!(poll_at(3, &[says(&others[1], 13, 5)]), [purged(13, 5), doubt()], "it is none any more");
+    assert_eq!(poll_at(59, &[]), []);
+    assert_eq!(poll_at(60, &[]), [doubt()], "what they have told since may be removed");
+    assert_eq!(poll_at(61, &[]), []);
+    assert_eq!(poll_at(62, &[says(&others[2], 14, 2)]), [purged(14, 2), doubt()], "it was never heard");
+}
+
+/// What is not heard, others may have heard: only what they know of it can be used.
+#[test]
+fn after_a_gap_a_report_has_to_cover_what_was_missed() {
+    let (mut follower, own, other) = following();
+    follower.reread(&[says(&other, 9, 1)], &own, now());
+    let entries = [says(&other, 11, 2), entry(&other, 12, 4, &hello(None))];
+    assert_eq!(poll(&mut follower, &own, &entries).last(), Some(&News::Doubt(DoubtReason::Counter)));
+    for (count, is_covered) in [(1, false), (3, false), (4, true)] {
+        assert_eq!(follower.members.are_covered_by(&[(other.publisher(), count)]), is_covered, "{count}");
     }
+}
+
+#[test]
+fn who_says_no_more_that_it_is_there_is_doubted_each_minute() {
+    let (mut follower, own, other) = following();
+    let begin = Instant::now() + HELLO_INTERVAL;
+    let mut poll_at = |second: u64, entries: &[Entry]| {
+        let now = begin + Duration::from_secs(second);
+        follower.polled((entries, true), &own, (now, NOW_MS + second * 1_000))
+    };
+    let said = entry(&other, 11, 0, &hello(None));
+    let doubt = News::Doubt(DoubtReason::Silence);
+    assert_eq!(poll_at(0, std::slice::from_ref(&said)), []);
+    assert_eq!(poll_at(90, &[said]), [], "clocks may differ");
+    assert_eq!(poll_at(91, &[]), [doubt]);
 }

@@ -16,7 +16,7 @@ use crate::fleet::backoff::Backoff;
 use crate::fleet::bus::Bus;
 use crate::fleet::counters::DoubtReason;
 use crate::fleet::message::{MessageSeal, Purge};
-use crate::fleet::publisher::Publisher;
+use crate::fleet::publisher::step::Publisher;
 use crate::fleet::purger::{Step, what_to_drop, with_keys};
 use crate::fleet::reader::Reader;
 use crate::fleet::shared::SharedAnswers;

@@ -10,8 +10,8 @@ use super::valkey::{Connection, Opened};
 use super::world::World;
 use crate::fleet::connection::ConnectionError;
 use crate::fleet::message::Message;
-use crate::fleet::publisher::{REFUSAL_PAUSE, Step, is_lasting};
-use crate::fleet::stream::{Poll, StreamId};
+use crate::fleet::publisher::step::{REFUSAL_PAUSE, Step, is_lasting};
+use crate::fleet::stream::{Envelope, Poll, StreamId};
 
 /// The first poll does not wait.
 const NO_WAIT: u64 = 1;
@@ -164,8 +164,8 @@ impl World {
                 });
             }
             Ok(Step::SayHello(question)) => {
-                let message = question.map_or(Message::Hello, Message::Ask);
-                self.say(gateway, message, move |world, said| {
+                let hello = self.gateway(gateway).bus.hello(question);
+                self.say(gateway, hello, move |world, said| {
                     let said = world.gateway(gateway).publisher.said_hello(question, said);
                     world.go_on_telling(gateway, &said);
                 });
@@ -205,7 +205,7 @@ impl World {
         let bus = std::sync::Arc::clone(&self.gateway(gateway).bus);
         match taken {
             Ok(id) => {
-                bus.outbox.lock().taken(number, id, bus.polls(), crate::fleet::counters::Told::Told);
+                bus.outbox.lock().taken(number, id, crate::fleet::counters::Told::Told);
                 self.learn_outcomes(gateway, is_at_master);
                 self.worked(gateway, Task::Publisher);
                 self.tell_next(gateway);
@@ -236,26 +236,49 @@ impl World {
         (number, message): (u64, Message),
         then: impl FnOnce(&mut World, Result<StreamId, ConnectionError>, bool) + 'static,
     ) {
-        let envelope = self.gateway(gateway).bus.seal.seal(number, &message).unwrap();
+        let envelope = self.gateway(gateway).publisher.seal(number, &message).unwrap();
         let connection = self.gateways[gateway].process.connections[Task::Publisher as usize].clone();
         let Some(connection) = connection else { return };
         let wait = self.wait(gateway, Task::Publisher);
         self.limit(wait, DEADLINE);
-        let add = move |world: &mut World, node: usize| {
-            let added = world.nodes[node].add(world.now, envelope);
-            world.wake_blocked(node);
-            (added, node == world.master)
-        };
+        let sent = envelope.clone();
+        let add =
+            move |world: &mut World, node: usize| (world.add_at(node, (None, sent)), node == world.master);
+        let again = Rc::clone(&connection);
         self.call(&connection, add, move |world, (added, is_at_master)| {
-            let refused = |code: &str| ConnectionError::Refused {
-                command: "XADD",
-                code: code.to_owned(),
-                detail: String::new(),
-            };
-            if world.is_awaited(wait) {
-                then(world, added.map_err(refused), is_at_master);
+            if !world.is_awaited(wait) {
+                return;
+            }
+            let taken = added.as_ref().map_or(Ok(()), |id| world.gateway(gateway).publisher.taken(*id));
+            match taken {
+                Ok(()) => then(world, added, is_at_master),
+                Err(None) => then(world, Err(ConnectionError::Backwards), is_at_master),
+                Err(above) => world.call(
+                    &again,
+                    move |world, node| world.add_at(node, (above, envelope)),
+                    move |world, added| {
+                        if world.is_awaited(wait) {
+                            then(world, added.and(Err(ConnectionError::Backwards)), is_at_master);
+                        }
+                    },
+                ),
             }
         });
+    }
+
+    fn add_at(
+        &mut self,
+        node: usize,
+        (id, envelope): (Option<StreamId>, Envelope),
+    ) -> Result<StreamId, ConnectionError> {
+        let added = self.nodes[node].add(self.now, (id, envelope));
+        self.wake_blocked(node);
+        let refused = |code: &str| ConnectionError::Refused {
+            command: "XADD",
+            code: code.to_owned(),
+            detail: String::new(),
+        };
+        added.map_err(refused)
     }
 
     fn rest(&mut self, gateway: usize) {

@@ -122,16 +122,25 @@ impl Node {
     }
 
     /// Or the code of the error.
-    pub(super) fn add(&mut self, now: u64, envelope: Envelope) -> Result<StreamId, &'static str> {
+    pub(super) fn add(
+        &mut self,
+        now: u64,
+        (id, envelope): (Option<StreamId>, Envelope),
+    ) -> Result<StreamId, &'static str> {
         match (self.is_master, self.is_full) {
             (false, _) => return Err("READONLY"),
             (true, true) => return Err("OOM"),
             (true, false) => {}
         }
         let by_clock = StreamId::from_milliseconds((EPOCH_MS + now).saturating_add_signed(self.clock_error));
-        let id = by_clock.max(self.last_id.next());
+        let next = self.last_id.next();
+        let id = id.unwrap_or_else(|| by_clock.max(next));
+        if id < next {
+            return Err("ERR");
+        }
         self.last_id = id;
-        self.stream.push((now, Entry { id, envelope: Some(envelope) }));
+        let place = self.stream.partition_point(|(_, entry)| entry.id < id);
+        self.stream.insert(place, (now, Entry { id, envelope: Some(envelope) }));
         Ok(id)
     }
 

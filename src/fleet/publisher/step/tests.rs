@@ -2,6 +2,7 @@ use super::*;
 use crate::cache::purge::{PurgeMode, Selector};
 use crate::cache::{Cache, CacheSettings};
 use crate::clock::{Clock, ManualClock};
+use crate::fleet::counters::Told;
 use crate::fleet::keys::FleetKeys;
 use crate::fleet::message::MessageSeal;
 use crate::fleet::settings::{FleetSettings, SharedSettings};
@@ -49,7 +50,9 @@ fn next(publisher: &mut Publisher) -> String {
 
 fn taken(publisher: &Publisher, number: u64) {
     let id = StreamId::from_milliseconds(number);
-    publisher.bus.outbox.lock().taken(number, id, publisher.bus.polls(), Told::Told);
+    publisher.seal(number, &Message::Bye).unwrap();
+    publisher.taken(id).unwrap();
+    publisher.bus.outbox.lock().taken(number, id, Told::Told);
 }
 
 fn refused() -> Result<(), ConnectionError> {
@@ -131,6 +134,25 @@ fn a_purge_that_does_not_come_back_is_noticed_though_others_are_told() {
     assert_eq!(told.len(), 2);
     publisher.looked_for(&told, &[false, true]);
     assert_eq!(next(&mut publisher), "send 1");
+}
+
+/// No reader gets there. What has not come back from before is no reason to put anything anywhere else.
+#[test]
+fn what_is_put_below_the_last_entry_that_was_read_is_put_above_it_and_both_begin_anew() {
+    let id = StreamId::from_milliseconds;
+    for (anchor, polls, outcome) in [(20, 0, Ok(())), (22, 0, Err(Some(id(22).next()))), (20, 2, Err(None))] {
+        let (publisher, _) = publisher();
+        let (bus, resets) = (&publisher.bus, publisher.bus.resets.subscribe());
+        bus.follower.lock().begin(Some(id(anchor)), (bus.clock.now(), bus.unix_ms()));
+        if polls > 0 {
+            publisher.seal(0, &Message::Bye).unwrap();
+            publisher.taken(id(anchor + 1)).unwrap();
+            (0..polls).for_each(|_| bus.complete());
+        }
+        publisher.seal(0, &Message::Bye).unwrap();
+        assert_eq!(publisher.taken(id(22)), outcome, "{anchor} {polls}");
+        assert_eq!(resets.has_changed().unwrap(), outcome.is_err());
+    }
 }
 
 #[test]

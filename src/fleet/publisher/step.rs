@@ -1,0 +1,226 @@
+//! What the publisher does next, and what follows from what became of it. Nothing here waits.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use crate::fleet::bus::{Bus, End};
+use crate::fleet::connection::ConnectionError;
+use crate::fleet::message::{HELLO_INTERVAL, Message, Purge};
+use crate::fleet::report::{Question, Report};
+use crate::fleet::shared::counters::ReportEvent;
+use crate::fleet::stream::{Envelope, Identity, StreamId};
+
+/// Messages with something new are no closer together, so that purges which come together share one: each costs every
+/// gateway a wake-up.
+const GATHER: Duration = Duration::from_millis(2);
+
+/// How often the server is asked whether it is still there. So a dead connection is known before something is to be
+/// told.
+const PING_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long to wait before something that Valkey has refused is tried again.
+pub(in crate::fleet) const REFUSAL_PAUSE: Duration = Duration::from_secs(1);
+
+/// This connection may be one to the server of before.
+pub(super) const ANOTHER_SERVER: End = End::GivenUp("the reader has found another server, or another stream");
+
+/// What to do next over a connection.
+#[derive(Debug)]
+pub(in crate::fleet) enum Step {
+    /// Wait until then, so that what comes meanwhile shares the next message.
+    Gather(Instant),
+    /// Send a purge, with its number; and whether it was sent before.
+    Send(u64, Purge, bool),
+    /// Say that the process is there, by its question if it has one.
+    SayHello(Option<Question>),
+    /// Tell those who have just begun which purges are known here.
+    SayReport(Report),
+    /// Take leave: all is told, and the process ends.
+    SayBye,
+    /// There is nothing to do.
+    Rest,
+}
+
+pub(in crate::fleet) struct Publisher {
+    pub(super) bus: Arc<Bus>,
+    pub(super) breaks: watch::Receiver<u64>,
+    has_connected: bool,
+    /// What was told has to be looked for.
+    pub(super) may_have_lost: bool,
+    sent_at: Option<Instant>,
+    hello_at: Option<Instant>,
+    hello_refused_at: Option<Instant>,
+}
+
+impl Publisher {
+    pub(in crate::fleet) fn new(bus: Arc<Bus>) -> Self {
+        let (sent_at, hello_at, hello_refused_at) = (None, None, None);
+        Self {
+            breaks: bus.breaks.subscribe(),
+            bus,
+            has_connected: false,
+            may_have_lost: false,
+            sent_at,
+            hello_at,
+            hello_refused_at,
+        }
+    }
+
+    /// Before a connection is made. Returns whether that follows the reader.
+    pub(in crate::fleet) fn begin(&mut self) -> bool {
+        self.may_have_lost |= self.breaks.has_changed().unwrap_or_default();
+        self.breaks.mark_unchanged();
+        self.may_have_lost
+    }
+
+    /// A connection is made, to the server that says to be this one. Returns what may be lost there.
+    pub(in crate::fleet) fn opened(
+        &mut self,
+        has_followed: bool,
+        identity: Option<&Identity>,
+    ) -> Vec<(u64, StreamId)> {
+        let is_first = !std::mem::replace(&mut self.has_connected, true);
+        // A server that does not say which one it is has to be believed to be the reader's: else each would follow the
+        // other for ever.
+        let is_believed = identity.is_none() && (has_followed || is_first);
+        if !is_believed && self.bus.follower.lock().may_be_elsewhere(identity) {
+            self.bus.resets.send_modify(|resets| *resets += 1);
+        }
+        if self.may_have_lost { self.bus.outbox.lock().to_look_for(self.bus.clock.now()) } else { Vec::new() }
+    }
+
+    /// What may be lost was looked for, and each found or not.
+    pub(in crate::fleet) fn looked_for(&mut self, told: &[(u64, StreamId)], found: &[bool]) {
+        self.may_have_lost = false;
+        let mut outbox = self.bus.outbox.lock();
+        let lost =
+            told.iter().zip(found).filter(|((number, _), is_found)| outbox.looked_for(*number, **is_found));
+        let lost = lost.count();
+        drop(outbox);
+        if lost > 0 {
+            tracing::warn!(messages = lost, "Valkey has lost what was told; it is told again");
+        }
+    }
+
+    /// What to do next, unless another connection has to be made.
+    pub(in crate::fleet) fn next_step(&mut self) -> Result<Step, End> {
+        let (bus, now) = (&self.bus, self.bus.clock.now());
+        if self.breaks.has_changed().unwrap_or_default() {
+            return Err(ANOTHER_SERVER);
+        }
+        if !bus.ending.is_cancelled() && bus.follower.lock().misses_echo(bus.polls()) {
+            // Both to the same server, and look there.
+            self.may_have_lost = true;
+            bus.resets.send_modify(|resets| *resets += 1);
+            return Err(End::GivenUp("what was told does not come back"));
+        }
+        let mut outbox = bus.outbox.lock();
+        // Who hears the last number misses what is not taken yet.
+        if outbox.is_all_taken() {
+            if self.is_hello_due(now) {
+                // Before it is said: the reader may need another one behind it.
+                bus.needs_hello.store(false, Ordering::Release);
+                return Ok(Step::SayHello(bus.question.lock().take()));
+            }
+            if let Some(report) = bus.due_report(now) {
+                return Ok(Step::SayReport(report));
+            }
+        }
+        let gathers_until = self.sent_at.map(|at| at + GATHER).filter(|at| now < *at);
+        if let Some(until) = gathers_until.filter(|_| outbox.is_next_new()) {
+            return Ok(Step::Gather(until));
+        }
+        if let Some((number, purge, is_again)) = outbox.next_to_send(now) {
+            self.sent_at = Some(now);
+            return Ok(Step::Send(number, purge, is_again));
+        }
+        if bus.ending.is_cancelled() {
+            return Ok(Step::SayBye);
+        }
+        Ok(Step::Rest)
+    }
+
+    /// A message as it is to be sent now.
+    pub(in crate::fleet) fn seal(&self, number: u64, message: &Message) -> Option<Envelope> {
+        let envelope = self.bus.seal.seal(number, message)?;
+        self.bus.follower.lock().echoes.sending(&envelope.sealed);
+        Some(envelope)
+    }
+
+    /// Valkey has put there what was sent last. An error if something of this process does not come back: then both have
+    /// to begin anew. If it is this, since the stream goes backwards, the error has where to put it once more: there, all that
+    /// have read no more than this process hear it, and what comes next.
+    pub(in crate::fleet) fn taken(&self, id: StreamId) -> Result<(), Option<StreamId>> {
+        let bus = &self.bus;
+        let mut follower = bus.follower.lock();
+        if follower.taken(id, bus.polls()) {
+            return Ok(());
+        }
+        bus.resets.send_modify(|resets| *resets += 1);
+        Err(follower.anchor().filter(|anchor| id <= *anchor).map(StreamId::next))
+    }
+
+    /// How long nothing is done, if nothing comes.
+    pub(in crate::fleet) fn rest(&self) -> Duration {
+        let answer_at = self.bus.questions.lock().answer_at();
+        let until_answer = answer_at.map(|at| at.saturating_duration_since(self.bus.clock.now()));
+        until_answer.unwrap_or(PING_INTERVAL).min(PING_INTERVAL)
+    }
+
+    fn is_hello_due(&self, now: Instant) -> bool {
+        let is_over = |at: Option<Instant>, pause| at.is_none_or(|at| now >= at + pause);
+        let is_needed = self.bus.needs_hello.load(Ordering::Acquire) || self.bus.question.lock().is_some();
+        (is_needed || is_over(self.hello_at, HELLO_INTERVAL)) && is_over(self.hello_refused_at, REFUSAL_PAUSE)
+    }
+
+    /// Hello was said, or could not be: then it is still needed.
+    pub(in crate::fleet) fn said_hello(
+        &mut self,
+        question: Option<Question>,
+        said: Result<(), ConnectionError>,
+    ) -> Result<(), ConnectionError> {
+        let Err(error) = said else {
+            self.hello_at = Some(self.bus.clock.now());
+            return Ok(());
+        };
+        self.bus.needs_hello.store(true, Ordering::Release);
+        if let Some(question) = question {
+            self.bus.question.lock().get_or_insert(question);
+        }
+        if !is_lasting(&error) {
+            return Err(error);
+        }
+        self.hello_refused_at = Some(self.bus.clock.now());
+        self.bus.warn_of_refusal(&error);
+        Ok(())
+    }
+
+    /// A report was told, or not: then those who have asked ask Rails, or another gateway has more luck.
+    pub(in crate::fleet) fn said_report(
+        &self,
+        said: Result<(), ConnectionError>,
+    ) -> Result<(), ConnectionError> {
+        match said {
+            Ok(()) => {
+                if let Some(shared) = &self.bus.shared {
+                    shared.counters().reports.increment(ReportEvent::Told);
+                }
+                Ok(())
+            }
+            Err(error) if is_lasting(&error) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Whether the server will say the same over another connection. A server that has become a replica is another one
+/// next time.
+pub(in crate::fleet) fn is_lasting(error: &ConnectionError) -> bool {
+    error.is_refusal() && error.code() != Some("READONLY")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,135 @@
+//! A program that may write to Valkey, and changes the stream of a fleet. It can cause requests to Rails, and hides no
+//! purge for long.
+
+use railgate::fleet::FleetPhase;
+use railgate::fleet::counters::{DoubtReason, Unreadable};
+use railgate::fleet::keys::FleetKeys;
+use railgate::fleet::message::{Message, MessageSeal};
+use railgate::fleet::settings::FleetSettings;
+use railgate::secret::ShellSecret;
+use redis::Value;
+
+use super::client::eventually;
+use super::credentials::SHELL_SECRET;
+use super::pods::{Pod, key, pods, settings, unix_ms, user};
+use super::valkey::Valkey;
+
+/// Names the GitLab.
+const IDENTITY: &str = "gitlab.example.com";
+
+/// With the secret of the fleet: what another gateway of it would say, and the key of the stream.
+fn another_gateway() -> (MessageSeal, String) {
+    let secret = ShellSecret::from_text(SHELL_SECRET.as_bytes()).unwrap();
+    let keys = FleetKeys::new(&secret, IDENTITY, "").unwrap();
+    (MessageSeal::new(&keys).unwrap(), keys.bus())
+}
+
+fn named(valkey: &Valkey) -> FleetSettings {
+    FleetSettings { identity: Some(IDENTITY.to_owned()), ..settings(valkey.address()) }
+}
+
+/// What `DUMP` has of a stream, with `to` in place of its last ID, whose milliseconds are `from`.
+fn with_last_id(dump: &[u8], from: u64, to: u64) -> Vec<u8> {
+    let as_length = |milliseconds: u64| [&[0x81][..], &milliseconds.to_be_bytes()].concat();
+    let at = dump.windows(9).position(|window| window == as_length(from)).unwrap();
+    let mut changed = dump[..dump.len() - 8].to_vec();
+    changed[at..at + 9].copy_from_slice(&as_length(to));
+    // CRC-64 as in crc64.c of Redis.
+    let checksum = changed.iter().fold(0, |sum, byte| {
+        (0..8).fold(sum ^ u64::from(*byte), |sum: u64, _| {
+            (sum >> 1) ^ if sum & 1 == 1 { 0x95ac_9329_ac4b_c9b5 } else { 0 }
+        })
+    });
+    changed.extend(checksum.to_le_bytes());
+    changed
+}
+
+/// All have read an entry of half an hour ahead; what is told from now on is put below it, where no reader gets. Its
+/// anchor is where it was, and so is the server.
+async fn lower_last_id(valkey: &Valkey, bus: &str, pods: &[Pod]) {
+    let (now, ahead) = (unix_ms(), unix_ms() + 1_800_000);
+    valkey.command(&["XADD", bus, &format!("{ahead}-0"), "x", "1"]).await;
+    for pod in pods {
+        eventually("the entry to be read", async || {
+            (pod.counters().unreadable.get(Unreadable::Fields) > 0).then_some(())
+        })
+        .await;
+    }
+    let Value::BulkString(dump) = valkey.command(&["DUMP", bus]).await else { panic!("no stream") };
+    let mut restore = redis::cmd("RESTORE");
+    restore.arg(bus).arg(0).arg(with_last_id(&dump, ahead, now)).arg("REPLACE");
+    let () = restore.query_async(&mut valkey.client().await.unwrap()).await.unwrap();
+}
+
+/// Neither the anchor nor the identity of the server tells of it, and the next hello of each is hidden as well.
+#[tokio::test]
+async fn a_purge_that_is_put_where_no_reader_gets_is_noticed_and_heard() {
+    let valkey = Valkey::start().await;
+    let (_rails, pods) = pods::<3>(|_| named(&valkey)).await;
+    let (_, bus) = another_gateway();
+    lower_last_id(&valkey, &bus, &pods).await;
+    let [one, two, three] = &pods;
+    assert!(three.send(&key()).await.is_hit());
+    one.purge_until_told().await;
+    for pod in [two, three] {
+        pod.wait_until_heard(1).await;
+        pod.wait_until_dropped().await;
+        assert!(pod.send(&user()).await.is_hit(), "what was not purged is kept");
+    }
+    one.wait_for_doubt(DoubtReason::Anchor).await;
+    one.wait_for(FleetPhase::Following).await;
+    // All is as before.
+    let heard = one.heard();
+    two.purge_until_told().await;
+    one.wait_until_heard(heard + 1).await;
+    assert_eq!((two.all_doubts(), three.all_doubts()), (0, 0));
+}
+
+/// As if it had ended without a word, or all that it says were removed. Its last hello, written down again, is as old as it
+/// was.
+#[tokio::test]
+async fn a_gateway_that_says_no_more_that_it_is_there_is_doubted() {
+    let valkey = Valkey::start().await;
+    let (_rails, [one, two]) = pods(|_| named(&valkey)).await;
+    let (seal, bus) = another_gateway();
+    let say = async |message: &Message| {
+        let envelope = seal.seal(0, message).unwrap();
+        let mut add = redis::cmd("XADD");
+        add.arg(&bus)
+            .arg("*")
+            .arg("p")
+            .arg(&envelope.publisher)
+            .arg("n")
+            .arg(0)
+            .arg("x")
+            .arg(&envelope.sealed);
+        let () = add.query_async(&mut valkey.client().await.unwrap()).await.unwrap();
+    };
+    let hello = |age: u64| Message::Hello { said_at_ms: unix_ms() - age * 1_000, question: None };
+    say(&hello(60)).await;
+    eventually("it to be heard", async || {
+        (two.gateway.fleet.state().unwrap().members.len() == 2).then_some(())
+    })
+    .await;
+    one.wait_until_all_is_heard().await;
+    assert_eq!((one.all_doubts(), two.all_doubts()), (0, 0), "it says so once a minute");
+    assert!(two.send(&key()).await.is_hit());
+    let (third, _) = another_gateway();
+    let old = third.seal(0, &hello(89)).unwrap();
+    let mut add = redis::pipe();
+    for _ in 0..3 {
+        let command = add.cmd("XADD").arg(&bus).arg("*");
+        command.arg("p").arg(&old.publisher).arg("n").arg(0).arg("x").arg(&old.sealed);
+    }
+    let _: Value = add.query_async(&mut valkey.client().await.unwrap()).await.unwrap();
+    for pod in [&one, &two] {
+        pod.wait_for_doubt(DoubtReason::Silence).await;
+        for request in [key(), user()] {
+            assert!(!pod.send(&request).await.is_hit());
+            assert!(pod.send(&request).await.is_hit());
+        }
+    }
+    one.purge_until_told().await;
+    two.wait_until_dropped().await;
+    assert_eq!((one.all_doubts(), two.all_doubts()), (1, 1), "once a minute");
+}
