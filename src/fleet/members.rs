@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
 use super::message::{HELLO_INTERVAL, Message, Publisher};
-use super::report::PurgeCounts;
+use super::report::{PurgeCounts, covers};
 
 /// Another gateway, as it is known from what it says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,6 +62,8 @@ struct Heard {
     /// When it has said the last hello that was heard, by its clock, in milliseconds since the Unix epoch; when it was heard
     /// first, if it has said none.
     hello_ms: u64,
+    /// It has taken leave, and says nothing more. What it has told still counts.
+    has_left: bool,
 }
 
 impl Members {
@@ -76,17 +78,15 @@ impl Members {
         let is_stranger = !self.heard.contains_key(&publisher);
         let heard = self.heard.entry(publisher).or_insert_with(|| {
             let hello_ms = if matches!(message, Message::Hello { .. }) { 0 } else { now_ms };
-            Heard { last: 0, to_cover: 0, missing: Vec::new(), at: now, hello_ms }
+            Heard { last: 0, to_cover: 0, missing: Vec::new(), at: now, hello_ms, has_left: false }
         });
         heard.at = now;
         if let Message::Hello { said_at_ms, .. } = message {
             // No later than now: a clock that is ahead would hide a silence. A hello that is said again is none.
             heard.hello_ms = heard.hello_ms.max(*said_at_ms).min(now_ms);
         }
+        heard.has_left |= *message == Message::Bye;
         let (is_new, has_gap) = heard.note(number, matches!(message, Message::Purge(_)));
-        if *message == Message::Bye {
-            self.heard.remove(&publisher);
-        }
         Noted { is_new, has_gap, is_stranger }
     }
 
@@ -108,8 +108,8 @@ impl Members {
         let noticed_at = self.silence_noticed_at;
         let is_due = noticed_at.is_none_or(|at| now.saturating_duration_since(at) >= HELLO_INTERVAL);
         let max_ms = u64::try_from(MAX_SILENCE.as_millis()).unwrap_or(u64::MAX);
-        let is_silent =
-            is_due && self.heard.values().any(|heard| now_ms.saturating_sub(heard.hello_ms) > max_ms);
+        let is_silent = |heard: &Heard| now_ms.saturating_sub(heard.hello_ms) > max_ms;
+        let is_silent = is_due && self.there().any(|(_, heard)| is_silent(heard));
         if is_silent {
             self.silence_noticed_at = Some(now);
         }
@@ -137,14 +137,16 @@ impl Members {
     /// Whether who has heard so many has heard of all purges that were told before the anchor, as far as they are known here,
     /// and of those that were not heard since. Of all others, this process knows itself.
     pub fn are_covered_by(&self, counts: &[(Publisher, u64)]) -> bool {
-        let counts: HashMap<Publisher, u64> = counts.iter().copied().collect();
-        let mut told = self.heard.iter().map(|(publisher, heard)| (publisher, heard.to_cover));
-        told.all(|(publisher, count)| counts.get(publisher).copied().unwrap_or_default() >= count)
+        covers(counts, self.heard.iter().map(|(publisher, heard)| (*publisher, heard.to_cover)))
     }
 
     /// How many have said something and not taken their leave.
     pub fn count(&self) -> usize {
-        self.heard.len()
+        self.there().count()
+    }
+
+    fn there(&self) -> impl Iterator<Item = (&Publisher, &Heard)> {
+        self.heard.iter().filter(|(_, heard)| !heard.has_left)
     }
 
     /// All of them, by name.
@@ -154,7 +156,7 @@ impl Members {
             heard_at: heard.at,
             purges: heard.last,
         };
-        let mut members: Vec<Member> = self.heard.iter().map(member).collect();
+        let mut members: Vec<Member> = self.there().map(member).collect();
         members.sort_by_key(|member| member.publisher);
         members
     }

@@ -8,7 +8,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::report::{PurgeCounts, Question};
+use super::report::{PurgeCounts, Question, covers};
 
 /// How long to wait at most, for each other gateway, and in all.
 const WAIT_PER_MEMBER: Duration = Duration::from_millis(4);
@@ -55,8 +55,12 @@ impl Questions {
         self.quiet_until = Some(now + QUIET);
     }
 
-    /// Another gateway has answered these.
-    pub fn answered(&mut self, questions: &[Question]) {
+    /// Another gateway, which has heard so many purges, has answered these. If this one has heard more, who has asked may have
+    /// to refuse that answer.
+    pub fn answered(&mut self, questions: &[Question], heard: &[([u8; 8], u64)]) {
+        if !covers(heard, self.heard.iter().copied()) {
+            return;
+        }
         self.open.retain(|question| !questions.contains(question));
         if self.open.is_empty() {
             self.first = None;
@@ -124,7 +128,7 @@ mod tests {
         questions.asked(question(1), at(0), Vec::new(), (10, 0.5));
         questions.asked(question(2), at(1), Vec::new(), (10, 0.5));
         questions.reported(at(10));
-        questions.answered(&[question(1)]);
+        questions.answered(&[question(1)], &[]);
         assert_eq!(questions.answer_at(), Some(at(1_030)), "it waits as long as it would have");
         assert_eq!(questions.take_due(at(1_029)), None);
         questions.asked(question(3), at(1_029), Vec::new(), (10, 0.5));
@@ -143,10 +147,23 @@ mod tests {
         let (mut questions, now) = (Questions::default(), Instant::now());
         questions.asked(question(1), now, Vec::new(), (10, 0.0));
         questions.asked(question(2), now, Vec::new(), (10, 0.0));
-        questions.answered(&[question(2), question(3)]);
+        questions.answered(&[question(2), question(3)], &[]);
         assert_eq!(questions.take_due(now).unwrap().0, [question(1)]);
         questions.asked(question(2), now, Vec::new(), (10, 0.0));
-        questions.answered(&[question(2)]);
+        questions.answered(&[question(2)], &[]);
+        assert_eq!(questions.answer_at(), None);
+    }
+
+    /// Who has asked knows of as many, and refuses less.
+    #[test]
+    fn an_answer_of_who_has_heard_less_is_none() {
+        let (mut questions, now) = (Questions::default(), Instant::now());
+        questions.asked(question(1), now, vec![([1; 8], 3), ([2; 8], 1)], (1, 0.0));
+        for heard in [vec![], vec![([1; 8], 3)], vec![([1; 8], 2), ([2; 8], 1)]] {
+            questions.answered(&[question(1)], &heard);
+            assert!(questions.answer_at().is_some(), "{heard:?}");
+        }
+        questions.answered(&[question(1)], &[([1; 8], 4), ([2; 8], 1), ([3; 8], 9)]);
         assert_eq!(questions.answer_at(), None);
     }
 

@@ -217,7 +217,7 @@ impl Reader {
         let mut questions = bus.questions.lock();
         questions.reported(now);
         if answers_all {
-            questions.answered(&report.questions);
+            questions.answered(&report.questions, &report.heard);
         }
     }
 

@@ -11,6 +11,8 @@
 //! What was removed before a gateway heard it is missing from its report. So a report says how many purges of each process
 //! it knows of, and one that has missed any that the asker has heard of does not count for all that there are.
 
+use std::collections::HashMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::stream::{Identity, StreamId};
@@ -57,6 +59,12 @@ pub struct LastPurge {
     pub id: StreamId,
     /// Until when Rails may have told the old story, in milliseconds since the Unix epoch.
     pub until_ms: u64,
+}
+
+/// Whether who has heard so many purges has heard all of these.
+pub fn covers(heard: &[([u8; 8], u64)], needed: impl IntoIterator<Item = ([u8; 8], u64)>) -> bool {
+    let heard: HashMap<[u8; 8], u64> = heard.iter().copied().collect();
+    needed.into_iter().all(|(name, count)| heard.get(&name).copied().unwrap_or_default() >= count)
 }
 
 impl Report {

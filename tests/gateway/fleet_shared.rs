@@ -9,19 +9,16 @@ use futures_util::future::join_all;
 use railgate::counters::Counters;
 use railgate::fleet::FleetPhase;
 use railgate::fleet::counters::DoubtReason;
-use railgate::fleet::keys::FleetKeys;
 use railgate::fleet::message::{Message, MessageSeal};
 use railgate::fleet::settings::{FleetSettings, SharedSettings};
 use railgate::fleet::shared::counters::{LockResult, ReportEvent, SharedCounters, SharedResult};
 use railgate::fleet::stream::Envelope;
-use railgate::secret::ShellSecret;
 use redis::Value;
 use serde_json::json;
 
 use super::client::{Request, Response, eventually};
-use super::credentials::SHELL_SECRET;
 use super::fake_rails::{FakeRails, Latch, ReceivedRequest, Reply, gitlab, of_one_request};
-use super::pods::{self, Pod, delete_key, deletion, key, unix_ms};
+use super::pods::{self, IDENTITY, Pod, another_gateway, delete_key, deletion, key, unix_ms};
 use super::valkey::{Proxy, Valkey};
 
 /// A machine that runs other tests meanwhile may take its time: what is asserted is that Rails is not asked. Nor is an answer
@@ -32,9 +29,6 @@ fn patient(address: railgate::upstream::UpstreamAddress) -> FleetSettings {
     let identity = Some(IDENTITY.to_owned());
     FleetSettings { shared: Some(shared), identity, ..pods::settings(address) }
 }
-
-/// Names the GitLab.
-const IDENTITY: &str = "gitlab.example.com";
 
 /// A user whom this Rails knows, as it knows each.
 fn user(id: usize) -> Request {
@@ -255,6 +249,50 @@ async fn an_answer_of_before_a_purge_that_was_removed_from_the_stream_is_refused
     assert_eq!((two.all_doubts(), cold.all_doubts()), (0, 0), "nothing tells of it");
 }
 
+/// What it has missed, another gateway has heard. All else that was shared before is used as before.
+#[tokio::test]
+async fn a_gateway_that_has_missed_a_purge_is_told_which_it_was() {
+    let valkey = Valkey::start().await;
+    let proxy = Proxy::start(&valkey).await;
+    let rails = FakeRails::listen_tcp().await;
+    rails.respond_with(every_user);
+    let one = Pod::start(&rails, patient(valkey.address())).await;
+    share(&one, &valkey, 1).await;
+    let two = Pod::start(&rails, patient(proxy.address())).await;
+    two.wait_for_report().await;
+    two.wait_until_it_looks().await;
+    assert_eq!(one.purge(json!({"key_id": 8})).await["fleet"], "told");
+    two.wait_until_heard(1).await;
+    let (name, sealed) = added(&valkey, &one, &key()).await;
+    added(&valkey, &one, &user(7)).await;
+
+    let [bus] = &keys(&valkey, "bus").await[..] else { panic!("no stream") };
+    proxy.stall();
+    delete_key(&rails);
+    assert_eq!(one.purge_key().await, "told");
+    let (last, _) = entries(&valkey, bus).await.pop().unwrap();
+    assert_eq!(one.purge(json!({"key_id": 9})).await["fleet"], "told");
+    valkey.command(&["XDEL", bus, &last]).await;
+    proxy.cut();
+    proxy.resume();
+    two.wait_for_doubt(DoubtReason::Counter).await;
+    eventually("another report", async || (two.shared().reports.get(ReportEvent::Used) > 1).then_some(()))
+        .await;
+    two.wait_for(FleetPhase::Following).await;
+    wait_until_removed(&valkey, &name).await;
+    put(&valkey, &name, &sealed).await;
+    let refused = two.results().get(SharedResult::Refused);
+    eventually("a look at what is shared", async || {
+        two.send(&key()).await;
+        (two.results().get(SharedResult::Refused) > refused).then_some(())
+    })
+    .await;
+    assert_eq!(two.send(&key()).await.status, 404);
+    let response = two.send(&user(7)).await;
+    assert!(is_from_fleet(&response), "{response}");
+    assert_eq!(one.all_doubts(), 0);
+}
+
 /// All that was in the stream before the purge is written down again for one that begins, before its start and after, also
 /// what was reported to a gateway of before.
 #[tokio::test]
@@ -290,10 +328,8 @@ async fn many_gateways_that_begin_are_answered_together() {
     let [bus] = &keys(&valkey, "bus").await[..] else { panic!("no stream") };
     let told = || pods.iter().map(|pod| pod.shared().reports.get(ReportEvent::Told)).sum::<u64>();
     let before = told();
-    let secret = ShellSecret::from_text(SHELL_SECRET.as_bytes()).unwrap();
-    let fleet = FleetKeys::new(&secret, IDENTITY, "").unwrap();
-    assert_eq!(fleet.bus(), *bus);
-    let seals: Vec<MessageSeal> = (0..ASKERS).map(|_| MessageSeal::new(&fleet).unwrap()).collect();
+    assert_eq!(another_gateway().1, *bus);
+    let seals: Vec<MessageSeal> = (0..ASKERS).map(|_| another_gateway().0).collect();
     let mut asked = redis::pipe();
     for (number, seal) in (0_u128..).zip(&seals) {
         let hello = Message::Hello { said_at_ms: unix_ms(), question: Some(number.to_be_bytes()) };

@@ -3,26 +3,13 @@
 
 use railgate::fleet::FleetPhase;
 use railgate::fleet::counters::{DoubtReason, Unreadable};
-use railgate::fleet::keys::FleetKeys;
-use railgate::fleet::message::{Message, MessageSeal};
+use railgate::fleet::message::Message;
 use railgate::fleet::settings::FleetSettings;
-use railgate::secret::ShellSecret;
 use redis::Value;
 
 use super::client::eventually;
-use super::credentials::SHELL_SECRET;
-use super::pods::{Pod, key, pods, settings, unix_ms, user};
+use super::pods::{IDENTITY, Pod, another_gateway, key, pods, settings, unix_ms, user};
 use super::valkey::Valkey;
-
-/// Names the GitLab.
-const IDENTITY: &str = "gitlab.example.com";
-
-/// With the secret of the fleet: what another gateway of it would say, and the key of the stream.
-fn another_gateway() -> (MessageSeal, String) {
-    let secret = ShellSecret::from_text(SHELL_SECRET.as_bytes()).unwrap();
-    let keys = FleetKeys::new(&secret, IDENTITY, "").unwrap();
-    (MessageSeal::new(&keys).unwrap(), keys.bus())
-}
 
 fn named(valkey: &Valkey) -> FleetSettings {
     FleetSettings { identity: Some(IDENTITY.to_owned()), ..settings(valkey.address()) }
@@ -132,4 +119,28 @@ async fn a_gateway_that_says_no_more_that_it_is_there_is_doubted() {
     one.purge_until_told().await;
     two.wait_until_dropped().await;
     assert_eq!((one.all_doubts(), two.all_doubts()), (1, 1), "once a minute");
+}
+
+/// In a busy stream, the last word of each may be trimmed when a gateway begins.
+#[tokio::test]
+async fn gateways_that_are_first_heard_soon_after_a_start_are_no_doubt_each() {
+    const STRANGERS: usize = 20;
+    let valkey = Valkey::start().await;
+    let (_rails, [pod]) = pods(|_| named(&valkey)).await;
+    let mut add = redis::pipe();
+    for number in 1..=STRANGERS {
+        let (seal, bus) = another_gateway();
+        let said = seal.seal(7, &Message::Hello { said_at_ms: unix_ms(), question: None }).unwrap();
+        let command = add.cmd("XADD").arg(&bus).arg("*");
+        command.arg("p").arg(&said.publisher).arg("n").arg(7).arg("x").arg(&said.sealed);
+        let _: Value = add.query_async(&mut valkey.client().await.unwrap()).await.unwrap();
+        add.clear();
+        eventually("it to be heard", async || {
+            (pod.gateway.fleet.state().unwrap().members.len() == number).then_some(())
+        })
+        .await;
+    }
+    pod.wait_until_all_is_heard().await;
+    assert_eq!(pod.all_doubts(), 0);
+    assert!(pod.send(&key()).await.is_hit());
 }

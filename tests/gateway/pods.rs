@@ -6,11 +6,15 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use railgate::fleet::FleetPhase;
 use railgate::fleet::counters::{DoubtReason, FleetCounters};
+use railgate::fleet::keys::FleetKeys;
+use railgate::fleet::message::MessageSeal;
 use railgate::fleet::settings::FleetSettings;
+use railgate::secret::ShellSecret;
 use railgate::upstream::UpstreamAddress;
 use serde_json::{Value, json};
 
 use super::client::{Address, Request, Response, eventually};
+use super::credentials::SHELL_SECRET;
 use super::fake_rails::{FakeRails, ROOT_KEY, gitlab, of_one_request};
 use super::harness::{RunningGateway, Scratch, Setup};
 
@@ -26,6 +30,16 @@ pub fn settings(address: UpstreamAddress) -> FleetSettings {
 /// In milliseconds since the Unix epoch.
 pub fn unix_ms() -> u64 {
     u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis()).unwrap()
+}
+
+/// Names the GitLab, where a test has to know the keys of the fleet.
+pub const IDENTITY: &str = "gitlab.example.com";
+
+/// With the secret of the fleet: what another gateway of it would say, and the key of the stream.
+pub fn another_gateway() -> (MessageSeal, String) {
+    let secret = ShellSecret::from_text(SHELL_SECRET.as_bytes()).unwrap();
+    let keys = FleetKeys::new(&secret, IDENTITY, "").unwrap();
+    (MessageSeal::new(&keys).unwrap(), keys.bus())
 }
 
 /// A gateway of a fleet.

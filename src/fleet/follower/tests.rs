@@ -223,16 +223,20 @@ fn a_report_covers_what_was_told_before_the_anchor_as_far_as_that_is_known() {
         (vec![], false),
         (vec![(other.publisher(), 4)], false),
         (vec![(quiet.publisher(), 5)], false),
-        (vec![(other.publisher(), 5)], true),
-        (vec![(own.publisher(), 1), (other.publisher(), 6)], true),
+        (vec![(other.publisher(), 5)], false),
+        (vec![(other.publisher(), 5), (gone.publisher(), 2)], true),
+        (vec![(own.publisher(), 1), (other.publisher(), 6), (gone.publisher(), 3)], true),
     ] {
         assert_eq!(follower.members.are_covered_by(&heard), is_covered, "{heard:?}");
     }
     poll(&mut follower, &own, &[says(&other, 11, 6), says(&quiet, 12, 1)]);
-    assert!(follower.members.are_covered_by(&[(other.publisher(), 5)]), "what came since is heard here");
+    assert!(
+        follower.members.are_covered_by(&[(other.publisher(), 5), (gone.publisher(), 2)]),
+        "what came since is heard here"
+    );
     let mut heard = follower.members.counts();
     heard.sort_unstable();
-    let mut expected = [(other.publisher(), 6), (quiet.publisher(), 1)];
+    let mut expected = [(other.publisher(), 6), (quiet.publisher(), 1), (gone.publisher(), 2)];
     expected.sort_unstable();
     assert_eq!(heard, expected);
 }

@@ -49,11 +49,14 @@ fn members_come_with_their_first_word_and_go_with_a_bye_or_after_an_hour() {
     assert_eq!(names.collect::<Vec<_>>(), [([1; 8], 0), ([2; 8], 7)]);
     assert_eq!(scene.0.counts(), [([2; 8], 7)]);
     scene.hears(1, 2, (7, Message::Bye));
-    assert_eq!(scene.0.count(), 1);
+    assert_eq!((scene.0.count(), scene.0.list().len()), (1, 1));
+    assert_eq!(scene.0.counts(), [([2; 8], 7)], "what it has told still counts");
+    let again = scene.hears(2, 2, (7, purge()));
+    assert_eq!((again.is_new, again.is_stranger, scene.0.count()), (false, false, 1));
     scene.0.forget(scene.at(3_600).0);
     assert_eq!(scene.0.count(), 1);
-    scene.0.forget(scene.at(3_601).0);
-    assert_eq!(scene.0.count(), 0);
+    scene.0.forget(scene.at(3_603).0);
+    assert_eq!((scene.0.count(), scene.0.counts()), (0, vec![]));
 }
 
 #[test]
@@ -142,5 +145,5 @@ proptest! {
 }
 
 fn unheard() -> Heard {
-    Heard { last: 0, to_cover: 0, missing: Vec::new(), at: Instant::now(), hello_ms: 0 }
+    Heard { last: 0, to_cover: 0, missing: Vec::new(), at: Instant::now(), hello_ms: 0, has_left: false }
 }
