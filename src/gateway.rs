@@ -190,6 +190,16 @@ impl Gateway {
     /// answers operators, runs health checks, and has the caller's own tasks, such as signals. So no task
     /// may block it.
     pub async fn run(self, shutdown: CancellationToken) -> io::Result<bool> {
+        let fleet = self.fleet();
+        let in_time = self.serve(shutdown).await;
+        if in_time.is_err() {
+            // The others would doubt what they keep, again and again, if it went without taking leave.
+            fleet.end().await;
+        }
+        in_time
+    }
+
+    async fn serve(self, shutdown: CancellationToken) -> io::Result<bool> {
         let Self { workers, addresses, operators, live, checks, certificates, heartbeats, .. } = self;
         let manager = live.manager();
         let (readiness, cache) = (Arc::clone(&operators.admin.readiness), Arc::clone(&live.shared.cache));

@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex};
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::task::JoinHandle;
 
 use super::client::{Address, Connection, Request, eventually};
@@ -292,6 +293,35 @@ async fn a_process_that_cannot_start_changes_nothing() {
     }
     running.process.signal("-TERM");
     running.end().await;
+}
+
+/// The process before goes on after all: the fleet does not take this one for one that was killed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_cannot_take_over_takes_leave_of_its_fleet() {
+    let valkey = Valkey::start().await;
+    let in_fleet = |setup: Setup| setup.text("fleet.url", &valkey.url()).text("fleet.identity", "test");
+    let other = in_fleet(Setup::new()).start().await;
+    let (setup, rails) = (in_fleet(setup()), FakeRails::listen_tcp().await);
+    let upgrade = setup.dir.file("upgrade.sock");
+    let before = tokio::net::UnixListener::bind(&upgrade).unwrap();
+    let file = setup.dir.file("railgate.toml");
+    fs::write(&file, setup.config(&rails.address)).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_railgate"));
+    command.arg("run").arg("--config").arg(file);
+    let mut process = Process::spawn_piped(command);
+    let (stream, _) = before.accept().await.unwrap();
+    fs::remove_file(upgrade).unwrap();
+    let mut stream = BufReader::new(stream);
+    for (due, answer) in [("railgate upgrade 1", "end\n"), ("bound", "saved\n"), ("serving", "")] {
+        let mut line = String::new();
+        stream.read_line(&mut line).await.unwrap();
+        assert_eq!(line.trim_end(), due, "{}", process.printed());
+        stream.write_all(answer.as_bytes()).await.unwrap();
+    }
+    other.wait_for_metric("railgate_fleet_members", 1).await;
+    drop(stream);
+    assert!(!process.wait_for_end().await.success(), "{}", process.printed());
+    other.wait_for_metric("railgate_fleet_members", 0).await;
 }
 
 /// Without `upgrade.socket`, a second process must not take connections from the first.
