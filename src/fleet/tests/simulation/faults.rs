@@ -11,6 +11,9 @@ pub(super) const RECOVERY: u64 = 3_500;
 /// How often Sentinels are asked, and how long that takes.
 const SENTINELS: u64 = 1_100;
 
+/// How far an entry of another program is ahead of the clock.
+const AHEAD: u64 = 30_000;
+
 #[derive(Clone, Copy, Debug)]
 enum Fault {
     /// Some gateways do not reach Valkey.
@@ -30,6 +33,8 @@ enum Fault {
     Trim,
     /// Something is told and removed before some gateways have read it.
     LoseUnread,
+    /// A program has the stream take entries below the last one that all have read.
+    LowerLastId,
     /// The server refuses to write.
     Full,
     /// The same, and the stream is removed meanwhile.
@@ -42,7 +47,7 @@ enum Fault {
 
 impl Fault {
     /// What loses most, twice.
-    const ALL: [Self; 16] = [
+    const ALL: [Self; 17] = [
         Self::Cut,
         Self::DeadConnections,
         Self::Kill,
@@ -54,6 +59,7 @@ impl Fault {
         Self::Trim,
         Self::LoseUnread,
         Self::LoseUnread,
+        Self::LowerLastId,
         Self::Full,
         Self::FullWithoutStream,
         Self::RestartGateway,
@@ -190,6 +196,7 @@ impl World {
                 self.nodes[master].trim(left);
             }
             Fault::LoseUnread => self.lose_unread(),
+            Fault::LowerLastId => self.lower_last_id(master),
             Fault::Full => self.fill_server(master, duration),
             Fault::FullWithoutStream => {
                 self.fill_server(master, duration + 3_000);
@@ -241,6 +248,23 @@ impl World {
                     world.stop(teller);
                     world.after(2_000, move |world| world.start_again(teller, false));
                 });
+            }
+        });
+    }
+
+    /// Those that have not read the last entry would put theirs where the others do not get: only they themselves find that out,
+    /// with their next hello.
+    fn lower_last_id(&mut self, node: usize) {
+        let Some(last) = self.nodes[node].add_ahead(self.now, AHEAD) else { return };
+        self.wake_blocked(node);
+        self.after(200, move |world| {
+            let mut positions = (0..world.gateways.len())
+                .filter(|gateway| world.gateways[*gateway].is_up())
+                .map(|gateway| world.gateways[gateway].process.bus.follower.lock().read_from());
+            let is_read = positions.all(|position| position == last);
+            drop(positions);
+            if is_read && world.nodes[node].last_entry() == Some(last) {
+                world.nodes[node].lower_last_id(world.now);
             }
         });
     }

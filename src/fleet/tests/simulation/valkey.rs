@@ -144,6 +144,22 @@ impl Node {
         Ok(id)
     }
 
+    /// A program adds an entry of its own with an ID that is ahead of the clock. `None` if it may not.
+    pub(super) fn add_ahead(&mut self, now: u64, milliseconds: u64) -> Option<StreamId> {
+        let id = StreamId::from_milliseconds(EPOCH_MS + now + milliseconds);
+        if id <= self.last_id || !self.is_master || self.is_full {
+            return None;
+        }
+        self.last_id = id;
+        self.stream.push((now, Entry { id, envelope: None }));
+        Some(id)
+    }
+
+    /// What is added from now on is put below the last entry.
+    pub(super) fn lower_last_id(&mut self, now: u64) {
+        self.last_id = StreamId::from_milliseconds(EPOCH_MS + now);
+    }
+
     pub(super) fn get(&self, now: u64, key: &str) -> Option<Vec<u8>> {
         self.keys.get(key).filter(|value| value.expires_at > now).map(|value| value.content.clone())
     }
