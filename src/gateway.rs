@@ -191,7 +191,7 @@ impl Gateway {
     /// may block it.
     pub async fn run(self, shutdown: CancellationToken) -> io::Result<bool> {
         let fleet = self.fleet();
-        let in_time = self.serve(shutdown).await;
+        let in_time = Box::pin(self.serve(shutdown)).await;
         if in_time.is_err() {
             // The others would doubt what they keep, again and again, if it went without taking leave.
             fleet.end().await;
