@@ -312,6 +312,10 @@ impl World {
                 return;
             }
             let Some((identity, last_id)) = reply else { return world.lose_connection(gateway, task) };
+            // The Sentinels may have named another master while the connection was made.
+            if world.plan.has_sentinels && world.gateways[gateway].named_master != opened.node {
+                return world.lose_connection(gateway, task);
+            }
             let process = world.gateway(gateway);
             process.connections[task as usize] = Some(Rc::clone(&opened));
             process.backoffs[task as usize].opened();
