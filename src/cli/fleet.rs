@@ -89,12 +89,13 @@ fn render(fleet: &Value) -> String {
         format!("unreadable     {}", counts(fleet.get("unreadable"))),
         format!("connections    {}", counts(fleet.get("connections"))),
         String::new(),
-        format!("{:<18} {:>12} {:>12}", "OTHER GATEWAYS", "HEARD", "PURGES TOLD"),
+        format!("{:<18} {:>12} {:>12}  {}", "OTHER GATEWAYS", "HEARD", "PURGES TOLD", "HOST"),
     ];
     lines.extend(members.iter().map(|member| {
         let process = member.get("process").and_then(Value::as_str).unwrap_or("-");
         let purges = member.get("purges").and_then(Value::as_u64).unwrap_or_default();
-        format!("{process:<18} {:>12} {purges:>12}", ago(member.get("heard_s")))
+        let host = member.get("host").and_then(Value::as_str).filter(|host| !host.is_empty()).unwrap_or("-");
+        format!("{process:<18} {:>12} {purges:>12}  {host:.34}", ago(member.get("heard_s")))
     }));
     if members.is_empty() {
         lines.push("none was heard".to_owned());
@@ -129,7 +130,11 @@ mod tests {
     fn a_fleet_is_shown_in_80_columns_with_what_its_state_means() {
         let mut fleet = json!({
             "fleet": "0011223344556677", "process": "8899aabbccddeeff", "state": "following", "silent_s": 0.25,
-            "outbox": 0, "untold_s": null, "members": [{"process": "0123456789abcdef", "heard_s": 12.04, "purges": 3}],
+            "outbox": 0, "untold_s": null, "members": [
+                {"process": "0123456789abcdef", "host": "railgate-1", "heard_s": 12.04, "purges": 3},
+                {"process": "89abcdef01234567", "host": "x".repeat(64), "heard_s": 0.5, "purges": 0},
+                {"process": "cdef0123456789ab", "host": "", "heard_s": 1.0, "purges": 0},
+            ],
             "connections": {"opened": 2, "failed": 0}, "told": {"told": 5, "queued": 0}, "heard": 7, "again": 0,
             "doubts": {"start": 1}, "unreadable": {"seal": 0}, "delay": {"p50": 0.0004, "p99": null},
         });
@@ -141,7 +146,8 @@ mod tests {
             "told           told 5",
             "heard          7, after 0.4 ms (p50) and - (p99)",
             "unreadable     none",
-            "0123456789abcdef     12.0 s ago            3",
+            "0123456789abcdef     12.0 s ago            3  railgate-1",
+            "cdef0123456789ab      1.0 s ago            0  -",
         ] {
             assert!(shown.lines().any(|shown| shown == line), "{line}\n{shown}");
         }

@@ -13,7 +13,7 @@ use super::condition::{Condition, FleetPhase};
 use super::connection::ConnectionError;
 use super::counters::{ConnectionEvent, FleetCounters};
 use super::follower::Follower;
-use super::message::{Message, MessageSeal, Purge};
+use super::message::{Message, MessageSeal, Origin, Purge};
 use super::outbox::Outbox;
 use super::purger::Purger;
 use super::questions::Questions;
@@ -34,6 +34,7 @@ pub(super) struct Bus {
     /// The key of the stream.
     pub(super) stream: String,
     pub(super) seal: MessageSeal,
+    origin: Origin,
     pub(super) cache: Arc<Cache>,
     pub(super) counters: Arc<FleetCounters>,
     pub(super) purger: Purger,
@@ -68,6 +69,7 @@ impl Bus {
         shared: Option<Arc<SharedAnswers>>,
     ) -> Self {
         let counters = Arc::<FleetCounters>::default();
+        let origin = Origin::of_this_process(unix_ms(&clock));
         Self {
             servers: Servers::new(Arc::clone(&settings)),
             settings,
@@ -76,6 +78,7 @@ impl Bus {
             clock,
             follower: Mutex::new(Follower::new(seal.publisher())),
             seal,
+            origin,
             cache,
             counters,
             outbox: Mutex::default(),
@@ -126,12 +129,12 @@ impl Bus {
 
     /// What the process says when it says that it is there.
     pub(super) fn hello(&self, question: Option<Question>) -> Message {
-        Message::Hello { said_at_ms: self.unix_ms(), question }
+        Message::Hello { said_at_ms: self.unix_ms(), origin: self.origin.clone(), question }
     }
 
     /// In milliseconds since the Unix epoch.
     pub(super) fn unix_ms(&self) -> u64 {
-        u64::try_from(self.clock.unix_time().as_millis()).unwrap_or(u64::MAX)
+        unix_ms(&self.clock)
     }
 
     /// What is to be told to those who have asked, once no other gateway has told it for so long.
@@ -217,6 +220,10 @@ impl Bus {
             "Valkey does not take what is to be told; it waits here. If its IDs are exhausted, remove the stream"
         );
     }
+}
+
+fn unix_ms(clock: &Clock) -> u64 {
+    u64::try_from(clock.unix_time().as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Why a connection is not used any more.

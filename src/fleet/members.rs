@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
-use super::message::{HELLO_INTERVAL, Message, Publisher};
+use super::message::{HELLO_INTERVAL, Message, Origin, Publisher};
 use super::report::{PurgeCounts, covers};
 
 /// Another gateway, as it is known from what it says.
@@ -16,6 +16,8 @@ pub struct Member {
     pub heard_at: Instant,
     /// How many purges it has told since it began.
     pub purges: u64,
+    /// Where it runs; empty until it has said so.
+    pub host: String,
 }
 
 /// How long a process is remembered after its last word. It says hello once a minute.
@@ -58,10 +60,13 @@ struct Heard {
     to_cover: u64,
     /// The lower ones that were not heard.
     missing: Vec<RangeInclusive<u64>>,
+    /// When it was heard last.
     at: Instant,
     /// When it has said the last hello that was heard, by its clock, in milliseconds since the Unix epoch; when it was heard
     /// first, if it has said none.
     hello_ms: u64,
+    /// As it has said.
+    origin: Origin,
     /// It has taken leave, and says nothing more. What it has told still counts.
     has_left: bool,
 }
@@ -78,10 +83,11 @@ impl Members {
         let is_stranger = !self.heard.contains_key(&publisher);
         let heard = self.heard.entry(publisher).or_insert_with(|| {
             let hello_ms = if matches!(message, Message::Hello { .. }) { 0 } else { now_ms };
-            Heard { last: 0, to_cover: 0, missing: Vec::new(), at: now, hello_ms, has_left: false }
+            Heard::new(now, hello_ms)
         });
         heard.at = now;
-        if let Message::Hello { said_at_ms, .. } = message {
+        if let Message::Hello { said_at_ms, origin, .. } = message {
+            heard.origin.clone_from(origin);
             // No later than now: a clock that is ahead would hide a silence. A hello that is said again is none.
             heard.hello_ms = heard.hello_ms.max(*said_at_ms).min(now_ms);
         }
@@ -103,17 +109,27 @@ impl Members {
     }
 
     /// Whether one has not said hello for so long that it has ended without a word, or is not heard any more. Once a minute, as
-    /// long as that lasts.
+    /// long as that lasts. One that was killed is not waited for once another has begun in its place.
     pub fn notice_silence(&mut self, (now, now_ms): (Instant, u64)) -> bool {
         let noticed_at = self.silence_noticed_at;
         let is_due = noticed_at.is_none_or(|at| now.saturating_duration_since(at) >= HELLO_INTERVAL);
         let max_ms = u64::try_from(MAX_SILENCE.as_millis()).unwrap_or(u64::MAX);
-        let is_silent = |heard: &Heard| now_ms.saturating_sub(heard.hello_ms) > max_ms;
+        let is_silent =
+            |heard: &Heard| now_ms.saturating_sub(heard.hello_ms) > max_ms && !self.is_replaced(heard);
         let is_silent = is_due && self.there().any(|(_, heard)| is_silent(heard));
         if is_silent {
             self.silence_noticed_at = Some(now);
         }
         is_silent
+    }
+
+    /// Whether another process has begun on the same machine since this one was heard.
+    fn is_replaced(&self, silent: &Heard) -> bool {
+        self.heard.values().any(|other| {
+            !silent.origin.host.is_empty()
+                && other.origin.host == silent.origin.host
+                && other.origin.began_at_ms > silent.hello_ms
+        })
     }
 
     /// Forgets those of which nothing was heard for long.
@@ -155,6 +171,7 @@ impl Members {
             publisher: *publisher,
             heard_at: heard.at,
             purges: heard.last,
+            host: heard.origin.host.clone(),
         };
         let mut members: Vec<Member> = self.there().map(member).collect();
         members.sort_by_key(|member| member.publisher);
@@ -163,6 +180,11 @@ impl Members {
 }
 
 impl Heard {
+    fn new(at: Instant, hello_ms: u64) -> Self {
+        let (missing, origin) = (Vec::new(), Origin::default());
+        Self { last: 0, to_cover: 0, missing, at, hello_ms, origin, has_left: false }
+    }
+
     /// Whether this number is heard for the first time, and whether there are lower ones that never were, though a greater one
     /// tells of them just now. A message that `is_counted` has the number itself; any other one the last number
     /// before it.

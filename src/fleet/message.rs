@@ -21,6 +21,8 @@ pub enum Message {
         /// When it says so, in milliseconds since the Unix epoch by its own clock: a hello that is written down again is as
         /// old as it was.
         said_at_ms: u64,
+        /// Where the process runs.
+        origin: Origin,
         /// Asks which purges the others know.
         question: Option<Question>,
     },
@@ -30,6 +32,24 @@ pub enum Message {
     Bye,
     /// Which purges the process knows, for those who have asked.
     Report(Report),
+}
+
+/// Where a process runs, and since when. One that begins later on the same machine, or in the same pod, is taken for the one
+/// that was started in its place.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// The name of the machine, which in Kubernetes is that of the pod.
+    pub host: String,
+    /// When the process began, in milliseconds since the Unix epoch by its own clock.
+    pub began_at_ms: u64,
+}
+
+impl Origin {
+    /// Of this process, which begins now.
+    pub fn of_this_process(now_ms: u64) -> Self {
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        Self { host, began_at_ms: now_ms }
+    }
 }
 
 /// What is to be dropped, for all who hear it.
@@ -181,7 +201,8 @@ mod tests {
     fn a_message_is_read_by_any_gateway_of_the_fleet_and_only_as_it_was_sent() {
         let (one, other) = (seal(), seal());
         let sent = Message::Purge(purge(&[Selector::KeyId(7), user("root")], PurgeMode::Soft, 5));
-        let hello = Message::Hello { said_at_ms: 7, question: Some([7; 16]) };
+        let origin = Origin { host: "pod-1".to_owned(), began_at_ms: 5 };
+        let hello = Message::Hello { said_at_ms: 7, origin, question: Some([7; 16]) };
         for message in [sent.clone(), hello, Message::Bye] {
             let envelope = one.seal(3, &message).unwrap();
             assert_eq!(other.open(&envelope), Some(message));

@@ -9,7 +9,7 @@ use futures_util::future::join_all;
 use railgate::counters::Counters;
 use railgate::fleet::FleetPhase;
 use railgate::fleet::counters::DoubtReason;
-use railgate::fleet::message::{Message, MessageSeal};
+use railgate::fleet::message::{Message, MessageSeal, Origin};
 use railgate::fleet::settings::{FleetSettings, SharedSettings};
 use railgate::fleet::shared::counters::{LockResult, ReportEvent, SharedCounters, SharedResult};
 use railgate::fleet::stream::Envelope;
@@ -332,7 +332,11 @@ async fn many_gateways_that_begin_are_answered_together() {
     let seals: Vec<MessageSeal> = (0..ASKERS).map(|_| another_gateway().0).collect();
     let mut asked = redis::pipe();
     for (number, seal) in (0_u128..).zip(&seals) {
-        let hello = Message::Hello { said_at_ms: unix_ms(), question: Some(number.to_be_bytes()) };
+        let hello = Message::Hello {
+            said_at_ms: unix_ms(),
+            origin: Origin::default(),
+            question: Some(number.to_be_bytes()),
+        };
         let envelope = seal.seal(0, &hello).unwrap();
         let add = asked.cmd("XADD").arg(bus).arg("*");
         add.arg("p").arg(&envelope.publisher).arg("n").arg(0).arg("x").arg(&envelope.sealed);

@@ -3,7 +3,7 @@
 
 use railgate::fleet::FleetPhase;
 use railgate::fleet::counters::{DoubtReason, Unreadable};
-use railgate::fleet::message::Message;
+use railgate::fleet::message::{Message, Origin};
 use railgate::fleet::settings::FleetSettings;
 use redis::Value;
 
@@ -92,7 +92,11 @@ async fn a_gateway_that_says_no_more_that_it_is_there_is_doubted() {
             .arg(&envelope.sealed);
         let () = add.query_async(&mut valkey.client().await.unwrap()).await.unwrap();
     };
-    let hello = |age: u64| Message::Hello { said_at_ms: unix_ms() - age * 1_000, question: None };
+    let hello = |age: u64| Message::Hello {
+        said_at_ms: unix_ms() - age * 1_000,
+        origin: Origin::default(),
+        question: None,
+    };
     say(&hello(60)).await;
     eventually("it to be heard", async || {
         (two.gateway.fleet.state().unwrap().members.len() == 2).then_some(())
@@ -130,7 +134,9 @@ async fn gateways_that_are_first_heard_soon_after_a_start_are_no_doubt_each() {
     let mut add = redis::pipe();
     for number in 1..=STRANGERS {
         let (seal, bus) = another_gateway();
-        let said = seal.seal(7, &Message::Hello { said_at_ms: unix_ms(), question: None }).unwrap();
+        let said = seal
+            .seal(7, &Message::Hello { said_at_ms: unix_ms(), origin: Origin::default(), question: None })
+            .unwrap();
         let command = add.cmd("XADD").arg(&bus).arg("*");
         command.arg("p").arg(&said.publisher).arg("n").arg(7).arg("x").arg(&said.sealed);
         let _: Value = add.query_async(&mut valkey.client().await.unwrap()).await.unwrap();

@@ -37,7 +37,12 @@ pub(super) fn figures(fleet: &Fleet) -> Value {
 }
 
 fn member((member, heard): &(Member, Duration)) -> Value {
-    json!({ "process": process_name(member.publisher), "heard_s": heard.as_secs_f64(), "purges": member.purges })
+    json!({
+        "process": process_name(member.publisher),
+        "host": member.host,
+        "heard_s": heard.as_secs_f64(),
+        "purges": member.purges,
+    })
 }
 
 fn by_label<L: Label>(counters: &Counters<L>) -> BTreeMap<&'static str, u64> {

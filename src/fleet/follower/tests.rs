@@ -58,7 +58,7 @@ fn poll(follower: &mut Follower, own: &MessageSeal, entries: &[Entry]) -> Vec<Ne
 }
 
 fn hello(question: Option<Question>) -> Message {
-    Message::Hello { said_at_ms: NOW_MS, question }
+    Message::Hello { said_at_ms: NOW_MS, origin: crate::fleet::message::Origin::default(), question }
 }
 
 #[test]

@@ -11,7 +11,13 @@ fn purge() -> Message {
 }
 
 fn hello(second: u64) -> Message {
-    Message::Hello { said_at_ms: NOW_MS + second * 1_000, question: None }
+    hello_of("", 0, second)
+}
+
+/// Of a process that runs on `host` since a second.
+fn hello_of(host: &str, began: u64, second: u64) -> Message {
+    let [began_at_ms, said_at_ms] = [began, second].map(|second| NOW_MS + second * 1_000);
+    Message::Hello { said_at_ms, origin: Origin { host: host.to_owned(), began_at_ms }, question: None }
 }
 
 /// Other processes, and when they were first heard.
@@ -87,6 +93,21 @@ fn a_silent_process_is_noticed_each_minute_until_it_is_heard_or_forgotten() {
     assert!(!scene.is_silent_at(9_000));
 }
 
+#[test]
+fn who_was_killed_is_not_waited_for_once_another_has_begun_in_its_place() {
+    for (host, began, is_silent) in
+        [("pod-1", 70, false), ("pod-2", 70, true), ("", 70, true), ("pod-1", 60, true), ("pod-1", 0, true)]
+    {
+        let mut scene = Scene::begin();
+        scene.hears(60, 1, (0, hello_of("pod-1", 0, 60)));
+        for second in [70, 130] {
+            scene.hears(second, 2, (0, hello_of(host, began, second)));
+        }
+        scene.hears(140, 2, (0, Message::Bye));
+        assert_eq!(scene.is_silent_at(160), is_silent, "{host} {began}");
+    }
+}
+
 /// A writer of Valkey can write down again what it has recorded, as often as it likes. A clock that is ahead does not help
 /// either.
 #[test]
@@ -145,5 +166,5 @@ proptest! {
 }
 
 fn unheard() -> Heard {
-    Heard { last: 0, to_cover: 0, missing: Vec::new(), at: Instant::now(), hello_ms: 0, has_left: false }
+    Heard::new(Instant::now(), 0)
 }
