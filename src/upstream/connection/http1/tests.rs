@@ -69,14 +69,19 @@ async fn send(pool: &Http1Pool) -> Result<Response<Body>, SendError> {
     pool.send(&mut request(), true).await
 }
 
-/// Responds to the next request, whose head is returned.
-async fn respond(rails: &mut UnixStream) -> String {
+async fn read_head(rails: &mut UnixStream) -> String {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(rails.read_u8().await.unwrap());
     }
-    rails.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
     String::from_utf8(head).unwrap()
+}
+
+/// Responds to the next request, whose head is returned.
+async fn respond(rails: &mut UnixStream) -> String {
+    let head = read_head(rails).await;
+    rails.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
+    head
 }
 
 async fn expect_ok(response: Result<Response<Body>, SendError>) {
@@ -90,6 +95,29 @@ async fn an_idle_connection_carries_the_next_request() {
     let (next, _) = tokio::join!(send(&test.pool), respond(&mut rails));
     expect_ok(next).await;
     assert_eq!((test.stats.opened.load(Ordering::Relaxed), test.stats.idle.load(Ordering::Relaxed)), (1, 1));
+}
+
+/// It need not wait until the client has read the response.
+#[tokio::test]
+async fn a_connection_is_idle_once_its_response_is_there() {
+    let test = TestPool::new("whole");
+    let (response, mut rails) = tokio::join!(send(&test.pool), async {
+        let (mut rails, _) = test.rails.accept().await.unwrap();
+        respond(&mut rails).await;
+        rails
+    });
+    let kept = response.unwrap();
+    assert_eq!(test.stats.idle.load(Ordering::Relaxed), 1);
+    assert_eq!(kept.body().in_memory().unwrap(), "ok");
+    let (next, _) = tokio::join!(send(&test.pool), async {
+        read_head(&mut rails).await;
+        rails.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nn").await.unwrap();
+    });
+    let next = next.unwrap();
+    assert_eq!(test.stats.idle.load(Ordering::Relaxed), 0, "it still carries the response");
+    let (body, _) = tokio::join!(next.into_body().collect(), rails.write_all(b"o"));
+    assert_eq!((body.unwrap().to_bytes(), test.stats.idle.load(Ordering::Relaxed)), ("no".into(), 1));
+    expect_ok(Ok(kept)).await;
 }
 
 /// What comes over a connection that carries no request would be taken for the response to the next one, and every

@@ -1,7 +1,9 @@
 //! What follows from the head of a response.
 
+use bytes::BytesMut;
 use http::Method;
 
+use super::super::head::{KnownNames, take_head};
 use super::clients::{End, Ours, Verdict, judge};
 
 fn judged(bytes: &[u8]) -> Verdict {
@@ -39,5 +41,47 @@ fn a_server_of_http2_is_known_by_its_settings() {
     ] {
         let Verdict::Refused(is, text) = judged(bytes) else { panic!("{bytes:?} is no response") };
         assert_eq!(is, kind, "{bytes:?}: {text}");
+    }
+}
+
+/// Whatever the fields of the responses before were called, and in which order they came.
+#[test]
+fn the_names_of_a_head_are_its_own() {
+    let mut known = KnownNames::default();
+    let long = "X-".to_owned() + &"y".repeat(100);
+    let many: Vec<String> = (0..50).map(|number| format!("X-{number}")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    for names in [
+        &["Content-Type", "X-Request-Id", "ETag"][..],
+        &["Content-Type", "X-Request-Id", "ETag"],
+        &["content-type", "x-request-id", "etag"],
+        &["Content-Type", "ETag", "X-Request-Id", "Vary"],
+        &["Vary"],
+        &[],
+        &["X-Request-I", "X-Request-Id", "X-Request-Idd"],
+        &["X-Same", "X-Same", "X-Same"],
+        &["Vary", &long, "ETag"],
+        &["Vary", "ETag", &long],
+        &many,
+        &many[1..],
+    ] {
+        let fields = names.iter().enumerate().map(|(place, name)| format!("{name}: {place}\r\n"));
+        let head = format!("HTTP/1.1 200 OK\r\n{}\r\n", fields.collect::<String>());
+        let head = take_head(&mut BytesMut::from(head.as_bytes()), false, &mut known).unwrap().unwrap();
+        let read: Vec<(&str, &str)> = head
+            .response
+            .headers()
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.to_str().unwrap()))
+            .collect();
+        let mut sent: Vec<(String, String)> = names
+            .iter()
+            .enumerate()
+            .map(|(place, name)| (name.to_ascii_lowercase(), place.to_string()))
+            .collect();
+        // Values of one name come together.
+        sent.sort_by_key(|(name, _)| names.iter().position(|other| other.eq_ignore_ascii_case(name)));
+        let sent: Vec<(&str, &str)> = sent.iter().map(|(name, place)| (&name[..], &place[..])).collect();
+        assert_eq!(read, sent, "{names:?}");
     }
 }
