@@ -110,9 +110,9 @@ impl Cache {
         })
     }
 
-    /// How long entries can be kept, by kind.
+    /// How long entries are kept that nothing asks for, by kind.
     pub fn max_ages(&self) -> [Duration; 2] {
-        [&self.positive, &self.negative].map(|store| store.policy().time_to_live().unwrap_or(Duration::MAX))
+        [&self.positive, &self.negative].map(|store| store.policy().time_to_idle().unwrap_or(Duration::MAX))
     }
 
     /// The answer for `key`, if there is one that is usable at `now`.

@@ -62,7 +62,8 @@ impl Lifetimes {
         Self { authorized_keys, discover, check: Duration::ZERO, jitter_percent: 0 }
     }
 
-    /// The greatest age at which an entry of this kind is usable, which bounds how long it stays in memory.
+    /// The greatest age at which an entry of this kind is usable, which is how long it stays in memory if
+    /// nothing asks for it.
     pub fn max_age(&self, kind: EntryKind) -> Duration {
         let endpoints = [Caching::AuthorizedKeys, Caching::Discover, Caching::Check];
         let max_ages = endpoints.into_iter().map(|caching| self.age_limits(caching, kind).max_age());

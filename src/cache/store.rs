@@ -55,7 +55,9 @@ pub(super) fn build_store(
     Moka::builder()
         .max_capacity(limits.max_weight)
         .weigher(move |key, entry: &Arc<Entry>| limits.weigh(entry_bytes(key, entry)))
-        .time_to_live(lifetimes.max_age(kind))
+        // For a time to live, moka would keep a second list of all entries. One that is asked for after its time is
+        // unusable all the same, and the next answer of Rails replaces it.
+        .time_to_idle(lifetimes.max_age(kind))
         .eviction_policy(EvictionPolicy::lru())
         .eviction_listener(move |key, entry, cause| {
             counters.bytes.subtract(kind, entry_bytes(&key, &entry));
