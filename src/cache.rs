@@ -11,6 +11,7 @@
 //! happen under one lock. A *generation* on every entry makes whatever began before a flush unusable, and what
 //! began before a purge may have been missed doubted (`trust`).
 
+mod compact;
 mod counters;
 mod entry;
 pub mod fill;

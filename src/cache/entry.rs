@@ -1,7 +1,8 @@
 //! One stored answer, in as little memory as it can be replayed from.
 //!
 //! The header map is shared with other entries ([`headers`](super::headers)); what is an entry's own, `ETag`
-//! and body, lies in one piece of memory.
+//! and body, lies in one piece of memory, without the texts that many answers have in common
+//! ([`compact`](super::compact)).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
@@ -11,7 +12,8 @@ use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Response, StatusCode};
 
-use super::headers::HeaderInterner;
+use super::compact::CompactText;
+use super::headers::{HeaderInterner, ReplayedHeaders};
 use super::kind::EntryKind;
 use super::lifetimes::{AgeLimits, Freshness};
 use super::storable::Storable;
@@ -23,13 +25,9 @@ pub struct Entry {
     /// Which store it belongs to.
     pub kind: EntryKind,
     pub(super) status: StatusCode,
-    /// With a slot for what is different each time, including the request id that `observe` adds: a
-    /// map that grows is copied.
-    pub(super) headers: Arc<HeaderMap>,
-    /// Bytes of `headers`; 0 if other entries share them.
-    pub(super) unshared_header_bytes: usize,
-    pub(super) etag: Option<HeaderValue>,
-    pub(super) body: Bytes,
+    pub(super) headers: Arc<ReplayedHeaders>,
+    /// `ETag` and body.
+    pub(super) text: CompactText,
     /// When Rails was asked for it.
     pub(super) requested_at: Instant,
     pub(super) age_limits: AgeLimits,
@@ -57,9 +55,9 @@ pub struct Hit {
 }
 
 impl Hit {
-    /// Whole seconds for which it stays fresh; below 0 once it is stale.
-    pub fn remaining_ttl_s(&self, now: Instant) -> i64 {
-        self.age_limits.remaining_ttl_s(self.entry.age(now))
+    /// Whole seconds for which it stays fresh at this age; below 0 once it is stale.
+    pub fn remaining_ttl_s(&self, age: Duration) -> i64 {
+        self.age_limits.remaining_ttl_s(age)
     }
 }
 
@@ -72,13 +70,6 @@ pub(super) const MARKED_STALE: u8 = 1;
 /// It was refused in words that are not known: it may not be used if Rails fails.
 const DOUBTFUL: u8 = 2;
 
-/// The `ETag` and the body of an entry.
-pub(super) fn copy_into_one_buffer(etag: Option<&[u8]>, body: &[u8]) -> (Option<HeaderValue>, Bytes) {
-    let length = etag.map_or(0, <[u8]>::len);
-    let buffer = Bytes::from([etag.unwrap_or_default(), body].concat().into_boxed_slice());
-    (etag.and_then(|_| HeaderValue::from_maybe_shared(buffer.slice(..length)).ok()), buffer.slice(length..))
-}
-
 impl Entry {
     /// Copies an answer, of which a clone would keep the connection's whole read buffer in memory.
     pub(super) fn new(
@@ -89,17 +80,13 @@ impl Entry {
         requested_at: Instant,
         (header_interner, generation): (&HeaderInterner, u64),
     ) -> Self {
-        let (replayed, unshared_header_bytes) = header_interner.intern(headers);
         let etag = headers.get(header::ETAG).map(HeaderValue::as_bytes);
-        let (etag, body) = copy_into_one_buffer(etag, body);
         let expires_at = storable.expires_at.map(|at| u32::try_from(at.max(0)).unwrap_or(NO_EXPIRY));
         Self {
             kind: storable.kind,
             status,
-            headers: replayed,
-            unshared_header_bytes,
-            etag,
-            body,
+            headers: header_interner.intern(headers),
+            text: CompactText::new(etag, body),
             requested_at,
             age_limits: storable.age_limits,
             marks: AtomicU8::new(0),
@@ -110,9 +97,9 @@ impl Entry {
         }
     }
 
-    /// Bytes of the body and of what lies beside it.
+    /// Bytes that it has outside itself.
     pub(super) fn heap_bytes(&self) -> usize {
-        self.body.len() + self.etag.as_ref().map_or(0, HeaderValue::len) + self.unshared_header_bytes
+        self.text.len() + self.headers.unshared_bytes
     }
 
     /// Whether the expiry date in the answer has passed by the wall clock. Its age alone does not say so: that
@@ -166,8 +153,16 @@ impl Entry {
         self.hits.load(Ordering::Relaxed)
     }
 
-    pub(super) fn body(&self) -> &[u8] {
-        &self.body
+    pub(super) fn body(&self) -> Bytes {
+        self.etag_and_body().1
+    }
+
+    /// The `ETag` is empty if there is none.
+    pub(super) fn etag_and_body(&self) -> (Bytes, Bytes) {
+        let mut text = Vec::with_capacity(self.text.usual_len());
+        let etag_length = self.text.expand_into(&mut text);
+        let mut body = Bytes::from(text);
+        (body.split_to(etag_length), body)
     }
 
     /// The id of the key row or user that the answer is about.
@@ -177,7 +172,7 @@ impl Entry {
 
     /// The name of the user that the answer is about. Parses it.
     pub(super) fn username(&self) -> Option<String> {
-        let body = serde_json::from_slice::<serde_json::Value>(&self.body).unwrap_or_default();
+        let body = serde_json::from_slice::<serde_json::Value>(&self.body()).unwrap_or_default();
         body.get("username")?.as_str().map(str::to_owned)
     }
 
@@ -191,18 +186,35 @@ impl Entry {
         self.status == StatusCode::UNAUTHORIZED
     }
 
-    /// The answer for one more caller, with `age` and `cache_status` in its headers.
-    pub fn to_response(&self, age: Duration, cache_status: HeaderValue) -> Response<Bytes> {
+    /// The answer for one more caller, with `age` and the parts of `cache_status` in its headers.
+    pub fn to_response(&self, age: Duration, cache_status: &[&[u8]]) -> Response<Bytes> {
         self.hits.fetch_add(1, Ordering::Relaxed);
-        let mut response = Response::new(self.body.clone());
-        *response.status_mut() = self.status;
-        let mut headers = HeaderMap::clone(&self.headers);
-        if let Some(etag) = &self.etag {
-            headers.insert(header::ETAG, etag.clone());
+        // All that is this response's own, in one piece of memory.
+        let mut text = Vec::with_capacity(AGE_AND_CACHE_STATUS + self.text.usual_len());
+        text.extend_from_slice(itoa::Buffer::new().format(age.as_secs()).as_bytes());
+        let age_length = text.len();
+        for part in cache_status {
+            text.extend_from_slice(part);
         }
-        headers.insert(header::AGE, age.as_secs().into());
-        headers.insert(CACHE_STATUS.clone(), cache_status);
+        let cache_status_length = text.len() - age_length;
+        let etag_length = self.text.expand_into(&mut text);
+        let mut body = Bytes::from(text);
+        let mut headers = HeaderMap::clone(&self.headers.map);
+        for (name, length) in
+            [(&header::AGE, age_length), (&CACHE_STATUS, cache_status_length), (&header::ETAG, etag_length)]
+        {
+            if length > 0
+                && let Ok(value) = HeaderValue::from_maybe_shared(body.split_to(length))
+            {
+                headers.insert(name, value);
+            }
+        }
+        let mut response = Response::new(body);
+        *response.status_mut() = self.status;
         *response.headers_mut() = headers;
         response
     }
 }
+
+/// Bytes of both.
+const AGE_AND_CACHE_STATUS: usize = 64;

@@ -28,10 +28,20 @@ pub fn replayed_headers(headers: &HeaderMap) -> impl Iterator<Item = (&'static H
     names.flat_map(|name| headers.get_all(name).iter().map(move |value| (name, value)))
 }
 
+/// The headers that an entry replays.
+#[derive(Debug)]
+pub(super) struct ReplayedHeaders {
+    /// With a slot for what is different each time, including the request id that `observe` adds: a
+    /// map that grows is copied.
+    pub(super) map: HeaderMap,
+    /// Bytes of `map`; 0 if other entries share it.
+    pub(super) unshared_bytes: usize,
+}
+
 /// The header maps that entries share.
 #[derive(Debug, Default)]
 pub(super) struct HeaderInterner {
-    maps: Mutex<Vec<Arc<HeaderMap>>>,
+    shared: Mutex<Vec<Arc<ReplayedHeaders>>>,
 }
 
 impl HeaderInterner {
@@ -42,9 +52,8 @@ impl HeaderInterner {
     /// reference count would be written to by every worker for every request.
     const MAX_SHARED: usize = 32;
 
-    /// The replayed headers of an answer, but for the `ETag`, and how many bytes they take if no other
-    /// entry shares them.
-    pub(super) fn intern(&self, headers: &HeaderMap) -> (Arc<HeaderMap>, usize) {
+    /// The replayed headers of an answer, but for the `ETag`.
+    pub(super) fn intern(&self, headers: &HeaderMap) -> Arc<ReplayedHeaders> {
         let mut replayed = HeaderMap::with_capacity(REPLAYED.len() + 4);
         for name in &REPLAYED {
             for value in headers.get_all(name) {
@@ -61,19 +70,19 @@ impl HeaderInterner {
         for name in [&header::AGE, &CACHE_STATUS, &REQUEST_ID] {
             replayed.insert(name, placeholder.clone());
         }
-        let mut maps = self.maps.lock();
-        if let Some(equal) = maps.iter().find(|map| ***map == replayed) {
-            return (Arc::clone(equal), 0);
+        let mut shared = self.shared.lock();
+        if let Some(equal) = shared.iter().find(|shared| shared.map == replayed) {
+            return Arc::clone(equal);
         }
-        if maps.len() >= Self::MAX_SHARED {
+        if shared.len() >= Self::MAX_SHARED {
             let sizes = replayed.iter().map(|(name, value)| HEADER_SLOT + name.as_str().len() + value.len());
-            let bytes = sizes.sum();
-            return (Arc::new(replayed), bytes);
+            let unshared_bytes = sizes.sum();
+            return Arc::new(ReplayedHeaders { map: replayed, unshared_bytes });
         }
         replayed.values_mut().for_each(leak);
-        let replayed = Arc::new(replayed);
-        maps.push(Arc::clone(&replayed));
-        (replayed, 0)
+        let replayed = Arc::new(ReplayedHeaders { map: replayed, unshared_bytes: 0 });
+        shared.push(Arc::clone(&replayed));
+        replayed
     }
 }
 

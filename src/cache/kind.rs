@@ -2,7 +2,7 @@
 
 /// Whether an answer says that something exists or that it does not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(usize)]
+#[repr(u8)]
 pub enum EntryKind {
     /// A key row, a user, the instance.
     Positive = 0,

@@ -174,7 +174,7 @@ impl Shadow {
                 found = outcome.as_str(),
                 route = caching.as_str(),
                 key = redacted_name(key),
-                kept = hash(cached.body()),
+                kept = hash(&cached.body()),
                 said = hash(current),
                 age_s = age.as_secs_f64(),
                 "an answer from memory was not what Rails says; it is dropped"
@@ -201,7 +201,7 @@ pub fn compare(
         EntryKind::Negative => ShadowOutcome::New,
     };
     match (cached.kind, storable_kind) {
-        (EntryKind::Positive, Ok(EntryKind::Positive)) if is_same(cached.body(), body) => {
+        (EntryKind::Positive, Ok(EntryKind::Positive)) if is_same(&cached.body(), body) => {
             ShadowOutcome::Agreed
         }
         (EntryKind::Positive, Ok(EntryKind::Positive)) => ShadowOutcome::Changed,

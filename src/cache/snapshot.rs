@@ -16,12 +16,14 @@ use std::sync::atomic::{AtomicU8, AtomicU32};
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::hmac;
-use http::{HeaderMap, StatusCode};
+use http::StatusCode;
 
 use self::error::{Damage, LoadError};
 use self::file::{Frame, SavedEntry, SnapshotReader, SnapshotWriter};
 use super::Cache;
-use super::entry::{Entry, MARKED_STALE, copy_into_one_buffer};
+use super::compact::CompactText;
+use super::entry::{Entry, MARKED_STALE};
+use super::headers::ReplayedHeaders;
 use super::key::Key;
 use super::kind::EntryKind;
 use super::lifetimes::{AgeLimits, Lifetimes};
@@ -188,18 +190,15 @@ impl Cache {
 /// `max_age_limits` allow. `None` if it makes no sense.
 fn restore_entry(
     saved: &SavedEntry<'_>,
-    (headers, unshared_header_bytes): &(Arc<HeaderMap>, usize),
+    headers: &Arc<ReplayedHeaders>,
     (requested_at, max_age_limits): (Instant, AgeLimits),
     generation: u64,
 ) -> Option<Entry> {
-    let (etag, body) = copy_into_one_buffer(saved.etag.map(|etag| &**etag), saved.body);
     Some(Entry {
         kind: EntryKind::Positive,
         status: StatusCode::from_u16(saved.status).ok()?,
         headers: Arc::clone(headers),
-        unshared_header_bytes: *unshared_header_bytes,
-        etag,
-        body,
+        text: CompactText::new(saved.etag.map(|etag| &**etag), saved.body),
         requested_at,
         age_limits: saved.age_limits.min(max_age_limits),
         marks: AtomicU8::new(if saved.is_marked_stale { MARKED_STALE } else { 0 }),

@@ -35,9 +35,9 @@ impl StoreLimits {
     }
 }
 
-/// What an entry takes beside its body: itself, moka's bookkeeping, the allocator's rounding. Measured
+/// What an entry takes beside its text: itself, moka's bookkeeping, the allocator's rounding. Measured
 /// (`tests/bench/compare memory`), not added up.
-const ENTRY_OVERHEAD: u64 = 560;
+const ENTRY_OVERHEAD: u64 = 420;
 
 pub(super) fn entry_bytes(key: &Key, entry: &Entry) -> u64 {
     ENTRY_OVERHEAD + (key.heap_bytes() + entry.heap_bytes()) as u64

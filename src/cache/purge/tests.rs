@@ -116,7 +116,7 @@ fn all_selectors_that_find_an_entry_are_listed_as_meaning_it() {
     for selector in universe {
         for key in keys.iter().take(7) {
             let entry = cache.positive.get(key).unwrap();
-            let body: serde_json::Value = serde_json::from_slice(entry.body()).unwrap();
+            let body: serde_json::Value = serde_json::from_slice(&entry.body()).unwrap();
             let all = Selector::all_that_mean(key, entry.subject_id(), body["username"].as_str());
             let is_meant = selector.matches(key, &Candidate::new(&entry));
             assert_eq!(all.contains(&selector), is_meant, "{selector:?} {key:?}");

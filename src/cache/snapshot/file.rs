@@ -25,6 +25,7 @@ use subtle::ConstantTimeEq as _;
 
 use super::error::{Damage, LoadError};
 use crate::cache::entry::Entry;
+use crate::cache::headers::ReplayedHeaders;
 use crate::cache::key::Key;
 use crate::cache::lifetimes::AgeLimits;
 
@@ -154,7 +155,7 @@ pub(super) struct SnapshotWriter {
     file: BufWriter<File>,
     mac: hmac::Context,
     /// By address, which is unique while the map is referenced here.
-    header_maps: HashMap<*const HeaderMap, (usize, Arc<HeaderMap>)>,
+    header_maps: HashMap<*const ReplayedHeaders, (usize, Arc<ReplayedHeaders>)>,
     frame: Vec<u8>,
 }
 
@@ -199,19 +200,20 @@ impl SnapshotWriter {
         let shared = || (next, Arc::clone(&entry.headers));
         let header_map = self.header_maps.entry(Arc::as_ptr(&entry.headers)).or_insert_with(shared).0;
         if header_map == next {
-            let headers = entry.headers.iter();
+            let headers = entry.headers.map.iter();
             self.write_frame(&Frame::Headers(
                 headers
                     .map(|(name, value)| (name.as_str(), serde_bytes::Bytes::new(value.as_bytes())))
                     .collect(),
             ))?;
         }
+        let (etag, body) = entry.etag_and_body();
         self.write_frame(&Frame::Entry(SavedEntry {
             key: key.clone(),
             header_map,
             status: entry.status.as_u16(),
-            etag: entry.etag.as_ref().map(|etag| serde_bytes::Bytes::new(etag.as_bytes())),
-            body: serde_bytes::Bytes::new(entry.body()),
+            etag: Some(serde_bytes::Bytes::new(&etag)).filter(|etag| !etag.is_empty()),
+            body: serde_bytes::Bytes::new(&body),
             age: entry.age(now),
             age_limits,
             is_marked_stale: entry.is_marked_stale(),

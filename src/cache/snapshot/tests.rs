@@ -117,10 +117,9 @@ fn loaded_entries_equal_the_saved_ones_and_keep_their_age() {
             (hit.freshness, hit.entry.age(now), hit.entry.subject_id()),
             (Freshness::Fresh, seconds(25), Some(7))
         );
-        let answer = hit.entry.to_response(seconds(25), HeaderValue::from_static("x"));
+        let answer = hit.entry.to_response(seconds(25), &[b"x"]);
         assert_eq!((answer.status(), answer.body().as_ref()), (StatusCode::OK, body.as_bytes()));
-        let had =
-            s.cache.lookup(&key, now).unwrap().entry.to_response(seconds(25), HeaderValue::from_static("x"));
+        let had = s.cache.lookup(&key, now).unwrap().entry.to_response(seconds(25), &[b"x"]);
         assert_eq!((answer.headers(), answer.headers().contains_key("etag")), (had.headers(), etag));
     }
     assert!(cache.lookup(&Key::UserOfKey(404), now).is_none());

@@ -2,9 +2,7 @@
 
 use std::time::Instant;
 
-use bytes::BytesMut;
 use http::Response;
-use http::header::HeaderValue;
 
 use super::shared::ServeCachedShared;
 use crate::body::Body;
@@ -19,7 +17,8 @@ pub(super) fn replay_shared(
     info: &SharedRequestInfo,
 ) -> Response<Body> {
     info.update(|info| info.set_cache(CacheOutcome::Shared));
-    entry.to_response(entry.age(shared.clock.now()), CacheOutcome::Shared.cache_status()).map(Body::from)
+    let age = entry.age(shared.clock.now());
+    entry.to_response(age, &[CacheOutcome::Shared.cache_status().as_bytes()]).map(Body::from)
 }
 
 /// For a leader: what another gateway has shared.
@@ -29,7 +28,8 @@ pub(super) fn replay_from_fleet(
     info: &SharedRequestInfo,
 ) -> Response<Body> {
     info.update(|info| info.set_cache(CacheOutcome::Fleet));
-    entry.to_response(entry.age(shared.clock.now()), CacheOutcome::Fleet.cache_status()).map(Body::from)
+    let age = entry.age(shared.clock.now());
+    entry.to_response(age, &[CacheOutcome::Fleet.cache_status().as_bytes()]).map(Body::from)
 }
 
 /// An entry that was found in memory.
@@ -40,16 +40,17 @@ pub(super) fn replay(
     info: &SharedRequestInfo,
 ) -> Response<Body> {
     info.update(|info| info.set_cache(outcome));
-    let mut status = BytesMut::with_capacity(64);
-    status.extend_from_slice(b"railgate; hit; ttl=");
-    status.extend_from_slice(itoa::Buffer::new().format(hit.remaining_ttl_s(now)).as_bytes());
-    status.extend_from_slice(match outcome {
-        CacheOutcome::StaleWhileRevalidate => b"; detail=stale_while_revalidate",
-        CacheOutcome::StaleIfError => b"; detail=stale_if_error",
-        _ => b"",
-    });
-    let status = HeaderValue::from_maybe_shared(status.freeze()).unwrap_or(outcome.cache_status());
-    hit.entry.to_response(hit.entry.age(now), status).map(Body::from)
+    let (age, mut ttl) = (hit.entry.age(now), itoa::Buffer::new());
+    let status: [&[u8]; 3] = [
+        b"railgate; hit; ttl=",
+        ttl.format(hit.remaining_ttl_s(age)).as_bytes(),
+        match outcome {
+            CacheOutcome::StaleWhileRevalidate => b"; detail=stale_while_revalidate",
+            CacheOutcome::StaleIfError => b"; detail=stale_if_error",
+            _ => b"",
+        },
+    ];
+    hit.entry.to_response(age, &status).map(Body::from)
 }
 
 /// RFC 9211 §2: every cache on the way appends its own, the nearest to the client last.
