@@ -120,19 +120,20 @@ impl Cache {
     pub fn lookup(&self, key: &Key, now: Instant) -> Option<Hit> {
         [&self.positive, &self.negative].into_iter().find_map(|store| {
             let entry = store.get(key)?;
-            let (freshness, age_limits) = self.freshness(&entry, now)?;
-            Some(Hit { entry, freshness, age_limits })
+            let age = entry.age(now);
+            let (freshness, age_limits) = self.freshness(&entry, age)?;
+            Some(Hit { entry, age, freshness, age_limits })
         })
     }
 
-    /// What an entry may be used for at `now`, and up to which ages; `None` if for nothing any more.
-    fn freshness(&self, entry: &Entry, now: Instant) -> Option<(Freshness, AgeLimits)> {
+    /// What an entry of this age may be used for, and up to which ages; `None` if for nothing any more.
+    fn freshness(&self, entry: &Entry, age: Duration) -> Option<(Freshness, AgeLimits)> {
         let age_limits = entry.age_limits();
         let usable = if self.trust.is_trusted(entry.generation) {
-            (age_limits.freshness(entry.age(now))?, age_limits)
+            (age_limits.freshness(age)?, age_limits)
         } else {
             let age_limits = self.trust.limit(entry.generation, age_limits)?;
-            (trust::untrusted(age_limits.freshness(entry.age(now))?), age_limits)
+            (trust::untrusted(age_limits.freshness(age)?), age_limits)
         };
         Some(usable).filter(|_| !self.has_expired(entry))
     }

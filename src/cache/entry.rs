@@ -48,6 +48,8 @@ pub struct Entry {
 pub struct Hit {
     /// The answer.
     pub entry: Arc<Entry>,
+    /// How long ago Rails was asked for it, when it was looked up.
+    pub age: Duration,
     /// What it may be used for.
     pub freshness: Freshness,
     /// Up to which ages.
@@ -55,9 +57,9 @@ pub struct Hit {
 }
 
 impl Hit {
-    /// Whole seconds for which it stays fresh at this age; below 0 once it is stale.
-    pub fn remaining_ttl_s(&self, age: Duration) -> i64 {
-        self.age_limits.remaining_ttl_s(age)
+    /// Whole seconds for which it stays fresh; below 0 once it is stale.
+    pub fn remaining_ttl_s(&self) -> i64 {
+        self.age_limits.remaining_ttl_s(self.age)
     }
 }
 
@@ -199,14 +201,18 @@ impl Entry {
         let cache_status_length = text.len() - age_length;
         let etag_length = self.text.expand_into(&mut text);
         let mut body = Bytes::from(text);
+        let own = [
+            (&header::AGE, body.split_to(age_length)),
+            (&CACHE_STATUS, body.split_to(cache_status_length)),
+            (&header::ETAG, body.split_to(etag_length)),
+        ];
         let mut headers = HeaderMap::clone(&self.headers.map);
-        for (name, length) in
-            [(&header::AGE, age_length), (&CACHE_STATUS, cache_status_length), (&header::ETAG, etag_length)]
-        {
-            if length > 0
-                && let Ok(value) = HeaderValue::from_maybe_shared(body.split_to(length))
+        // Their slots come first, in this order. To look for them would take longer than all else here.
+        for ((name, slot), (own_name, value)) in headers.iter_mut().zip(own) {
+            if name == own_name
+                && let Ok(value) = HeaderValue::from_maybe_shared(value)
             {
-                headers.insert(name, value);
+                *slot = value;
             }
         }
         let mut response = Response::new(body);

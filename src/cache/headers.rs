@@ -38,6 +38,14 @@ pub(super) struct ReplayedHeaders {
     pub(super) unshared_bytes: usize,
 }
 
+impl ReplayedHeaders {
+    /// In the order in which a snapshot has them, slots included.
+    pub(super) fn in_saved_order(&self) -> impl Iterator<Item = (&'static HeaderName, &HeaderValue)> {
+        let slots = [&header::AGE, &CACHE_STATUS, &REQUEST_ID].into_iter();
+        replayed_headers(&self.map).chain(slots.filter_map(|name| Some((name, self.map.get(name)?))))
+    }
+}
+
 /// The header maps that entries share.
 #[derive(Debug, Default)]
 pub(super) struct HeaderInterner {
@@ -55,6 +63,12 @@ impl HeaderInterner {
     /// The replayed headers of an answer, but for the `ETag`.
     pub(super) fn intern(&self, headers: &HeaderMap) -> Arc<ReplayedHeaders> {
         let mut replayed = HeaderMap::with_capacity(REPLAYED.len() + 4);
+        let placeholder = HeaderValue::from_static("");
+        let etag = Some(&header::ETAG).filter(|etag| headers.contains_key(*etag));
+        // First, in the order in which `Entry::to_response` fills them.
+        for name in [&header::AGE, &CACHE_STATUS].into_iter().chain(etag).chain([&REQUEST_ID]) {
+            replayed.insert(name, placeholder.clone());
+        }
         for name in &REPLAYED {
             for value in headers.get_all(name) {
                 // A clone would keep the connection's whole read buffer in memory.
@@ -62,13 +76,6 @@ impl HeaderInterner {
                     replayed.append(name, copy);
                 }
             }
-        }
-        let placeholder = HeaderValue::from_static("");
-        if headers.contains_key(header::ETAG) {
-            replayed.insert(header::ETAG, placeholder.clone());
-        }
-        for name in [&header::AGE, &CACHE_STATUS, &REQUEST_ID] {
-            replayed.insert(name, placeholder.clone());
         }
         let mut shared = self.shared.lock();
         if let Some(equal) = shared.iter().find(|shared| shared.map == replayed) {

@@ -80,7 +80,8 @@ impl Cache {
     pub fn inspect(&self, selector: &Selector, now: Instant, limit: usize) -> (Vec<EntryInfo>, usize) {
         let matches = self.find_matches(std::slice::from_ref(selector));
         let shown = matches.iter().take(limit).map(|(key, entry)| {
-            let (age, usable) = (entry.age(now), self.freshness(entry, now));
+            let age = entry.age(now);
+            let usable = self.freshness(entry, age);
             let age_limits = usable.map_or_else(|| entry.age_limits(), |(_, age_limits)| age_limits);
             EntryInfo {
                 key: key.display_name(),

@@ -109,7 +109,7 @@ impl Cache {
         let mut count = 0;
         for (key, entry) in &self.positive {
             // The state of the instance is out of date within a second.
-            if *key != Key::Instance && self.freshness(&entry, now).is_some() {
+            if *key != Key::Instance && self.freshness(&entry, entry.age(now)).is_some() {
                 let lasting = entry.lasting_age_limits();
                 // The file has no other word for a doubt.
                 let age_limits = if self.trust.is_trusted(entry.generation) {
@@ -172,7 +172,8 @@ impl Cache {
                 if mark_stale {
                     entry.mark_stale();
                 }
-                let is_usable = self.freshness(&entry, now.instant).is_some() && !age_limits.is_disabled();
+                let is_usable =
+                    self.freshness(&entry, entry.age(now.instant)).is_some() && !age_limits.is_disabled();
                 (is_usable && self.fits_into_store(&saved.key, &entry)).then_some(entry)
             });
             let Some(entry) = entry else {

@@ -139,7 +139,7 @@ where
         match self.shared.cache.lookup(&key, now) {
             None => self.fetch(call, &key, false, now),
             Some(hit) if hit.freshness == Freshness::Fresh => {
-                let response = replay(&hit, CacheOutcome::Hit, now, &call.exchange.info);
+                let response = replay(&hit, CacheOutcome::Hit, &call.exchange.info);
                 if self.shared.cache.shadow().sample() && self.shared.may_shadow_check(&key, now) {
                     self.shadow_check(call, key, hit.entry);
                 }
@@ -200,7 +200,7 @@ where
             Freshness::StaleIfError | Freshness::Doubted => return self.fetch(call, key, true, now),
             Freshness::Fresh | Freshness::StaleWhileRevalidate => CacheOutcome::StaleWhileRevalidate,
         };
-        let response = replay(&hit, outcome, now, &call.exchange.info);
+        let response = replay(&hit, outcome, &call.exchange.info);
         if outage.may_refresh(now) {
             self.refresh(call, key, now);
         }
@@ -266,7 +266,7 @@ where
         let span = call.exchange.span(&call.route_match);
         let stale = |progress: &Arc<Progress>| has_stale.then(|| (key.clone(), Arc::clone(progress)));
         match shared.cache.lead_or_follow(key, now) {
-            LeaderOrFollower::Hit(hit) => immediate(Ok(replay(&hit, CacheOutcome::Hit, now, &info))),
+            LeaderOrFollower::Hit(hit) => immediate(Ok(replay(&hit, CacheOutcome::Hit, &info))),
             LeaderOrFollower::Leader(guard) => {
                 info.begin_cache_span();
                 let stale = stale(guard.progress());

@@ -76,6 +76,11 @@ impl Rails {
         http_client::get(self.port, &format!("/__rows?bytes={bytes}"), &[]).map(|_| ())
     }
 
+    /// Whether it knows any key from now on.
+    pub(crate) fn set_knows_keys(&self, knows: bool) -> Fallible<()> {
+        http_client::get(self.port, &format!("/__known?keys={}", u8::from(knows)), &[]).map(|_| ())
+    }
+
     pub(crate) fn set_latency(&self, milliseconds: u64) -> Fallible<()> {
         http_client::get(self.port, &format!("/__latency?ms={milliseconds}"), &[]).map(|_| ())
     }

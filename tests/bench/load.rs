@@ -126,7 +126,7 @@ impl Options {
 pub(crate) struct Figures {
     /// Requests with a response.
     pub(crate) responses: u64,
-    /// Responses other than 200, and requests without a response.
+    /// Responses of another status than expected, and requests without a response.
     pub(crate) errors: u64,
     pub(crate) seconds: f64,
     /// CPU time of the measured process per response.

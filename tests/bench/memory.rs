@@ -1,5 +1,5 @@
-//! Memory of a cache entry: the growth of the process, divided by the entries. And the time to save and to
-//! load them.
+//! Memory of a cache entry: the growth of the process, divided by the entries. The time to save and to load them.
+//! And the memory that a scan for unknown keys leaves behind.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,6 +17,9 @@ pub(crate) struct Options {
     /// Rows of authorized keys.
     #[arg(long, value_delimiter = ',', default_value = "100000,1000000")]
     entries: Vec<u64>,
+    /// Unknown keys of a scan; 0 for no scan.
+    #[arg(long, default_value_t = 1_000_000)]
+    scan: u64,
 }
 
 /// How many keys are requested again, spread over all.
@@ -31,9 +34,11 @@ struct Rows {
     min_bytes: usize,
 }
 
+const ED25519: Rows = Rows { name: "Ed25519", first_key: 0, stride: 2, min_bytes: 0 };
+
 const ROWS: [Rows; 3] = [
     Rows { name: "both kinds, filled up to 600 bytes", first_key: 0, stride: 1, min_bytes: responses::ROW },
-    Rows { name: "Ed25519", first_key: 0, stride: 2, min_bytes: 0 },
+    ED25519,
     Rows { name: "RSA, 2048 bits", first_key: 1, stride: 2, min_bytes: 0 },
 ];
 
@@ -53,21 +58,24 @@ pub(crate) fn run(options: &Options, binary: PathBuf) -> Fallible<()> {
             row(&environment, rows, entries)?;
         }
     }
+    if options.scan > 0 {
+        println!("\n#### A scan for {} unknown keys\n", options.scan);
+        println!("| entries (Ed25519) | MiB before | at most | then | then ÷ before | CPU µs/miss |");
+        println!("|--:|--:|--:|--:|--:|--:|");
+        for entries in options.entries.iter().copied() {
+            scan(&environment, entries, options.scan)?;
+        }
+    }
     Ok(())
 }
 
 fn row(environment: &Environment, rows: &Rows, entries: u64) -> Fallible<()> {
-    environment.rails.set_row(rows.min_bytes)?;
-    let directory = environment.scratch.folder(RAILGATE.name)?;
-    let port = machine::free_port()?;
+    let (directory, port) = (environment.scratch.folder(RAILGATE.name)?, machine::free_port()?);
     let mut process = start(environment, &directory, port)?;
     let pid = process.pid();
-    // Connections and their buffers exist before the measurement.
-    let to = port.to_string();
-    environment::run_load(&Load { to: to.clone(), kind: Kind::Allowed, requests: 2000, ..Load::default() })?;
+    warm_up(port)?;
     let before = settled_memory(pid)?;
-    let fill = Load { to, cpu_of: pid, requests: entries, ..of(rows, entries) };
-    let fill = without_errors(environment::run_load(&fill)?)?;
+    let fill = fill(environment, rows, entries, (pid, port))?;
     let after = settled_memory(pid)?;
     let hits = sample(environment, rows, entries, port)?;
 
@@ -93,6 +101,66 @@ fn row(environment: &Environment, rows: &Rows, entries: u64) -> Fallible<()> {
         started.as_secs_f64(),
     );
     Ok(())
+}
+
+/// Unknown keys are kept for seconds, in a store of their own. How much memory stays when they are gone?
+fn scan(environment: &Environment, entries: u64, unknown: u64) -> Fallible<()> {
+    let (directory, port) = (environment.scratch.folder(RAILGATE.name)?, machine::free_port()?);
+    let process = start(environment, &directory, port)?;
+    let pid = process.pid();
+    warm_up(port)?;
+    fill(environment, &ED25519, entries, (pid, port))?;
+    let before = settled_memory(pid)?;
+    process::forget_peak(pid);
+    environment.rails.set_knows_keys(false)?;
+    let scan = Load {
+        to: port.to_string(),
+        kind: Kind::UnknownKeys,
+        requests: unknown,
+        keys: unknown,
+        first_key: FIRST_UNKNOWN,
+        cpu_of: pid,
+        ..Load::default()
+    };
+    let scan = without_errors(environment::run_load(&scan)?);
+    environment.rails.set_knows_keys(true)?;
+    let scan = scan?;
+    let most = process::memory(pid, "VmHWM");
+    interrupt::pause(UNKNOWN_FOR)?;
+    // The allocator returns what another thread has freed when its own thread comes by again.
+    for _ in 0..2 {
+        warm_up(port)?;
+        settled_memory(pid)?;
+    }
+    let then = settled_memory(pid)?;
+    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    println!(
+        "| {entries} | {:.1} | {:.1} | {:.1} | {:.2} | {:.1} |",
+        mib(before),
+        mib(most),
+        mib(then),
+        then as f64 / before as f64,
+        scan.cpu_us
+    );
+    Ok(())
+}
+
+/// Above the numbers of all keys that are known.
+const FIRST_UNKNOWN: u64 = 1 << 40;
+
+/// `negative_ttl`, and a second until expired entries are looked for.
+const UNKNOWN_FOR: Duration = Duration::from_secs(7);
+
+fn fill(environment: &Environment, rows: &Rows, entries: u64, (pid, port): (u32, u16)) -> Fallible<Figures> {
+    environment.rails.set_row(rows.min_bytes)?;
+    let fill = Load { to: port.to_string(), cpu_of: pid, requests: entries, ..of(rows, entries) };
+    without_errors(environment::run_load(&fill)?)
+}
+
+/// Connections and their buffers exist before the measurement.
+fn warm_up(port: u16) -> Fallible<()> {
+    let warm = Load { to: port.to_string(), kind: Kind::Allowed, requests: 2000, ..Load::default() };
+    environment::run_load(&warm).map(drop)
 }
 
 /// As in the comparison, but with a cache snapshot.

@@ -2,14 +2,14 @@
 //!
 //! `GET /__count` returns the number of requests so far, without control requests; `GET /__latency?ms=20`
 //! sets the time of every later response; `GET /__rows?bytes=0` disables the padding of key rows, which
-//! otherwise have 600 bytes.
+//! otherwise have 600 bytes; `GET /__known?keys=0` makes every key an unknown one.
 
 pub(crate) mod responses;
 
 use std::convert::Infallible;
 use std::future::ready;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -37,6 +37,7 @@ static COUNT: AtomicU64 = AtomicU64::new(0);
 static ASKED: Notify = Notify::const_new();
 static LATENCY_MS: AtomicU64 = AtomicU64::new(0);
 static ROW_BYTES: AtomicUsize = AtomicUsize::new(responses::ROW);
+static KNOWS_KEYS: AtomicBool = AtomicBool::new(true);
 static CHUNK: [u8; 65_536] = [b'z'; 65_536];
 const CLOSE_TOGETHER: Duration = Duration::from_millis(2);
 const CHUNKS_PER_MIB: u64 = 16;
@@ -81,6 +82,10 @@ async fn handle(mut request: Request<Incoming>) -> Result<RailsResponse, Infalli
             ROW_BYTES.store(bytes.unwrap_or(0), Relaxed);
             return Ok(plain(String::new()));
         }
+        "/__known" => {
+            KNOWS_KEYS.store(number_of("keys=") != Some(0), Relaxed);
+            return Ok(plain(String::new()));
+        }
         _ => {}
     }
     let number = COUNT.fetch_add(1, Relaxed);
@@ -101,6 +106,9 @@ async fn handle(mut request: Request<Incoming>) -> Result<RailsResponse, Infalli
 
 fn response(path: &str, query: &str, received: usize, number: u64) -> RailsResponse {
     let body = match path.strip_prefix("/api/v4/internal/").unwrap_or_default() {
+        "authorized_keys" if !KNOWS_KEYS.load(Relaxed) => {
+            return json(StatusCode::NOT_FOUND, responses::UNKNOWN_KEY.into(), number);
+        }
         "authorized_keys" => match query.strip_prefix("key=") {
             Some(key) => responses::authorized_keys(&keys::unescaped(key), ROW_BYTES.load(Relaxed)),
             None => return json(StatusCode::BAD_REQUEST, r#"{"error":"key is missing"}"#.into(), number),

@@ -200,7 +200,7 @@ impl SnapshotWriter {
         let shared = || (next, Arc::clone(&entry.headers));
         let header_map = self.header_maps.entry(Arc::as_ptr(&entry.headers)).or_insert_with(shared).0;
         if header_map == next {
-            let headers = entry.headers.map.iter();
+            let headers = entry.headers.in_saved_order();
             self.write_frame(&Frame::Headers(
                 headers
                     .map(|(name, value)| (name.as_str(), serde_bytes::Bytes::new(value.as_bytes())))

@@ -97,7 +97,7 @@ fn operators_and_callers_are_not_told_that_a_doubted_answer_stays_fresh() {
         let shown = f.cache.inspect(&Selector::All, f.now(), 1).0;
         let hit = f.cache.lookup(&KEY, f.now()).unwrap();
         assert_eq!(
-            (Some(hit.freshness), hit.remaining_ttl_s(hit.entry.age(f.now()))),
+            (Some(hit.freshness), hit.remaining_ttl_s()),
             (shown[0].freshness, shown[0].remaining_ttl_s)
         );
         shown[0].remaining_ttl_s

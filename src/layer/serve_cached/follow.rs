@@ -40,7 +40,7 @@ where
         FillOutcome::Stored(_) | FillOutcome::NotShared => {
             // If Rails has just failed to answer, callers with a stale entry do not ask it, too.
             if let Some(hit) = has_stale.then(|| shared.lookup_in_outage(&key)).flatten() {
-                return Ok(replay(&hit, CacheOutcome::StaleIfError, shared.clock.now(), &info));
+                return Ok(replay(&hit, CacheOutcome::StaleIfError, &info));
             }
             ask_for_plain_answer(&mut call);
             let response = invalidate_if_refused(inner.oneshot(call).await?, &key, &shared).await?;

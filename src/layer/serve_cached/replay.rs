@@ -1,7 +1,5 @@
 //! Responses, and what their `Cache-Status` says of where they come from (RFC 9211).
 
-use std::time::Instant;
-
 use http::Response;
 
 use super::shared::ServeCachedShared;
@@ -33,24 +31,19 @@ pub(super) fn replay_from_fleet(
 }
 
 /// An entry that was found in memory.
-pub(super) fn replay(
-    hit: &Hit,
-    outcome: CacheOutcome,
-    now: Instant,
-    info: &SharedRequestInfo,
-) -> Response<Body> {
+pub(super) fn replay(hit: &Hit, outcome: CacheOutcome, info: &SharedRequestInfo) -> Response<Body> {
     info.update(|info| info.set_cache(outcome));
-    let (age, mut ttl) = (hit.entry.age(now), itoa::Buffer::new());
+    let mut ttl = itoa::Buffer::new();
     let status: [&[u8]; 3] = [
         b"railgate; hit; ttl=",
-        ttl.format(hit.remaining_ttl_s(age)).as_bytes(),
+        ttl.format(hit.remaining_ttl_s()).as_bytes(),
         match outcome {
             CacheOutcome::StaleWhileRevalidate => b"; detail=stale_while_revalidate",
             CacheOutcome::StaleIfError => b"; detail=stale_if_error",
             _ => b"",
         },
     ];
-    hit.entry.to_response(age, &status).map(Body::from)
+    hit.entry.to_response(hit.age, &status).map(Body::from)
 }
 
 /// RFC 9211 §2: every cache on the way appends its own, the nearest to the client last.

@@ -34,10 +34,8 @@ pub(super) async fn or_stale(
     let now = shared.clock.now();
     match (shared.cache.lookup(&key, now), result) {
         // Another request may have refreshed it meanwhile.
-        (Some(hit), _) if hit.freshness == Freshness::Fresh => {
-            Ok(replay(&hit, CacheOutcome::Hit, now, &info))
-        }
-        (Some(hit), _) => Ok(replay(&hit, CacheOutcome::StaleIfError, now, &info)),
+        (Some(hit), _) if hit.freshness == Freshness::Fresh => Ok(replay(&hit, CacheOutcome::Hit, &info)),
+        (Some(hit), _) => Ok(replay(&hit, CacheOutcome::StaleIfError, &info)),
         (None, Some(result)) => result,
         (None, None) => inner.await,
     }

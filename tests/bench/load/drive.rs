@@ -118,6 +118,7 @@ struct Load {
     slots: Vec<Slot>,
     free: Vec<usize>,
     buffer: Vec<u8>,
+    expected_status: u16,
     short: bool,
     spins: bool,
     /// Number of the next request.
@@ -143,6 +144,7 @@ impl Load {
             free: (0..slots.len()).rev().collect(),
             slots,
             buffer: vec![0; if large { 1 << 18 } else { 1 << 15 }],
+            expected_status: options.kind.status(),
             short: options.short,
             spins: options.rate > 0.0 || !options.sleeps,
             number: 0,
@@ -241,7 +243,7 @@ impl Load {
             }
             Progress::Answered(status) => {
                 self.measurements.responses += 1;
-                self.measurements.errors += u64::from(status != 200);
+                self.measurements.errors += u64::from(status != self.expected_status);
                 self.measurements.latencies.push(slot.begun.elapsed().as_nanos() as u64);
                 if self.short {
                     slot.disconnect();

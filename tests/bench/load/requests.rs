@@ -14,6 +14,8 @@ use crate::keys::{self, RandomNumbers};
 #[value(rename_all = "snake_case")]
 pub(crate) enum Kind {
     AuthorizedKeys,
+    /// The same for keys that Rails does not know.
+    UnknownKeys,
     Discover,
     Allowed,
     Kas,
@@ -35,6 +37,11 @@ fn name_of(value: &impl ValueEnum) -> String {
 impl Kind {
     pub(crate) fn name(self) -> String {
         name_of(&self)
+    }
+
+    /// The status of the responses.
+    pub(super) fn status(self) -> u16 {
+        if self == Self::UnknownKeys { 404 } else { 200 }
     }
 }
 
@@ -99,7 +106,7 @@ impl Requests {
         let key = self.options.first_key + (number % self.options.keys) * self.options.stride;
         let mebibytes = self.options.mebibytes;
         match self.options.kind {
-            Kind::AuthorizedKeys => self.authorized_keys(key),
+            Kind::AuthorizedKeys | Kind::UnknownKeys => self.authorized_keys(key),
             Kind::Discover => self.shell("GET", &format!("discover?key_id={}", key + 1), "\r\n"),
             Kind::Allowed => self.shell("POST", "allowed", &form(key)),
             Kind::Blob => self.shell("GET", &format!("blob?mb={mebibytes}"), "\r\n"),

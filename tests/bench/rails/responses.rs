@@ -11,6 +11,8 @@ pub(crate) const DISCOVER: &str =
 pub(crate) const CHECK: &str =
     r#"{"api_version":"v4","gitlab_version":"13.6.0-pre","gitlab_rev":"d69c988e6a6","redis":true}"#;
 
+pub(crate) const UNKNOWN_KEY: &str = r#"{"message":"404 Key Not Found"}"#;
+
 pub(crate) const ALLOWED: &str = concat!(
     r#"{"status":true,"gl_repository":"project-3","gl_project_path":"gnuwget/wget2","gl_id":"user-1","#,
     r#""gl_username":"root","git_config_options":["uploadpack.allowFilter=true","#,
