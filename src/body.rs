@@ -167,9 +167,8 @@ impl Body {
         let frame = rest.stream.poll_frame(cx);
         let has_trailers = matches!(&frame, Poll::Ready(Some(Ok(frame))) if frame.is_trailers());
         let is_dropped = has_trailers && rest.drops_trailers;
-        if let Some(TransferGuard(state)) = &rest.transfer {
-            state.waits_for_sender.store(frame.is_pending(), Ordering::Relaxed);
-            state.is_aborted.store(matches!(frame, Poll::Ready(Some(Err(_)))), Ordering::Relaxed);
+        if let (Poll::Ready(Some(Err(_))), Some(TransferGuard(state))) = (&frame, &rest.transfer) {
+            state.is_aborted.store(true, Ordering::Relaxed);
         }
         if let Some(timeouts) = &mut rest.timeouts
             && let Err(error) = timeouts.check(frame.is_ready(), cx)
@@ -194,12 +193,12 @@ impl Body {
         }
     }
 
-    /// A handle that tells how far the body has come. A body in memory has come.
+    /// A handle that tells whether the body is still being sent. A body in memory never is.
     pub fn track_transfer(&mut self) -> BodyTransfer {
         let rest = self.rest.as_mut().filter(|rest| !rest.stream.is_end_stream());
         BodyTransfer(rest.map(|rest| {
             let state = Arc::new(TransferState {
-                waits_for_sender: AtomicBool::new(false),
+                is_in_progress: AtomicBool::new(true),
                 is_aborted: AtomicBool::new(false),
             });
             rest.transfer = Some(TransferGuard(Arc::clone(&state)));
@@ -242,7 +241,7 @@ fn with_allowed_trailers(frame: Frame<Bytes>) -> Frame<Bytes> {
 
 #[derive(Debug)]
 struct TransferState {
-    waits_for_sender: AtomicBool,
+    is_in_progress: AtomicBool,
     is_aborted: AtomicBool,
 }
 
@@ -252,7 +251,7 @@ struct TransferGuard(Arc<TransferState>);
 
 impl Drop for TransferGuard {
     fn drop(&mut self) {
-        self.0.waits_for_sender.store(false, Ordering::Relaxed);
+        self.0.is_in_progress.store(false, Ordering::Relaxed);
     }
 }
 
@@ -261,9 +260,9 @@ impl Drop for TransferGuard {
 pub struct BodyTransfer(Option<Arc<TransferState>>);
 
 impl BodyTransfer {
-    /// Whether the body was read as far as it has come, and more is expected.
-    pub fn waits_for_sender(&self) -> bool {
-        self.0.as_ref().is_some_and(|state| state.waits_for_sender.load(Ordering::Relaxed))
+    /// Whether more of the body is expected.
+    pub fn is_in_progress(&self) -> bool {
+        self.0.as_ref().is_some_and(|state| state.is_in_progress.load(Ordering::Relaxed))
     }
 
     /// Whether the stream failed before its end.

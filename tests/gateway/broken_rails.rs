@@ -462,25 +462,6 @@ async fn rails_closes_the_connection_during_an_upload() {
     harness.assert_alive().await;
 }
 
-/// Who is waited for when the time is over has used it up.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_upload_that_takes_too_long_is_the_fault_of_the_side_that_is_waited_for() {
-    let harness = Setup::new().text("upstream.response_timeout", "500ms").start().await;
-    let failures = |reason| format!(r#"railgate_failures_total{{reason="{reason}"}}"#);
-    let [by_rails, by_client] = ["upstream_timeout", "body_broke_off"].map(failures);
-    // More than the buffers of the connection to Rails hold.
-    let upload = Request::post("allowed").with_secret().body(&noise(64 << 20)).to_bytes("close");
-    harness.rails.set_behavior(Behavior::RespondAfterHead, |_| Reply::silence());
-    let mut connection = harness.gateway.tcp.connect().await;
-    let _ = tokio::join!(connection.write(&upload), harness.wait_for_metric(&by_rails, 1));
-
-    let mut connection = harness.gateway.tcp.connect().await;
-    connection.write(&upload[..upload.len() / 1000]).await;
-    connection.read_response().await.assert_failure(400);
-    harness.wait_for_metric(&by_client, 1).await;
-    harness.wait_for_metric(&by_rails, 1).await;
-}
-
 /// Rails refuses the upload without reading all of it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_early_response_during_an_upload_is_forwarded() {

@@ -214,8 +214,8 @@ impl UpstreamServer {
                 error.with_reset_as_proof().into()
             }
             Ok(Err(SendError::Exchange(error))) => error.into(),
-            // Rails cannot respond to a request that it does not have yet, unless it does not read what there is of it.
-            Err(_) if sending.waits_for_sender() => Error::RequestBodyTimeout(response_timeout),
+            // Rails cannot respond to a request that it does not have yet.
+            Err(_) if sending.is_in_progress() => Error::RequestBodyTimeout(response_timeout),
             Err(_) => self.timeout(by, deadlines),
         };
         Err(AttemptError::Failed(error))
