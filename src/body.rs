@@ -28,7 +28,7 @@ use crate::header::trailer;
 pub struct Body {
     /// Sent before the stream: a response of our own, or the part of a stream that was already read.
     buffered: Bytes,
-    /// `None` once all was received.
+    /// `None` once all was received, or nothing more will be.
     rest: Option<Box<Rest>>,
 }
 
@@ -206,11 +206,16 @@ impl Body {
         }))
     }
 
-    /// Reads up to `limit` bytes into memory. The excess stays in the stream, and the body that is returned with
-    /// [`Collected::TooLong`] still yields all of its bytes.
+    /// Reads into memory until the end, or until there are more than `limit` bytes: the body that is returned with
+    /// [`Collected::TooLong`] still yields all of them. So is a body that is in memory already.
     pub async fn collect_up_to(mut self, limit: usize) -> Result<Collected, Error> {
         if self.rest.is_none() {
-            return Ok(Collected::Complete(self.buffered));
+            let is_too_long = self.buffered.len() > limit;
+            return Ok(if is_too_long {
+                Collected::TooLong(self)
+            } else {
+                Collected::Complete(self.buffered)
+            });
         }
         let mut collected = BytesMut::new();
         while let Some(frame) = self.frame().await {
@@ -322,5 +327,64 @@ impl HttpBody for Body {
         }
         hint.set_lower(stream.lower().saturating_add(buffered));
         hint
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Parts that come one after the other.
+    #[derive(Debug)]
+    struct Parts(std::vec::IntoIter<&'static str>);
+
+    impl BodySource for Parts {
+        fn poll_frame(&mut self, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyFault>>> {
+            Poll::Ready(self.0.next().map(|part| Ok(Frame::data(part.into()))))
+        }
+
+        fn is_end_stream(&self) -> bool {
+            self.0.len() == 0
+        }
+
+        fn size_hint(&self) -> SizeHint {
+            SizeHint::default()
+        }
+
+        fn release(self: Box<Self>) {}
+    }
+
+    fn streamed<const N: usize>(parts: [&'static str; N]) -> Body {
+        Body::from_source(Box::new(Parts(Vec::from(parts).into_iter())))
+    }
+
+    /// However it came.
+    #[tokio::test]
+    async fn a_body_over_the_limit_is_not_taken_for_a_short_one_and_loses_nothing() {
+        for limit in [0, 4, 5, 6, 100] {
+            for body in [Body::from(Bytes::from("hello")), streamed(["hello"]), streamed(["he", "l", "lo"])] {
+                let (body, is_short) = match body.collect_up_to(limit).await.unwrap() {
+                    Collected::Complete(bytes) => (Body::from(bytes), true),
+                    Collected::TooLong(body) => (body, false),
+                };
+                assert_eq!(is_short, limit >= 5, "{limit}");
+                assert_eq!(body.collect().await.unwrap().to_bytes(), "hello");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_permit_is_given_back_once_all_was_received() {
+        let places = Arc::new(tokio::sync::Semaphore::new(1));
+        for (body, left) in
+            [(Body::from(Bytes::from("hello")), 1), (streamed([]), 1), (streamed(["he", "llo"]), 0)]
+        {
+            let permit = Permit::Semaphore(Arc::clone(&places).acquire_owned().await.unwrap());
+            let body = body.with_timeouts(permit, Duration::from_secs(1), None);
+            assert_eq!(places.available_permits(), left, "{body:?}");
+            let is_sent = !body.is_end_stream();
+            assert_eq!(body.collect().await.unwrap().to_bytes().len(), if is_sent { 5 } else { 0 });
+            assert_eq!(places.available_permits(), 1);
+        }
     }
 }

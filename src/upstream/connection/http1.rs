@@ -1,7 +1,7 @@
 //! HTTP/1.1: a pool of idle connections to a server, and the exchange of one request over a connection.
 //!
 //! A connection belongs to the request that it carries: the task that awaits the response, and then
-//! the task that reads its body, moves the bytes. So there is no other task to wake for each step. If the
+//! the task that reads its body, unless that came with the head, moves the bytes. So there is no other task to wake for each step. If the
 //! client leaves, the connection is closed; else it returns to the pool when the body ends.
 //!
 //! The request is sent by reference, so that sending it again costs no copy.

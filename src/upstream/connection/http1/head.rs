@@ -48,9 +48,13 @@ impl KnownNames {
     #[cold]
     fn learn(&mut self, place: usize, spelling: &[u8]) -> Option<HeaderName> {
         let name = HeaderName::from_bytes(spelling).ok()?;
-        self.0.truncate(place);
-        if place == self.0.len() && place < USUAL_FIELDS && spelling.len() <= MAX_KNOWN_NAME {
-            self.0.push((spelling.into(), name.clone()));
+        if spelling.len() <= MAX_KNOWN_NAME {
+            let learnt = (spelling.into(), name.clone());
+            match self.0.get_mut(place) {
+                Some(known) => *known = learnt,
+                None if place < USUAL_FIELDS => self.0.push(learnt),
+                None => {}
+            }
         }
         Some(name)
     }

@@ -94,8 +94,8 @@ impl PooledConnection {
         }
     }
 
-    /// Ties the connection to the body that comes over it. Nearly always that is there already, and the connection is
-    /// free for the next request.
+    /// Ties the connection to the body that comes over it. One with a `Content-Length` is mostly there already: then the
+    /// connection is free for the next request.
     fn into_body(mut self: Box<Self>) -> Body {
         if self.connection.awaits_request_body() {
             return early::spawn(self.connection, &self.tasks);
@@ -119,7 +119,8 @@ impl PooledConnection {
         self.expires_at.is_some_and(|expires_at| expires_at <= Clock::System.now())
     }
 
-    /// The same, as far as the runtime knows: Rails has not closed it, nor sent what was not asked for.
+    /// Whether it can carry another request, as far as the runtime knows: Rails has not closed it, nor sent what was not
+    /// asked for.
     pub(super) fn is_usable(&mut self, cx: &mut Context<'_>) -> bool {
         self.seems_usable() && self.connection.is_usable(cx)
     }

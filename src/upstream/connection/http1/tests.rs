@@ -109,7 +109,7 @@ async fn a_connection_is_idle_once_its_response_is_there() {
     let kept = response.unwrap();
     assert_eq!(test.stats.idle.load(Ordering::Relaxed), 1);
     assert_eq!(kept.body().in_memory().unwrap(), "ok");
-    let (next, _) = tokio::join!(send(&test.pool), async {
+    let (next, ()) = tokio::join!(send(&test.pool), async {
         read_head(&mut rails).await;
         rails.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nn").await.unwrap();
     });

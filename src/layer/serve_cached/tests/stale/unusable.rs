@@ -151,19 +151,21 @@ async fn a_doubted_entry_is_replaced_by_the_next_answer() {
     assert!(status_of(&s.ask_with(PATH, refused()).await.unwrap()).ends_with(SIE));
 }
 
-/// A refusal by something in front of Rails may be of any length.
+/// A refusal by something in front of Rails may be of any length. Its words are not looked at, whether they were received
+/// at once or not.
 #[tokio::test]
 async fn a_long_refusal_is_passed_on_as_a_whole() {
-    let long = format!(r#"{{"message":"Forbidden","why":"{}"}}"#, "x".repeat(10_000));
-    for of_other_form in [false, true] {
+    let object = format!(r#"{{"message":"Forbidden","why":"{}"}}"#, "x".repeat(10_000));
+    let array = format!("[\"{}\"]", "x".repeat(10_000));
+    for (long, of_other_form) in [(&object, false), (&object, true), (&array, false), (&array, true)] {
         let mut s = fixture();
         s.warm(PATH, USER).await;
         s.after(100);
         let headers: &[_] = if of_other_form { &[("if-none-match", "\"x\"")] } else { &[] };
         let asked = tokio::spawn(s.service.clone().oneshot(call(Method::GET, PATH, headers)));
-        s.reply(Ok(json(403, &long))).await;
+        s.reply(Ok(json(403, long))).await;
         let answer = asked.await.unwrap().unwrap();
-        assert_eq!((answer.status().as_u16(), text(answer).await), (403, long.clone()));
+        assert_eq!((answer.status().as_u16(), &text(answer).await), (403, long));
         assert!(s.ask_with(PATH, refused()).await.is_err(), "its words are unknown");
     }
 }
