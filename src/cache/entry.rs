@@ -207,7 +207,7 @@ impl Entry {
             (&header::ETAG, body.split_to(etag_length)),
         ];
         let mut headers = HeaderMap::clone(&self.headers.map);
-        // Their slots come first, in this order. To look for them would take longer than all else here.
+        // Their slots come first, in this order, so that none has to be looked up.
         for ((name, slot), (own_name, value)) in headers.iter_mut().zip(own) {
             if name == own_name
                 && let Ok(value) = HeaderValue::from_maybe_shared(value)
@@ -222,5 +222,5 @@ impl Entry {
     }
 }
 
-/// Bytes of both.
+/// Bytes for the values of both.
 const AGE_AND_CACHE_STATUS: usize = 64;

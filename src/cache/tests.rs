@@ -200,6 +200,34 @@ fn an_answer_larger_than_its_store_is_not_stored() {
     }
 }
 
+#[test]
+fn a_response_has_headers_of_its_own_beside_those_that_are_replayed() {
+    let cache = Cache::new(&CacheSettings::default());
+    let storable =
+        Storable { kind: EntryKind::Positive, age_limits: one_minute(), expires_at: None, subject_id: None };
+    for etag in [None, Some("W/\"1\""), Some("W/\"0123456789abcdef0123456789abcdef\""), Some("")] {
+        let mut headers = HeaderMap::new();
+        headers.insert("x-runtime", "1".parse().unwrap());
+        headers.append("vary", "Origin".parse().unwrap());
+        headers.append("vary", "Accept".parse().unwrap());
+        headers.extend(etag.map(|etag| (http::header::ETAG, etag.parse().unwrap())));
+        let by = (&cache.header_interner, 0);
+        let entry = Entry::new(StatusCode::OK, &headers, b"{}", storable, std::time::Instant::now(), by);
+        let response = entry.to_response(MINUTE, &[b"railgate; hit; ttl=", b"-1"]);
+        for (name, expected) in [
+            ("age", vec!["60"]),
+            ("cache-status", vec!["railgate; hit; ttl=-1"]),
+            ("vary", vec!["Origin", "Accept"]),
+            ("x-runtime", vec![]),
+            ("etag", etag.into_iter().collect()),
+        ] {
+            let values: Vec<_> = response.headers().get_all(name).iter().collect();
+            assert_eq!(values, expected, "{name}");
+        }
+        assert_eq!((response.body().as_ref(), entry.hits()), (&b"{}"[..], 1));
+    }
+}
+
 /// By moka's clock, which cannot be stopped.
 #[test]
 fn what_is_not_asked_for_any_more_leaves_memory() {
