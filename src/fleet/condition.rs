@@ -36,13 +36,16 @@ impl FleetPhase {
 
 label!(FleetPhase);
 
+/// How long it takes until all gateways are back once Valkey answers again: each tries every two seconds, and says hello.
+const RETURN_TIME: Duration = Duration::from_secs(10);
+
 /// When all was heard last.
 #[derive(Debug, Default)]
 pub(super) struct Condition {
     /// The end of the last poll that was complete.
     complete_at: Option<Instant>,
-    /// Whether all is heard and dropped.
-    is_following: bool,
+    /// Since when all is heard and dropped; `None` while it is not.
+    following_since: Option<Instant>,
     /// Who is not following yet does so once so many purges are dropped: those that had been heard when all was.
     catches_up_to: Option<u64>,
 }
@@ -53,11 +56,11 @@ impl Condition {
     /// or a gateway that always drops something would stay alone.
     pub(super) fn complete(&mut self, now: Instant, (heard, dropped): (u64, u64)) -> bool {
         self.complete_at = Some(now);
-        if self.is_following {
+        if self.following_since.is_some() {
             return false;
         }
         let begins = dropped >= *self.catches_up_to.get_or_insert(heard);
-        self.is_following = begins;
+        self.following_since = begins.then_some(now);
         begins
     }
 
@@ -67,7 +70,7 @@ impl Condition {
             return false;
         }
         self.catches_up_to = None;
-        std::mem::take(&mut self.is_following)
+        self.following_since.take().is_some()
     }
 
     /// How long ago all was heard; `None` if never.
@@ -75,9 +78,15 @@ impl Condition {
         Some(now.saturating_duration_since(self.complete_at?))
     }
 
+    /// Whether the others have had the time to come back that were away for the same reason: before, that one of them is silent
+    /// means nothing. While the gateway was alone, `alone_ttl` has bounded what was used.
+    pub(super) fn judges_silence(&self, now: Instant) -> bool {
+        self.following_since.is_some_and(|since| now.saturating_duration_since(since) >= RETURN_TIME)
+    }
+
     /// `untold_for` is how long the oldest purge has waited for Valkey.
     pub(super) fn phase(&self, untold_for: Option<Duration>, alone_after: Duration) -> FleetPhase {
-        match (self.complete_at, self.is_following) {
+        match (self.complete_at, self.following_since.is_some()) {
             (None, _) => FleetPhase::Joining,
             (Some(_), false) => FleetPhase::Alone,
             (Some(_), true) if untold_for.is_some_and(|waited| waited >= alone_after) => FleetPhase::Untold,

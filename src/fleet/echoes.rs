@@ -1,8 +1,12 @@
 //! Whether what this process says comes back to it: if not, others may not hear it either. Pure.
 //!
 //! A writer of Valkey can make the stream take entries below the last one that all have read, so that no reader ever
-//! gets there, and the anchor stays where it is. So each entry of this process has to be read by its own reader, at its own
-//! place, within two polls that began after it was taken.
+//! gets there, and the anchor stays where it is; or remove them before they are read. So there are two rules:
+//!
+//! - What Valkey takes has to be above the last entry that was read, unless it was read there before the reply came: else it
+//!   is put there once more.
+//! - Each entry of this process has to be read by its own reader, at its own place, within two polls that began after it was
+//!   taken, and before anything behind it.
 
 use std::collections::VecDeque;
 
@@ -37,11 +41,13 @@ impl Echoes {
         }
     }
 
-    /// Valkey has put the last one there, when so many polls were complete.
-    pub(super) fn taken(&mut self, id: StreamId, polls: u64) {
-        let Some(last) = self.sent.back_mut().filter(|last| last.taken.is_none()) else { return };
+    /// Valkey has put the last one there, when so many polls were complete, and all up to `position` was read. Returns whether it
+    /// was read, or can be.
+    pub(super) fn taken(&mut self, (id, polls): (StreamId, u64), position: Option<StreamId>) -> bool {
+        let Some(last) = self.sent.back_mut().filter(|last| last.taken.is_none()) else { return true };
         last.taken = Some((id, polls));
-        self.sent.pop_back_if(|last| last.read_at == Some(id));
+        let is_read = self.sent.pop_back_if(|last| last.read_at == Some(id)).is_some();
+        is_read || position.is_none_or(|position| id > position)
     }
 
     /// An entry of this process was read there.
@@ -80,7 +86,7 @@ mod tests {
         let mut echoes = Echoes::default();
         echoes.sending(sealed);
         assert!(!echoes.is_one_missing(99, Some(at(99))), "Valkey may not have it");
-        echoes.taken(at(20), 5);
+        assert!(echoes.taken((at(20), 5), None));
         echoes
     }
 
@@ -112,7 +118,7 @@ mod tests {
             let mut echoes = Echoes::default();
             echoes.sending(b"one");
             echoes.read(id, b"one");
-            echoes.taken(at(20), 5);
+            assert_eq!(echoes.taken((at(20), 5), Some(at(30))), !is_missing, "{id}");
             assert_eq!(echoes.is_one_missing(5, Some(at(30))), is_missing, "{id}");
         }
     }
@@ -122,17 +128,17 @@ mod tests {
         let mut echoes = Echoes::default();
         echoes.sending(b"no reply");
         echoes.sending(b"one");
-        echoes.taken(at(20), 0);
+        assert!(echoes.taken((at(20), 0), Some(at(19))));
         echoes.read(at(20), b"one");
         assert!(!echoes.is_one_missing(99, Some(at(99))));
         for is_taken in [false, true] {
             let mut echoes = said(b"one");
             echoes.sending(b"two");
             if is_taken {
-                echoes.taken(at(21), 5);
+                echoes.taken((at(21), 5), None);
             }
             echoes.clear();
-            echoes.taken(at(21), 5);
+            assert!(echoes.taken((at(21), 5), Some(at(30))), "it is not waited for");
             assert!(!echoes.is_one_missing(99, Some(at(99))));
         }
     }

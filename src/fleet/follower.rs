@@ -18,8 +18,8 @@ use std::time::Instant;
 
 use super::counters::{DoubtReason, Unreadable};
 use super::echoes::Echoes;
-use super::members::{Members, Noted};
-use super::message::{HELLO_INTERVAL, Message, MessageSeal, Publisher, Purge};
+use super::members::{MAX_SILENCE, Members, Noted, Silent};
+use super::message::{Message, MessageSeal, Publisher, Purge};
 use super::report::{Question, Report};
 use super::stream::{Entry, Identity, StreamId};
 
@@ -34,6 +34,8 @@ pub enum News {
     Echo(StreamId, u64, Purge),
     /// Something may have been missed.
     Doubt(DoubtReason),
+    /// The same, since these do not say any more that they are there.
+    Silence(Vec<Silent>),
     /// There is an anchor again. What came between the doubt and the anchor may have been missed, too.
     DoubtAgain,
     /// An entry is no message of the fleet.
@@ -42,6 +44,13 @@ pub enum News {
     Ask(Question),
     /// Another gateway tells which it knows. What it has heard of before this process began to listen is in it.
     Report(Report),
+}
+
+impl News {
+    /// Whether something may have been missed.
+    pub fn is_doubt(&self) -> bool {
+        matches!(self, Self::Doubt(_) | Self::Silence(_) | Self::DoubtAgain)
+    }
 }
 
 /// How far in the future an entry has to be so that it is no matter of clocks.
@@ -109,11 +118,13 @@ impl Follower {
         self.has_connected && (identity.is_none() || self.identity.as_ref() != identity)
     }
 
-    /// Valkey has put there what this process has said, when so many polls were complete. Returns whether a reader can get
-    /// there: else the stream goes backwards.
-    pub fn taken(&mut self, id: StreamId, polls: u64) -> bool {
-        self.echoes.taken(id, polls);
-        !self.misses_echo(polls)
+    /// Valkey has put there what this process has said last, when so many polls were complete. An error if no reader gets there,
+    /// since the stream goes backwards: where to put it once more, behind what was read.
+    pub fn taken(&mut self, id: StreamId, polls: u64) -> Result<(), StreamId> {
+        let is_readable = self.echoes.taken((id, polls), self.anchor);
+        let Some(anchor) = self.anchor.filter(|_| !is_readable) else { return Ok(()) };
+        self.miss_echo();
+        Err(anchor.next())
     }
 
     /// Whether something that this process has said does not come back after so many polls. Then others may have been missed,
@@ -121,10 +132,14 @@ impl Follower {
     pub fn misses_echo(&mut self, polls: u64) -> bool {
         let is_one_missing = self.echoes.is_one_missing(polls, self.anchor);
         if is_one_missing {
-            self.echoes.clear();
-            self.has_missed_echo = true;
+            self.miss_echo();
         }
         is_one_missing
+    }
+
+    fn miss_echo(&mut self) {
+        self.echoes.clear();
+        self.has_missed_echo = true;
     }
 
     fn lose_anchor(&mut self, reason: DoubtReason) {
@@ -182,9 +197,6 @@ impl Follower {
             self.members.have_gaps();
             news.push(News::Doubt(DoubtReason::Counter));
         }
-        if self.members.notice_silence((now, now_ms)) {
-            news.push(News::Doubt(DoubtReason::Silence));
-        }
         if had_anchor && !anchor_found {
             self.lose_anchor(DoubtReason::Anchor);
             news.extend(self.doubt_without_anchor());
@@ -194,6 +206,13 @@ impl Follower {
         news.sort_by_key(|one| matches!(one, News::Ask(_) | News::Report(_)));
         self.members.forget(now);
         news
+    }
+
+    /// Those that do not say any more that they are there. To be asked only once all was heard that there is: their words may be
+    /// in what comes next.
+    pub fn notice_silence(&mut self, times: (Instant, u64)) -> Option<News> {
+        let silent = self.members.notice_silence(times);
+        (!silent.is_empty()).then_some(News::Silence(silent))
     }
 
     /// Entries of before the anchor, which are doubted already, for what Rails may still tell wrongly, and for who is
@@ -207,7 +226,7 @@ impl Follower {
                 continue;
             }
             let noted = self.members.note(envelope.publisher, (envelope.number, &message), times);
-            self.members.was_before_anchor(envelope.publisher);
+            self.members.was_before_anchor(envelope.publisher, times);
             if let Message::Purge(purge) = message {
                 let news = if noted.is_new && !noted.is_stranger { News::Purge } else { News::Reread };
                 purges.push(news(entry.id, purge));
@@ -250,12 +269,12 @@ impl Follower {
     /// since is heard, unless it was removed: for that, one more doubt is enough for all such processes, once each has
     /// said hello.
     fn is_early_stranger(&self, noted: Noted, now: Instant) -> bool {
-        let is_early = self.begun_at.is_some_and(|at| now < at + HELLO_INTERVAL);
+        let is_early = self.begun_at.is_some_and(|at| now < at + MAX_SILENCE);
         noted.is_stranger && noted.has_gap && is_early
     }
 
     fn is_stranger_due(&mut self, now: Instant) -> bool {
-        let is_due = self.has_strangers && self.begun_at.is_none_or(|at| now >= at + HELLO_INTERVAL);
+        let is_due = self.has_strangers && self.begun_at.is_none_or(|at| now >= at + MAX_SILENCE);
         self.has_strangers &= !is_due;
         is_due
     }

@@ -1,10 +1,11 @@
 //! The other processes, as they are known from what they say. Pure: time comes in as an argument.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
-use super::message::{HELLO_INTERVAL, Message, Origin, Publisher};
+use super::message::{HELLO_INTERVAL, Message, Origin, Publisher, process_name};
 use super::report::{PurgeCounts, covers};
 
 /// Another gateway, as it is known from what it says.
@@ -27,7 +28,10 @@ const MEMBER_TIMEOUT: Duration = Duration::from_secs(3_600);
 const MAX_MEMBERS: usize = 10_000;
 
 /// How old the last hello of a process may be: it says one each minute, clocks may differ by half of that.
-const MAX_SILENCE: Duration = HELLO_INTERVAL.saturating_add(Duration::from_secs(30));
+pub const MAX_SILENCE: Duration = HELLO_INTERVAL.saturating_add(Duration::from_secs(30));
+
+/// How often it is looked for silent ones at most: that goes through all.
+const SILENCE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How many gaps are remembered of one process. With more, what lies between two is heard twice.
 const MAX_GAPS: usize = 64;
@@ -36,8 +40,24 @@ const MAX_GAPS: usize = 64;
 #[derive(Debug, Default)]
 pub struct Members {
     heard: HashMap<Publisher, Heard>,
-    /// When the silence of one was noticed last.
-    silence_noticed_at: Option<Instant>,
+    /// When silent ones were looked for last.
+    silence_checked_at: Option<Instant>,
+}
+
+/// A process that does not say any more that it is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Silent {
+    /// The name of its process.
+    pub publisher: Publisher,
+    /// Where it runs, or ran; empty if it has never said so.
+    pub host: String,
+}
+
+impl fmt::Display for Silent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", process_name(self.publisher))?;
+        if self.host.is_empty() { Ok(()) } else { write!(f, " on {}", self.host) }
+    }
 }
 
 /// What a message tells.
@@ -63,8 +83,12 @@ struct Heard {
     /// When it was heard last.
     at: Instant,
     /// When it has said the last hello that was heard, by its clock, in milliseconds since the Unix epoch; when it was heard
-    /// first, if it has said none.
+    /// first, if it has said none, or when the stream was begun anew, if it was heard of then.
     hello_ms: u64,
+    /// When that has changed last: a step of this process' clock hides no silence.
+    hello_at: Instant,
+    /// When its silence was noticed last; `None` if it has not been silent since that hello.
+    silence_noticed_at: Option<Instant>,
     /// As it has said.
     origin: Origin,
     /// It has taken leave, and says nothing more. What it has told still counts.
@@ -73,7 +97,7 @@ struct Heard {
 
 impl Members {
     /// A message was heard. A process of which nothing was heard, not even when the stream was read again, has told no purge,
-    /// or its words were removed.
+    /// or its words were removed. If it takes leave without having told any, there is nothing to know of it.
     pub fn note(
         &mut self,
         publisher: Publisher,
@@ -81,6 +105,9 @@ impl Members {
         (now, now_ms): (Instant, u64),
     ) -> Noted {
         let is_stranger = !self.heard.contains_key(&publisher);
+        if is_stranger && number == 0 && *message == Message::Bye {
+            return Noted { is_new: false, has_gap: false, is_stranger };
+        }
         let heard = self.heard.entry(publisher).or_insert_with(|| {
             let hello_ms = if matches!(message, Message::Hello { .. }) { 0 } else { now_ms };
             Heard::new(now, hello_ms)
@@ -89,17 +116,22 @@ impl Members {
         if let Message::Hello { said_at_ms, origin, .. } = message {
             heard.origin.clone_from(origin);
             // No later than now: a clock that is ahead would hide a silence. A hello that is said again is none.
-            heard.hello_ms = heard.hello_ms.max(*said_at_ms).min(now_ms);
+            let hello_ms = heard.hello_ms.max(*said_at_ms).min(now_ms);
+            if hello_ms != heard.hello_ms {
+                heard.was_there((now, hello_ms));
+            }
         }
         heard.has_left |= *message == Message::Bye;
         let (is_new, has_gap) = heard.note(number, matches!(message, Message::Purge(_)));
         Noted { is_new, has_gap, is_stranger }
     }
 
-    /// What was heard of a process so far was told before the anchor.
-    pub fn was_before_anchor(&mut self, publisher: Publisher) {
+    /// What was heard of a process so far was told before the anchor. All is doubted, whether it was silent or not: it has to
+    /// say hello from now on. What was read again may end before its last one.
+    pub fn was_before_anchor(&mut self, publisher: Publisher, now: (Instant, u64)) {
         if let Some(heard) = self.heard.get_mut(&publisher) {
             heard.to_cover = heard.last;
+            heard.was_there(now);
         }
     }
 
@@ -108,39 +140,54 @@ impl Members {
         self.heard.values_mut().for_each(|heard| heard.to_cover = heard.last);
     }
 
-    /// Whether one has not said hello for so long that it has ended without a word, or is not heard any more. Once a minute, as
-    /// long as that lasts. One that was killed is not waited for once another has begun in its place.
-    pub fn notice_silence(&mut self, (now, now_ms): (Instant, u64)) -> bool {
-        let noticed_at = self.silence_noticed_at;
-        let is_due = noticed_at.is_none_or(|at| now.saturating_duration_since(at) >= HELLO_INTERVAL);
-        let max_ms = u64::try_from(MAX_SILENCE.as_millis()).unwrap_or(u64::MAX);
-        let is_silent =
-            |heard: &Heard| now_ms.saturating_sub(heard.hello_ms) > max_ms && !self.is_replaced(heard);
-        let is_silent = is_due && self.there().any(|(_, heard)| is_silent(heard));
-        if is_silent {
-            self.silence_noticed_at = Some(now);
+    /// Those that have not said hello for so long that they have ended without a word, or are not heard any more: each when that
+    /// begins, and, as long as it lasts, once a minute, together with all others. One that was killed is not waited for any
+    /// longer once another has begun in its place.
+    pub fn notice_silence(&mut self, (now, now_ms): (Instant, u64)) -> Vec<Silent> {
+        let is_over =
+            |at: Option<Instant>, pause| at.is_none_or(|at| now.saturating_duration_since(at) >= pause);
+        if !is_over(self.silence_checked_at, SILENCE_INTERVAL) {
+            return Vec::new();
         }
-        is_silent
+        self.silence_checked_at = Some(now);
+        let began_last = self.began_last();
+        let is_waited_for = |heard: &Heard| {
+            heard.is_silent((now, now_ms))
+                && (heard.silence_noticed_at.is_none() || !heard.is_replaced(&began_last))
+        };
+        let waited_for: Vec<_> = self.there().filter(|(_, heard)| is_waited_for(heard)).collect();
+        if !waited_for.iter().any(|(_, heard)| is_over(heard.silence_noticed_at, HELLO_INTERVAL)) {
+            return Vec::new();
+        }
+        let silent = waited_for
+            .into_iter()
+            .map(|(publisher, heard)| Silent { publisher: *publisher, host: heard.origin.host.clone() });
+        let silent: Vec<Silent> = silent.collect();
+        for one in &silent {
+            if let Some(heard) = self.heard.get_mut(&one.publisher) {
+                heard.silence_noticed_at = Some(now);
+            }
+        }
+        silent
     }
 
-    /// Whether another process has begun on the same machine since this one was heard.
-    fn is_replaced(&self, silent: &Heard) -> bool {
-        self.heard.values().any(|other| {
-            !silent.origin.host.is_empty()
-                && other.origin.host == silent.origin.host
-                && other.origin.began_at_ms > silent.hello_ms
-        })
+    /// When the last process on each machine has begun that has not left.
+    fn began_last(&self) -> HashMap<&str, u64> {
+        let mut began_last = HashMap::<&str, u64>::new();
+        for (_, heard) in self.there() {
+            let began = began_last.entry(&heard.origin.host).or_default();
+            *began = heard.origin.began_at_ms.max(*began);
+        }
+        began_last
     }
 
-    /// Forgets those of which nothing was heard for long.
+    /// Forgets those of which nothing was heard for long. If there are too many, those go first that have left.
     pub fn forget(&mut self, now: Instant) {
         self.heard.retain(|_, heard| now.saturating_duration_since(heard.at) <= MEMBER_TIMEOUT);
         while self.heard.len() > MAX_MEMBERS {
-            let Some(oldest) = self.heard.iter().min_by_key(|(_, heard)| heard.at).map(|(name, _)| *name)
-            else {
-                break;
-            };
-            self.heard.remove(&oldest);
+            let first = self.heard.iter().min_by_key(|(_, heard)| (!heard.has_left, heard.at));
+            let Some(first) = first.map(|(name, _)| *name) else { break };
+            self.heard.remove(&first);
         }
     }
 
@@ -181,8 +228,33 @@ impl Members {
 
 impl Heard {
     fn new(at: Instant, hello_ms: u64) -> Self {
-        let (missing, origin) = (Vec::new(), Origin::default());
-        Self { last: 0, to_cover: 0, missing, at, hello_ms, origin, has_left: false }
+        Self {
+            last: 0,
+            to_cover: 0,
+            missing: Vec::new(),
+            at,
+            hello_ms,
+            hello_at: at,
+            silence_noticed_at: None,
+            origin: Origin::default(),
+            has_left: false,
+        }
+    }
+
+    /// By what was heard, it was there at that time.
+    fn was_there(&mut self, (now, hello_ms): (Instant, u64)) {
+        (self.hello_at, self.hello_ms, self.silence_noticed_at) = (now, hello_ms, None);
+    }
+
+    fn is_silent(&self, (now, now_ms): (Instant, u64)) -> bool {
+        let age = Duration::from_millis(now_ms.saturating_sub(self.hello_ms));
+        age.max(now.saturating_duration_since(self.hello_at)) > MAX_SILENCE
+    }
+
+    /// Whether another process has begun later on the same machine, by when the last one there has.
+    fn is_replaced(&self, began_last: &HashMap<&str, u64>) -> bool {
+        let Origin { host, began_at_ms } = &self.origin;
+        !host.is_empty() && began_last.get(host.as_str()).is_some_and(|began| began > began_at_ms)
     }
 
     /// Whether this number is heard for the first time, and whether there are lower ones that never were, though a greater one

@@ -17,17 +17,13 @@ use super::stream::StreamId;
 /// Between two tries to tell what is left when the process ends.
 const ENDING_PAUSE: Duration = Duration::from_millis(50);
 
-/// Tells, until the process ends and all is told.
+/// Tells, until the process ends, all is told, and Valkey has taken its leave: a process that ends without that is waited for
+/// by the others. [`Fleet::end`](super::Fleet::end) bounds how long that is tried.
 pub(super) async fn publish(bus: Arc<Bus>) {
     let mut publisher = Publisher::new(bus);
     let mut backoff = Backoff::default();
     loop {
         let Err(end) = publisher.tell(&mut backoff).await else { return };
-        let is_done = publisher.bus.outbox.lock().untold().0 == 0;
-        if publisher.bus.ending.is_cancelled() && is_done {
-            // It goes without a word.
-            return;
-        }
         let pause = publisher.bus.count_failure("publisher", &end, &mut backoff);
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
@@ -128,9 +124,13 @@ impl Publisher {
         let envelope = self.seal(number, message).ok_or(ConnectionError::Unexpected("seal"))?;
         let id = connection.add(&bus.stream, &envelope, bus.settings.bus_entries).await?;
         let Err(above) = self.taken(id) else { return Ok(id) };
-        if let Some(above) = above {
-            // Refused if another gateway was faster.
-            connection.add_at(&bus.stream, above, &envelope).await?;
+        // There is nothing behind the greatest ID: the stream would take no other any more.
+        if above < StreamId::MAX {
+            match connection.add_at(&bus.stream, above, &envelope).await {
+                // Another gateway was faster, or Valkey is full: that shows over the next connection.
+                Err(error) if !error.is_refusal() => return Err(error),
+                Ok(_) | Err(_) => {}
+            }
         }
         Err(ConnectionError::Backwards)
     }

@@ -12,6 +12,7 @@ use super::bus::{ANOTHER_MASTER, Bus, End};
 use super::connection::ConnectionError;
 use super::counters::DoubtReason;
 use super::follower::News;
+use super::members::Silent;
 use super::message::{HELLO_INTERVAL, Purge};
 use super::report::{Question, Report};
 use super::stream::{Entry, Poll, StreamId};
@@ -28,6 +29,9 @@ const MAX_REREAD_PAGES: usize = 64;
 
 /// Wake-ups that bring something are no closer together: under load, one brings what many publishers have told.
 const COALESCE: Duration = Duration::from_millis(2);
+
+/// How many silent gateways one line of the log names.
+const MAX_NAMED: usize = 10;
 
 /// The first poll asks what there is, and does not wait.
 const NO_WAIT: Duration = Duration::from_millis(1);
@@ -104,11 +108,19 @@ impl Reader {
     /// Returns whether these were all entries that there were.
     pub(super) fn hear(&self, poll: &Poll) -> bool {
         let bus = &self.bus;
-        let now = bus.clock.now();
+        let (now, now_ms) = (bus.clock.now(), bus.unix_ms());
+        let is_complete = poll.entries.len() < self.max_entries;
+        let judges_silence = is_complete && bus.condition.lock().judges_silence(now);
         let (news, has_anchor) = {
             let mut follower = bus.follower.lock();
             let read = (&poll.entries[..], poll.anchor_found);
-            (follower.polled(read, &bus.seal, (now, bus.unix_ms())), follower.anchor().is_some())
+            let mut news = follower.polled(read, &bus.seal, (now, now_ms));
+            let has_anchor = follower.anchor().is_some();
+            if judges_silence && has_anchor {
+                // Before questions and reports.
+                news.splice(..0, follower.notice_silence((now, now_ms)));
+            }
+            (news, has_anchor)
         };
         self.apply(news, now);
         if let Some(shared) = &bus.shared
@@ -116,7 +128,6 @@ impl Reader {
         {
             shared.advance(entry.id);
         }
-        let is_complete = poll.entries.len() < self.max_entries;
         if is_complete && has_anchor {
             bus.complete();
         }
@@ -221,9 +232,16 @@ impl Reader {
         }
     }
 
+    /// Several doubts are one for what is shared, whose purges would be forgotten the second time. The others are asked behind
+    /// the last one, which would make their answers worthless.
     fn apply(&self, news: Vec<News>, now: Instant) {
         let bus = &self.bus;
+        let was_asking = bus.shared.as_ref().is_some_and(|shared| shared.is_asking());
+        let (mut has_lost, mut asks) = (false, false);
         for one in news {
+            if one.is_doubt() && !std::mem::replace(&mut has_lost, true) {
+                self.lose_purges();
+            }
             match one {
                 News::Purge(id, purge) => {
                     self.note(id, &purge);
@@ -238,27 +256,38 @@ impl Reader {
                     bus.outbox.lock().heard(number, id);
                 }
                 News::Doubt(reason) => {
-                    self.lose_purges();
                     bus.purger.doubt(reason);
-                    if matches!(reason, DoubtReason::Counter | DoubtReason::Silence) {
+                    if reason == DoubtReason::Counter {
                         // Nor is what was missed dropped once more after its settle time.
                         bus.purger.doubt_later(now + REREAD);
-                    }
-                    if reason == DoubtReason::Counter {
                         // What is shared may be used again once another gateway has told what was missed.
-                        self.ask();
+                        asks = true;
                     }
                 }
-                News::DoubtAgain => {
-                    self.lose_purges();
-                    bus.cache.doubt_all();
+                News::Silence(silent) => {
+                    warn_of_silence(&silent);
+                    bus.purger.doubt(DoubtReason::Silence);
+                    asks |= was_asking;
                 }
+                News::DoubtAgain => bus.cache.doubt_all(),
                 News::Ask(question) => self.take_question(question, now),
                 News::Report(report) => self.take_report(&report, now),
                 News::Unreadable(what) => bus.counters.unreadable.increment(what),
             }
         }
+        if asks && bus.follower.lock().anchor().is_some() {
+            self.ask();
+        }
     }
+}
+
+fn warn_of_silence(silent: &[Silent]) {
+    let named: Vec<String> = silent.iter().take(MAX_NAMED).map(Silent::to_string).collect();
+    tracing::warn!(
+        gateways = silent.len(),
+        processes = named.join(", "),
+        "gateways have not said for 90 s that they are there, and have not taken leave"
+    );
 }
 
 #[cfg(test)]
@@ -268,37 +297,156 @@ mod tests {
     use crate::cache::{Cache, CacheSettings};
     use crate::clock::{Clock, ManualClock};
     use crate::fleet::keys::FleetKeys;
-    use crate::fleet::message::{Message, MessageSeal};
+    use crate::fleet::members::MAX_SILENCE;
+    use crate::fleet::message::{Message, MessageSeal, Origin};
     use crate::fleet::purger::Step;
-    use crate::fleet::settings::FleetSettings;
+    use crate::fleet::settings::{FleetSettings, SharedSettings};
+    use crate::fleet::shared::SharedAnswers;
     use crate::secret::ShellSecret;
     use crate::upstream::UpstreamAddress;
+
+    /// A gateway that shares answers and has begun behind the ID 1, and the seal of another one.
+    struct Scene {
+        reader: Reader,
+        clock: ManualClock,
+        other: MessageSeal,
+        last_ms: u64,
+    }
+
+    impl Scene {
+        fn begin() -> Self {
+            let clock = ManualClock::at(1_800_000_000);
+            let keys = FleetKeys::new(&ShellSecret::from_text(b"s3cret").unwrap(), "rails", "").unwrap();
+            let [own, other] = [(); 2].map(|()| MessageSeal::new(&keys).unwrap());
+            let settings = Arc::new(FleetSettings::new(UpstreamAddress::Tcp("valkey".to_owned(), 6379)));
+            let cache = Cache::new(&CacheSettings::default());
+            let shared = SharedAnswers::new((SharedSettings::default(), settings.alone_after), &keys, &cache);
+            let clocked = (settings, Clock::Manual(clock.clone()));
+            let bus = Bus::new(clocked, (keys.bus(), own), cache, shared.map(Arc::new));
+            bus.follower.lock().connected(None);
+            bus.follower.lock().begin(Some(StreamId::from_milliseconds(1)), (bus.clock.now(), bus.unix_ms()));
+            Self { reader: Reader::new(Arc::new(bus)), clock, other, last_ms: 1 }
+        }
+
+        fn bus(&self) -> &Bus {
+            &self.reader.bus
+        }
+
+        fn hear(&mut self, messages: &[(u64, Message)]) {
+            let entries = messages.iter().map(|(number, message)| {
+                self.last_ms += 1;
+                let id = StreamId::from_milliseconds(self.last_ms);
+                Entry { id, envelope: self.other.seal(*number, message) }
+            });
+            let entries = entries.collect();
+            self.reader.hear(&Poll { entries, anchor_found: true, is_master: true });
+        }
+
+        fn hello(&self) -> (u64, Message) {
+            let said_at_ms = self.bus().unix_ms();
+            (0, Message::Hello { said_at_ms, origin: Origin::default(), question: None })
+        }
+
+        fn pass(&self, seconds: u64) {
+            self.clock.advance(Duration::from_secs(seconds));
+        }
+
+        fn silences(&self) -> u64 {
+            self.bus().counters.doubts.get(DoubtReason::Silence)
+        }
+    }
+
+    fn purge() -> Message {
+        Message::Purge(Purge::new(&[Selector::KeyId(7)], PurgeMode::Hard, Duration::ZERO, Duration::ZERO))
+    }
 
     /// Of a purge that is missed, it is not known how long Rails may still tell the old story.
     #[test]
     fn a_missed_purge_is_doubted_once_more_after_its_settle_time_and_one_that_is_heard_is_not() {
         for (number, is_missed) in [(1, false), (2, true)] {
-            let clock = ManualClock::at(1_800_000_000);
-            let keys = FleetKeys::new(&ShellSecret::from_text(b"s3cret").unwrap(), "rails", "").unwrap();
-            let [own, other] = [(); 2].map(|()| MessageSeal::new(&keys).unwrap());
-            let settings = Arc::new(FleetSettings::new(UpstreamAddress::Tcp("valkey".to_owned(), 6379)));
-            let clocked = (settings, Clock::Manual(clock.clone()));
-            let cache = Cache::new(&CacheSettings::default());
-            let bus = Arc::new(Bus::new(clocked, (keys.bus(), own), cache, None));
-            bus.follower.lock().connected(None);
-            let begun = (bus.clock.now(), bus.unix_ms());
-            bus.follower.lock().begin(Some(StreamId::from_milliseconds(1)), begun);
-            clock.advance(HELLO_INTERVAL);
-            let purge = Purge::new(&[Selector::KeyId(7)], PurgeMode::Hard, Duration::ZERO, Duration::ZERO);
-            let envelope = other.seal(number, &Message::Purge(purge));
-            let entries = vec![Entry { id: StreamId::from_milliseconds(2), envelope }];
-            Reader::new(Arc::clone(&bus)).hear(&Poll { entries, anchor_found: true, is_master: true });
-            let Step::Drop(heard) = bus.purger.next_step() else { panic!("the purge is heard") };
-            bus.purger.dropped(&heard, Vec::new(), PurgeMode::Hard);
-            clock.advance(REREAD.saturating_sub(Duration::from_millis(1)));
-            assert!(matches!(bus.purger.next_step(), Step::Rest(_)));
-            clock.advance(Duration::from_millis(1));
-            assert_eq!(matches!(bus.purger.next_step(), Step::Doubt), is_missed, "{number}");
+            let mut scene = Scene::begin();
+            scene.clock.advance(MAX_SILENCE);
+            scene.hear(&[(number, purge())]);
+            let purger = &scene.bus().purger;
+            let Step::Drop(heard) = purger.next_step() else { panic!("the purge is heard") };
+            purger.dropped(&heard, Vec::new(), PurgeMode::Hard);
+            scene.clock.advance(REREAD.saturating_sub(Duration::from_millis(1)));
+            assert!(matches!(purger.next_step(), Step::Rest(_)));
+            scene.clock.advance(Duration::from_millis(1));
+            assert_eq!(matches!(purger.next_step(), Step::Doubt), is_missed, "{number}");
+        }
+    }
+
+    /// All that a silent gateway may have told is doubted each minute anyway.
+    #[test]
+    fn a_silence_is_not_doubted_once_more_after_a_settle_time() {
+        let mut scene = Scene::begin();
+        scene.hear(&[scene.hello()]);
+        scene.pass(91);
+        scene.hear(&[]);
+        assert_eq!(scene.silences(), 1);
+        scene.clock.advance(REREAD);
+        assert!(matches!(scene.bus().purger.next_step(), Step::Rest(_)));
+    }
+
+    /// The hello of the silent one may be on the next page.
+    #[test]
+    fn silence_is_judged_once_all_is_heard_that_there_is() {
+        let mut scene = Scene::begin();
+        scene.hear(&[scene.hello()]);
+        scene.reader.max_entries = 1;
+        scene.pass(91);
+        scene.hear(&[(1, purge())]);
+        assert_eq!(scene.silences(), 0, "there may be more");
+        scene.hear(&[]);
+        assert_eq!(scene.silences(), 1, "there was not");
+        scene.pass(1);
+        scene.hear(&[scene.hello()]);
+        scene.pass(91);
+        scene.hear(&[(1, purge())]);
+        scene.hear(&[scene.hello()]);
+        scene.hear(&[]);
+        assert_eq!(scene.silences(), 1, "there was its hello");
+    }
+
+    /// Valkey was away for all of them, and they come back one after the other.
+    #[test]
+    fn who_was_alone_gives_the_others_ten_seconds_to_come_back_and_who_was_not_gives_none() {
+        for is_alone in [true, false] {
+            let mut scene = Scene::begin();
+            scene.hear(&[scene.hello()]);
+            scene.pass(91);
+            if is_alone {
+                scene.bus().check_condition(scene.bus().clock.now());
+            }
+            for second in 0..10 {
+                scene.hear(&[]);
+                assert_eq!(scene.silences(), u64::from(!is_alone), "{second}");
+                scene.pass(1);
+            }
+            scene.hear(&[]);
+            assert_eq!(scene.silences(), 1, "{is_alone}");
+        }
+    }
+
+    /// What is told before the last doubt is worth nothing behind it.
+    #[test]
+    fn an_open_question_is_asked_again_behind_a_silence_and_the_doubts_beside_it() {
+        for (asks, misses, is_asked) in [(false, false, false), (true, false, true), (false, true, true)] {
+            let mut scene = Scene::begin();
+            scene.hear(&[scene.hello()]);
+            if asks {
+                scene.reader.ask();
+            }
+            let before = scene.bus().question.lock().take();
+            scene.pass(91);
+            // It tells of three purges that were not heard; and is silent, by what it says.
+            let old = (3, Message::Hello { said_at_ms: 1, origin: Origin::default(), question: None });
+            scene.hear(if misses { std::slice::from_ref(&old) } else { &[] });
+            assert_eq!(scene.silences(), 1);
+            let question = *scene.bus().question.lock();
+            assert!(question.is_some() == is_asked && (!is_asked || question != before), "{asks} {misses}");
+            assert_eq!(scene.bus().shared.as_ref().unwrap().is_asking(), is_asked, "{asks} {misses}");
         }
     }
 }

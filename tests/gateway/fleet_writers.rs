@@ -97,7 +97,7 @@ async fn a_gateway_that_says_no_more_that_it_is_there_is_doubted() {
         origin: Origin::default(),
         question: None,
     };
-    say(&hello(60)).await;
+    say(&hello(40)).await;
     eventually("it to be heard", async || {
         (two.gateway.fleet.state().unwrap().members.len() == 2).then_some(())
     })
@@ -122,7 +122,7 @@ async fn a_gateway_that_says_no_more_that_it_is_there_is_doubted() {
     }
     one.purge_until_told().await;
     two.wait_until_dropped().await;
-    assert_eq!((one.all_doubts(), two.all_doubts()), (1, 1), "once a minute");
+    assert_eq!((one.all_doubts(), two.all_doubts()), (1, 1), "once a minute, and not for one of 40 s ago");
 }
 
 /// In a busy stream, the last word of each may be trimmed when a gateway begins.

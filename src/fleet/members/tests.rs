@@ -38,8 +38,15 @@ impl Scene {
     }
 
     fn is_silent_at(&mut self, second: u64) -> bool {
-        let at = self.at(second);
-        self.0.notice_silence(at)
+        !self.silent_at(second).is_empty()
+    }
+
+    /// The first byte of each that is noticed.
+    fn silent_at(&mut self, second: u64) -> Vec<u8> {
+        let mut silent: Vec<u8> =
+            self.0.notice_silence(self.at(second)).iter().map(|silent| silent.publisher[0]).collect();
+        silent.sort_unstable();
+        silent
     }
 }
 
@@ -93,19 +100,127 @@ fn a_silent_process_is_noticed_each_minute_until_it_is_heard_or_forgotten() {
     assert!(!scene.is_silent_at(9_000));
 }
 
+/// Its last words may have been removed, so the others doubt once.
 #[test]
-fn who_was_killed_is_not_waited_for_once_another_has_begun_in_its_place() {
-    for (host, began, is_silent) in
-        [("pod-1", 70, false), ("pod-2", 70, true), ("", 70, true), ("pod-1", 60, true), ("pod-1", 0, true)]
-    {
+fn who_was_killed_is_noticed_once_if_another_has_begun_later_in_its_place_and_is_still_there() {
+    for (host, began, leaves, is_repeated) in [
+        ("pod-1", 70, false, false),
+        ("pod-1", 11, false, false),
+        ("pod-1", 10, false, true),
+        ("pod-1", 70, true, true),
+        ("pod-2", 70, false, true),
+        ("", 70, false, true),
+    ] {
         let mut scene = Scene::begin();
-        scene.hears(60, 1, (0, hello_of("pod-1", 0, 60)));
-        for second in [70, 130] {
-            scene.hears(second, 2, (0, hello_of(host, began, second)));
+        scene.hears(60, 1, (0, hello_of("pod-1", 10, 60)));
+        scene.hears(70, 2, (0, hello_of(host, began, 70)));
+        if leaves {
+            scene.hears(80, 2, (0, Message::Bye));
         }
-        scene.hears(140, 2, (0, Message::Bye));
-        assert_eq!(scene.is_silent_at(160), is_silent, "{host} {began}");
+        let noticed = (80..=300).filter(|second| {
+            if !leaves && second % 60 == 10 {
+                scene.hears(*second, 2, (0, hello_of(host, began, *second)));
+            }
+            scene.is_silent_at(*second)
+        });
+        let noticed: Vec<u64> = noticed.collect();
+        let expected = if is_repeated { &[151, 211, 271][..] } else { &[151] };
+        assert_eq!(noticed, expected, "{host} {began} {leaves}");
     }
+    // Nor does a process without a name replace another one.
+    let mut scene = Scene::begin();
+    scene.hears(0, 1, (0, hello_of("", 0, 0)));
+    scene.hears(60, 2, (0, hello_of("", 50, 60)));
+    assert!(scene.is_silent_at(91) && scene.is_silent_at(151));
+}
+
+#[test]
+fn each_silence_is_noticed_when_it_begins_and_all_together_from_then_on() {
+    let mut scene = Scene::begin();
+    for (second, name) in [(0, 1), (0, 2), (20, 3)] {
+        scene.hears(second, name, (0, hello(second)));
+    }
+    scene.hears(60, 2, (0, hello(60)));
+    let noticed = (61..=240).map(|second| (second, scene.silent_at(second)));
+    let noticed: Vec<_> = noticed.filter(|(_, silent)| !silent.is_empty()).collect();
+    let expected = [(91, vec![1]), (111, vec![1, 3]), (151, vec![1, 2, 3]), (211, vec![1, 2, 3])];
+    assert_eq!(noticed, expected);
+    // One that is heard again starts over.
+    scene.hears(241, 1, (0, hello(241)));
+    assert_eq!(scene.silent_at(271), [2, 3]);
+    assert_eq!(scene.silent_at(332), [1, 2, 3]);
+}
+
+#[test]
+fn the_names_of_silent_processes_say_where_they_run() {
+    for (host, shown) in [("pod-1", "0101010101010101 on pod-1"), ("", "0101010101010101")] {
+        let mut scene = Scene::begin();
+        scene.hears(0, 1, (0, hello_of(host, 0, 0)));
+        let silent = scene.0.notice_silence(scene.at(91));
+        assert_eq!(silent.iter().map(ToString::to_string).collect::<Vec<_>>(), [shown]);
+    }
+}
+
+/// With 10,000 members, a look takes a while, and polls may come by the hundred.
+#[test]
+fn silence_is_looked_for_once_a_second() {
+    let mut scene = Scene::begin();
+    scene.hears(0, 1, (0, hello(0)));
+    assert!(!scene.is_silent_at(90));
+    let (now, now_ms) = scene.at(90);
+    for (ms, is_noticed) in [(1, false), (999, false), (1_000, true)] {
+        let at = (now + Duration::from_millis(ms), now_ms + ms);
+        assert_eq!(!scene.0.notice_silence(at).is_empty(), is_noticed, "{ms}");
+    }
+}
+
+/// By the wall clock alone, a silence would last an hour longer.
+#[test]
+fn a_step_of_the_own_clock_hides_no_silence() {
+    let mut scene = Scene::begin();
+    scene.hears(0, 1, (0, hello(0)));
+    let stepped = |second| (scene.at(second).0, NOW_MS - 3_600_000 + second * 1_000);
+    let [before, after] = [stepped(90), stepped(91)];
+    assert!(scene.0.notice_silence(before).is_empty() && !scene.0.notice_silence(after).is_empty());
+}
+
+/// All was doubted when the stream was begun anew, and the last hello may not have been read again.
+#[test]
+fn the_clock_of_silence_begins_anew_with_the_stream_for_those_that_are_read_again() {
+    let mut scene = Scene::begin();
+    for name in [1, 2] {
+        scene.hears(0, name, (0, hello(0)));
+    }
+    scene.hears(85, 1, (0, hello(0)));
+    scene.0.was_before_anchor([1; 8], scene.at(85));
+    assert_eq!(scene.silent_at(91), [2]);
+    assert_eq!(scene.silent_at(176), [1, 2]);
+}
+
+#[test]
+fn a_stranger_that_takes_leave_without_having_told_anything_is_no_member() {
+    for (number, count) in [(0, 0), (3, 1)] {
+        let mut scene = Scene::begin();
+        let noted = scene.hears(0, 1, (number, Message::Bye));
+        assert!(noted.is_stranger && noted.has_gap == (number > 0));
+        assert_eq!(scene.0.heard.len(), count, "{number}");
+    }
+}
+
+#[test]
+fn if_there_are_too_many_those_go_first_that_have_left() {
+    let mut scene = Scene::begin();
+    let name = |number: usize| u64::try_from(number).unwrap().to_be_bytes();
+    for number in 0..=MAX_MEMBERS {
+        scene.0.note(name(number), (1, &hello(0)), scene.at(1 + number as u64 / 100));
+    }
+    scene.0.note(name(MAX_MEMBERS), (1, &Message::Bye), scene.at(200));
+    scene.0.forget(scene.at(200).0);
+    assert!(scene.0.heard.contains_key(&name(0)) && !scene.0.heard.contains_key(&name(MAX_MEMBERS)));
+    scene.0.note(name(MAX_MEMBERS), (1, &hello(200)), scene.at(200));
+    scene.0.forget(scene.at(200).0);
+    assert_eq!(scene.0.heard.len(), MAX_MEMBERS);
+    assert!(scene.0.heard.contains_key(&name(MAX_MEMBERS)), "else the one that was heard the longest ago");
 }
 
 /// A writer of Valkey can write down again what it has recorded, as often as it likes. A clock that is ahead does not help

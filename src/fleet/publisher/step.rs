@@ -111,6 +111,7 @@ impl Publisher {
         if self.breaks.has_changed().unwrap_or_default() {
             return Err(ANOTHER_SERVER);
         }
+        // Who ends does not look again, or begin anew: what is left is to be told.
         if !bus.ending.is_cancelled() && bus.follower.lock().misses_echo(bus.polls()) {
             // Both to the same server, and look there.
             self.may_have_lost = true;
@@ -150,17 +151,17 @@ impl Publisher {
         Some(envelope)
     }
 
-    /// Valkey has put there what was sent last. An error if something of this process does not come back: then both have
-    /// to begin anew. If it is this, since the stream goes backwards, the error has where to put it once more: there, all that
-    /// have read no more than this process hear it, and what comes next.
-    pub(in crate::fleet) fn taken(&self, id: StreamId) -> Result<(), Option<StreamId>> {
+    /// Valkey has put there what was sent last. An error if no reader gets there, since the stream goes backwards: then both
+    /// have to begin anew. The error has where to put it once more: there, all that have read no more than this process hear it,
+    /// and what comes next. Whether something of before does not come back is for the [next step](Self::next_step), once this
+    /// one is known to be taken.
+    pub(in crate::fleet) fn taken(&self, id: StreamId) -> Result<(), StreamId> {
         let bus = &self.bus;
-        let mut follower = bus.follower.lock();
-        if follower.taken(id, bus.polls()) {
-            return Ok(());
+        let taken = bus.follower.lock().taken(id, bus.polls());
+        if taken.is_err() {
+            bus.resets.send_modify(|resets| *resets += 1);
         }
-        bus.resets.send_modify(|resets| *resets += 1);
-        Err(follower.anchor().filter(|anchor| id <= *anchor).map(StreamId::next))
+        taken
     }
 
     /// How long nothing is done, if nothing comes.

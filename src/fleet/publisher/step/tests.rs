@@ -136,23 +136,53 @@ fn a_purge_that_does_not_come_back_is_noticed_though_others_are_told() {
     assert_eq!(next(&mut publisher), "send 1");
 }
 
-/// No reader gets there. What has not come back from before is no reason to put anything anywhere else.
+/// No reader gets there, unless this process' own has read it before the reply.
 #[test]
 fn what_is_put_below_the_last_entry_that_was_read_is_put_above_it_and_both_begin_anew() {
     let id = StreamId::from_milliseconds;
-    for (anchor, polls, outcome) in [(20, 0, Ok(())), (22, 0, Err(Some(id(22).next()))), (20, 2, Err(None))] {
+    for (anchor, is_read, outcome) in
+        [(20, false, Ok(())), (22, false, Err(id(22).next())), (22, true, Ok(()))]
+    {
         let (publisher, _) = publisher();
         let (bus, resets) = (&publisher.bus, publisher.bus.resets.subscribe());
         bus.follower.lock().begin(Some(id(anchor)), (bus.clock.now(), bus.unix_ms()));
-        if polls > 0 {
-            publisher.seal(0, &Message::Bye).unwrap();
-            publisher.taken(id(anchor + 1)).unwrap();
-            (0..polls).for_each(|_| bus.complete());
+        let envelope = publisher.seal(0, &Message::Bye).unwrap();
+        if is_read {
+            bus.follower.lock().echoes.read(id(22), &envelope.sealed);
         }
-        publisher.seal(0, &Message::Bye).unwrap();
-        assert_eq!(publisher.taken(id(22)), outcome, "{anchor} {polls}");
+        assert_eq!(publisher.taken(id(22)), outcome, "{anchor} {is_read}");
         assert_eq!(resets.has_changed().unwrap(), outcome.is_err());
     }
+}
+
+/// What does not come back from before is no reason to put this one anywhere else, or to tell it again.
+#[test]
+fn what_is_in_its_place_is_taken_before_an_older_one_is_missed() {
+    let id = StreamId::from_milliseconds;
+    let (mut publisher, _) = publisher();
+    let bus = Arc::clone(&publisher.bus);
+    bus.follower.lock().begin(Some(id(20)), (bus.clock.now(), bus.unix_ms()));
+    publisher.seal(0, &Message::Bye).unwrap();
+    publisher.taken(id(21)).unwrap();
+    (0..2).for_each(|_| bus.complete());
+    publisher.seal(0, &Message::Bye).unwrap();
+    assert_eq!(publisher.taken(id(22)), Ok(()));
+    let resets = bus.resets.subscribe();
+    assert_eq!(next(&mut publisher), "what was told does not come back");
+    assert!(resets.has_changed().unwrap());
+}
+
+/// It may begin no connection anew in the time that is left.
+#[test]
+fn who_ends_takes_leave_though_something_does_not_come_back() {
+    let (mut publisher, _) = publisher();
+    let bus = Arc::clone(&publisher.bus);
+    accept(&publisher, 1);
+    assert_eq!(next(&mut publisher), "send 1");
+    taken(&publisher, 1);
+    (0..2).for_each(|_| bus.complete());
+    bus.ending.cancel();
+    assert_eq!(next(&mut publisher), "bye");
 }
 
 #[test]

@@ -252,13 +252,12 @@ impl World {
             let taken = added.as_ref().map_or(Ok(()), |id| world.gateway(gateway).publisher.taken(*id));
             match taken {
                 Ok(()) => then(world, added, is_at_master),
-                Err(None) => then(world, Err(ConnectionError::Backwards), is_at_master),
                 Err(above) => world.call(
                     &again,
-                    move |world, node| world.add_at(node, (above, envelope)),
-                    move |world, added| {
+                    move |world, node| world.add_at(node, (Some(above), envelope)),
+                    move |world, _| {
                         if world.is_awaited(wait) {
-                            then(world, added.and(Err(ConnectionError::Backwards)), is_at_master);
+                            then(world, Err(ConnectionError::Backwards), is_at_master);
                         }
                     },
                 ),
