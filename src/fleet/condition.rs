@@ -139,4 +139,16 @@ mod tests {
         condition.check(now + AFTER, AFTER);
         assert_eq!(condition.phase(Some(AFTER), AFTER), FleetPhase::Alone);
     }
+    #[test]
+    fn silence_is_judged_from_ten_seconds_after_the_gateway_was_alone() {
+        let (mut condition, begin) = (Condition::default(), Instant::now());
+        let at = |ms| begin + Duration::from_millis(ms);
+        assert!(!condition.judges_silence(at(60_000)), "nothing was heard");
+        condition.complete(at(60_000), (0, 0));
+        condition.complete(at(69_999), (0, 0));
+        assert!(!condition.judges_silence(at(69_999)) && condition.judges_silence(at(70_000)));
+        assert!(condition.check(at(72_000), AFTER) && !condition.judges_silence(at(72_000)));
+        condition.complete(at(80_000), (0, 0));
+        assert!(!condition.judges_silence(at(89_999)) && condition.judges_silence(at(90_000)));
+    }
 }

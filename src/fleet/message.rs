@@ -35,10 +35,10 @@ pub enum Message {
 }
 
 /// Where a process runs, and since when. One that begins later on the same machine, or in the same pod, is taken for the one
-/// that was started in its place.
+/// that was started in its place, if that is silent.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Origin {
-    /// The name of the machine, which in Kubernetes is that of the pod.
+    /// The name of the machine. In Kubernetes, it is that of the pod, unless its `hostNetwork` or `hostname` says otherwise.
     pub host: String,
     /// When the process began, in milliseconds since the Unix epoch by its own clock.
     pub began_at_ms: u64,

@@ -255,11 +255,7 @@ impl World {
             Task::Reader => {}
             Task::Publisher => {
                 process.is_publisher_resting = false;
-                let is_ending = process.bus.ending.is_cancelled();
-                if is_ending && process.bus.outbox.lock().untold().0 == 0 {
-                    return self.stop(gateway);
-                }
-                if is_ending {
+                if process.bus.ending.is_cancelled() {
                     pause = pause.min(Duration::from_millis(50));
                 }
             }

@@ -174,7 +174,10 @@ impl World {
                 let said = world.gateway(gateway).publisher.said_report(said);
                 world.go_on_telling(gateway, &said);
             }),
-            Ok(Step::SayBye) => self.say(gateway, Message::Bye, move |world, _| world.stop(gateway)),
+            Ok(Step::SayBye) => self.say(gateway, Message::Bye, move |world, said| match said {
+                Ok(()) => world.stop(gateway),
+                Err(_) => world.lose_connection(gateway, Task::Publisher),
+            }),
             Ok(Step::Rest) => self.rest(gateway),
         }
     }
