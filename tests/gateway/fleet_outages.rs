@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::client::eventually;
 use super::pods::{Pod, key, pods, settings, user};
-use super::valkey::{MASTER, Sentinels, Valkey, ValkeySetup};
+use super::valkey::{MASTER, Proxy, Sentinels, Valkey, ValkeySetup};
 
 /// What is told waits and the teller says so, while it still hears the others: a gateway that only looks at what it hears
 /// would believe that all is well.
@@ -206,4 +206,23 @@ async fn a_gateway_whose_valkey_never_was_there_is_joining_and_serves() {
         (pod.gateway.fleet.state().unwrap().outbox == 0).then_some(())
     })
     .await;
+}
+
+/// Else the others would doubt what they have after 90 s.
+#[tokio::test]
+async fn who_ends_takes_leave_over_another_connection_if_the_one_that_it_has_is_dead() {
+    let valkey = Valkey::start().await;
+    let proxy = Proxy::start(&valkey).await;
+    let addresses = [valkey.address(), proxy.address()];
+    let (_rails, [one, mut two]) = pods(|index| settings(addresses[index].clone())).await;
+    let members = || one.gateway.fleet.state().unwrap().members.len();
+    eventually("the other to be heard", async || (members() == 1).then_some(())).await;
+    let accepted = proxy.accepted();
+    proxy.stall();
+    two.gateway.drain();
+    eventually("another connection to be tried", async || (proxy.accepted() > accepted).then_some(())).await;
+    proxy.cut();
+    proxy.resume();
+    two.gateway.wait_for_end().await;
+    eventually("it to take leave", async || (members() == 0).then_some(())).await;
 }
