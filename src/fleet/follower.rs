@@ -119,12 +119,12 @@ impl Follower {
     }
 
     /// Valkey has put there what this process has said last, when so many polls were complete. An error if no reader gets there,
-    /// since the stream goes backwards: where to put it once more, behind what was read.
+    /// since the stream goes backwards: the last entry that was read, behind which to put it once more.
     pub fn taken(&mut self, id: StreamId, polls: u64) -> Result<(), StreamId> {
         let is_readable = self.echoes.taken((id, polls), self.anchor);
         let Some(anchor) = self.anchor.filter(|_| !is_readable) else { return Ok(()) };
         self.miss_echo();
-        Err(anchor.next())
+        Err(anchor)
     }
 
     /// Whether something that this process has said does not come back after so many polls. Then others may have been missed,

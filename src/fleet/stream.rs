@@ -32,10 +32,18 @@ impl StreamId {
     /// The next greater ID. The greatest one is its own.
     #[must_use]
     pub fn next(self) -> Self {
-        match self.sequence.checked_add(1) {
+        self.behind(0)
+    }
+
+    /// The one that has `between` others between this one and itself, if the millisecond has so many; else one of the next
+    /// millisecond. Without any, the greatest one.
+    #[must_use]
+    pub fn behind(self, between: u32) -> Self {
+        let between = u64::from(between);
+        match self.sequence.checked_add(between + 1) {
             Some(sequence) => Self { sequence, ..self },
-            None if self == Self::MAX => self,
-            None => Self::from_milliseconds(self.milliseconds.saturating_add(1)),
+            None if self.milliseconds == u64::MAX => Self::MAX,
+            None => Self { milliseconds: self.milliseconds + 1, sequence: between },
         }
     }
 }
@@ -115,6 +123,9 @@ mod tests {
         assert_eq!(id(9, 5).next(), id(9, 6));
         assert_eq!(id(9, u64::MAX).next(), id(10, 0));
         assert_eq!(StreamId::MAX.next(), StreamId::MAX);
+        assert_eq!(id(9, 5).behind(4), id(9, 10));
+        assert_eq!(id(9, u64::MAX - 4).behind(4), id(10, 4));
+        assert_eq!(id(u64::MAX, u64::MAX - 4).behind(4), StreamId::MAX);
         assert_eq!(StreamId::parse(b"\xff-1"), None);
     }
 }

@@ -153,15 +153,16 @@ impl Publisher {
 
     /// Valkey has put there what was sent last. An error if no reader gets there, since the stream goes backwards: then both
     /// have to begin anew. The error has where to put it once more: there, all that have read no more than this process hear it,
-    /// and what comes next. Whether something of before does not come back is for the [next step](Self::next_step), once this
-    /// one is known to be taken.
+    /// and what comes next. It is no place that can be foreseen: those that have read more, in a stream that is lost, would
+    /// find the entry there that they have read last, and miss what is below it. Whether something of before does not come
+    /// back is for the [next step](Self::next_step), once this one is known to be taken.
     pub(in crate::fleet) fn taken(&self, id: StreamId) -> Result<(), StreamId> {
         let bus = &self.bus;
         let taken = bus.follower.lock().taken(id, bus.polls());
-        if taken.is_err() {
+        taken.map_err(|last_read| {
             bus.resets.send_modify(|resets| *resets += 1);
-        }
-        taken
+            last_read.behind(fastrand::u32(..))
+        })
     }
 
     /// How long nothing is done, if nothing comes.
