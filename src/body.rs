@@ -207,7 +207,7 @@ impl Body {
     }
 
     /// Reads into memory until the end, or until there are more than `limit` bytes: the body that is returned with
-    /// [`Collected::TooLong`] still yields all of them. So is a body that is in memory already.
+    /// [`Collected::TooLong`] still yields all of them. The limit holds for a body that is in memory already, too.
     pub async fn collect_up_to(mut self, limit: usize) -> Result<Collected, Error> {
         if self.rest.is_none() {
             let is_too_long = self.buffered.len() > limit;

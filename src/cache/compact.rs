@@ -101,6 +101,7 @@ impl CompactText {
 /// To count them would be another pass.
 const USUALLY_LEFT_OUT: usize = 192;
 
+/// `bytes` are up to 255, since their number has one byte.
 fn push_segment(compact: &mut Vec<u8>, number: u8, bytes: &[u8]) {
     compact.push(number);
     compact.push(u8::try_from(bytes.len()).unwrap_or_default());
