@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,7 @@ use super::keys;
 const REQUESTS: usize = 2_000;
 const CLIENTS: usize = 32;
 const RESTARTS: usize = 3;
+const BETWEEN_LOOKUPS: Duration = Duration::from_millis(50);
 /// How long Rails is down each time, in addition to its start.
 const DOWNTIME: Duration = Duration::from_secs(3);
 
@@ -72,11 +73,27 @@ fn load(
         if number >= REQUESTS {
             return;
         }
-        let begun = Instant::now();
-        // A connection for each request, as GitLab Shell makes them.
-        let response = gateway.addresses()[number % 2].try_send(&request(number));
-        let (status, took) = (response.ok().map(|response| response.status), begun.elapsed());
-        outcomes.lock().unwrap().push(Outcome { number, status, begun, took });
+        let outcome = ask(gateway, request, number);
+        outcomes.lock().unwrap().push(outcome);
+    }
+}
+
+/// On a connection of its own, as GitLab Shell does.
+fn ask(gateway: &Gateway, request: fn(usize) -> Request, number: usize) -> Outcome {
+    let begun = Instant::now();
+    let response = gateway.addresses()[number % 2].try_send(&request(number));
+    Outcome { number, status: response.ok().map(|response| response.status), begun, took: begun.elapsed() }
+}
+
+/// Looks up known and unknown keys until Rails is back: nearly all clients of [`load`] are held meanwhile.
+fn look_up(gateway: &Gateway, first: usize, is_back: &AtomicBool, outcomes: &Mutex<Vec<Outcome>>) {
+    let mut number = first;
+    while !is_back.load(Ordering::Acquire) {
+        let outcome = ask(gateway, request_of_any_class, number);
+        outcomes.lock().unwrap().push(outcome);
+        // The next one of the same class.
+        number += 10;
+        thread::sleep(BETWEEN_LOOKUPS);
     }
 }
 
@@ -125,6 +142,7 @@ fn only_lookups_of_unknown_keys_fail_while_rails_boots_slowly() {
             assert_eq!(gateway.tcp.send(&request_of_any_class(known)).status, 200);
         }
         let (next, outcomes) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+        let (lookups, is_back) = (Mutex::new(Vec::new()), AtomicBool::new(false));
         let (begun, up) = thread::scope(|scope| {
             for _ in 0..CLIENTS {
                 scope.spawn(|| load(&gateway, request_of_any_class, &next, &outcomes));
@@ -132,12 +150,19 @@ fn only_lookups_of_unknown_keys_fail_while_rails_boots_slowly() {
             eventually("enough answers", || outcomes.lock().unwrap().len() >= REQUESTS / 4);
             let begun = Instant::now();
             harness.terminate_rails();
+            for class in [0, UNKNOWN_KEY, 2] {
+                let (gateway, is_back, lookups) = (&gateway, &is_back, &lookups);
+                scope.spawn(move || look_up(gateway, REQUESTS + class, is_back, lookups));
+            }
             harness.restart_rails_with_boot_time(BOOT);
-            (begun, Instant::now())
+            let up = Instant::now();
+            is_back.store(true, Ordering::Release);
+            (begun, up)
         });
         let down = up - begun;
-        let outcomes = outcomes.into_inner().unwrap();
+        let mut outcomes = outcomes.into_inner().unwrap();
         assert_eq!(outcomes.len(), REQUESTS);
+        outcomes.append(&mut lookups.into_inner().unwrap());
         let must_succeed = |outcome: &Outcome| match outcome.number {
             unknown if is_unknown_key(unknown) => false,
             // From memory, while Rails is away. Before and after, it has 4 s, which a busy machine may miss, and so may
