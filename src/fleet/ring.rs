@@ -150,7 +150,8 @@ impl Ring {
         self.question = None;
         self.floor = position.unwrap_or(StreamId::MAX);
         self.position = position.unwrap_or_default();
-        self.asked_from_ms = until_ms.max(now_ms).saturating_add(ms(CLOCK_SKEW));
+        // What a loss before this one has forgotten may forbid more.
+        self.asked_from_ms = self.asked_from_ms.max(until_ms.max(now_ms).saturating_add(ms(CLOCK_SKEW)));
     }
 
     /// The others are asked what they know. To be called before they are: they have to have heard all that was told before

@@ -30,6 +30,20 @@ fn ring() -> (Ring, Origin) {
     (ring, Origin::new(id(NOW + 60_000), NOW + 60_000))
 }
 
+/// What was heard before the first loss is forgotten by the second one.
+#[test]
+fn a_second_loss_allows_nothing_that_the_first_one_forbids() {
+    let (mut ring, _) = ring();
+    let at = NOW + 10_000;
+    ring.heard(id(at), &purge(&[Selector::UserId(1)], 60, at), at);
+    for lost_at in [at + 1_000, at + 2_000] {
+        ring.lose(Some(id(lost_at)), lost_at);
+        assert!(ring.known(at + 62_000).is_none(), "until Rails tells no old story, and clocks agree on it");
+        let known = ring.known(at + 62_001).unwrap();
+        assert_eq!(known.asked_from_ms, at + 62_000);
+    }
+}
+
 fn ssh_key() -> Vec<Selector> {
     Selector::all_that_mean(&Key::SshKey([1; 32]), Some(70), None)
 }
