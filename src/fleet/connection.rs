@@ -222,8 +222,12 @@ impl Connection {
         }
     }
 
-    /// Whether each of the entries is still there, in their order.
-    pub async fn exist(&self, stream: &str, ids: &[StreamId]) -> Result<Vec<bool>, ConnectionError> {
+    /// What is at each of these places, in their order.
+    pub async fn entries_at(
+        &self,
+        stream: &str,
+        ids: &[StreamId],
+    ) -> Result<Vec<Option<Entry>>, ConnectionError> {
         let mut found = Vec::with_capacity(ids.len());
         for ids in ids.chunks(IDS_AT_A_TIME) {
             let mut pipeline = Pipeline::new();
@@ -233,7 +237,7 @@ impl Connection {
             }
             for value in self.send_all("XRANGE", &pipeline, DEADLINE).await? {
                 let entries = reply::entries(reply::accepted("XRANGE", value)?);
-                found.push(!entries.ok_or(ConnectionError::Unexpected("XRANGE"))?.is_empty());
+                found.push(entries.ok_or(ConnectionError::Unexpected("XRANGE"))?.into_iter().next());
             }
         }
         Ok(found)

@@ -41,7 +41,7 @@ impl Publisher {
         let connection = opened.connection;
         let told = self.opened(has_followed, opened.identity.as_ref());
         let ids: Vec<StreamId> = told.iter().map(|(_, id)| *id).collect();
-        let found = connection.exist(&bus.stream, &ids).await?;
+        let found = connection.entries_at(&bus.stream, &ids).await?;
         self.looked_for(&told, &found);
         loop {
             match self.next_step()? {

@@ -49,8 +49,9 @@ async fn try_everything(connection: &Connection) {
     assert!(first < second);
     assert_eq!(connection.last_id(BUS).await.unwrap(), Some(second));
     let missing = StreamId::from_milliseconds(1);
-    assert_eq!(connection.exist(BUS, &[second, missing, first]).await.unwrap(), [true, false, true]);
     let all = connection.range(BUS, StreamId::default(), 10).await.unwrap();
+    let found = connection.entries_at(BUS, &[second, missing, first]).await.unwrap();
+    assert_eq!(found, [Some(all[1].clone()), None, Some(all[0].clone())]);
     assert_eq!(all.iter().map(|entry| entry.id).collect::<Vec<_>>(), [first, second]);
     assert_eq!(all[0].envelope, Some(message(1)));
     assert_eq!(connection.range(BUS, first.next(), 1).await.unwrap(), all[1..]);
@@ -267,7 +268,7 @@ async fn each_start_of_a_server_has_an_identity_of_its_own_whether_its_data_surv
         server.restart().await;
         let connection = open(&server.address()).await;
         assert_ne!(connection.identity().await.unwrap().unwrap().run_id, before.run_id);
-        assert_eq!(connection.exist(BUS, &[id]).await.unwrap(), [survives]);
+        assert_eq!(connection.entries_at(BUS, &[id]).await.unwrap()[0].is_some(), survives);
     }
 }
 

@@ -11,7 +11,7 @@ use crate::fleet::connection::ConnectionError;
 use crate::fleet::message::{HELLO_INTERVAL, Message, Purge};
 use crate::fleet::report::{Question, Report};
 use crate::fleet::shared::counters::ReportEvent;
-use crate::fleet::stream::{Envelope, Identity, StreamId};
+use crate::fleet::stream::{Entry, Envelope, Identity, StreamId};
 
 /// Messages with something new are no closer together, so that purges which come together share one: each costs every
 /// gateway a wake-up.
@@ -92,17 +92,30 @@ impl Publisher {
         if self.may_have_lost { self.bus.outbox.lock().to_look_for(self.bus.clock.now()) } else { Vec::new() }
     }
 
-    /// What may be lost was looked for, and each found or not.
-    pub(in crate::fleet) fn looked_for(&mut self, told: &[(u64, StreamId)], found: &[bool]) {
+    /// What may be lost was looked for, and this is in its places.
+    pub(in crate::fleet) fn looked_for(&mut self, told: &[(u64, StreamId)], found: &[Option<Entry>]) {
         self.may_have_lost = false;
         let mut outbox = self.bus.outbox.lock();
-        let lost =
-            told.iter().zip(found).filter(|((number, _), is_found)| outbox.looked_for(*number, **is_found));
+        let lost = told.iter().zip(found).filter(|((number, _), entry)| {
+            let is_found = entry.as_ref().is_some_and(|entry| self.is_own_purge(*number, entry));
+            outbox.looked_for(*number, is_found)
+        });
         let lost = lost.count();
         drop(outbox);
         if lost > 0 {
             tracing::warn!(messages = lost, "Valkey has lost what was told; it is told again");
         }
+    }
+
+    /// Whether this is the purge of this process with that number. Once the last entries are lost, others can come to their
+    /// places: a stream that is ahead of the server's clock counts on from what is left.
+    fn is_own_purge(&self, number: u64, entry: &Entry) -> bool {
+        let seal = &self.bus.seal;
+        let envelope = entry.envelope.as_ref();
+        // A hello has the number of the purge before.
+        envelope
+            .filter(|envelope| envelope.publisher == seal.publisher() && envelope.number == number)
+            .is_some_and(|envelope| matches!(seal.open(envelope), Some(Message::Purge(_))))
     }
 
     /// What to do next, unless another connection has to be made.

@@ -132,8 +132,50 @@ fn a_purge_that_does_not_come_back_is_noticed_though_others_are_told() {
     publisher.begin();
     let told = publisher.opened(true, None);
     assert_eq!(told.len(), 2);
-    publisher.looked_for(&told, &[false, true]);
+    publisher.looked_for(&told, &[None, Some(own_purge(&publisher, told[1]))]);
     assert_eq!(next(&mut publisher), "send 1");
+}
+
+fn own_purge(publisher: &Publisher, (number, id): (u64, StreamId)) -> Entry {
+    let purge = Purge::new(&[Selector::All], PurgeMode::Hard, Duration::ZERO, Duration::ZERO);
+    let envelope = publisher.bus.seal.seal(number, &Message::Purge(purge));
+    Entry { id, envelope }
+}
+
+/// Valkey has lost the end of the stream, and taken others since, to the same places.
+#[test]
+fn what_was_told_is_told_again_if_something_else_is_in_its_place() {
+    type Found = fn(&Publisher, (u64, StreamId)) -> Option<Entry>;
+    let founds: [(&str, bool, Found); 7] = [
+        ("itself", false, |own, told| Some(own_purge(own, told))),
+        ("nothing", true, |_, _| None),
+        ("of another process", true, |_, told| Some(own_purge(&publisher().0, told))),
+        ("another one of its own", true, |own, (_, id)| Some(own_purge(own, (2, id)))),
+        ("a hello", true, |own, (number, id)| {
+            let envelope = own.bus.seal.seal(number, &own.bus.hello(None));
+            Some(Entry { id, envelope })
+        }),
+        ("of another program", true, |_, (_, id)| Some(Entry { id, envelope: None })),
+        ("one that does not open", true, |own, told| {
+            let mut entry = own_purge(own, told);
+            entry.envelope.as_mut()?.sealed[30] ^= 1;
+            Some(entry)
+        }),
+    ];
+    for (what, is_told_again, found) in founds {
+        let (mut publisher, _) = publisher();
+        let told @ (number, id) = (1, StreamId::from_milliseconds(1));
+        accept(&publisher, 1);
+        assert_eq!(next(&mut publisher), "send 1");
+        taken(&publisher, number);
+        publisher.bus.outbox.lock().heard(number, id);
+        publisher.bus.breaks.send_modify(|breaks| *breaks += 1);
+        publisher.begin();
+        assert_eq!(publisher.opened(true, None), [told]);
+        publisher.looked_for(&[told], &[found(&publisher, told)]);
+        let step = publisher.bus.outbox.lock().next_to_send(publisher.bus.clock.now());
+        assert_eq!(step.is_some(), is_told_again, "{what}");
+    }
 }
 
 /// No reader gets there, unless this process' own has read it before the reply.

@@ -67,10 +67,12 @@ impl Fault {
         Self::SetGatewayClock,
     ];
 
-    /// Whether it may lose what was told, or the gateway that would tell it again.
+    /// Whether it may lose what was told, or keep the gateway that would tell it again from doing so.
     fn may_lose(self) -> bool {
         match self {
-            Self::FailOver
+            Self::Cut
+            | Self::DeadConnections
+            | Self::FailOver
             | Self::Restart
             | Self::Flush
             | Self::RemoveStream
@@ -78,9 +80,7 @@ impl Fault {
             | Self::LoseUnread
             | Self::FullWithoutStream
             | Self::RestartGateway => true,
-            Self::Cut
-            | Self::DeadConnections
-            | Self::Kill
+            Self::Kill
             | Self::Freeze
             | Self::LowerLastId
             | Self::Full

@@ -130,7 +130,7 @@ impl World {
         self.limit(wait, DEADLINE);
         let ids: Vec<StreamId> = told.iter().map(|(_, id)| *id).collect();
         let look = move |world: &mut World, node: usize| {
-            ids.iter().map(|id| world.nodes[node].exists(*id)).collect::<Vec<bool>>()
+            ids.iter().map(|id| world.nodes[node].entry_at(*id)).collect::<Vec<_>>()
         };
         self.call(&opened.connection, look, move |world, found| {
             if world.is_awaited(wait) {

@@ -112,13 +112,14 @@ impl Node {
         self.stream.iter().skip(begin).map(|(_, entry)| entry)
     }
 
-    pub(super) fn exists(&self, id: StreamId) -> bool {
-        self.stream.binary_search_by_key(&id, |(_, entry)| entry.id).is_ok()
+    pub(super) fn entry_at(&self, id: StreamId) -> Option<Entry> {
+        let at = self.stream.binary_search_by_key(&id, |(_, entry)| entry.id).ok()?;
+        Some(self.stream[at].1.clone())
     }
 
     fn poll(&self, from: StreamId) -> Poll {
         let entries = self.behind(from, false).take(256).cloned().collect();
-        Poll { is_master: self.is_master, anchor_found: self.exists(from), entries }
+        Poll { is_master: self.is_master, anchor_found: self.entry_at(from).is_some(), entries }
     }
 
     /// Or the code of the error.
