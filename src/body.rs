@@ -1,12 +1,11 @@
 //! The body type of requests and responses in the stack.
 
 mod stream;
+pub mod transfer;
 pub mod unverified;
 
 use std::fmt;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -19,6 +18,7 @@ use tokio::time::Sleep;
 
 use self::stream::BodyStream;
 pub use self::stream::{BodyDriver, BodyFault, BodySource};
+use self::transfer::{BodyTransfer, TransferGuard};
 use crate::header::trailer;
 
 /// Empty, bytes in memory, or a stream from a socket that is passed on without being collected.
@@ -167,8 +167,8 @@ impl Body {
         let frame = rest.stream.poll_frame(cx);
         let has_trailers = matches!(&frame, Poll::Ready(Some(Ok(frame))) if frame.is_trailers());
         let is_dropped = has_trailers && rest.drops_trailers;
-        if let (Poll::Ready(Some(Err(_))), Some(TransferGuard(state))) = (&frame, &rest.transfer) {
-            state.is_aborted.store(true, Ordering::Relaxed);
+        if let Some(transfer) = &rest.transfer {
+            transfer.note(&frame);
         }
         if let Some(timeouts) = &mut rest.timeouts
             && let Err(error) = timeouts.check(frame.is_ready(), cx)
@@ -193,17 +193,16 @@ impl Body {
         }
     }
 
-    /// A handle that tells whether the body is still being sent. A body in memory never is.
+    /// A handle that tells how far the body has come.
     pub fn track_transfer(&mut self) -> BodyTransfer {
-        let rest = self.rest.as_mut().filter(|rest| !rest.stream.is_end_stream());
-        BodyTransfer(rest.map(|rest| {
-            let state = Arc::new(TransferState {
-                is_in_progress: AtomicBool::new(true),
-                is_aborted: AtomicBool::new(false),
-            });
-            rest.transfer = Some(TransferGuard(Arc::clone(&state)));
-            state
-        }))
+        match self.rest.as_mut().filter(|rest| !rest.stream.is_end_stream()) {
+            Some(rest) => {
+                let (transfer, guard) = BodyTransfer::begin();
+                rest.transfer = Some(guard);
+                transfer
+            }
+            None => BodyTransfer::NONE,
+        }
     }
 
     /// Reads into memory until the end, or until there are more than `limit` bytes: the body that is returned with
@@ -241,38 +240,6 @@ fn with_allowed_trailers(frame: Frame<Bytes>) -> Frame<Bytes> {
             Frame::trailers(trailers)
         }
         Err(frame) => frame,
-    }
-}
-
-#[derive(Debug)]
-struct TransferState {
-    is_in_progress: AtomicBool,
-    is_aborted: AtomicBool,
-}
-
-/// Held by the body; marks the end of the transfer when it is dropped.
-#[derive(Debug)]
-struct TransferGuard(Arc<TransferState>);
-
-impl Drop for TransferGuard {
-    fn drop(&mut self) {
-        self.0.is_in_progress.store(false, Ordering::Relaxed);
-    }
-}
-
-/// See [`Body::track_transfer`].
-#[derive(Debug)]
-pub struct BodyTransfer(Option<Arc<TransferState>>);
-
-impl BodyTransfer {
-    /// Whether more of the body is expected.
-    pub fn is_in_progress(&self) -> bool {
-        self.0.as_ref().is_some_and(|state| state.is_in_progress.load(Ordering::Relaxed))
-    }
-
-    /// Whether the stream failed before its end.
-    pub fn is_aborted(&self) -> bool {
-        self.0.as_ref().is_some_and(|state| state.is_aborted.load(Ordering::Relaxed))
     }
 }
 
@@ -332,6 +299,8 @@ impl HttpBody for Body {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     /// Parts that come one after the other.

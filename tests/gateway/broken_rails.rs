@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::client::{Address, Incomplete, Request, Response, eventually, noise};
 use super::fake_rails::{Behavior, FakeRails, Latch, Reply};
-use super::harness::{Harness, RunningGateway, Setup};
+use super::harness::{Harness, RunningGateway, Scratch, Setup};
 
 /// hyper skips interim responses without any limit.
 #[tokio::test]
@@ -183,6 +183,31 @@ async fn a_response_timeout_is_a_504() {
         assert_eq!(response.await.cache_status(), "railgate; fwd=miss; stored");
     }
 }
+
+/// It is Rails that takes too long, not the client, unless the client itself has nothing more to send.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rails_that_does_not_read_a_body_is_told_from_a_client_that_does_not_send_it() {
+    // The system accepts connections, and takes in what its buffers hold.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let dir = Scratch::new();
+    let socket = dir.file("rails.sock");
+    let unix_listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    for rails in [Address::parse(&listener.local_addr().unwrap().to_string()), Address::Unix(socket)] {
+        let setup = Setup::new().text("upstream.response_timeout", "1s");
+        let gateway = RunningGateway::start(setup.settings(&rails));
+        let request = Request::post("allowed").with_secret().body(noise(MORE_THAN_BUFFERS));
+        gateway.tcp.send(&request).await.assert_failure(504);
+        gateway.tcp.send(&request.chunked(100_000)).await.assert_failure(504);
+        let mut connection = gateway.tcp.connect().await;
+        let bytes = Request::post("allowed").with_secret().body(noise(100_000)).to_bytes("close");
+        connection.write(&bytes[..bytes.len() - 1]).await;
+        connection.read_response().await.assert_failure(400);
+    }
+    drop(unix_listener);
+}
+
+/// Those of the system, for one connection over loopback.
+const MORE_THAN_BUFFERS: usize = 16 << 20;
 
 /// They must not reach the next request.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -7,6 +7,7 @@ use http::{Request, Response, header};
 
 use super::options::{SendOptions, WaitPolicy};
 use super::replay::is_replayable;
+use crate::body::transfer::TransferStage;
 use crate::body::{Body, Collected};
 use crate::clock::Clock;
 use crate::histogram::UPSTREAM_BOUNDS;
@@ -214,8 +215,9 @@ impl UpstreamServer {
                 error.with_reset_as_proof().into()
             }
             Ok(Err(SendError::Exchange(error))) => error.into(),
-            // Rails cannot respond to a request that it does not have yet.
-            Err(_) if sending.is_in_progress() => Error::RequestBodyTimeout(response_timeout),
+            Err(_) if is_body_late(sending.stage(), deadlines.sent, by) => {
+                Error::RequestBodyTimeout(response_timeout)
+            }
             Err(_) => self.timeout(by, deadlines),
         };
         Err(AttemptError::Failed(error))
@@ -231,6 +233,16 @@ impl UpstreamServer {
             return timed_out(total_timeout, TimeLimit::Total, is_silent);
         }
         timed_out(response_timeout, TimeLimit::Response, !is_busy)
+    }
+}
+
+/// Whether a request without a response `by` its deadline had a body that was still on its way: Rails cannot respond to
+/// what it does not have yet. If it has taken nothing for half of the time, it is Rails that takes too long.
+fn is_body_late(stage: TransferStage, sent: Instant, by: Instant) -> bool {
+    match stage {
+        TransferStage::Ended => false,
+        TransferStage::AwaitsSender => true,
+        TransferStage::AwaitsReader { since } => since > sent + by.saturating_duration_since(sent) / 2,
     }
 }
 
@@ -269,6 +281,22 @@ async fn buffer_body(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_moves_nothing_for_half_of_the_time_is_to_blame_for_a_body_that_is_late() {
+        let sent = Instant::now();
+        let awaits_reader = |ms| TransferStage::AwaitsReader { since: sent + Duration::from_millis(ms) };
+        for (stage, is_late) in [
+            (TransferStage::Ended, false),
+            (TransferStage::AwaitsSender, true),
+            (awaits_reader(0), false),
+            (awaits_reader(5_000), false),
+            (awaits_reader(5_001), true),
+            (awaits_reader(10_000), true),
+        ] {
+            assert_eq!(is_body_late(stage, sent, sent + Duration::from_secs(10)), is_late, "{stage:?}");
+        }
+    }
 
     #[test]
     fn a_silent_server_gets_a_third_of_the_time_but_enough_to_connect() {
