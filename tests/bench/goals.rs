@@ -13,15 +13,20 @@ struct Goal {
     ours: ResultKey,
     theirs: ResultKey,
     at_most: f64,
-    /// Compares median latency instead of CPU time.
-    is_latency: bool,
+    figure: fn(&Figures) -> f64,
+    /// What that is, unless it is CPU time a request.
+    what: &'static str,
 }
 
 const fn cpu(ours: ResultKey, theirs: ResultKey, at_most: f64) -> Goal {
-    Goal { ours, theirs, at_most, is_latency: false }
+    Goal { ours, theirs, at_most, figure: |figures| figures.cpu_us, what: "" }
 }
 
-const GOALS: [Goal; 16] = [
+const fn latency(figure: fn(&Figures) -> f64, what: &'static str, at_most: f64) -> Goal {
+    Goal { ours: ("open", "railgate"), theirs: ("open", "bare-hyper"), at_most, figure, what }
+}
+
+const GOALS: [Goal; 17] = [
     cpu(("ka", "railgate"), ("ka", "haproxy"), 0.65),
     cpu(("ka", "railgate"), ("ka", "bare-hyper"), 1.35),
     cpu(("ka", "railgate-log"), ("ka", "nginx-log"), 0.5),
@@ -30,7 +35,8 @@ const GOALS: [Goal; 16] = [
     cpu(("short", "railgate"), ("short", "haproxy"), 0.9),
     cpu(("short", "railgate"), ("short", "bare-hyper"), 1.05),
     cpu(("short-unix", "railgate"), ("short-unix", "haproxy"), 0.85),
-    Goal { ours: ("open", "railgate"), theirs: ("open", "bare-hyper"), at_most: 1.05, is_latency: true },
+    latency(|figures| figures.p50_us, ", median latency", 1.05),
+    latency(|figures| figures.p99_us, ", 99th percentile of latency", 1.10),
     cpu(("pass", "railgate"), ("pass", "nginx"), 1.0),
     cpu(("pass64", "railgate"), ("pass64", "nginx"), 0.9),
     cpu(("pass64", "railgate"), ("pass64", "haproxy"), 0.8),
@@ -54,12 +60,24 @@ pub(crate) fn ratio(
     median(ratios)
 }
 
+/// The ratio of the least disturbed rounds of both: what disturbs a machine only adds to a figure.
+fn least_ratio(results: &Results, goal: &Goal) -> Option<f64> {
+    let least = |(scenario, peer): ResultKey| {
+        let figures = results.of(scenario, peer).map(|(_, figures)| (goal.figure)(figures));
+        figures.min_by(f64::total_cmp).filter(|least| *least > 0.0)
+    };
+    Some(least(goal.ours)? / least(goal.theirs)?)
+}
+
 pub(crate) fn write(out: &mut fmt::Formatter<'_>, results: &Results) -> fmt::Result {
-    out.write_str("\n### Goals\n\n| case | ratio | goal | met |\n|---|--:|--:|---|\n")?;
+    out.write_str(
+        "\n### Goals\n\nThe least disturbed round of each peer counts; the median ratio of the rounds is beside it.\n\n\
+         | case | ratio | median | goal | met |\n|---|--:|--:|--:|---|\n",
+    )?;
     for goal in &GOALS {
-        let figure = if goal.is_latency { |f: &Figures| f.p50_us } else { |f: &Figures| f.cpu_us };
-        let ratio = ratio(results, goal.ours, goal.theirs, figure);
-        let met = match ratio {
+        let median = ratio(results, goal.ours, goal.theirs, goal.figure);
+        let least = least_ratio(results, goal);
+        let met = match least {
             None => "not measured",
             Some(ratio) if ratio <= goal.at_most => "yes",
             Some(_) => "**no**",
@@ -68,10 +86,8 @@ pub(crate) fn write(out: &mut fmt::Formatter<'_>, results: &Results) -> fmt::Res
         if goal.ours.0 != goal.theirs.0 {
             write!(case, " in {}", goal.theirs.0)?;
         }
-        if goal.is_latency {
-            case.push_str(", median latency");
-        }
-        writeln!(out, "| {case} | {} | ≤ {:.2} | {met} |", cell(ratio, 3), goal.at_most)?;
+        let (least, median) = (cell(least, 3), cell(median, 3));
+        writeln!(out, "| {case}{} | {least} | {median} | ≤ {:.2} | {met} |", goal.what, goal.at_most)?;
     }
     Ok(())
 }
