@@ -153,3 +153,6 @@ impl Publisher {
         self.add(connection, number, message).await.map(|_| ())
     }
 }
+
+#[cfg(test)]
+mod tests;

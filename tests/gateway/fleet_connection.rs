@@ -190,6 +190,29 @@ async fn a_refusal_leaves_the_connection_usable() {
     connection.add(BUS, &message(2), 1_000).await.unwrap();
 }
 
+/// Behind the greatest ID, there is none.
+#[tokio::test]
+async fn an_entry_is_put_at_the_place_that_is_asked_for_unless_the_stream_has_had_a_greater_one() {
+    let server = Valkey::start().await;
+    let connection = open(&server.address()).await;
+    let first = connection.add(BUS, &message(1), 1_000).await.unwrap();
+    let second = first.behind(5);
+    assert_eq!(connection.add_at(BUS, second, &message(2)).await.unwrap(), second);
+    for place in [first, first.next(), second, StreamId::default()] {
+        let refused = connection.add_at(BUS, place, &message(3)).await.unwrap_err();
+        assert!(refused.is_refusal() && refused.code() == Some("ERR"), "{place}: {refused}");
+    }
+    connection.add_at(BUS, StreamId::MAX, &message(3)).await.unwrap();
+    let refused = connection.add(BUS, &message(4), 1_000).await.unwrap_err();
+    assert!(refused.is_refusal() && refused.code() == Some("ERR"), "{refused}");
+    let poll = connection.poll(BUS, StreamId::MAX, (POLL, 10)).await.unwrap();
+    assert!(poll.is_master && poll.anchor_found && poll.entries.is_empty());
+    let all = connection.range(BUS, StreamId::default(), 10).await.unwrap();
+    let numbers: Vec<_> =
+        all.iter().map(|entry| (entry.id, entry.envelope.clone().unwrap().number)).collect();
+    assert_eq!(numbers, [(first, 1), (second, 2), (StreamId::MAX, 3)]);
+}
+
 #[tokio::test]
 async fn replicas_are_waited_for_only_so_long() {
     let master = Valkey::start().await;

@@ -1,15 +1,18 @@
 //! A program that may write to Valkey, and changes the stream of a fleet. It can cause requests to Rails, and hides no
 //! purge for long.
 
+use std::time::{Duration, Instant};
+
 use railgate::fleet::FleetPhase;
-use railgate::fleet::counters::{DoubtReason, Unreadable};
+use railgate::fleet::counters::{DoubtReason, Told, Unreadable};
 use railgate::fleet::message::{Message, Origin};
 use railgate::fleet::settings::FleetSettings;
+use railgate::fleet::stream::StreamId;
 use redis::Value;
 
 use super::client::eventually;
 use super::pods::{IDENTITY, Pod, another_gateway, key, pods, settings, unix_ms, user};
-use super::valkey::Valkey;
+use super::valkey::{Valkey, ValkeySetup};
 
 fn named(valkey: &Valkey) -> FleetSettings {
     FleetSettings { identity: Some(IDENTITY.to_owned()), ..settings(valkey.address()) }
@@ -31,21 +34,32 @@ fn with_last_id(dump: &[u8], from: u64, to: u64) -> Vec<u8> {
     changed
 }
 
-/// All have read an entry of half an hour ahead; what is told from now on is put below it, where no reader gets. Its
-/// anchor is where it was, and so is the server.
-async fn lower_last_id(valkey: &Valkey, bus: &str, pods: &[Pod]) {
-    let (now, ahead) = (unix_ms(), unix_ms() + 1_800_000);
-    valkey.command(&["XADD", bus, &format!("{ahead}-0"), "x", "1"]).await;
+/// All have read an entry at `ahead`; what is told from now on is put below it, where no reader gets. Its anchor is where it
+/// was, and so is the server.
+async fn lower_last_id(valkey: &Valkey, bus: &str, pods: &[Pod], ahead: StreamId) {
+    valkey.command(&["XADD", bus, &ahead.to_string(), "x", "1"]).await;
     for pod in pods {
         eventually("the entry to be read", async || {
             (pod.counters().unreadable.get(Unreadable::Fields) > 0).then_some(())
         })
         .await;
     }
-    let Value::BulkString(dump) = valkey.command(&["DUMP", bus]).await else { panic!("no stream") };
-    let mut restore = redis::cmd("RESTORE");
-    restore.arg(bus).arg(0).arg(with_last_id(&dump, ahead, now)).arg("REPLACE");
-    let () = restore.query_async(&mut valkey.client().await.unwrap()).await.unwrap();
+    // A gateway may say hello in between.
+    eventually("the stream to be restored", async || {
+        let mut client = valkey.client().await.unwrap();
+        let () = redis::cmd("WATCH").arg(bus).query_async(&mut client).await.unwrap();
+        let dump: Vec<u8> = redis::cmd("DUMP").arg(bus).query_async(&mut client).await.unwrap();
+        let mut restore = redis::pipe();
+        restore.atomic().cmd("RESTORE").arg(bus).arg(0);
+        restore.arg(with_last_id(&dump, ahead.milliseconds, unix_ms())).arg("REPLACE");
+        let restored: Value = restore.query_async(&mut client).await.unwrap();
+        (restored != Value::Nil).then_some(())
+    })
+    .await;
+}
+
+fn in_half_an_hour() -> StreamId {
+    StreamId::from_milliseconds(unix_ms() + 1_800_000)
 }
 
 /// Neither the anchor nor the identity of the server tells of it, and the next hello of each is hidden as well.
@@ -54,7 +68,7 @@ async fn a_purge_that_is_put_where_no_reader_gets_is_noticed_and_heard() {
     let valkey = Valkey::start().await;
     let (_rails, pods) = pods::<3>(|_| named(&valkey)).await;
     let (_, bus) = another_gateway();
-    lower_last_id(&valkey, &bus, &pods).await;
+    lower_last_id(&valkey, &bus, &pods, in_half_an_hour()).await;
     let [one, two, three] = &pods;
     assert!(three.send(&key()).await.is_hit());
     one.purge_until_told().await;
@@ -70,6 +84,65 @@ async fn a_purge_that_is_put_where_no_reader_gets_is_noticed_and_heard() {
     two.purge_until_told().await;
     one.wait_until_heard(heard + 1).await;
     assert_eq!((two.all_doubts(), three.all_doubts()), (0, 0));
+}
+
+/// There is no place above the greatest ID where a reader would get. Where that entry stays the last one, as where each has a node of
+/// its own, who has something to tell trusts nothing until an operator has removed the stream.
+#[tokio::test]
+async fn what_is_put_below_the_greatest_id_is_doubted_again_and_again_with_pauses() {
+    const DOUBTS: u64 = 5;
+    let valkey = ValkeySetup::default().option("stream-node-max-entries", "1").start().await;
+    let (_rails, pods) = pods::<2>(|_| named(&valkey)).await;
+    let (_, bus) = another_gateway();
+    lower_last_id(&valkey, &bus, &pods, StreamId::MAX).await;
+    let [one, two] = &pods;
+    let begin = Instant::now();
+    assert_eq!(one.purge_key().await, "queued");
+    for _ in 0..DOUBTS {
+        // Each answer that it asks for is kept, until the next doubt.
+        eventually("another doubt", async || (!one.send(&user()).await.is_hit()).then_some(())).await;
+    }
+    assert!(one.doubts(DoubtReason::Anchor) >= DOUBTS);
+    // The first connection may be replaced at once, each other one after at least 50 ms.
+    let shortest = Duration::from_millis(50) * u32::try_from(DOUBTS - 1).unwrap();
+    assert!(begin.elapsed() >= shortest, "{:?}", begin.elapsed());
+    assert_eq!((two.heard(), one.counters().told.get(Told::Told)), (0, 0));
+    valkey.command(&["DEL", &bus]).await;
+    two.wait_until_heard(1).await;
+    two.wait_until_dropped().await;
+    one.wait_for(FleetPhase::Following).await;
+    one.purge_until_told().await;
+    two.wait_until_heard(2).await;
+}
+
+/// Where Valkey takes what is put below the greatest ID for its last entry, who has something to tell hears what comes next. While
+/// both are in one node of the stream, Valkey does not find what it has, so that all is doubted and told again; a node has a hundred
+/// entries.
+#[tokio::test]
+async fn who_has_read_the_greatest_id_follows_below_it_once_a_node_is_full() {
+    let valkey = Valkey::start().await;
+    let (_rails, pods) = pods::<2>(|_| named(&valkey)).await;
+    let (_, bus) = another_gateway();
+    lower_last_id(&valkey, &bus, &pods, StreamId::MAX).await;
+    for pod in &pods {
+        pod.purge_until_told().await;
+        pod.wait_for_doubt(DoubtReason::Anchor).await;
+    }
+    let [one, two] = &pods;
+    eventually("nothing to be doubted any more", async || {
+        let doubts = [one, two].map(Pod::all_doubts);
+        for (teller, other) in [(one, two), (two, one)] {
+            other.send(&user()).await;
+            let heard = other.heard();
+            teller.purge_until_told().await;
+            other.wait_until_heard(heard + 1).await;
+            other.wait_until_dropped().await;
+            other.wait_until_all_is_heard().await;
+        }
+        (doubts == [one, two].map(Pod::all_doubts)).then_some(())
+    })
+    .await;
+    assert!(one.send(&user()).await.is_hit() && two.send(&user()).await.is_hit());
 }
 
 /// As if it had ended without a word, or all that it says were removed. Its last hello, written down again, is as old as it
