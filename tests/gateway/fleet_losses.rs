@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use railgate::fleet::FleetPhase;
-use railgate::fleet::counters::{DoubtReason, Unreadable};
+use railgate::fleet::counters::{ConnectionEvent, DoubtReason, Unreadable};
 use railgate::fleet::settings::FleetSettings;
 use redis::Value;
 
@@ -170,7 +170,7 @@ async fn a_server_that_was_restarted_without_its_data_is_doubted_and_told_again(
 
 /// In the middle, a message tells of it; at the end, nothing comes that could.
 #[tokio::test]
-async fn a_message_that_somebody_removes_is_missed() {
+async fn a_message_that_is_removed_is_missed() {
     let valkey = Valkey::start().await;
     let proxy = Proxy::start(&valkey).await;
     let address = |index| if index == 1 { proxy.address() } else { valkey.address() };
@@ -188,6 +188,75 @@ async fn a_message_that_somebody_removes_is_missed() {
     proxy.resume();
     two.wait_for_doubt(DoubtReason::Counter).await;
     assert_eq!(one.all_doubts(), 0);
+}
+
+/// All that it has said is trimmed when the other begins: that one knows nothing of it, and misses nothing of what it tells from
+/// then on.
+#[tokio::test]
+async fn what_is_told_by_a_gateway_that_was_never_heard_is_heard_and_missed_as_by_any_other() {
+    let valkey = Valkey::start().await;
+    let proxy = Proxy::start(&valkey).await;
+    let rails = FakeRails::listen_tcp().await;
+    let one = Pod::start(&rails, settings(valkey.address())).await;
+    for _ in 0..3 {
+        assert_eq!(one.purge_key().await, "told");
+    }
+    let bus = bus(&valkey).await;
+    valkey.command(&["XADD", &bus, "*", "x", "1"]).await;
+    eventually("the entry to be read", async || {
+        (one.counters().unreadable.get(Unreadable::Fields) > 0).then_some(())
+    })
+    .await;
+    let Value::Int(removed) = valkey.command(&["XTRIM", &bus, "MAXLEN", "1"]).await else {
+        panic!("no count")
+    };
+    assert!(removed >= 4, "a hello and three purges: {removed}");
+    let two = Pod::start(&rails, settings(proxy.address())).await;
+    assert_eq!(two.gateway.fleet.state().unwrap().members, []);
+    two.warm().await;
+    one.purge_until_told().await;
+    two.wait_until_heard(1).await;
+    two.wait_until_dropped().await;
+    assert!(two.send(&user()).await.is_hit());
+    assert_eq!((two.heard(), two.all_doubts()), (1, 0), "what was told before its start is not missed");
+
+    proxy.stall();
+    assert_eq!(one.purge_key().await, "told");
+    let (milliseconds, sequence) = last_id(&valkey, &bus).await;
+    assert_eq!(one.purge_key().await, "told");
+    one.wait_until_all_is_heard().await;
+    valkey.command(&["XDEL", &bus, &format!("{milliseconds}-{sequence}")]).await;
+    proxy.cut();
+    proxy.resume();
+    two.wait_for_doubt(DoubtReason::Counter).await;
+    assert!(!two.send(&user()).await.is_hit());
+    assert_eq!(one.all_doubts(), 0);
+}
+
+/// No other gateway can know of it, and Valkey has taken it. It does not come back to the one that has told it.
+#[tokio::test]
+async fn a_purge_that_is_removed_before_any_gateway_has_read_it_is_told_again() {
+    let valkey = Valkey::start().await;
+    let never_alone = FleetSettings { alone_after: Duration::from_secs(3_600), ..settings(valkey.address()) };
+    let (_rails, [one, two]) = pods(|_| never_alone.clone()).await;
+    let bus = bus(&valkey).await;
+    let lost = |pod: &Pod| pod.counters().connections.get(ConnectionEvent::Lost);
+    let before = [&one, &two].map(lost);
+    valkey.command(&["ACL", "SETUSER", "default", "-xread"]).await;
+    eventually("both readers to be refused", async || {
+        (lost(&one) > before[0] && lost(&two) > before[1]).then_some(())
+    })
+    .await;
+    assert_eq!(one.purge_key().await, "told");
+    let (milliseconds, sequence) = last_id(&valkey, &bus).await;
+    let removed = valkey.command(&["XDEL", &bus, &format!("{milliseconds}-{sequence}")]).await;
+    assert_eq!(removed, Value::Int(1));
+    valkey.command(&["ACL", "SETUSER", "default", "+xread"]).await;
+    two.wait_until_heard(1).await;
+    two.wait_until_dropped().await;
+    assert!(two.send(&user()).await.is_hit(), "what was not purged is kept");
+    assert_eq!((one.doubts(DoubtReason::Anchor), one.counters().again.load(Ordering::SeqCst)), (1, 1));
+    assert_eq!((one.all_doubts(), two.all_doubts()), (1, 0));
 }
 
 /// Behind a virtual address, new connections lead to the new server, and the old one still answers. Managed services do not
@@ -213,7 +282,7 @@ async fn a_reader_that_is_left_at_another_server_than_the_publisher_follows_it()
 /// A writer can keep what is told from being heard for a moment, and make gateways doubt. Nothing that is
 /// wrong is ever given.
 #[tokio::test]
-async fn entries_of_somebody_else_are_counted_and_change_nothing() {
+async fn entries_of_another_program_are_counted_and_change_nothing() {
     let valkey = Valkey::start().await;
     let (_rails, [one, two]) = pods(|_| settings(valkey.address())).await;
     let bus = bus(&valkey).await;
