@@ -1,15 +1,18 @@
 //! What one gateway of a fleet drops is dropped by all, whatever happens to connections and gateways.
 
+use std::cell::Cell;
 use std::time::Duration;
 
+use railgate::cache::purge::{PurgeMode, Selector};
 use railgate::fleet::FleetPhase;
 use railgate::fleet::counters::DoubtReason;
+use railgate::fleet::message::{Message, Purge};
 use railgate::fleet::settings::FleetSettings;
 use serde_json::json;
 
 use super::client::{Request, eventually};
 use super::fake_rails::{FakeRails, Latch, ROOT_KEY, Reply, gitlab};
-use super::pods::{Pod, delete_key, deletion, key, pods, settings, user};
+use super::pods::{IDENTITY, Pod, another_gateway, delete_key, deletion, key, pods, settings, user};
 use super::valkey::{Proxy, Valkey, ValkeySetup};
 
 #[tokio::test]
@@ -192,6 +195,52 @@ async fn a_gateway_is_alone_until_all_of_a_long_absence_is_heard_and_dropped() {
     assert_eq!(two.all_doubts(), 0);
 }
 
+/// They are heard faster than they are dropped.
+#[tokio::test]
+async fn more_purges_than_can_wait_are_doubted_together_and_later_ones_are_dropped_as_before() {
+    let valkey = Valkey::start().await;
+    let named = FleetSettings { identity: Some(IDENTITY.to_owned()), ..settings(valkey.address()) };
+    let (_rails, [pod]) = pods(|_| named.clone()).await;
+    let (seal, bus) = another_gateway();
+    let unhurried = redis::AsyncConnectionConfig::new().set_response_timeout(None);
+    let client = redis::Client::open(valkey.url()).unwrap();
+    let client = client.get_multiplexed_async_connection_with_config(&unhurried).await.unwrap();
+    let told = Cell::new(0);
+    let tell = async |count, selector: fn(u64) -> Selector| {
+        let mut add = redis::pipe();
+        for number in told.get() + 1..=told.get() + count {
+            // Soft and hard ones do not share a look through what is kept.
+            let mode = if number % 2 == 0 { PurgeMode::Soft } else { PurgeMode::Hard };
+            let purge = Purge::new(&[selector(number)], mode, Duration::ZERO, Duration::ZERO);
+            let envelope = seal.seal(number, &Message::Purge(purge)).unwrap();
+            let command = add.cmd("XADD").arg(&bus).arg("*");
+            command.arg("p").arg(&envelope.publisher).arg("n").arg(number).arg("x").arg(&envelope.sealed);
+            command.ignore();
+        }
+        let () = add.query_async(&mut client.clone()).await.unwrap();
+        told.set(told.get() + count);
+    };
+    let unknown = |number| Selector::Username(format!("user-{number}"));
+    tell(100, unknown).await;
+    pod.wait_until_heard(100).await;
+    assert!(pod.send(&key()).await.is_hit() && pod.send(&user()).await.is_hit());
+    assert_eq!(pod.all_doubts(), 0);
+
+    tell(12_000, unknown).await;
+    pod.wait_for_doubt(DoubtReason::Overflow).await;
+    assert!(!pod.send(&user()).await.is_hit());
+    eventually("answers to be kept again", async || {
+        let [key, user] = [pod.send(&key()).await, pod.send(&user()).await];
+        (key.is_hit() && user.is_hit()).then_some(())
+    })
+    .await;
+    assert!(pod.heard() < 10_000, "{} of {} were dropped", pod.heard(), told.get());
+    tell(1, |_| Selector::KeyId(1)).await;
+    pod.wait_until_dropped().await;
+    assert!(pod.send(&user()).await.is_hit());
+    assert_eq!(pod.doubts(DoubtReason::Overflow), pod.all_doubts());
+}
+
 /// Whatever is asked for before the purge and comes after it was true before it.
 #[tokio::test]
 async fn an_answer_on_its_way_is_not_kept() {
@@ -236,9 +285,9 @@ async fn two_fleets_on_one_valkey_do_not_hear_each_other() {
     assert_eq!(one.purge(json!({"username": "rubi"})).await["fleet"], "told");
     let [own, others] = [&one, &other].map(|pod| pod.gateway.fleet.state().unwrap());
     assert_ne!(own.fleet, others.fleet);
-    // It has polled since.
-    other.purge_until_told().await;
-    assert!(one.send(&user()).await.is_hit() || !other.send(&user()).await.status.eq(&500));
+    other.wait_until_all_is_heard().await;
+    assert!(!one.send(&key()).await.is_hit());
+    assert!(other.send(&key()).await.is_hit() && other.send(&user()).await.is_hit());
     assert_eq!((one.heard(), other.heard(), one.all_doubts(), other.all_doubts()), (0, 0, 0, 0));
     assert_eq!((own.members, others.members), (vec![], vec![]));
     // Nothing of it can be read.
