@@ -9,8 +9,8 @@ use railgate::fleet::settings::{FleetSettings, ValkeyCredential, ValkeyServers};
 use serde_json::json;
 
 use super::client::eventually;
-use super::pods::{Pod, key, pods, settings, user};
-use super::valkey::{MASTER, Proxy, Sentinels, Valkey, ValkeySetup};
+use super::pods::{IDENTITY, Pod, another_gateway, key, pods, settings, user};
+use super::valkey::{MASTER, Proxy, Sentinels, Valkey, ValkeySetup, cluster};
 
 /// What is told waits and the teller says so, while it still hears the others: a gateway that only looks at what it hears
 /// would believe that all is well.
@@ -169,6 +169,31 @@ async fn a_master_that_the_sentinels_have_replaced_is_left_though_it_answers() {
     one.purge_until_told().await;
     two.wait_until_heard(heard + 1).await;
     assert_eq!(old.kill_clients("railgate").await, 0);
+}
+
+/// The data go along, and so does what is told meanwhile; but another server may have lost what it had taken last.
+#[tokio::test]
+async fn a_stream_whose_slot_moves_to_another_node_is_doubted_and_followed() {
+    let (_, bus) = another_gateway();
+    let [owner, other] = cluster(&bus).await;
+    let named = FleetSettings { identity: Some(IDENTITY.to_owned()), ..settings(owner.address()) };
+    let (_rails, [one, two]) = pods(|_| named.clone()).await;
+    assert_eq!(one.purge_key().await, "told");
+    two.wait_until_heard(1).await;
+    two.warm().await;
+    owner.move_slot_of(&bus, &other).await;
+    for pod in [&one, &two] {
+        pod.wait_for_doubt(DoubtReason::Server).await;
+        pod.wait_until_all_is_heard().await;
+        assert!(!pod.send(&user()).await.is_hit());
+    }
+    other.wait_for_clients("railgate-publisher", 2).await;
+    two.warm().await;
+    one.purge_until_told().await;
+    two.wait_until_heard(2).await;
+    two.wait_until_dropped().await;
+    assert!(two.send(&user()).await.is_hit());
+    assert_eq!((one.counters().again.load(Ordering::SeqCst), one.all_doubts(), two.all_doubts()), (0, 1, 1));
 }
 
 /// A flapping server is no reason to run in circles.

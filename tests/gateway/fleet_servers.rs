@@ -10,11 +10,10 @@ use railgate::fleet::server::Servers;
 use railgate::fleet::settings::{FleetSettings, ValkeyCredential, ValkeyServers};
 use railgate::fleet::stream::Envelope;
 use railgate::upstream::UpstreamAddress;
-use redis::Value;
 
 use super::client::{eventually, within_deadline};
 use super::harness::Scratch;
-use super::valkey::{MASTER, Sentinels, Valkey, ValkeySetup};
+use super::valkey::{MASTER, Sentinels, Valkey, ValkeySetup, cluster};
 
 const BUS: &str = "railgate:{0011223344556677}:bus";
 
@@ -146,22 +145,8 @@ async fn sentinels_and_servers_have_users_of_their_own_with_few_permissions() {
 
 #[tokio::test]
 async fn the_node_of_a_cluster_that_has_the_keys_is_connected_to() {
-    let nodes = [ValkeySetup::default().node().start().await, ValkeySetup::default().node().start().await];
-    nodes[0].command(&["CLUSTER", "ADDSLOTSRANGE", "0", "8191"]).await;
-    nodes[1].command(&["CLUSTER", "ADDSLOTSRANGE", "8192", "16383"]).await;
-    let ports = [nodes[1].port, nodes[1].bus_port].map(|port| port.to_string());
-    nodes[0].command(&["CLUSTER", "MEET", "127.0.0.1", &ports[0], &ports[1]]).await;
-    for node in &nodes {
-        eventually("the cluster to be complete", async || {
-            let Value::BulkString(info) = node.command(&["CLUSTER", "INFO"]).await else { panic!("no info") };
-            String::from_utf8(info).unwrap().contains("cluster_state:ok").then_some(())
-        })
-        .await;
-    }
-    let Value::Int(slot) = nodes[0].command(&["CLUSTER", "KEYSLOT", BUS]).await else { panic!("no slot") };
-    let (owner, other) = if slot < 8_192 { (&nodes[0], &nodes[1]) } else { (&nodes[1], &nodes[0]) };
-
-    for configured in [owner, other] {
+    let [owner, other] = cluster(BUS).await;
+    for configured in [&owner, &other] {
         let servers = servers_of(ValkeyServers::One(configured.address()));
         let opened = servers.open("test", BUS).await.unwrap();
         assert_eq!(opened.address, owner.address());
@@ -172,13 +157,10 @@ async fn the_node_of_a_cluster_that_has_the_keys_is_connected_to() {
     let servers = servers_of(ValkeyServers::One(other.address()));
     let opened = servers.open("test", BUS).await.unwrap();
     let anchor = opened.last_id.unwrap();
-    owner.command(&["DEL", BUS]).await;
-    let Value::BulkString(to) = other.command(&["CLUSTER", "MYID"]).await else { panic!("no id") };
-    let (slot, to) = (slot.to_string(), String::from_utf8(to).unwrap());
-    for node in [owner, other] {
-        node.command(&["CLUSTER", "SETSLOT", &slot, "NODE", &to]).await;
-    }
+    owner.move_slot_of(BUS, &other).await;
     let moved = opened.connection.poll(BUS, anchor, (Duration::from_millis(100), 10)).await.unwrap_err();
     assert!(matches!(&moved, ConnectionError::Moved(address) if *address == other.address()), "{moved}");
-    assert_eq!(servers.open("test", BUS).await.unwrap().address, other.address());
+    let again = servers.open("test", BUS).await.unwrap();
+    assert_eq!((again.address, again.last_id), (other.address(), Some(anchor)));
+    assert_ne!(again.identity, opened.identity);
 }

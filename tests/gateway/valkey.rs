@@ -287,6 +287,47 @@ fn free_port() -> u16 {
     }
 }
 
+/// Two nodes of a cluster, of which the first one has this key.
+pub async fn cluster(key: &str) -> [Valkey; 2] {
+    let nodes = [ValkeySetup::default().node().start().await, ValkeySetup::default().node().start().await];
+    nodes[0].command(&["CLUSTER", "ADDSLOTSRANGE", "0", "8191"]).await;
+    nodes[1].command(&["CLUSTER", "ADDSLOTSRANGE", "8192", "16383"]).await;
+    let ports = [nodes[1].port, nodes[1].bus_port].map(|port| port.to_string());
+    nodes[0].command(&["CLUSTER", "MEET", "127.0.0.1", &ports[0], &ports[1]]).await;
+    for node in &nodes {
+        eventually("the cluster to be complete", async || {
+            let Value::BulkString(info) = node.command(&["CLUSTER", "INFO"]).await else { panic!("no info") };
+            String::from_utf8(info).unwrap().contains("cluster_state:ok").then_some(())
+        })
+        .await;
+    }
+    let is_first = nodes[0].slot_of(key).await.parse::<u16>().unwrap() < 8_192;
+    let [one, other] = nodes;
+    if is_first { [one, other] } else { [other, one] }
+}
+
+impl Valkey {
+    async fn slot_of(&self, key: &str) -> String {
+        let Value::Int(slot) = self.command(&["CLUSTER", "KEYSLOT", key]).await else { panic!("no slot") };
+        slot.to_string()
+    }
+
+    /// Hands the slot of a key over to another node of its cluster, with the key if it is there.
+    pub async fn move_slot_of(&self, key: &str, to: &Self) {
+        let slot = self.slot_of(key).await;
+        let [mut from_id, mut to_id] = [const { String::new() }; 2];
+        for (node, id) in [(self, &mut from_id), (to, &mut to_id)] {
+            *id = redis::from_redis_value(node.command(&["CLUSTER", "MYID"]).await).unwrap();
+        }
+        to.command(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &from_id]).await;
+        self.command(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &to_id]).await;
+        self.command(&["MIGRATE", "127.0.0.1", &to.port.to_string(), key, "0", "5000"]).await;
+        for node in [to, self] {
+            node.command(&["CLUSTER", "SETSLOT", &slot, "NODE", &to_id]).await;
+        }
+    }
+}
+
 /// Sentinels of one master, which they call `fleet`.
 pub struct Sentinels {
     all: Vec<Valkey>,
