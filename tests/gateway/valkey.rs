@@ -2,7 +2,7 @@
 //! fall silent. All end with the test.
 
 use std::net::TcpListener as StdTcpListener;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -70,7 +70,7 @@ impl ValkeySetup {
 
     pub async fn start(self) -> Valkey {
         let dir = Scratch::new();
-        let program = server_program(&dir, "redis-server");
+        let program = server_program(&dir, "server");
         let mut server =
             Valkey { port: 0, tls_port: 0, bus_port: 0, dir, program, arguments: Vec::new(), process: None };
         let common = [
@@ -267,12 +267,20 @@ impl Drop for Valkey {
     }
 }
 
-/// The server under a name that makes it a server. Debian's package `redis-tools` has it as `redis-check-rdb`, and only
-/// the packages that would also start services have links with the other names.
-fn server_program(dir: &Scratch, name: &str) -> PathBuf {
-    let link = dir.file(name);
-    let installed = [format!("/usr/bin/{name}"), "/usr/bin/redis-check-rdb".to_owned()];
-    let found = installed.iter().find(|path| Path::new(path).exists()).expect("redis-tools is installed");
+/// Which servers are started: `redis` or `valkey`. Redis, if it is not set.
+const FAMILY: &str = "FLEET_SERVER";
+
+/// A `server` or `sentinel`, under a name that makes it one. Debian's packages `redis-tools` and `valkey-tools` have it as
+/// `redis-check-rdb` and `valkey-check-rdb`, and only the packages that would also start services have links with the other
+/// names.
+fn server_program(dir: &Scratch, role: &str) -> PathBuf {
+    let family = std::env::var(FAMILY).unwrap_or_else(|_| "redis".to_owned());
+    let link = dir.file(&format!("{family}-{role}"));
+    let names = [role, "check-rdb"].map(|name| format!("{family}-{name}"));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).flat_map(|dir| names.each_ref().map(|name| dir.join(name)));
+    let found = found.into_iter().find(|path| path.exists());
+    let found = found.unwrap_or_else(|| panic!("{family}-tools is installed"));
     std::os::unix::fs::symlink(found, &link).unwrap();
     link
 }
@@ -386,7 +394,7 @@ impl Sentinels {
 
 async fn start_sentinel(master: &Valkey, quorum: usize) -> Valkey {
     let dir = Scratch::new();
-    let program = server_program(&dir, "redis-sentinel");
+    let program = server_program(&dir, "sentinel");
     let config = dir.file("sentinel.conf");
     let text = format!(
         "dir {}\nsentinel monitor {MASTER} 127.0.0.1 {} {quorum}\nsentinel down-after-milliseconds {MASTER} 500\n\
