@@ -34,7 +34,7 @@ pub(super) struct Bus {
     /// The key of the stream.
     pub(super) stream: String,
     pub(super) seal: MessageSeal,
-    origin: Origin,
+    pub(super) origin: Origin,
     pub(super) cache: Arc<Cache>,
     pub(super) counters: Arc<FleetCounters>,
     pub(super) purger: Purger,

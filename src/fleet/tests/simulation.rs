@@ -13,6 +13,7 @@ mod gateway;
 mod plan;
 mod promise;
 mod rails;
+mod silence;
 mod tasks;
 mod valkey;
 mod world;
@@ -37,6 +38,8 @@ struct Totals {
     told: AtomicU64,
     rails_asked: AtomicU64,
     hits_of_others: AtomicU64,
+    hidden: AtomicU64,
+    silences: AtomicU64,
 }
 
 fn run(seed: u64, totals: &Totals) -> Result<(), String> {
@@ -49,6 +52,8 @@ fn run(seed: u64, totals: &Totals) -> Result<(), String> {
         (&totals.told, promise.told),
         (&totals.rails_asked, promise.rails_asked),
         (&totals.hits_of_others, promise.hits_of_others),
+        (&totals.hidden, promise.hidden),
+        (&totals.silences, world.silences()),
     ];
     for (total, count) in counts {
         total.fetch_add(count, Ordering::Relaxed);
@@ -99,9 +104,13 @@ fn two_hundred_fleets_keep_what_is_promised() {
     let totals = run_all(200);
     if variable(SEED).is_none() {
         // It is no proof if nothing was told, checked or shared.
-        for (count, least) in
-            [(&totals.told, 1_000), (&totals.checked, 20_000), (&totals.hits_of_others, 2_000)]
-        {
+        for (count, least) in [
+            (&totals.told, 1_000),
+            (&totals.checked, 20_000),
+            (&totals.hits_of_others, 2_000),
+            (&totals.hidden, 5),
+            (&totals.silences, 10),
+        ] {
             assert!(count.load(Ordering::Relaxed) > least, "{totals:?}");
         }
     }

@@ -122,7 +122,7 @@ impl World {
         }
     }
 
-    fn any_gateway(&mut self) -> usize {
+    pub(super) fn any_gateway(&mut self) -> usize {
         self.rng.usize(..self.gateways.len())
     }
 
@@ -136,6 +136,11 @@ impl World {
 
     /// Something changes in GitLab, which tells one gateway so. It was asked about just before, and is after.
     fn change(&mut self) {
+        self.change_told_to(None);
+    }
+
+    /// The same; which gateway is told may be given.
+    pub(super) fn change_told_to(&mut self, gateway: Option<usize>) {
         let question = self.any_question();
         let (row, user) = question.subjects();
         let subject = if self.rng.bool() { row.or(user) } else { user.or(row) };
@@ -145,7 +150,10 @@ impl World {
         self.after(delay, move |world| {
             let version = world.rails.change(subject, world.now);
             let delay = world.rng.u64(0..=50);
-            world.after(delay, move |world| world.hook((subject, version)));
+            world.after(delay, move |world| match gateway {
+                Some(gateway) => world.hook_at(gateway, (subject, version)),
+                None => world.hook((subject, version)),
+            });
             world.ask_around(subject, FRESH / 10);
         });
     }
@@ -317,7 +325,7 @@ impl World {
         }
     }
 
-    fn any_duration(&mut self) -> u64 {
+    pub(super) fn any_duration(&mut self) -> u64 {
         match self.rng.u8(..) % 4 {
             0 => self.rng.u64(10..=450),
             1 => self.rng.u64(450..=2_500),
@@ -327,7 +335,7 @@ impl World {
     }
 
     /// The gateway does not reach Valkey for so long.
-    fn fail(&mut self, gateway: usize, duration: u64) {
+    pub(super) fn fail(&mut self, gateway: usize, duration: u64) {
         let until = self.now + duration;
         let gateway = &mut self.gateways[gateway];
         gateway.reaches_from = gateway.reaches_from.max(until);

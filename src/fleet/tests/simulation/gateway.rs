@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::plan::ms;
-use super::promise::{FRESH, REVALIDATE};
+use super::promise::REVALIDATE;
 use super::rails::Question;
 use super::valkey::{Connection, EPOCH_MS, Opened};
 use super::world::{Action, World};
@@ -83,9 +83,9 @@ pub(super) struct Process {
 }
 
 impl Process {
-    fn new(world: &World, clock: Clock, cache: Option<Arc<Cache>>) -> Self {
+    fn new(world: &World, gateway: usize, clock: Clock, cache: Option<Arc<Cache>>) -> Self {
         let lifetime = Lifetime {
-            ttl: Duration::from_millis(FRESH),
+            ttl: Duration::from_millis(world.plan.fresh),
             stale_while_revalidate: Duration::from_millis(REVALIDATE),
             ..Lifetimes::default().discover
         };
@@ -97,7 +97,8 @@ impl Process {
             .shared
             .map(|shared| Arc::new(SharedAnswers::new((shared, fleet.alone_after), keys, &cache).unwrap()));
         let seal = MessageSeal::new(keys).unwrap();
-        let bus = Bus::new((fleet, clock.clone()), (keys.bus(), seal), Arc::clone(&cache), shared);
+        let mut bus = Bus::new((fleet, clock.clone()), (keys.bus(), seal), Arc::clone(&cache), shared);
+        bus.origin.host = format!("gateway-{gateway}");
         let bus = Arc::new(bus);
         bus.join();
         Self {
@@ -136,9 +137,9 @@ impl Gateway {
 impl World {
     pub(super) fn add_gateway(&mut self) {
         let clock = ManualClock::at(i64::try_from(EPOCH_MS / 1_000).unwrap());
-        let process = Process::new(self, Clock::Manual(clock.clone()), None);
-        let shown = 0;
         let gateway = self.gateways.len();
+        let process = Process::new(self, gateway, Clock::Manual(clock.clone()), None);
+        let shown = 0;
         self.gateways.push(Gateway {
             life: 0,
             clock,
@@ -173,7 +174,7 @@ impl World {
     pub(super) fn start(&mut self, gateway: usize, keeps_answers: bool) {
         let process = self.gateway(gateway);
         let (clock, cache) = (process.clock.clone(), Arc::clone(&process.cache));
-        let process = Process::new(self, clock, keeps_answers.then_some(cache));
+        let process = Process::new(self, gateway, clock, keeps_answers.then_some(cache));
         let (life, now, master) = (self.next_number(), self.now, self.master);
         let started = &mut self.gateways[gateway];
         started.process = process;

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::promise::FRESH;
+use crate::fleet::members::MAX_SILENCE;
 use crate::fleet::settings::{FleetSettings, SharedSettings};
 use crate::upstream::UpstreamAddress;
 
@@ -11,6 +13,9 @@ pub(super) const QUESTIONS: u64 = 10_000_000;
 
 /// One seed in so many has the largest fleet.
 const LARGEST_EVERY: u64 = 200;
+
+/// One seed in so many runs for so long that a gateway which is heard no more is doubted.
+const SILENCE_EVERY: u64 = 50;
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -36,6 +41,10 @@ pub(super) struct Plan {
     pub(super) has_clock_errors: bool,
     /// Whether they are set, by more than that.
     pub(super) has_clock_steps: bool,
+    /// How old an answer may be, in milliseconds, and still be fresh, if no purge comes.
+    pub(super) fresh: u64,
+    /// Whether one gateway is not heard any more.
+    pub(super) has_silence: bool,
 }
 
 impl Plan {
@@ -55,7 +64,7 @@ impl Plan {
         let questions = (0..rng.u64(5..=40)).map(|_| rng.u64(..QUESTIONS));
         let often_asked =
             questions.map(|number| if number.is_multiple_of(3) { number } else { number & !3 }).collect();
-        Self {
+        let plan = Self {
             gateways: if is_largest { 500 } else { rng.usize(3..=most) },
             duration: if is_largest { 12_000 } else { rng.u64(20_000..=50_000) },
             start: if is_largest { 40 } else { 2_000 },
@@ -69,6 +78,25 @@ impl Plan {
             rails_latency: rng.u64(2..=60),
             has_clock_errors: rng.bool(),
             has_clock_steps,
+            fresh: FRESH,
+            has_silence: false,
+        };
+        if seed % SILENCE_EVERY == SILENCE_EVERY / 2 { plan.with_silence() } else { plan }
+    }
+
+    /// The same for a fleet that is small and calm but for that, and keeps answers for so long that only a doubt ends them.
+    fn with_silence(self) -> Self {
+        Self {
+            gateways: self.gateways.min(5),
+            duration: 250_000,
+            requests: 100,
+            changes: 4,
+            faults: 0,
+            settle: 0,
+            has_clock_steps: false,
+            fresh: 600_000,
+            has_silence: true,
+            ..self
         }
     }
 
@@ -76,6 +104,13 @@ impl Plan {
     /// with what a new connection and a look through the entries take here.
     pub(super) fn heard_within(&self) -> u64 {
         ms(self.settings.poll) + 500 + 120
+    }
+
+    /// How long a purge is hidden from one that reaches Valkey and knows the gateway which tells it. It is looked for silent ones
+    /// once a second.
+    pub(super) fn hidden_within(&self) -> u64 {
+        let clocks = if self.has_clock_errors { 1_000 } else { 0 };
+        ms(MAX_SILENCE) + 1_000 + clocks + self.heard_within()
     }
 
     /// The same for one that does not reach it.

@@ -11,9 +11,12 @@ use super::world::World;
 use crate::fleet::counters::Told;
 use crate::fleet::ticket::Ticket;
 
-/// How old an answer may be, in milliseconds, if no purge comes: fresh, and while Rails is asked again.
+/// How old an answer may be in most fleets, in milliseconds, if no purge comes: fresh, and while Rails is asked again.
 pub(super) const FRESH: u64 = 20_000;
 pub(super) const REVALIDATE: u64 = 10_000;
+
+/// How long who was alone waits until it takes another one for silent.
+const RETURN: u64 = 10_000;
 
 /// How long a question of a calm fleet is Rails' own: what was asked before a purge, or so long after it, is not shared,
 /// since clocks differ.
@@ -37,6 +40,7 @@ pub(super) struct Promise {
     pub(super) rails_asked: u64,
     pub(super) hits_of_others: u64,
     pub(super) told: u64,
+    pub(super) hidden: u64,
 }
 
 struct Purged {
@@ -45,6 +49,8 @@ struct Purged {
     gateway: usize,
     ticket: Option<Ticket>,
     told_at: Option<u64>,
+    /// It was told, and removed before any other gateway has read it.
+    is_hidden: bool,
 }
 
 /// The last time that Rails was asked.
@@ -63,13 +69,14 @@ impl World {
     /// A purge was accepted. It is about a change after which its subject has this version.
     pub(super) fn accepted(&mut self, gateway: usize, (subject, version): (Subject, usize), ticket: Ticket) {
         let (accepted_at, ticket) = (self.now, Some(ticket));
-        let purged = Purged { version, accepted_at, gateway, ticket, told_at: None };
+        let purged = Purged { version, accepted_at, gateway, ticket, told_at: None, is_hidden: false };
         self.promise.purges.entry(subject).or_default().push(purged);
     }
 
     /// The callers of a gateway learn what has become of their purges.
     pub(super) fn learn_outcomes(&mut self, gateway: usize, is_at_master: bool) {
         let (mut told, now) = (Vec::new(), self.now);
+        let is_hidden = self.hidden == Some(self.gateways[gateway].process.bus.seal.publisher());
         for (subject, purges) in &mut self.promise.purges {
             for purged in purges.iter_mut().filter(|purged| purged.gateway == gateway) {
                 let outcome = purged.ticket.as_mut().and_then(Ticket::outcome_now);
@@ -77,7 +84,7 @@ impl World {
                     purged.ticket = None;
                 }
                 if matches!(outcome, Some(Told::Told)) && is_at_master {
-                    purged.told_at = Some(now);
+                    (purged.told_at, purged.is_hidden) = (Some(now), is_hidden);
                     told.push(*subject);
                 }
             }
@@ -85,8 +92,11 @@ impl World {
         let heard_within = self.plan.heard_within() + self.lag();
         for subject in told {
             self.promise.told += 1;
+            self.promise.hidden += u64::from(is_hidden);
             let alone_within = self.plan.alone_within() + self.lag();
-            for delay in [heard_within, heard_within + RECOVERY, heard_within + 2 * RECOVERY, alone_within] {
+            let heard = [heard_within, heard_within + RECOVERY, heard_within + 2 * RECOVERY, alone_within];
+            let hidden = [0, 2_000, 4_000, RETURN].map(|delay| self.plan.hidden_within() + delay);
+            for delay in if is_hidden { hidden } else { heard } {
                 self.after(delay + 1, move |world| world.look_everywhere(subject));
             }
         }
@@ -110,13 +120,17 @@ impl World {
 
     /// The version that an answer of this gateway has to have by now, and why.
     fn required(&self, gateway: usize, subject: Subject, at: u64) -> Option<(usize, String)> {
-        let (lag, reaches_from) = (self.lag(), self.gateways[gateway].reaches_from);
+        let (lag, plan, reaches_from) = (self.lag(), &self.plan, self.gateways[gateway].reaches_from);
         let purges = self.promise.purges.get(&subject)?.iter();
         let due = purges.filter_map(|purged| {
             let told_at = purged.told_at?;
-            let heard = told_at.max(reaches_from).saturating_add(self.plan.heard_within());
-            let forgotten = told_at + self.plan.alone_within();
-            (at > heard.min(forgotten) + lag).then(|| {
+            let due = if purged.is_hidden {
+                (told_at + plan.hidden_within()).max(reaches_from + RETURN + plan.heard_within())
+            } else {
+                let heard = told_at.max(reaches_from).saturating_add(plan.heard_within());
+                heard.min(told_at + plan.alone_within())
+            };
+            (at > due + lag).then(|| {
                 let why = format!(
                     "accepted by {} at {}, told at {told_at}, reached from {reaches_from}",
                     purged.gateway, purged.accepted_at
@@ -156,10 +170,10 @@ impl World {
 
     /// Whether it is older than any answer may be, purged or not.
     fn age_of(&self, question: Question, versions: Versions, at: u64) -> Option<String> {
-        let oldest = at.checked_sub(FRESH + REVALIDATE + self.plan.settle + 3_000)?;
+        let oldest = at.checked_sub(self.plan.fresh + REVALIDATE + self.plan.settle + 3_000)?;
         let required = self.rails.versions(question, oldest);
         let is_old = !self.plan.has_clock_steps && versions < required;
-        is_old.then(|| format!("it is older than {FRESH} and {REVALIDATE} ms"))
+        is_old.then(|| format!("it is older than {} and {REVALIDATE} ms", self.plan.fresh))
     }
 
     /// Something happens from which the fleet needs some time to recover.

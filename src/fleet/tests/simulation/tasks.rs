@@ -273,7 +273,13 @@ impl World {
         node: usize,
         (id, envelope): (Option<StreamId>, Envelope),
     ) -> Result<StreamId, ConnectionError> {
+        let publisher = envelope.publisher;
         let added = self.nodes[node].add(self.now, (id, envelope));
+        if let Ok(id) = added
+            && self.hidden == Some(publisher)
+        {
+            self.nodes[node].remove_entry(id);
+        }
         self.wake_blocked(node);
         let refused = |code: &str| ConnectionError::Refused {
             command: "XADD",

@@ -156,6 +156,10 @@ impl Node {
         Some(id)
     }
 
+    pub(super) fn remove_entry(&mut self, id: StreamId) {
+        self.stream.retain(|(_, entry)| entry.id != id);
+    }
+
     /// What is added from now on is put below the last entry.
     pub(super) fn lower_last_id(&mut self, now: u64) {
         self.last_id = StreamId::from_milliseconds(EPOCH_MS + now);

@@ -9,6 +9,7 @@ use super::promise::Promise;
 use super::rails::Rails;
 use super::valkey::Node;
 use crate::fleet::keys::FleetKeys;
+use crate::fleet::message::Publisher;
 use crate::secret::ShellSecret;
 
 /// What happens at one time.
@@ -28,6 +29,8 @@ pub(super) struct World {
     pub(super) promise: Promise,
     /// Something was lost that some gateways had not read.
     pub(super) has_lost_unread: bool,
+    /// All that this process says is removed before any gateway reads it.
+    pub(super) hidden: Option<Publisher>,
     pub(super) events: u64,
     queue: BinaryHeap<Reverse<Event>>,
     last_number: u64,
@@ -59,6 +62,7 @@ impl World {
             rails: Rails::default(),
             promise: Promise::default(),
             has_lost_unread: false,
+            hidden: None,
             events: 0,
             queue: BinaryHeap::new(),
             last_number: 0,
@@ -68,6 +72,7 @@ impl World {
         }
         world.plan_requests();
         world.plan_faults();
+        world.plan_silence();
         world
     }
 
