@@ -8,7 +8,6 @@ mod error;
 mod reply;
 mod socket;
 
-use std::path::Path;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
@@ -48,10 +47,7 @@ impl Connection {
         tls: Option<&FleetTls>,
         name: &str,
     ) -> Result<Self, ConnectionError> {
-        let password = match &credential.password_file {
-            Some(file) => Some(read_password(file).await?),
-            None => None,
-        };
+        let password = read_password(credential).await?;
         let failed = |error| ConnectionError::Connect(address.clone(), error);
         let (socket, allowance) = socket::open(address, tls, DEADLINE).await.map_err(failed)?;
         // Without a credential, nothing is sent yet.
@@ -231,8 +227,7 @@ impl Connection {
         let mut found = Vec::with_capacity(ids.len());
         for ids in ids.chunks(IDS_AT_A_TIME) {
             let mut pipeline = Pipeline::new();
-            for id in ids {
-                let id = id.to_string();
+            for id in ids.iter().map(StreamId::to_string) {
                 pipeline.cmd("XRANGE").arg(stream).arg(&id).arg(&id);
             }
             for value in self.send_all("XRANGE", &pipeline, DEADLINE).await? {
@@ -344,10 +339,12 @@ fn set(key: &str, value: &[u8], ttl: Duration) -> Cmd {
 }
 
 /// A file system may take its time, or hang.
-async fn read_password(file: &Path) -> Result<Password, ConnectionError> {
-    let of_task = file.to_owned();
+async fn read_password(credential: &ValkeyCredential) -> Result<Option<Password>, ConnectionError> {
+    let Some(file) = credential.password_file.clone() else { return Ok(None) };
     let failed = |error: String| ConnectionError::Password(file.display().to_string(), error);
+    let of_task = file.clone();
     let reading = tokio::task::spawn_blocking(move || Password::load(&of_task));
     let read = timeout(DEADLINE, reading).await.map_err(|_| failed("was not read in time".to_owned()))?;
-    read.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.to_string()))
+    let read = read.map_err(|error| failed(error.to_string()))?;
+    read.map(Some).map_err(|error| failed(error.to_string()))
 }
