@@ -1,5 +1,6 @@
 //! What Valkey loses without a word is doubted by those who hear, and told again by those who have said it.
 
+use std::cell::Cell;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -92,6 +93,29 @@ async fn a_stream_that_is_gone_is_doubted_and_begun_anew() {
         valkey.command(&arguments).await;
         assert_doubted_and_following([&one, &two], DoubtReason::Anchor).await;
     }
+}
+
+/// The policy of a Valkey that is a cache. It removes the stream as any other key, though all wait for it.
+#[tokio::test]
+async fn a_stream_that_valkey_evicts_is_doubted_and_begun_anew() {
+    let valkey = ValkeySetup::default().option("maxmemory-policy", "allkeys-random").start().await;
+    let (_rails, [one, two]) = pods(|_| settings(valkey.address())).await;
+    let memory = valkey.info("used_memory").await.parse::<u64>().unwrap() + 1_000_000;
+    valkey.command(&["CONFIG", "SET", "maxmemory", &memory.to_string()]).await;
+    let (client, value) = (valkey.client().await.unwrap(), [b'x'; 10_000]);
+    let number = Cell::new(0);
+    eventually("the stream to be evicted", async || {
+        let mut writes = redis::pipe();
+        for _ in 0..100 {
+            number.set(number.get() + 1);
+            writes.cmd("SET").arg(number.get()).arg(&value).ignore();
+        }
+        let () = writes.query_async(&mut client.clone()).await.unwrap();
+        (one.doubts(DoubtReason::Anchor) > 0 && two.doubts(DoubtReason::Anchor) > 0).then_some(())
+    })
+    .await;
+    valkey.command(&["CONFIG", "SET", "maxmemory", "0"]).await;
+    assert_doubted_and_following([&one, &two], DoubtReason::Anchor).await;
 }
 
 /// No gateway can put an entry into the stream that proves anything: Valkey is full, or does not let them write. Such a
