@@ -280,11 +280,14 @@ async fn what_settles_later_is_dropped_once_more_also_by_a_gateway_that_comes_la
 async fn two_fleets_on_one_valkey_do_not_hear_each_other() {
     let valkey = Valkey::start().await;
     let named = |index: usize| FleetSettings { name: index.to_string(), ..settings(valkey.address()) };
+    let place = super::log::position();
     let (_rails, [one, other]) = pods(named).await;
     assert_eq!(one.event(&deletion()).await, "ok, and told to the fleet");
     assert_eq!(one.purge(json!({"username": "rubi"})).await["fleet"], "told");
     let [own, others] = [&one, &other].map(|pod| pod.gateway.fleet.state().unwrap());
     assert_ne!(own.fleet, others.fleet);
+    let log = super::log::since(place);
+    assert!([&own, &others].iter().all(|state| log.contains(&format!("\"fleet\":\"{}\"", state.fleet))));
     other.wait_until_all_is_heard().await;
     assert!(!one.send(&key()).await.is_hit());
     assert!(other.send(&key()).await.is_hit() && other.send(&user()).await.is_hit());
