@@ -225,6 +225,17 @@ fn words_that_have_no_place() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// Two would disagree on what they accept, and rustls would not know which one to take.
+#[test]
+fn one_library_of_cryptography_is_linked() {
+    let list = ["tree", "--locked", "--offline", "--edges", "normal", "--prefix", "none"];
+    let listed = std::process::Command::new(env!("CARGO")).args(list).output().unwrap();
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    let crates: BTreeSet<&str> = listed.lines().filter_map(|line| line.split(' ').next()).collect();
+    let others = ["ring", "openssl", "openssl-sys", "graviola", "boring", "mbedtls"];
+    assert!(crates.contains("aws-lc-rs") && others.iter().all(|other| !crates.contains(other)), "{crates:?}");
+}
+
 #[test]
 fn no_mod_rs() {
     for source in sources() {

@@ -86,16 +86,21 @@ const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
 const USER_TIMEOUT: Duration = Duration::from_secs(3);
 
 async fn open_tcp(address: SocketAddr, tls: Option<(&Tls, &str)>) -> Result<Box<dyn Stream>, ConnectError> {
+    let stream = connect(address).await?;
+    Ok(match tls {
+        None => Box::new(stream),
+        Some((tls, name)) => Box::new(tls.connect_as(name, stream).await?),
+    })
+}
+
+async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
     // A system that cannot do so is no reason to go without a connection.
     let socket = SockRef::from(&stream);
     let _ = socket.set_tcp_keepalive(&KEEPALIVE);
     let _ = socket.set_tcp_user_timeout(Some(USER_TIMEOUT));
-    Ok(match tls {
-        None => Box::new(stream),
-        Some((tls, name)) => Box::new(tls.connect_as(name, stream).await?),
-    })
+    Ok(stream)
 }
 
 impl AsyncRead for Socket {
@@ -126,6 +131,17 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
+
+    #[tokio::test]
+    async fn the_system_looks_whether_a_silent_server_is_still_there() {
+        let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = connect(server.local_addr().unwrap()).await.unwrap();
+        let socket = SockRef::from(&stream);
+        assert!(socket.keepalive().unwrap() && stream.nodelay().unwrap());
+        let times = [socket.tcp_keepalive_time().unwrap(), socket.tcp_keepalive_interval().unwrap()];
+        assert_eq!((times, socket.tcp_keepalive_retries().unwrap()), ([Duration::from_secs(1); 2], 3));
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(USER_TIMEOUT));
+    }
 
     #[tokio::test]
     async fn a_reply_that_is_too_large_ends_the_socket_and_a_new_reply_may_take_all() {
