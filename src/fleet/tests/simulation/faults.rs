@@ -1,5 +1,6 @@
 //! What goes wrong, and what is asked and changed meanwhile.
 
+use super::gateway::Gateway;
 use super::promise::FRESH;
 use super::rails::{Question, Subject};
 use super::valkey::Node;
@@ -67,26 +68,23 @@ impl Fault {
         Self::SetGatewayClock,
     ];
 
+    /// Whether it may lose what was told.
+    fn loses(self) -> bool {
+        matches!(
+            self,
+            Self::FailOver
+                | Self::Restart
+                | Self::Flush
+                | Self::RemoveStream
+                | Self::Trim
+                | Self::LoseUnread
+                | Self::FullWithoutStream
+        )
+    }
+
     /// Whether it may lose what was told, or keep the gateway that would tell it again from doing so.
-    fn may_lose(self) -> bool {
-        match self {
-            Self::Cut
-            | Self::DeadConnections
-            | Self::FailOver
-            | Self::Restart
-            | Self::Flush
-            | Self::RemoveStream
-            | Self::Trim
-            | Self::LoseUnread
-            | Self::FullWithoutStream
-            | Self::RestartGateway => true,
-            Self::Kill
-            | Self::Freeze
-            | Self::LowerLastId
-            | Self::Full
-            | Self::SetServerClock
-            | Self::SetGatewayClock => false,
-        }
+    fn may_hide(self) -> bool {
+        self.loses() || matches!(self, Self::Cut | Self::DeadConnections | Self::RestartGateway)
     }
 }
 
@@ -190,8 +188,11 @@ impl World {
         let fault = Fault::ALL[self.rng.usize(..Fault::ALL.len() - clocks)];
         let (gateway, duration) = (self.any_gateway(), self.any_duration());
         let master = self.master;
-        if fault.may_lose() && self.is_telling_again() {
+        if (fault.may_hide() && self.is_telling_again()) || self.is_unread_for_ever(fault) {
             return;
+        }
+        if fault.loses() {
+            self.lost_at = Some(self.now);
         }
         match fault {
             Fault::Cut => {
@@ -294,6 +295,18 @@ impl World {
         self.has_lost_unread
             && self.plan.settle > 0
             && self.gateways.iter().any(|gateway| self.now < told_again(gateway.reaches_from))
+    }
+
+    /// Whether something that a Rails which lags may still tell wrongly would be lost before a gateway has read it, or one
+    /// would begin that does not find it. Those that have read it need not notice, so it is not told again.
+    fn is_unread_for_ever(&self, fault: Fault) -> bool {
+        let reads = |gateway: &Gateway| gateway.is_up() && gateway.reaches_from <= self.now;
+        let is_settling = self.lost_at.is_some_and(|at| self.now < at + self.plan.settle);
+        self.plan.settle > 0
+            && match fault {
+                Fault::RestartGateway => is_settling,
+                fault => fault.loses() && !self.gateways.iter().all(reads),
+            }
     }
 
     /// Those that have not read the last entry would put theirs where the others do not get: only they themselves find that out,

@@ -182,6 +182,14 @@ impl World {
         self.promise.calm_from = self.promise.calm_from.max(until + CALM);
     }
 
+    /// A gateway reads the stream anew: it may find out late that something went wrong. It neither uses nor shares what was
+    /// asked before, or by other clocks soon after, or while Rails may lag.
+    pub(super) fn begins_anew(&mut self) {
+        if !self.promise.faults.is_empty() {
+            self.promise.calm_from = self.promise.calm_from.max(self.now + CALM + self.plan.settle);
+        }
+    }
+
     /// Rails is asked, and once for a fleet that is well.
     pub(super) fn asks(&mut self, gateway: usize, question: Question) {
         self.promise.rails_asked += 1;

@@ -39,6 +39,7 @@ impl World {
 
     /// Returns whether that worked.
     fn begin_reading(&mut self, gateway: usize, connection: &Rc<Connection>, last: Option<StreamId>) -> bool {
+        self.begins_anew();
         let is_reached = !self.gateways[gateway].is_cut() && !connection.is_dead.get();
         self.gateway(gateway);
         let (process, node) = (&self.gateways[gateway].process, &self.nodes[connection.node]);
