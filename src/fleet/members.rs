@@ -198,9 +198,11 @@ impl Members {
     }
 
     /// Whether who has heard so many has heard of all purges that were told before the anchor, as far as they are known here,
-    /// and of those that were not heard since. Of all others, this process knows itself.
+    /// and of those that were not heard since. Of all others, this process knows itself. What a silent one has told is known to no
+    /// other.
     pub fn are_covered_by(&self, counts: &[(Publisher, u64)]) -> bool {
-        covers(counts, self.heard.iter().map(|(publisher, heard)| (*publisher, heard.to_cover)))
+        let is_silent = self.there().any(|(_, heard)| heard.silence_noticed_at.is_some());
+        !is_silent && covers(counts, self.heard.iter().map(|(publisher, heard)| (*publisher, heard.to_cover)))
     }
 
     /// How many have said something and not taken their leave.

@@ -236,7 +236,6 @@ impl Reader {
     /// the last one, which would make their answers worthless.
     fn apply(&self, news: Vec<News>, now: Instant) {
         let bus = &self.bus;
-        let was_asking = bus.shared.as_ref().is_some_and(|shared| shared.is_asking());
         let (mut has_lost, mut asks) = (false, false);
         for one in news {
             if one.is_doubt() && !std::mem::replace(&mut has_lost, true) {
@@ -267,7 +266,6 @@ impl Reader {
                 News::Silence(silent) => {
                     warn_of_silence(&silent);
                     bus.purger.doubt(DoubtReason::Silence);
-                    asks |= was_asking;
                 }
                 News::DoubtAgain => bus.cache.doubt_all(),
                 News::Ask(question) => self.take_question(question, now),

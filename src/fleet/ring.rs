@@ -64,8 +64,6 @@ pub struct Ring {
     position: StreamId,
     /// What was asked of the others since something may have been missed last. Nothing else is learned from them.
     question: Option<Question>,
-    /// An answer to it is in use.
-    is_answered: bool,
     /// For how long a purge can matter.
     kept_ms: u64,
     /// When it is time to forget old purges.
@@ -98,7 +96,6 @@ impl Ring {
             asked_from_ms: 0,
             position: StreamId::default(),
             question: None,
-            is_answered: false,
             kept_ms: ms(oldest_answer + longest_delay + 3 * CLOCK_SKEW),
             prune_at: 1_000,
         }
@@ -157,12 +154,7 @@ impl Ring {
     /// The others are asked what they know. To be called before they are: they have to have heard all that was told before
     /// this ring's place in the stream.
     pub fn ask(&mut self, question: Question) {
-        (self.question, self.is_answered) = (Some(question), false);
-    }
-
-    /// Whether the others were asked, and no answer is in use yet.
-    pub fn is_asking(&self) -> bool {
-        self.question.is_some() && !self.is_answered
+        self.question = Some(question);
     }
 
     /// What is known here, for those who ask. `None` if nothing is of before now, or too much to be told.
@@ -187,7 +179,7 @@ impl Ring {
         let reaches_back = *floor <= self.floor && *asked_from_ms < self.asked_from_ms;
         let is_of_use = is_asked && is_complete && reaches_back;
         if is_of_use {
-            (self.floor, self.asked_from_ms, self.is_answered) = (*floor, *asked_from_ms, true);
+            (self.floor, self.asked_from_ms) = (*floor, *asked_from_ms);
         }
         if is_asked {
             for (selector, last) in purges {

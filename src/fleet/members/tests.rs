@@ -100,6 +100,21 @@ fn a_silent_process_is_noticed_each_minute_until_it_is_heard_or_forgotten() {
     assert!(!scene.is_silent_at(9_000));
 }
 
+/// What it has told since its last hello, it alone knows.
+#[test]
+fn no_report_covers_what_a_silent_process_has_told() {
+    let mut scene = Scene::begin();
+    scene.hears(0, 1, (3, hello(0)));
+    for (second, is_silent, is_covered) in
+        [(90, false, true), (91, true, false), (100, false, false), (151, true, false), (152, false, false)]
+    {
+        assert_eq!(scene.is_silent_at(second), is_silent, "{second}");
+        assert_eq!(scene.0.are_covered_by(&[([1; 8], 3)]), is_covered, "{second}");
+    }
+    scene.hears(153, 1, (3, hello(153)));
+    assert!(scene.0.are_covered_by(&[([1; 8], 3)]));
+}
+
 /// Its last words may have been removed, so the others doubt once.
 #[test]
 fn who_was_killed_is_noticed_once_if_another_has_begun_later_in_its_place_and_is_still_there() {

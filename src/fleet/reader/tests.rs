@@ -135,10 +135,10 @@ fn who_was_alone_gives_the_others_ten_seconds_to_come_back_and_who_was_not_gives
     }
 }
 
-/// What is told before the last doubt is worth nothing behind it.
+/// What is told before the last doubt is worth nothing behind it; and what a silent gateway has told is known to no other.
 #[test]
-fn an_open_question_is_asked_again_behind_a_silence_and_the_doubts_beside_it() {
-    for (asks, misses, is_asked) in [(false, false, false), (true, false, true), (false, true, true)] {
+fn an_open_question_is_given_up_behind_a_silence_and_what_is_missed_beside_it_is_asked_for() {
+    for (asks, misses, is_asked) in [(false, false, false), (true, false, false), (false, true, true)] {
         let mut scene = Scene::begin();
         scene.hear(&[scene.hello()]);
         if asks {
@@ -152,6 +152,5 @@ fn an_open_question_is_asked_again_behind_a_silence_and_the_doubts_beside_it() {
         assert_eq!(scene.silences(), 1);
         let question = *scene.bus().question.lock();
         assert!(question.is_some() == is_asked && (!is_asked || question != before), "{asks} {misses}");
-        assert_eq!(scene.bus().shared.as_ref().unwrap().is_asking(), is_asked, "{asks} {misses}");
     }
 }

@@ -18,11 +18,6 @@ impl SharedAnswers {
         Some(question)
     }
 
-    /// Whether the others were asked, and what one of them knows is not in use yet.
-    pub(in crate::fleet) fn is_asking(&self) -> bool {
-        self.ring.lock().is_asking()
-    }
-
     /// What to tell those who ask; `None` if nothing of use is known here, or too much.
     pub(in crate::fleet) fn report(
         &self,
