@@ -43,8 +43,8 @@ impl BodyTransfer {
     /// Begins with a body of which nothing was read.
     pub(super) fn begin() -> (Self, TransferGuard) {
         let stage = TransferStage::AwaitsReader { since: Clock::System.now() };
-        let state = Arc::new(Mutex::new(TransferState { stage, is_aborted: false }));
-        (Self(Some(Arc::clone(&state))), TransferGuard(state))
+        let shared = Arc::new(Mutex::new(TransferState { stage, is_aborted: false }));
+        (Self(Some(Arc::clone(&shared))), TransferGuard(shared))
     }
 
     /// Which side it waits for.

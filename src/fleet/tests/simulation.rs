@@ -13,6 +13,7 @@ mod gateway;
 mod plan;
 mod promise;
 mod rails;
+mod servers;
 mod silence;
 mod tasks;
 mod valkey;
