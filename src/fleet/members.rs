@@ -201,7 +201,10 @@ impl Members {
     /// and of those that were not heard since. Of all others, this process knows itself. What a silent one has told is known to no
     /// other.
     pub fn are_covered_by(&self, counts: &[(Publisher, u64)]) -> bool {
-        let is_silent = self.there().any(|(_, heard)| heard.silence_noticed_at.is_some());
+        let began_last = self.began_last();
+        let is_waited_for =
+            |heard: &Heard| heard.silence_noticed_at.is_some() && !heard.is_replaced(&began_last);
+        let is_silent = self.there().any(|(_, heard)| is_waited_for(heard));
         !is_silent && covers(counts, self.heard.iter().map(|(publisher, heard)| (*publisher, heard.to_cover)))
     }
 

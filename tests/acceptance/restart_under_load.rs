@@ -14,6 +14,7 @@ const REQUESTS: usize = 2_000;
 const CLIENTS: usize = 32;
 const RESTARTS: usize = 3;
 const BETWEEN_LOOKUPS: Duration = Duration::from_millis(50);
+const LONGEST_BOOT: Duration = Duration::from_secs(180);
 /// How long Rails is down each time, in addition to its start.
 const DOWNTIME: Duration = Duration::from_secs(3);
 
@@ -87,8 +88,9 @@ fn ask(gateway: &Gateway, request: fn(usize) -> Request, number: usize) -> Outco
 
 /// Looks up known and unknown keys until Rails is back: nearly all clients of [`load`] are held meanwhile.
 fn look_up(gateway: &Gateway, first: usize, is_back: &AtomicBool, outcomes: &Mutex<Vec<Outcome>>) {
-    let mut number = first;
-    while !is_back.load(Ordering::Acquire) {
+    let (mut number, begun) = (first, Instant::now());
+    // A Rails that does not come back fails the test elsewhere.
+    while !is_back.load(Ordering::Acquire) && begun.elapsed() < LONGEST_BOOT {
         let outcome = ask(gateway, request_of_any_class, number);
         outcomes.lock().unwrap().push(outcome);
         // The next one of the same class.

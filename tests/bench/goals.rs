@@ -16,14 +16,24 @@ struct Goal {
     figure: fn(&Figures) -> f64,
     /// What that is, unless it is CPU time a request.
     what: &'static str,
+    /// Whether the median of the rounds counts, instead of the least disturbed one. What disturbs a machine only adds to a
+    /// cost; but that is no reason to leave out answers that were late.
+    is_latency: bool,
 }
 
 const fn cpu(ours: ResultKey, theirs: ResultKey, at_most: f64) -> Goal {
-    Goal { ours, theirs, at_most, figure: |figures| figures.cpu_us, what: "" }
+    Goal { ours, theirs, at_most, figure: |figures| figures.cpu_us, what: "", is_latency: false }
 }
 
 const fn latency(figure: fn(&Figures) -> f64, what: &'static str, at_most: f64) -> Goal {
-    Goal { ours: ("open", "railgate"), theirs: ("open", "bare-hyper"), at_most, figure, what }
+    Goal {
+        ours: ("open", "railgate"),
+        theirs: ("open", "bare-hyper"),
+        at_most,
+        figure,
+        what,
+        is_latency: true,
+    }
 }
 
 const GOALS: [Goal; 17] = [
@@ -60,7 +70,7 @@ pub(crate) fn ratio(
     median(ratios)
 }
 
-/// The ratio of the least disturbed rounds of both: what disturbs a machine only adds to a figure.
+/// The ratio of the least disturbed rounds of both.
 fn least_ratio(results: &Results, goal: &Goal) -> Option<f64> {
     let least = |(scenario, peer): ResultKey| {
         let figures = results.of(scenario, peer).map(|(_, figures)| (goal.figure)(figures));
@@ -71,13 +81,13 @@ fn least_ratio(results: &Results, goal: &Goal) -> Option<f64> {
 
 pub(crate) fn write(out: &mut fmt::Formatter<'_>, results: &Results) -> fmt::Result {
     out.write_str(
-        "\n### Goals\n\nThe least disturbed round of each peer counts; the median ratio of the rounds is beside it.\n\n\
-         | case | ratio | median | goal | met |\n|---|--:|--:|--:|---|\n",
+        "\n### Goals\n\nOf costs, the least disturbed round of each peer counts; of latencies, the median ratio of the rounds.\n\n\
+         | case | least | median | goal | met |\n|---|--:|--:|--:|---|\n",
     )?;
     for goal in &GOALS {
         let median = ratio(results, goal.ours, goal.theirs, goal.figure);
         let least = least_ratio(results, goal);
-        let met = match least {
+        let met = match if goal.is_latency { median } else { least } {
             None => "not measured",
             Some(ratio) if ratio <= goal.at_most => "yes",
             Some(_) => "**no**",

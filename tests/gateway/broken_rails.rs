@@ -193,11 +193,13 @@ async fn a_rails_that_does_not_read_a_body_is_told_from_a_client_that_does_not_s
     let socket = dir.file("rails.sock");
     let unix_listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
     for rails in [Address::parse(&listener.local_addr().unwrap().to_string()), Address::Unix(socket)] {
-        let setup = Setup::new().text("upstream.response_timeout", "1s");
+        let setup = Setup::new().text("upstream.response_timeout", "5s");
         let gateway = RunningGateway::start(setup.settings(&rails));
         let request = Request::post("allowed").with_secret().body(noise(MORE_THAN_BUFFERS));
         gateway.tcp.send(&request).await.assert_failure(504);
         gateway.tcp.send(&request.chunked(100_000)).await.assert_failure(504);
+        let timeouts = r#"railgate_failures_total{reason="upstream_timeout"}"#;
+        assert_eq!(gateway.metric(timeouts).await, Some(2));
         let mut connection = gateway.tcp.connect().await;
         let bytes = Request::post("allowed").with_secret().body(noise(100_000)).to_bytes("close");
         connection.write(&bytes[..bytes.len() - 1]).await;

@@ -181,6 +181,7 @@ async fn a_stream_whose_slot_moves_to_another_node_is_doubted_and_followed() {
     assert_eq!(one.purge_key().await, "told");
     two.wait_until_heard(1).await;
     two.warm().await;
+    one.wait_until_all_is_heard().await;
     owner.move_slot_of(&bus, &other).await;
     for pod in [&one, &two] {
         pod.wait_for_doubt(DoubtReason::Server).await;

@@ -226,7 +226,7 @@ async fn more_purges_than_can_wait_are_doubted_together_and_later_ones_are_dropp
     assert!(pod.send(&key()).await.is_hit() && pod.send(&user()).await.is_hit());
     assert_eq!(pod.all_doubts(), 0);
 
-    tell(12_000, unknown).await;
+    tell(60_000, unknown).await;
     pod.wait_for_doubt(DoubtReason::Overflow).await;
     assert!(!pod.send(&user()).await.is_hit());
     eventually("answers to be kept again", async || {
@@ -234,7 +234,7 @@ async fn more_purges_than_can_wait_are_doubted_together_and_later_ones_are_dropp
         (key.is_hit() && user.is_hit()).then_some(())
     })
     .await;
-    assert!(pod.heard() < 10_000, "{} of {} were dropped", pod.heard(), told.get());
+    assert!(pod.heard() <= told.get() - 10_000, "{} of {} were dropped", pod.heard(), told.get());
     tell(1, |_| Selector::KeyId(1)).await;
     pod.wait_until_dropped().await;
     assert!(pod.send(&user()).await.is_hit());

@@ -1,7 +1,7 @@
 //! A program that may write to Valkey, and changes the stream of a fleet. It can cause requests to Rails, and hides no
 //! purge for long.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use railgate::fleet::FleetPhase;
 use railgate::fleet::counters::{DoubtReason, Told, Unreadable};
@@ -102,10 +102,11 @@ async fn what_is_put_below_the_greatest_id_is_doubted_again_and_again_with_pause
         // Each answer that it asks for is kept, until the next doubt.
         eventually("another doubt", async || (!one.send(&user()).await.is_hit()).then_some(())).await;
     }
-    assert!(one.doubts(DoubtReason::Anchor) >= DOUBTS);
-    // The first connection may be replaced at once, each other one after at least 50 ms.
-    let shortest = Duration::from_millis(50) * u32::try_from(DOUBTS - 1).unwrap();
-    assert!(begin.elapsed() >= shortest, "{:?}", begin.elapsed());
+    let (doubts, elapsed) = (one.doubts(DoubtReason::Anchor), begin.elapsed());
+    assert!(doubts >= DOUBTS);
+    // One connection a second may be replaced at once, each other one after at least 50 ms.
+    let at_most = 3 + elapsed.as_secs() + u64::try_from(elapsed.as_millis()).unwrap() / 50;
+    assert!(doubts <= at_most, "{doubts} in {elapsed:?}");
     assert_eq!((two.heard(), one.counters().told.get(Told::Told)), (0, 0));
     valkey.command(&["DEL", &bus]).await;
     two.wait_until_heard(1).await;
@@ -116,8 +117,7 @@ async fn what_is_put_below_the_greatest_id_is_doubted_again_and_again_with_pause
 }
 
 /// Where Valkey takes what is put below the greatest ID for its last entry, who has something to tell hears what comes next. While
-/// both are in one node of the stream, Valkey does not find what it has, so that all is doubted and told again; a node has a hundred
-/// entries.
+/// both are in one node of the stream, Valkey does not find what it has, so that all is doubted and told again.
 #[tokio::test]
 async fn who_has_read_the_greatest_id_follows_below_it_once_a_node_is_full() {
     let valkey = Valkey::start().await;

@@ -280,7 +280,7 @@ fn server_program(dir: &Scratch, role: &str) -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = std::env::split_paths(&path).flat_map(|dir| names.each_ref().map(|name| dir.join(name)));
     let found = found.into_iter().find(|path| path.exists());
-    let found = found.unwrap_or_else(|| panic!("{family}-tools is installed"));
+    let found = found.unwrap_or_else(|| panic!("neither {names:?} is there: install {family}-tools"));
     std::os::unix::fs::symlink(found, &link).unwrap();
     link
 }

@@ -141,6 +141,11 @@ fn who_was_killed_is_noticed_once_if_another_has_begun_later_in_its_place_and_is
         let noticed: Vec<u64> = noticed.collect();
         let expected = if is_repeated { &[151, 211, 271][..] } else { &[151] };
         assert_eq!(noticed, expected, "{host} {began} {leaves}");
+        let is_covered = scene.0.are_covered_by(&[([1; 8], 0), ([2; 8], 0)]);
+        assert_eq!(
+            is_covered, !is_repeated,
+            "reports count again once it is replaced: {host} {began} {leaves}"
+        );
     }
     // Nor does a process without a name replace another one.
     let mut scene = Scene::begin();

@@ -95,11 +95,14 @@ impl Publisher {
     /// What may be lost was looked for, and this is in its places.
     pub(in crate::fleet) fn looked_for(&mut self, told: &[(u64, StreamId)], found: &[Option<Entry>]) {
         self.may_have_lost = false;
+        let is_found = |(number, _): &(u64, StreamId), entry: &Option<Entry>| {
+            entry.as_ref().is_some_and(|entry| self.is_own_purge(*number, entry))
+        };
+        // Before the lock: callers wait for it.
+        let looked_for: Vec<(u64, bool)> =
+            told.iter().zip(found).map(|(told, entry)| (told.0, is_found(told, entry))).collect();
         let mut outbox = self.bus.outbox.lock();
-        let lost = told.iter().zip(found).filter(|((number, _), entry)| {
-            let is_found = entry.as_ref().is_some_and(|entry| self.is_own_purge(*number, entry));
-            outbox.looked_for(*number, is_found)
-        });
+        let lost = looked_for.iter().filter(|(number, is_found)| outbox.looked_for(*number, *is_found));
         let lost = lost.count();
         drop(outbox);
         if lost > 0 {

@@ -196,8 +196,8 @@ impl UpstreamServer {
         // Of a large body there is no copy to send again, so it is not sent where Rails may just have closed.
         let may_reuse = is_replayable(request.body());
         // Pinned here, so that the body can still be asked how far it has come when the time is over.
-        let mut sent = pin!(self.connections.send(request, options.class, may_reuse));
-        let error = match tokio::time::timeout_at(by.into(), sent.as_mut()).await {
+        let mut exchange = pin!(self.connections.send(request, options.class, may_reuse));
+        let error = match tokio::time::timeout_at(by.into(), exchange.as_mut()).await {
             Ok(Ok(response)) => {
                 let response = validate(response, is_for_workhorse).map_err(AttemptError::Failed)?;
                 return match options.buffer_up_to {
@@ -215,9 +215,7 @@ impl UpstreamServer {
                 error.with_reset_as_proof().into()
             }
             Ok(Err(SendError::Exchange(error))) => error.into(),
-            Err(_) if is_body_late(sending.stage(), deadlines.sent, by) => {
-                Error::RequestBodyTimeout(response_timeout)
-            }
+            Err(_) if is_body_late(sending.stage(), sent, by) => Error::RequestBodyTimeout(response_timeout),
             Err(_) => self.timeout(by, deadlines),
         };
         Err(AttemptError::Failed(error))
@@ -237,7 +235,8 @@ impl UpstreamServer {
 }
 
 /// Whether a request without a response `by` its deadline had a body that was still on its way: Rails cannot respond to
-/// what it does not have yet. If it has taken nothing for half of the time, it is Rails that takes too long.
+/// what it does not have yet. If it has taken nothing for half of the time, as far as the buffers of the system show that, it is
+/// Rails that takes too long.
 fn is_body_late(stage: TransferStage, sent: Instant, by: Instant) -> bool {
     match stage {
         TransferStage::Ended => false,

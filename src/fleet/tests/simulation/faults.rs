@@ -67,23 +67,21 @@ impl Fault {
         Self::SetGatewayClock,
     ];
 
-    /// Whether it may lose what was told.
-    fn loses(self) -> bool {
+    /// Whether it may lose what was told, or keep the gateway that would tell it again from doing so.
+    fn may_hide(self) -> bool {
         matches!(
             self,
-            Self::FailOver
+            Self::Cut
+                | Self::DeadConnections
+                | Self::FailOver
                 | Self::Restart
                 | Self::Flush
                 | Self::RemoveStream
                 | Self::Trim
                 | Self::LoseUnread
                 | Self::FullWithoutStream
+                | Self::RestartGateway
         )
-    }
-
-    /// Whether it may lose what was told, or keep the gateway that would tell it again from doing so.
-    fn may_hide(self) -> bool {
-        self.loses() || matches!(self, Self::Cut | Self::DeadConnections | Self::RestartGateway)
     }
 }
 
@@ -190,9 +188,6 @@ impl World {
         if (fault.may_hide() && self.is_telling_again()) || self.is_unread_for_ever(fault) {
             return;
         }
-        if fault.loses() {
-            self.lost_at = Some(self.now);
-        }
         match fault {
             Fault::Cut => {
                 for _ in 0..self.rng.usize(1..=self.gateways.len().div_ceil(3)) {
@@ -227,6 +222,7 @@ impl World {
             Fault::Trim => {
                 let left = self.rng.usize(0..=2);
                 self.nodes[master].trim(left);
+                self.trimmed_at = Some(self.now);
             }
             Fault::LoseUnread => self.lose_unread(),
             Fault::LowerLastId => self.lower_last_id(master),
@@ -296,15 +292,16 @@ impl World {
             && self.gateways.iter().any(|gateway| self.now < told_again(gateway.reaches_from))
     }
 
-    /// Whether something that a Rails which lags may still tell wrongly would be lost before a gateway has read it, or one
-    /// would begin that does not find it. Those that have read it need not notice, so it is not told again.
+    /// Whether something that a Rails which lags may still tell wrongly would be trimmed before a gateway has read it, or one
+    /// would begin that does not find it. Those that have read the last entry need not notice, so it is not told again.
     fn is_unread_for_ever(&self, fault: Fault) -> bool {
         let reads = |gateway: &Gateway| gateway.is_up() && gateway.reaches_from <= self.now;
-        let is_settling = self.lost_at.is_some_and(|at| self.now < at + self.plan.settle);
+        let is_settling = self.trimmed_at.is_some_and(|at| self.now < at + self.plan.settle);
         self.plan.settle > 0
             && match fault {
                 Fault::RestartGateway => is_settling,
-                fault => fault.loses() && !self.gateways.iter().all(reads),
+                Fault::Trim => !self.gateways.iter().all(reads),
+                _ => false,
             }
     }
 

@@ -9,6 +9,7 @@ use super::plan::ms;
 use super::rails::{Question, Rails, Subject, Versions};
 use super::world::World;
 use crate::fleet::counters::Told;
+use crate::fleet::message::HELLO_INTERVAL;
 use crate::fleet::ticket::Ticket;
 
 /// How old an answer may be in most fleets, in milliseconds, if no purge comes: fresh, and while Rails is asked again.
@@ -35,6 +36,8 @@ pub(super) struct Promise {
     purges: HashMap<Subject, Vec<Purged>>,
     asked: HashMap<Question, Asked>,
     calm_from: u64,
+    /// By faults.
+    disturbed_until: u64,
     /// Of answers, and of what Rails was asked.
     pub(super) checked: u64,
     pub(super) rails_asked: u64,
@@ -179,13 +182,14 @@ impl World {
     /// Something happens from which the fleet needs some time to recover.
     pub(super) fn disturb(&mut self, until: u64, what: String) {
         self.promise.faults.push(format!("{} ms: {what}", self.now));
+        self.promise.disturbed_until = self.promise.disturbed_until.max(until);
         self.promise.calm_from = self.promise.calm_from.max(until + CALM);
     }
 
-    /// A gateway reads the stream anew: it may find out late that something went wrong. It neither uses nor shares what was
-    /// asked before, or by other clocks soon after, or while Rails may lag.
+    /// A gateway reads the stream anew: it may find out with its next hello only that something went wrong. It neither uses nor
+    /// shares what was asked before, or by other clocks soon after, or while Rails may lag.
     pub(super) fn begins_anew(&mut self) {
-        if !self.promise.faults.is_empty() {
+        if self.now < self.promise.disturbed_until + ms(HELLO_INTERVAL) {
             self.promise.calm_from = self.promise.calm_from.max(self.now + CALM + self.plan.settle);
         }
     }

@@ -29,8 +29,8 @@ pub(super) struct World {
     pub(super) promise: Promise,
     /// Something was lost that some gateways had not read.
     pub(super) has_lost_unread: bool,
-    /// When something was lost last, whether it was read or not.
-    pub(super) lost_at: Option<u64>,
+    /// When the stream was trimmed last.
+    pub(super) trimmed_at: Option<u64>,
     /// All that this process says is removed before any gateway reads it.
     pub(super) hidden: Option<Publisher>,
     pub(super) events: u64,
@@ -64,7 +64,7 @@ impl World {
             rails: Rails::default(),
             promise: Promise::default(),
             has_lost_unread: false,
-            lost_at: None,
+            trimmed_at: None,
             hidden: None,
             events: 0,
             queue: BinaryHeap::new(),
