@@ -20,11 +20,17 @@ mod valkey;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
+use self::gateway::Gateway;
+use self::plan::Plan;
+use self::rails::Question;
 use self::world::World;
+use crate::fleet::counters::DoubtReason;
+use crate::fleet::settings::{FleetSettings, SharedSettings};
 
 /// Runs only this seed.
 const SEED: &str = "RAILGATE_SIMULATION_SEED";
@@ -121,6 +127,40 @@ fn two_hundred_fleets_keep_what_is_promised() {
 #[ignore = "takes minutes: cargo test --locked --lib fleet::tests::simulation -- --ignored --nocapture"]
 fn ten_thousand_fleets_keep_what_is_promised() {
     run_all(variable(SEEDS).unwrap_or(10_000));
+}
+
+/// All that they keep is doubted at once, and asked for by each of them.
+#[test]
+fn two_hundred_gateways_in_doubt_ask_rails_once() {
+    const GATEWAYS: usize = 200;
+    let mut world = World::with_plan(1, |plan| {
+        let mut settings = FleetSettings::clone(&plan.settings);
+        settings.shared = Some(SharedSettings::default());
+        let (settings, duration) = (Arc::new(settings), 20_000);
+        let none = Plan { requests: 0, changes: 0, faults: 0, settle: 0, ..plan };
+        Plan {
+            gateways: GATEWAYS,
+            duration,
+            settings,
+            has_clock_errors: false,
+            has_clock_steps: false,
+            ..none
+        }
+    });
+    let question = Question::new(3);
+    // Before, and after Valkey has lost all.
+    for at in [5_000, 14_000] {
+        for gateway in 0..GATEWAYS {
+            let delay = world.rng.u64(0..=100);
+            world.after(at + delay, move |world| world.request(gateway, question));
+        }
+    }
+    world.after(8_000, |world| world.nodes[world.master].flush());
+    let world = world.run().unwrap_or_else(|text| panic!("{text}"));
+    let doubted = |gateway: &Gateway| gateway.process.bus.counters.doubts.get(DoubtReason::Anchor) == 1;
+    assert!(world.gateways.iter().all(doubted));
+    assert_eq!(world.promise.rails_asked, 2);
+    assert_eq!(world.promise.hits_of_others, 2 * (GATEWAYS as u64 - 1));
 }
 
 #[test]

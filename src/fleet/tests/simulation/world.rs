@@ -48,10 +48,15 @@ struct Event {
 
 impl World {
     pub(super) fn new(seed: u64) -> Self {
+        Self::with_plan(seed, |plan| plan)
+    }
+
+    /// With another plan than the seed has.
+    pub(super) fn with_plan(seed: u64, change: impl FnOnce(Plan) -> Plan) -> Self {
         let mut rng = fastrand::Rng::with_seed(seed);
         // The product draws from that of the thread.
         fastrand::seed(seed);
-        let plan = Plan::new(seed, &mut rng);
+        let plan = change(Plan::new(seed, &mut rng));
         let secret = ShellSecret::from_text(b"secret").unwrap();
         let mut world = Self {
             now: 0,
