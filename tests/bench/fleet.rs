@@ -5,11 +5,16 @@
 //! whether it has, and takes the CPU time that it measures.
 
 mod member;
+mod outages;
+mod proxy;
+mod steady;
 mod valkey;
 
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
+
+use clap::ValueEnum;
 
 use self::member::{Connection, Member};
 use self::valkey::Valkey;
@@ -21,6 +26,9 @@ use crate::{Fallible, credentials, interrupt, keys, process};
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
+    /// Only these parts.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    only: Vec<Part>,
     /// The number of purges whose delay is measured.
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..))]
     purges: u32,
@@ -29,40 +37,65 @@ pub(crate) struct Options {
     rest: u32,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// How long a purge takes, when nothing goes wrong.
+    Delays,
+    /// The same through a fail-over that loses the last purges.
+    FailOver,
+    /// The same while one gateway does not reach Valkey.
+    CutOff,
+    /// What a fleet costs, with purges and without.
+    Costs,
+    /// What an answer costs that another gateway has asked for.
+    Misses,
+}
+
+impl Part {
+    fn measure(self, environment: &FleetEnvironment, options: &Options) -> Fallible<()> {
+        match self {
+            Self::Delays => print_delays(environment, options),
+            Self::FailOver => outages::fail_over(environment, options),
+            Self::CutOff => outages::cut_off(environment, options),
+            Self::Costs => print_costs(environment, options),
+            Self::Misses => print_misses(environment),
+        }
+    }
+}
+
 const MEMBERS: usize = 3;
 
 /// What every gateway is started with.
 struct FleetEnvironment {
     binary: PathBuf,
+    rails: Rails,
     scratch: Scratch,
 }
 
 pub(crate) fn run(options: &Options, binary: PathBuf) -> Fallible<()> {
-    let environment = FleetEnvironment { binary, scratch: Scratch::new()? };
-    let valkey = Valkey::start(&environment.scratch)?;
-    let rails = Rails::start(&environment.scratch, true)?;
-    let fleet = format!("[fleet]\nurl = \"{}\"\n", valkey.url());
-    let in_fleet = members(&environment, rails.port, &fleet)?;
-    print_delays(&in_fleet, options.purges)?;
-    println!("\n### Cost of a fleet, for each of {MEMBERS} gateways\n");
-    println!("| | CPU, ms | CPU of Valkey, ms | bytes from and to Valkey |\n|---|--:|--:|--:|");
-    let rest = || pause(Duration::from_secs(options.rest.into()));
-    let a_minute = 60.0 / f64::from(options.rest);
-    print_cost("a minute without purges", &in_fleet, Some(&valkey), a_minute, rest)?;
-    let purge = || purge_steadily(&in_fleet[0], 10_000);
-    print_cost("a second with 1,000 purges at one of them", &in_fleet, Some(&valkey), 0.1, purge)?;
-    drop(in_fleet);
-    let alone = members(&environment, rails.port, "")?;
-    print_cost("a minute without a fleet", &alone, None, a_minute, rest)?;
-    drop(alone);
-    print_misses(&environment, &fleet)
+    let scratch = Scratch::new()?;
+    let environment = FleetEnvironment { binary, rails: Rails::start(&scratch, true)?, scratch };
+    let parts: &[Part] = if options.only.is_empty() { Part::value_variants() } else { &options.only };
+    for part in parts {
+        part.measure(&environment, options)?;
+    }
+    Ok(())
 }
 
-fn members(environment: &FleetEnvironment, rails: u16, sections: &str) -> Fallible<[Member; MEMBERS]> {
-    let sections = format!("{}{sections}", member::kept_for("1h"));
-    let start = |name: &str| Member::start(environment, name, rails, &sections);
-    let members = [start("one")?, start("two")?, start("three")?];
-    for member in members.iter().filter(|_| sections.contains("[fleet]")) {
+/// What a gateway with a Valkey there is configured with.
+fn following(url: &str) -> String {
+    format!("[fleet]\nurl = \"{url}\"\n")
+}
+
+/// Gateways that each have these sections of their own.
+fn members(environment: &FleetEnvironment, sections: [&str; MEMBERS]) -> Fallible<[Member; MEMBERS]> {
+    let start = |name: &str, sections: &str| {
+        let sections = format!("{}{sections}", member::kept_for("1h"));
+        Member::start(environment, name, environment.rails.port, &sections)
+    };
+    let [one, two, three] = sections;
+    let members = [start("one", one)?, start("two", two)?, start("three", three)?];
+    for (member, _) in members.iter().zip(sections).filter(|(_, sections)| sections.contains("[fleet]")) {
         member.wait_until_following()?;
     }
     Ok(members)
@@ -77,9 +110,11 @@ fn pause(time: Duration) -> Fallible<()> {
 }
 
 /// From before the request of a purge until both others have dropped the answer, which all three keep before.
-fn print_delays(members: &[Member; MEMBERS], purges: u32) -> Fallible<()> {
+fn print_delays(environment: &FleetEnvironment, options: &Options) -> Fallible<()> {
+    let valkey = Valkey::start(&environment.scratch, "valkey")?;
+    let (members, purges) = (members(environment, [&following(&valkey.url()); MEMBERS])?, options.purges);
     let mut clients = Vec::new();
-    for member in members {
+    for member in &members {
         clients.push((Connection::open(member.port)?, Connection::open(member.admin)?));
     }
     let (mut delays, mut answers) = (Vec::new(), Vec::new());
@@ -110,17 +145,36 @@ fn print_delays(members: &[Member; MEMBERS], purges: u32) -> Fallible<()> {
         }
         delays.push(longest.as_secs_f64() * 1e3);
     }
-    println!("\n### {purges} purges with pauses, ms\n");
-    println!("| | p50 | p90 | p99 | longest |\n|---|--:|--:|--:|--:|");
+    print_heading(&format!("{purges} purges with pauses"));
     print_percentiles("until both others have dropped the answer", delays);
     print_percentiles("until the purge is answered", answers);
     Ok(())
 }
 
+fn print_heading(what: &str) {
+    println!("\n### {what}, ms\n");
+    println!("| | p50 | p90 | p99 | longest |\n|---|--:|--:|--:|--:|");
+}
+
 fn print_percentiles(what: &str, mut values: Vec<f64>) {
     values.sort_by(f64::total_cmp);
-    let at = |percent: usize| cell(values.get((values.len() - 1) * percent / 100).copied(), 2);
+    let at = |percent: usize| cell(values.get(values.len().saturating_sub(1) * percent / 100).copied(), 2);
     println!("| {what} | {} | {} | {} | {} |", at(50), at(90), at(99), at(100));
+}
+
+fn print_costs(environment: &FleetEnvironment, options: &Options) -> Fallible<()> {
+    let valkey = Valkey::start(&environment.scratch, "valkey")?;
+    let in_fleet = members(environment, [&following(&valkey.url()); MEMBERS])?;
+    println!("\n### Cost of a fleet, for each of {MEMBERS} gateways\n");
+    println!("| | CPU, ms | CPU of Valkey, ms | bytes from and to Valkey |\n|---|--:|--:|--:|");
+    let rest = || pause(Duration::from_secs(options.rest.into()));
+    let a_minute = 60.0 / f64::from(options.rest);
+    print_cost("a minute without purges", &in_fleet, Some(&valkey), a_minute, rest)?;
+    let purge = || purge_steadily(&in_fleet[0], 10_000);
+    print_cost("a second with 1,000 purges at one of them", &in_fleet, Some(&valkey), 0.1, purge)?;
+    drop(in_fleet);
+    let alone = members(environment, [""; MEMBERS])?;
+    print_cost("a minute without a fleet", &alone, None, a_minute, rest)
 }
 
 /// What is used while something happens, times `factor`.
@@ -180,7 +234,9 @@ const ROUNDS: usize = 100;
 
 /// The same questions in turns: to a gateway that asks Rails each time, and to one that forgets what it has read, and
 /// finds in Valkey what another one has asked for.
-fn print_misses(environment: &FleetEnvironment, fleet: &str) -> Fallible<()> {
+fn print_misses(environment: &FleetEnvironment) -> Fallible<()> {
+    let valkey = Valkey::start(&environment.scratch, "valkey")?;
+    let fleet = following(&valkey.url());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let rails = runtime.block_on(Puma::start(
         &environment.scratch,

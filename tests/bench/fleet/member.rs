@@ -89,6 +89,13 @@ impl Member {
         })
     }
 
+    /// The value of a metric without labels.
+    pub(super) fn metric(&self, name: &str) -> Fallible<u64> {
+        let metrics = Connection::open(self.admin)?.send(&get("/metrics"))?;
+        let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        Ok(value.ok_or_else(|| format!("no metric {name}"))?.parse()?)
+    }
+
     fn wait_until(&self, what: &str, is_true: impl Fn(&Self) -> Fallible<bool>) -> Fallible<()> {
         let begun = Instant::now();
         while !is_true(self).unwrap_or(false) {
@@ -98,6 +105,11 @@ impl Member {
             interrupt::pause(Duration::from_millis(20))?;
         }
         Ok(())
+    }
+
+    /// Waits until it has dropped something more, but not for longer than that.
+    pub(super) fn wait_for_drop(&self, at_most: Duration) {
+        let _ = self.dropped.recv_timeout(at_most);
     }
 
     /// The time at which it had dropped what was purged next.
