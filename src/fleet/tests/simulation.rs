@@ -92,18 +92,23 @@ fn run_all(count: u64) -> Totals {
             });
         }
     });
-    let mut failures = failures.into_inner();
-    failures.sort();
-    if let Some((seed, text)) = failures.first() {
-        let seeds: Vec<u64> = failures.iter().map(|(seed, _)| *seed).collect();
-        panic!(
-            "{} of {count} seeds fail: {seeds:?}\nseed {seed}: {text}\nto run it alone: \
-             {SEED}={seed} cargo test --locked --lib fleet::tests::simulation -- --nocapture",
-            seeds.len()
-        );
+    if let Some(report) = report(failures.into_inner(), count) {
+        panic!("{report}");
     }
     println!("{totals:?}");
     totals
+}
+
+/// What is said of the seeds that fail, if there are any, and how the first one is run again.
+fn report(mut failures: Vec<(u64, String)>, count: u64) -> Option<String> {
+    failures.sort();
+    let (seed, text) = failures.first()?;
+    let seeds: Vec<u64> = failures.iter().map(|(seed, _)| *seed).collect();
+    Some(format!(
+        "{} of {count} seeds fail: {seeds:?}\nseed {seed}: {text}\nto run it alone: \
+         {SEED}={seed} cargo test --locked --lib fleet::tests::simulation -- --nocapture",
+        seeds.len()
+    ))
 }
 
 #[test]
@@ -170,4 +175,17 @@ fn a_seed_runs_the_same_each_time() {
         (world.events, world.promise.checked, world.promise.rails_asked, world.promise.told)
     };
     assert_eq!(run(), run());
+}
+
+#[test]
+fn seeds_that_fail_are_named_with_the_command_that_runs_the_first_one_again() {
+    let failures = vec![(70, "a panic".to_owned()), (9, "an answer is too old".to_owned())];
+    let report_of_two = report(failures, 200).unwrap();
+    let (_, module) = module_path!().split_once("::").unwrap();
+    let command = format!("RAILGATE_SIMULATION_SEED=9 cargo test --locked --lib {module} -- --nocapture");
+    assert_eq!(
+        report_of_two,
+        format!("2 of 200 seeds fail: [9, 70]\nseed 9: an answer is too old\nto run it alone: {command}")
+    );
+    assert_eq!(report(Vec::new(), 200), None);
 }
