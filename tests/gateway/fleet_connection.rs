@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use railgate::certificates::read_authorities;
+use railgate::fleet::FleetPhase;
 use railgate::fleet::acl::acl_line;
 use railgate::fleet::connection::{Connection, ConnectionError};
-use railgate::fleet::settings::{FleetTls, ValkeyCredential};
+use railgate::fleet::settings::{FleetSettings, FleetTls, ValkeyCredential};
 use railgate::fleet::stream::{Envelope, StreamId};
 use railgate::upstream::tls::Tls;
 use railgate::upstream::{Protocol, UpstreamAddress};
@@ -15,6 +16,7 @@ use redis::Value;
 use super::certificates::CertificateAuthority;
 use super::client::{eventually, within_deadline};
 use super::harness::Scratch;
+use super::pods::{Pod, pods, settings, user};
 use super::valkey::{Proxy, Valkey, ValkeySetup};
 
 const BUS: &str = "railgate:{0011223344556677}:bus";
@@ -100,6 +102,29 @@ async fn every_command_works_over_tcp_a_unix_socket_and_tls() {
         assert!(String::from_utf8(clients).unwrap().contains("name=railgate-test "), "{address}");
         server.command(&["FLUSHALL"]).await;
     }
+}
+
+/// A gateway that cannot tell whether it is the right Valkey says nothing to it, and hears nothing.
+#[tokio::test]
+async fn a_fleet_over_tls_hears_its_purges_and_who_does_not_trust_the_server_takes_no_part() {
+    let (authority, files) = (CertificateAuthority::new(), Scratch::new());
+    let server = ValkeySetup::default().tls(certificates(&authority, &files)).start().await;
+    let other = CertificateAuthority::new().write_certificate(&files, "other.pem");
+    let trusting = |authority: &Path| FleetSettings {
+        tls: Some(tls(authority, "localhost", None)),
+        ..settings(UpstreamAddress::Tcp("localhost".to_owned(), server.tls_port))
+    };
+    let (rails, [one, two]) = pods(|_| trusting(&files.file("valkey-ca.pem"))).await;
+    assert_eq!(one.purge_key().await, "told");
+    two.wait_until_dropped().await;
+    assert!(two.send(&user()).await.is_hit());
+
+    let distrustful = Pod::begin(&rails, trusting(&other), |setup| setup);
+    assert_eq!(distrustful.purge_key().await, "queued");
+    assert_eq!(distrustful.gateway.fleet.state().unwrap().phase, FleetPhase::Joining);
+    one.purge_until_told().await;
+    two.wait_until_heard(2).await;
+    assert_eq!((one.heard(), distrustful.heard()), (0, 0));
 }
 
 #[tokio::test]
