@@ -226,7 +226,7 @@ async fn more_purges_than_can_wait_are_doubted_together_and_later_ones_are_dropp
     assert!(pod.send(&key()).await.is_hit() && pod.send(&user()).await.is_hit());
     assert_eq!(pod.all_doubts(), 0);
 
-    tell(60_000, unknown).await;
+    tell(30_000, unknown).await;
     pod.wait_for_doubt(DoubtReason::Overflow).await;
     // There may be several doubts, until the last one is heard.
     pod.wait_until_all_is_heard().await;
