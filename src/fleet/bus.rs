@@ -103,6 +103,7 @@ impl Bus {
 
     /// Connects to the server that takes writes. `name` tells operators what for.
     pub(super) async fn connect(&self, name: &str, backoff: &mut Backoff) -> Result<Opened, ConnectionError> {
+        backoff.begins(self.clock.now());
         let opened = self.servers.open(name, &self.stream).await?;
         backoff.opened();
         self.counters.connections.increment(ConnectionEvent::Opened);

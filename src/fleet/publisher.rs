@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use self::step::{ANOTHER_SERVER, Publisher, REFUSAL_PAUSE, Step, is_lasting};
-use super::backoff::Backoff;
+use super::backoff::{Backoff, LONGEST};
 use super::bus::{ANOTHER_MASTER, Bus, End};
 use super::connection::{Connection, ConnectionError};
 use super::counters::Told;
@@ -21,7 +21,7 @@ const ENDING_PAUSE: Duration = Duration::from_millis(50);
 /// by the others. [`Fleet::end`](super::Fleet::end) bounds how long that is tried.
 pub(super) async fn publish(bus: Arc<Bus>) {
     let mut publisher = Publisher::new(bus);
-    let mut backoff = Backoff::default();
+    let mut backoff = Backoff::new(LONGEST);
     loop {
         let Err(end) = publisher.tell(&mut backoff).await else { return };
         let pause = publisher.bus.count_failure("publisher", &end, &mut backoff);
@@ -51,7 +51,7 @@ impl Publisher {
                 }
                 Step::Send(number, purge, is_again) => {
                     self.send(&connection, number, purge, is_again).await?;
-                    backoff.worked();
+                    backoff.worked(bus.clock.now());
                     continue;
                 }
                 Step::SayHello(question) => {
@@ -79,7 +79,7 @@ impl Publisher {
                 () = connection.ended() => return Err(End::GivenUp("the server has closed the connection")),
                 () = tokio::time::sleep(rest) => {
                     connection.ping().await?;
-                    backoff.worked();
+                    backoff.worked(bus.clock.now());
                     bus.outbox.lock().forget(bus.clock.now());
                 }
             }

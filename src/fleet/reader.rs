@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use super::backoff::Backoff;
+use super::backoff::{Backoff, LONGEST_OF_READER};
 use super::bus::{ANOTHER_MASTER, Bus, End};
 use super::connection::ConnectionError;
 use super::counters::DoubtReason;
@@ -39,7 +39,7 @@ const NO_WAIT: Duration = Duration::from_millis(1);
 /// Listens for as long as the gateway runs.
 pub(super) async fn read(bus: Arc<Bus>) {
     let mut reader = Reader::new(bus);
-    let mut backoff = Backoff::default();
+    let mut backoff = Backoff::new(LONGEST_OF_READER);
     loop {
         let Err(end) = reader.follow(&mut backoff).await;
         if matches!(&end, End::Failed(error) if error.is_of_length()) {
@@ -96,7 +96,7 @@ impl Reader {
                 let last = connection.last_id(&bus.stream).await?;
                 self.begin(&range, last).await?;
             }
-            backoff.worked();
+            backoff.worked(bus.clock.now());
             self.max_entries = (self.max_entries * 2).min(MAX_ENTRIES);
             wait = if is_complete { bus.settings.poll } else { NO_WAIT };
             if is_complete && !poll.entries.is_empty() {

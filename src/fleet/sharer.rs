@@ -8,7 +8,7 @@ use futures_util::future::join_all;
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::backoff::Backoff;
+use super::backoff::{Backoff, LONGEST};
 use super::bus::{ANOTHER_MASTER, Bus, End};
 use super::connection::{Connection, ConnectionError};
 use super::shared::SharedAnswers;
@@ -24,7 +24,7 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 /// Runs for as long as the gateway.
 pub(super) async fn share(bus: Arc<Bus>, shared: Arc<SharedAnswers>) {
     let mut writes = shared.link.queue.lock().await;
-    let mut backoff = Backoff::default();
+    let mut backoff = Backoff::new(LONGEST);
     loop {
         let Err(end) = keep_connection(&bus, &shared, &mut writes, &mut backoff).await;
         shared.link.set(None);
@@ -45,7 +45,7 @@ async fn keep_connection(
     let linked = Arc::new(Linked { connection: opened.connection, identity });
     let connection = &linked.connection;
     shared.link.set(Some(Arc::clone(&linked)));
-    backoff.worked();
+    backoff.worked(bus.clock.now());
     let mut checks = interval(CHECK_INTERVAL);
     checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // The first one comes at once.

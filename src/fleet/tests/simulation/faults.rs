@@ -5,7 +5,8 @@ use super::promise::FRESH;
 use super::rails::{Question, Subject};
 use super::world::World;
 
-/// How long after an outage a gateway may take to connect again: its longest pause, and an attempt that had begun.
+/// How long after an outage a gateway may take until it tells again, and shares: its longest pause, and an attempt that
+/// had begun.
 pub(super) const RECOVERY: u64 = 3_500;
 
 /// How often Sentinels are asked, and how long that takes.
@@ -193,21 +194,21 @@ impl World {
                 for _ in 0..self.rng.usize(1..=self.gateways.len().div_ceil(3)) {
                     let gateway = self.any_gateway();
                     self.cut(gateway, duration);
-                    self.fail(gateway, duration + RECOVERY);
+                    self.fail(gateway, duration);
                 }
             }
             Fault::DeadConnections => {
                 self.end_connections(gateway, false);
-                self.fail_briefly(gateway, 0);
+                self.fail(gateway, 0);
             }
             Fault::Kill => {
                 self.close_connections(master);
-                self.fail_all_briefly(0);
+                self.fail_all(0);
             }
             Fault::Freeze => {
                 self.freeze(master);
                 self.after(duration, move |world| world.wake(master));
-                self.fail_all(duration + RECOVERY);
+                self.fail_all(duration);
             }
             Fault::FailOver => {
                 let kept_until = self.now.saturating_sub(self.rng.u64(0..=800));
@@ -257,7 +258,7 @@ impl World {
         let unaware: Vec<usize> = (0..self.gateways.len().div_ceil(3)).map(|_| self.any_gateway()).collect();
         for gateway in unaware.into_iter().filter(|gateway| *gateway != teller) {
             let cut = self.rng.u64(600..=1_800);
-            self.fail(gateway, 150 + cut + RECOVERY);
+            self.fail(gateway, 150 + cut);
             self.after(150, move |world| world.cut(gateway, cut));
             for question in Question::about(subject) {
                 for delay in [0, 150 + cut + 100, 150 + cut + 1_000] {
@@ -286,7 +287,7 @@ impl World {
     /// what Rails tells them until that gateway says how much it has told: what is told wrongly is not promised to be dropped
     /// before.
     fn is_telling_again(&self) -> bool {
-        let told_again = |reaches_from: u64| reaches_from + 2 * RECOVERY;
+        let told_again = |reaches_from: u64| reaches_from + 3 * RECOVERY;
         self.has_lost_unread
             && self.plan.settle > 0
             && self.gateways.iter().any(|gateway| self.now < told_again(gateway.reaches_from))
@@ -295,7 +296,8 @@ impl World {
     /// Whether something that a Rails which lags may still tell wrongly would be trimmed before a gateway has read it, or one
     /// would begin that does not find it. Those that have read the last entry need not notice, so it is not told again.
     fn is_unread_for_ever(&self, fault: Fault) -> bool {
-        let reads = |gateway: &Gateway| gateway.is_up() && gateway.reaches_from <= self.now;
+        let heard_within = self.plan.heard_within();
+        let reads = |gateway: &Gateway| gateway.is_up() && gateway.reaches_from + heard_within <= self.now;
         let is_settling = self.trimmed_at.is_some_and(|at| self.now < at + self.plan.settle);
         self.plan.settle > 0
             && match fault {
@@ -321,18 +323,8 @@ impl World {
         gateway.reaches_from = gateway.reaches_from.max(until);
     }
 
-    /// It does, after so long, over new connections. The first one comes at once, if the ones before had lasted.
-    pub(super) fn fail_briefly(&mut self, gateway: usize, duration: u64) {
-        let is_first = self.gateways[gateway].reaches_from + 3_000 < self.now;
-        self.fail(gateway, duration + if is_first { 0 } else { RECOVERY });
-    }
-
     pub(super) fn fail_all(&mut self, duration: u64) {
         (0..self.gateways.len()).for_each(|gateway| self.fail(gateway, duration));
-    }
-
-    pub(super) fn fail_all_briefly(&mut self, duration: u64) {
-        (0..self.gateways.len()).for_each(|gateway| self.fail_briefly(gateway, duration));
     }
 
     fn restart_gateway(&mut self, gateway: usize, duration: u64) {

@@ -12,7 +12,7 @@ use super::world::{Action, World};
 use crate::cache::purge::{PurgeMode, Selector};
 use crate::cache::{Cache, CacheSettings, FillWaiter, Lifetime, Lifetimes};
 use crate::clock::{Clock, ManualClock};
-use crate::fleet::backoff::Backoff;
+use crate::fleet::backoff::{Backoff, LONGEST, LONGEST_OF_READER};
 use crate::fleet::bus::Bus;
 use crate::fleet::counters::DoubtReason;
 use crate::fleet::message::{MessageSeal, Purge};
@@ -111,7 +111,7 @@ impl Process {
             resets: bus.resets.subscribe(),
             bus,
             is_purging: false,
-            backoffs: Default::default(),
+            backoffs: [LONGEST_OF_READER, LONGEST, LONGEST].map(Backoff::new),
             waits: [0; 3],
             connections: [None, None, None],
             linked: None,
@@ -272,7 +272,8 @@ impl World {
 
     /// The connection does what it is for.
     pub(super) fn worked(&mut self, gateway: usize, task: Task) {
-        self.gateway(gateway).backoffs[task as usize].worked();
+        let process = self.gateway(gateway);
+        process.backoffs[task as usize].worked(process.clock.now());
     }
 
     fn connect(&mut self, gateway: usize, task: Task) {
@@ -287,6 +288,8 @@ impl World {
             Task::Publisher => self.gateway(gateway).publisher.begin(),
             Task::Sharer => false,
         };
+        let process = self.gateway(gateway);
+        process.backoffs[task as usize].begins(process.clock.now());
         let wait = self.wait(gateway, task);
         let node = if self.plan.has_sentinels { self.gateways[gateway].named_master } else { self.master };
         let connection = self.connection_to(gateway, node);

@@ -103,7 +103,7 @@ impl Plan {
     /// How long after a purge was told a gateway that reaches Valkey may give the old answer: what README.md promises,
     /// with what a new connection and a look through the entries take here.
     pub(super) fn heard_within(&self) -> u64 {
-        ms(self.settings.poll) + 500 + 120
+        (ms(self.settings.poll) + 500).max(1_000) + 120
     }
 
     /// How long a purge is hidden from one that reaches Valkey and knows the gateway which tells it. It is looked for silent ones

@@ -1,6 +1,6 @@
 //! What becomes of the server of Valkey, and of what it has.
 
-use super::faults::{AHEAD, RECOVERY, SENTINELS};
+use super::faults::{AHEAD, SENTINELS};
 use super::valkey::Node;
 use super::world::World;
 
@@ -52,7 +52,7 @@ impl World {
             world.nodes[master].restart(run, kept_until);
             world.nodes[master].is_master = is_master;
         });
-        self.fail_all(duration + RECOVERY);
+        self.fail_all(duration);
     }
 
     /// The other node becomes the master after a time. The one before is gone, or it was only frozen: then it wakes, calls
@@ -79,7 +79,7 @@ impl World {
                 }
             });
         }
-        self.fail_all(until_promoted + SENTINELS + RECOVERY);
+        self.fail_all(until_promoted + SENTINELS);
     }
 
     pub(super) fn promote(&mut self, old: usize, new: usize, kept_until: u64) {

@@ -1,7 +1,6 @@
 //! A gateway that the others hear no more: it is killed, or a program removes all that it says before any of them reads it. For
 //! them, both are the same.
 
-use super::faults::RECOVERY;
 use super::world::World;
 use crate::fleet::counters::DoubtReason;
 
@@ -26,7 +25,7 @@ impl World {
         self.after(at, move |world| {
             let duration = world.any_duration();
             world.cut(other, duration);
-            world.fail(other, duration + RECOVERY);
+            world.fail(other, duration);
         });
     }
 
