@@ -218,24 +218,21 @@ impl Connection {
         }
     }
 
-    /// What is at each of these places, in their order.
+    /// What is at each of these places, in their order. All are asked for in one write.
     pub async fn entries_at(
         &self,
         stream: &str,
         ids: &[StreamId],
     ) -> Result<Vec<Option<Entry>>, ConnectionError> {
-        let mut found = Vec::with_capacity(ids.len());
-        for ids in ids.chunks(IDS_AT_A_TIME) {
-            let mut pipeline = Pipeline::new();
-            for id in ids.iter().map(StreamId::to_string) {
-                pipeline.cmd("XRANGE").arg(stream).arg(&id).arg(&id);
-            }
-            for value in self.send_all("XRANGE", &pipeline, DEADLINE).await? {
-                let entries = reply::entries(reply::accepted("XRANGE", value)?);
-                found.push(entries.ok_or(ConnectionError::Unexpected("XRANGE"))?.into_iter().next());
-            }
+        let mut pipeline = Pipeline::new();
+        for id in ids.iter().map(StreamId::to_string) {
+            pipeline.cmd("XRANGE").arg(stream).arg(&id).arg(&id);
         }
-        Ok(found)
+        let entry = |value| {
+            let entries = reply::entries(reply::accepted("XRANGE", value)?);
+            Ok(entries.ok_or(ConnectionError::Unexpected("XRANGE"))?.into_iter().next())
+        };
+        self.send_all("XRANGE", &pipeline, DEADLINE).await?.into_iter().map(entry).collect()
     }
 
     /// Up to `count` entries from `from` on, in their order.
@@ -327,8 +324,6 @@ impl Connection {
 
 /// How long a server may wait for its replicas.
 const WAIT_MILLISECONDS: u64 = 100;
-/// How many entries are looked for in one write.
-const IDS_AT_A_TIME: usize = 256;
 
 fn set(key: &str, value: &[u8], ttl: Duration) -> Cmd {
     // 0 would be an error.

@@ -17,6 +17,9 @@ use super::stream::StreamId;
 /// Between two tries to tell what is left when the process ends.
 const ENDING_PAUSE: Duration = Duration::from_millis(50);
 
+/// How many entries are looked for in one write. No more are kept at one time: a writer of Valkey can make them large.
+const LOOKED_FOR_AT_ONCE: usize = 256;
+
 /// Tells, until the process ends, all is told, and Valkey has taken its leave: a process that ends without that is waited for
 /// by the others. [`Fleet::end`](super::Fleet::end) bounds how long that is tried.
 pub(super) async fn publish(bus: Arc<Bus>) {
@@ -40,9 +43,12 @@ impl Publisher {
         let opened = bus.connect("railgate-publisher", backoff).await?;
         let connection = opened.connection;
         let told = self.opened(has_followed, opened.identity.as_ref());
-        let ids: Vec<StreamId> = told.iter().map(|(_, id)| *id).collect();
-        let found = connection.entries_at(&bus.stream, &ids).await?;
-        self.looked_for(&told, &found);
+        let mut are_there = Vec::with_capacity(told.len());
+        for told in told.chunks(LOOKED_FOR_AT_ONCE) {
+            let ids: Vec<StreamId> = told.iter().map(|(_, id)| *id).collect();
+            are_there.extend(self.are_there(told, &connection.entries_at(&bus.stream, &ids).await?));
+        }
+        self.looked_for(&told, &are_there);
         loop {
             match self.next_step()? {
                 Step::Gather(until) => {

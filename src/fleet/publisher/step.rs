@@ -92,18 +92,21 @@ impl Publisher {
         if self.may_have_lost { self.bus.outbox.lock().to_look_for(self.bus.clock.now()) } else { Vec::new() }
     }
 
-    /// What may be lost was looked for, and this is in its places.
-    pub(in crate::fleet) fn looked_for(&mut self, told: &[(u64, StreamId)], found: &[Option<Entry>]) {
-        self.may_have_lost = false;
-        let is_found = |(number, _): &(u64, StreamId), entry: &Option<Entry>| {
+    /// Whether what was told is in its place, for each with what was found there.
+    pub(in crate::fleet) fn are_there(&self, told: &[(u64, StreamId)], found: &[Option<Entry>]) -> Vec<bool> {
+        let is_there = |((number, _), entry): (&(u64, StreamId), &Option<Entry>)| {
             entry.as_ref().is_some_and(|entry| self.is_own_purge(*number, entry))
         };
-        // Before the lock: callers wait for it.
-        let looked_for: Vec<(u64, bool)> =
-            told.iter().zip(found).map(|(told, entry)| (told.0, is_found(told, entry))).collect();
+        told.iter().zip(found).map(is_there).collect()
+    }
+
+    /// What may be lost was looked for, and is there or not.
+    pub(in crate::fleet) fn looked_for(&mut self, told: &[(u64, StreamId)], are_there: &[bool]) {
+        self.may_have_lost = false;
         let mut outbox = self.bus.outbox.lock();
-        let lost = looked_for.iter().filter(|(number, is_found)| outbox.looked_for(*number, *is_found));
-        let lost = lost.count();
+        let looked_for = told.iter().zip(are_there);
+        let lost =
+            looked_for.filter(|((number, _), is_there)| outbox.looked_for(*number, **is_there)).count();
         drop(outbox);
         if lost > 0 {
             tracing::warn!(messages = lost, "Valkey has lost what was told; it is told again");

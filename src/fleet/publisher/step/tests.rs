@@ -132,7 +132,8 @@ fn a_purge_that_does_not_come_back_is_noticed_though_others_are_told() {
     publisher.begin();
     let told = publisher.opened(true, None);
     assert_eq!(told.len(), 2);
-    publisher.looked_for(&told, &[None, Some(own_purge(&publisher, told[1]))]);
+    let found = [None, Some(own_purge(&publisher, told[1]))];
+    publisher.looked_for(&told, &publisher.are_there(&told, &found));
     assert_eq!(next(&mut publisher), "send 1");
 }
 
@@ -172,7 +173,8 @@ fn what_was_told_is_told_again_if_something_else_is_in_its_place() {
         publisher.bus.breaks.send_modify(|breaks| *breaks += 1);
         publisher.begin();
         assert_eq!(publisher.opened(true, None), [told]);
-        publisher.looked_for(&[told], &[found(&publisher, told)]);
+        let is_there = publisher.are_there(&[told], &[found(&publisher, told)]);
+        publisher.looked_for(&[told], &is_there);
         let step = publisher.bus.outbox.lock().next_to_send(publisher.bus.clock.now());
         assert_eq!(step.is_some(), is_told_again, "{what}");
     }

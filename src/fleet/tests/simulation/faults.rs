@@ -223,13 +223,14 @@ impl World {
             Fault::Trim => {
                 let left = self.rng.usize(0..=2);
                 self.nodes[master].trim(left);
-                self.trimmed_at = Some(self.now);
+                self.gone_until = Some(self.now);
             }
             Fault::LoseUnread => self.lose_unread(),
             Fault::LowerLastId => self.lower_last_id(master),
             Fault::Full => self.fill_server(master, duration),
             Fault::FullWithoutStream => {
                 self.fill_server(master, duration + 3_000);
+                self.gone_until = Some(self.now + duration + 3_000);
                 let delay = self.rng.u64(0..=3_000);
                 self.after(delay, move |world| world.nodes[master].remove_stream());
             }
@@ -293,16 +294,17 @@ impl World {
             && self.gateways.iter().any(|gateway| self.now < told_again(gateway.reaches_from))
     }
 
-    /// Whether something that a Rails which lags may still tell wrongly would be trimmed before a gateway has read it, or one
-    /// would begin that does not find it. Those that have read the last entry need not notice, so it is not told again.
+    /// Whether something that a Rails which lags may still tell wrongly would be gone before a gateway has read it, or one
+    /// would begin that does not find it. It is not told again: those that have read the last entry need not notice that it was
+    /// trimmed, and a server that is full does not take it.
     fn is_unread_for_ever(&self, fault: Fault) -> bool {
         let heard_within = self.plan.heard_within();
         let reads = |gateway: &Gateway| gateway.is_up() && gateway.reaches_from + heard_within <= self.now;
-        let is_settling = self.trimmed_at.is_some_and(|at| self.now < at + self.plan.settle);
+        let is_settling = self.gone_until.is_some_and(|until| self.now < until + self.plan.settle);
         self.plan.settle > 0
             && match fault {
                 Fault::RestartGateway => is_settling,
-                Fault::Trim => !self.gateways.iter().all(reads),
+                Fault::Trim | Fault::FullWithoutStream => !self.gateways.iter().all(reads),
                 _ => false,
             }
     }

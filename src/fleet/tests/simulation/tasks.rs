@@ -135,7 +135,8 @@ impl World {
         };
         self.call(&opened.connection, look, move |world, found| {
             if world.is_awaited(wait) {
-                world.gateway(gateway).publisher.looked_for(&told, &found);
+                let publisher = &mut world.gateway(gateway).publisher;
+                publisher.looked_for(&told, &publisher.are_there(&told, &found));
                 world.tell_next(gateway);
             }
         });

@@ -29,8 +29,8 @@ pub(super) struct World {
     pub(super) promise: Promise,
     /// Something was lost that some gateways had not read.
     pub(super) has_lost_unread: bool,
-    /// When the stream was trimmed last.
-    pub(super) trimmed_at: Option<u64>,
+    /// Until when something told may be gone from the stream and not be told again, the last time.
+    pub(super) gone_until: Option<u64>,
     /// All that this process says is removed before any gateway reads it.
     pub(super) hidden: Option<Publisher>,
     pub(super) events: u64,
@@ -69,7 +69,7 @@ impl World {
             rails: Rails::default(),
             promise: Promise::default(),
             has_lost_unread: false,
-            trimmed_at: None,
+            gone_until: None,
             hidden: None,
             events: 0,
             queue: BinaryHeap::new(),
@@ -94,7 +94,10 @@ impl World {
             self.events += 1;
             (event.action)(&mut self);
             if let Some(broken) = self.promise.broken.take() {
-                return Err(format!("at {} ms: {broken}\nfaults: {:#?}", self.now, self.promise.faults));
+                let (now, settle, faults) = (self.now, self.plan.settle, &self.promise.faults);
+                return Err(format!(
+                    "at {now} ms, Rails lags up to {settle} ms: {broken}\nfaults: {faults:#?}"
+                ));
             }
         }
         Ok(self)
