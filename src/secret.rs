@@ -7,11 +7,11 @@ pub mod status;
 use std::fmt;
 use std::path::Path;
 
+use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::hmac;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::HeaderValue;
-use subtle::{Choice, ConstantTimeEq as _};
 use zeroize::Zeroizing;
 
 use crate::file;
@@ -45,7 +45,7 @@ impl ShellSecret {
     /// The comparison takes the same time wherever the first difference is; the length is not
     /// hidden, as it is not in Rails.
     pub fn matches(&self, presented: &[u8]) -> bool {
-        chomp(presented).ct_eq(&self.bytes).into()
+        verify_slices_are_equal(chomp(presented), &self.bytes).is_ok()
     }
 
     /// The bytes that sign and verify `Gitlab-Shell-Api-Request` tokens.
@@ -133,7 +133,7 @@ impl BearerToken {
 
     /// Whether `presented` is this token. Takes the same time wherever the first difference is.
     pub fn matches(&self, presented: &[u8]) -> bool {
-        presented.ct_eq(&self.bytes).into()
+        verify_slices_are_equal(presented, &self.bytes).is_ok()
     }
 
     /// Whether an `Authorization` header has it as a bearer token (RFC 6750 §2.1).
@@ -236,8 +236,8 @@ impl SigningToken {
             context.update(part);
         }
         let expected = context.sign();
-        let compare = |any, signature: &[u8; SIGNATURE_LEN]| any | signature.ct_eq(expected.as_ref());
-        signatures.0.iter().fold(Choice::from(0), compare).into()
+        let is_right = |signature: &[u8]| verify_slices_are_equal(signature, expected.as_ref()).is_ok();
+        signatures.0.iter().fold(false, |any, signature| any | is_right(signature))
     }
 }
 

@@ -8,7 +8,7 @@
 //! token out. What depends on the time is judged with each request. A new secret begins with no tokens.
 
 use arc_swap::ArcSwapOption;
-use subtle::ConstantTimeEq as _;
+use aws_lc_rs::constant_time::verify_slices_are_equal;
 use zeroize::Zeroizing;
 
 /// How many tokens are kept: those of that many seconds and secrets, if no two fall on the same place.
@@ -42,7 +42,7 @@ impl VerifiedTokens {
         let verified = self.place(token)?.load();
         let verified = verified.as_ref()?;
         // In constant time, as the comparison of signatures that this one replaces.
-        bool::from(verified.token.ct_eq(token)).then_some(verified.times)
+        verify_slices_are_equal(&verified.token, token).is_ok().then_some(verified.times)
     }
 
     /// Remembers a token that was verified, in place of an earlier one.

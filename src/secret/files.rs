@@ -8,8 +8,8 @@ use std::fmt;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::pbkdf2;
-use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
 
 use super::{BearerToken, KasSecret, SecretError, ShellSecret, SigningToken};
@@ -96,7 +96,7 @@ impl LoadedSecret {
 
     /// Whether both are the same, in a time that does not depend on where they differ.
     pub fn is_same(&self, other: &Self) -> bool {
-        self.bytes().ct_eq(other.bytes()).into()
+        verify_slices_are_equal(self.bytes(), other.bytes()).is_ok()
     }
 
     /// The first eight hex digits of a hash that is the same in all gateways, to compare what they have.

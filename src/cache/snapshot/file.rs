@@ -17,11 +17,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::hmac;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
-use subtle::ConstantTimeEq as _;
 
 use super::error::{Damage, LoadError};
 use crate::cache::entry::Entry;
@@ -259,7 +259,7 @@ impl SnapshotReader {
         let (mut owner, mut saved_at) = ([0; MAC_LENGTH], [0; 8]);
         read(&mut file, &mut owner)?;
         read(&mut file, &mut saved_at)?;
-        if !bool::from(owner.ct_eq(owner_mac(key).as_ref())) {
+        if verify_slices_are_equal(&owner, owner_mac(key).as_ref()).is_err() {
             return Err(LoadError::Foreign);
         }
         verify(&mut file, key, length)?;
@@ -329,5 +329,5 @@ fn verify(file: &mut BufReader<File>, key: &hmac::Key, length: u64) -> Result<()
     }
     let mut expected = [0; MAC_LENGTH];
     read(file, &mut expected)?;
-    if bool::from(expected.ct_eq(mac.sign().as_ref())) { Ok(()) } else { Err(Damage::Mac.into()) }
+    verify_slices_are_equal(&expected, mac.sign().as_ref()).map_err(|_| Damage::Mac.into())
 }
