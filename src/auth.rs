@@ -240,10 +240,10 @@ impl Authenticator {
             };
         }
         let Some(secret) = &self.shell_secret else { return AuthOutcome::Rejected(Rejection::Missing) };
-        match shared_secret::find(headers, query, body) {
-            SecretLookup::Found(text) if secret.matches(&text) => accepted(CallerKind::SharedSecret, None),
-            SecretLookup::Found(_) if matches!(body, AuthBody::Unread) => AuthOutcome::BodyNeeded,
-            SecretLookup::Found(_) => AuthOutcome::Rejected(Rejection::Wrong),
+        match shared_secret::find(headers, query, body, secret) {
+            SecretLookup::Right => accepted(CallerKind::SharedSecret, None),
+            SecretLookup::Wrong if matches!(body, AuthBody::Unread) => AuthOutcome::BodyNeeded,
+            SecretLookup::Wrong => AuthOutcome::Rejected(Rejection::Wrong),
             SecretLookup::Rejected(rejection) => AuthOutcome::Rejected(rejection),
             SecretLookup::BodyNeeded => AuthOutcome::BodyNeeded,
         }

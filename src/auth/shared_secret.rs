@@ -1,14 +1,13 @@
 //! The shared secret of a request, in the order in which Rails looks for it (contract §2.2):
 //! the parameter `secret_token`, where a body overrides the query, else the header.
 
-use std::borrow::Cow;
-
 use http::HeaderMap;
 
 use super::json::{self, Member};
 use super::rejection::Rejection;
 use crate::header;
 use crate::params::{Params, SecretToken};
+use crate::secret::ShellSecret;
 use crate::strict_base64;
 
 /// The request's body, as far as it may hold the credential.
@@ -26,17 +25,24 @@ pub enum AuthBody<'a> {
 
 /// What is in the place where Rails would look.
 #[derive(Debug)]
-pub(super) enum SecretLookup<'a> {
-    /// To be compared with the secret.
-    Found(Cow<'a, [u8]>),
+pub(super) enum SecretLookup {
+    /// The secret.
+    Right,
+    /// Another text.
+    Wrong,
     /// Nothing that can be compared.
     Rejected(Rejection),
     /// Nothing so far, and the body was not read.
     BodyNeeded,
 }
 
-/// Finds the text that Rails would compare with its secret.
-pub(super) fn find<'a>(headers: &'a HeaderMap, query: &Params<'a>, body: AuthBody<'a>) -> SecretLookup<'a> {
+/// Finds the text that Rails would compare with its secret, and compares it.
+pub(super) fn find(
+    headers: &HeaderMap,
+    query: &Params<'_>,
+    body: AuthBody<'_>,
+    secret: &ShellSecret,
+) -> SecretLookup {
     let from_body = match body {
         AuthBody::Form(form) => Params::parse(form).secret_token(),
         AuthBody::Json(body) => in_json(body),
@@ -47,11 +53,11 @@ pub(super) fn find<'a>(headers: &'a HeaderMap, query: &Params<'a>, body: AuthBod
             SecretLookup::Rejected(Rejection::Ambiguous)
         }
         (SecretToken::Text(text), _) | (SecretToken::Absent, SecretToken::Text(text)) => {
-            SecretLookup::Found(text)
+            if secret.matches(&text) { SecretLookup::Right } else { SecretLookup::Wrong }
         }
         // A `null` in the body, or a bare name in a form, overrides the query, and then the header counts.
         (SecretToken::Nil, _) | (SecretToken::Absent, SecretToken::Absent | SecretToken::Nil) => {
-            in_header(headers, body)
+            in_header(headers, body, secret)
         }
     }
 }
@@ -72,7 +78,7 @@ fn in_json(body: &[u8]) -> SecretToken<'_> {
 
 /// Rails decodes leniently and skips what is not Base64. No client needs that, so anything but
 /// plain Base64 with white space around it is not a credential here.
-fn in_header<'a>(headers: &'a HeaderMap, body: AuthBody<'_>) -> SecretLookup<'a> {
+fn in_header(headers: &HeaderMap, body: AuthBody<'_>, secret: &ShellSecret) -> SecretLookup {
     let is_unread = matches!(body, AuthBody::Unread);
     let Some(value) = headers.get(&header::SHARED_SECRET) else {
         return if is_unread { SecretLookup::BodyNeeded } else { SecretLookup::Rejected(Rejection::Missing) };
@@ -81,8 +87,12 @@ fn in_header<'a>(headers: &'a HeaderMap, body: AuthBody<'_>) -> SecretLookup<'a>
     if encoded.is_empty() {
         return if is_unread { SecretLookup::BodyNeeded } else { SecretLookup::Rejected(Rejection::Missing) };
     }
+    if secret.matches_base64(encoded) {
+        return SecretLookup::Right;
+    }
     match strict_base64::decode(encoded) {
-        Some(text) => SecretLookup::Found(text.into()),
+        Some(text) if secret.matches(&text) => SecretLookup::Right,
+        Some(_) => SecretLookup::Wrong,
         None if is_unread => SecretLookup::BodyNeeded,
         None => SecretLookup::Rejected(Rejection::Malformed),
     }
