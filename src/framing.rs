@@ -6,7 +6,7 @@
 pub(crate) mod charset;
 pub(crate) mod chunk;
 
-use self::charset::{is_token, is_value};
+use self::charset::{is_value, token_length};
 
 /// How the bytes behind a head are framed, as its fields say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,9 +88,9 @@ pub(crate) fn parse_length(value: &[u8]) -> Option<u64> {
 
 /// The name and the value of a field line (RFC 9112 §5), which is passed without its CRLF. `None` if it is malformed.
 pub(crate) fn split_field(line: &[u8]) -> Option<(&[u8], &[u8])> {
-    let (name, value) = line.split_at_checked(memchr::memchr(b':', line)?)?;
-    let value = value.get(1..)?;
-    (!name.is_empty() && is_token(name) && is_value(value)).then_some((name, value))
+    let (name, rest) = line.split_at_checked(token_length(line))?;
+    let value = rest.strip_prefix(b":")?;
+    (!name.is_empty() && is_value(value)).then_some((name, value))
 }
 
 /// The name and the value of a trailer line, without its CRLF: a field line that does not frame the message.

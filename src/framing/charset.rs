@@ -6,7 +6,12 @@
 
 /// RFC 9110 §5.6.2.
 pub(crate) fn is_token(bytes: &[u8]) -> bool {
-    bytes.iter().all(|byte| TOKEN.get(usize::from(*byte)) == Some(&true))
+    token_length(bytes) == bytes.len()
+}
+
+/// How many bytes are a token, up to the first one that may not be in it.
+pub(crate) fn token_length(bytes: &[u8]) -> usize {
+    bytes.iter().take_while(|byte| TOKEN.get(usize::from(**byte)) == Some(&true)).count()
 }
 
 /// RFC 3986: unreserved, reserved and `%`, without `#`, since a fragment is never sent.
