@@ -45,6 +45,8 @@ pub(super) fn write(request: &InFlightRequest, info: &RequestInfo, took: Duratio
         ($level:ident) => {
             tracing::$level!(
                 target: ACCESS_LOG,
+                // As a text: what follows the fields is formatted for each line.
+                message = "request",
                 correlation_id = request.request_id.as_str(),
                 trace_id = info.trace.sampled_id().map(tracing::field::display),
                 method = known_method(&request.method),
@@ -64,7 +66,6 @@ pub(super) fn write(request: &InFlightRequest, info: &RequestInfo, took: Duratio
                 failure = info.failure,
                 reason = info.rejection.map(crate::auth::Rejection::as_str),
                 error = info.error.as_deref().map(|error| truncated(error, MAX_ERROR)).as_deref(),
-                "request"
             )
         };
     }
@@ -80,11 +81,18 @@ pub(super) fn write(request: &InFlightRequest, info: &RequestInfo, took: Duratio
 /// The path and the query, without the parts that are not known to be harmless.
 pub(in crate::layer) fn filtered(uri: &Uri) -> String {
     let mut shown = String::with_capacity(128);
-    push_parts(&mut shown, uri.path().split('/'), ["", "/"], push_segment);
+    push_parts(&mut shown, split(uri.path(), b'/'), ["", "/"], push_segment);
     if let Some(query) = uri.query() {
-        push_parts(&mut shown, query.split('&'), ["?", "&"], push_param);
+        push_parts(&mut shown, split(query, b'&'), ["?", "&"], push_param);
     }
     shown
+}
+
+/// The parts of a text between separators, which `str::split` finds more slowly in so short a text.
+fn split(text: &str, separator: u8) -> impl Iterator<Item = &str> {
+    let mut begin = 0;
+    let ends = memchr::memchr_iter(separator, text.as_bytes()).chain([text.len()]);
+    ends.map(move |end| text.get(std::mem::replace(&mut begin, end + 1)..end).unwrap_or_default())
 }
 
 /// How many segments of a path, and how many parameters, are logged. No endpoint has as many.
