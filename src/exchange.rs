@@ -159,26 +159,34 @@ impl CacheOutcome {
 
     /// The `Cache-Status` of a response of Rails (RFC 9211); a hit writes its own.
     pub const fn cache_status(self) -> HeaderValue {
-        HeaderValue::from_static(match self {
-            Self::Never => "railgate; fwd=bypass; detail=route",
-            Self::Bypass => "railgate; fwd=bypass; detail=request",
+        macro_rules! value {
+            // Validated when this is compiled.
+            ($text:literal) => {
+                const { HeaderValue::from_static($text) }
+            };
+        }
+        match self {
+            Self::Never => value!("railgate; fwd=bypass; detail=route"),
+            Self::Bypass => value!("railgate; fwd=bypass; detail=request"),
             // Never used: a request that did not reach the cache has no response of Rails, and a
             // hit adds its remaining lifetime.
-            Self::Unreached | Self::Hit | Self::StaleWhileRevalidate | Self::StaleIfError => "railgate",
-            Self::Stored => "railgate; fwd=miss; stored",
-            Self::Unstored(NoStoreReason::Status) => "railgate; fwd=miss; detail=status",
-            Self::Unstored(NoStoreReason::Type) => "railgate; fwd=miss; detail=type",
-            Self::Unstored(NoStoreReason::TooLarge) => "railgate; fwd=miss; detail=too_large",
-            Self::Unstored(NoStoreReason::Shape) => "railgate; fwd=miss; detail=shape",
-            Self::Unstored(NoStoreReason::Unhealthy) => "railgate; fwd=miss; detail=unhealthy",
-            Self::Unstored(NoStoreReason::Mismatch) => "railgate; fwd=miss; detail=mismatch",
-            Self::Unstored(NoStoreReason::Expired) => "railgate; fwd=miss; detail=expired",
-            Self::Unstored(NoStoreReason::Disabled) => "railgate; fwd=miss; detail=disabled",
-            Self::Unstored(NoStoreReason::Fenced) => "railgate; fwd=miss; detail=fenced",
-            Self::Fleet => "railgate; hit; detail=fleet",
-            Self::Shared => "railgate; fwd=miss; collapsed",
-            Self::Alone => "railgate; fwd=miss; detail=alone",
-        })
+            Self::Unreached | Self::Hit | Self::StaleWhileRevalidate | Self::StaleIfError => {
+                value!("railgate")
+            }
+            Self::Stored => value!("railgate; fwd=miss; stored"),
+            Self::Unstored(NoStoreReason::Status) => value!("railgate; fwd=miss; detail=status"),
+            Self::Unstored(NoStoreReason::Type) => value!("railgate; fwd=miss; detail=type"),
+            Self::Unstored(NoStoreReason::TooLarge) => value!("railgate; fwd=miss; detail=too_large"),
+            Self::Unstored(NoStoreReason::Shape) => value!("railgate; fwd=miss; detail=shape"),
+            Self::Unstored(NoStoreReason::Unhealthy) => value!("railgate; fwd=miss; detail=unhealthy"),
+            Self::Unstored(NoStoreReason::Mismatch) => value!("railgate; fwd=miss; detail=mismatch"),
+            Self::Unstored(NoStoreReason::Expired) => value!("railgate; fwd=miss; detail=expired"),
+            Self::Unstored(NoStoreReason::Disabled) => value!("railgate; fwd=miss; detail=disabled"),
+            Self::Unstored(NoStoreReason::Fenced) => value!("railgate; fwd=miss; detail=fenced"),
+            Self::Fleet => value!("railgate; hit; detail=fleet"),
+            Self::Shared => value!("railgate; fwd=miss; collapsed"),
+            Self::Alone => value!("railgate; fwd=miss; detail=alone"),
+        }
     }
 }
 
