@@ -148,12 +148,13 @@ impl BodyEncoding {
         let Some(kind) = kind.filter(|kind| !kind.as_bytes().trim_ascii().is_empty()) else {
             return (request.method() == Method::POST).then_some(Self::Urlencoded);
         };
-        let media_type = kind.to_str().ok()?.split([';', ',']).next()?.trim();
-        if media_type.eq_ignore_ascii_case("application/x-www-form-urlencoded") {
+        let kind = kind.to_str().ok()?.as_bytes();
+        let media_type = kind.split(|byte| matches!(byte, b';' | b',')).next()?.trim_ascii();
+        if media_type.eq_ignore_ascii_case(b"application/x-www-form-urlencoded") {
             return Some(Self::Urlencoded);
         }
         let is_read = !matches!(*request.method(), Method::GET | Method::HEAD);
-        (is_read && media_type.eq_ignore_ascii_case("application/json")).then_some(Self::Json)
+        (is_read && media_type.eq_ignore_ascii_case(b"application/json")).then_some(Self::Json)
     }
 }
 
