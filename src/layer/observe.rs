@@ -90,7 +90,7 @@ where
         if let Some(tracer) = &self.shared.tracer {
             begin_trace(tracer, &mut exchange);
         }
-        let request = InFlightRequest {
+        let request = Box::new(InFlightRequest {
             shared: Arc::clone(&self.shared),
             info: exchange.info.clone(),
             started: self.shared.clock.now(),
@@ -101,7 +101,7 @@ where
             request_id: exchange.request_id.clone(),
             status: None,
             sent_bytes: 0,
-        };
+        });
         self.shared.worker_metrics.in_flight.fetch_add(1, Ordering::Relaxed);
         ResponseFuture { response: self.inner.call(exchange), request: Some(request) }
     }
@@ -110,7 +110,7 @@ where
 impl InFlightRequest {
     /// Logs and counts the request. If the response was not sent to its end, the client has disconnected, unless
     /// Rails has failed.
-    fn finish(self, is_sent: bool) {
+    fn finish(self: Box<Self>, is_sent: bool) {
         self.shared.worker_metrics.in_flight.fetch_sub(1, Ordering::Relaxed);
         let mut info = self.info.lock();
         if !info.caller.has_credential() {
@@ -157,7 +157,7 @@ pin_project! {
     pub struct ResponseFuture<F> {
         #[pin]
         response: F,
-        request: Option<InFlightRequest>,
+        request: Option<Box<InFlightRequest>>,
     }
 
     impl<F> PinnedDrop for ResponseFuture<F> {
@@ -192,7 +192,7 @@ impl<F: Future<Output = Result<Response<Body>, Infallible>>> Future for Response
 #[derive(Debug)]
 pub struct ResponseBody {
     body: Body,
-    request: Option<InFlightRequest>,
+    request: Option<Box<InFlightRequest>>,
     /// hyper has taken all of the body that is sent to the client.
     is_complete: bool,
 }
