@@ -62,7 +62,8 @@ impl HttpServer {
         I: DetectHangup + Send + 'static,
         S: RequestService,
     {
-        tokio::spawn(self.connection(socket, registration, client, Arc::clone(service)));
+        // In a box, since a task is moved about ten times before it is where it stays.
+        tokio::spawn(Box::pin(self.connection(socket, registration, client, Arc::clone(service))));
     }
 
     fn connection<I, S>(
