@@ -20,7 +20,7 @@ use http::HeaderMap;
 pub use self::kas_jwt::KasJwt;
 pub use self::rejection::Rejection;
 pub use self::shared_secret::AuthBody;
-use self::shared_secret::SecretLookup;
+use self::shared_secret::SecretCheck;
 pub use self::shell_jwt::ShellJwt;
 pub use self::sign::{sign_kas_token, sign_shell_token};
 pub use self::skew::ClockSkew;
@@ -240,12 +240,10 @@ impl Authenticator {
             };
         }
         let Some(secret) = &self.shell_secret else { return AuthOutcome::Rejected(Rejection::Missing) };
-        match shared_secret::find(headers, query, body, secret) {
-            SecretLookup::Right => accepted(CallerKind::SharedSecret, None),
-            SecretLookup::Wrong if matches!(body, AuthBody::Unread) => AuthOutcome::BodyNeeded,
-            SecretLookup::Wrong => AuthOutcome::Rejected(Rejection::Wrong),
-            SecretLookup::Rejected(rejection) => AuthOutcome::Rejected(rejection),
-            SecretLookup::BodyNeeded => AuthOutcome::BodyNeeded,
+        match shared_secret::check(headers, query, body, secret) {
+            SecretCheck::Right => accepted(CallerKind::SharedSecret, None),
+            SecretCheck::Rejected(rejection) => AuthOutcome::Rejected(rejection),
+            SecretCheck::BodyNeeded => AuthOutcome::BodyNeeded,
         }
     }
 }

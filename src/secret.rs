@@ -52,7 +52,7 @@ impl ShellSecret {
     }
 
     /// Whether `presented` is Base64 of this secret in its usual spelling, which is cheaper to compare than to decode. If
-    /// it is not, it may still decode to what [`matches`](Self::matches). Takes as long wherever the first difference is.
+    /// it is not, it may still decode to a text that [`matches`](Self::matches) accepts. Takes as long wherever the first difference is.
     pub fn matches_base64(&self, presented: &[u8]) -> bool {
         // One that ends with a line break never matches itself, since that is taken off what is presented.
         chomp(&self.bytes).len() == self.bytes.len()

@@ -25,24 +25,22 @@ pub enum AuthBody<'a> {
 
 /// What is in the place where Rails would look.
 #[derive(Debug)]
-pub(super) enum SecretLookup {
+pub(super) enum SecretCheck {
     /// The secret.
     Right,
-    /// Another text.
-    Wrong,
-    /// Nothing that can be compared.
+    /// Another text, or nothing that can be compared.
     Rejected(Rejection),
-    /// Nothing so far, and the body was not read.
+    /// Not the secret so far, and the body was not read.
     BodyNeeded,
 }
 
 /// Finds the text that Rails would compare with its secret, and compares it.
-pub(super) fn find(
+pub(super) fn check(
     headers: &HeaderMap,
     query: &Params<'_>,
     body: AuthBody<'_>,
     secret: &ShellSecret,
-) -> SecretLookup {
+) -> SecretCheck {
     let from_body = match body {
         AuthBody::Form(form) => Params::parse(form).secret_token(),
         AuthBody::Json(body) => in_json(body),
@@ -50,10 +48,10 @@ pub(super) fn find(
     };
     match (from_body, query.secret_token()) {
         (SecretToken::Ambiguous, _) | (_, SecretToken::Ambiguous) => {
-            SecretLookup::Rejected(Rejection::Ambiguous)
+            SecretCheck::Rejected(Rejection::Ambiguous)
         }
         (SecretToken::Text(text), _) | (SecretToken::Absent, SecretToken::Text(text)) => {
-            if secret.matches(&text) { SecretLookup::Right } else { SecretLookup::Wrong }
+            if secret.matches(&text) { SecretCheck::Right } else { not_found(body, Rejection::Wrong) }
         }
         // A `null` in the body, or a bare name in a form, overrides the query, and then the header counts.
         (SecretToken::Nil, _) | (SecretToken::Absent, SecretToken::Absent | SecretToken::Nil) => {
@@ -78,22 +76,22 @@ fn in_json(body: &[u8]) -> SecretToken<'_> {
 
 /// Rails decodes leniently and skips what is not Base64. No client needs that, so anything but
 /// plain Base64 with white space around it is not a credential here.
-fn in_header(headers: &HeaderMap, body: AuthBody<'_>, secret: &ShellSecret) -> SecretLookup {
-    let is_unread = matches!(body, AuthBody::Unread);
-    let Some(value) = headers.get(&header::SHARED_SECRET) else {
-        return if is_unread { SecretLookup::BodyNeeded } else { SecretLookup::Rejected(Rejection::Missing) };
+fn in_header(headers: &HeaderMap, body: AuthBody<'_>, secret: &ShellSecret) -> SecretCheck {
+    let encoded = headers.get(&header::SHARED_SECRET).map(|value| value.as_bytes().trim_ascii());
+    let Some(encoded) = encoded.filter(|encoded| !encoded.is_empty()) else {
+        return not_found(body, Rejection::Missing);
     };
-    let encoded = value.as_bytes().trim_ascii();
-    if encoded.is_empty() {
-        return if is_unread { SecretLookup::BodyNeeded } else { SecretLookup::Rejected(Rejection::Missing) };
-    }
     if secret.matches_base64(encoded) {
-        return SecretLookup::Right;
+        return SecretCheck::Right;
     }
     match strict_base64::decode(encoded) {
-        Some(text) if secret.matches(&text) => SecretLookup::Right,
-        Some(_) => SecretLookup::Wrong,
-        None if is_unread => SecretLookup::BodyNeeded,
-        None => SecretLookup::Rejected(Rejection::Malformed),
+        Some(text) if secret.matches(&text) => SecretCheck::Right,
+        Some(_) => not_found(body, Rejection::Wrong),
+        None => not_found(body, Rejection::Malformed),
     }
+}
+
+/// What is in the body, if that was not read, would count in place of what was found so far.
+fn not_found(body: AuthBody<'_>, rejection: Rejection) -> SecretCheck {
+    if matches!(body, AuthBody::Unread) { SecretCheck::BodyNeeded } else { SecretCheck::Rejected(rejection) }
 }

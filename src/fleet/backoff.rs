@@ -7,8 +7,8 @@ use super::counters::ConnectionEvent;
 const FIRST: Duration = Duration::from_millis(50);
 /// The longest pause of most tasks.
 pub(super) const LONGEST: Duration = Duration::from_secs(2);
-/// The longest pause of who hears the others. README.md promises how soon a gateway that reaches Valkey does so, and it
-/// reaches a new master before it knows.
+/// The longest pause of who hears the others. README.md promises how soon a purge is heard by a gateway that can reach
+/// Valkey, and one can reach a new master before it has tried.
 pub(super) const LONGEST_OF_READER: Duration = Duration::from_millis(500);
 /// How often a connection that worked may be replaced without a pause.
 const FREE_INTERVAL: Duration = Duration::from_secs(1);
@@ -54,8 +54,9 @@ impl Backoff {
         self.failures <= 1
     }
 
-    /// What kind of failure it was, and the pause after it. `jitter` from 0 to 1 spreads the gateways of a fleet. Who has
-    /// waited for an answer in vain has paused for as long already.
+    /// What kind of failure it was, and the pause after it. `jitter` from 0 to 1 spreads the gateways of a fleet. The time
+    /// since the attempt began, or since the connection last worked, is part of the pause. But not all of it: a server that
+    /// is silent is so to all gateways at the same time, which would come back together.
     pub(super) fn failed(&mut self, now: Instant, jitter: f64) -> (ConnectionEvent, Duration) {
         let event = if self.is_open { ConnectionEvent::Lost } else { ConnectionEvent::Failed };
         let is_free = self.has_worked && self.free_at.is_none_or(|at| now >= at + FREE_INTERVAL);
@@ -67,7 +68,8 @@ impl Backoff {
         let longest = FIRST.saturating_mul(2_u32.saturating_pow(self.failures + 1)).min(self.longest);
         self.failures = self.failures.saturating_add(1).min(30);
         let waited = self.waiting_since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
-        (event, (FIRST + longest.saturating_sub(FIRST).mul_f64(jitter)).saturating_sub(waited))
+        let pause = (FIRST + longest.saturating_sub(FIRST).mul_f64(jitter)).saturating_sub(waited);
+        (event, pause.max(FIRST.mul_f64(jitter)))
     }
 }
 
@@ -104,16 +106,16 @@ mod tests {
     }
 
     #[test]
-    fn who_has_waited_in_vain_for_as_long_as_a_pause_makes_none() {
+    fn the_time_since_the_attempt_began_is_part_of_the_pause() {
         let (begin, ms) = (Instant::now(), Duration::from_millis);
         // How long after the attempt began, or after the last reply, it failed; and the pause after that.
-        for (waited, expected) in [(0, 500), (1, 499), (499, 1), (500, 0), (1_000, 0)] {
+        for (waited, expected) in [(0, 500), (1, 499), (449, 51), (499, 50), (1_000, 50)] {
             let mut backoff = Backoff::new(LONGEST_OF_READER);
             (0..10).for_each(|_| _ = backoff.failed(begin, 1.0));
             backoff.begins(begin + ms(7));
             assert_eq!(backoff.failed(begin + ms(7 + waited), 1.0).1, ms(expected), "{waited}");
         }
-        for (waited, expected) in [(0, 100), (60, 40), (1_000, 0)] {
+        for (waited, expected) in [(0, 100), (40, 60), (690, 50)] {
             let mut backoff = Backoff::new(LONGEST_OF_READER);
             backoff.worked(begin);
             assert_eq!(backoff.failed(begin, 1.0).1, ms(0));

@@ -43,12 +43,8 @@ impl Publisher {
         let opened = bus.connect("railgate-publisher", backoff).await?;
         let connection = opened.connection;
         let told = self.opened(has_followed, opened.identity.as_ref());
-        let mut are_there = Vec::with_capacity(told.len());
-        for told in told.chunks(LOOKED_FOR_AT_ONCE) {
-            let ids: Vec<StreamId> = told.iter().map(|(_, id)| *id).collect();
-            are_there.extend(self.are_there(told, &connection.entries_at(&bus.stream, &ids).await?));
-        }
-        self.looked_for(&told, &are_there);
+        let are_there = self.look_for(&connection, &told).await?;
+        self.looked_for(&are_there);
         loop {
             match self.next_step()? {
                 Step::Gather(until) => {
@@ -90,6 +86,21 @@ impl Publisher {
                 }
             }
         }
+    }
+
+    /// The numbers of what was told, and whether each is still there.
+    async fn look_for(
+        &self,
+        connection: &Connection,
+        told: &[(u64, StreamId)],
+    ) -> Result<Vec<(u64, bool)>, ConnectionError> {
+        let mut are_there = Vec::with_capacity(told.len());
+        for part in told.chunks(LOOKED_FOR_AT_ONCE) {
+            let ids: Vec<StreamId> = part.iter().map(|(_, id)| *id).collect();
+            let found = connection.entries_at(&self.bus.stream, &ids).await?;
+            are_there.extend(self.are_there(part, &found));
+        }
+        Ok(are_there)
     }
 
     /// Sends a message. One that is refused is left in the outbox.

@@ -27,7 +27,8 @@ const MAX_ENTRIES: usize = 256;
 const REREAD: Duration = HELLO_INTERVAL.saturating_mul(2);
 const MAX_REREAD_PAGES: usize = 64;
 
-/// Wake-ups that bring something are no closer together: under load, one brings what many publishers have told.
+/// Polls that bring all there is are no closer together: under load, one brings what many publishers have told, and there are
+/// servers that do not wait.
 const COALESCE: Duration = Duration::from_millis(2);
 
 /// How many silent gateways one line of the log names.
@@ -99,7 +100,7 @@ impl Reader {
             backoff.worked(bus.clock.now());
             self.max_entries = (self.max_entries * 2).min(MAX_ENTRIES);
             wait = if is_complete { bus.settings.poll } else { NO_WAIT };
-            if is_complete && !poll.entries.is_empty() {
+            if is_complete {
                 tokio::time::sleep_until((begin + COALESCE).into()).await;
             }
         }

@@ -9,12 +9,13 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::{Mutex, watch};
+use tokio::time::{MissedTickBehavior, interval};
 
 use super::connection::{Connection, ConnectionError};
 use super::settings::{FleetTls, ValkeyCredential};
 use crate::upstream::UpstreamAddress;
 
-/// How long after one round of questions the next begins.
+/// How long after one round of questions has begun the next one does, unless that takes as long.
 const ASK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// All Sentinels of a master.
@@ -65,18 +66,19 @@ impl Sentinels {
     /// Asks once a second, and tells what more than half of them name. If they do not agree, nothing is told. All are waited
     /// for, so that the connection to one that has become silent is given up.
     pub(super) async fn watch(&self, agreed: &watch::Sender<Option<UpstreamAddress>>) {
+        let mut rounds = interval(ASK_INTERVAL);
+        rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            rounds.tick().await;
             let mut votes = Votes::new(self.all.len());
             let mut answers = self.ask_all();
+            let mut is_told = false;
             while let Some((sentinel, answer)) = answers.next().await {
-                let Some(address) = votes.add(sentinel, answer) else { continue };
-                agreed.send_if_modified(|agreed| {
-                    let is_other = agreed.as_ref() != Some(&address);
-                    *agreed = Some(address);
-                    is_other
-                });
+                // What a slower one names may have been replaced meanwhile.
+                let Some(address) = votes.add(sentinel, answer).filter(|_| !is_told) else { continue };
+                is_told = true;
+                agree(agreed, &address);
             }
-            tokio::time::sleep(ASK_INTERVAL).await;
         }
     }
 
@@ -99,6 +101,15 @@ impl Sentinels {
         }
         answer
     }
+}
+
+/// More than half of the Sentinels name this address.
+pub(super) fn agree(agreed: &watch::Sender<Option<UpstreamAddress>>, address: &UpstreamAddress) {
+    agreed.send_if_modified(|agreed| {
+        let is_other = agreed.as_ref() != Some(address);
+        *agreed = Some(address.clone());
+        is_other
+    });
 }
 
 /// An address, or that the Sentinel knows no master of that name.

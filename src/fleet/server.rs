@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::connection::{Connection, ConnectionError};
-use super::sentinel::Sentinels;
+use super::sentinel::{self, Sentinels};
 use super::settings::{FleetSettings, ValkeyServers};
 use super::stream::{Identity, StreamId};
 use crate::upstream::UpstreamAddress;
@@ -96,7 +96,12 @@ impl Servers {
             (ValkeyServers::One(address), _) => {
                 Ok(self.redirected.lock().clone().unwrap_or_else(|| address.clone()))
             }
-            (_, Some(sentinels)) => sentinels.master().await,
+            (_, Some(sentinels)) => {
+                let master = sentinels.master().await?;
+                // Else the connection to a new master would be given up as one to a master that was replaced.
+                sentinel::agree(&self.agreed, &master);
+                Ok(master)
+            }
             (_, None) => Err(ConnectionError::NoMaster("none is configured".to_owned())),
         }
     }
@@ -119,5 +124,61 @@ impl Servers {
         if agreed.wait_for(is_other).await.is_err() {
             std::future::pending::<()>().await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::Duration;
+
+    use futures_util::FutureExt as _;
+
+    use super::*;
+    use crate::fleet::settings::ValkeyCredential;
+    use crate::fleet::tests::scripted::{ScriptedServer, array, bulk, reply_as_master};
+
+    async fn master() -> ScriptedServer {
+        ScriptedServer::start(|command| reply_as_master(command).unwrap_or_else(|| b"*0\r\n".to_vec())).await
+    }
+
+    /// Else a reader would leave a new master again until the task that asks the Sentinels once a second has found it, too.
+    #[tokio::test]
+    async fn a_new_master_that_was_just_found_is_no_replaced_one_and_the_one_before_is() {
+        let [old, new] = [master().await, master().await];
+        let has_failed_over = Arc::new(AtomicBool::new(false));
+        let names = [&old, &new].map(|server| {
+            let UpstreamAddress::Tcp(host, port) = &server.address else { panic!("{:?}", server.address) };
+            array(&[&bulk(host.as_bytes()), &bulk(port.to_string().as_bytes())])
+        });
+        let asked = Arc::clone(&has_failed_over);
+        let sentinel =
+            ScriptedServer::start(move |_| names[usize::from(asked.load(Ordering::SeqCst))].clone()).await;
+        let mut settings = FleetSettings::new(old.address.clone());
+        settings.servers = ValkeyServers::Sentinels {
+            sentinels: vec![sentinel.address.clone()],
+            master: "valkey".to_owned(),
+            credential: ValkeyCredential::default(),
+        };
+        let servers = Servers::new(Arc::new(settings));
+        let is_replaced = |address| servers.replaced(address).now_or_never().is_some();
+
+        let opened = servers.open("test", "stream").await.unwrap();
+        assert_eq!(opened.address, old.address);
+        assert!(!is_replaced(&old.address));
+        has_failed_over.store(true, Ordering::SeqCst);
+        assert!(!is_replaced(&old.address), "the Sentinels were not asked since");
+        let opened = servers.open("test", "stream").await.unwrap();
+        assert_eq!(opened.address, new.address);
+        assert!(!is_replaced(&new.address) && is_replaced(&old.address));
+
+        // The task comes to the same by itself.
+        has_failed_over.store(false, Ordering::SeqCst);
+        let replaced = async { servers.replaced(&new.address).await };
+        tokio::select! {
+            () = servers.watch() => {}
+            replaced = tokio::time::timeout(Duration::from_secs(60), replaced) => replaced.unwrap(),
+        }
+        assert!(!is_replaced(&old.address));
     }
 }

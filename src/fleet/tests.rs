@@ -1,3 +1,4 @@
 //! What takes the whole fleet.
 
+pub(super) mod scripted;
 mod simulation;

@@ -143,7 +143,8 @@ async fn unfinished_handshakes_make_room_for_others() {
     for _ in 0..40 {
         silent.push(harness.gateway.tcp.connect().await);
     }
-    // One that is accepted later takes the place of one that is older, and that has shown no credential yet.
+    // All are accepted before the others come: one that is accepted later would take the place of one that has not sent its
+    // credential yet.
     harness.wait_for_metric("railgate_client_connections_accepted_total", 40).await;
     let trusting = authority.client_config(None);
     for _ in 0..10 {

@@ -92,21 +92,24 @@ impl Publisher {
         if self.may_have_lost { self.bus.outbox.lock().to_look_for(self.bus.clock.now()) } else { Vec::new() }
     }
 
-    /// Whether what was told is in its place, for each with what was found there.
-    pub(in crate::fleet) fn are_there(&self, told: &[(u64, StreamId)], found: &[Option<Entry>]) -> Vec<bool> {
+    /// The numbers of what was told, and whether it is in its place, by what was found there.
+    pub(in crate::fleet) fn are_there(
+        &self,
+        told: &[(u64, StreamId)],
+        found: &[Option<Entry>],
+    ) -> Vec<(u64, bool)> {
         let is_there = |((number, _), entry): (&(u64, StreamId), &Option<Entry>)| {
-            entry.as_ref().is_some_and(|entry| self.is_own_purge(*number, entry))
+            (*number, entry.as_ref().is_some_and(|entry| self.is_own_purge(*number, entry)))
         };
         told.iter().zip(found).map(is_there).collect()
     }
 
-    /// What may be lost was looked for, and is there or not.
-    pub(in crate::fleet) fn looked_for(&mut self, told: &[(u64, StreamId)], are_there: &[bool]) {
+    /// All that may be lost was looked for, and is there or not.
+    pub(in crate::fleet) fn looked_for(&mut self, are_there: &[(u64, bool)]) {
         self.may_have_lost = false;
         let mut outbox = self.bus.outbox.lock();
-        let looked_for = told.iter().zip(are_there);
         let lost =
-            looked_for.filter(|((number, _), is_there)| outbox.looked_for(*number, **is_there)).count();
+            are_there.iter().filter(|(number, is_there)| outbox.looked_for(*number, *is_there)).count();
         drop(outbox);
         if lost > 0 {
             tracing::warn!(messages = lost, "Valkey has lost what was told; it is told again");

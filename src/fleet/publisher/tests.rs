@@ -9,6 +9,7 @@ use crate::clock::{Clock, ManualClock};
 use crate::fleet::keys::FleetKeys;
 use crate::fleet::message::MessageSeal;
 use crate::fleet::settings::{FleetSettings, ValkeyCredential};
+use crate::fleet::tests::scripted::{ScriptedServer, array, bulk};
 use crate::secret::ShellSecret;
 use crate::upstream::UpstreamAddress;
 
@@ -96,5 +97,38 @@ async fn what_cannot_be_put_above_the_last_entry_that_was_read_is_told_over_anot
         assert!(publisher.bus.follower.lock().connected(None));
         assert_eq!(publisher.bus.outbox.lock().untold().0, 1);
         assert!(matches!(publisher.next_step(), Ok(Step::Send(1, _, true))), "the same once more");
+    }
+}
+
+/// More than are looked for at once, of which one is gone.
+#[tokio::test]
+async fn what_is_lost_is_found_out_wherever_it_is_among_many() {
+    let count = LOOKED_FOR_AT_ONCE as u64 * 2 + 1;
+    for lost in [1, LOOKED_FOR_AT_ONCE as u64 + 1, count] {
+        let publisher = publisher(StreamId::from_milliseconds(1));
+        let told: Vec<(u64, StreamId)> =
+            (1..=count).map(|number| (number, StreamId::from_milliseconds(number))).collect();
+        let purge = Purge::new(&[Selector::All], PurgeMode::Hard, Duration::ZERO, Duration::ZERO);
+        let sealed = move |publisher: &Publisher, number| {
+            publisher.bus.seal.seal(number, &Message::Purge(purge.clone())).unwrap()
+        };
+        let entries: Vec<_> = told.iter().map(|(number, _)| sealed(&publisher, *number)).collect();
+        let server = ScriptedServer::start(move |command| {
+            let id = StreamId::parse(command[2].as_bytes()).unwrap();
+            if command[0] != "XRANGE" || id.milliseconds == lost {
+                return b"*0\r\n".to_vec();
+            }
+            let envelope = &entries[usize::try_from(id.milliseconds).unwrap() - 1];
+            let number = envelope.number.to_string();
+            let fields = [b"p", &envelope.publisher[..], b"n", number.as_bytes(), b"x", &envelope.sealed];
+            let fields = fields.map(bulk);
+            let fields: Vec<&[u8]> = fields.iter().map(|field| &field[..]).collect();
+            array(&[&array(&[&bulk(command[2].as_bytes()), &array(&fields)])])
+        })
+        .await;
+        let connection = Connection::open(&server.address, &ValkeyCredential::default(), None, "test").await;
+        let are_there = publisher.look_for(&connection.unwrap(), &told).await.unwrap();
+        let expected: Vec<(u64, bool)> = (1..=count).map(|number| (number, number != lost)).collect();
+        assert_eq!(are_there, expected);
     }
 }

@@ -8,6 +8,7 @@ use crate::fleet::message::{Message, MessageSeal, Origin};
 use crate::fleet::purger::Step;
 use crate::fleet::settings::{FleetSettings, SharedSettings};
 use crate::fleet::shared::SharedAnswers;
+use crate::fleet::tests::scripted::{ScriptedServer, array, bulk, reply_as_master};
 use crate::secret::ShellSecret;
 use crate::upstream::UpstreamAddress;
 
@@ -153,4 +154,41 @@ fn an_open_question_is_given_up_behind_a_silence_and_what_is_missed_beside_it_is
         let question = *scene.bus().question.lock();
         assert!(question.is_some() == is_asked && (!is_asked || question != before), "{asks} {misses}");
     }
+}
+
+/// A proxy or a service may reply at once that there is nothing new.
+#[tokio::test]
+async fn a_server_that_does_not_wait_for_news_is_not_asked_as_fast_as_it_replies() {
+    const POLLS: u32 = 50;
+    let polls = Arc::new(tokio::sync::Semaphore::new(0));
+    let counted = Arc::clone(&polls);
+    let server = ScriptedServer::start(move |command| {
+        if let Some(reply) = reply_as_master(command) {
+            return reply;
+        }
+        let hello = [&bulk(b"5-0")[..], &array(&[&bulk(b"other"), &bulk(b"1")])];
+        match command[0].as_str() {
+            "XREAD" => {
+                counted.add_permits(1);
+                b"*-1\r\n".to_vec()
+            }
+            "XREVRANGE" | "XRANGE" => array(&[&array(&hello)]),
+            other => panic!("{other}"),
+        }
+    })
+    .await;
+    let keys = FleetKeys::new(&ShellSecret::from_text(b"s3cret").unwrap(), "rails", "").unwrap();
+    let seal = MessageSeal::new(&keys).unwrap();
+    let settings = Arc::new(FleetSettings::new(server.address.clone()));
+    let bus =
+        Bus::new((settings, Clock::System), (keys.bus(), seal), Cache::new(&CacheSettings::default()), None);
+    let mut reader = Reader::new(Arc::new(bus));
+    let mut backoff = Backoff::new(LONGEST_OF_READER);
+    let begin = Instant::now();
+    let polled = async { polls.acquire_many(POLLS).await.map(drop) };
+    tokio::select! {
+        end = reader.follow(&mut backoff) => panic!("{end:?}"),
+        polled = polled => polled.unwrap(),
+    }
+    assert!(begin.elapsed() >= COALESCE * (POLLS - 2), "{:?}", begin.elapsed());
 }

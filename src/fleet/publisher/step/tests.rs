@@ -133,7 +133,7 @@ fn a_purge_that_does_not_come_back_is_noticed_though_others_are_told() {
     let told = publisher.opened(true, None);
     assert_eq!(told.len(), 2);
     let found = [None, Some(own_purge(&publisher, told[1]))];
-    publisher.looked_for(&told, &publisher.are_there(&told, &found));
+    publisher.looked_for(&publisher.are_there(&told, &found));
     assert_eq!(next(&mut publisher), "send 1");
 }
 
@@ -174,7 +174,7 @@ fn what_was_told_is_told_again_if_something_else_is_in_its_place() {
         publisher.begin();
         assert_eq!(publisher.opened(true, None), [told]);
         let is_there = publisher.are_there(&[told], &[found(&publisher, told)]);
-        publisher.looked_for(&[told], &is_there);
+        publisher.looked_for(&is_there);
         let step = publisher.bus.outbox.lock().next_to_send(publisher.bus.clock.now());
         assert_eq!(step.is_some(), is_told_again, "{what}");
     }

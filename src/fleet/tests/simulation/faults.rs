@@ -223,14 +223,15 @@ impl World {
             Fault::Trim => {
                 let left = self.rng.usize(0..=2);
                 self.nodes[master].trim(left);
-                self.gone_until = Some(self.now);
+                self.gone_at = Some(self.now);
             }
             Fault::LoseUnread => self.lose_unread(),
             Fault::LowerLastId => self.lower_last_id(master),
             Fault::Full => self.fill_server(master, duration),
             Fault::FullWithoutStream => {
                 self.fill_server(master, duration + 3_000);
-                self.gone_until = Some(self.now + duration + 3_000);
+                // What is told from now on is not taken.
+                self.gone_at = Some(self.now);
                 let delay = self.rng.u64(0..=3_000);
                 self.after(delay, move |world| world.nodes[master].remove_stream());
             }
@@ -300,7 +301,7 @@ impl World {
     fn is_unread_for_ever(&self, fault: Fault) -> bool {
         let heard_within = self.plan.heard_within();
         let reads = |gateway: &Gateway| gateway.is_up() && gateway.reaches_from + heard_within <= self.now;
-        let is_settling = self.gone_until.is_some_and(|until| self.now < until + self.plan.settle);
+        let is_settling = self.gone_at.is_some_and(|at| self.now < at + self.plan.settle);
         self.plan.settle > 0
             && match fault {
                 Fault::RestartGateway => is_settling,

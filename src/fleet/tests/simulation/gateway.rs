@@ -290,6 +290,10 @@ impl World {
         };
         let process = self.gateway(gateway);
         process.backoffs[task as usize].begins(process.clock.now());
+        // The Sentinels are asked. While they are not reached, the attempt fails below, as one to the server does.
+        if !self.gateways[gateway].is_cut() {
+            self.name_master(gateway, self.master);
+        }
         let wait = self.wait(gateway, task);
         let node = if self.plan.has_sentinels { self.gateways[gateway].named_master } else { self.master };
         let connection = self.connection_to(gateway, node);

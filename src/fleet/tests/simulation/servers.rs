@@ -79,7 +79,7 @@ impl World {
                 }
             });
         }
-        self.fail_all(until_promoted + SENTINELS);
+        self.fail_all(until_promoted);
     }
 
     pub(super) fn promote(&mut self, old: usize, new: usize, kept_until: u64) {

@@ -16,7 +16,7 @@ use crate::fleet::stream::{Envelope, Poll, StreamId};
 /// The first poll does not wait.
 const NO_WAIT: u64 = 1;
 
-/// Between polls that bring something.
+/// Between polls that bring all there is.
 const COALESCE: u64 = 2;
 
 /// Between two looks whether the server is the same.
@@ -88,8 +88,7 @@ impl World {
         }
         self.worked(gateway, Task::Reader);
         let wait_ms = if is_complete { ms(self.plan.settings.poll) } else { NO_WAIT };
-        let is_news = is_complete && !poll.entries.is_empty();
-        let pause = if is_news { (begin + COALESCE).saturating_sub(self.now) } else { 0 };
+        let pause = if is_complete { (begin + COALESCE).saturating_sub(self.now) } else { 0 };
         let wait = self.wait(gateway, Task::Reader);
         if pause == 0 {
             self.poll_next(gateway, connection, wait_ms);
@@ -124,7 +123,7 @@ impl World {
         let told = self.gateway(gateway).publisher.opened(has_followed, Some(&opened.identity));
         self.follow_resets(gateway);
         if told.is_empty() {
-            self.gateway(gateway).publisher.looked_for(&[], &[]);
+            self.gateway(gateway).publisher.looked_for(&[]);
             return self.tell_next(gateway);
         }
         let wait = self.wait(gateway, Task::Publisher);
@@ -136,7 +135,7 @@ impl World {
         self.call(&opened.connection, look, move |world, found| {
             if world.is_awaited(wait) {
                 let publisher = &mut world.gateway(gateway).publisher;
-                publisher.looked_for(&told, &publisher.are_there(&told, &found));
+                publisher.looked_for(&publisher.are_there(&told, &found));
                 world.tell_next(gateway);
             }
         });

@@ -29,8 +29,8 @@ pub(super) struct World {
     pub(super) promise: Promise,
     /// Something was lost that some gateways had not read.
     pub(super) has_lost_unread: bool,
-    /// Until when something told may be gone from the stream and not be told again, the last time.
-    pub(super) gone_until: Option<u64>,
+    /// When it was last that something told was about to be gone from the stream, and not to be told again.
+    pub(super) gone_at: Option<u64>,
     /// All that this process says is removed before any gateway reads it.
     pub(super) hidden: Option<Publisher>,
     pub(super) events: u64,
@@ -69,7 +69,7 @@ impl World {
             rails: Rails::default(),
             promise: Promise::default(),
             has_lost_unread: false,
-            gone_until: None,
+            gone_at: None,
             hidden: None,
             events: 0,
             queue: BinaryHeap::new(),
