@@ -74,9 +74,7 @@ fn number(received: &[u8], at: &mut usize, kind: u8) -> Option<usize> {
 
 /// Several texts as one reply.
 pub(in crate::fleet) fn array(items: &[&[u8]]) -> Vec<u8> {
-    let mut reply = format!("*{}\r\n", items.len()).into_bytes();
-    items.iter().for_each(|item| reply.extend_from_slice(item));
-    reply
+    [format!("*{}\r\n", items.len()).into_bytes(), items.concat()].concat()
 }
 
 pub(in crate::fleet) fn bulk(text: &[u8]) -> Vec<u8> {
