@@ -178,9 +178,9 @@ impl Bus {
     pub(super) fn until_check(&self, now: Instant) -> Duration {
         let silent = self.condition.lock().silent_for(now).unwrap_or_default();
         let until_alone = self.settings.alone_after.saturating_sub(silent);
-        // Who is alone already has nothing to wait for but a complete poll.
-        let rest = if until_alone.is_zero() { LONGEST_REST } else { until_alone.min(LONGEST_REST) };
-        rest.max(SHORTEST_REST)
+        // Who is alone already has nothing to wait for but a complete poll, and may be alone again as long after it.
+        let rest = if until_alone.is_zero() { self.settings.alone_after } else { until_alone };
+        rest.clamp(SHORTEST_REST, LONGEST_REST)
     }
 
     pub(super) fn check_condition(&self, now: Instant) -> FleetPhase {

@@ -1,5 +1,6 @@
 //! Drops what other gateways say is to be dropped, in the order of the stream, on a thread for blocking work: it may have to
-//! look through a million entries. Purges that come meanwhile share the next look.
+//! look through a million entries. Purges that come meanwhile share the next look, and so does what is to be dropped once
+//! more.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use crate::clock::Clock;
 /// How many purges can wait. With more, all that is kept is doubted.
 const MAX_PURGES: usize = 10_000;
 
-/// How many selectors are looked for at one time.
+/// How many selectors that were heard are looked for at one time, and how many that have settled.
 const MAX_SELECTORS: usize = 1_000;
 
 /// How long nothing is done at most, if there is nothing to do.
@@ -42,6 +43,8 @@ struct Work {
     /// To be dropped again when Rails tells the truth for certain.
     settling: BTreeMap<(Instant, u64), (Vec<Selector>, PurgeMode)>,
     settle_count: u64,
+    /// If what was heard and what has settled are of two modes, they take turns.
+    is_turn_of_heard: bool,
     /// From when until when to doubt in place of dropping again: at both ends, which covers all that settles in between.
     doubt_at: Option<(Instant, Instant)>,
 }
@@ -49,10 +52,29 @@ struct Work {
 /// The next thing to do.
 #[derive(Debug)]
 pub(super) enum Step {
-    Drop(Vec<(Purge, bool)>),
-    DropAgain(Vec<Selector>, PurgeMode),
+    Drop(Look),
     Doubt,
     Rest(Instant),
+}
+
+/// What is dropped by one look through the entries.
+#[derive(Debug)]
+pub(super) struct Look {
+    pub(super) mode: PurgeMode,
+    /// Each with whether it is heard for the first time.
+    heard: Vec<(Purge, bool)>,
+    /// They were dropped before.
+    settled: Vec<Selector>,
+}
+
+impl Look {
+    pub(super) fn selectors(&self) -> Vec<Selector> {
+        self.heard_selectors().chain(self.settled.iter().cloned()).collect()
+    }
+
+    fn heard_selectors(&self) -> impl Iterator<Item = Selector> {
+        self.heard.iter().flat_map(|(purge, _)| purge.selectors.iter().cloned())
+    }
 }
 
 impl Purger {
@@ -111,8 +133,7 @@ impl Purger {
     pub(super) async fn run(&self) {
         loop {
             match self.next_step() {
-                Step::Drop(purges) => self.drop_heard(purges).await,
-                Step::DropAgain(selectors, mode) => drop(self.drop_entries(selectors, mode).await),
+                Step::Drop(look) => self.look(look).await,
                 Step::Doubt => self.doubt(DoubtReason::Overflow),
                 Step::Rest(until) => tokio::select! {
                     () = self.is_new.notified() => {}
@@ -122,39 +143,30 @@ impl Purger {
         }
     }
 
-    async fn drop_heard(&self, purges: Vec<(Purge, bool)>) {
-        let (selectors, mode) = what_to_drop(&purges);
-        let again = self.drop_entries(selectors, mode).await;
-        self.dropped(&purges, again, mode);
+    async fn look(&self, look: Look) {
+        let (selectors, mode) = (look.selectors(), look.mode);
+        let dropped = self.cache.run_blocking(move |cache| cache.purge(&selectors, mode)).await;
+        self.dropped(&look, dropped.unwrap_or_default());
     }
 
-    /// These are dropped, and `again` is to be dropped once more.
-    pub(super) fn dropped(&self, purges: &[(Purge, bool)], again: Vec<Selector>, mode: PurgeMode) {
-        tracing::debug!(purges = purges.len(), "dropped what other gateways have purged");
-        let settle = purges.iter().map(|(purge, _)| purge.settle()).max().unwrap_or_default();
+    /// This is dropped; what was heard, and the keys that were known to be a user's, is to be dropped once more.
+    pub(super) fn dropped(&self, look: &Look, dropped: PurgeResult) {
+        if look.heard.is_empty() {
+            return;
+        }
+        tracing::debug!(purges = look.heard.len(), "dropped what other gateways have purged");
+        let settle = look.heard.iter().map(|(purge, _)| purge.settle()).max().unwrap_or_default();
         let unix = self.clock.unix_time();
-        for (purge, _) in purges.iter().filter(|(_, is_new)| *is_new) {
+        for (purge, _) in look.heard.iter().filter(|(_, is_new)| *is_new) {
             self.counters.count_heard(unix.saturating_sub(Duration::from_millis(purge.accepted_at_ms)));
         }
+        let again = with_keys(look.heard_selectors().collect(), dropped);
         let mut work = self.work.lock();
-        work.progress.1 += purges.len() as u64;
+        work.progress.1 += look.heard.len() as u64;
         if !settle.is_zero() {
-            work.drop_later(self.clock.now() + settle, again, mode);
+            work.drop_later(self.clock.now() + settle, again, look.mode);
         }
     }
-
-    /// Returns what to drop once more: the same, and the keys that were known to be a user's.
-    async fn drop_entries(&self, selectors: Vec<Selector>, mode: PurgeMode) -> Vec<Selector> {
-        let again = selectors.clone();
-        let dropped = self.cache.run_blocking(move |cache| cache.purge(&selectors, mode)).await;
-        with_keys(again, dropped.unwrap_or_default())
-    }
-}
-
-/// What purges of one mode drop together.
-pub(super) fn what_to_drop(purges: &[(Purge, bool)]) -> (Vec<Selector>, PurgeMode) {
-    let mode = purges.first().map_or(PurgeMode::Hard, |(purge, _)| purge.mode);
-    (purges.iter().flat_map(|(purge, _)| purge.selectors.iter().cloned()).collect(), mode)
 }
 
 /// The selectors of the second purge: the same, and the keys that were known to be a user's.
@@ -168,31 +180,36 @@ impl Work {
             self.doubt_at = (first < last && now < last).then_some((last, last));
             return Step::Doubt;
         }
-        if let Some(settled) = self.settling.first_entry()
-            && settled.key().0 <= now
-        {
-            let (selectors, mode) = settled.remove();
-            return Step::DropAgain(selectors, mode);
-        }
-        let purges = self.next_purges();
-        if !purges.is_empty() {
-            return Step::Drop(purges);
-        }
-        let settled_at = self.settling.first_key_value().map(|((at, _), _)| *at);
-        let until = settled_at.into_iter().chain(self.doubt_at.map(|(first, _)| first)).min();
-        Step::Rest(until.unwrap_or(now + LONGEST_REST))
+        let first = self.settling.first_key_value().map(|((at, _), (_, mode))| (*at, *mode));
+        let settled = first.filter(|(at, _)| *at <= now).map(|(_, mode)| mode);
+        let heard = self.heard.front().map(|(purge, _)| purge.mode);
+        let mode = if self.is_turn_of_heard { heard.or(settled) } else { settled.or(heard) };
+        let Some(mode) = mode else {
+            let until =
+                first.map(|(at, _)| at).into_iter().chain(self.doubt_at.map(|(first, _)| first)).min();
+            return Step::Rest(until.unwrap_or(now + LONGEST_REST));
+        };
+        self.is_turn_of_heard = heard.is_some_and(|heard| heard != mode);
+        Step::Drop(Look { mode, heard: self.take_heard(mode), settled: self.take_settled(mode, now) })
     }
 
-    /// Those that can share a look: of one mode, so that the order of hard and soft ones stays.
-    fn next_purges(&mut self) -> Vec<(Purge, bool)> {
-        let Some(mode) = self.heard.front().map(|(purge, _)| purge.mode) else { return Vec::new() };
-        let mut selectors = 0;
-        let fitting = self.heard.iter().take_while(|(purge, _)| {
-            selectors += purge.selectors.len();
-            purge.mode == mode && selectors <= MAX_SELECTORS
-        });
-        let count = fitting.count().max(1);
+    /// The first ones, if they are of this mode, so that the order of hard and soft ones stays.
+    fn take_heard(&mut self, mode: PurgeMode) -> Vec<(Purge, bool)> {
+        let mut room = MAX_SELECTORS;
+        let fitting = self
+            .heard
+            .iter()
+            .take_while(|(purge, _)| purge.mode == mode && takes(&mut room, purge.selectors.len()));
+        let count = fitting.count();
         self.heard.drain(..count).collect()
+    }
+
+    fn take_settled(&mut self, mode: PurgeMode, now: Instant) -> Vec<Selector> {
+        let mut room = MAX_SELECTORS;
+        let fitting = self.settling.extract_if(..=(now, u64::MAX), |_, (selectors, is)| {
+            *is == mode && takes(&mut room, selectors.len())
+        });
+        fitting.flat_map(|(_, (selectors, _))| selectors).collect()
     }
 
     fn drop_later(&mut self, at: Instant, selectors: Vec<Selector>, mode: PurgeMode) {
@@ -209,6 +226,13 @@ impl Work {
         let (first, last) = self.doubt_at.unwrap_or((at, at));
         self.doubt_at = Some((first.min(at), last.max(at)));
     }
+}
+
+/// Whether so many selectors fit in. The first ones always do.
+fn takes(room: &mut usize, count: usize) -> bool {
+    let fits = *room == MAX_SELECTORS || count <= *room;
+    *room = if fits { room.saturating_sub(count) } else { 0 };
+    fits
 }
 
 #[cfg(test)]

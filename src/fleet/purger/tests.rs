@@ -40,8 +40,7 @@ async fn work(purger: &Arc<Purger>) {
     loop {
         let step = purger.work.lock().next_step(Clock::System.now());
         match step {
-            Step::Drop(heard) => purger.drop_heard(heard).await,
-            Step::DropAgain(selectors, mode) => drop(purger.drop_entries(selectors, mode).await),
+            Step::Drop(look) => purger.look(look).await,
             Step::Doubt => purger.doubt(DoubtReason::Overflow),
             Step::Rest(_) => return,
         }
@@ -123,7 +122,9 @@ async fn what_cannot_be_remembered_until_it_settles_is_doubted_then() {
     assert_eq!(state(&purger, 1), Some(Freshness::Fresh));
     tokio::time::advance(Duration::from_secs(5)).await;
     assert!(matches!(purger.work.lock().next_step(Clock::System.now()), Step::Doubt));
-    assert!(matches!(purger.work.lock().next_step(Clock::System.now()), Step::DropAgain(..)));
+    assert!(
+        matches!(purger.work.lock().next_step(Clock::System.now()), Step::Drop(look) if look.heard.is_empty())
+    );
 }
 
 /// A doubt that is put off with each purge would not come while there are any.
@@ -151,11 +152,55 @@ fn purges_share_a_look_in_their_order() {
     let many: Vec<Selector> = (0..256).map(Selector::KeyId).collect();
     let large = Purge::new(&many, PurgeMode::Hard, Duration::ZERO, Duration::ZERO);
     work.heard.extend([(); 5].map(|()| (large.clone(), true)));
-    let looks: Vec<_> = std::iter::from_fn(|| {
-        let purges = work.next_purges();
-        Some((purges.first()?.0.mode, purges.len()))
+    let looks: Vec<_> = std::iter::from_fn(|| match work.next_step(Instant::now()) {
+        Step::Drop(look) => Some((look.mode, look.heard.len())),
+        _ => None,
     })
     .collect();
     let (hard, soft) = (PurgeMode::Hard, PurgeMode::Soft);
     assert_eq!(looks, [(hard, 2), (soft, 1), (hard, 4), (hard, 2)]);
+}
+
+/// A look may take longer than the time between two purges, each of which is dropped once more.
+#[test]
+fn what_is_heard_and_what_has_settled_is_in_one_of_the_next_looks_though_more_comes() {
+    const LOOK: u64 = 2;
+    const SETTLE: u64 = 5;
+    let (hard, soft) = (PurgeMode::Hard, PurgeMode::Soft);
+    // Seconds between two purges, and of how many looks the last one has each.
+    for (modes, interval, looks) in [([hard, hard], 1, 2), ([soft, soft], 1, 2), ([hard, soft], 8, 3)] {
+        let (mut work, begin) = (Work::default(), Instant::now());
+        let (mut now, mut next, mut done) = (0, 0, [0; 2]);
+        while now < 200 {
+            while next * interval <= now {
+                let mode = modes[usize::try_from(next).unwrap() % 2];
+                work.heard.push_back((purge(Selector::KeyId(next * interval), mode, SETTLE), true));
+                next += 1;
+            }
+            let Step::Drop(look) = work.next_step(begin + Duration::from_secs(now)) else {
+                now += 1;
+                continue;
+            };
+            now += LOOK;
+            let times = |selectors: Vec<Selector>| {
+                selectors.into_iter().map(|selector| match selector {
+                    Selector::KeyId(time) => time,
+                    other => unreachable!("{other:?}"),
+                })
+            };
+            let first: Vec<Selector> = look.heard_selectors().collect();
+            done[0] += first.len();
+            done[1] += look.settled.len();
+            let late = times(first.clone()).map(|heard_at| now - heard_at).max();
+            assert!(late <= Some(looks * LOOK), "{late:?} s after it was heard");
+            // It was dropped first within that time.
+            let late = times(look.settled).map(|heard_at| now - heard_at).max();
+            assert!(late <= Some(2 * looks * LOOK + SETTLE), "{late:?} s after it was heard, once more");
+            if !first.is_empty() {
+                work.drop_later(begin + Duration::from_secs(now + SETTLE), first, look.mode);
+            }
+        }
+        let expected = usize::try_from(200 / interval).unwrap();
+        assert!(done.iter().all(|done| *done + 15 >= expected), "{done:?} of {expected}");
+    }
 }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::cache::purge::{PurgeMode, Selector};
+use crate::cache::purge::{PurgeMode, PurgeResult, Selector};
 use crate::cache::{Cache, CacheSettings};
 use crate::clock::{Clock, ManualClock};
 use crate::fleet::keys::FleetKeys;
@@ -75,8 +75,8 @@ fn a_missed_purge_is_doubted_once_more_after_its_settle_time_and_one_that_is_hea
         scene.clock.advance(MAX_SILENCE);
         scene.hear(&[(number, purge())]);
         let purger = &scene.bus().purger;
-        let Step::Drop(heard) = purger.next_step() else { panic!("the purge is heard") };
-        purger.dropped(&heard, Vec::new(), PurgeMode::Hard);
+        let Step::Drop(look) = purger.next_step() else { panic!("the purge is heard") };
+        purger.dropped(&look, PurgeResult::default());
         scene.clock.advance(REREAD.saturating_sub(Duration::from_millis(1)));
         assert!(matches!(purger.next_step(), Step::Rest(_)));
         scene.clock.advance(Duration::from_millis(1));

@@ -17,7 +17,7 @@ use crate::fleet::bus::Bus;
 use crate::fleet::counters::DoubtReason;
 use crate::fleet::message::{MessageSeal, Purge};
 use crate::fleet::publisher::step::Publisher;
-use crate::fleet::purger::{Step, what_to_drop, with_keys};
+use crate::fleet::purger::{Step, with_keys};
 use crate::fleet::reader::Reader;
 use crate::fleet::shared::SharedAnswers;
 use crate::fleet::stream::Identity;
@@ -439,12 +439,7 @@ impl Process {
     fn purged(&mut self, step: Step) {
         let purger = &self.bus.purger;
         match step {
-            Step::Drop(heard) => {
-                let (selectors, mode) = what_to_drop(&heard);
-                let found = self.cache.purge(&selectors, mode);
-                purger.dropped(&heard, with_keys(selectors, found), mode);
-            }
-            Step::DropAgain(selectors, mode) => drop(self.cache.purge(&selectors, mode)),
+            Step::Drop(look) => purger.dropped(&look, self.cache.purge(&look.selectors(), look.mode)),
             Step::Doubt => purger.doubt(DoubtReason::Overflow),
             Step::Rest(_) => {}
         }
