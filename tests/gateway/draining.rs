@@ -158,6 +158,7 @@ async fn a_gateway_can_be_restarted_at_the_same_address() {
         assert_eq!(gateway.unix.send(&allowed()).await.status, 200);
         gateway.drain();
         assert!(gateway.wait_for_end().await);
+        wait_until_closed(&gateway.unix).await;
     }
 }
 

@@ -39,6 +39,7 @@ async fn restart(harness: &mut Harness, settings: config::GatewayConfig) {
 async fn stop(harness: &mut Harness) {
     harness.gateway.drain();
     assert!(harness.gateway.wait_for_end().await);
+    super::draining::wait_until_closed(&harness.gateway.unix).await;
 }
 
 fn key() -> Request {
