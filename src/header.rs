@@ -68,7 +68,7 @@ fn strip(headers: &mut HeaderMap, to_remove: impl Fn(&str) -> bool) -> bool {
 /// for a path; but it does not put paths into the table either.
 ///
 /// tower-http's `SetSensitiveRequestHeaders` does it for each request on its way in, at 900 instructions, where a hit
-/// has 33,000: for nothing, if it is a hit or goes to Rails over HTTP/1.1.
+/// has 32,000: for nothing, if it is a hit or goes to Rails over HTTP/1.1.
 pub fn mark_credentials(headers: &mut HeaderMap) {
     for (name, value) in headers.iter_mut() {
         if is_credential(name.as_str()) {

@@ -4,7 +4,7 @@
 //! more than the rest of the gate, so the timer is left as it is: it wakes the task at the deadline of
 //! an earlier wait, and is reset only then.
 //!
-//! tower-http's `Timeout` sets a timer for each request (500 instructions, where a hit has 33,000), and bounds neither
+//! tower-http's `Timeout` sets a timer for each request (500 instructions, where a hit has 32,000), and bounds neither
 //! the head of a request nor its body.
 
 use std::future::Future as _;
